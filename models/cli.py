@@ -1,0 +1,136 @@
+"""``stl-train``: train an STL-SNN and save it as a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from stl_deploy.arch import OFFICIAL_MNIST, Architecture
+from stl_deploy.commands.common import (
+    DEFAULT_DATA,
+    Data,
+    Debug,
+    Force,
+    Json,
+    print_json,
+    progress,
+    refuse_existing,
+    run,
+    stderr,
+    stdout,
+)
+from stl_deploy.errors import InputError, Problem
+
+MODES = ("synergistic", "synaptic", "threshold")
+ENCODINGS = ("bernoulli", "graded")
+
+
+def train(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
+    data: Data = DEFAULT_DATA,
+    arch: Annotated[
+        str, typer.Option(help="Architecture, e.g. 24C5-BN-LIF-P14-FC100-LIF-AvgPool10.")
+    ] = OFFICIAL_MNIST,
+    mode: Annotated[
+        str, typer.Option(help="synergistic | synaptic (thresholds fixed) | threshold (weights fixed).")
+    ] = "synergistic",
+    encoding: Annotated[str, typer.Option(help="Input: bernoulli spikes or graded integers.")] = (
+        "bernoulli"
+    ),
+    timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
+    tau: Annotated[float, typer.Option(help="Decay of the membrane per step.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Initial threshold.")] = 1.0,
+    epochs: Annotated[int, typer.Option(min=1)] = 24,
+    batch: Annotated[int, typer.Option(min=2)] = 128,
+    lr: Annotated[float, typer.Option(min=0, help="Initial learning rate (Adam, cosine).")] = 2e-3,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use the first N images only.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train an STL-SNN; an interrupted run continues with --resume from its last epoch.
+
+    Example: stl-train --arch 24C5-BN-LIF-P14-FC100-LIF-AvgPool10 --epochs 4 -o model.pt
+    """
+    import numpy as np
+    import torch
+
+    from stl_deploy import idx
+    from stl_deploy.checkpoint import save_checkpoint
+    from stl_deploy.files import sha256
+    from stl_deploy.models.train import Encoding, Mode, Settings, Trainer
+
+    _check_choice("--mode", mode, MODES)
+    _check_choice("--encoding", encoding, ENCODINGS)
+    refuse_existing(out, force)
+    images, labels = idx.load(data, "train", limit)
+    architecture = Architecture.parse(
+        arch,
+        (images.shape[1], images.shape[2], images.shape[3]),
+        levels=255 if encoding == "graded" else 1,
+        timesteps=timesteps,
+        tau=tau,
+    )
+    settings = Settings(
+        mode=cast(Mode, mode),
+        encoding=cast(Encoding, encoding),
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        threshold=threshold,
+        flip=flip,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trainer = Trainer(architecture, settings, device)
+    snapshot = out.with_suffix(".resume.pt")
+    if resume and snapshot.exists():
+        trainer.resume(snapshot)
+    x, y = torch.from_numpy(np.array(images)), torch.from_numpy(labels)
+    started = time.monotonic()
+    with progress(as_json) as bar:
+        task = bar.add_task("epoch", total=None, note="")
+
+        def show(done: int, total: int, loss: float) -> None:
+            bar.update(task, completed=done, total=total, note=f"loss {loss:.4f}")
+
+        for report in trainer.run(x, y, show):
+            trainer.save(snapshot)
+            bar.update(task, description=f"epoch {report.epoch + 2}/{epochs}")
+            if not as_json:
+                stderr.print(
+                    f"epoch {report.epoch + 1:3}/{epochs}  loss {report.loss:.4f}  "
+                    f"training accuracy {100 * report.accuracy:.2f} %  "
+                    f"{time.monotonic() - started:.0f} s"
+                )
+    record = {
+        "arch": arch,
+        "settings": asdict(settings),
+        "data": {"images": len(images), "sha256": sha256(idx.find(data, "train", "images"))},
+        "torch": torch.__version__,
+        "history": [asdict(e) for e in trainer.history],
+    }
+    save_checkpoint(trainer.model, out, record)
+    snapshot.unlink(missing_ok=True)
+    last = trainer.history[-1]
+    if as_json:
+        print_json({"out": str(out), **record})
+    else:
+        stdout.print(f"{out}: training accuracy {100 * last.accuracy:.2f} % (last epoch)")
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(Problem(option, f"{value!r} is not one of {', '.join(choices)}"))
+
+
+def main() -> None:
+    """Entry point."""
+    run(train, "stl-train")

@@ -1,0 +1,134 @@
+"""Layers over [batch, time, ...]: LIF with a learned threshold per neuron, and the usual ones.
+
+The neuron is that of the official STL-SNN code (Sun et al. 2023, doi:10.1109/TCDS.2023.3278712):
+
+    h[t] = tau * v[t-1] + I[t]          membrane before the reset
+    s[t] = h[t] >= threshold            same-step spike
+    v[t] = (1 - s[t]) * h[t]            same-step hard reset
+
+with the arctangent surrogate ds/dh = (alpha/2) / (1 + (pi/2 * alpha * (h - threshold))^2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ALPHA = 2.0  # slope of the surrogate gradient
+
+
+class _LifSteps(torch.autograd.Function):
+    """All time steps of a LIF layer; the backward pass is written out, which saves memory and time."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, tau: float) -> Tensor:
+        membrane = torch.empty_like(current)
+        spikes = torch.empty_like(current)
+        v = torch.zeros_like(current[:, 0])
+        for t in range(current.shape[1]):
+            h = v.mul_(tau).add_(current[:, t])
+            s = (h >= threshold).to(h.dtype)
+            membrane[:, t] = h
+            spikes[:, t] = s
+            v = h * (1 - s)
+        ctx.save_for_backward(membrane, spikes, threshold)
+        ctx.tau = tau
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+        (grad_spikes,) = grads
+        membrane, spikes, threshold = ctx.saved_tensors
+        grad_current = torch.empty_like(membrane)
+        grad_threshold = torch.zeros_like(threshold)
+        grad_v = torch.zeros_like(membrane[:, 0])
+        for t in reversed(range(membrane.shape[1])):
+            h, s = membrane[:, t], spikes[:, t]
+            surrogate = (h - threshold).mul_(math.pi / 2 * ALPHA).square_().add_(1).reciprocal_()
+            through_spike = (grad_spikes[:, t] - grad_v * h).mul_(surrogate).mul_(ALPHA / 2)
+            grad_threshold -= through_spike.sum(0)
+            grad_h = grad_v.mul_(1 - s).add_(through_spike)
+            grad_current[:, t] = grad_h
+            grad_v = grad_h * ctx.tau
+        return grad_current, grad_threshold, None
+
+
+class LIF(nn.Module):
+    """LIF population with one learned threshold per neuron.
+
+    ``thresh`` has the full population shape, (C, H, W) or (N,). Input and output are
+    [batch, time, *shape]; the output holds 0 and 1. State starts at zero for every sample.
+    """
+
+    def __init__(self, shape: tuple[int, ...], tau: float = 0.5, threshold: float = 1.0) -> None:
+        super().__init__()
+        self.tau = tau
+        self.thresh = nn.Parameter(torch.full(shape, threshold))
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Spikes [batch, time, *shape] for an input current of that shape."""
+        return cast(Tensor, _LifSteps.apply(current, self.thresh, self.tau))  # type: ignore[no-untyped-call]
+
+    def extra_repr(self) -> str:
+        """Shape and decay for ``print``."""
+        return f"shape={tuple(self.thresh.shape)}, tau={self.tau}"
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` over [batch, time, C, H, W], all time steps in one call."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve every step."""
+        return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """``nn.MaxPool2d`` over [batch, time, C, H, W]; on spikes a same-step OR."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool every step."""
+        return cast(Tensor, super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2]))
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over [batch, time, C, ...] with the statistics of each step, as the official code.
+
+    In training every time step is normalised by its own batch statistics and updates the running
+    ones in turn; in evaluation all steps share the running statistics.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected [batch, C, ...], got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise every step."""
+        if not self.training:
+            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        steps = [super(BatchNorm, self).forward(x) for x in input.unbind(1)]
+        return torch.stack(steps, dim=1)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` over [batch, time, ...]; what follows the time axis is flattened."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply to every step."""
+        return super().forward(input.flatten(2))
+
+
+class PopulationReadout(nn.Module):
+    """Mean over groups of ``population`` neurons and over time: [batch, time, K*P] to [batch, K]."""
+
+    def __init__(self, population: int) -> None:
+        super().__init__()
+        self.population = population
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Rates per class, in [0, 1]."""
+        rates: Tensor = functional.avg_pool1d(spikes.flatten(2).mean(1), self.population)
+        return rates

@@ -1,0 +1,90 @@
+"""A PyTorch network from an architecture description; module names are the layer names."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from stl_deploy.arch import (
+    Architecture,
+    BatchNorm,
+    Conv,
+    Dropout,
+    Lif,
+    Linear,
+    MaxPool,
+    Shape,
+    output_shape,
+)
+from stl_deploy.models import layers
+
+
+class STLNet(nn.Module):
+    """Spiking network with learned thresholds, [batch, time, *input] to class rates [batch, K].
+
+    Args:
+        arch: the description; its layer names become module names and state_dict keys.
+        threshold: initial firing threshold of every neuron.
+    """
+
+    def __init__(self, arch: Architecture, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.arch = arch
+        shape: Shape = arch.input.shape
+        for spec in arch.layers:
+            self.add_module(spec.name, _module(spec, shape, threshold))
+            shape = output_shape(spec, shape)
+        self.readout = layers.PopulationReadout(arch.population)
+
+    def forward(self, raster: Tensor) -> Tensor:
+        """Class rates [batch, K] for a raster [batch, time, *input] of integers 0..levels."""
+        return cast(Tensor, self.readout(self.run(raster)[self.arch.layers[-1].name]))
+
+    def run(self, raster: Tensor) -> dict[str, Tensor]:
+        """Spikes [batch, time, *shape] of every LIF and max-pool layer, by name."""
+        x = raster.to(next(self.parameters()).dtype) / self.arch.input.levels
+        spikes: dict[str, Tensor] = {}
+        for spec in self.arch.layers:
+            x = self.get_submodule(spec.name)(x)
+            if isinstance(spec, Lif | MaxPool):
+                spikes[spec.name] = x
+        return spikes
+
+
+def _module(spec: object, shape: Shape, threshold: float) -> nn.Module:
+    match spec:
+        case Conv():
+            return layers.Conv2d(
+                shape[0],
+                spec.channels,
+                spec.kernel,
+                stride=spec.stride,
+                padding=spec.padding,
+                groups=spec.groups,
+                bias=spec.bias,
+            )
+        case BatchNorm():
+            return layers.BatchNorm(shape[0], eps=spec.eps)
+        case Lif():
+            return layers.LIF(shape, tau=spec.tau, threshold=threshold)
+        case MaxPool():
+            return layers.MaxPool2d(spec.kernel)
+        case Linear():
+            return layers.Linear(math.prod(shape), spec.features, bias=spec.bias)
+        case Dropout():
+            return nn.Dropout(spec.p)
+    raise TypeError(f"no module for {spec!r}")
+
+
+def infer(
+    model: STLNet, raster: Tensor, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """Spikes of every layer in evaluation mode and in ``dtype``; the model itself is not changed."""
+    copy = STLNet(model.arch).to(dtype)
+    copy.load_state_dict(model.state_dict())
+    copy.eval()
+    with torch.inference_mode():
+        return copy.run(raster)

@@ -1,0 +1,307 @@
+"""Typed description of a spiking network: what a checkpoint stores beside its parameters.
+
+A description is written by hand as one line in the notation of the STL-SNN paper,
+``128C5-BN-LIF-P14-128C5-BN-LIF-P7-FC2048-LIF-FC100-LIF-AvgPool10``:
+
+=============  ==========================================================================
+``128C5``      convolution, 128 channels, 5x5, stride 1, padding 2 (same), no bias
+``BN``         BatchNorm over the channels
+``LIF``        leaky integrate-and-fire with a threshold per neuron
+``P14``        adaptive max pooling of spikes to 14x14
+``D0.5``       dropout, p = 0.5
+``FC2048``     linear, 2048 features, no bias (the input is flattened)
+``AvgPool10``  readout: mean over groups of 10 neurons, then over time
+=============  ==========================================================================
+
+Layers are numbered by kind (``conv1``, ``lif1``, ...), which are the official code's module names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from stl_deploy.errors import InputError, Problem
+
+NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
+MAX_NEURONS = 1 << 26  # a bound on what an untrusted description may make us allocate
+
+Size = Annotated[int, Field(gt=0, le=1 << 20)]
+Pair = tuple[Size, Size]
+Shape = tuple[int, ...]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    name: str = Field(pattern=NAME)
+
+
+class Conv(_Spec):
+    """2-d convolution; weight (channels, in/groups, kh, kw)."""
+
+    kind: Literal["conv"] = "conv"
+    channels: Size
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: tuple[Annotated[int, Field(ge=0, le=1024)], Annotated[int, Field(ge=0, le=1024)]]
+    groups: Size = 1
+    bias: bool = False
+
+
+class BatchNorm(_Spec):
+    """BatchNorm over channels (conv) or features (linear), applied step by step."""
+
+    kind: Literal["batchnorm"] = "batchnorm"
+    eps: float = Field(default=1e-5, gt=0, lt=1)
+
+
+class Lif(_Spec):
+    """LIF, ``v = tau*v + I; s = v >= threshold; v = (1-s)*v``, a threshold per neuron."""
+
+    kind: Literal["lif"] = "lif"
+    tau: float = Field(default=0.5, ge=0, le=1)
+
+
+class MaxPool(_Spec):
+    """Max pooling of binary spikes over windows that tile the plane (a same-step OR)."""
+
+    kind: Literal["maxpool"] = "maxpool"
+    kernel: Pair
+
+
+class Linear(_Spec):
+    """Linear over the flattened features; weight (features, in)."""
+
+    kind: Literal["linear"] = "linear"
+    features: Size
+    bias: bool = False
+
+
+class Dropout(_Spec):
+    """Dropout in training, identity in evaluation."""
+
+    kind: Literal["dropout"] = "dropout"
+    p: float = Field(ge=0, lt=1)
+
+
+Layer = Annotated[
+    Conv | BatchNorm | Lif | MaxPool | Linear | Dropout, Field(discriminator="kind")
+]
+
+
+class Input(BaseModel):
+    """What the network reads: binary spikes (``levels`` = 1) or integers 0..levels, read as x/levels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=3)]
+    levels: Annotated[int, Field(ge=1, le=255)] = 1
+
+
+class Architecture(BaseModel):
+    """A feed-forward spiking network with a population readout.
+
+    ``population`` neurons of the last LIF vote for each class: class k owns neurons
+    k*population .. (k+1)*population-1, and the output is their mean over neurons and time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    input: Input
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=256)]
+    population: PositiveInt
+    timesteps: Annotated[int, Field(ge=1, le=4096)] = 4
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Architecture:
+        problems = self._shape_problems()
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Output shape of each layer, by name, without batch and time."""
+        shapes: dict[str, Shape] = {}
+        shape: Shape = self.input.shape
+        for layer in self.layers:
+            shape = output_shape(layer, shape)
+            shapes[layer.name] = shape
+        return shapes
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the readout."""
+        return math.prod(self.shapes[self.layers[-1].name]) // self.population
+
+    def _shape_problems(self) -> list[str]:
+        problems = [
+            f"layer name {name!r} is used {n} times"
+            for name, n in Counter(layer.name for layer in self.layers).items()
+            if n > 1
+        ]
+        shape: Shape = self.input.shape
+        for layer in self.layers:
+            try:
+                shape = output_shape(layer, shape)
+            except ValueError as error:
+                return [*problems, str(error)]
+            if math.prod(shape) > MAX_NEURONS:
+                return [*problems, f"{layer.name}: {shape} has more than {MAX_NEURONS} entries"]
+        if not isinstance(self.layers[-1], Lif):
+            problems.append(f"the last layer is {self.layers[-1].name}, not a LIF")
+        if math.prod(shape) % self.population:
+            problems.append(
+                f"{math.prod(shape)} output neurons do not divide into populations of "
+                f"{self.population}"
+            )
+        return problems
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "arch") -> Architecture:
+        """Check an untrusted dictionary. Raises InputError naming every field that is wrong."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(_explain(error, where)) from None
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        input_shape: Shape = (1, 28, 28),
+        *,
+        levels: int = 1,
+        timesteps: int = 4,
+        tau: float = 0.5,
+    ) -> Architecture:
+        """Read the one-line notation above. Raises InputError naming the token."""
+        layers: list[dict[str, Any]] = []
+        counts: Counter[str] = Counter()
+        shape: Shape = tuple(input_shape)
+        population = 1
+        tokens = text.strip().split("-")
+        for index, token in enumerate(tokens):
+            where = f"architecture token {index + 1} {token!r}"
+            if readout := re.fullmatch(r"AvgPool(\d{1,6})", token):
+                if index != len(tokens) - 1:
+                    raise InputError(Problem(where, "the readout is not the last token"))
+                population = int(readout[1])
+                break
+            spec = _parse_token(token, shape, where)
+            prefix = spec.pop("prefix")
+            counts[prefix] += 1
+            spec["name"] = f"{prefix}{counts[prefix]}"
+            if spec["kind"] == "lif":
+                spec["tau"] = tau
+            layers.append(spec)
+            try:
+                shape = output_shape(_LAYER_KINDS[spec["kind"]].model_validate(spec), shape)
+            except ValidationError as error:
+                raise InputError(_explain(error, where)) from None
+            except ValueError as error:
+                raise InputError(Problem(where, str(error))) from None
+        return cls.from_dict(
+            {
+                "input": {"shape": tuple(input_shape), "levels": levels},
+                "layers": layers,
+                "population": population,
+                "timesteps": timesteps,
+            },
+            where=f"architecture {text!r}",
+        )
+
+
+_LAYER_KINDS: dict[str, type[_Spec]] = {
+    "conv": Conv,
+    "batchnorm": BatchNorm,
+    "lif": Lif,
+    "maxpool": MaxPool,
+    "linear": Linear,
+    "dropout": Dropout,
+}
+
+OFFICIAL_MNIST = "128C5-BN-LIF-P14-128C5-BN-LIF-P7-FC2048-LIF-FC100-LIF-AvgPool10"
+
+
+def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Output length of a convolution along one axis."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def output_shape(layer: _Spec, shape: Shape) -> Shape:
+    """Shape after ``layer`` for an input of ``shape``. Raises ValueError naming the layer."""
+    if isinstance(layer, Conv | MaxPool) and len(shape) != 3:
+        raise ValueError(f"{layer.name}: {layer.kind} needs an input (C, H, W), got {shape}")
+    if isinstance(layer, Conv):
+        if shape[0] % layer.groups or layer.channels % layer.groups:
+            raise ValueError(
+                f"{layer.name}: {shape[0]} in and {layer.channels} out channels do not divide "
+                f"into {layer.groups} groups"
+            )
+        size = tuple(
+            conv_size(n, k, s, p)
+            for n, k, s, p in zip(
+                shape[1:], layer.kernel, layer.stride, layer.padding, strict=True
+            )
+        )
+        if min(size) < 1:
+            raise ValueError(f"{layer.name}: kernel {layer.kernel} is larger than input {shape}")
+        return (layer.channels, *size)
+    if isinstance(layer, MaxPool):
+        if any(n % k for n, k in zip(shape[1:], layer.kernel, strict=True)):
+            raise ValueError(
+                f"{layer.name}: windows {layer.kernel} do not tile the plane {shape[1:]}"
+            )
+        return (shape[0], shape[1] // layer.kernel[0], shape[2] // layer.kernel[1])
+    if isinstance(layer, Linear):
+        return (layer.features,)
+    return shape
+
+
+def _parse_token(token: str, shape: Shape, where: str) -> dict[str, Any]:
+    if conv := re.fullmatch(r"(\d{1,6})C(\d{1,3})", token):
+        kernel = int(conv[2])
+        if kernel % 2 == 0:
+            raise InputError(
+                Problem(where, f"kernel {kernel} is even", "use an odd kernel (same padding)")
+            )
+        return {
+            "kind": "conv",
+            "prefix": "conv",
+            "channels": int(conv[1]),
+            "kernel": (kernel, kernel),
+            "padding": (kernel // 2, kernel // 2),
+        }
+    if token == "BN":
+        return {"kind": "batchnorm", "prefix": "bn"}
+    if token == "LIF":
+        return {"kind": "lif", "prefix": "lif"}
+    if pool := re.fullmatch(r"P(\d{1,4})", token):
+        size = int(pool[1])
+        if len(shape) != 3 or size < 1 or shape[1] % size or shape[2] % size:
+            raise InputError(
+                Problem(
+                    where,
+                    f"a plane {shape[1:]} cannot be tiled into {size}x{size} equal windows",
+                    "pool to a divisor of its height and width",
+                )
+            )
+        kernel = (shape[1] // size, shape[2] // size)
+        return {"kind": "maxpool", "prefix": "pool", "kernel": kernel}
+    if linear := re.fullmatch(r"FC(\d{1,7})", token):
+        return {"kind": "linear", "prefix": "fc", "features": int(linear[1])}
+    if drop := re.fullmatch(r"D(0(?:\.\d+)?)", token):
+        return {"kind": "dropout", "prefix": "drop", "p": float(drop[1])}
+    raise InputError(
+        Problem(where, "is not known", "use <n>C<k>, BN, LIF, P<n>, D<p>, FC<n>, AvgPool<n>")
+    )
+
+
+def _explain(error: ValidationError, where: str) -> list[Problem]:
+    return [
+        Problem(".".join([where, *(str(part) for part in e["loc"])]), e["msg"])
+        for e in error.errors(include_url=False)
+    ]

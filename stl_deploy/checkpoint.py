@@ -1,0 +1,76 @@
+"""Checkpoints ``model.pt``: read as data alone (``weights_only=True``), written whole or not at all.
+
+Layout: ``{"format": "stl-deploy/1", "arch": {...}, "state_dict": {...}, "training": {...}}``, the
+last for people and scripts, never read by the compiler.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.files import atomic, check_readable
+
+if TYPE_CHECKING:
+    from stl_deploy.models.net import STLNet
+
+FORMAT = "stl-deploy/1"
+MAX_BYTES = 4 << 30
+HOW_TO_CONVERT = (
+    "in the program that made it, save tensors alone: torch.save(model.state_dict(), PATH), or "
+    "stl_deploy.save_checkpoint(model, PATH)"
+)
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """The dictionary in a checkpoint. Raises InputError for anything but tensors and plain data."""
+    check_readable(path, MAX_BYTES)
+    if not zipfile.is_zipfile(path):
+        raise InputError(
+            Problem(
+                str(path),
+                "is not a complete PyTorch checkpoint (a zip archive): truncated, or another format",
+                HOW_TO_CONVERT,
+            )
+        )
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            Problem(
+                str(path),
+                "holds pickled Python objects (a whole module?), which could run any code and are "
+                "never loaded",
+                HOW_TO_CONVERT,
+            )
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise InputError(Problem(str(path), f"cannot be read: {reason}", "save it again")) from None
+    if not isinstance(data, Mapping):
+        raise InputError(
+            Problem(str(path), f"holds a {type(data).__name__}, not a dictionary", HOW_TO_CONVERT)
+        )
+    return dict(data)
+
+
+def save_checkpoint(
+    model: STLNet, path: str | Path, training: Mapping[str, Any] | None = None
+) -> None:
+    """Write ``model`` as ``model.pt``; ``training`` is plain data for the reader."""
+    with atomic(Path(path)) as temporary:
+        torch.save(
+            {
+                "format": FORMAT,
+                "arch": model.arch.model_dump(mode="json"),
+                "state_dict": {k: v.detach().cpu() for k, v in model.state_dict().items()},
+                "training": dict(training or {}),
+            },
+            temporary,
+        )

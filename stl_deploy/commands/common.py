@@ -1,0 +1,116 @@
+"""What all commands share: errors without tracebacks, exit codes, tables, progress bars."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from stl_deploy.errors import InputError, Problem, StlError
+
+DEFAULT_DATA = Path("/usr/share/datasets/fashion-mnist")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Folder with IDX files (Debian: apt-get install dataset-fashion-mnist).",
+        metavar="DIR",
+    ),
+]
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+
+def run(command: Callable[..., None], name: str) -> NoReturn:
+    """Run one command line: 0 done, 1 cannot be lowered, 2 bad usage or input; no tracebacks."""
+    app = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    )
+    app.command()(command)
+    debug = "--debug" in sys.argv
+    try:
+        app(prog_name=name)
+    except StlError as error:
+        if debug:
+            raise
+        complain(name, error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)
+    except MemoryError:
+        stderr.print(f"{name}: out of memory; use fewer samples (--limit) or a larger machine")
+        sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        stderr.print(f"{name}: {error.filename or 'file system'}: {error.strerror or error}")
+        sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        stderr.print(
+            f"{name}: internal error: {type(error).__name__}: {escape(str(error))}\n"
+            "This is a bug in stl-deploy. Please report it with the output of the same command "
+            "and --debug.",
+            markup=False,
+        )
+        sys.exit(1)
+    sys.exit(0)
+
+
+def complain(name: str, error: StlError) -> None:
+    """Print every problem of ``error`` on stderr, one a line, the remedy under it."""
+    n = len(error.problems)
+    stderr.print(f"[bold red]{name}: {n} problem{'s' if n != 1 else ''}[/]")
+    for problem in error.problems:
+        stderr.print(f"  [bold]{escape(problem.where)}[/]: {escape(problem.what)}", soft_wrap=True)
+        if problem.remedy:
+            stderr.print(f"      remedy: {escape(problem.remedy)}", soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise InputError when ``path`` exists and ``--force`` was not given."""
+    if path.exists() and not force:
+        raise InputError(Problem(str(path), "exists already", "give --force to replace it"))
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Progress]:
+    """A progress bar on a terminal's stderr, nothing in a pipe."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=stderr,
+        disable=quiet or not stderr.is_terminal,
+        transient=True,
+    ) as bar:
+        yield bar

@@ -1,0 +1,40 @@
+"""Errors that name the place, the value, the limit and the remedy; many at once, never the first alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: ``where`` (file, layer), ``what`` (value and limit), ``remedy``."""
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" -> {self.remedy}" if self.remedy else "")
+
+
+class StlError(Exception):
+    """Base of all errors meant for the user; ``exit_code`` is that of the commands."""
+
+    exit_code = 1
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+class InputError(StlError):
+    """Bad usage or bad input: a file that cannot be read, does not fit or is not what it says (exit 2)."""
+
+    exit_code = 2
+
+
+class LoweringError(StlError):
+    """A valid model that cannot be lowered as asked (exit 1)."""
+
+    exit_code = 1
