@@ -1,0 +1,178 @@
+"""The definition of the integer network, in numpy. Every other backend equals this, bit for bit.
+
+Units: a weight is an integer; u and v carry six fractional bits; vth counts 64 units of v. One
+time step of one neuron, as Loihi and Lava's ``fixed_pt`` model take it (docs/numerics.md):
+
+    a   = (sum of w * s_in) << exp
+    u'  = wrap32( u * (4096 - (du + 1)) / 4096, toward zero  +  wrap32(a << 6) ), wrapped once into M
+    v'  = saturate( wrap32( v * (4096 - dv) / 4096, toward zero  +  u' + (bias_mant << bias_exp) ) )
+    s   = v' > vth << 6;   v' = 0 where s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import chip as chips
+from stl_deploy.conv import convolve
+from stl_deploy.network import Dense, IntArray, IntegerNetwork, Layer, LifLayer, OrPool
+
+Int64 = NDArray[np.int64]
+
+
+def wrap32(x: Int64) -> Int64:
+    """Two's complement wrap into 32 bits."""
+    return ((x + (1 << 31)) & ((1 << 32) - 1)) - (1 << 31)
+
+
+def decay(x: Int64, constant: int) -> Int64:
+    """x * (4096 - constant) / 4096, truncated toward zero."""
+    return np.sign(x) * ((np.abs(x) * (4096 - constant)) >> 12)
+
+
+def step_current(u: Int64, a: Int64, du: int, limit: int | None) -> tuple[Int64, NDArray[np.bool_]]:
+    """The current after one step, and where it overflowed. ``limit`` is M, None for chip ideal."""
+    if limit is None:
+        return decay(u, du + 1) + (a << 6), np.zeros(u.shape, np.bool_)
+    u = wrap32(decay(u, du + 1) + wrap32(a << 6))
+    wrapped = (u > limit) | (u <= -limit)
+    return np.where(u > limit, u - 2 * limit, np.where(u <= -limit, u + 2 * limit, u)), wrapped
+
+
+def step_voltage(
+    v: Int64, u: Int64, bias: Int64, dv: int, limit: int | None
+) -> tuple[Int64, NDArray[np.bool_]]:
+    """The voltage after one step, before the threshold, and where it saturated."""
+    v = decay(v, dv) + u + bias
+    if limit is None:
+        return v, np.zeros(v.shape, np.bool_)
+    v = wrap32(v)
+    return np.clip(v, -limit + 1, limit - 1), np.abs(v) > limit - 1
+
+
+def fire(v: Int64, vth: IntArray) -> tuple[Int64, NDArray[np.bool_]]:
+    """The voltage after the reset, and the spikes."""
+    s = v > (vth.astype(np.int64) << 6)
+    return np.where(s, 0, v), s
+
+
+def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:
+    """a [N, *shape] for inputs 0..levels [N, *input_shape]: the weighted sum, shifted by ``exp``.
+
+    Matrix products run in floating point, where integers are exact: no partial sum exceeds
+    ``levels * sum|w|``, and float32 holds every integer up to 2^24, float64 up to 2^53.
+    """
+    weight = layer.synapses.weight
+    worst = levels * int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max())
+    dtype = np.float32 if worst < 1 << 24 else np.float64
+    x, w = spikes.astype(dtype), weight.astype(dtype)
+    if isinstance(layer.synapses, Dense):
+        total = x.reshape(len(x), -1) @ w.T
+    else:
+        conv = layer.synapses
+        total = convolve(x, w, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return total.astype(np.int64).reshape(len(x), *layer.shape) << layer.exp
+
+
+@dataclass
+class LayerTrace:
+    """What one layer did: arrays [N, T, *shape] and counts [N, T].
+
+    ``u`` and ``v`` (after the reset) are kept on request. ``active`` counts the neurons with
+    anything to compute (what is left of the state, input or bias not zero); ``overflow`` the accumulators, currents and
+    voltages outside the chip's registers.
+    """
+
+    spikes: NDArray[np.uint8]
+    active: Int64
+    overflow: Int64
+    u: IntArray | None = None
+    v: IntArray | None = None
+
+
+def run_lif(
+    layer: LifLayer, inputs: IntArray, chip: chips.Chip, levels: int = 1, states: bool = False
+) -> LayerTrace:
+    """Run a LIF layer on inputs [N, T, *input_shape]; the state starts at zero for every sample."""
+    n, steps = inputs.shape[:2]
+    size = (n, steps, *layer.shape)
+    a = accumulate(layer, inputs.reshape(-1, *layer.input_shape), levels).reshape(size)
+    trace = LayerTrace(
+        np.zeros(size, np.uint8), np.zeros((n, steps), np.int64), np.zeros((n, steps), np.int64)
+    )
+    if states:
+        wide = np.int64 if chip.state_limit is None else np.int32
+        trace.u, trace.v = np.zeros(size, wide), np.zeros(size, wide)
+    axes = tuple(range(1, len(layer.shape) + 1))
+    too_large = (1 << 62) if chip.accumulator_limit is None else chip.accumulator_limit
+    u = v = np.zeros((n, *layer.shape), np.int64)
+    for t in range(steps):
+        active = (decay(u, layer.du + 1) != 0) | (v != 0) | (a[:, t] != 0) | (layer.bias != 0)
+        u, wrapped = step_current(u, a[:, t], layer.du, chip.state_limit)
+        v, saturated = step_voltage(v, u, layer.bias, layer.dv, chip.state_limit)
+        v, s = fire(v, layer.vth)
+        trace.spikes[:, t] = s
+        trace.active[:, t] = active.sum(axes)
+        trace.overflow[:, t] = ((np.abs(a[:, t]) >= too_large) | wrapped | saturated).sum(axes)
+        if trace.u is not None and trace.v is not None:
+            trace.u[:, t], trace.v[:, t] = u, v
+    return trace
+
+
+def run_or_pool(layer: OrPool, inputs: IntArray, states: bool = False) -> LayerTrace:
+    """Fire where any input of the window does. u holds the weighted input, v is always reset."""
+    n, steps = inputs.shape[:2]
+    (c, h, w), (kh, kw) = layer.shape, layer.kernel
+    windows = inputs.reshape(n, steps, c, h, kh, w, kw)
+    counts = windows.sum(axis=(4, 6), dtype=np.int32)
+    spikes = (counts > 0).astype(np.uint8)
+    trace = LayerTrace(
+        spikes, spikes.sum(axis=(2, 3, 4), dtype=np.int64), np.zeros((n, steps), np.int64)
+    )
+    if states:
+        trace.u, trace.v = counts << 6, np.zeros(counts.shape, np.int32)
+    return trace
+
+
+def run_layer(
+    network: IntegerNetwork, layer: Layer, inputs: IntArray, states: bool = False
+) -> LayerTrace:
+    """Run one layer of ``network`` on the spikes of the layer before it."""
+    if isinstance(layer, OrPool):
+        return run_or_pool(layer, inputs, states)
+    return run_lif(layer, inputs, chips.load(network.chip), network.input_limit(layer), states)
+
+
+@dataclass
+class Trace:
+    """What a network did on N samples, layer by layer, hop-aligned: step t saw the input of step t."""
+
+    layers: dict[str, LayerTrace] = field(default_factory=dict)
+    predictions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def run(network: IntegerNetwork, raster: IntArray, states: bool = False) -> Trace:
+    """Run ``network`` on a raster [N, T, *input_shape], all samples at once."""
+    trace = Trace()
+    spikes: IntArray = raster
+    for layer in network.layers:
+        trace.layers[layer.name] = run_layer(network, layer, spikes, states)
+        spikes = trace.layers[layer.name].spikes
+    trace.predictions = network.readout.predict(spikes)
+    return trace
+
+
+def in_batches(
+    network: IntegerNetwork,
+    raster: IntArray,
+    visit: Callable[[int, Trace], None],
+    batch: int = 64,
+    states: bool = False,
+) -> None:
+    """Run ``batch`` samples at a time and hand each trace to ``visit(first_sample, trace)``."""
+    for start in range(0, len(raster), batch):
+        visit(start, run(network, raster[start : start + batch], states))

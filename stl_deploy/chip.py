@@ -1,0 +1,163 @@
+"""Chip facts from ``chips/*.toml``: register widths, limits and energy profiles, each with its source."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stl_deploy.errors import InputError, Problem
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Count(_Table):
+    """A whole number and where it comes from."""
+
+    value: int
+    source: str = Field(min_length=10)
+
+
+class Quantity(_Table):
+    """A measured number and where it comes from."""
+
+    value: float
+    source: str = Field(min_length=10)
+
+
+class Registers(_Table):
+    """Widths in bits; a missing one has no limit (chip ``ideal``)."""
+
+    weight_bits: Count
+    state_bits: Count | None = None
+    decay_bits: Count | None = None
+    threshold_bits: Count | None = None
+    bias_mant_bits: Count | None = None
+    bias_exp_bits: Count | None = None
+    weight_exp_max: Count | None = None
+    accumulator_bits: Count | None = None
+    graded_spike_bits: Count | None = None
+
+
+class Limits(_Table):
+    """What one core and one chip hold; a missing one has no limit."""
+
+    cores_per_chip: Count | None = None
+    compartments_per_core: Count | None = None
+    synapse_bytes_per_core: Count | None = None
+    thresholds_per_core: Count | None = None
+
+
+class Static(_Table):
+    """Static power of one core, the two ends of what was measured."""
+
+    core_watt_low: Quantity
+    core_watt_high: Quantity
+
+
+class Update(_Table):
+    """Cost of a neuron update: ``always``, more when ``active``, more when it ``spike``s."""
+
+    always: float
+    active: float
+    spike: float
+
+
+class Synop(_Table):
+    """Cost of a synaptic operation by how the synapses are stored."""
+
+    dense: float
+    conv: float
+    sparse: float
+
+
+class Packet(_Table):
+    """Cost of a spike packet leaving (``out``) and entering (``in``) a core."""
+
+    out: float
+    in_: Annotated[float, Field(alias="in")]
+
+
+class Barrier(_Table):
+    """Duration of the barrier that ends a time step, by number of tiles in use."""
+
+    tiles: tuple[int, ...]
+    us: tuple[float, ...]
+
+
+class Profile(_Table):
+    """Energy (pJ) and time (ns) by event."""
+
+    title: str
+    source: str = Field(min_length=10)
+    update_pj: Update
+    update_ns: Update
+    synop_pj: Synop
+    synop_ns: Synop
+    packet_pj: Packet
+    packet_ns: Packet
+    barrier: Barrier
+
+
+class Chip(_Table):
+    """One chip file."""
+
+    name: str
+    title: str
+    registers: Registers
+    limits: Limits
+    static: Static | None = None
+    profiles: dict[str, Profile] = Field(default_factory=dict)
+
+    @property
+    def state_limit(self) -> int | None:
+        """M: u and v lie within -M .. M. None without limit."""
+        bits = self.registers.state_bits
+        return None if bits is None else 1 << (bits.value - 1)
+
+    @property
+    def accumulator_limit(self) -> int | None:
+        """|a_in| stays below this. None without limit."""
+        bits = self.registers.accumulator_bits
+        return None if bits is None else 1 << bits.value
+
+    @property
+    def threshold_range(self) -> tuple[int, int]:
+        """Smallest and largest vth that the register holds (int32 in the file without a register)."""
+        bits = self.registers.threshold_bits
+        return (-(1 << 31), (1 << 31) - 1) if bits is None else (0, (1 << bits.value) - 1)
+
+    @property
+    def bias_mant_range(self) -> tuple[int, int]:
+        """Smallest and largest bias mantissa."""
+        bits = self.registers.bias_mant_bits
+        half = 1 << ((32 if bits is None else bits.value) - 1)
+        return (-half, half - 1)
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Names of the chips that have a file."""
+    folder = resources.files("stl_deploy") / "chips"
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir()))
+
+
+@cache
+def load(name: str) -> Chip:
+    """The chip called ``name``. Raises InputError listing those there are."""
+    if name not in names():
+        raise InputError(Problem("chip", f"{name!r} is not one of {', '.join(names())}"))
+    text = (resources.files("stl_deploy") / "chips" / f"{name}.toml").read_text("utf-8")
+    return Chip.model_validate(tomllib.loads(text))
+
+
+@cache
+def profiles() -> dict[str, tuple[Chip, Profile]]:
+    """All energy profiles by name, with the chip that each belongs to."""
+    chips = [load(name) for name in names()]
+    return {name: (chip, p) for chip in chips for name, p in chip.profiles.items()}

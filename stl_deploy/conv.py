@@ -1,0 +1,64 @@
+"""2-d cross-correlation in numpy, shared by the float executor and the integer reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Pair = tuple[int, int]
+
+
+def convolve(
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> NDArray[Any]:
+    """Cross-correlation as in PyTorch: x [N, C, H, W], weight [O, C/groups, kh, kw].
+
+    Both are of one floating dtype and so is the result [N, O, H', W']. Integers come out exact as
+    long as every sum of magnitudes stays below 2^24 (float32) or 2^53 (float64).
+    """
+    (ph, pw), (dh, dw), (sh, sw) = padding, dilation, stride
+    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    reach = (dh * (weight.shape[2] - 1) + 1, dw * (weight.shape[3] - 1) + 1)
+    windows = sliding_window_view(x, reach, axis=(2, 3))[:, :, ::sh, ::sw, ::dh, ::dw]
+    parts = [
+        np.tensordot(part, w, axes=([1, 4, 5], [1, 2, 3]))
+        for part, w in zip(
+            np.split(windows, groups, axis=1), np.split(weight, groups, axis=0), strict=True
+        )
+    ]
+    return np.moveaxis(np.concatenate(parts, axis=3), 3, 1)
+
+
+def fan_out(
+    nonzero: NDArray[np.bool_], shape: tuple[int, int, int], stride: Pair, padding: Pair,
+    dilation: Pair, groups: int,
+) -> NDArray[np.int64]:
+    """How many synapses leave each input neuron: int64 of the input ``shape`` (C, H, W).
+
+    Synapses are the non-zero weights ``nonzero`` [O, C/groups, kh, kw] at in-bounds positions.
+    """
+    out_channels, _, kh, kw = nonzero.shape
+    per_channel = nonzero.reshape(groups, out_channels // groups, *nonzero.shape[1:]).sum(1)
+    per_channel = per_channel.reshape(shape[0], kh, kw)
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(shape[1:], padding, dilation, (kh, kw), stride, strict=True)
+    ]
+    padded = np.zeros(
+        (shape[0], shape[1] + 2 * padding[0], shape[2] + 2 * padding[1]), np.int64
+    )
+    for i, j in np.ndindex(kh, kw):
+        rows = slice(i * dilation[0], i * dilation[0] + stride[0] * (size[0] - 1) + 1, stride[0])
+        cols = slice(j * dilation[1], j * dilation[1] + stride[1] * (size[1] - 1) + 1, stride[1])
+        padded[:, rows, cols] += per_channel[:, i, j, None, None]
+    return padded[
+        :, padding[0] : padding[0] + shape[1], padding[1] : padding[1] + shape[2]
+    ]

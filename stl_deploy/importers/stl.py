@@ -1,0 +1,348 @@
+"""Importer of STL-SNN checkpoints: our ``model.pt`` and the official code's bare state_dict."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stl_deploy import arch as A
+from stl_deploy import graph as G
+from stl_deploy.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
+from stl_deploy.errors import InputError, Problem
+
+Params = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network's description and its parameters, checked against each other."""
+
+    arch: A.Architecture
+    params: Params
+
+
+def read(
+    path: Path, tau: float | None = None, timesteps: int | None = None, classes: int = 10
+) -> Checkpoint:
+    """Read ``path``. Raises InputError naming every problem of the file at once.
+
+    ``tau``, ``timesteps`` and ``classes`` complete an official state_dict, which stores none of
+    them (defaults 0.5 and 4); our own checkpoints hold them, and a contradiction is an error.
+    """
+    data = read_tensors(path)
+    if "format" in data or "arch" in data:
+        if data.get("format") != FORMAT:
+            raise InputError(
+                Problem(
+                    str(path),
+                    f"has format {data.get('format')!r}; this version reads {FORMAT!r}",
+                    "install the stl-deploy version that wrote it",
+                )
+            )
+        architecture = A.Architecture.from_dict(data.get("arch"), f"{path}: arch")
+        params = _arrays(path, data.get("state_dict"))
+        _refuse_contradictions(path, architecture, tau, timesteps)
+    else:
+        params = _arrays(path, data.get("state_dict", data))
+        architecture = infer_architecture(
+            path, params, 0.5 if tau is None else tau, timesteps or 4, classes
+        )
+    _check_params(path, architecture, params)
+    return Checkpoint(architecture, params)
+
+
+def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
+    """The float graph of a network, before any pass. Values keep the checkpoint's precision."""
+    shape: A.Shape = architecture.input.shape
+    nodes: dict[str, nir.ir.NIRNode] = {}
+    if architecture.input.levels > 1:
+        nodes["input_scale"] = G.InputScale(shape, shape, architecture.input.levels)
+    for layer in architecture.layers:
+        out = A.output_shape(layer, shape)
+        if isinstance(layer, A.Linear) and len(shape) > 1:
+            nodes[f"{layer.name}_flatten"] = G.flatten(shape)
+            shape = (math.prod(shape),)
+        nodes[layer.name] = _node(layer, shape, out, params)
+        shape = out
+    meta = G.FloatMeta(
+        timesteps=architecture.timesteps,
+        input_levels=architecture.input.levels,
+        classes=architecture.classes,
+        population=architecture.population,
+    )
+    return G.chain_graph(nodes, architecture.input.shape, shape, meta.model_dump_json())
+
+
+def _node(layer: A.Layer, shape: A.Shape, out: A.Shape, params: Params) -> nir.ir.NIRNode:
+    name = layer.name
+    match layer:
+        case A.Conv():
+            bias = params.get(f"{name}.bias", np.zeros(layer.channels, np.float32))
+            weight = params[f"{name}.weight"]
+            return G.conv2d(weight, bias, shape, layer.stride, layer.padding, layer.groups)
+        case A.Linear():
+            weight = params[f"{name}.weight"]
+            if layer.bias:
+                return nir.Affine(weight=weight, bias=params[f"{name}.bias"])
+            return nir.Linear(weight=weight)
+        case A.BatchNorm():
+            gamma, beta, mean, var = (
+                params[f"{name}.{key}"] for key in ("weight", "bias", "running_mean", "running_var")
+            )
+            return G.BatchNorm(shape, out, gamma, beta, mean, var, layer.eps)
+        case A.Lif():
+            # v = tau*v + I as forward Euler of NIR's equation, and >= as NIR's strict >.
+            threshold = np.nextafter(params[f"{name}.thresh"].astype(np.float64), -np.inf)
+            if layer.tau == 1:
+                raise InputError(
+                    Problem(name, "tau = 1 (no leak) has no LIF equivalent", "train with tau < 1")
+                )
+            gain = 1 / (1 - layer.tau)
+            return G.lif(threshold, tau=G.DT * gain, r=gain)
+        case A.MaxPool():
+            return G.MaxPool2d(shape, out, layer.kernel)
+        case A.Dropout():
+            return G.Dropout(shape, out)
+
+
+def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
+    """Name and shape of every parameter that a network of this description needs."""
+    shape: A.Shape = architecture.input.shape
+    expected: dict[str, A.Shape] = {}
+    for layer in architecture.layers:
+        out = A.output_shape(layer, shape)
+        match layer:
+            case A.Conv():
+                expected[f"{layer.name}.weight"] = (
+                    layer.channels,
+                    shape[0] // layer.groups,
+                    *layer.kernel,
+                )
+            case A.Linear():
+                expected[f"{layer.name}.weight"] = (layer.features, math.prod(shape))
+            case A.BatchNorm():
+                for key in ("weight", "bias", "running_mean", "running_var"):
+                    expected[f"{layer.name}.{key}"] = (shape[0],)
+            case A.Lif():
+                expected[f"{layer.name}.thresh"] = out
+        if isinstance(layer, A.Conv | A.Linear) and layer.bias:
+            expected[f"{layer.name}.bias"] = out[:1]
+        shape = out
+    return expected
+
+
+def infer_architecture(
+    path: Path, params: Params, tau: float, timesteps: int, classes: int
+) -> A.Architecture:
+    """The architecture behind an official state_dict, from names and shapes alone.
+
+    Layers are conv<i> (same padding) - bn<i> - lif<i> - pool, then fc<j> - lif; a pool's size
+    follows from the shape of the next layer's thresholds or weights.
+    """
+    convs = _count(params, "conv", "weight")
+    fcs = _count(params, "fc", "weight")
+    problems = [
+        Problem(f"{path}: {key}", "is missing")
+        for key in (
+            [f"lif{i}.thresh" for i in range(1, convs + fcs + 1)]
+            + [f"bn{i}.running_mean" for i in range(1, convs + 1) if _has_batchnorm(params)]
+        )
+        if key not in params
+    ]
+    if convs + fcs == 0 or fcs == 0:
+        raise InputError(
+            Problem(
+                str(path),
+                "is neither a stl-deploy checkpoint nor an official STL-SNN state_dict (no "
+                f"{'conv1.weight, ' if convs == 0 else ''}fc1.weight among "
+                f"{', '.join(sorted(params)[:6]) or 'no keys'})",
+                HOW_TO_CONVERT,
+            )
+        )
+    wrong = [
+        Problem(f"{path}: {name}{i}.weight", f"has shape {params[key].shape}, not rank {rank}")
+        for name, n, rank in (("conv", convs, 4), ("fc", fcs, 2))
+        for i in range(1, n + 1)
+        if params[key := f"{name}{i}.weight"].ndim != rank
+    ]
+    wrong += [
+        Problem(f"{path}: {key}", f"has shape {params[key].shape}, not (C, H, W)")
+        for key in (f"lif{i}.thresh" for i in range(1, convs + 1))
+        if key in params and params[key].ndim != 3
+    ]
+    if problems or wrong:
+        raise InputError(problems + wrong)
+    layers: list[dict[str, Any]] = []
+    for i in range(1, convs + 1):
+        layers += _conv_block(path, params, i, convs, tau)
+    for j in range(1, fcs + 1):
+        features = params[f"fc{j}.weight"].shape[0]
+        bias = f"fc{j}.bias" in params
+        layers += [
+            {"kind": "linear", "name": f"fc{j}", "features": features, "bias": bias},
+            {"kind": "lif", "name": f"lif{convs + j}", "tau": tau},
+        ]
+    out = params[f"fc{fcs}.weight"].shape[0]
+    if out % classes:
+        raise InputError(
+            Problem(
+                f"{path}: fc{fcs}.weight",
+                f"has {out} rows, which do not divide into {classes} classes",
+                "give the number of classes with --classes",
+            )
+        )
+    first = params["conv1.weight"] if convs else params["fc1.weight"]
+    shape = (first.shape[1], *params["lif1.thresh"].shape[1:]) if convs else (first.shape[1],)
+    return A.Architecture.from_dict(
+        {
+            "input": {"shape": shape},
+            "layers": layers,
+            "population": out // classes,
+            "timesteps": timesteps,
+        },
+        f"{path}: inferred architecture",
+    )
+
+
+def _conv_block(
+    path: Path, params: Params, i: int, convs: int, tau: float
+) -> list[dict[str, Any]]:
+    channels, _, kh, kw = params[f"conv{i}.weight"].shape
+    block: list[dict[str, Any]] = [
+        {
+            "kind": "conv",
+            "name": f"conv{i}",
+            "channels": channels,
+            "kernel": (kh, kw),
+            "padding": (kh // 2, kw // 2),
+            "bias": f"conv{i}.bias" in params,
+        }
+    ]
+    if _has_batchnorm(params):
+        block.append({"kind": "batchnorm", "name": f"bn{i}"})
+    block.append({"kind": "lif", "name": f"lif{i}", "tau": tau})
+    here = params[f"lif{i}.thresh"].shape[1:]
+    if i < convs:
+        after: tuple[int, ...] = params[f"lif{i + 1}.thresh"].shape[1:]
+        kernel = (here[0] // max(after[0], 1), here[1] // max(after[1], 1))
+    else:
+        pixels = params["fc1.weight"].shape[1] / channels
+        k = max(1, round(math.sqrt(here[0] * here[1] / max(pixels, 1e-9))))
+        kernel = (k, k)
+        after = (here[0] // k, here[1] // k)
+        if math.prod(after) != pixels:
+            raise InputError(
+                Problem(
+                    f"{path}: fc1.weight",
+                    f"has {params['fc1.weight'].shape[1]} columns; no square pooling of lif{i} "
+                    f"{(channels, *here)} gives that many",
+                )
+            )
+    if kernel != (1, 1):
+        block.append({"kind": "maxpool", "name": f"pool{i}", "kernel": kernel})
+    return block
+
+
+def _has_batchnorm(params: Params) -> bool:
+    return any(key.startswith("bn") for key in params)
+
+
+def _count(params: Params, prefix: str, suffix: str) -> int:
+    numbers = [
+        int(m[1]) for key in params if (m := re.fullmatch(rf"{prefix}(\d{{1,3}})\.{suffix}", key))
+    ]
+    return len(set(numbers) & set(range(1, len(numbers) + 1)))
+
+
+def _refuse_contradictions(
+    path: Path, architecture: A.Architecture, tau: float | None, timesteps: int | None
+) -> None:
+    problems = []
+    if timesteps is not None and timesteps != architecture.timesteps:
+        problems.append(
+            Problem(
+                "--timesteps",
+                f"{timesteps}, but {path} was trained with {architecture.timesteps}",
+                "leave the option out: the checkpoint stores it",
+            )
+        )
+    own = sorted({layer.tau for layer in architecture.layers if isinstance(layer, A.Lif)})
+    if tau is not None and own != [tau]:
+        problems.append(
+            Problem(
+                "--tau",
+                f"{tau}, but {path} was trained with {', '.join(map(str, own))}",
+                "leave the option out: the checkpoint stores it",
+            )
+        )
+    if problems:
+        raise InputError(problems)
+
+
+def _arrays(path: Path, state: Any) -> Params:
+    """Tensors as arrays in their own precision. Raises InputError naming all that are not."""
+    if not isinstance(state, dict) or not state:
+        raise InputError(Problem(f"{path}: state_dict", "is missing or empty", HOW_TO_CONVERT))
+    if all(isinstance(key, str) and key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    problems: list[Problem] = []
+    params: Params = {}
+    for key, value in state.items():
+        where = f"{path}: {key}"
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            problems.append(Problem(where, f"is a {type(value).__name__}, not a tensor"))
+        elif value.layout != torch.strided or value.is_quantized:
+            problems.append(Problem(where, "is sparse or quantized", "save plain tensors"))
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            problems.append(
+                Problem(where, f"claims {tuple(value.shape)} but stores less", "save a copy of it")
+            )
+        elif key.endswith("num_batches_tracked"):
+            continue
+        elif not value.is_floating_point():
+            problems.append(Problem(where, f"has type {value.dtype}, not a floating one"))
+        else:
+            wide = value if value.dtype == torch.float64 else value.float()
+            params[key] = wide.detach().numpy()
+            bad = int((~np.isfinite(params[key])).sum())
+            if bad:
+                problems.append(
+                    Problem(
+                        where,
+                        f"{bad} of {value.numel()} values are NaN or infinite",
+                        "training diverged: use an earlier checkpoint",
+                    )
+                )
+            elif key.endswith("running_var") and (params[key] < 0).any():
+                problems.append(Problem(where, "holds negative variances"))
+    if problems:
+        raise InputError(problems)
+    return params
+
+
+def _check_params(path: Path, architecture: A.Architecture, params: Params) -> None:
+    expected = expected_shapes(architecture)
+    problems = [
+        Problem(f"{path}: {key}", f"is missing; expected shape {shape}")
+        for key, shape in expected.items()
+        if key not in params
+    ]
+    for key, value in params.items():
+        if key not in expected:
+            problems.append(
+                Problem(f"{path}: {key}", f"of shape {value.shape} belongs to no layer")
+            )
+        elif value.shape != expected[key]:
+            problems.append(
+                Problem(f"{path}: {key}", f"has shape {value.shape}, expected {expected[key]}")
+            )
+    if problems:
+        raise InputError(problems)

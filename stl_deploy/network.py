@@ -1,0 +1,189 @@
+"""The integer network: what every backend runs, held as plain arrays, carried by ``model.nir``.
+
+A network is a chain of layers. A ``LifLayer`` is a weight matrix or kernel and the neurons behind
+it; an ``OrPool`` fires where any input in its window does. The arithmetic of a step is defined in
+``hw_sim/reference.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+IntArray = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Convolution, weight int8 [O, C/groups, kh, kw], as PyTorch's cross-correlation."""
+
+    weight: NDArray[np.int8]
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    kind: Literal["conv"] = "conv"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """All-to-all, weight int8 [out, in], on the input flattened in C order."""
+
+    weight: NDArray[np.int8]
+
+    kind: Literal["dense"] = "dense"
+
+
+@dataclass(frozen=True)
+class LifLayer:
+    """Synapses and the LIF neurons behind them.
+
+    Attributes:
+        name: of the neurons, as in the PyTorch model; ``synapse_name`` of the weights.
+        input_shape, shape: of the population before and of this one, without batch and time.
+        exp: weights count 2^exp; the accumulator receives ``(w @ s) << exp``.
+        bias_mant, bias_exp: int32 [O], one a channel; added to v every step as mant << exp.
+        du, dv: decay constants of current and voltage, 0..4095 (see hw_sim/reference.py).
+        vth: int32 of ``shape``; fires where v > vth << 6.
+        scale: float64 [O], the float value of 64 units of v (of one unit of vth), a channel.
+        weight_bits: the grid of the weights, +-(2^(bits-1) - 1).
+    """
+
+    name: str
+    synapse_name: str
+    synapses: Conv | Dense
+    input_shape: Shape
+    shape: Shape
+    bias_mant: NDArray[np.int32]
+    vth: NDArray[np.int32]
+    scale: NDArray[np.float64]
+    weight_bits: int = 8
+    exp: int = 0
+    bias_exp: int = 6
+    du: int = 4095
+    dv: int = 2048
+
+    @property
+    def bias(self) -> NDArray[np.int64]:
+        """What is added to v every step, int64, broadcastable to ``shape``."""
+        bias = self.bias_mant.astype(np.int64) << self.bias_exp
+        return bias.reshape(-1, *[1] * (len(self.shape) - 1))
+
+    @property
+    def neurons(self) -> int:
+        """Size of the population."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class OrPool:
+    """Max pooling of binary spikes: one compartment a window, firing in the step its input fires.
+
+    On the chip this is a LIF that forgets everything (du = dv = 4095) with vth = 0 behind weights 1.
+    """
+
+    name: str
+    synapse_name: str
+    input_shape: Shape
+    shape: Shape
+    kernel: Pair
+
+    @property
+    def neurons(self) -> int:
+        """Size of the population."""
+        return math.prod(self.shape)
+
+
+Layer = LifLayer | OrPool
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The host's part: class k is the mean over neurons k*population .. (k+1)*population-1 and time."""
+
+    classes: int
+    population: int
+
+    def votes(self, spikes: IntArray) -> NDArray[np.int64]:
+        """Spike counts [N, classes] of the last layer's spikes [N, T, ...]."""
+        counts = spikes.reshape(*spikes.shape[:2], -1).sum(axis=1, dtype=np.int64)
+        return counts.reshape(len(spikes), self.classes, self.population).sum(axis=2)
+
+    def predict(self, spikes: IntArray) -> NDArray[np.int64]:
+        """Class of each sample, the first of those with most votes."""
+        return self.votes(spikes).argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a layer's overflow was settled and what precision its weights kept.
+
+    ``mode`` is "proven" (no input can overflow) or "checked" (some could; hw_sim flags it).
+    ``effective_bits`` is that of the worst channel; ``worst_sum`` the largest |a_in| any input can
+    reach and ``limit`` what the chip holds (None: no limit).
+    """
+
+    mode: Literal["proven", "checked"]
+    effective_bits: float
+    worst_sum: int
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """Something the user should know that is not an error."""
+
+    where: str
+    what: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """The whole network, with what NIR cannot say.
+
+    ``input_shape`` is that of one step's input; ``input_levels`` its largest value (1: binary).
+    """
+
+    chip: str
+    timesteps: int
+    input_shape: Shape
+    input_levels: int
+    layers: tuple[Layer, ...]
+    readout: Readout
+    lowering: Literal["native"] = "native"
+    precision: dict[str, Precision] = field(default_factory=dict)
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    @property
+    def lif_layers(self) -> tuple[LifLayer, ...]:
+        """The layers with weights."""
+        return tuple(layer for layer in self.layers if isinstance(layer, LifLayer))
+
+    def input_limit(self, layer: Layer) -> int:
+        """Largest value on the inputs of ``layer``: 1 for spikes, ``input_levels`` at the first."""
+        return self.input_levels if layer is self.layers[0] else 1
+
+
+def in_bounds_synapses(layer: Layer) -> NDArray[np.int64]:
+    """Stored, non-zero, in-bounds synapses that leave each input neuron: int64 of ``input_shape``."""
+    from stl_deploy.conv import fan_out
+
+    match layer:
+        case OrPool():
+            return np.ones(layer.input_shape, np.int64)
+        case LifLayer(synapses=Dense(weight=weight)):
+            return np.count_nonzero(weight, axis=0).reshape(layer.input_shape).astype(np.int64)
+        case LifLayer(synapses=Conv() as conv):
+            c, h, w = layer.input_shape
+            return fan_out(
+                conv.weight != 0, (c, h, w), conv.stride, conv.padding, conv.dilation, conv.groups
+            )
+    raise TypeError(f"unknown layer {layer!r}")
