@@ -114,7 +114,7 @@ def train(
         "arch": arch,
         "settings": asdict(settings),
         "data": {"images": len(images), "sha256": sha256(idx.find(data, "train", "images"))},
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "history": [asdict(e) for e in trainer.history],
     }
     save_checkpoint(trainer.model, out, record)

@@ -7,6 +7,7 @@ last for people and scripts, never read by the compiler.
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,12 +42,13 @@ def read_tensors(path: Path) -> dict[str, Any]:
         )
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise InputError(
             Problem(
                 str(path),
-                "holds pickled Python objects (a whole module?), which could run any code and are "
-                "never loaded",
+                f"holds pickled Python objects ({found[1] if found else 'a whole module?'}), which "
+                "could run any code and are never loaded",
                 HOW_TO_CONVERT,
             )
         ) from None

@@ -1,0 +1,165 @@
+"""Every layer as Lava and netx know it: synapses and LIF neurons, and what their registers hold.
+
+Lava has no pooling, so an OR pool becomes a convolution of ones, a group a channel, into neurons
+that forget everything (du = dv = 4095) and fire above 0. The facts are those of lava-nc 0.10.0, in
+lava/proc: lif/models.py, conv/models.py, conv/utils.py, dense/models.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from stl_deploy import chip as chips
+from stl_deploy.errors import Problem
+from stl_deploy.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, OrPool
+
+# Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
+CONV_INT8_MAX = 127
+# Lava's Conv wraps its sums into 24 bits (conv/models.py, clamp_precision), the reference does not.
+CONV_SUM_LIMIT = 1 << 23
+# Lava's Dense multiplies graded spikes in int32 (dense/models.py, weights.dot).
+DENSE_SUM_LIMIT = 1 << 31
+
+FEWER_BITS = "quantize again with --overflow proven or fewer --weight-bits"
+
+
+def lif_form(layer: Layer) -> LifLayer:
+    """``layer`` as synapses and LIF neurons, with no more groups than Lava's Conv can count."""
+    if isinstance(layer, OrPool):
+        layer = _pool_as_lif(layer)
+    if isinstance(layer.synapses, Conv):
+        return replace(layer, synapses=_merge_groups(layer.synapses))
+    return layer
+
+
+def _pool_as_lif(pool: OrPool) -> LifLayer:
+    channels = pool.shape[0]
+    ones = np.ones((channels, 1, *pool.kernel), np.int8)
+    return LifLayer(
+        name=pool.name,
+        synapse_name=pool.synapse_name,
+        synapses=Conv(ones, pool.kernel, (0, 0), (1, 1), channels),
+        input_shape=pool.input_shape,
+        shape=pool.shape,
+        bias_mant=np.zeros(channels, np.int32),
+        vth=np.zeros(pool.shape, np.int32),
+        scale=np.ones(channels),
+        du=4095,
+        dv=4095,
+    )
+
+
+def _merge_groups(conv: Conv) -> Conv:
+    """The same convolution with at most 127 groups, zeros where groups were merged."""
+    if conv.groups <= CONV_INT8_MAX:
+        return conv
+    groups = max(g for g in range(1, CONV_INT8_MAX + 1) if conv.groups % g == 0)
+    merged = conv.groups // groups
+    outputs, inputs, kh, kw = conv.weight.shape
+    weight = np.zeros((outputs, merged, inputs, kh, kw), conv.weight.dtype)
+    old_group = np.arange(outputs) // (outputs // conv.groups)
+    weight[np.arange(outputs), old_group % merged] = conv.weight
+    return replace(conv, weight=weight.reshape(outputs, merged * inputs, kh, kw), groups=groups)
+
+
+def largest_sum(layer: LifLayer, levels: int) -> int:
+    """Largest |w @ s| of any neuron for inputs 0..``levels`` of one sign, before the exponent."""
+    weight = np.abs(layer.synapses.weight.astype(np.int64))
+    return levels * int(weight.reshape(len(weight), -1).sum(axis=1).max())
+
+
+def problems(network: IntegerNetwork) -> list[Problem]:
+    """What neither Lava nor netx can carry, the whole network at once."""
+    # An ideal network runs as it is when it happens to fit the registers of the larger chip.
+    chip = chips.load("loihi2" if network.chip == "ideal" else network.chip)
+    found: list[Problem] = []
+    for layer in network.layers:
+        lif, levels = lif_form(layer), network.input_limit(layer)
+        found += _range_problems(lif, chip)
+        found += _synapse_problems(lif, levels)
+        if network.chip == "ideal":
+            found += _state_problems(lif, levels, network.timesteps, chip)
+    return found
+
+
+def _range_problems(layer: LifLayer, chip: chips.Chip) -> Iterator[Problem]:
+    registers = chip.registers
+    requantize = f"quantize for chip {chip.name}"
+    decays, weights = _field(registers.decay_bits), 1 << (registers.weight_bits.value - 1)
+    exponents = registers.weight_exp_max.value if registers.weight_exp_max else 0
+    for what, values, low, high, remedy in (
+        ("weight", layer.synapses.weight, -weights, weights - 1, requantize),
+        ("threshold vth", layer.vth, *chip.threshold_range, f"{requantize}, or --clamp-thresholds"),
+        ("bias mantissa", layer.bias_mant, *chip.bias_mant_range, requantize),
+        ("bias exponent", layer.bias_exp, 0, _field(registers.bias_exp_bits), requantize),
+        ("weight exponent", layer.exp, 0, exponents, requantize),
+        ("current decay du", layer.du, 0, decays, "use a decay that 12 bits hold"),
+        ("voltage decay dv", layer.dv, 0, decays, "use a decay that 12 bits hold"),
+    ):
+        array = np.asarray(values)
+        outside = array[(array < low) | (array > high)]
+        if outside.size:
+            count = f"{outside.size} of {array.size}, " if array.size > 1 else ""
+            worst = outside.flat[np.argmax(np.abs(outside.astype(np.int64)))]
+            yield Problem(
+                layer.name, f"{what} {worst} is outside {low}..{high} ({count}{chip.title})", remedy
+            )
+
+
+def _field(bits: chips.Count | None) -> int:
+    """Largest value of an unsigned register."""
+    return (1 << bits.value) - 1 if bits else 0
+
+
+def _synapse_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
+    where = f"{layer.name} ({layer.synapse_name})"
+    worst = largest_sum(layer, levels)
+    if isinstance(layer.synapses, Dense):
+        if len(layer.shape) != 1:
+            yield Problem(
+                where,
+                f"the neurons behind a dense layer have shape {layer.shape}; Lava's Dense has (N,)",
+                "flatten the population",
+            )
+        if 2 * worst >= DENSE_SUM_LIMIT:
+            yield Problem(
+                where, f"a sum can reach {worst}; Lava's Dense adds in 32 bits", FEWER_BITS
+            )
+        return
+    conv = layer.synapses
+    for what, pair in (
+        ("kernel", conv.weight.shape[2:]),
+        ("stride", conv.stride),
+        ("padding", conv.padding),
+        ("dilation", conv.dilation),
+    ):
+        if max(pair) > CONV_INT8_MAX:
+            limit = f"Lava's Conv counts to {CONV_INT8_MAX}"
+            yield Problem(where, f"{what} {tuple(pair)}: {limit}", "use a smaller one")
+    if worst << max(layer.exp, 0) >= CONV_SUM_LIMIT:
+        what = f"a sum can reach {worst << max(layer.exp, 0)}"
+        yield Problem(where, f"{what}; Lava's Conv wraps at {CONV_SUM_LIMIT}", FEWER_BITS)
+
+
+def _state_problems(
+    layer: LifLayer, levels: int, timesteps: int, chip: chips.Chip
+) -> Iterator[Problem]:
+    """An ideal chip never overflows, Loihi's registers do: only what provably fits may go."""
+    if chip.state_limit is None or layer.du < 0 or layer.dv < 0 or layer.bias_exp < 0:
+        return
+    a = (largest_sum(layer, levels) << max(layer.exp, 0)) << 6
+    bias = int(np.abs(layer.bias).max())
+    u = v = top = 0
+    for _ in range(timesteps):
+        u = (u * (4095 - layer.du) >> 12) + a
+        v = (v * (4096 - layer.dv) >> 12) + u + bias
+        top = max(top, u, v)
+    if top >= chip.state_limit:
+        yield Problem(
+            layer.name,
+            f"u or v can reach {top}; {chip.title} holds {chip.state_limit - 1}",
+            f"quantize for chip {chip.name}",
+        )

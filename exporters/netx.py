@@ -1,0 +1,123 @@
+"""The network as lava-dl's netx reads it: ``network.net``, an HDF5 file.
+
+Layout as in lava-dl 0.6.0, lava/lib/dl/netx/hdf5.py: groups ``layer/0``, ``layer/1``, ... of type
+input, conv, flatten or dense; kernels in PyTorch's order, which netx flips itself; thresholds as
+arrays (W, H, C) or (N,), which Lava's LIF takes although it declares one. netx knows no weight
+exponent, fixes the bias exponent at 6, and finds sign mode and exponent of a dense matrix itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.errors import LoweringError, Problem
+from stl_deploy.exporters import loihi_layers
+from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Shape
+
+WHERE = "network.net (netx)"
+BIAS_EXP = 6
+
+
+def write(network: IntegerNetwork, folder: Path) -> None:
+    """Write network.net. Raises LoweringError with all problems."""
+    if found := [*loihi_layers.problems(network), *problems(network)]:
+        raise LoweringError(found)
+    with h5py.File(folder / "network.net", "w") as file:
+        groups = file.create_group("layer")
+        for i, fields in enumerate(_layers(network)):
+            group = groups.create_group(str(i))
+            for name, value in fields.items():
+                # Without times, so that equal networks make equal bytes.
+                group.create_dataset(name, data=value, track_times=False)
+
+
+def problems(network: IntegerNetwork) -> list[Problem]:
+    """What netx alone cannot carry, the whole network at once."""
+    found: list[Problem] = []
+    for layer in network.layers:
+        lif, levels = loihi_layers.lif_form(layer), network.input_limit(layer)
+        found += (Problem(f"{WHERE}, {lif.name}", *why) for why in _refusals(lif, levels))
+    return found
+
+
+def _refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
+    if layer.exp:
+        yield (
+            f"weight exponent {layer.exp}; netx knows 0 only",
+            "quantize with weight exponent 0",
+        )
+    if layer.bias_exp != BIAS_EXP and layer.bias_mant.any():
+        yield (
+            f"bias exponent {layer.bias_exp}; netx fixes {BIAS_EXP}",
+            f"quantize with bias exponent {BIAS_EXP}",
+        )
+    if isinstance(layer.synapses, Dense):
+        yield from _dense_refusals(layer, levels)
+
+
+def _dense_refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
+    """What lava/lib/dl/netx/utils.py, optimize_weight_bits, does not survive.
+
+    It scales the matrix up by a power of two, to at most 256. A matrix without positive weights
+    is then clipped at -255, so that one whose smallest is -2^k changes.
+    """
+    weight = layer.synapses.weight
+    low, high = int(weight.min()), int(weight.max())
+    retrain = "prune or retrain the layer: nothing in it excites a neuron"
+    if low == high == 0:
+        yield "all weights are 0; netx cannot scale such a matrix", retrain
+        return
+    if high <= 0 and (-low).bit_count() == 1:
+        yield f"no weight is positive and the smallest is {low}; netx clips it", retrain
+    scaled = loihi_layers.largest_sum(layer, levels) * (256 // max(-low, high))
+    if levels > 1 and scaled >= loihi_layers.DENSE_SUM_LIMIT:
+        yield f"a scaled sum can reach {scaled}; netx adds in 32 bits", loihi_layers.FEWER_BITS
+
+
+def _layers(network: IntegerNetwork) -> Iterator[dict[str, Any]]:
+    """The fields of each group. netx counts neurons, not groups, for its reset."""
+    yield {"type": _text("input"), "shape": np.array(network.input_shape)}
+    before: Shape = network.input_shape
+    for layer in map(loihi_layers.lif_form, network.layers):
+        if isinstance(layer.synapses, Dense) and len(before) > 1:
+            yield {"type": _text("flatten")}
+        yield {
+            "type": _text(layer.synapses.kind),
+            "shape": np.array(layer.shape),
+            "weight": layer.synapses.weight,
+            **_kernel(layer),
+            **_neuron(layer),
+        }
+        before = layer.shape
+
+
+def _kernel(layer: LifLayer) -> dict[str, Any]:
+    if isinstance(layer.synapses, Dense):
+        return {}
+    conv = layer.synapses
+    pairs = {key: np.array(getattr(conv, key)) for key in ("stride", "padding", "dilation")}
+    return {**pairs, "groups": conv.groups}
+
+
+def _neuron(layer: LifLayer) -> dict[str, Any]:
+    uniform = int(layer.vth.flat[0]) if (layer.vth == layer.vth.flat[0]).all() else None
+    fields = {
+        "neuron/type": _text("CUBA"),
+        # netx subtracts 1 from iDecay: 4096 must not wrap, and 0 must not become unsigned.
+        "neuron/iDecay": np.int64(layer.du + 1),
+        "neuron/vDecay": np.int64(layer.dv),
+        "neuron/vThMant": layer.vth.astype(np.int32).T if uniform is None else np.int64(uniform),
+        "neuron/refDelay": np.int64(1),
+        "neuron/gradedSpike": False,
+    }
+    return fields | ({"bias": layer.bias_mant.astype(np.int32)} if layer.bias_mant.any() else {})
+
+
+def _text(word: str) -> NDArray[np.bytes_]:
+    return np.array([word.encode()])

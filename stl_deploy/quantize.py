@@ -1,0 +1,437 @@
+"""Float graph to integer network: weights on a symmetric grid, scales absorbed into the thresholds.
+
+A LIF neuron does not change when its weights, bias and threshold are scaled together. So every
+output channel c gets a unit of its own, ``unit[c]``, the float value of one weight step:
+
+    w_q  = round(w / unit)                  -(2^(B-1)-1) .. 2^(B-1)-1
+    vth  = ceil(theta / scale) - 1          fires where v > vth, that is v >= theta on the grid
+    bias = round(b / scale)                 as mantissa << exponent
+    with scale = unit / 2^exp, the float value of 64 units of v
+
+"Plain" units are max|w| / (2^(B-1)-1). A unit grows where a register would not hold the bias or
+the threshold, or where sums could leave the accumulator; each doubling costs one effective bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import bounds, float_exec
+from stl_deploy import chip as chips
+from stl_deploy import graph as G
+from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.network import (
+    Conv,
+    Dense,
+    Diagnostic,
+    IntegerNetwork,
+    Layer,
+    LifLayer,
+    OrPool,
+    Precision,
+    Readout,
+)
+
+Float = NDArray[np.float64]
+Overflow = Literal["auto", "proven", "checked"]
+MIN_BITS = 4  # effective bits below which (or below weight_bits) a model is refused
+HEADROOM = 2.0  # of ``checked``: the limit over the largest sum seen in calibration
+NAMED = 5  # neurons that a message lists before it says "..."
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose; the defaults are those of ``stl-export``."""
+
+    weight_bits: int = 8
+    weight_exp: int = 0
+    overflow: Overflow = "auto"
+    clamp_thresholds: bool = False
+
+
+def quantize(
+    graph: nir.NIRGraph,
+    chip: str = "ideal",
+    calib: NDArray[np.uint8] | None = None,
+    *,
+    weight_bits: int = 8,
+    weight_exp: int = 0,
+    overflow: Overflow = "auto",
+    clamp_thresholds: bool = False,
+) -> IntegerNetwork:
+    """Quantize a lowered float graph (``passes.lower``) for ``chip``.
+
+    Args:
+        graph: chain of Conv2d/Linear/Affine -> LIF, SumPool2d -> Threshold and Flatten nodes.
+        chip: name of a file in ``chips/``.
+        calib: raster [N, T, *input] for ``overflow="checked"``; labels are never used.
+        weight_bits: 2..8, the grid +-(2^(B-1)-1).
+        weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
+        overflow: "proven" (no input can overflow), "checked" (units from ``calib``; hw_sim flags an
+            overflow), "auto": proven where it costs at most one effective bit.
+        clamp_thresholds: put thresholds outside the chip's register onto its nearest value.
+
+    Raises:
+        InputError: an option out of range. LoweringError: every problem of the model at once.
+    """
+    facts = chips.load(chip)
+    options = Options(weight_bits, weight_exp, overflow, clamp_thresholds)
+    _check_options(options, facts)
+    meta = G.float_meta(graph)
+    if calib is not None and calib.shape[2:] != G.in_shape(graph):
+        raise InputError(
+            Problem("calib", f"has inputs {calib.shape[2:]}, the network {G.in_shape(graph)}")
+        )
+    problems: list[Problem] = []
+    diagnostics: list[Diagnostic] = []
+    if meta.input_levels > 1 and facts.registers.graded_spike_bits is not None:
+        if facts.registers.graded_spike_bits.value == 0:
+            problems.append(
+                Problem("input", f"graded 0..{meta.input_levels}, but {chip} knows binary spikes only",
+                        "use another --chip, or train with --encoding bernoulli")
+            )
+    blocks = _blocks(graph)
+    seen = _largest_sums(graph, calib) if calib is not None else {}
+    layers: list[Layer] = []
+    precision: dict[str, Precision] = {}
+    for block in blocks:
+        if isinstance(block, OrPool):
+            layers.append(block)
+            continue
+        levels = meta.input_levels if not layers else 1
+        fitted = _Fit(block, options, facts, levels, meta.timesteps, seen.get(block.synapse_name))
+        layer, how = fitted.choose()
+        problems += fitted.problems
+        diagnostics += fitted.diagnostics
+        layers.append(layer)
+        precision[block.name] = how
+    if problems:
+        raise LoweringError(problems)
+    diagnostics += _distinct_thresholds(layers, facts)
+    return IntegerNetwork(
+        chip=chip,
+        timesteps=meta.timesteps,
+        input_shape=G.in_shape(graph),
+        input_levels=meta.input_levels,
+        layers=tuple(layers),
+        readout=Readout(meta.classes, meta.population),
+        precision=precision,
+        diagnostics=tuple(diagnostics),
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One weight node and the LIF behind it, in float."""
+
+    name: str
+    synapse_name: str
+    node: nir.ir.NIRNode
+    weight: Float
+    bias: Float
+    threshold: Float
+    dv: int
+    input_shape: tuple[int, ...]
+
+
+def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
+    """Pair the nodes of the chain up. Raises LoweringError naming every node that does not fit."""
+    out: list[_Block | OrPool] = []
+    problems: list[Problem] = []
+    shape = population = G.in_shape(graph)
+    pending: tuple[str, nir.ir.NIRNode] | None = None
+    for name, node in G.inner(graph).items():
+        after = G.node_output(name, node, shape)
+        match pending, node:
+            case None, nir.Flatten():
+                pass
+            case None, nir.Conv2d() | nir.Linear() | nir.Affine() | nir.SumPool2d():
+                pending = (name, node)
+            case (synapse, nir.Conv2d() | nir.Linear() | nir.Affine() as source), nir.LIF():
+                try:
+                    out.append(_block(name, node, synapse, source, population))
+                except LoweringError as error:
+                    problems += error.problems
+                pending, population = None, after
+            case (pool, nir.SumPool2d() as source), nir.Threshold() if (node.threshold < 1).all():
+                kernel = G.pair(source.kernel_size)
+                out.append(OrPool(name, pool, population, after, kernel))
+                if G.pair(source.stride) != kernel or G.pair(source.padding) != (0, 0):
+                    problems.append(Problem(pool, "pooling windows overlap or are padded"))
+                pending, population = None, after
+            case _:
+                before = pending[0] if pending else "spikes"
+                problems.append(
+                    Problem(
+                        name,
+                        f"{type(node).__name__} follows {before}; what can be lowered is "
+                        "convolution or linear -> LIF, and max pooling of spikes",
+                    )
+                )
+                pending = None
+        shape = after
+    if pending is not None:
+        problems.append(Problem(pending[0], "has no neurons behind it"))
+    if problems:
+        raise LoweringError(problems)
+    return out
+
+
+def _block(
+    name: str, node: nir.LIF, synapse: str, source: nir.ir.NIRNode, input_shape: tuple[int, ...]
+) -> _Block:
+    step, gain = G.DT / node.tau, G.DT / node.tau * node.r
+    dv = np.rint(4096 * step)
+    problems = []
+    if (node.v_leak != 0).any() or (node.v_reset != 0).any():
+        problems.append(Problem(name, "v_leak or v_reset is not zero"))
+    if np.ptp(dv) != 0 or not 0 <= dv.flat[0] <= 4095:
+        problems.append(
+            Problem(name, f"decay 1 - dt/tau from {(1 - step).min():g} to {(1 - step).max():g}; one "
+                    "value in 1/4096 .. 1 a layer can be held")
+        )
+    if (np.abs(dv / 4096 - step) > 1e-12).any():
+        problems.append(
+            Problem(name, f"decay {1 - step.flat[0]:.6g} is not a multiple of 1/4096",
+                    f"train with tau = {1 - dv.flat[0] / 4096:.6f}")
+        )
+    if np.ptp(gain) > 1e-12 or not gain.flat[0] > 0:
+        problems.append(Problem(name, "r * dt / tau differs between neurons or is not positive"))
+    if problems:
+        raise LoweringError(problems)
+    weight = source.weight.astype(np.float64) * gain.flat[0]
+    bias = source.bias if hasattr(source, "bias") else np.zeros(len(weight))
+    # The float file holds nextafter(theta, -inf) behind NIR's strict >; theta itself is meant here.
+    threshold = np.nextafter(node.v_threshold, np.inf)
+    return _Block(
+        name, synapse, source, weight, bias.astype(np.float64) * gain.flat[0], threshold,
+        int(dv.flat[0]), input_shape,
+    )
+
+
+class _Fit:
+    """The search for the units of one layer; ``problems`` and ``diagnostics`` collect what it met."""
+
+    def __init__(
+        self,
+        block: _Block,
+        options: Options,
+        chip: chips.Chip,
+        levels: int,
+        timesteps: int,
+        seen: Float | None,
+    ) -> None:
+        self.block = block
+        self.options = options
+        self.chip = chip
+        self.levels = levels
+        self.timesteps = timesteps
+        self.seen = seen
+        self.problems: list[Problem] = []
+        self.diagnostics: list[Diagnostic] = []
+        self.flat = block.threshold.reshape(len(block.weight), -1)
+        self.peak = np.abs(block.weight).reshape(len(block.weight), -1).max(axis=1)
+        self.qmax = 2 ** (options.weight_bits - 1) - 1
+
+    def choose(self) -> tuple[LifLayer, Precision]:
+        """The layer in integers and how its overflow was settled."""
+        base = self._held(self._plain_units())
+        limit = self.chip.accumulator_limit
+        mode: Literal["proven", "checked"] = "proven"
+        units = self._proven(base)
+        if self.options.overflow == "checked" or (
+            self.options.overflow == "auto"
+            and self._bits(self._layer(base)) - self._bits(self._layer(units)) > 1
+        ):
+            mode, units = "checked", self._calibrated(base)
+        if mode == "checked" and self.options.overflow == "auto":
+            self._warn_checked(base)
+        layer = self._layer(units, final=True)
+        bits = self._bits(layer)
+        least = min(MIN_BITS, self.options.weight_bits)
+        if bits < least - 1e-9:
+            self.problems.append(
+                Problem(
+                    self.block.name,
+                    f"keeps {bits:.2f} effective weight bits, at least {least} are needed "
+                    f"({self.options.overflow} overflow on {self.chip.name})",
+                    "use --overflow checked with --calib, another --chip, or retrain with smaller "
+                    "biases and thresholds",
+                )
+            )
+        low, high = bounds.one_sided_sums(layer, self.levels)
+        return layer, Precision(mode, bits, int(max(-low.min(), high.max())), limit)
+
+    def _plain_units(self) -> Float:
+        """max|w| / qmax a channel; for a channel without weights, one that holds bias and theta."""
+        other = np.maximum(np.abs(self.block.bias), np.abs(self.flat).max(axis=1)) / 2**11
+        units = np.where(self.peak > 0, self.peak / self.qmax, other * 2.0**self.options.weight_exp)
+        return np.where(units > 0, units, 1.0)
+
+    def _held(self, units: Float) -> Float:
+        """``units`` grown until bias and positive thresholds fit their registers."""
+        grid = 2.0**self.options.weight_exp
+        bias_max = float(self.chip.bias_mant_range[1])
+        vth_max = float(self.chip.threshold_range[1])
+        needed = np.maximum(np.abs(self.block.bias) / bias_max, self.flat.max(axis=1) / vth_max)
+        if self.options.clamp_thresholds:
+            needed = np.abs(self.block.bias) / bias_max
+        return np.maximum(units, needed * grid)
+
+    def _proven(self, units: Float) -> Float:
+        """``units`` grown until no input can leave the accumulator, the current or the voltage."""
+        for _ in range(200):
+            excess = self._excess(self._layer(units))
+            if (excess <= 1).all():
+                return units
+            units = np.where(excess > 1, units * np.maximum(excess, 1 + 2**-8), units)
+        raise LoweringError(
+            Problem(self.block.name, f"no weight scale keeps it inside {self.chip.name}'s registers")
+        )
+
+    def _excess(self, layer: LifLayer) -> Float:
+        """Worst case over limit, a channel; above 1 it can overflow."""
+        excess = np.zeros(len(self.peak))
+        if self.chip.accumulator_limit is not None:
+            low, high = bounds.one_sided_sums(layer, self.levels)
+            excess = np.maximum(-low, high) / (self.chip.accumulator_limit - 1)
+        if self.chip.state_limit is not None:
+            down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
+            excess = np.maximum(excess, np.maximum(-down, up) / (self.chip.state_limit - 1))
+        return excess
+
+    def _calibrated(self, units: Float) -> Float:
+        """``units`` grown until HEADROOM times the largest sum seen stays in the accumulator."""
+        limit = self.chip.accumulator_limit
+        if self.seen is None or limit is None:
+            return units
+        return np.maximum(units, HEADROOM * self.seen * 2.0**self.options.weight_exp / limit)
+
+    def _warn_checked(self, base: Float) -> None:
+        low, high = bounds.one_sided_sums(self._layer(base), self.levels)
+        self.diagnostics.append(
+            Diagnostic(
+                self.block.name,
+                f"sums could reach {int(max(-low.min(), high.max()))} where {self.chip.name} holds "
+                f"{self.chip.accumulator_limit}; proving them safe would cost more than one bit, so "
+                "overflow is checked instead of proven"
+                + ("" if self.seen is not None else ", without calibration data"),
+                "give --calib NPZ, look at hw_sim's overflow count, or force --overflow proven",
+            )
+        )
+
+    def _layer(self, units: Float, final: bool = False) -> LifLayer:
+        """The layer with these units; ``final`` reports thresholds outside the register."""
+        block = self.block
+        ones = [1] * (block.weight.ndim - 1)
+        weight = np.rint(block.weight / units.reshape(-1, *ones)).astype(np.int8)
+        scale = units / 2.0**self.options.weight_exp
+        vth = np.ceil(self.flat / scale[:, None]) - 1
+        low, high = self.chip.threshold_range
+        if final:
+            self._report_thresholds(vth, low, high)
+        if isinstance(block.node, nir.Conv2d):
+            geometry = G.conv_geometry(block.node)
+            synapses: Conv | Dense = Conv(weight, *geometry, int(block.node.groups))
+        else:
+            synapses = Dense(weight)
+        return LifLayer(
+            name=block.name,
+            synapse_name=block.synapse_name,
+            synapses=synapses,
+            input_shape=block.input_shape,
+            shape=block.threshold.shape,
+            bias_mant=np.rint(block.bias / scale).astype(np.int32),
+            vth=np.clip(vth, low, high).astype(np.int32).reshape(block.threshold.shape),
+            scale=scale,
+            weight_bits=self.options.weight_bits,
+            exp=self.options.weight_exp,
+            dv=block.dv,
+        )
+
+    def _report_thresholds(self, vth: Float, low: int, high: int) -> None:
+        """Thresholds that the register cannot hold: an error, or with clamping a diagnostic."""
+        outside = ((vth < low) | (vth > high)).reshape(self.block.threshold.shape)
+        count = int(outside.sum())
+        if not count:
+            return
+        where = [tuple(map(int, index)) for index in np.argwhere(outside)[:NAMED]]
+        values = self.block.threshold[outside][:NAMED]
+        integers = vth.reshape(outside.shape)[outside][:NAMED]
+        listed = ", ".join(
+            f"{index if len(index) > 1 else index[0]}: theta {theta:.4g} -> vth {int(v)}"
+            for index, theta, v in zip(where, values, integers, strict=True)
+        ) + (", ..." if count > NAMED else "")
+        what = f"{count} of {outside.size} thresholds do not fit {self.chip.name}'s register {low}..{high}"
+        if self.options.clamp_thresholds:
+            self.diagnostics.append(
+                Diagnostic(self.block.name, f"{what} and were clamped ({listed})")
+            )
+        else:
+            self.problems.append(
+                Problem(
+                    self.block.name,
+                    f"{what} ({listed})",
+                    "give --clamp-thresholds to move them to the nearest value it holds, or use "
+                    "--chip ideal",
+                )
+            )
+
+    def _bits(self, layer: LifLayer) -> float:
+        """Effective bits of the worst channel with weights: log2 of its largest integer + 1, + 1."""
+        weight = np.abs(layer.synapses.weight.astype(np.int64)).reshape(len(self.peak), -1)
+        used = weight.max(axis=1)[self.peak > 0]
+        return float(self.options.weight_bits) if not used.size else math.log2(used.min() + 1) + 1
+
+
+def _largest_sums(graph: nir.NIRGraph, calib: NDArray[np.uint8]) -> dict[str, Float]:
+    """Largest |sum of w*s| of each weight node's channels on the calibration data, in float."""
+    nodes = G.inner(graph)
+    largest: dict[str, Float] = {}
+
+    def observe(name: str, out: NDArray[np.float64]) -> None:
+        bias = getattr(nodes[name], "bias", np.zeros(out.shape[1]))
+        x = np.abs(np.moveaxis(out, 1, 0).reshape(out.shape[1], -1) - bias[:, None]).max(axis=1)
+        largest[name] = np.maximum(largest.get(name, 0.0), x)
+
+    for start in range(0, len(calib), 64):
+        float_exec.run(graph, calib[start : start + 64], observe)
+    return largest
+
+
+def _distinct_thresholds(layers: list[Layer], chip: chips.Chip) -> list[Diagnostic]:
+    """Say where the chip's cores hold fewer distinct thresholds than a layer has."""
+    fact = chip.limits.thresholds_per_core
+    if fact is None:
+        return []
+    return [
+        Diagnostic(
+            layer.name,
+            f"has {n} distinct thresholds; a core of {chip.name} holds {fact.value}. The file is "
+            "right for simulation but cannot be loaded onto that chip as it is",
+            "use --chip loihi2",
+        )
+        for layer in layers
+        if isinstance(layer, LifLayer) and (n := len(np.unique(layer.vth))) > fact.value
+    ]
+
+
+def _check_options(options: Options, chip: chips.Chip) -> None:
+    problems = []
+    if not 2 <= options.weight_bits <= chip.registers.weight_bits.value:
+        problems.append(
+            Problem("--weight-bits", f"{options.weight_bits} is outside 2.."
+                    f"{chip.registers.weight_bits.value}")
+        )
+    fact = chip.registers.weight_exp_max
+    if not 0 <= options.weight_exp <= (7 if fact is None else fact.value):
+        problems.append(Problem("--weight-exp", f"{options.weight_exp} is outside 0..7"))
+    if problems:
+        raise InputError(problems)
+

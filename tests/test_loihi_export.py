@@ -1,0 +1,534 @@
+"""The files of target loihi, read back with numpy by the rules of Lava and netx alone.
+
+The rules restated here are those of lava-nc 0.10.0 (lava/proc/conv/utils.py, dense/models.py,
+lif/models.py, lava/utils/weightutils.py) and lava-dl 0.6.0 (lava/lib/dl/netx).
+"""
+
+import ast
+import json
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stl_deploy.errors import LoweringError
+from stl_deploy.exporters import lava, loihi, netx
+from stl_deploy.hw_sim import reference
+from stl_deploy.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, OrPool, Readout
+
+Ints = NDArray[np.int64]
+M = 1 << 23
+
+
+# Networks
+
+
+def random_weights(rng: np.random.Generator, *shape: int) -> NDArray[np.int8]:
+    return rng.integers(-128, 128, shape).astype(np.int8)
+
+
+def lif(
+    name: str,
+    synapses: Conv | Dense,
+    input_shape: tuple[int, ...],
+    shape: tuple[int, ...],
+    **fields: Any,
+) -> LifLayer:
+    """A layer with random biases and one threshold for every neuron."""
+    rng = np.random.default_rng(len(name) + synapses.weight.size)
+    fields.setdefault("bias_mant", rng.integers(-60, 60, shape[0]).astype(np.int32))
+    fields.setdefault("vth", rng.integers(0, 300, shape).astype(np.int32))
+    return LifLayer(
+        name, f"{name}_w", synapses, input_shape, shape, scale=np.ones(shape[0]), **fields
+    )
+
+
+def network(*layers: Layer, levels: int = 1, timesteps: int = 4, chip: str = "loihi2"):
+    size = layers[-1].neurons
+    return IntegerNetwork(chip, timesteps, layers[0].input_shape, levels, layers, Readout(size, 1))
+
+
+def convolutional(levels: int = 1) -> IntegerNetwork:
+    """Kernels, strides, paddings and windows that differ between the axes; pool, dense, dense."""
+    rng = np.random.default_rng(levels)
+    return network(
+        lif(
+            "lif1",
+            Conv(random_weights(rng, 4, 2, 3, 2), (1, 2), (2, 1), (1, 1), 1),
+            (2, 6, 9),
+            (4, 8, 5),
+            vth=rng.integers(200 * levels, 800 * levels, (4, 8, 5)).astype(np.int32),
+        ),
+        OrPool("pool1", "pool1_w", (4, 8, 5), (4, 4, 1), (2, 5)),
+        lif(
+            "lif2",
+            Conv(random_weights(rng, 6, 2, 2, 1), (1, 1), (0, 1), (2, 1), 2),
+            (4, 4, 1),
+            (6, 2, 3),
+        ),
+        lif("lif3", Dense(random_weights(rng, 7, 36)), (6, 2, 3), (7,)),
+        lif("lif4", Dense(random_weights(rng, 5, 7)), (7,), (5,)),
+        levels=levels,
+    )
+
+
+def one_dense(weight: NDArray[Any], **fields: Any) -> IntegerNetwork:
+    return network(lif("fc", Dense(weight), (weight.shape[1],), (len(weight),), **fields))
+
+
+def one_conv(conv: Conv, shape: tuple[int, int, int], **fields: Any) -> IntegerNetwork:
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(
+            shape[1:], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation, strict=True
+        )
+    ]
+    return network(lif("conv", conv, shape, (len(conv.weight), *size), **fields))
+
+
+def then(net: IntegerNetwork, *layers: Layer) -> IntegerNetwork:
+    """``net`` with more layers behind it."""
+    return network(*net.layers, *layers, timesteps=net.timesteps)
+
+
+def raster(net: IntegerNetwork, samples: int = 3) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(1)
+    size = (samples, net.timesteps, *net.input_shape)
+    return (rng.integers(1, net.input_levels + 1, size) * (rng.random(size) < 0.5)).astype(np.uint8)
+
+
+# What Lava does with what it is given
+
+
+@dataclass
+class Population:
+    """A layer as Lava holds it: synapses that map spikes (W, H, C) or (N,), and LIF neurons."""
+
+    weigh: Callable[[Ints], Ints]
+    shape: tuple[int, ...]
+    vth: Ints
+    bias: Ints
+    du: int
+    dv: int
+
+
+def lava_conv(s: Ints, w: Ints, stride: Any, padding: Any, dilation: Any, groups: int) -> Ints:
+    """A true convolution (W, H, C); Lava keeps groups and the pairs in int8, sums in 24 bits."""
+    assert max(groups, *w.shape[1:3], *stride, *padding, *dilation) <= 127
+    s = np.pad(s, [(padding[0],) * 2, (padding[1],) * 2, (0, 0)])
+    outputs, kw, kh, inputs = w.shape
+    size = [
+        (s.shape[i] - dilation[i] * (w.shape[i + 1] - 1) - 1) // stride[i] + 1 for i in range(2)
+    ]
+    a = np.zeros((*size, outputs), np.int64)
+    for x, y, o in np.ndindex(*a.shape):
+        first = o // (outputs // groups) * inputs
+        for i, j in np.ndindex(kw, kh):
+            column = x * stride[0] + dilation[0] * (kw - 1 - i)
+            row = y * stride[1] + dilation[1] * (kh - 1 - j)
+            a[x, y, o] += w[o, i, j] @ s[column, row, first : first + inputs]
+    return (a + M) % (2 * M) - M
+
+
+def lava_dense(s: Ints, w: Ints, exp: int, bits: int = 8, mixed: bool | None = None) -> Ints:
+    """Weights clipped and truncated by sign mode, the exponent after the sum."""
+    sign = -1 if mixed is None and w.max() <= 0 and w.min() < 0 else 1
+    if mixed is None:
+        mixed = bool(w.min() < 0 < w.max())
+    drop = 8 - bits + mixed
+    w = sign * ((np.clip(sign * w, -256 if mixed else 0, 255) >> drop) << drop)
+    return w @ s << exp if exp > 0 else w @ s >> -exp
+
+
+def channels_first(s: Ints) -> Ints:
+    """(W, H, C) flattened in the order C, H, W, as both tools do before a dense layer."""
+    return s.transpose().ravel()
+
+
+def run(populations: list[Population], spikes: NDArray[np.uint8]) -> list[Ints]:
+    """Spikes [N, T, *shape] of every population, axes in the model's order."""
+    outputs = []
+    samples, steps = spikes.shape[:2]
+    rows = [[frame.T.astype(np.int64) for frame in sample] for sample in spikes]
+    for p in populations:
+        for sample in rows:
+            u = v = np.zeros(p.shape, np.int64)
+            for t in range(steps):
+                a = p.weigh(sample[t])
+                u = np.sign(u) * (np.abs(u) * (4095 - p.du) >> 12) + (a << 6)
+                v = np.sign(v) * (np.abs(v) * (4096 - p.dv) >> 12) + u + p.bias
+                assert max(np.abs(u).max(), np.abs(v).max()) < M, "the example overflows"
+                sample[t] = (v > p.vth << 6).astype(np.int64)
+                v = np.where(sample[t] == 1, 0, v)
+        stacked = np.array(rows).reshape(samples, steps, *p.shape)
+        outputs.append(stacked.transpose(0, 1, *range(stacked.ndim)[:1:-1]))
+    return outputs
+
+
+def read_lava(path: Path) -> list[Population]:
+    """lava_params.npz as lava_network.py hands it to Lava."""
+    arrays = dict(np.load(path))
+    description = json.loads(str(arrays["network"]))
+    assert description["format"] in (path.parent / "lava_network.py").read_text()
+    populations = []
+    for i, row in enumerate(description["layers"]):
+        w = arrays[f"{i}/weight"].astype(np.int64)
+
+        def weigh(s: Ints, row: dict[str, Any] = row, w: Ints = w) -> Ints:
+            if row["kind"] == "dense":
+                flat = channels_first(s) if s.ndim > 1 else s
+                return lava_dense(flat, w, row["weight_exp"], mixed=True)
+            return lava_conv(s, w, row["stride"], row["padding"], row["dilation"], row["groups"])
+
+        bias = arrays[f"{i}/bias_mant"].astype(np.int64) << row["bias_exp"]
+        vth, shape = arrays[f"{i}/vth"].astype(np.int64), tuple(row["shape"][::-1])
+        assert vth.shape == bias.shape == shape
+        populations.append(Population(weigh, shape, vth, bias, row["du"], row["dv"]))
+    return populations
+
+
+def optimize_weight_bits(w: Ints) -> tuple[Ints, int, int]:
+    """netx's scaling of a dense matrix: matrix, bits, exponent."""
+    low, high = w.min(), w.max()
+    mixed = not (high < 0 or low >= 0)
+    if high < 0:
+        scale = -256 / low
+    elif low >= 0:
+        scale = 255 / high
+    else:
+        scale = min(127 / high if high else np.inf, -128 / low)
+    shift = int(np.floor(np.log2(scale))) + mixed
+    zeros = next(n for n in range(8, -1, -1) if n == 0 or not (w % (1 << n)).any())
+    return w << shift, 8 - shift - (zeros - mixed), -shift
+
+
+def read_netx(path: Path) -> list[Population]:
+    """network.net as netx builds it."""
+    populations: list[Population] = []
+    with h5py.File(path) as file:
+        groups = [file[f"layer/{i}"] for i in range(len(file["layer"]))]
+        kinds = [group["type"][0].decode() for group in groups]
+        assert kinds[0] == "input"
+        for (before, _), (kind, group) in pairwise(zip(kinds, groups, strict=True)):
+            if kind == "flatten":
+                continue
+            fields = {key: group[key][()] for key in group if key not in ("type", "neuron")}
+            w = fields["weight"].astype(np.int64)
+            shape = tuple(int(n) for n in fields["shape"][::-1])
+            bias = np.broadcast_to(fields.get("bias", 0), shape).astype(np.int64) << 6
+
+            def conv(s: Ints, w: Ints = w, fields: dict[str, Any] = fields) -> Ints:
+                flipped = w[:, :, ::-1, ::-1].transpose(0, 3, 2, 1)
+                pairs = (fields[key][::-1] for key in ("stride", "padding", "dilation"))
+                return lava_conv(s, flipped, *pairs, int(fields["groups"]))
+
+            def dense(s: Ints, w: Ints = w, flatten: bool = before == "flatten") -> Ints:
+                scaled, bits, exp = optimize_weight_bits(w)
+                return lava_dense(channels_first(s) if flatten else s, scaled, exp, bits)
+
+            neuron = {key: group["neuron"][key][()] for key in group["neuron"]}
+            assert neuron["type"][0] == b"CUBA"
+            populations.append(
+                Population(
+                    {"conv": conv, "dense": dense}[kind],
+                    shape,
+                    neuron["vThMant"].astype(np.int64),
+                    bias,
+                    int(neuron["iDecay"] - 1),
+                    int(neuron["vDecay"]),
+                )
+            )
+    return populations
+
+
+def assert_runs(populations: list[Population], net: IntegerNetwork) -> None:
+    spikes = raster(net)
+    expected = reference.run(net, spikes)
+    outputs = run(populations, spikes)
+    for layer, got in zip(net.layers, outputs, strict=True):
+        np.testing.assert_array_equal(got, expected.layers[layer.name].spikes, layer.name)
+
+
+def problems(write: Callable[[IntegerNetwork, Path], None], net: IntegerNetwork, folder: Path):
+    with pytest.raises(LoweringError) as caught:
+        write(net, folder)
+    assert list(folder.iterdir()) == []
+    assert all(problem.remedy for problem in caught.value.problems)
+    return [str(problem) for problem in caught.value.problems]
+
+
+# Both files
+
+
+@pytest.mark.parametrize("levels", [1, 15])
+def test_both_files_hold_the_network(levels, tmp_path):
+    net = convolutional(levels)
+    loihi.write(net, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"network.net", "lava_network.py", "lava_params.npz"}
+    assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+    assert_runs(read_netx(tmp_path / "network.net"), net)
+    some = reference.run(net, raster(net)).layers
+    assert all(0 < trace.spikes.mean() < 1 for trace in some.values())
+
+
+def one_signed(low: int, high: int) -> NDArray[np.int8]:
+    return np.random.default_rng(3).integers(low, high + 1, (6, 9)).astype(np.int8)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        pytest.param(one_signed(0, 127), id="excitatory"),
+        pytest.param(one_signed(1, 1), id="ones"),
+        pytest.param(one_signed(-127, -1), id="inhibitory"),
+        pytest.param(one_signed(-127, 0), id="inhibitory and zero"),
+        pytest.param(one_signed(-63, 63) * 2, id="even"),
+        pytest.param(one_signed(-63, 63) * 2 + 1, id="odd"),
+        pytest.param(one_signed(-1, 1), id="ternary"),
+        pytest.param(one_signed(-128, 127), id="full range"),
+    ],
+)
+def test_dense_matrices_of_every_sign_are_exact(weight, tmp_path):
+    net = one_dense(weight, bias_mant=np.full(6, 200, np.int32))
+    loihi.write(net, tmp_path)
+    assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+    assert_runs(read_netx(tmp_path / "network.net"), net)
+
+
+@pytest.mark.parametrize("groups", [128, 130, 131])
+def test_groups_beyond_int8_are_merged(groups, tmp_path):
+    weight = random_weights(np.random.default_rng(0), 2 * groups, 1, 2, 1)
+    conv = Conv(weight, (1, 1), (0, 0), (1, 1), groups)
+    net = one_conv(conv, (groups, 2, 2))
+    net = then(net, OrPool("pool", "pool_w", (2 * groups, 1, 2), (2 * groups, 1, 1), (1, 2)))
+    loihi.write(net, tmp_path)
+    assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+    assert_runs(read_netx(tmp_path / "network.net"), net)
+
+
+def test_a_dense_layer_reads_an_image_in_the_order_c_h_w(tmp_path):
+    weight = random_weights(np.random.default_rng(0), 4, 30)
+    net = network(lif("fc", Dense(weight), (2, 3, 5), (4,)))
+    loihi.write(net, tmp_path)
+    assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+    assert_runs(read_netx(tmp_path / "network.net"), net)
+
+
+def test_decays_survive(tmp_path):
+    net = one_dense(one_signed(-30, 30), du=1000, dv=0)
+    net = then(net, lif("b", Dense(np.eye(6, dtype=np.int8)), (6,), (6,)))
+    loihi.write(net, tmp_path)
+    assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+    assert_runs(read_netx(tmp_path / "network.net"), net)
+
+
+def test_equal_networks_make_equal_bytes(tmp_path):
+    """Also a second later: HDF5 keeps times in seconds. The zip format counts in steps of two."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        loihi.write(convolutional(), folder)
+        time.sleep(1.1)
+    for path in folders[0].iterdir():
+        assert path.read_bytes() == (folders[1] / path.name).read_bytes(), path.name
+    with zipfile.ZipFile(folders[0] / "lava_params.npz") as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+# The process graph alone
+
+
+@pytest.mark.parametrize("exp", [1, 2, 7])
+def test_lava_carries_weight_and_bias_exponents(exp, tmp_path):
+    rng = np.random.default_rng(exp)
+    net = one_conv(
+        Conv(random_weights(rng, 3, 1, 2, 2), (1, 1), (0, 0), (1, 1), 1),
+        (1, 4, 3),
+        exp=exp,
+        bias_exp=3,
+        vth=rng.integers(0, 300 << exp, (3, 3, 2)).astype(np.int32),
+    )
+    dense = Dense(random_weights(rng, 5, 18))
+    net = then(net, lif("fc", dense, (3, 3, 2), (5,), exp=exp, bias_exp=0))
+    lava.write(net, tmp_path)
+    assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+
+
+@pytest.mark.parametrize("value", [0, -128])
+def test_lava_carries_matrices_that_netx_refuses(value, tmp_path):
+    net = one_dense(np.full((3, 4), value, np.int8), bias_mant=np.full(3, 300, np.int32))
+    lava.write(net, tmp_path)
+    assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+
+
+def test_the_script_is_the_template_and_stands_alone(tmp_path):
+    lava.write(convolutional(), tmp_path)
+    text = (tmp_path / "lava_network.py").read_text("utf-8")
+    template = resources.files("stl_deploy.exporters") / "templates" / "lava_network.py"
+    assert text == template.read_text("utf-8")
+    tree = ast.parse(text, feature_version=(3, 10))
+    compile(tree, "lava_network.py", "exec")
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(str(node.module).split(".")[0])
+    assert imported - set(sys.stdlib_module_names) == {"lava", "numpy"}
+
+
+def test_the_script_can_be_imported(tmp_path):
+    """Lava executes every file beside that of a process: nothing may run but definitions."""
+    lava.write(convolutional(), tmp_path)
+    body = ast.parse((tmp_path / "lava_network.py").read_text("utf-8")).body
+    allowed = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.Assign)
+    docstring, *others, last = body
+    assert isinstance(docstring, ast.Expr)
+    assert all(isinstance(node, allowed) for node in others)
+    assert ast.unparse(last).startswith("if __name__ == '__main__':")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("net", "what"),
+    [
+        (one_dense(one_signed(-9, 9), exp=1), "fc: weight exponent 1; netx knows 0 only"),
+        (one_dense(one_signed(-9, 9), bias_exp=5), "fc: bias exponent 5; netx fixes 6"),
+        (one_dense(np.zeros((2, 3), np.int8)), "fc: all weights are 0"),
+        (one_dense(one_signed(-128, -128)), "fc: no weight is positive and the smallest is -128"),
+        (one_dense(one_signed(-1, 0)), "fc: no weight is positive and the smallest is -1;"),
+    ],
+)
+def test_netx_refuses_by_name(net, what, tmp_path):
+    (line,) = problems(loihi.write, net, tmp_path)
+    assert line.startswith(f"network.net (netx), {what}")
+    assert problems(netx.write, net, tmp_path) == [line]
+    lava.write(net, tmp_path)
+
+
+def test_an_unused_bias_exponent_is_no_problem_for_netx(tmp_path):
+    net = one_dense(one_signed(-9, 9), bias_exp=0, bias_mant=np.zeros(6, np.int32))
+    loihi.write(net, tmp_path)
+    assert_runs(read_netx(tmp_path / "network.net"), net)
+
+
+def test_netx_refuses_a_graded_sum_that_it_adds_in_32_bits(tmp_path):
+    weight = np.ones((1, 40_000), np.int8)
+    net = replace(one_dense(weight), input_levels=255)
+    (line,) = problems(loihi.write, net, tmp_path)
+    assert line.startswith("network.net (netx), fc: a scaled sum can reach 2611200000")
+    lava.write(net, tmp_path)
+
+
+WIDE = np.array([[1]], np.int8)
+
+
+@pytest.mark.parametrize("write", [loihi.write, lava.write, netx.write])
+@pytest.mark.parametrize(
+    ("net", "what"),
+    [
+        (one_dense(np.array([[128, -129]])), "fc: weight -129 is outside -128..127 (2 of 2"),
+        (
+            one_dense(WIDE, vth=np.array([131072], np.int32)),
+            "fc: threshold vth 131072 is outside 0..131071",
+        ),
+        (one_dense(WIDE, vth=np.array([-1], np.int32)), "fc: threshold vth -1 is outside 0..1310"),
+        (
+            one_dense(WIDE, bias_mant=np.array([4096], np.int32)),
+            "fc: bias mantissa 4096 is outside -4096..4095",
+        ),
+        (one_dense(WIDE, du=4096), "fc: current decay du 4096 is outside 0..4095"),
+        (one_dense(WIDE, dv=-1), "fc: voltage decay dv -1 is outside 0..4095"),
+        (
+            network(lif("fc", Dense(WIDE), (1,), (1, 1, 1))),
+            "fc (fc_w): the neurons behind a dense layer have shape (1, 1, 1)",
+        ),
+        (
+            replace(one_dense(np.full((1, 34_000), 127, np.int8)), input_levels=255),
+            "fc (fc_w): a sum can reach 1101090000; Lava's Dense adds in 32 bits",
+        ),
+        (
+            replace(
+                one_conv(
+                    Conv(np.full((1, 300, 1, 1), 127, np.int8), (1, 1), (0, 0), (1, 1), 1),
+                    (300, 1, 1),
+                ),
+                input_levels=255,
+            ),
+            "conv (conv_w): a sum can reach 9715500; Lava's Conv wraps at 8388608",
+        ),
+        (
+            one_conv(
+                Conv(np.ones((1, 1, 1, 130), np.int8), (1, 1), (0, 0), (1, 1), 1), (1, 1, 130)
+            ),
+            "conv (conv_w): kernel (1, 130): Lava's Conv counts to 127",
+        ),
+        (
+            one_conv(Conv(np.ones((1, 1, 1, 1), np.int8), (128, 1), (0, 0), (1, 1), 1), (1, 2, 2)),
+            "conv (conv_w): stride (128, 1): Lava's Conv counts to 127",
+        ),
+        (
+            one_conv(Conv(np.ones((1, 1, 1, 1), np.int8), (1, 1), (0, 128), (1, 1), 1), (1, 1, 1)),
+            "conv (conv_w): padding (0, 128): Lava's Conv counts to 127",
+        ),
+        (
+            one_conv(
+                Conv(np.ones((1, 1, 1, 2), np.int8), (1, 1), (0, 0), (1, 128), 1), (1, 1, 129)
+            ),
+            "conv (conv_w): dilation (1, 128): Lava's Conv counts to 127",
+        ),
+    ],
+)
+def test_registers_that_do_not_hold_a_value_are_named(write, net, what, tmp_path):
+    lines = problems(write, net, tmp_path)
+    assert lines[0].startswith(what), lines
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"exp": 8}, "fc: weight exponent 8 is outside 0..7"),
+        ({"exp": -1}, "fc: weight exponent -1 is outside 0..7"),
+        ({"bias_exp": 8}, "fc: bias exponent 8 is outside 0..7"),
+    ],
+)
+def test_exponents_have_limits_on_lava_too(fields, what, tmp_path):
+    (line,) = problems(lava.write, one_dense(WIDE, **fields), tmp_path)
+    assert line.startswith(what)
+
+
+def test_all_problems_come_at_once(tmp_path):
+    first = lif("a", Dense(one_signed(-9, 9)), (9,), (6,), exp=3, vth=np.full(6, 1 << 17, np.int32))
+    second = lif("b", Dense(np.zeros((2, 6), np.int8)), (6,), (2,), du=5000, bias_exp=4)
+    lines = problems(loihi.write, network(first, second), tmp_path)
+    places = [line.split(":")[0] for line in lines]
+    assert places == ["a", "b", *["network.net (netx), a"], *["network.net (netx), b"] * 2]
+
+
+def test_an_ideal_network_that_fits_the_registers_goes_as_it_is(tmp_path):
+    net = replace(convolutional(), chip="ideal")
+    loihi.write(net, tmp_path)
+    assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+    assert_runs(read_netx(tmp_path / "network.net"), net)
+
+
+def test_an_ideal_network_that_could_overflow_is_refused(tmp_path):
+    net = replace(one_dense(np.full((1, 600), 127, np.int8)), chip="ideal")
+    (line,) = problems(loihi.write, net, tmp_path)
+    assert line.startswith("fc: u or v can reach ")
+    assert line.endswith("-> quantize for chip loihi2")
+    loihi.write(replace(net, chip="loihi2"), tmp_path)
