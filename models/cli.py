@@ -20,8 +20,8 @@ from stl_deploy.commands.common import (
     progress,
     refuse_existing,
     run,
+    say,
     stderr,
-    stdout,
 )
 from stl_deploy.errors import InputError, Problem
 
@@ -123,7 +123,7 @@ def train(
     if as_json:
         print_json({"out": str(out), **record})
     else:
-        stdout.print(f"{out}: training accuracy {100 * last.accuracy:.2f} % (last epoch)")
+        say(f"{out}: training accuracy {100 * last.accuracy:.2f} % (last epoch)")
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stl_deploy.arch import (
@@ -77,6 +80,16 @@ def _module(spec: object, shape: Shape, threshold: float) -> nn.Module:
         case Dropout():
             return nn.Dropout(spec.p)
     raise TypeError(f"no module for {spec!r}")
+
+
+def from_params(arch: Architecture, params: Mapping[str, NDArray[Any]]) -> STLNet:
+    """A model in evaluation mode from checked parameters, in their own precision."""
+    model = STLNet(arch)
+    if any(value.dtype == np.float64 for value in params.values()):
+        model = model.double()
+    # num_batches_tracked plays no part in evaluation and is not kept.
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in params.items()}, strict=False)
+    return model.eval()
 
 
 def infer(

@@ -1,0 +1,110 @@
+"""stl-deploy: trained spiking networks to neuromorphic hardware, with proof of how near they are.
+
+    import stl_deploy as stl
+    model = stl.load("model.pt")
+    network = stl.quantize(stl.from_torch(model), chip="loihi2")
+    stl.export(network, "loihi", "out")
+    trace = stl.simulate(network, spikes)
+    report = stl.parity(model, network, spikes)
+
+Importing this module is light: torch, h5py and the rest are loaded by the first call that needs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = [
+    "export",
+    "from_torch",
+    "load",
+    "parity",
+    "quantize",
+    "save_checkpoint",
+    "simulate",
+]
+
+if TYPE_CHECKING:
+    import nir
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stl_deploy.checkpoint import save_checkpoint
+    from stl_deploy.export import export
+    from stl_deploy.hw_sim.reference import Trace
+    from stl_deploy.models.net import STLNet
+    from stl_deploy.network import IntegerNetwork
+    from stl_deploy.parity import ParityReport
+    from stl_deploy.quantize import quantize
+
+_LAZY = {
+    "export": "stl_deploy.export",
+    "quantize": "stl_deploy.quantize",
+    "save_checkpoint": "stl_deploy.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'stl_deploy' has no attribute {name!r}")
+    from importlib import import_module
+
+    # The modules export and quantize are called like their functions: bind the function for good.
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def load(path: str | Path) -> STLNet | IntegerNetwork:
+    """A PyTorch model from ``*.pt`` (evaluation mode), an integer network from ``*.nir``.
+
+    Raises InputError naming every problem of the file.
+    """
+    if Path(path).suffix == ".nir":
+        from stl_deploy.nir_file import read_network
+
+        return read_network(Path(path))
+    from stl_deploy.importers import stl
+    from stl_deploy.models.net import from_params
+
+    checkpoint = stl.read(Path(path))
+    return from_params(checkpoint.arch, checkpoint.params)
+
+
+def from_torch(model: STLNet) -> nir.NIRGraph:
+    """The lowered float NIR graph of a model. Raises LoweringError naming every problem."""
+    from stl_deploy import passes
+    from stl_deploy.importers import stl
+
+    return passes.lower(stl.to_graph(model.arch, stl.params_of(model)))
+
+
+def simulate(
+    network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = False
+) -> Trace:
+    """Run the integer network on a raster [N, T, *input_shape], all samples at once.
+
+    The trace holds spikes, and with ``states`` u and v, of every layer as [N, T, *shape].
+    """
+    from stl_deploy.hw_sim import reference
+    from stl_deploy.raster import Raster, check_fits
+
+    check_fits(Raster(spikes), "spikes", network)
+    return reference.run(network, spikes, states)
+
+
+def parity(
+    model: STLNet,
+    network: IntegerNetwork,
+    spikes: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None = None,
+) -> ParityReport:
+    """Measure how far ``network`` is from ``model`` on a raster [N, T, *input_shape]."""
+    from stl_deploy.parity import compare
+    from stl_deploy.raster import Raster, check_fits
+
+    raster = Raster(spikes, labels)
+    check_fits(raster, "spikes", network)
+    return compare(model, from_torch(model), network, raster)

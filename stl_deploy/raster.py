@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import atomic, check_readable
+from stl_deploy.network import IntegerNetwork
 
 Encoding = Literal["bernoulli", "graded"]
 MAX_BYTES = 8 << 30  # of one array, decompressed
@@ -95,28 +96,35 @@ def load(path: Path) -> Raster:
     )
 
 
-def check_fits(
-    raster: Raster, where: str, shape: tuple[int, ...], timesteps: int, levels: int, classes: int
-) -> None:
-    """Raise InputError unless ``raster`` is an input of the network described."""
+def check_fits(raster: Raster, where: str, network: IntegerNetwork) -> None:
+    """Raise InputError unless ``raster`` is an input of ``network``."""
     problems: list[Problem] = []
     got = raster.spikes.shape
-    if got[2:] != shape:
-        problems.append(Problem(where, f"has inputs of shape {got[2:]}, the network reads {shape}"))
-    if got[1] != timesteps:
+    if got[2:] != network.input_shape:
         problems.append(
-            Problem(where, f"has {got[1]} time steps, the network was made for {timesteps}",
-                    f"make it with stl-raster --timesteps {timesteps}")
+            Problem(where, f"has inputs {got[2:]}, the network reads {network.input_shape}")
         )
-    largest = int(raster.spikes.max())
-    if largest > levels:
+    if len(got) > 1 and got[1] != network.timesteps:
         problems.append(
-            Problem(where, f"holds values up to {largest}, the network reads 0..{levels}",
-                    "encode it as the network was trained (--encoding)")
+            Problem(
+                where,
+                f"has {got[1]} time steps, the network was made for {network.timesteps}",
+                f"make it with stl-raster --timesteps {network.timesteps}",
+            )
         )
-    if raster.labels is not None and not 0 <= raster.labels.min() <= raster.labels.max() < classes:
+    largest = int(raster.spikes.max(initial=0))
+    if largest > network.input_levels:
         problems.append(
-            Problem(where, f"labels {raster.labels.min()}..{raster.labels.max()} for {classes} classes")
+            Problem(
+                where,
+                f"holds values up to {largest}, the network reads 0..{network.input_levels}",
+                "encode it as the network was trained (--encoding)",
+            )
+        )
+    classes, labels = network.readout.classes, raster.labels
+    if labels is not None and ((labels < 0) | (labels >= classes)).any():
+        problems.append(
+            Problem(where, f"labels {labels.min()}..{labels.max()} for {classes} classes")
         )
     if problems:
         raise InputError(problems)

@@ -406,7 +406,6 @@ def test_the_script_can_be_imported(tmp_path):
 @pytest.mark.parametrize(
     ("net", "what"),
     [
-        (one_dense(one_signed(-9, 9), exp=1), "fc: weight exponent 1; netx knows 0 only"),
         (one_dense(one_signed(-9, 9), bias_exp=5), "fc: bias exponent 5; netx fixes 6"),
         (one_dense(np.zeros((2, 3), np.int8)), "fc: all weights are 0"),
         (one_dense(one_signed(-128, -128)), "fc: no weight is positive and the smallest is -128"),
@@ -418,6 +417,16 @@ def test_netx_refuses_by_name(net, what, tmp_path):
     assert line.startswith(f"network.net (netx), {what}")
     assert problems(netx.write, net, tmp_path) == [line]
     lava.write(net, tmp_path)
+
+
+def test_a_weight_exponent_leaves_netx_out_and_says_so(tmp_path):
+    net = one_dense(one_signed(-9, 9), exp=1)
+    (line,) = problems(netx.write, net, tmp_path)
+    assert line.startswith("network.net (netx), fc: weight exponent 1; netx knows 0 only")
+    (note,) = loihi.write(net, tmp_path)
+    assert note.where == "network.net (netx)"
+    assert "fc have a weight exponent" in note.what
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lava_network.py", "lava_params.npz"]
 
 
 def test_an_unused_bias_exponent_is_no_problem_for_netx(tmp_path):
@@ -512,7 +521,7 @@ def test_exponents_have_limits_on_lava_too(fields, what, tmp_path):
 
 
 def test_all_problems_come_at_once(tmp_path):
-    first = lif("a", Dense(one_signed(-9, 9)), (9,), (6,), exp=3, vth=np.full(6, 1 << 17, np.int32))
+    first = lif("a", Dense(one_signed(-9, 9)), (9,), (6,), bias_exp=3, vth=np.full(6, 1 << 17, np.int32))
     second = lif("b", Dense(np.zeros((2, 6), np.int8)), (6,), (2,), du=5000, bias_exp=4)
     lines = problems(loihi.write, network(first, second), tmp_path)
     places = [line.split(":")[0] for line in lines]
@@ -524,6 +533,11 @@ def test_an_ideal_network_that_fits_the_registers_goes_as_it_is(tmp_path):
     loihi.write(net, tmp_path)
     assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
     assert_runs(read_netx(tmp_path / "network.net"), net)
+
+
+def test_an_ideal_network_with_a_decay_out_of_range_is_refused_once(tmp_path):
+    (line,) = problems(lava.write, replace(one_dense(WIDE, du=-1), chip="ideal"), tmp_path)
+    assert line.startswith("fc: current decay du -1 is outside 0..4095 (Intel Loihi 2)")
 
 
 def test_an_ideal_network_that_could_overflow_is_refused(tmp_path):

@@ -16,7 +16,7 @@ delays by one step, so layer l works on step t of sample k at Lava's time step k
 step of a sample reaches it.
 """
 
-# mypy: disable-error-code="import-not-found, misc, untyped-decorator, unused-ignore"
+# mypy: disable-error-code="import-not-found, misc, untyped-decorator"
 from __future__ import annotations
 
 import argparse
@@ -26,6 +26,7 @@ import os
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -323,13 +324,14 @@ def collect(folder: Path, network: dict[str, Any], samples: int) -> dict[str, np
 def read_input(path: Path, network: dict[str, Any], limit: int | None) -> np.ndarray:
     """The first ``limit`` samples of a raster file. Raises InputError when they do not fit."""
     try:
-        with np.load(path) as file:
-            spikes: np.ndarray = file["spikes"][:limit]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
+            spikes: np.ndarray = np.atleast_1d(file["spikes"])[:limit]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not an npz file with an array 'spikes' ({error})") from error
     expected = (network["timesteps"], *network["input_shape"])
     if spikes.shape[1:] != expected or len(spikes) == 0:
-        raise InputError(f"{path}: spikes is {spikes.shape}, the network takes (N, *{expected})")
+        wanted = ", ".join(map(str, expected))
+        raise InputError(f"{path}: spikes is {spikes.shape}, the network takes (N, {wanted})")
     if not np.issubdtype(spikes.dtype, np.integer) and spikes.dtype != np.bool_:
         raise InputError(f"{path}: spikes is {spikes.dtype}, the network takes whole numbers")
     low, high, levels = int(spikes.min()), int(spikes.max()), network["input_levels"]
@@ -377,6 +379,8 @@ def main() -> int:
     parser.add_argument("--states", action="store_true", help="also record u and v")
     options = parser.parse_args()
     try:
+        if not options.out.parent.is_dir():
+            raise InputError(f"{options.out}: the folder {options.out.parent} does not exist")
         with np.load(PARAMS) as params:
             network = json.loads(str(params["network"]))
             if network["format"] != FORMAT:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from stl_deploy.errors import InputError, Problem, StlError
 
@@ -86,6 +89,40 @@ def complain(name: str, error: StlError) -> None:
         stderr.print(f"  [bold]{escape(problem.where)}[/]: {escape(problem.what)}", soft_wrap=True)
         if problem.remedy:
             stderr.print(f"      remedy: {escape(problem.remedy)}", soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line on stdout, never wrapped."""
+    stdout.print(text, soft_wrap=True, markup=False)
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    stderr.print(f"[yellow]warning[/] {escape(text)}", soft_wrap=True)
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a percentage, fine enough for small mismatches; exact zero as such."""
+    return "0" if fraction == 0 else f"{100 * fraction:.4f} %"
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: first column left, the others right; never narrower than its content."""
+    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(header):
+        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    width = Measurement.get(stdout, stdout.options, grid).maximum
+    stdout.print(grid, width=max(width, stdout.width), crop=False, no_wrap=True, overflow="ignore")
+
+
+def complain_diagnostics(diagnostics: Sequence[Mapping[str, str]]) -> None:
+    """Print what the user should know, on stderr, each with its remedy."""
+    for d in diagnostics:
+        stderr.print(f"[yellow]note[/] {escape(d['where'])}: {escape(d['what'])}", soft_wrap=True)
+        if d["remedy"]:
+            stderr.print(f"      remedy: {escape(d['remedy'])}", soft_wrap=True)
 
 
 def print_json(data: Any) -> None:

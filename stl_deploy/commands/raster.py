@@ -16,7 +16,7 @@ from stl_deploy.commands.common import (
     print_json,
     refuse_existing,
     run,
-    stdout,
+    say,
 )
 
 
@@ -60,7 +60,7 @@ def raster(
     if as_json:
         print_json({"out": str(out), "shape": list(spikes.shape), "rate": rate, **source})
     else:
-        stdout.print(
+        say(
             f"{out}: {len(spikes)} {split} images, {timesteps} steps, {encoding}, seed {seed}, "
             f"{100 * rate:.1f} % of the entries are not zero"
         )

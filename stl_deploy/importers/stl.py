@@ -59,6 +59,11 @@ def read(
     return Checkpoint(architecture, params)
 
 
+def params_of(model: torch.nn.Module) -> Params:
+    """Parameters and running statistics of a model as arrays. Raises InputError for NaN and the like."""
+    return _arrays(Path(type(model).__name__), dict(model.state_dict()))
+
+
 def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
     """The float graph of a network, before any pass. Values keep the checkpoint's precision."""
     shape: A.Shape = architecture.input.shape

@@ -1,0 +1,5 @@
+"""``python -m stl_deploy.hw_sim``."""
+
+from stl_deploy.hw_sim.cli import main
+
+main()

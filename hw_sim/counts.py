@@ -1,0 +1,112 @@
+"""Event counts of a run: spikes, synaptic operations and neuron updates, per layer, sample and step.
+
+One synop is one spike meeting one stored, non-zero, in-bounds synapse. A neuron is updated in every
+physical step; it is *active* in those steps where it has anything to compute (what is left of its
+state, input or bias is not zero).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.hw_sim.reference import Trace
+from stl_deploy.network import IntArray, IntegerNetwork, in_bounds_synapses
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """Counts of one layer, int64 [N, T] each, at logical (hop-aligned) steps.
+
+    ``inputs`` are the events that reach the layer, ``overflow`` the neuron steps outside a register.
+    """
+
+    name: str
+    neurons: int
+    inputs: Int64
+    synops: Int64
+    active: Int64
+    spikes: Int64
+    overflow: Int64
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of all layers over N samples of T steps, and the predicted classes [N]."""
+
+    layers: tuple[LayerCounts, ...]
+    predictions: Int64
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return len(self.predictions)
+
+    @property
+    def timesteps(self) -> int:
+        """T."""
+        return self.layers[0].spikes.shape[1]
+
+    @property
+    def hops(self) -> int:
+        """D: every weight layer and every OR pool delays by one physical step."""
+        return len(self.layers)
+
+    @property
+    def physical_steps(self) -> int:
+        """Samples follow each other without a gap: N*T steps, and D more until the last has left."""
+        return self.samples * self.timesteps + self.hops
+
+    @property
+    def overflows(self) -> dict[str, int]:
+        """Layers with overflow, and how often."""
+        return {c.name: n for c in self.layers if (n := int(c.overflow.sum()))}
+
+
+class Counter:
+    """Adds up counts batch by batch; use ``add`` as the visitor of ``reference.in_batches``."""
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        self.network = network
+        self.fan_out = {layer.name: in_bounds_synapses(layer) for layer in network.layers}
+        self.parts: list[Counts] = []
+
+    def add(self, raster: IntArray, trace: Trace) -> None:
+        """Count one batch: its input [N, T, ...] and what the network did with it."""
+        inputs: IntArray = raster
+        layers = []
+        for layer in self.network.layers:
+            did = trace.layers[layer.name]
+            events = (inputs != 0).reshape(*inputs.shape[:2], -1)
+            layers.append(
+                LayerCounts(
+                    name=layer.name,
+                    neurons=layer.neurons,
+                    inputs=events.sum(axis=2, dtype=np.int64),
+                    synops=np.rint(
+                        events.astype(np.float64) @ self.fan_out[layer.name].reshape(-1)
+                    ).astype(np.int64),
+                    active=did.active,
+                    spikes=did.spikes.reshape(*did.spikes.shape[:2], -1).sum(2, dtype=np.int64),
+                    overflow=did.overflow,
+                )
+            )
+            inputs = did.spikes
+        self.parts.append(Counts(tuple(layers), trace.predictions))
+
+    def total(self) -> Counts:
+        """All batches as one."""
+        fields = ("inputs", "synops", "active", "spikes", "overflow")
+        layers = tuple(
+            LayerCounts(
+                first.name,
+                first.neurons,
+                **{f: np.concatenate([getattr(p.layers[i], f) for p in self.parts]) for f in fields},
+            )
+            for i, first in enumerate(self.parts[0].layers)
+        )
+        return Counts(layers, np.concatenate([p.predictions for p in self.parts]))

@@ -1,0 +1,198 @@
+"""``stl-export``: a checkpoint to an output folder for one target or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from stl_deploy.commands.common import (
+    Debug,
+    Force,
+    Json,
+    complain_diagnostics,
+    percent,
+    print_json,
+    progress,
+    run,
+    say,
+    table,
+)
+from stl_deploy.errors import LoweringError, Problem
+
+if TYPE_CHECKING:
+    from stl_deploy.parity import ParityReport
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Checkpoint: ours, or a state_dict.", metavar="MODEL")],
+    target: Annotated[
+        list[Literal["nir", "loihi"]],
+        typer.Option(help="What to write; may be given several times."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="DIR", help="Output folder; default MODEL's name."),
+    ] = None,
+    chip: Annotated[
+        Literal["ideal", "loihi1", "loihi2"] | None,
+        typer.Option(help="Registers and limits; default loihi2 for loihi, ideal for nir alone."),
+    ] = None,
+    weight_bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of a weight.")] = 8,
+    weight_exp: Annotated[
+        int, typer.Option(min=0, max=7, help="Weights count 2^E; finer thresholds, not for netx.")
+    ] = 0,
+    thresholds: Annotated[
+        Literal["auto", "native"], typer.Option(help="native: a threshold per neuron.")
+    ] = "auto",
+    overflow: Annotated[
+        Literal["auto", "proven", "checked"],
+        typer.Option(help="proven: no input can overflow; checked: calibrated, hw_sim flags it."),
+    ] = "auto",
+    calib: Annotated[
+        Path | None, typer.Option(metavar="NPZ", help="Raster for --overflow checked, no labels.")
+    ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option("--eval", metavar="NPZ", help="Raster to measure parity and energy on."),
+    ] = None,
+    clamp_thresholds: Annotated[
+        bool, typer.Option("--clamp-thresholds", help="Move thresholds the chip cannot hold.")
+    ] = False,
+    tau: Annotated[
+        float | None, typer.Option(help="Decay of an official state_dict. [default: 0.5]")
+    ] = None,
+    timesteps: Annotated[
+        int | None, typer.Option(min=1, help="T of an official state_dict. [default: 4]")
+    ] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of an official state_dict.")] = 10,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Quantize a trained spiking network and write it for hardware.
+
+    Example: stl-export model.pt --target loihi --eval test.npz -o out
+    """
+    from stl_deploy import passes
+    from stl_deploy import raster as rasters
+    from stl_deploy.export import check_out
+    from stl_deploy.export import export as write
+    from stl_deploy.importers import stl
+    from stl_deploy.quantize import quantize
+    from stl_deploy.report import render
+
+    out = out if out is not None else Path(model.stem + "-export")
+    check_out(out, force)
+    chip = chip or ("ideal" if set(target) == {"nir"} else "loihi2")
+    checkpoint = stl.read(model, tau, timesteps, classes)
+    try:
+        graph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
+        network = quantize(
+            graph,
+            chip,
+            None if calib is None else rasters.load(calib).spikes,
+            weight_bits=weight_bits,
+            weight_exp=weight_exp,
+            overflow=overflow,
+            clamp_thresholds=clamp_thresholds,
+        )
+    except LoweringError as error:
+        raise LoweringError(
+            [Problem(f"{model}: {p.where}", p.what, p.remedy) for p in error.problems]
+        ) from None
+    evaluation = None
+    if evaluate is not None:
+        evaluation = _evaluate(checkpoint, graph, network, evaluate, as_json)
+    activity, parity = evaluation or (None, None)
+    manifest = write(
+        network,
+        list(dict.fromkeys(target)),
+        out,
+        graph=graph,
+        source=model,
+        force=force,
+        report=lambda: render(model.name, network, activity=activity, parity=parity),
+        extra={} if parity is None else {"parity": parity.to_json()},
+    )
+    if as_json:
+        print_json({"out": str(out), **manifest})
+        return
+    _print(out, manifest, parity)
+
+
+def _evaluate(checkpoint: Any, graph: Any, network: Any, path: Path, quiet: bool) -> Any:
+    """Parity and activity on the raster at ``path``."""
+    from stl_deploy import raster as rasters
+    from stl_deploy.hw_sim.counts import Counter
+    from stl_deploy.hw_sim.simulate import batch_size, summarize
+    from stl_deploy.models.net import from_params
+    from stl_deploy.parity import compare
+
+    raster = rasters.load(path)
+    rasters.check_fits(raster, str(path), network)
+    counter = Counter(network)
+    with progress(quiet) as bar:
+        task = bar.add_task("float and integer", total=len(raster.spikes), note="samples")
+        parity = compare(
+            from_params(checkpoint.arch, checkpoint.params),
+            graph,
+            network,
+            raster,
+            batch=batch_size(network),
+            visit=counter.add,
+            on_progress=lambda done: bar.update(task, completed=done),
+        )
+    return summarize(network, counter.total(), raster), parity
+
+
+def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> None:
+    rows = [
+        (
+            row["name"],
+            f"{row['neurons']:,}",
+            f"{row['synapses']:,}",
+            str(row["weight_bits"]),
+            f"{row['precision']['effective_bits']:.2f}" if row["precision"] else "-",
+            f"{row['thresholds']['distinct']:,} in {row['thresholds']['min']}.."
+            f"{row['thresholds']['max']}",
+            row["precision"]["mode"] if row["precision"] else "-",
+            "-" if row["cores"] is None else str(row["cores"]),
+        )
+        for row in manifest["layers"]
+    ]
+    table(
+        f"{manifest['source']['file']} for {manifest['chip']}, T = {manifest['timesteps']}",
+        ("layer", "neurons", "synapses", "bits", "effective", "thresholds", "overflow", "cores"),
+        rows,
+    )
+    complain_diagnostics(manifest["diagnostics"])
+    if parity is not None:
+        table(
+            f"Spike mismatch against the float64 model, {parity.samples:,} samples",
+            ("layer", "integer", "integer, forced", "float32", "float NIR"),
+            [
+                (
+                    layer.name,
+                    percent(layer.mismatch),
+                    percent(layer.mismatch_forced),
+                    percent(layer.float32_mismatch),
+                    percent(layer.nir_mismatch),
+                )
+                for layer in parity.layers
+            ],
+        )
+        if parity.accuracy_float is not None and parity.accuracy_lowered is not None:
+            say(
+                f"accuracy: float {100 * parity.accuracy_float:.2f} %, "
+                f"integer {100 * parity.accuracy_lowered:.2f} %"
+            )
+        say(f"same prediction: {100 * parity.prediction_agreement:.2f} % of the samples")
+    say(f"written: {out}/ ({', '.join([*manifest['files'], 'manifest.json'])})")
+    say(f"report: {out / 'report.html'}")
+
+
+def main() -> None:
+    """Entry point."""
+    run(export, "stl-export")

@@ -1,0 +1,151 @@
+"""The output folder: model.nir, manifest.json, report.html and a folder per target, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+
+from stl_deploy import __version__, nir_file
+from stl_deploy import chip as chips
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.files import sha256
+from stl_deploy.network import IntegerNetwork, Layer, LifLayer, in_bounds_synapses
+from stl_deploy.placement import CoreEstimate, estimate
+
+MANIFEST = "manifest.json"
+FORMAT = "stl-deploy/export"
+
+
+def export(
+    network: IntegerNetwork,
+    target: str | Sequence[str],
+    out: str | Path,
+    *,
+    graph: nir.NIRGraph | None = None,
+    source: Path | None = None,
+    force: bool = False,
+    report: Callable[[], str] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write ``network`` for one target or several into the folder ``out``; the manifest is returned.
+
+    Args:
+        network: from ``quantize``.
+        target: "nir", "loihi".
+        out: a new folder, or with ``force`` one that an earlier export wrote.
+        graph: the lowered float graph, written as model.float.nir.
+        source: the file that the model came from; its sha256 goes into the manifest.
+        force: replace an earlier export.
+        report: gives the text of report.html; without it the hardware sections alone.
+        extra: more entries for the manifest.
+
+    Raises:
+        InputError: ``out`` exists, or is not an export. LoweringError: the target cannot carry it.
+    """
+    from stl_deploy import exporters
+    from stl_deploy.report import render
+
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    exporters.check(targets)
+    out = Path(out)
+    check_out(out, force)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        nir_file.write(nir_file.to_nir(network), temporary / "model.nir")
+        if graph is not None:
+            nir_file.write(graph, temporary / "model.float.nir")
+        notes = [asdict(d) for name in targets for d in exporters.write(network, name, temporary)]
+        text = report() if report is not None else render(out.name, network)
+        (temporary / "report.html").write_text(text, "utf-8")
+        manifest = {**describe(network), "targets": list(targets), **(extra or {})}
+        manifest["diagnostics"] += notes
+        manifest["source"] = (
+            None if source is None else {"file": source.name, "sha256": sha256(source)}
+        )
+        manifest["files"] = {
+            str(path.relative_to(temporary)): sha256(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+        temporary.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raise InputError unless ``out`` can become the output folder."""
+    if not out.parent.is_dir():
+        raise InputError(Problem(str(out), f"the folder {out.parent} does not exist", "create it"))
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(Problem(str(out), "is a file", "name a folder with -o"))
+    if any(out.iterdir()):
+        if not force:
+            raise InputError(
+                Problem(str(out), "exists already", "give --force to replace it, or another -o")
+            )
+        if not _is_export(out):
+            raise InputError(
+                Problem(str(out), "was not written by stl-export, so --force does not replace it",
+                        "name another folder with -o")
+            )
+
+
+def describe(network: IntegerNetwork) -> dict[str, Any]:
+    """What the manifest and ``--json`` say of a network."""
+    cores = estimate(network, chips.load(network.chip))
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "stl_deploy": __version__,
+        "chip": network.chip,
+        "timesteps": network.timesteps,
+        "layers": [_row(layer, network, cores) for layer in network.layers],
+        "cores": None if cores is None else cores.cores,
+        "chips": None if cores is None else cores.chips,
+        "diagnostics": [asdict(d) for d in network.diagnostics],
+    }
+
+
+def _row(layer: Layer, network: IntegerNetwork, cores: CoreEstimate | None) -> dict[str, Any]:
+    lif = isinstance(layer, LifLayer)
+    vth = layer.vth if isinstance(layer, LifLayer) else np.zeros(1, np.int32)
+    precision = network.precision.get(layer.name)
+    return {
+        "name": layer.name,
+        "kind": layer.synapses.kind if isinstance(layer, LifLayer) else "or_pool",
+        "shape": list(layer.shape),
+        "neurons": layer.neurons,
+        "synapses": int(in_bounds_synapses(layer).sum()),
+        "weight_bits": layer.weight_bits if isinstance(layer, LifLayer) else 1,
+        "thresholds": {
+            "distinct": len(np.unique(vth)),
+            "min": int(vth.min()),
+            "max": int(vth.max()),
+            "lowering": network.lowering if lif else "native",
+        },
+        "cores": None if cores is None else cores.layers[layer.name],
+        "precision": None if precision is None else asdict(precision),
+    }
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        data = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT

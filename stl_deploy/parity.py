@@ -1,0 +1,142 @@
+"""Float against integer, measured: spike mismatch per layer, accuracy, agreement of predictions.
+
+The reference is the PyTorch model's float32 parameters evaluated in float64. Beside the integer
+network stand the float NIR graph (which must agree exactly) and the same model in float32 (which
+shows how much rounding alone flips).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import float_exec
+from stl_deploy.network import IntegerNetwork
+from stl_deploy.raster import Raster
+
+if TYPE_CHECKING:
+    from stl_deploy.hw_sim.reference import Trace
+    from stl_deploy.models.net import STLNet
+
+Spikes = dict[str, NDArray[np.uint8]]
+Visit = Callable[[NDArray[np.uint8], "Trace"], None]
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """Fractions of a layer's N*T*neurons entries that differ from the float64 model.
+
+    ``mismatch``: integer network, errors of earlier layers included; ``mismatch_forced``: this
+    layer alone, fed with the float model's spikes; ``float32_mismatch``: the PyTorch model in
+    float32; ``nir_mismatch``: the float NIR graph.
+    """
+
+    name: str
+    entries: int
+    mismatch: float
+    mismatch_forced: float
+    float32_mismatch: float
+    nir_mismatch: float
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The whole comparison; accuracies are None without labels."""
+
+    samples: int
+    layers: tuple[LayerParity, ...]
+    accuracy_float: float | None
+    accuracy_lowered: float | None
+    prediction_agreement: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the keys that scripts use."""
+        return {
+            "samples": self.samples,
+            "accuracy": {"float": self.accuracy_float, "lowered": self.accuracy_lowered},
+            "prediction_agreement": self.prediction_agreement,
+            "layers": [vars(layer) for layer in self.layers],
+        }
+
+
+def compare(
+    model: STLNet,
+    graph: nir.NIRGraph,
+    network: IntegerNetwork,
+    raster: Raster,
+    *,
+    batch: int = 50,
+    visit: Visit | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> ParityReport:
+    """Compare ``model``, its lowered float ``graph`` and ``network`` on ``raster``.
+
+    ``visit(inputs, trace)`` is called with every batch of the integer run, so that whoever counts
+    events need not run the network again; ``on_progress(done)`` with the number of samples done.
+    """
+    import torch
+
+    from stl_deploy.models.net import infer
+
+    tallies: dict[str, NDArray[np.int64]] = {}
+    entries: dict[str, int] = {}
+    hits = np.zeros(3, np.int64)
+    for start in range(0, len(raster.spikes), batch):
+        inputs = raster.spikes[start : start + batch]
+        tensor = torch.from_numpy(inputs)
+        double = _numpy(infer(model, tensor, torch.float64))
+        others = [_numpy(infer(model, tensor, torch.float32)), float_exec.run(graph, inputs)]
+        trace, forced = _integer(network, inputs, double)
+        lowered = {name: did.spikes for name, did in trace.layers.items()}
+        for name, expected in double.items():
+            differing = [
+                np.count_nonzero(got[name] != expected) for got in (lowered, forced, *others)
+            ]
+            tallies[name] = tallies.get(name, np.zeros(4, np.int64)) + differing
+            entries[name] = entries.get(name, 0) + expected.size
+        want = network.readout.predict(double[network.layers[-1].name])
+        hits[2] += np.count_nonzero(want == trace.predictions)
+        if raster.labels is not None:
+            labels = raster.labels[start : start + batch]
+            hits[0] += np.count_nonzero(want == labels)
+            hits[1] += np.count_nonzero(trace.predictions == labels)
+        if visit is not None:
+            visit(inputs, trace)
+        if on_progress is not None:
+            on_progress(start + len(inputs))
+    n = len(raster.spikes)
+    labelled = raster.labels is not None
+    return ParityReport(
+        samples=n,
+        layers=tuple(
+            LayerParity(name, entries[name], *(float(t) / entries[name] for t in tallies[name]))
+            for name in tallies
+        ),
+        accuracy_float=hits[0] / n if labelled else None,
+        accuracy_lowered=hits[1] / n if labelled else None,
+        prediction_agreement=hits[2] / n,
+    )
+
+
+def _integer(
+    network: IntegerNetwork, inputs: NDArray[np.uint8], expected: Spikes
+) -> tuple[Trace, Spikes]:
+    """The integer run, and each layer's spikes when it is fed with the float model's instead."""
+    from stl_deploy.hw_sim import reference
+
+    trace = reference.run(network, inputs)
+    forced: Spikes = {}
+    before: NDArray[np.uint8] = inputs
+    for layer in network.layers:
+        forced[layer.name] = reference.run_layer(network, layer, before).spikes
+        before = expected[layer.name]
+    return trace, forced
+
+
+def _numpy(spikes: dict[str, Any]) -> Spikes:
+    return {name: tensor.numpy().astype(np.uint8) for name, tensor in spikes.items()}
