@@ -1,0 +1,1 @@
+"""The integer simulator: reference.py defines, the rest counts, times and prices."""

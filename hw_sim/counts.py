@@ -49,7 +49,7 @@ class Counts:
     @property
     def timesteps(self) -> int:
         """T."""
-        return self.layers[0].spikes.shape[1]
+        return int(self.layers[0].spikes.shape[1])
 
     @property
     def hops(self) -> int:
@@ -105,7 +105,9 @@ class Counter:
             LayerCounts(
                 first.name,
                 first.neurons,
-                **{f: np.concatenate([getattr(p.layers[i], f) for p in self.parts]) for f in fields},
+                **{
+                    f: np.concatenate([getattr(p.layers[i], f) for p in self.parts]) for f in fields
+                },
             )
             for i, first in enumerate(self.parts[0].layers)
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,8 @@ def wrap32(x: Int64) -> Int64:
 
 def decay(x: Int64, constant: int) -> Int64:
     """x * (4096 - constant) / 4096, truncated toward zero."""
-    return np.sign(x) * ((np.abs(x) * (4096 - constant)) >> 12)
+    magnitude: Int64 = (np.abs(x) * (4096 - constant)) >> 12
+    return np.where(x < 0, -magnitude, magnitude)
 
 
 def step_current(u: Int64, a: Int64, du: int, limit: int | None) -> tuple[Int64, NDArray[np.bool_]]:
@@ -69,13 +71,15 @@ def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:
     weight = layer.synapses.weight
     worst = levels * int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max())
     dtype = np.float32 if worst < 1 << 24 else np.float64
-    x, w = spikes.astype(dtype), weight.astype(dtype)
+    x: NDArray[Any] = spikes.astype(dtype)
+    w: NDArray[Any] = weight.astype(dtype)
     if isinstance(layer.synapses, Dense):
-        total = x.reshape(len(x), -1) @ w.T
+        total: NDArray[Any] = x.reshape(len(x), -1) @ w.T
     else:
         conv = layer.synapses
         total = convolve(x, w, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return total.astype(np.int64).reshape(len(x), *layer.shape) << layer.exp
+    sums: Int64 = total.astype(np.int64).reshape(len(x), *layer.shape)
+    return sums << layer.exp
 
 
 @dataclass
@@ -83,8 +87,8 @@ class LayerTrace:
     """What one layer did: arrays [N, T, *shape] and counts [N, T].
 
     ``u`` and ``v`` (after the reset) are kept on request. ``active`` counts the neurons with
-    anything to compute (what is left of the state, input or bias not zero); ``overflow`` the accumulators, currents and
-    voltages outside the chip's registers.
+    anything to compute (what is left of the state, input or bias not zero); ``overflow`` those with
+    an accumulator, current or voltage outside the chip's registers.
     """
 
     spikes: NDArray[np.uint8]

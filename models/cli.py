@@ -36,7 +36,8 @@ def train(
         str, typer.Option(help="Architecture, e.g. 24C5-BN-LIF-P14-FC100-LIF-AvgPool10.")
     ] = OFFICIAL_MNIST,
     mode: Annotated[
-        str, typer.Option(help="synergistic | synaptic (thresholds fixed) | threshold (weights fixed).")
+        str,
+        typer.Option(help="synergistic | synaptic (thresholds fixed) | threshold (weights fixed)."),
     ] = "synergistic",
     encoding: Annotated[str, typer.Option(help="Input: bernoulli spikes or graded integers.")] = (
         "bernoulli"

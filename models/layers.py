@@ -83,7 +83,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve every step."""
-        return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        out = super().forward(input.flatten(0, 1))
+        return out.reshape(*input.shape[:2], *out.shape[1:])
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -91,7 +92,8 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool every step."""
-        return cast(Tensor, super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2]))
+        out = cast(Tensor, super().forward(input.flatten(0, 1)))
+        return out.reshape(*input.shape[:2], *out.shape[1:])
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -108,7 +110,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every step."""
         if not self.training:
-            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+            return super().forward(input.flatten(0, 1)).reshape(input.shape)
         steps = [super(BatchNorm, self).forward(x) for x in input.unbind(1)]
         return torch.stack(steps, dim=1)
 

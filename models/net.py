@@ -92,9 +92,7 @@ def from_params(arch: Architecture, params: Mapping[str, NDArray[Any]]) -> STLNe
     return model.eval()
 
 
-def infer(
-    model: STLNet, raster: Tensor, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+def infer(model: STLNet, raster: Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Spikes of every layer in evaluation mode and in ``dtype``; the model itself is not changed."""
     copy = STLNet(model.arch).to(dtype)
     copy.load_state_dict(model.state_dict())

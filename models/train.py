@@ -59,9 +59,7 @@ def freeze(model: STLNet, mode: Mode) -> list[torch.nn.Parameter]:
     thresholds = {id(m.thresh) for m in model.modules() if isinstance(m, LIF)}
     for parameter in model.parameters():
         is_threshold = id(parameter) in thresholds
-        parameter.requires_grad_(
-            mode == "synergistic" or is_threshold == (mode == "threshold")
-        )
+        parameter.requires_grad_(mode == "synergistic" or is_threshold == (mode == "threshold"))
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -117,7 +115,7 @@ class Trainer:
         rng = torch.Generator(self.device)
         rng.manual_seed(int(order_rng.integers(2**62)))
         order = torch.from_numpy(order_rng.permutation(len(images))).to(self.device)
-        batches = order.split(settings.batch)
+        batches = torch.split(order, settings.batch)
         self.model.train()
         loss_sum = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)

@@ -81,9 +81,7 @@ def from_torch(model: STLNet) -> nir.NIRGraph:
     return passes.lower(stl.to_graph(model.arch, stl.params_of(model)))
 
 
-def simulate(
-    network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = False
-) -> Trace:
+def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = False) -> Trace:
     """Run the integer network on a raster [N, T, *input_shape], all samples at once.
 
     The trace holds spikes, and with ``states`` u and v, of every layer as [N, T, *shape].

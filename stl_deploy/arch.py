@@ -88,9 +88,7 @@ class Dropout(_Spec):
     p: float = Field(ge=0, lt=1)
 
 
-Layer = Annotated[
-    Conv | BatchNorm | Lif | MaxPool | Linear | Dropout, Field(discriminator="kind")
-]
+Layer = Annotated[Conv | BatchNorm | Lif | MaxPool | Linear | Dropout, Field(discriminator="kind")]
 
 
 class Input(BaseModel):
@@ -243,9 +241,7 @@ def output_shape(layer: _Spec, shape: Shape) -> Shape:
             )
         size = tuple(
             conv_size(n, k, s, p)
-            for n, k, s, p in zip(
-                shape[1:], layer.kernel, layer.stride, layer.padding, strict=True
-            )
+            for n, k, s, p in zip(shape[1:], layer.kernel, layer.stride, layer.padding, strict=True)
         )
         if min(size) < 1:
             raise ValueError(f"{layer.name}: kernel {layer.kernel} is larger than input {shape}")
@@ -289,8 +285,8 @@ def _parse_token(token: str, shape: Shape, where: str) -> dict[str, Any]:
                     "pool to a divisor of its height and width",
                 )
             )
-        kernel = (shape[1] // size, shape[2] // size)
-        return {"kind": "maxpool", "prefix": "pool", "kernel": kernel}
+        window = (shape[1] // size, shape[2] // size)
+        return {"kind": "maxpool", "prefix": "pool", "kernel": window}
     if linear := re.fullmatch(r"FC(\d{1,7})", token):
         return {"kind": "linear", "prefix": "fc", "features": int(linear[1])}
     if drop := re.fullmatch(r"D(0(?:\.\d+)?)", token):

@@ -41,4 +41,5 @@ def voltage_range(layer: LifLayer, levels: int, timesteps: int) -> tuple[Int64, 
 
 
 def _decayed(v: Int64, dv: int) -> Int64:
-    return np.sign(v) * ((np.abs(v) * (4096 - dv)) >> 12)
+    magnitude: Int64 = (np.abs(v) * (4096 - dv)) >> 12
+    return np.where(v < 0, -magnitude, magnitude)

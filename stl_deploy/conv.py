@@ -38,8 +38,12 @@ def convolve(
 
 
 def fan_out(
-    nonzero: NDArray[np.bool_], shape: tuple[int, int, int], stride: Pair, padding: Pair,
-    dilation: Pair, groups: int,
+    nonzero: NDArray[np.bool_],
+    shape: tuple[int, int, int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
 ) -> NDArray[np.int64]:
     """How many synapses leave each input neuron: int64 of the input ``shape`` (C, H, W).
 
@@ -52,13 +56,9 @@ def fan_out(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(shape[1:], padding, dilation, (kh, kw), stride, strict=True)
     ]
-    padded = np.zeros(
-        (shape[0], shape[1] + 2 * padding[0], shape[2] + 2 * padding[1]), np.int64
-    )
+    padded = np.zeros((shape[0], shape[1] + 2 * padding[0], shape[2] + 2 * padding[1]), np.int64)
     for i, j in np.ndindex(kh, kw):
         rows = slice(i * dilation[0], i * dilation[0] + stride[0] * (size[0] - 1) + 1, stride[0])
         cols = slice(j * dilation[1], j * dilation[1] + stride[1] * (size[1] - 1) + 1, stride[1])
         padded[:, rows, cols] += per_channel[:, i, j, None, None]
-    return padded[
-        :, padding[0] : padding[0] + shape[1], padding[1] : padding[1] + shape[2]
-    ]
+    return padded[:, padding[0] : padding[0] + shape[1], padding[1] : padding[1] + shape[2]]

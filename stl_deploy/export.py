@@ -100,8 +100,11 @@ def check_out(out: Path, force: bool) -> None:
             )
         if not _is_export(out):
             raise InputError(
-                Problem(str(out), "was not written by stl-export, so --force does not replace it",
-                        "name another folder with -o")
+                Problem(
+                    str(out),
+                    "was not written by stl-export, so --force does not replace it",
+                    "name another folder with -o",
+                )
             )
 
 

@@ -57,17 +57,18 @@ def _stateless(node: nir.ir.NIRNode, x: Array) -> Array:
         case nir.SumPool2d():
             kernel = G.pair(node.kernel_size)
             ones = np.ones((x.shape[1], 1, *kernel))
-            return convolve(
-                x, ones, G.pair(node.stride), G.pair(node.padding), groups=x.shape[1]
-            )
+            return convolve(x, ones, G.pair(node.stride), G.pair(node.padding), groups=x.shape[1])
         case nir.Flatten():
             return x.reshape(len(x), -1)
         case nir.Affine():
-            return x @ node.weight.astype(np.float64).T + node.bias
+            affine: Array = x @ node.weight.astype(np.float64).T + node.bias
+            return affine
         case nir.Linear():
-            return x @ node.weight.astype(np.float64).T
+            product: Array = x @ node.weight.astype(np.float64).T
+            return product
         case nir.Threshold():
-            return (x > node.threshold).astype(np.float64)
+            fired: Array = (x > node.threshold).astype(np.float64)
+            return fired
     raise TypeError(f"cannot run {type(node).__name__}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import nir
@@ -80,7 +81,12 @@ class InputScale(_Foreign):
 
 
 def conv2d(
-    weight: Array, bias: Array, in_shape: Shape, stride: Pair, padding: Pair, groups: int = 1,
+    weight: Array,
+    bias: Array,
+    in_shape: Shape,
+    stride: Pair,
+    padding: Pair,
+    groups: int = 1,
     dilation: Pair = (1, 1),
 ) -> nir.Conv2d:
     """``nir.Conv2d`` with the types it ought to infer (nir 1.0.8 errs for non-square kernels)."""
@@ -146,7 +152,7 @@ def chain_graph(
     names = list(every)
     return nir.NIRGraph(
         nodes=every,
-        edges=list(zip(names, names[1:], strict=False)),
+        edges=list(pairwise(names)),
         metadata={KEY: meta},
         type_check=False,
     )
@@ -215,8 +221,10 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
             return node.out_shape
         case nir.Conv2d():
             out_channels, per_group, kh, kw = node.weight.shape
-            if len(shape) != 3 or shape[0] != per_group * node.groups or node.bias.shape != (
-                out_channels,
+            if (
+                len(shape) != 3
+                or shape[0] != per_group * node.groups
+                or node.bias.shape != (out_channels,)
             ):
                 raise problem
             return (out_channels, *plane(shape, (kh, kw), *conv_geometry(node)))

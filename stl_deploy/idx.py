@@ -23,7 +23,9 @@ HOW_TO_GET = (
 
 def find(folder: Path, split: Split, part: Literal["images", "labels"]) -> Path:
     """Path of one IDX file in ``folder``, plain or gzipped. Raises InputError when there is none."""
-    stem = f"{'train' if split == 'train' else 't10k'}-{part}-idx{3 if part == 'images' else 1}-ubyte"
+    stem = (
+        f"{'train' if split == 'train' else 't10k'}-{part}-idx{3 if part == 'images' else 1}-ubyte"
+    )
     for name in (f"{stem}.gz", stem):
         if (folder / name).is_file():
             return folder / name
@@ -75,4 +77,3 @@ def _gunzip(raw: bytes) -> bytes:
     if not out.eof:
         raise EOFError("the gzip stream is truncated")
     return data
-

@@ -114,11 +114,15 @@ class Readout:
     def votes(self, spikes: IntArray) -> NDArray[np.int64]:
         """Spike counts [N, classes] of the last layer's spikes [N, T, ...]."""
         counts = spikes.reshape(*spikes.shape[:2], -1).sum(axis=1, dtype=np.int64)
-        return counts.reshape(len(spikes), self.classes, self.population).sum(axis=2)
+        votes: NDArray[np.int64] = counts.reshape(len(spikes), self.classes, self.population).sum(
+            axis=2
+        )
+        return votes
 
     def predict(self, spikes: IntArray) -> NDArray[np.int64]:
         """Class of each sample, the first of those with most votes."""
-        return self.votes(spikes).argmax(axis=1)
+        best: NDArray[np.int64] = self.votes(spikes).argmax(axis=1)
+        return best
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,8 @@ def in_bounds_synapses(layer: Layer) -> NDArray[np.int64]:
         case OrPool():
             return np.ones(layer.input_shape, np.int64)
         case LifLayer(synapses=Dense(weight=weight)):
-            return np.count_nonzero(weight, axis=0).reshape(layer.input_shape).astype(np.int64)
+            count: NDArray[np.int64] = (weight != 0).sum(axis=0, dtype=np.int64)
+            return count.reshape(layer.input_shape)
         case LifLayer(synapses=Conv() as conv):
             c, h, w = layer.input_shape
             return fan_out(

@@ -120,8 +120,13 @@ def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
     synapses = layer.synapses
     if isinstance(synapses, Conv):
         out[layer.synapse_name] = G.conv2d(
-            synapses.weight, bias, layer.input_shape, synapses.stride, synapses.padding,
-            synapses.groups, synapses.dilation,
+            synapses.weight,
+            bias,
+            layer.input_shape,
+            synapses.stride,
+            synapses.padding,
+            synapses.groups,
+            synapses.dilation,
         )
     else:
         if len(layer.input_shape) > 1:
@@ -185,7 +190,9 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
         problems.append(Problem(where, "the order of its edges contradicts the metadata's layers"))
     if not problems and math.prod(shape) != meta.classes * meta.population:
         problems.append(
-            Problem(where, f"{math.prod(shape)} outputs for {meta.classes} classes of {meta.population}")
+            Problem(
+                where, f"{math.prod(shape)} outputs for {meta.classes} classes of {meta.population}"
+            )
         )
     if problems:
         raise InputError(problems)
@@ -224,8 +231,11 @@ def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
     except ValidationError as error:
         raise InputError(
             [
-                Problem(f"{where}: metadata {'.'.join(map(str, e['loc']))}", e["msg"],
-                        "written by another version of stl-deploy?")
+                Problem(
+                    f"{where}: metadata {'.'.join(map(str, e['loc']))}",
+                    e["msg"],
+                    "written by another version of stl-deploy?",
+                )
                 for e in error.errors(include_url=False)
             ]
         ) from None
@@ -247,12 +257,17 @@ def _layer(
     if not isinstance(neurons, nir.LIF):
         raise ValueError(f"is a {type(neurons).__name__}, not a LIF")
     if not isinstance(node, nir.Conv2d | nir.Affine | nir.Linear):
-        raise ValueError(f"{entry.weights} is a {type(node).__name__}, not a Conv2d, Affine or Linear")
+        raise ValueError(
+            f"{entry.weights} is a {type(node).__name__}, not a Conv2d, Affine or Linear"
+        )
     if entry.dv == 0:
         raise ValueError("dv = 0 has no LIF equivalent")
     gain = 4096 / entry.dv
     for key, value in (
-        ("tau", G.DT * gain), ("r", gain * 2.0**entry.exp), ("v_leak", 0.0), ("v_reset", 0.0),
+        ("tau", G.DT * gain),
+        ("r", gain * 2.0**entry.exp),
+        ("v_leak", 0.0),
+        ("v_reset", 0.0),
     ):
         if np.any(np.asarray(getattr(neurons, key)) != value):
             raise ValueError(f"{key} contradicts the metadata (dv {entry.dv}, exp {entry.exp})")

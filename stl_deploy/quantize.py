@@ -90,12 +90,15 @@ def quantize(
         )
     problems: list[Problem] = []
     diagnostics: list[Diagnostic] = []
-    if meta.input_levels > 1 and facts.registers.graded_spike_bits is not None:
-        if facts.registers.graded_spike_bits.value == 0:
-            problems.append(
-                Problem("input", f"graded 0..{meta.input_levels}, but {chip} knows binary spikes only",
-                        "use another --chip, or train with --encoding bernoulli")
+    payload = facts.registers.graded_spike_bits
+    if meta.input_levels > 1 and payload is not None and payload.value == 0:
+        problems.append(
+            Problem(
+                "input",
+                f"graded 0..{meta.input_levels}, but {chip} knows binary spikes only",
+                "use another --chip, or train with --encoding bernoulli",
             )
+        )
     blocks = _blocks(graph)
     seen = _largest_sums(graph, calib) if calib is not None else {}
     layers: list[Layer] = []
@@ -193,13 +196,19 @@ def _block(
         problems.append(Problem(name, "v_leak or v_reset is not zero"))
     if np.ptp(dv) != 0 or not 0 <= dv.flat[0] <= 4095:
         problems.append(
-            Problem(name, f"decay 1 - dt/tau from {(1 - step).min():g} to {(1 - step).max():g}; one "
-                    "value in 1/4096 .. 1 a layer can be held")
+            Problem(
+                name,
+                f"decay 1 - dt/tau from {(1 - step).min():g} to {(1 - step).max():g}; one "
+                "value in 1/4096 .. 1 a layer can be held",
+            )
         )
     if (np.abs(dv / 4096 - step) > 1e-12).any():
         problems.append(
-            Problem(name, f"decay {1 - step.flat[0]:.6g} is not a multiple of 1/4096",
-                    f"train with tau = {1 - dv.flat[0] / 4096:.6f}")
+            Problem(
+                name,
+                f"decay {1 - step.flat[0]:.6g} is not a multiple of 1/4096",
+                f"train with tau = {1 - dv.flat[0] / 4096:.6f}",
+            )
         )
     if np.ptp(gain) > 1e-12 or not gain.flat[0] > 0:
         problems.append(Problem(name, "r * dt / tau differs between neurons or is not positive"))
@@ -210,8 +219,14 @@ def _block(
     # The float file holds nextafter(theta, -inf) behind NIR's strict >; theta itself is meant here.
     threshold = np.nextafter(node.v_threshold, np.inf)
     return _Block(
-        name, synapse, source, weight, bias.astype(np.float64) * gain.flat[0], threshold,
-        int(dv.flat[0]), input_shape,
+        name,
+        synapse,
+        source,
+        weight,
+        bias.astype(np.float64) * gain.flat[0],
+        threshold,
+        int(dv.flat[0]),
+        input_shape,
     )
 
 
@@ -272,7 +287,8 @@ class _Fit:
         """max|w| / qmax a channel; for a channel without weights, one that holds bias and theta."""
         other = np.maximum(np.abs(self.block.bias), np.abs(self.flat).max(axis=1)) / 2**11
         units = np.where(self.peak > 0, self.peak / self.qmax, other * 2.0**self.options.weight_exp)
-        return np.where(units > 0, units, 1.0)
+        safe: Float = np.where(units > 0, units, 1.0)
+        return safe
 
     def _held(self, units: Float) -> Float:
         """``units`` grown until bias and positive thresholds fit their registers."""
@@ -292,7 +308,9 @@ class _Fit:
                 return units
             units = np.where(excess > 1, units * np.maximum(excess, 1 + 2**-8), units)
         raise LoweringError(
-            Problem(self.block.name, f"no weight scale keeps it inside {self.chip.name}'s registers")
+            Problem(
+                self.block.name, f"no weight scale keeps it inside {self.chip.name}'s registers"
+            )
         )
 
     def _excess(self, layer: LifLayer) -> Float:
@@ -426,12 +444,13 @@ def _check_options(options: Options, chip: chips.Chip) -> None:
     problems = []
     if not 2 <= options.weight_bits <= chip.registers.weight_bits.value:
         problems.append(
-            Problem("--weight-bits", f"{options.weight_bits} is outside 2.."
-                    f"{chip.registers.weight_bits.value}")
+            Problem(
+                "--weight-bits",
+                f"{options.weight_bits} is outside 2..{chip.registers.weight_bits.value}",
+            )
         )
     fact = chip.registers.weight_exp_max
     if not 0 <= options.weight_exp <= (7 if fact is None else fact.value):
         problems.append(Problem("--weight-exp", f"{options.weight_exp} is outside 0..7"))
     if problems:
         raise InputError(problems)
-

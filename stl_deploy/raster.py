@@ -73,7 +73,9 @@ def load(path: Path) -> Raster:
         ) from None
     if "spikes" not in arrays:
         raise InputError(
-            Problem(str(path), f"holds no array 'spikes' (only {', '.join(keys)})", "see stl-raster")
+            Problem(
+                str(path), f"holds no array 'spikes' (only {', '.join(keys)})", "see stl-raster"
+            )
         )
     spikes, labels = arrays["spikes"], arrays.get("labels")
     problems: list[Problem] = []
@@ -87,7 +89,9 @@ def load(path: Path) -> Raster:
         problems.append(Problem(f"{path}: spikes", f"is empty: {spikes.shape}"))
     if labels is not None and (labels.shape != spikes.shape[:1] or labels.dtype.kind not in "iu"):
         problems.append(
-            Problem(f"{path}: labels", f"{labels.dtype} {labels.shape}, not int64 {spikes.shape[:1]}")
+            Problem(
+                f"{path}: labels", f"{labels.dtype} {labels.shape}, not int64 {spikes.shape[:1]}"
+            )
         )
     if problems:
         raise InputError(problems)

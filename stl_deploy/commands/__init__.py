@@ -1,0 +1,1 @@
+"""Command lines, thin: arguments in, tables and exit codes out."""

@@ -75,7 +75,7 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
             f"{name}: internal error: {type(error).__name__}: {escape(str(error))}\n"
             "This is a bug in stl-deploy. Please report it with the output of the same command "
             "and --debug.",
-            markup=False,
+            soft_wrap=True,
         )
         sys.exit(1)
     sys.exit(0)
@@ -86,9 +86,9 @@ def complain(name: str, error: StlError) -> None:
     n = len(error.problems)
     stderr.print(f"[bold red]{name}: {n} problem{'s' if n != 1 else ''}[/]")
     for problem in error.problems:
-        stderr.print(f"  [bold]{escape(problem.where)}[/]: {escape(problem.what)}", soft_wrap=True)
+        stderr.print(f"  [bold]{escape(problem.where)}[/]: {escape(problem.what)}")
         if problem.remedy:
-            stderr.print(f"      remedy: {escape(problem.remedy)}", soft_wrap=True)
+            stderr.print(f"      remedy: {escape(problem.remedy)}")
 
 
 def say(text: str) -> None:
@@ -98,7 +98,7 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """One line on stderr."""
-    stderr.print(f"[yellow]warning[/] {escape(text)}", soft_wrap=True)
+    stderr.print(f"[yellow]warning[/] {escape(text)}")
 
 
 def percent(fraction: float) -> str:
@@ -120,9 +120,9 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 def complain_diagnostics(diagnostics: Sequence[Mapping[str, str]]) -> None:
     """Print what the user should know, on stderr, each with its remedy."""
     for d in diagnostics:
-        stderr.print(f"[yellow]note[/] {escape(d['where'])}: {escape(d['what'])}", soft_wrap=True)
+        stderr.print(f"[yellow]note[/] {escape(d['where'])}: {escape(d['what'])}")
         if d["remedy"]:
-            stderr.print(f"      remedy: {escape(d['remedy'])}", soft_wrap=True)
+            stderr.print(f"      remedy: {escape(d['remedy'])}")
 
 
 def print_json(data: Any) -> None:

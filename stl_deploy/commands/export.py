@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,10 +26,19 @@ if TYPE_CHECKING:
     from stl_deploy.parity import ParityReport
 
 
+class Target(StrEnum):
+    """Values of --target."""
+
+    NIR = "nir"
+    LOIHI = "loihi"
+
+
 def export(
-    model: Annotated[Path, typer.Argument(help="Checkpoint: ours, or a state_dict.", metavar="MODEL")],
+    model: Annotated[
+        Path, typer.Argument(help="Checkpoint: ours, or a state_dict.", metavar="MODEL")
+    ],
     target: Annotated[
-        list[Literal["nir", "loihi"]],
+        list[Target],
         typer.Option(help="What to write; may be given several times."),
     ],
     out: Annotated[
@@ -85,7 +95,7 @@ def export(
 
     out = out if out is not None else Path(model.stem + "-export")
     check_out(out, force)
-    chip = chip or ("ideal" if set(target) == {"nir"} else "loihi2")
+    chip = chip or ("ideal" if set(target) == {Target.NIR} else "loihi2")
     checkpoint = stl.read(model, tau, timesteps, classes)
     try:
         graph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
@@ -108,7 +118,7 @@ def export(
     activity, parity = evaluation or (None, None)
     manifest = write(
         network,
-        list(dict.fromkeys(target)),
+        [t.value for t in dict.fromkeys(target)],
         out,
         graph=graph,
         source=model,

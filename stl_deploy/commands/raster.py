@@ -51,9 +51,7 @@ def raster(
         "seed": seed,
         "split": split,
         "images": len(images),
-        "sha256": {
-            part: sha256(idx.find(data, split, part)) for part in ("images", "labels")
-        },
+        "sha256": {part: sha256(idx.find(data, split, part)) for part in ("images", "labels")},
     }
     rasters.save(out, rasters.Raster(spikes, labels), source)
     rate = float((spikes > 0).mean())

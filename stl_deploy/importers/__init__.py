@@ -1,0 +1,1 @@
+"""Importers: a trained model to a float NIR graph and checked parameters."""

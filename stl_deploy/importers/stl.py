@@ -217,9 +217,7 @@ def infer_architecture(
     )
 
 
-def _conv_block(
-    path: Path, params: Params, i: int, convs: int, tau: float
-) -> list[dict[str, Any]]:
+def _conv_block(path: Path, params: Params, i: int, convs: int, tau: float) -> list[dict[str, Any]]:
     channels, _, kh, kw = params[f"conv{i}.weight"].shape
     block: list[dict[str, Any]] = [
         {

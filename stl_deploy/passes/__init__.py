@@ -33,7 +33,9 @@ def lower(graph: nir.NIRGraph) -> nir.NIRGraph:
             before = ", ".join(done) or "none"
             raise LoweringError(
                 [
-                    Problem(p.where, f"{p.what} (pass {step.__name__}; run before: {before})", p.remedy)
+                    Problem(
+                        p.where, f"{p.what} (pass {step.__name__}; run before: {before})", p.remedy
+                    )
                     for p in error.problems
                 ]
             ) from None

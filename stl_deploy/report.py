@@ -1,0 +1,572 @@
+"""The report: one HTML file without scripts or outside resources, the same bytes for the same input.
+
+Numbers are prepared here, words and layout stand in ``templates/report.html.j2``. Figures are inline
+SVG drawn by matplotlib, except the spikes of the first sample, which are small PNGs, a pixel a neuron.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from stl_deploy import chip as chips
+from stl_deploy import placement
+from stl_deploy.network import (
+    Conv,
+    IntegerNetwork,
+    Layer,
+    LifLayer,
+    OrPool,
+    Precision,
+    in_bounds_synapses,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from stl_deploy.hw_sim.counts import Counts, LayerCounts
+    from stl_deploy.hw_sim.energy import Energy
+    from stl_deploy.parity import ParityReport
+
+Float = NDArray[np.float64]
+
+SHOWN_STEPS = 8  # of the first sample
+SHOWN_NEURONS = 1 << 16  # of a layer in the first sample, so that the file stays small
+BINS = 40  # of a threshold histogram
+LOG_RATIO = 100  # tallest bin over lowest from which a histogram counts on a log axis
+FIGURE_INCHES = 3.6  # narrow: a figure fills a phone's width at a readable type size
+# Tol's "bright" scheme: told apart by colour-blind readers, and visible on white and on black.
+PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+STATIC_COLOUR = "#999999"
+INK = "#010203"  # drawn by matplotlib, then replaced by CSS's currentColor
+GRID: dict[str, Any] = {"color": INK, "alpha": 0.15, "linewidth": 0.5}
+SPIKE_RGB = (0x44, 0x77, 0xAA)
+SILENT_ALPHA = 28  # of 255, so that a silent neuron differs from the page
+NO_SOFTWARE: dict[str, Any] = {"Software": None}  # no version in a PNG
+PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A run of the network: counts, energies by profile name, accuracy (None without labels).
+
+    ``sample`` holds the spikes uint8 [T, *shape] of the first sample by layer name, "input" first.
+    """
+
+    counts: Counts
+    energies: dict[str, Energy]
+    accuracy: float | None
+    sample: dict[str, NDArray[np.uint8]]
+
+
+def render(
+    title: str,
+    network: IntegerNetwork,
+    *,
+    activity: Activity | None = None,
+    parity: ParityReport | None = None,
+) -> str:
+    """The report as HTML. Sections on activity, energy and parity appear where there are data."""
+    chip = chips.load(network.chip)
+    cores = placement.estimate(network, chip)
+    energies = {} if activity is None else activity.energies
+    profiles = {name: chips.profiles()[name] for name in energies}
+    rows = [_layer_row(network, layer, cores) for layer in network.layers]
+    return _template().render(
+        title=title,
+        network=network,
+        chip=chip,
+        cores=cores,
+        rows=rows,
+        neurons=sum(layer.neurons for layer in network.layers),
+        synapses=sum(row.synapses for row in rows),
+        thresholds=[_threshold_figure(layer) for layer in network.lif_layers],
+        activity=activity,
+        activity_rows=[] if activity is None else _activity_rows(activity.counts),
+        overflows=[] if activity is None else _overflows(activity.counts),
+        sample=[] if activity is None else _sample_rows(activity.sample),
+        shown_steps=SHOWN_STEPS,
+        energy=_energy_section(activity, profiles) if activity and energies else None,
+        profiles=profiles,
+        parity=parity,
+        facts=[_facts(c) for c in {c.name: c for c in (chip, *_chips_of(profiles))}.values()],
+    )
+
+
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"count": count, "percent": percent, "significant": significant}
+    path = resources.files("stl_deploy") / "templates" / "report.html.j2"
+    return environment.from_string(path.read_text("utf-8"))
+
+
+# Numbers for people
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``value`` with so many significant digits, thousands separated, never an exponent."""
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def count(value: float) -> str:
+    """A count, or the mean of counts: a small mean keeps three significant digits."""
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else significant(value)
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent. Only what is exactly 0 or 1 reads as 0 % or 100 %."""
+    if fraction in (0, 1):
+        return f"{fraction:.0%}".replace("%", " %")
+    # Near 1, as many decimals as tell it from 100 %; near 0, two significant digits.
+    rest = min(fraction, 1 - fraction)
+    decimals = max(2, -math.floor(math.log10(100 * rest)) + 1)
+    return f"{100 * fraction:.{decimals}f} %"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit with its prefix; calling it formats a value given in the plain unit."""
+
+    label: str
+    factor: float
+
+    @classmethod
+    def fitting(cls, unit: str, values: Iterable[float]) -> Unit:
+        """The prefix that makes the largest value at least 1, so that a table has one unit."""
+        largest = max((abs(v) for v in values), default=0.0)
+        factor, prefix = next((p for p in PREFIXES if largest >= p[0]), PREFIXES[-1])
+        return cls(prefix + unit, factor)
+
+    def __call__(self, value: float) -> str:
+        """``value`` as a number of this unit, without its label."""
+        return significant(value / self.factor)
+
+
+# Network
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A row of the network table; None where a column does not apply.
+
+    ``weights`` are the non-zero numbers stored, ``synapses`` the connections that they make.
+    """
+
+    layer: Layer
+    kind: str
+    weights: int | None
+    synapses: int
+    precision: Precision | None
+    thresholds: NDArray[np.int32] | None
+    cores: int | None
+
+
+def _layer_row(
+    network: IntegerNetwork, layer: Layer, cores: placement.CoreEstimate | None
+) -> LayerRow:
+    lif = layer if isinstance(layer, LifLayer) else None
+    return LayerRow(
+        layer=layer,
+        kind=_kind(layer),
+        weights=None if lif is None else int(np.count_nonzero(lif.synapses.weight)),
+        synapses=int(in_bounds_synapses(layer).sum()),
+        precision=network.precision.get(layer.name),
+        thresholds=None if lif is None else np.unique(lif.vth),
+        cores=None if cores is None else cores.layers[layer.name],
+    )
+
+
+def _kind(layer: Layer) -> str:
+    if isinstance(layer, OrPool):
+        return f"OR pool {_times(layer.kernel)}"
+    if not isinstance(layer.synapses, Conv):
+        return "dense"
+    conv = layer.synapses
+    words = [f"conv {_times(conv.weight.shape[2:])}"]
+    if conv.stride != (1, 1):
+        words.append(f"stride {_pair(conv.stride)}")
+    if conv.padding != (0, 0):
+        words.append(f"padding {_pair(conv.padding)}")
+    if conv.dilation != (1, 1):
+        words.append(f"dilation {_pair(conv.dilation)}")
+    if conv.groups != 1:
+        words.append(f"{conv.groups} groups")
+    return ", ".join(words)
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "\N{MULTIPLICATION SIGN}".join(map(str, sizes))
+
+
+def _pair(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else _times(pair)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts of a chip that the report rests on: rows of name, value and source."""
+
+    title: str
+    rows: list[tuple[str, str, str]]
+
+
+def _facts(chip: chips.Chip) -> Facts:
+    rows = []
+    for table in (chip.registers, chip.limits, chip.static):
+        for name, fact in table or ():
+            if fact is not None:
+                rows.append((name.replace("_", " "), f"{fact.value:,}", fact.source))
+    return Facts(chip.title, rows)
+
+
+def _chips_of(profiles: dict[str, tuple[chips.Chip, chips.Profile]]) -> list[chips.Chip]:
+    return [chip for chip, _ in profiles.values()]
+
+
+# Activity
+
+
+@dataclass(frozen=True)
+class ActivityRow:
+    """A row of the activity table, means per inference; ``rate`` is per neuron and step."""
+
+    name: str
+    inputs: float
+    spikes: float
+    rate: float
+    synops: float
+    active: float
+    inactive: float
+
+
+def _activity_rows(counts: Counts) -> list[ActivityRow]:
+    rows = [
+        _activity_row(layer.name, layer.neurons, [layer], float(layer.inputs.sum()), counts)
+        for layer in counts.layers
+    ]
+    neurons = sum(layer.neurons for layer in counts.layers)
+    first = float(counts.layers[0].inputs.sum())
+    return [*rows, _activity_row("All layers", neurons, counts.layers, first, counts)]
+
+
+def _activity_row(
+    name: str, neurons: int, layers: Sequence[LayerCounts], inputs: float, counts: Counts
+) -> ActivityRow:
+    spikes, synops, active = (
+        sum(float(getattr(layer, field).sum()) for layer in layers)
+        for field in ("spikes", "synops", "active")
+    )
+    return ActivityRow(
+        name=name,
+        inputs=inputs / counts.samples,
+        spikes=spikes / counts.samples,
+        rate=spikes / (counts.samples * counts.timesteps * neurons),
+        synops=synops / counts.samples,
+        active=active / counts.samples,
+        inactive=(neurons * counts.physical_steps - active) / counts.samples,
+    )
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """Neuron steps of a layer outside a register, of how many, and in how many samples."""
+
+    name: str
+    times: int
+    of: int
+    samples: int
+
+
+def _overflows(counts: Counts) -> list[Overflow]:
+    return [
+        Overflow(
+            name=layer.name,
+            times=int(layer.overflow.sum()),
+            of=counts.samples * counts.timesteps * layer.neurons,
+            samples=int(layer.overflow.any(axis=1).sum()),
+        )
+        for layer in counts.layers
+        if layer.overflow.any()
+    ]
+
+
+# First sample
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The spikes of one population in one step: how many fired, and a PNG as data URL."""
+
+    fired: int
+    image: str
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One population of the first sample; ``shown`` says what is left out, if anything."""
+
+    name: str
+    neurons: int
+    shown: str
+    tiles: list[Tile]
+
+
+def _sample_rows(sample: dict[str, NDArray[np.uint8]]) -> list[SampleRow]:
+    rows = []
+    for name, spikes in sample.items():
+        maps = spikes.reshape(len(spikes), -1) if spikes.ndim < 4 else spikes
+        whole, kept = maps.shape[1], maps.shape[1]
+        if maps[0].size > SHOWN_NEURONS:
+            kept = max(1, SHOWN_NEURONS // math.prod(maps.shape[2:]))
+        of = "channels" if spikes.ndim >= 4 else "neurons"
+        rows.append(
+            SampleRow(
+                name=name,
+                neurons=maps[0].size,
+                shown="" if kept == whole else f"the first {kept:,} of {whole:,} {of}",
+                tiles=[
+                    Tile(int(np.count_nonzero(step)), _png(_mosaic(step[:kept]), int(maps.max())))
+                    for step in maps[:SHOWN_STEPS]
+                ],
+            )
+        )
+    return rows
+
+
+def _mosaic(step: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """One image of one step: maps [C, H, W] side by side, or neurons [n] in rows; -1 is no neuron."""
+    maps = step.reshape(len(step), *(step.shape[1:] if step.ndim == 3 else (1, 1)))
+    channels, height, width = maps.shape
+    gap = 1 if step.ndim == 3 and channels > 1 else 0
+    columns = math.ceil(math.sqrt(channels * height / width))
+    rows = math.ceil(channels / columns)
+    image = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), -1, np.int16)
+    for index, pixels in enumerate(maps):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        image[top : top + height, left : left + width] = pixels
+    return image
+
+
+def _png(image: NDArray[np.int16], largest: int) -> str:
+    """A PNG as data URL: transparent but for the neurons, the more opaque the larger the value."""
+    from matplotlib.image import imsave
+
+    rgba = np.empty((*image.shape, 4), np.uint8)
+    rgba[..., :3] = SPIKE_RGB
+    shade = SILENT_ALPHA + image.astype(np.float64) / max(largest, 1) * (255 - SILENT_ALPHA)
+    rgba[..., 3] = np.where(image < 0, 0, shade)
+    buffer = io.BytesIO()
+    imsave(buffer, rgba, format="png", metadata=NO_SOFTWARE)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+# Energy
+
+
+@dataclass(frozen=True)
+class EnergySection:
+    """Energies of one run by profile, their common units, colours and figures.
+
+    ``headline`` is the total in ``joule``, a range where profiles differ; ``per_synop_j`` is the
+    dynamic energy over the synops, None where there were none; ``static_range_j`` the ends of the
+    measured range, None where no static power is known.
+    """
+
+    energies: dict[str, Energy]
+    headline: str
+    joule: Unit
+    second: Unit
+    event_colours: dict[str, str]
+    layer_colours: dict[str, str]
+    static_colour: str
+    static_range_j: dict[str, tuple[float, float] | None]
+    per_synop_j: dict[str, float | None]
+    figures: list[Picture]
+
+
+def _energy_section(
+    activity: Activity, profiles: dict[str, tuple[chips.Chip, chips.Profile]]
+) -> EnergySection:
+    energies, counts = activity.energies, activity.counts
+    joule = Unit.fitting("J", (e.total_j for e in energies.values()))
+    synops = sum(float(layer.synops.sum()) for layer in counts.layers) / counts.samples
+    events = list(dict.fromkeys(event for e in energies.values() for event in e.by_event_j))
+    layers = list(dict.fromkeys(layer for e in energies.values() for layer in e.by_layer_j))
+    event_colours = {e: PALETTE[i % len(PALETTE)] for i, e in enumerate(events)}
+    layer_colours = dict(zip(layers, _ramp(len(layers)), strict=True))
+    by_event = {name: dict(e.by_event_j) for name, e in energies.items()}
+    for name, energy in energies.items():
+        if energy.static_j is not None:
+            by_event[name]["static"] = energy.static_j
+    by_layer = {name: e.by_layer_j for name, e in energies.items()}
+    totals = sorted(e.total_j for e in energies.values())
+    return EnergySection(
+        energies=energies,
+        headline=" to ".join(dict.fromkeys((joule(totals[0]), joule(totals[-1])))),
+        joule=joule,
+        second=Unit.fitting("s", (e.latency_s for e in energies.values())),
+        event_colours=event_colours,
+        layer_colours=layer_colours,
+        static_colour=STATIC_COLOUR,
+        static_range_j={n: _static_range(e, profiles[n][0]) for n, e in energies.items()},
+        per_synop_j={n: e.dynamic_j / synops if synops else None for n, e in energies.items()},
+        figures=[
+            _stacked("By event", by_event, event_colours | {"static": STATIC_COLOUR}, joule),
+            _stacked("Dynamic, by layer", by_layer, layer_colours, joule),
+        ],
+    )
+
+
+def _static_range(energy: Energy, chip: chips.Chip) -> tuple[float, float] | None:
+    if energy.static_j is None or chip.static is None:
+        return None
+    low, high = chip.static.core_watt_low.value, chip.static.core_watt_high.value
+    # static_j is the middle of the range times cores and time.
+    return (energy.static_j * 2 * low / (low + high), energy.static_j * 2 * high / (low + high))
+
+
+# Figures
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inline SVG, its caption, and in ``svg`` its description for those who do not see it."""
+
+    caption: str
+    svg: Markup
+
+
+def _threshold_figure(layer: LifLayer) -> Picture:
+    """Histogram of the thresholds of ``layer`` in the units of the float model."""
+    theta = _theta(layer).reshape(-1)
+    bins, edges = np.histogram(theta, BINS)
+    low, middle, high = (significant(float(q)) for q in np.quantile(theta, [0, 0.5, 1]))
+    spread = f"all {low}" if low == high else f"{low} to {high}, median {middle}"
+
+    def draw(axes: Axes) -> None:
+        log = bins.max() > LOG_RATIO * bins[bins > 0].min()
+        axes.bar(edges[:-1], bins, np.diff(edges), align="edge", color=PALETTE[0], log=log)
+        axes.set_xlabel("threshold, units of the float model")
+        axes.set_ylabel("neurons (log axis)" if log else "neurons")
+        axes.locator_params("x", nbins=5)
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.grid(axis="y", **GRID)
+        axes.yaxis.set_major_formatter("{x:,g}")
+        if log:
+            axes.set_ylim(bottom=0.5)
+            axes.minorticks_off()
+
+    return Picture(
+        f"{layer.name}: {spread}",
+        _svg(
+            f"threshold-{layer.name}",
+            f"Histogram of the {layer.neurons:,} thresholds of {layer.name}: {spread}",
+            draw,
+            height=1.9,
+        ),
+    )
+
+
+def _theta(layer: LifLayer) -> Float:
+    """vth in the units of the float model, float64 of ``layer.shape``."""
+    theta: Float = layer.vth * layer.scale.reshape(-1, *[1] * (len(layer.shape) - 1))
+    return theta
+
+
+def _stacked(
+    caption: str, parts: dict[str, dict[str, float]], colours: dict[str, str], unit: Unit
+) -> Picture:
+    """One horizontal bar a profile, one part an event or layer; the tables serve as legend."""
+
+    def draw(axes: Axes) -> None:
+        for row, values in enumerate(parts.values()):
+            left = 0.0
+            for part, value in values.items():
+                axes.barh(row, value / unit.factor, 0.6, left, color=colours[part])
+                left += value / unit.factor
+        axes.set_yticks(range(len(parts)), list(parts))
+        axes.invert_yaxis()
+        axes.locator_params("x", nbins=5)
+        axes.set_xlabel(f"{unit.label} per inference")
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.grid(axis="x", **GRID)
+
+    shares = "; ".join(
+        f"{name}: " + ", ".join(f"{part} {unit(v)} {unit.label}" for part, v in values.items())
+        for name, values in parts.items()
+    )
+    svg = _svg(
+        f"bars-{caption}",
+        f"{caption}, energy per inference. {shares}",
+        draw,
+        height=0.8 + 0.4 * len(parts),
+    )
+    return Picture(caption, svg)
+
+
+def _ramp(n: int) -> list[str]:
+    """``n`` colours from the first layer to the last, visible on white and on black."""
+    from matplotlib import colormaps, colors
+
+    return [colors.to_hex(c) for c in colormaps["plasma"](np.linspace(0.15, 0.85, n))]
+
+
+def _svg(name: str, description: str, draw: Callable[[Axes], None], height: float) -> Markup:
+    """An inline SVG of what ``draw`` puts onto one pair of axes, in the page's text colour."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        matplotlib.rcParams.update(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": name,
+                "text.parse_math": False,
+                "font.size": 8,
+                **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+                **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.axisbelow": True,
+            }
+        )
+        figure = Figure(figsize=(FIGURE_INCHES, height), layout="constrained")
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        figure.patch.set_alpha(0)
+        draw(axes)
+        return _inline(name, description, figure)
+
+
+def _inline(name: str, description: str, figure: Figure) -> Markup:
+    """The SVG element alone, with ids of its own and the page's colour in place of INK.
+
+    Markup: matplotlib has escaped the text that it holds.
+    """
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    prefix = re.sub(r"[^a-zA-Z0-9]", lambda m: f"-{ord(m[0]):x}-", name)
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    label = Markup('<svg role="img" aria-label="{}"').format(description)
+    return Markup(text.replace("<svg", label, 1))

@@ -1,0 +1,36 @@
+"""Files that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nets import random_net, random_spikes
+
+from stl_deploy.checkpoint import save_checkpoint
+from stl_deploy.models.net import STLNet
+from stl_deploy.raster import Raster
+from stl_deploy.raster import save as save_raster
+
+
+@pytest.fixture
+def net() -> STLNet:
+    return random_net()
+
+
+@pytest.fixture
+def model(net: STLNet, tmp_path: Path) -> Path:
+    """A checkpoint of ``net``."""
+    path = tmp_path / "model.pt"
+    save_checkpoint(net, path)
+    return path
+
+
+@pytest.fixture
+def raster(net: STLNet, tmp_path: Path) -> Path:
+    """A labelled raster of twelve samples for ``net``."""
+    path = tmp_path / "raster.npz"
+    labels = np.arange(12, dtype=np.int64) % 10
+    save_raster(path, Raster(random_spikes(net, 12), labels), {"made": "for a test"})
+    return path

@@ -1,0 +1,41 @@
+"""Small trained-like networks that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stl_deploy.arch import Architecture
+from stl_deploy.models.net import STLNet
+
+SMALL = "4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2"
+ROOT = Path(__file__).resolve().parents[1]
+ZOO = ROOT / "models" / "zoo" / "fashion-stl.pt"
+ZOO_RASTER = ROOT / "models" / "zoo" / "fashion-mnist-test500.npz"
+
+
+def random_net(text: str = SMALL, seed: int = 0, shape: tuple[int, ...] = (1, 8, 8)) -> STLNet:
+    """A network with random weights, statistics and thresholds, all per neuron and positive."""
+    torch.manual_seed(seed)
+    net = STLNet(Architecture.parse(text, shape))
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if name.endswith("thresh"):
+                value.uniform_(0.2, 0.9, generator=rng)
+            elif name.endswith("running_mean"):
+                value.uniform_(-0.2, 0.2, generator=rng)
+            elif name.endswith("running_var"):
+                value.uniform_(0.05, 0.5, generator=rng)
+            elif name.startswith("bn") and value.is_floating_point():
+                value.uniform_(0.1, 1.0, generator=rng)
+    return net.eval()
+
+
+def random_spikes(net: STLNet, samples: int, seed: int = 0) -> np.ndarray:
+    """A Bernoulli raster [N, T, *input] that fits ``net``."""
+    rng = np.random.default_rng(seed)
+    size = (samples, net.arch.timesteps, *net.arch.input.shape)
+    return (rng.random(size) < 0.4).astype(np.uint8)
