@@ -44,6 +44,7 @@ Float = NDArray[np.float64]
 
 SHOWN_STEPS = 8  # of the first sample
 SHOWN_NEURONS = 1 << 16  # of a layer in the first sample, so that the file stays small
+TILE_PIXELS = 128  # width of a picture of spikes on a wide screen
 BINS = 40  # of a threshold histogram
 LOG_RATIO = 100  # tallest bin over lowest from which a histogram counts on a log axis
 FIGURE_INCHES = 3.6  # narrow: a figure fills a phone's width at a readable type size
@@ -98,7 +99,7 @@ def render(
         overflows=[] if activity is None else _overflows(activity.counts),
         sample=[] if activity is None else _sample_rows(activity.sample),
         shown_steps=SHOWN_STEPS,
-        energy=_energy_section(activity, profiles) if activity and energies else None,
+        energy=_energy_section(chip.name, activity, profiles) if activity and energies else None,
         profiles=profiles,
         parity=parity,
         facts=[_facts(c) for c in {c.name: c for c in (chip, *_chips_of(profiles))}.values()],
@@ -134,9 +135,9 @@ def percent(fraction: float) -> str:
     """A fraction in percent. Only what is exactly 0 or 1 reads as 0 % or 100 %."""
     if fraction in (0, 1):
         return f"{fraction:.0%}".replace("%", " %")
-    # Near 1, as many decimals as tell it from 100 %; near 0, two significant digits.
-    rest = min(fraction, 1 - fraction)
-    decimals = max(2, -math.floor(math.log10(100 * rest)) + 1)
+    # Near 0 three significant digits, near 1 as many decimals as tell it from 100 %.
+    low, high = math.log10(100 * fraction), math.log10(100 * (1 - fraction))
+    decimals = max(2, 2 - math.floor(low), -math.floor(high))
     return f"{100 * fraction:.{decimals}f} %"
 
 
@@ -312,10 +313,15 @@ def _overflows(counts: Counts) -> list[Overflow]:
 
 @dataclass(frozen=True)
 class Tile:
-    """The spikes of one population in one step: how many fired, and a PNG as data URL."""
+    """The spikes of one population in one step: how many fired, and a PNG as data URL.
+
+    ``coarse`` images are shown larger than they are, with sharp pixels; others must be smoothed,
+    or spikes would be dropped.
+    """
 
     fired: int
     image: str
+    coarse: bool
 
 
 @dataclass(frozen=True)
@@ -341,13 +347,15 @@ def _sample_rows(sample: dict[str, NDArray[np.uint8]]) -> list[SampleRow]:
                 name=name,
                 neurons=maps[0].size,
                 shown="" if kept == whole else f"the first {kept:,} of {whole:,} {of}",
-                tiles=[
-                    Tile(int(np.count_nonzero(step)), _png(_mosaic(step[:kept]), int(maps.max())))
-                    for step in maps[:SHOWN_STEPS]
-                ],
+                tiles=[_tile(step, kept, int(maps.max())) for step in maps[:SHOWN_STEPS]],
             )
         )
     return rows
+
+
+def _tile(step: NDArray[np.uint8], kept: int, largest: int) -> Tile:
+    image = _mosaic(step[:kept])
+    return Tile(int(np.count_nonzero(step)), _png(image, largest), image.shape[1] < TILE_PIXELS)
 
 
 def _mosaic(step: NDArray[np.uint8]) -> NDArray[np.int16]:
@@ -384,12 +392,14 @@ def _png(image: NDArray[np.int16], largest: int) -> str:
 class EnergySection:
     """Energies of one run by profile, their common units, colours and figures.
 
+    ``other_chips`` are the titles of those that ``profiles`` describe beside the network's own,
     ``headline`` is the total in ``joule``, a range where profiles differ; ``per_synop_j`` is the
     dynamic energy over the synops, None where there were none; ``static_range_j`` the ends of the
     measured range, None where no static power is known.
     """
 
     energies: dict[str, Energy]
+    other_chips: list[str]
     headline: str
     joule: Unit
     second: Unit
@@ -402,7 +412,7 @@ class EnergySection:
 
 
 def _energy_section(
-    activity: Activity, profiles: dict[str, tuple[chips.Chip, chips.Profile]]
+    chip: str, activity: Activity, profiles: dict[str, tuple[chips.Chip, chips.Profile]]
 ) -> EnergySection:
     energies, counts = activity.energies, activity.counts
     joule = Unit.fitting("J", (e.total_j for e in energies.values()))
@@ -419,6 +429,7 @@ def _energy_section(
     totals = sorted(e.total_j for e in energies.values())
     return EnergySection(
         energies=energies,
+        other_chips=list(dict.fromkeys(c.title for c, _ in profiles.values() if c.name != chip)),
         headline=" to ".join(dict.fromkeys((joule(totals[0]), joule(totals[-1])))),
         joule=joule,
         second=Unit.fitting("s", (e.latency_s for e in energies.values())),
@@ -457,7 +468,7 @@ def _threshold_figure(layer: LifLayer) -> Picture:
     """Histogram of the thresholds of ``layer`` in the units of the float model."""
     theta = _theta(layer).reshape(-1)
     bins, edges = np.histogram(theta, BINS)
-    low, middle, high = (significant(float(q)) for q in np.quantile(theta, [0, 0.5, 1]))
+    low, middle, high = (significant(float(q), 4) for q in np.quantile(theta, [0, 0.5, 1]))
     spread = f"all {low}" if low == high else f"{low} to {high}, median {middle}"
 
     def draw(axes: Axes) -> None:

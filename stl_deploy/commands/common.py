@@ -41,7 +41,7 @@ Data = Annotated[
 ]
 
 stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run(command: Callable[..., None], name: str) -> NoReturn:

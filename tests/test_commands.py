@@ -1,0 +1,272 @@
+"""The command lines as a user meets them: exit codes, JSON, messages, and no partial output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from nets import random_net, random_spikes
+
+from stl_deploy.checkpoint import save_checkpoint
+from stl_deploy.commands import export as export_command
+from stl_deploy.commands import raster as raster_command
+from stl_deploy.hw_sim import cli as hw_sim_command
+from stl_deploy.models import cli as train_command
+
+MAINS = {
+    "stl-export": export_command.main,
+    "hw_sim": hw_sim_command.main,
+    "stl-raster": raster_command.main,
+    "stl-train": train_command.main,
+}
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            MAINS[name]()
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_export_for_loihi_writes_what_is_documented(command, here, model, raster):
+    code, out, err = command(
+        "stl-export", model, "--target", "loihi", "--target", "nir", "--eval", raster, "-o", "o"
+    )
+    assert (code, err) == (0, "")
+    files = {str(p.relative_to("o")) for p in Path("o").rglob("*") if p.is_file()}
+    assert files == {
+        "manifest.json",
+        "model.nir",
+        "model.float.nir",
+        "report.html",
+        "loihi/network.net",
+        "loihi/lava_network.py",
+        "loihi/lava_params.npz",
+    }
+    manifest = json.loads(Path("o/manifest.json").read_text())
+    assert manifest["chip"] == "loihi2"
+    assert manifest["source"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256(Path("o", name).read_bytes()).hexdigest() == digest
+    assert set(manifest["files"]) == files - {"manifest.json"}
+    assert all(layer["nir_mismatch"] == 0 for layer in manifest["parity"]["layers"])
+    assert "accuracy: float" in out
+    assert "report: o/report.html" in out
+
+
+def test_export_json_has_the_fixed_keys_and_nothing_else_on_stdout(command, here, model):
+    code, out, _ = command("stl-export", model, "--target", "nir", "-o", "o", "--json")
+    assert code == 0
+    data = json.loads(out)
+    fixed = {"out", "chip", "timesteps", "files", "layers", "cores", "chips", "diagnostics"}
+    assert fixed <= set(data)
+    assert (data["chip"], data["cores"]) == ("ideal", None)
+    for layer in data["layers"]:
+        assert {"name", "neurons", "synapses", "weight_bits", "thresholds", "cores"} <= set(layer)
+        assert set(layer["thresholds"]) == {"distinct", "min", "max", "lowering"}
+
+
+def test_hw_sim_json_has_the_fixed_keys(command, here, model, raster):
+    command("stl-export", model, "--target", "loihi", "-o", "o")
+    code, out, _ = command("hw_sim", "o/model.nir", "--input", raster, "--json")
+    assert code == 0
+    data = json.loads(out)
+    assert (data["samples"], data["timesteps"]) == (12, 4)
+    assert len(data["predictions"]) == 12
+    assert [layer["name"] for layer in data["layers"]] == ["lif1", "pool1", "lif2", "pool2", "lif3", "lif4"]
+    for layer in data["layers"]:
+        assert {"name", "spikes", "synops", "updates", "cores"} <= set(layer)
+    assert set(data["profiles"]) == {"loihi1-spice", "loihi1-nahuku"}
+    for profile in data["profiles"].values():
+        assert {"dynamic", "static", "io", "total", "by_event"} <= set(profile["energy_j"])
+        assert {"per_inference", "latency", "per_step"} <= set(profile["time_s"])
+        assert len(profile["time_s"]["per_step"]) == 4
+
+
+def test_hw_sim_trace_equals_the_python_interface(command, here, model, raster, net):
+    import stl_deploy
+
+    command("stl-export", model, "--target", "loihi", "-o", "o")
+    code, _, _ = command(
+        "hw_sim", "o/model.nir", "--input", raster, "--out", "t.npz", "--states", "--report", "r.html"
+    )
+    assert code == 0
+    assert "<html" in Path("r.html").read_text()
+    trace = stl_deploy.simulate(stl_deploy.load("o/model.nir"), random_spikes(net, 12), states=True)
+    with np.load("t.npz") as written:
+        assert len(written.files) == 3 * len(trace.layers)
+        for name, did in trace.layers.items():
+            for kind in ("spikes", "u", "v"):
+                np.testing.assert_array_equal(written[f"{kind}/{name}"], getattr(did, kind))
+
+
+def test_python_interface_end_to_end(here, model, net):
+    import stl_deploy
+
+    loaded = stl_deploy.load(model)
+    network = stl_deploy.quantize(stl_deploy.from_torch(loaded), chip="loihi2")
+    stl_deploy.export(network, "loihi", "o")
+    again = stl_deploy.load("o/model.nir")
+    spikes = random_spikes(net, 5)
+    report = stl_deploy.parity(loaded, again, spikes)
+    assert [layer.nir_mismatch for layer in report.layers] == [0.0] * 6
+    first, other = report.layers[0], report.layers[1:]
+    assert first.mismatch == first.mismatch_forced
+    assert all(layer.mismatch < 0.2 for layer in other)
+
+
+def test_low_thresholds_stop_loihi_but_not_ideal(command, here, net):
+    with torch.no_grad():
+        net.lif1.thresh[0, 0, 0] = -0.11
+        net.lif3.thresh[7] = 0.0
+    save_checkpoint(net, "m.pt")
+    code, _, err = command("stl-export", "m.pt", "--target", "loihi", "-o", "o")
+    assert code == 1
+    assert "2 problems" in err
+    assert "m.pt: lif1: 1 of 256 thresholds" in err
+    assert "(0, 0, 0): theta -0.11" in err
+    assert "m.pt: lif3: 1 of 30 thresholds" in err
+    assert "--clamp-thresholds" in err
+    assert list(here.iterdir()) == [here / "m.pt"]
+    assert command("stl-export", "m.pt", "--target", "nir", "-o", "ideal")[0] == 0
+    code, _, err = command("stl-export", "m.pt", "--target", "loihi", "-o", "o", "--clamp-thresholds")
+    assert code == 0
+    assert err.count("were clamped") == 2
+
+
+def test_force_replaces_an_export_and_nothing_else(command, here, model):
+    assert command("stl-export", model, "--target", "nir", "-o", "o")[0] == 0
+    code, _, err = command("stl-export", model, "--target", "nir", "-o", "o")
+    assert (code, "--force" in err) == (2, True)
+    assert command("stl-export", model, "--target", "nir", "-o", "o", "--force")[0] == 0
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("precious")
+    code, _, err = command("stl-export", model, "--target", "nir", "-o", "mine", "--force")
+    assert code == 2
+    assert "was not written by stl-export" in err
+    assert Path("mine/thesis.tex").read_text() == "precious"
+
+
+def test_nothing_is_left_when_writing_fails(command, here, model, monkeypatch):
+    from stl_deploy import nir_file
+
+    def fail(*_args):
+        raise OSError(28, "No space left on device", "model.nir")
+
+    monkeypatch.setattr(nir_file, "write", fail)
+    before = sorted(here.iterdir())
+    code, _, err = command("stl-export", model, "--target", "loihi", "-o", "o")
+    assert (code, err) == (2, "stl-export: model.nir: No space left on device\n")
+    assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "code", "what"),
+    [
+        ("stl-export", ["none.pt", "--target", "nir"], 2, "does not exist"),
+        ("stl-export", ["none.pt"], 2, "--target"),
+        ("stl-export", ["none.pt", "--target", "tpu"], 2, "tpu"),
+        ("stl-export", ["none.pt", "--target", "nir", "-o", "no/where"], 2, "does not exist"),
+        ("hw_sim", ["none.nir", "--input", "x.npz"], 2, "does not exist"),
+        ("hw_sim", ["none.nir", "--input", "x.npz", "--profile", "tpu"], 2, "loihi1-spice"),
+        ("hw_sim", ["none.nir", "--input", "x.npz", "--states"], 2, "--out"),
+        ("stl-raster", ["--data", "none", "-o", "r.npz"], 2, "apt-get install"),
+        ("stl-raster", ["--data", "none", "-o", "r.npz", "--timesteps", "0"], 2, "timesteps"),
+        ("stl-train", ["--data", "none", "-o", "m.pt"], 2, "apt-get install"),
+        ("stl-train", ["--mode", "osmosis", "-o", "m.pt"], 2, "osmosis"),
+    ],
+)
+def test_bad_usage_is_exit_code_2_without_a_traceback(command, here, name, args, code, what):
+    got, out, err = command(name, *args)
+    assert (got, out) == (code, "")
+    assert what in " ".join(err.split())
+    assert "Traceback" not in err
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_help_has_an_example(command, name):
+    code, out, _ = command(name, "--help")
+    assert code == 0
+    assert "Example: " + name in " ".join(out.split())
+
+
+def test_rasters_that_do_not_fit(command, here, model, net):
+    command("stl-export", model, "--target", "nir", "-o", "o")
+    good = random_spikes(net, 2)
+    for spikes, labels, what in (
+        (good[:, :, :, :4], None, "the network reads (1, 8, 8)"),
+        (good[:, :3], None, "has 3 time steps"),
+        (good * 2, None, "holds values up to 2"),
+        (good.astype(np.float32), None, "float32, not uint8"),
+        (good[:0], None, "is empty"),
+        (good, np.array([1]), "labels"),
+        (good, np.array([1, 10]), "for 10 classes"),
+    ):
+        np.savez("r.npz", spikes=spikes, **({} if labels is None else {"labels": labels}))
+        code, _, err = command("hw_sim", "o/model.nir", "--input", "r.npz")
+        assert (code, what in err) == (2, True), err
+    np.savez("r.npz", spikes=np.array([{}], dtype=object))
+    assert command("hw_sim", "o/model.nir", "--input", "r.npz")[0] == 2
+    Path("r.npz").write_bytes(b"PK\x03\x04 and more")
+    assert command("hw_sim", "o/model.nir", "--input", "r.npz")[0] == 2
+
+
+def test_overflow_is_reported(command, here, model, raster, net):
+    """A file whose biases drive v into saturation."""
+    command("stl-export", model, "--target", "loihi", "-o", "o")
+    with h5py.File("o/model.nir", "r+") as file:
+        file["node/nodes/lif1/v_threshold"][...] = 131071
+        file["node/nodes/conv1/bias"][...] = 4095
+        file["node/nodes/conv1/weight"][...] = 127
+        meta = json.loads(file["node/metadata/stl_deploy"][()])
+        meta["layers"][0]["dv"] = 1
+        del file["node/metadata/stl_deploy"]
+        file["node/metadata/stl_deploy"] = json.dumps(meta)
+        file["node/nodes/lif1/tau"][...] = 1e-4 * 4096
+        file["node/nodes/lif1/r"][...] = 4096
+    code, out, err = command("hw_sim", "o/model.nir", "--input", raster, "--json")
+    assert code == 0
+    assert json.loads(out)["layers"][0]["overflows"] == 0  # 4 steps of 4095 do not reach 131071
+    with h5py.File("o/model.nir", "r+") as file:
+        file["node/nodes/conv1/weight"][...] = 127
+        meta = json.loads(file["node/metadata/stl_deploy"][()])
+        meta["layers"][0]["exp"] = 7
+        del file["node/metadata/stl_deploy"]
+        file["node/metadata/stl_deploy"] = json.dumps(meta)
+        file["node/nodes/lif1/r"][...] = 4096 * 128
+        file["node/nodes/conv1/bias"][...] = 0
+    code, out, err = command("hw_sim", "o/model.nir", "--input", raster)
+    assert code == 0
+    assert "registers overflowed (lif1 " in err
+
+
+def test_debug_shows_the_traceback(here):
+    script = "from stl_deploy.commands.export import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", script, "none.pt", "--target", "nir", "--debug"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" in run.stderr
