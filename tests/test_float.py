@@ -27,7 +27,7 @@ REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
     not REFERENCE.is_dir(), reason="the folder of reference traces is not beside the checkout"
 )
-EXAMPLES = settings(deadline=None, max_examples=40)
+EXAMPLES = settings(deadline=None, max_examples=150)
 
 
 # The neuron of the official code

@@ -108,13 +108,14 @@ def percent(fraction: float) -> str:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: first column left, the others right; never narrower than its content."""
-    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for i, name in enumerate(header):
         grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
-    width = Measurement.get(stdout, stdout.options, grid).maximum
-    stdout.print(grid, width=max(width, stdout.width), crop=False, no_wrap=True, overflow="ignore")
+    # Rich would cut cells to the terminal's width, which in a pipe it takes for 80 columns.
+    needed = Measurement.get(stdout, stdout.options.update(max_width=1000), grid).maximum
+    Console(highlight=False, width=max(needed, stdout.width)).print(grid, crop=False)
 
 
 def complain_diagnostics(diagnostics: Sequence[Mapping[str, str]]) -> None:

@@ -163,8 +163,9 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
             row["name"],
             f"{row['neurons']:,}",
             f"{row['synapses']:,}",
-            str(row["weight_bits"]),
-            f"{row['precision']['effective_bits']:.2f}" if row["precision"] else "-",
+            f"{row['precision']['effective_bits']:.2f} of {row['weight_bits']}"
+            if row["precision"]
+            else "1",
             f"{row['thresholds']['distinct']:,} in {row['thresholds']['min']}.."
             f"{row['thresholds']['max']}",
             row["precision"]["mode"] if row["precision"] else "-",
@@ -174,7 +175,7 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
     ]
     table(
         f"{manifest['source']['file']} for {manifest['chip']}, T = {manifest['timesteps']}",
-        ("layer", "neurons", "synapses", "bits", "effective", "thresholds", "overflow", "cores"),
+        ("layer", "neurons", "synapses", "weight bits", "thresholds", "overflow", "cores"),
         rows,
     )
     complain_diagnostics(manifest["diagnostics"])
