@@ -117,9 +117,9 @@ def compare(
             LayerParity(name, entries[name], *(float(t) / entries[name] for t in tallies[name]))
             for name in tallies
         ),
-        accuracy_float=hits[0] / n if labelled else None,
-        accuracy_lowered=hits[1] / n if labelled else None,
-        prediction_agreement=hits[2] / n,
+        accuracy_float=float(hits[0] / n) if labelled else None,
+        accuracy_lowered=float(hits[1] / n) if labelled else None,
+        prediction_agreement=float(hits[2] / n),
     )
 
 

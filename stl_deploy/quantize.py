@@ -332,13 +332,16 @@ class _Fit:
         return np.maximum(units, HEADROOM * self.seen * 2.0**self.options.weight_exp / limit)
 
     def _warn_checked(self, base: Float) -> None:
-        low, high = bounds.one_sided_sums(self._layer(base), self.levels)
+        layer = self._layer(base)
+        low, high = bounds.one_sided_sums(layer, self.levels)
+        down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
         self.diagnostics.append(
             Diagnostic(
                 self.block.name,
-                f"sums could reach {int(max(-low.min(), high.max()))} where {self.chip.name} holds "
-                f"{self.chip.accumulator_limit}; proving them safe would cost more than one bit, so "
-                "overflow is checked instead of proven"
+                f"in the worst case sums reach {int(max(-low.min(), high.max())):,} (limit "
+                f"{self.chip.accumulator_limit:,}) and voltages {int(max(-down.min(), up.max())):,} "
+                f"(limit {self.chip.state_limit:,}) on {self.chip.name}; proving them safe would cost "
+                "more than one bit, so overflow is checked instead of proven"
                 + ("" if self.seen is not None else ", without calibration data"),
                 "give --calib NPZ, look at hw_sim's overflow count, or force --overflow proven",
             )

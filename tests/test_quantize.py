@@ -114,7 +114,8 @@ def test_grid_scale_thresholds_and_biases(seed, bits, exp):
     assert np.abs(ints - weight / unit[:, None, None, None]).max() <= 0.5 + 1e-9
     np.testing.assert_allclose(layer.scale, unit / 2**exp, rtol=1e-15)
     expected = [
-        [math.ceil(x / s) - 1 for x in plane.ravel()] for plane, s in zip(theta, layer.scale, strict=True)
+        [math.ceil(x / s) - 1 for x in plane.ravel()]
+        for plane, s in zip(theta, layer.scale, strict=True)
     ]
     assert layer.vth.reshape(5, -1).tolist() == expected
     assert np.abs(layer.bias_mant * layer.scale - bias).max() <= (layer.scale / 2).max() * 1.0001
@@ -378,11 +379,13 @@ def test_proven_networks_never_overflow(seed, chip, tau):
     """Layers whose plain weights would overflow, driven by the worst inputs there are."""
     rng = np.random.default_rng(seed)
     inputs = 700 if chip == "loihi1" else 2500
-    weight = rng.normal(size=(3, inputs)) + rng.choice([-1, 0, 1], (3, 1))
+    weight = rng.uniform(-1, 1, (3, inputs)) + np.array([[rng.choice([-1, 1])], [0], [0.3]])
     theta, bias = rng.uniform(0.5, 300, 3), rng.normal(size=3) * rng.choice([0, 100])
     built = dense(weight, theta, bias, tau, timesteps=5)
     network = quantize(built, chip, overflow="proven")
     layer, how = only(network), network.precision["lif"]
+    plain = quantize(built, chip, overflow="checked").precision["lif"]
+    assert bias.any() or plain.worst_sum > plain.limit
     assert how.mode == "proven"
     low, high = bounds.one_sided_sums(layer, 1)
     assert how.worst_sum == max(-low.min(), high.max()) < how.limit
@@ -565,12 +568,12 @@ def test_biases_and_thresholds_fit_their_registers():
 
 # Thresholds that a register cannot hold
 
-NEGATIVE = [0.5, 0.0, -0.11, 1.0, -2.0]
+NEGATIVE = [0.5, -0.01, -0.11, 1.0, -2.0]
 
 
 def test_thresholds_of_zero_and_less_on_the_ideal_machine():
-    layer = only(quantize(dense(np.full((5, 1), 127.0), NEGATIVE), "ideal"))
-    assert layer.vth.tolist() == [0, -1, -1, 0, -3]
+    layer = only(quantize(dense(np.full((6, 1), 127.0), [*NEGATIVE, 0.0]), "ideal"))
+    assert layer.vth.tolist() == [0, -1, -1, 0, -3, -1]
 
 
 @pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
@@ -579,7 +582,7 @@ def test_thresholds_of_zero_and_less_on_a_chip(chip):
     assert problem.where == "lif"
     assert problem.what.startswith(
         f"3 of 5 thresholds do not fit {chip}'s register 0..131071 "
-        "(1: theta 0 -> vth -1, 2: theta -0.11 -> vth -1, 4: theta -2 -> vth -3)"
+        "(1: theta -0.01 -> vth -1, 2: theta -0.11 -> vth -1, 4: theta -2 -> vth -3)"
     )
     assert "--clamp-thresholds" in problem.remedy
     assert "--chip ideal" in problem.remedy

@@ -1,0 +1,91 @@
+"""The shipped model and raster: what the README and the model card say of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from nets import ZOO, ZOO_RASTER
+
+import stl_deploy
+from stl_deploy import chip as chips
+from stl_deploy import nir_file, raster
+from stl_deploy.hw_sim import reference
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return raster.load(ZOO_RASTER)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return stl_deploy.load(ZOO)
+
+
+@pytest.fixture(scope="module")
+def network(model):
+    return stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2")
+
+
+@pytest.fixture(scope="module")
+def report(model, network, shipped):
+    return stl_deploy.parity(model, network, shipped.spikes, shipped.labels)
+
+
+def test_files_are_small_and_what_they_say(shipped):
+    assert ZOO.stat().st_size <= 3 << 20
+    assert shipped.spikes.shape == (500, 4, 1, 28, 28)
+    assert set(np.unique(shipped.spikes)) == {0, 1}
+    with np.load(ZOO_RASTER) as file:
+        source = json.loads(str(file["source"]))
+    assert (source["split"], source["seed"], source["encoding"]) == ("test", 0, "bernoulli")
+
+
+def test_card_names_the_files_as_they_are():
+    card = ZOO.with_suffix(".md").read_text("utf-8")
+    for path in (ZOO, ZOO_RASTER):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+
+
+def test_the_float_graph_has_exactly_the_spikes_of_the_model(report):
+    assert [layer.nir_mismatch for layer in report.layers] == [0.0] * 6
+
+
+def test_integers_are_near_the_float_model(report):
+    assert report.accuracy_float is not None
+    assert report.accuracy_lowered is not None
+    assert abs(report.accuracy_float - report.accuracy_lowered) <= 0.01
+    assert report.prediction_agreement >= 0.97
+    for layer in report.layers:
+        assert layer.mismatch <= 0.02, layer
+        assert layer.mismatch_forced <= 0.0015, layer
+        assert layer.float32_mismatch <= 1e-5, layer
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_fewer_bits_are_further_away_and_never_overflow(model, shipped, bits):
+    network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2", weight_bits=bits)
+    trace = stl_deploy.simulate(network, shipped.spikes[:100])
+    assert all(not did.overflow.any() for did in trace.layers.values())
+    right = (trace.predictions == shipped.labels[:100]).mean()
+    assert right >= {8: 0.85, 6: 0.85, 4: 0.75}[bits]
+
+
+def test_chips_with_wide_enough_registers_agree_bit_for_bit(model, network, shipped):
+    ideal = stl_deploy.quantize(stl_deploy.from_torch(model), chip="ideal")
+    one, two = (stl_deploy.simulate(n, shipped.spikes[:50], states=True) for n in (network, ideal))
+    for name, did in one.layers.items():
+        for kind in ("spikes", "u", "v"):
+            np.testing.assert_array_equal(getattr(did, kind), getattr(two.layers[name], kind))
+
+
+def test_the_file_carries_the_whole_network(network, shipped, tmp_path):
+    nir_file.write(nir_file.to_nir(network), tmp_path / "m.nir")
+    again = nir_file.read_network(tmp_path / "m.nir")
+    a, b = (reference.run(n, shipped.spikes[:20], states=True) for n in (network, again))
+    for name, did in a.layers.items():
+        np.testing.assert_array_equal(did.v, b.layers[name].v)
+    assert set(chips.names()) == {"ideal", "loihi1", "loihi2"}
