@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stl_deploy.checkpoint import save_checkpoint
-    from stl_deploy.export import export
+    from stl_deploy.output import export
     from stl_deploy.hw_sim.reference import Trace
     from stl_deploy.models.net import STLNet
     from stl_deploy.network import IntegerNetwork
-    from stl_deploy.parity import ParityReport
-    from stl_deploy.quantize import quantize
+    from stl_deploy.comparison import ParityReport
+    from stl_deploy.quantizer import quantize
 
 _LAZY = {
-    "export": "stl_deploy.export",
-    "quantize": "stl_deploy.quantize",
+    "export": "stl_deploy.output",
+    "quantize": "stl_deploy.quantizer",
     "save_checkpoint": "stl_deploy.checkpoint",
 }
 
@@ -51,7 +51,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'stl_deploy' has no attribute {name!r}")
     from importlib import import_module
 
-    # The modules export and quantize are called like their functions: bind the function for good.
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
@@ -100,7 +99,7 @@ def parity(
     labels: NDArray[np.int64] | None = None,
 ) -> ParityReport:
     """Measure how far ``network`` is from ``model`` on a raster [N, T, *input_shape]."""
-    from stl_deploy.parity import compare
+    from stl_deploy.comparison import compare
     from stl_deploy.raster import Raster, check_fits
 
     raster = Raster(spikes, labels)

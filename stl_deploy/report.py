@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from stl_deploy.hw_sim.counts import Counts, LayerCounts
     from stl_deploy.hw_sim.energy import Energy
-    from stl_deploy.parity import ParityReport
+    from stl_deploy.comparison import ParityReport
 
 Float = NDArray[np.float64]
 

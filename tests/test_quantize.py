@@ -16,7 +16,7 @@ from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.network import Dense, LifLayer, OrPool
-from stl_deploy.quantize import HEADROOM, quantize
+from stl_deploy.quantizer import HEADROOM, quantize
 
 EXAMPLES = settings(deadline=None, max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)

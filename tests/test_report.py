@@ -28,7 +28,7 @@ from stl_deploy.network import (
     Precision,
     Readout,
 )
-from stl_deploy.parity import LayerParity, ParityReport
+from stl_deploy.comparison import LayerParity, ParityReport
 
 SAMPLES, STEPS = 5, 4
 X = "\N{MULTIPLICATION SIGN}"

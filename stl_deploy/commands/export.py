@@ -23,7 +23,7 @@ from stl_deploy.commands.common import (
 from stl_deploy.errors import LoweringError, Problem
 
 if TYPE_CHECKING:
-    from stl_deploy.parity import ParityReport
+    from stl_deploy.comparison import ParityReport
 
 
 class Target(StrEnum):
@@ -87,10 +87,10 @@ def export(
     """
     from stl_deploy import passes
     from stl_deploy import raster as rasters
-    from stl_deploy.export import check_out
-    from stl_deploy.export import export as write
+    from stl_deploy.output import check_out
+    from stl_deploy.output import export as write
     from stl_deploy.importers import stl
-    from stl_deploy.quantize import quantize
+    from stl_deploy.quantizer import quantize
     from stl_deploy.report import render
 
     out = out if out is not None else Path(model.stem + "-export")
@@ -138,7 +138,7 @@ def _evaluate(checkpoint: Any, graph: Any, network: Any, path: Path, quiet: bool
     from stl_deploy.hw_sim.counts import Counter
     from stl_deploy.hw_sim.simulate import batch_size, summarize
     from stl_deploy.models.net import from_params
-    from stl_deploy.parity import compare
+    from stl_deploy.comparison import compare
 
     raster = rasters.load(path)
     rasters.check_fits(raster, str(path), network)
