@@ -365,23 +365,23 @@ def test_forward_euler_of_the_whole_equation():
     rng = np.random.default_rng(0)
     tau, r, leak, reset, threshold = (
         rng.uniform(*bounds, 4)
-        for bounds in ((2e-4, 9e-4), (0.5, 3), (-0.2, 0.2), (-0.5, 0.1), (0.3, 0.9))
+        for bounds in ((2e-4, 9e-4), (0.2, 2), (-0.2, 0.2), (-0.5, 0.1), (0.3, 0.9))
     )
     graph = float_graph(
         {"lif": nir.LIF(tau=tau, r=r, v_leak=leak, v_threshold=threshold, v_reset=reset)},
         (4,),
         (4,),
     )
-    raster = rng.integers(0, 4, (2, 30, 4)).astype(np.uint8)
+    raster = rng.integers(0, 2, (2, 200, 4)).astype(np.uint8)
     spikes = float_exec.run(graph, raster)["lif"]
     for n, k in np.ndindex(2, 4):
         v = 0.0
-        for t in range(30):
+        for t in range(200):
             v += 1e-4 / tau[k] * (leak[k] - v + r[k] * raster[n, t, k])
             s = v > threshold[k]
             v = reset[k] if s else v
             assert spikes[n, t, k] == s
-    assert 0 < spikes.mean() < 1
+    assert 0.02 < spikes.mean() < 0.9
 
 
 @needs_reference

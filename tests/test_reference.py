@@ -351,6 +351,16 @@ def test_overflow_of_the_accumulator(chip, inputs, overflows, sign):
     assert trace.overflow.tolist() == [[overflows]]
 
 
+@pytest.mark.parametrize(("last", "overflows"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_accumulator_does_not_hold_its_limit(last, overflows, sign):
+    """127 * 258 + 1 = 2^15 - 1 fits, 127 * 258 + 2 = 2^15 does not."""
+    weight = np.array([[127] * 258 + [last]]) * sign
+    raster = np.ones((1, 1, 259), np.uint8)
+    trace = reference.run_lif(dense_layer(weight), raster, chips.load("loihi1"))
+    assert trace.overflow.tolist() == [[overflows]]
+
+
 def test_overflow_of_the_voltage():
     """Without leak (dv = 0) sums within the accumulator pile up to the end of the register."""
     weight = np.full((1, 1000), -127, np.int8)
