@@ -54,18 +54,18 @@ def main() -> None:
     times = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        official(folder / "official.pt")
+        model = folder / "official.pt"
+        official(model)
         script = "from stl_deploy.commands.export import main; main()"
         for i in range(repeat):
             start = time.perf_counter()
             subprocess.run(
-                [sys.executable, "-c", script, folder / "official.pt", "--target", "nir"]
-                + ["-o", folder / f"out{i}"],
+                [sys.executable, "-c", script, model, "--target", "nir", "-o", folder / str(i)],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
             times.append(time.perf_counter() - start)
-        size = sum(f.stat().st_size for f in (folder / "out0").rglob("*") if f.is_file())
+        size = sum(f.stat().st_size for f in (folder / "0").rglob("*") if f.is_file())
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(
         f"stl-export --target nir: median {statistics.median(times):.1f} s "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,10 +23,6 @@ from stl_deploy.commands.common import (
     say,
     stderr,
 )
-from stl_deploy.errors import InputError, Problem
-
-MODES = ("synergistic", "synaptic", "threshold")
-ENCODINGS = ("bernoulli", "graded")
 
 
 def train(
@@ -36,12 +32,12 @@ def train(
         str, typer.Option(help="Architecture, e.g. 24C5-BN-LIF-P14-FC100-LIF-AvgPool10.")
     ] = OFFICIAL_MNIST,
     mode: Annotated[
-        str,
-        typer.Option(help="synergistic | synaptic (thresholds fixed) | threshold (weights fixed)."),
+        Literal["synergistic", "synaptic", "threshold"],
+        typer.Option(help="What is learned: weights and thresholds, weights, or thresholds."),
     ] = "synergistic",
-    encoding: Annotated[str, typer.Option(help="Input: bernoulli spikes or graded integers.")] = (
-        "bernoulli"
-    ),
+    encoding: Annotated[
+        Literal["bernoulli", "graded"], typer.Option(help="Input: spikes, or pixels as they are.")
+    ] = "bernoulli",
     timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
     tau: Annotated[float, typer.Option(help="Decay of the membrane per step.")] = 0.5,
     threshold: Annotated[float, typer.Option(help="Initial threshold.")] = 1.0,
@@ -66,10 +62,8 @@ def train(
     from stl_deploy import idx
     from stl_deploy.checkpoint import save_checkpoint
     from stl_deploy.files import sha256
-    from stl_deploy.models.train import Encoding, Mode, Settings, Trainer
+    from stl_deploy.models.train import Settings, Trainer
 
-    _check_choice("--mode", mode, MODES)
-    _check_choice("--encoding", encoding, ENCODINGS)
     refuse_existing(out, force)
     images, labels = idx.load(data, "train", limit)
     architecture = Architecture.parse(
@@ -80,8 +74,8 @@ def train(
         tau=tau,
     )
     settings = Settings(
-        mode=cast(Mode, mode),
-        encoding=cast(Encoding, encoding),
+        mode=mode,
+        encoding=encoding,
         epochs=epochs,
         batch=batch,
         lr=lr,
@@ -125,11 +119,6 @@ def train(
         print_json({"out": str(out), **record})
     else:
         say(f"{out}: training accuracy {100 * last.accuracy:.2f} % (last epoch)")
-
-
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(Problem(option, f"{value!r} is not one of {', '.join(choices)}"))
 
 
 def main() -> None:

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stl_deploy.checkpoint import save_checkpoint
-    from stl_deploy.output import export
+    from stl_deploy.comparison import ParityReport
     from stl_deploy.hw_sim.reference import Trace
     from stl_deploy.models.net import STLNet
     from stl_deploy.network import IntegerNetwork
-    from stl_deploy.comparison import ParityReport
+    from stl_deploy.output import export
     from stl_deploy.quantizer import quantize
 
 _LAZY = {

@@ -77,12 +77,25 @@ def export(
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         temporary.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.replace(out)
+        _swap(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Put ``new`` in the place of ``out``; the old folder goes only when the new one stands."""
+    if not out.exists():
+        new.replace(out)
+        return
+    old = new.with_name(f"{new.name}.old")
+    out.replace(old)
+    try:
+        new.replace(out)
+    except OSError:
+        old.replace(out)
+        raise
+    shutil.rmtree(old)
 
 
 def check_out(out: Path, force: bool) -> None:

@@ -67,6 +67,8 @@ def load(path: Path) -> Raster:
         with np.load(path, allow_pickle=False) as data:
             arrays = {key: data[key] for key in ("spikes", "labels") if key in data.files}
             keys = list(data.files)
+    except MemoryError:
+        raise InputError(Problem(str(path), "claims an array larger than the memory")) from None
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             Problem(str(path), f"is not a raster: {error}", "make one with stl-raster")

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from stl_deploy.comparison import ParityReport
     from stl_deploy.hw_sim.counts import Counts, LayerCounts
     from stl_deploy.hw_sim.energy import Energy
-    from stl_deploy.comparison import ParityReport
 
 Float = NDArray[np.float64]
 

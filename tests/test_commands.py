@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from nets import random_net, random_spikes
+from nets import random_spikes
 
 from stl_deploy.checkpoint import save_checkpoint
 from stl_deploy.commands import export as export_command
@@ -93,7 +93,14 @@ def test_hw_sim_json_has_the_fixed_keys(command, here, model, raster):
     data = json.loads(out)
     assert (data["samples"], data["timesteps"]) == (12, 4)
     assert len(data["predictions"]) == 12
-    assert [layer["name"] for layer in data["layers"]] == ["lif1", "pool1", "lif2", "pool2", "lif3", "lif4"]
+    assert [layer["name"] for layer in data["layers"]] == [
+        "lif1",
+        "pool1",
+        "lif2",
+        "pool2",
+        "lif3",
+        "lif4",
+    ]
     for layer in data["layers"]:
         assert {"name", "spikes", "synops", "updates", "cores"} <= set(layer)
     assert set(data["profiles"]) == {"loihi1-spice", "loihi1-nahuku"}
@@ -108,7 +115,15 @@ def test_hw_sim_trace_equals_the_python_interface(command, here, model, raster, 
 
     command("stl-export", model, "--target", "loihi", "-o", "o")
     code, _, _ = command(
-        "hw_sim", "o/model.nir", "--input", raster, "--out", "t.npz", "--states", "--report", "r.html"
+        "hw_sim",
+        "o/model.nir",
+        "--input",
+        raster,
+        "--out",
+        "t.npz",
+        "--states",
+        "--report",
+        "r.html",
     )
     assert code == 0
     assert "<html" in Path("r.html").read_text()
@@ -149,7 +164,9 @@ def test_low_thresholds_stop_loihi_but_not_ideal(command, here, net):
     assert "--clamp-thresholds" in err
     assert list(here.iterdir()) == [here / "m.pt"]
     assert command("stl-export", "m.pt", "--target", "nir", "-o", "ideal")[0] == 0
-    code, _, err = command("stl-export", "m.pt", "--target", "loihi", "-o", "o", "--clamp-thresholds")
+    code, _, err = command(
+        "stl-export", "m.pt", "--target", "loihi", "-o", "o", "--clamp-thresholds"
+    )
     assert code == 0
     assert err.count("were clamped") == 2
 

@@ -46,7 +46,9 @@ def test_our_checkpoint_comes_back_as_it_was(net, model):
 
 
 def test_official_state_dict_bare_and_wrapped(tmp_path):
-    net = random_net(OFFICIAL_MNIST.replace("128C5", "6C5").replace("2048", "64"), shape=(1, 28, 28))
+    net = random_net(
+        OFFICIAL_MNIST.replace("128C5", "6C5").replace("2048", "64"), shape=(1, 28, 28)
+    )
     for name, data in (
         ("bare", net.state_dict()),
         ("wrapped", {"state_dict": net.state_dict(), "epoch": 3}),

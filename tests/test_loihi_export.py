@@ -521,7 +521,9 @@ def test_exponents_have_limits_on_lava_too(fields, what, tmp_path):
 
 
 def test_all_problems_come_at_once(tmp_path):
-    first = lif("a", Dense(one_signed(-9, 9)), (9,), (6,), bias_exp=3, vth=np.full(6, 1 << 17, np.int32))
+    first = lif(
+        "a", Dense(one_signed(-9, 9)), (9,), (6,), bias_exp=3, vth=np.full(6, 1 << 17, np.int32)
+    )
     second = lif("b", Dense(np.zeros((2, 6), np.int8)), (6,), (2,), du=5000, bias_exp=4)
     lines = problems(loihi.write, network(first, second), tmp_path)
     places = [line.split(":")[0] for line in lines]

@@ -85,7 +85,9 @@ def test_a_reader_that_knows_only_nir_computes_the_same_spikes(path):
             flat = x.flatten(0, 1)
             if w.dim() == 4:
                 pad = tuple(map(int, node.padding))
-                current = torch.nn.functional.conv2d(flat, w, torch.from_numpy(node.bias), padding=pad)
+                current = torch.nn.functional.conv2d(
+                    flat, w, torch.from_numpy(node.bias), padding=pad
+                )
             else:
                 current = flat.flatten(1) @ w.T
             current = current.unflatten(0, x.shape[:2])
@@ -146,7 +148,10 @@ NODES = "node/nodes"
         (meta(timesteps=0), "timesteps"),
         (meta(layers=[]), "is not described in the metadata"),
         (put(f"node/metadata/{KEY}", "{"), "no stl-deploy metadata"),
-        (put("node/edges", np.array([["input", "conv1"], ["conv1", "conv1"]], dtype="S9")), "chain"),
+        (
+            put("node/edges", np.array([["input", "conv1"], ["conv1", "conv1"]], dtype="S9")),
+            "chain",
+        ),
     ],
 )
 def test_contradictions_are_refused(path, change, what):
@@ -169,7 +174,9 @@ def test_links_out_of_the_file_are_refused(path, tmp_path):
 def test_a_huge_unwritten_dataset_is_refused_before_it_is_read(path):
     def change(file):
         del file[f"{NODES}/fc1/weight"]
-        file.create_dataset(f"{NODES}/fc1/weight", shape=(1 << 20, 1 << 20), chunks=(64, 64), dtype="i1")
+        file.create_dataset(
+            f"{NODES}/fc1/weight", shape=(1 << 20, 1 << 20), chunks=(64, 64), dtype="i1"
+        )
 
     edit(path, change)
     assert "limit" in refused(path)

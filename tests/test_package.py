@@ -21,7 +21,12 @@ def test_the_wheel_has_every_module_and_imports_outside_the_checkout(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     names = {str(p.relative_to(tmp_path / "site")) for p in (tmp_path / "site").rglob("*.*")}
-    for folder, prefix in (("stl_deploy", ""), ("exporters", "exporters/"), ("hw_sim", "hw_sim/"), ("models", "models/")):
+    for folder, prefix in (
+        ("stl_deploy", ""),
+        ("exporters", "exporters/"),
+        ("hw_sim", "hw_sim/"),
+        ("models", "models/"),
+    ):
         for path in (ROOT / folder).rglob("*.py"):
             relative = path.relative_to(ROOT / folder)
             assert f"stl_deploy/{prefix}{relative}" in names, path

@@ -15,6 +15,7 @@ from matplotlib.image import imread
 
 from stl_deploy import chip as chips
 from stl_deploy import report
+from stl_deploy.comparison import LayerParity, ParityReport
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.counts import Counter, Counts
 from stl_deploy.hw_sim.energy import Energy, assess
@@ -28,7 +29,6 @@ from stl_deploy.network import (
     Precision,
     Readout,
 )
-from stl_deploy.comparison import LayerParity, ParityReport
 
 SAMPLES, STEPS = 5, 4
 X = "\N{MULTIPLICATION SIGN}"

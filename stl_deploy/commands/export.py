@@ -87,9 +87,9 @@ def export(
     """
     from stl_deploy import passes
     from stl_deploy import raster as rasters
+    from stl_deploy.importers import stl
     from stl_deploy.output import check_out
     from stl_deploy.output import export as write
-    from stl_deploy.importers import stl
     from stl_deploy.quantizer import quantize
     from stl_deploy.report import render
 
@@ -135,10 +135,10 @@ def export(
 def _evaluate(checkpoint: Any, graph: Any, network: Any, path: Path, quiet: bool) -> Any:
     """Parity and activity on the raster at ``path``."""
     from stl_deploy import raster as rasters
+    from stl_deploy.comparison import compare
     from stl_deploy.hw_sim.counts import Counter
     from stl_deploy.hw_sim.simulate import batch_size, summarize
     from stl_deploy.models.net import from_params
-    from stl_deploy.comparison import compare
 
     raster = rasters.load(path)
     rasters.check_fits(raster, str(path), network)
