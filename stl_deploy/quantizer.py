@@ -298,7 +298,8 @@ class _Fit:
         needed = np.maximum(np.abs(self.block.bias) / bias_max, self.flat.max(axis=1) / vth_max)
         if self.options.clamp_thresholds:
             needed = np.abs(self.block.bias) / bias_max
-        return np.maximum(units, needed * grid)
+        held: Float = np.maximum(units, needed * grid)
+        return held
 
     def _proven(self, units: Float) -> Float:
         """``units`` grown until no input can leave the accumulator, the current or the voltage."""
