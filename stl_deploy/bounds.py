@@ -28,18 +28,15 @@ def voltage_range(layer: LifLayer, levels: int, timesteps: int) -> tuple[Int64, 
 
     Holds for du = 4095, where u is the input of the step alone.
     """
+    from stl_deploy.hw_sim.reference import decay
+
     low, high = one_sided_sums(layer, levels)
     bias = layer.bias_mant.astype(np.int64) << layer.bias_exp
     ceiling = layer.vth.astype(np.int64).reshape(len(layer.vth), -1).max(axis=1) << 6
     down = up = np.zeros_like(low)
     worst_down, worst_up = down, up
     for _ in range(timesteps):
-        down = _decayed(np.minimum(down, 0), layer.dv) + (low << 6) + bias
-        up = _decayed(np.clip(up, 0, np.maximum(ceiling, 0)), layer.dv) + (high << 6) + bias
+        down = decay(np.minimum(down, 0), layer.dv) + (low << 6) + bias
+        up = decay(np.clip(up, 0, np.maximum(ceiling, 0)), layer.dv) + (high << 6) + bias
         worst_down, worst_up = np.minimum(worst_down, down), np.maximum(worst_up, up)
     return worst_down, worst_up
-
-
-def _decayed(v: Int64, dv: int) -> Int64:
-    magnitude: Int64 = (np.abs(v) * (4096 - dv)) >> 12
-    return np.where(v < 0, -magnitude, magnitude)
