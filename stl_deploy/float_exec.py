@@ -73,7 +73,7 @@ def _stateless(node: nir.ir.NIRNode, x: Array) -> Array:
 
 
 def _lif(node: nir.LIF, current: Array) -> Array:
-    step = G.DT / node.tau
+    step = G.DT / node.tau.astype(np.float64)
     keep, gain, leak = 1 - step, step * node.r, step * node.v_leak
     v = np.zeros_like(current[:, 0])
     spikes = np.zeros_like(current)

@@ -384,6 +384,25 @@ def test_forward_euler_of_the_whole_equation():
     assert 0.02 < spikes.mean() < 0.9
 
 
+@pytest.mark.parametrize("side", [-np.inf, None])
+def test_parameters_of_single_precision_are_widened_first(side):
+    """Thresholds at and just below the voltage that double precision reaches in step 4."""
+    rng = np.random.default_rng(2)
+    tau, r = (rng.uniform(*bounds, 50).astype(np.float32) for bounds in ((2e-4, 9e-4), (0.5, 2)))
+    step = 1e-4 / tau.astype(np.float64)
+    gain = step * r.astype(np.float64)
+    v = np.zeros(50)
+    for _ in range(4):
+        v = (1 - step) * v + gain
+    at = v if side is None else np.nextafter(v, side)
+    zero = np.zeros(50, np.float32)
+    node = nir.LIF(tau=tau, r=r, v_leak=zero, v_threshold=at, v_reset=zero)
+    graph = float_graph({"lif": node}, (50,), (50,))
+    spikes = float_exec.run(graph, np.ones((1, 4, 50), np.uint8))["lif"]
+    assert (spikes[0, :3] == 0).all()
+    assert (spikes[0, 3] == (side is not None)).all()
+
+
 @needs_reference
 def test_norse():
     """The file's float neuron, input to spike in the same step, as Norse ran it."""
