@@ -140,6 +140,8 @@ class _Block:
     bias: Float
     threshold: Float
     dv: int
+    decay: float
+    gain: float
     input_shape: tuple[int, ...]
 
 
@@ -190,24 +192,18 @@ def _block(
     name: str, node: nir.LIF, synapse: str, source: nir.ir.NIRNode, input_shape: tuple[int, ...]
 ) -> _Block:
     step, gain = G.DT / node.tau, G.DT / node.tau * node.r
-    dv = np.rint(4096 * step)
+    # dv = 0 would be no leak and 4096 does not fit 12 bits; what rounding changes is reported.
+    dv = np.clip(np.rint(4096 * step), 1, 4095)
     problems = []
     if (node.v_leak != 0).any() or (node.v_reset != 0).any():
         problems.append(Problem(name, "v_leak or v_reset is not zero"))
-    if np.ptp(dv) != 0 or not 0 <= dv.flat[0] <= 4095:
+    if np.ptp(dv) != 0 or not (step.min() > 0 and step.max() <= 1):
         problems.append(
             Problem(
                 name,
                 f"decay 1 - dt/tau from {(1 - step).min():g} to {(1 - step).max():g}; one "
-                "value in 1/4096 .. 1 a layer can be held",
-            )
-        )
-    if (np.abs(dv / 4096 - step) > 1e-12).any():
-        problems.append(
-            Problem(
-                name,
-                f"decay {1 - step.flat[0]:.6g} is not a multiple of 1/4096",
-                f"train with tau = {1 - dv.flat[0] / 4096:.6f}",
+                "value a layer, from 0 to less than 1, can be held",
+                "give all neurons of the layer one tau",
             )
         )
     if np.ptp(gain) > 1e-12 or not gain.flat[0] > 0:
@@ -217,7 +213,7 @@ def _block(
     weight = source.weight.astype(np.float64) * gain.flat[0]
     bias = source.bias if hasattr(source, "bias") else np.zeros(len(weight))
     # The float file holds nextafter(theta, -inf) behind NIR's strict >; theta itself is meant here.
-    threshold = np.nextafter(node.v_threshold, np.inf)
+    threshold = np.nextafter(node.v_threshold, np.inf) + 0.0  # and no negative zero
     return _Block(
         name,
         synapse,
@@ -226,6 +222,8 @@ def _block(
         bias.astype(np.float64) * gain.flat[0],
         threshold,
         int(dv.flat[0]),
+        float(1 - step.flat[0]),
+        float(gain.flat[0]),
         input_shape,
     )
 
@@ -256,17 +254,18 @@ class _Fit:
 
     def choose(self) -> tuple[LifLayer, Precision]:
         """The layer in integers and how its overflow was settled."""
+        self._report_decay()
         base = self._held(self._plain_units())
         limit = self.chip.accumulator_limit
-        mode: Literal["proven", "checked"] = "proven"
-        units = self._proven(base)
-        if self.options.overflow == "checked" or (
-            self.options.overflow == "auto"
-            and self._bits(self._layer(base)) - self._bits(self._layer(units)) > 1
-        ):
-            mode, units = "checked", self._calibrated(base)
-        if mode == "checked" and self.options.overflow == "auto":
-            self._warn_checked(base)
+        mode: Literal["proven", "checked"] = "checked"
+        if self.options.overflow == "checked":
+            units = self._calibrated(base)
+        else:
+            mode, units = "proven", self._proven(base)
+            cost = self._bits(self._layer(base)) - self._bits(self._layer(units))
+            if self.options.overflow == "auto" and cost > 1:
+                mode, units = "checked", self._calibrated(base)
+                self._warn_checked(base)
         layer = self._layer(units, final=True)
         bits = self._bits(layer)
         least = min(MIN_BITS, self.options.weight_bits)
@@ -282,6 +281,19 @@ class _Fit:
             )
         low, high = bounds.one_sided_sums(layer, self.levels)
         return layer, Precision(mode, bits, int(max(-low.min(), high.max())), limit)
+
+    def _report_decay(self) -> None:
+        """Say where the decay is not a multiple of 1/4096."""
+        held = 1 - self.block.dv / 4096
+        if abs(held - self.block.decay) > 1e-12:
+            self.diagnostics.append(
+                Diagnostic(
+                    self.block.name,
+                    f"decay {self.block.decay:.8g} is rounded to {4096 - self.block.dv}/4096 = "
+                    f"{held:.8g}",
+                    "train with that value to lose nothing",
+                )
+            )
 
     def _plain_units(self) -> Float:
         """max|w| / qmax a channel; for a channel without weights, one that holds bias and theta."""
@@ -330,7 +342,8 @@ class _Fit:
         limit = self.chip.accumulator_limit
         if self.seen is None or limit is None:
             return units
-        return np.maximum(units, HEADROOM * self.seen * 2.0**self.options.weight_exp / limit)
+        seen = self.seen * self.block.gain * 2.0**self.options.weight_exp
+        return np.maximum(units, HEADROOM * seen / limit)
 
     def _warn_checked(self, base: Float) -> None:
         layer = self._layer(base)

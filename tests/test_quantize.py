@@ -250,34 +250,24 @@ def test_tau_on_the_grid(tau):
     assert only(quantize(dense([[1.0]], 0.5, tau=tau), "loihi2")).dv == 4096 - round(4096 * tau)
 
 
-def test_tau_of_zero_has_no_decay_constant():
-    (problem,) = refused(dense([[1.0]], 0.5, tau=0.0))
-    assert problem.where == "lif"
-    assert "one value in 1/4096 .. 1" in problem.what
+@pytest.mark.parametrize(
+    ("tau", "dv"), [(0.9, 410), (0.3, 2867), (0.0, 4095), (1 - 1e-5, 1), (0.49999, 2048)]
+)
+def test_tau_off_the_grid_is_rounded_and_said(tau, dv):
+    network = quantize(dense([[1.0]], 0.5, tau=tau))
+    assert only(network).dv == dv
+    (said,) = network.diagnostics
+    assert said.where == "lif"
+    assert f"is rounded to {4096 - dv}/4096" in said.what
 
 
-@pytest.mark.parametrize(("tau", "remedy"), [(0.9, 3686 / 4096), (0.3, 1229 / 4096)])
-def test_tau_off_the_grid_names_the_nearest(tau, remedy):
-    (problem,) = refused(dense([[1.0]], 0.5, tau=tau))
-    assert problem.where == "lif"
-    assert f"decay {tau:g} is not a multiple of 1/4096" in problem.what
-    words, _, nearest = problem.remedy.rpartition(" ")
-    assert words == "train with tau ="
-    assert float(nearest) == pytest.approx(remedy, abs=1e-6)
-    taken = dense([[1.0]], 0.5, tau=remedy)
-    assert only(quantize(taken)).dv == 4096 - round(4096 * remedy)
-
-
-def test_every_decay_is_named():
-    rng = np.random.default_rng(0)
-    built = deep(rng)
-    for name, tau in (("lif1", 0.9), ("lif3", 0.7)):
-        built.nodes[name] = lif(np.ones(built.nodes[name].v_threshold.shape), tau)
-    mixed = built.nodes["lif2"]
-    mixed.tau[0] *= 2
+def test_different_decays_in_a_layer_are_named():
+    built = deep(np.random.default_rng(0))
+    for name in ("lif1", "lif3"):
+        built.nodes[name].tau.flat[0] *= 2
+    built.nodes["lif2"].tau[:] = -1e-4
     problems = refused(built)
-    assert [p.where for p in problems] == ["lif1", "lif2", "lif2", "lif3"]
-    assert "one value in 1/4096 .. 1 a layer" in problems[1].what
+    assert [p.where for p in problems if "one value a layer" in p.what] == ["lif1", "lif2", "lif3"]
 
 
 # Bounds
@@ -505,6 +495,18 @@ def test_calibration_leaves_headroom(seed, chip, exp):
     assert (a[grown] >= limit / HEADROOM * 0.95).all()
     assert (layer.synapses.weight == plain.synapses.weight)[~grown].all()
     assert not reference.run(network, calib).layers["lif"].overflow.any()
+
+
+@pytest.mark.parametrize("gain", [0.04, 1.0, 8.0])
+def test_calibration_sees_the_sums_that_the_neuron_gets(gain):
+    calib = np.ones((1, 2, 3000), np.uint8)
+    scales = []
+    for weight, factor in ((np.ones((1, 3000)) * gain, 1.0), (np.ones((1, 3000)), gain)):
+        built = dense(weight, np.array([1000.0 * gain]))
+        built.nodes["lif"] = G.lif(built.nodes["lif"].v_threshold, 2 * G.DT, 2 * factor)
+        scales.append(only(quantize(built, "loihi1", calib, overflow="checked")).scale)
+    np.testing.assert_allclose(scales[0], scales[1], rtol=1e-12)
+    assert scales[0] > 1.01 * gain / 127  # calibration binds
 
 
 def test_calibration_binds_and_is_seen_by_later_layers():
