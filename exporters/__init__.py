@@ -16,7 +16,9 @@ TARGETS: dict[str, tuple[str, str] | None] = {
 
 
 def check(targets: tuple[str, ...]) -> None:
-    """Raise InputError for a target that there is not."""
+    """Raise InputError for no target, or one that there is not."""
+    if not targets:
+        raise InputError(Problem("target", f"none given; there are {', '.join(sorted(TARGETS))}"))
     for target in targets:
         if target not in TARGETS:
             raise InputError(

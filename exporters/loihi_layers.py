@@ -92,7 +92,12 @@ def _range_problems(layer: LifLayer, chip: chips.Chip) -> Iterator[Problem]:
     exponents = registers.weight_exp_max.value if registers.weight_exp_max else 0
     for what, values, low, high, remedy in (
         ("weight", layer.synapses.weight, -weights, weights - 1, requantize),
-        ("threshold vth", layer.vth, *chip.threshold_range, f"{requantize}, or --clamp-thresholds"),
+        (
+            "threshold vth",
+            layer.vth,
+            *chip.threshold_range,
+            f"{requantize} with --clamp-thresholds",
+        ),
         ("bias mantissa", layer.bias_mant, *chip.bias_mant_range, requantize),
         ("bias exponent", layer.bias_exp, 0, _field(registers.bias_exp_bits), requantize),
         ("weight exponent", layer.exp, 0, exponents, requantize),

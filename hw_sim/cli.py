@@ -48,7 +48,7 @@ def simulate(
     from stl_deploy import chip as chips
     from stl_deploy import nir_file
     from stl_deploy import raster as rasters
-    from stl_deploy.files import atomic
+    from stl_deploy.files import atomic, check_distinct, check_writable
     from stl_deploy.hw_sim import simulate as sim
     from stl_deploy.report import render
 
@@ -58,9 +58,11 @@ def simulate(
         )
     if states and out is None:
         raise InputError(Problem("--states", "goes with --out", "name a trace file with --out"))
+    check_distinct((model, data), (out, report))
     for path in (out, report):
         if path is not None:
             refuse_existing(path, force)
+            check_writable(path)
     network = nir_file.read_network(model)
     raster = rasters.load(data).first(limit)
     rasters.check_fits(raster, str(data), network)
@@ -139,9 +141,9 @@ def _print(
 ) -> None:
     n = result["samples"]
     table(
-        f"{model}: {n:,} samples, T = {result['timesteps']}, "
-        f"{result['physical_steps']:,} physical steps on {result['chip']}",
-        ("layer", "spikes/inference", "synops/inference", "updates/inference", "active", "cores"),
+        f"{model} on {result['chip']}, mean per inference over {n:,} samples of "
+        f"{result['timesteps']} steps ({result['physical_steps']:,} physical)",
+        ("layer", "spikes", "synops", "updates", "active", "cores"),
         [
             (
                 row["name"],
@@ -179,9 +181,9 @@ def _print_energies(energies: dict[str, Energy]) -> None:
         ("total", *(joules(e.total_j) for e in energies.values())),
         ("time per inference", *(f"{1e6 * e.time_s:,.1f} us" for e in energies.values())),
         ("latency, T + D steps", *(f"{1e6 * e.latency_s:,.1f} us" for e in energies.values())),
-        ("cores, at least", *(str(e.cores) for e in energies.values())),
+        ("cores of Loihi 1, at least", *(str(e.cores) for e in energies.values())),
     ]
-    table("Energy and time per inference, as Loihi 1 would take", ("", *energies), rows)
+    table("Energy and time per inference, as Loihi 1 would take them", ("", *energies), rows)
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,13 +25,19 @@ from stl_deploy.commands.common import (
     say,
     stderr,
 )
+from stl_deploy.errors import InputError, Problem
 
 
 def train(
     out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
     data: Data = DEFAULT_DATA,
     arch: Annotated[
-        str, typer.Option(help="Architecture, e.g. 24C5-BN-LIF-P14-FC100-LIF-AvgPool10.")
+        str,
+        typer.Option(
+            help="<n>C<k> convolution, BN, LIF, P<s> max pool to s x s, D<p> dropout, FC<n> linear, "
+            "AvgPool<p> readout of p neurons a class. Default: the official MNIST net.",
+            show_default=False,
+        ),
     ] = OFFICIAL_MNIST,
     mode: Annotated[
         Literal["synergistic", "synaptic", "threshold"],
@@ -39,11 +47,13 @@ def train(
         Literal["bernoulli", "graded"], typer.Option(help="Input: spikes, or pixels as they are.")
     ] = "bernoulli",
     timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
-    tau: Annotated[float, typer.Option(help="Decay of the membrane per step.")] = 0.5,
-    threshold: Annotated[float, typer.Option(help="Initial threshold.")] = 1.0,
+    tau: Annotated[float, typer.Option(min=0, max=0.999, help="Decay per step.")] = 0.5,
+    threshold: Annotated[float, typer.Option(min=0, max=1e3, help="Initial threshold.")] = 1.0,
     epochs: Annotated[int, typer.Option(min=1)] = 24,
     batch: Annotated[int, typer.Option(min=2)] = 128,
-    lr: Annotated[float, typer.Option(min=0, help="Initial learning rate (Adam, cosine).")] = 2e-3,
+    lr: Annotated[
+        float, typer.Option(min=0, max=1, help="Initial learning rate (Adam, cosine).")
+    ] = 2e-3,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Annotated[int | None, typer.Option(min=2, help="Use the first N images only.")] = None,
@@ -61,10 +71,13 @@ def train(
 
     from stl_deploy import idx
     from stl_deploy.checkpoint import save_checkpoint
-    from stl_deploy.files import sha256
+    from stl_deploy.files import check_writable, sha256
     from stl_deploy.models.train import Settings, Trainer
 
     refuse_existing(out, force)
+    snapshot = out.with_suffix(".resume.pt")
+    check_writable(snapshot)
+    check_writable(out)
     images, labels = idx.load(data, "train", limit)
     architecture = Architecture.parse(
         arch,
@@ -73,6 +86,16 @@ def train(
         timesteps=timesteps,
         tau=tau,
     )
+    if labels.max() >= architecture.classes:
+        raise InputError(
+            Problem(
+                "--arch",
+                f"{arch} tells {architecture.classes} classes apart, the labels go up to "
+                f"{labels.max()}",
+                "let FC<n>-LIF-AvgPool<p> end it, with n = classes * p",
+            )
+        )
+    digest = sha256(idx.find(data, "train", "images"))
     settings = Settings(
         mode=mode,
         encoding=encoding,
@@ -82,15 +105,17 @@ def train(
         seed=seed,
         threshold=threshold,
         flip=flip,
+        data=f"{len(images)} images of {digest}",
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trainer = Trainer(architecture, settings, device)
-    snapshot = out.with_suffix(".resume.pt")
     if resume and snapshot.exists():
         trainer.resume(snapshot)
+    elif resume:
+        stderr.print(f"{snapshot}: none there, so training begins at epoch 1", markup=False)
     x, y = torch.from_numpy(np.array(images)), torch.from_numpy(labels)
     started = time.monotonic()
-    with progress(as_json) as bar:
+    with _resumable(snapshot), progress(as_json) as bar:
         task = bar.add_task("epoch", total=None, note="")
 
         def show(done: int, total: int, loss: float) -> None:
@@ -108,7 +133,7 @@ def train(
     record = {
         "arch": arch,
         "settings": asdict(settings),
-        "data": {"images": len(images), "sha256": sha256(idx.find(data, "train", "images"))},
+        "data": {"images": len(images), "sha256": digest},
         "torch": str(torch.__version__),
         "history": [asdict(e) for e in trainer.history],
     }
@@ -119,6 +144,17 @@ def train(
         print_json({"out": str(out), **record})
     else:
         say(f"{out}: training accuracy {100 * last.accuracy:.2f} % (last epoch)")
+
+
+@contextmanager
+def _resumable(snapshot: Path) -> Iterator[None]:
+    """An interruption says how to go on from the last finished epoch."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if snapshot.exists():
+            stderr.print(f"the finished epochs are in {snapshot}; --resume continues from there")
+        raise
 
 
 def main() -> None:

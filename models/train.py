@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from stl_deploy.arch import Architecture
 from stl_deploy.checkpoint import read_tensors
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.files import atomic
 from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet
@@ -43,6 +43,7 @@ class Settings:
     seed: int = 0
     threshold: float = 1.0
     flip: bool = False
+    data: str = ""  # what it is trained on, so that no other data continues the run
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,12 @@ class Trainer:
             hits += (rates.argmax(1) == labels[index]).sum()
             if on_batch is not None:
                 on_batch(i + 1, len(batches), loss.item())
+            if not torch.isfinite(loss):
+                raise LoweringError(
+                    Problem(
+                        f"epoch {epoch + 1}", f"the loss is {loss.item()}", "use a smaller --lr"
+                    )
+                )
         return Epoch(epoch, loss_sum.item() / len(images), hits.item() / len(images))
 
     def _set_rate(self, progress: float) -> None:

@@ -77,7 +77,8 @@ def from_torch(model: STLNet) -> nir.NIRGraph:
     from stl_deploy import passes
     from stl_deploy.importers import stl
 
-    return passes.lower(stl.to_graph(model.arch, stl.params_of(model)))
+    params = stl.params_of(model)
+    return passes.lower(stl.to_graph(model.arch, params))
 
 
 def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = False) -> Trace:

@@ -47,8 +47,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise InputError(
             Problem(
                 str(path),
-                f"holds pickled Python objects ({found[1] if found else 'a whole module?'}), which "
-                "could run any code and are never loaded",
+                f"holds pickled Python objects ({found[1]}), which could run any code and are never "
+                "loaded"
+                if found
+                else "is damaged, or holds pickled Python objects, which are never loaded",
                 HOW_TO_CONVERT,
             )
         ) from None

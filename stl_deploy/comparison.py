@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy import float_exec
+from stl_deploy.errors import InputError, Problem
 from stl_deploy.network import IntegerNetwork
 from stl_deploy.raster import Raster
 
@@ -83,6 +84,7 @@ def compare(
 
     from stl_deploy.models.net import infer
 
+    _check_same(model, network)
     tallies: dict[str, NDArray[np.int64]] = {}
     entries: dict[str, int] = {}
     hits = np.zeros(3, np.int64)
@@ -121,6 +123,17 @@ def compare(
         accuracy_lowered=float(hits[1] / n) if labelled else None,
         prediction_agreement=float(hits[2] / n),
     )
+
+
+def _check_same(model: STLNet, network: IntegerNetwork) -> None:
+    """Raise InputError unless the network has the model's layers."""
+    shapes = model.arch.shapes
+    mine = {layer.name: layer.shape for layer in network.layers}
+    theirs = {name: shape for name, shape in shapes.items() if name in mine}
+    if mine != theirs or model.arch.timesteps != network.timesteps:
+        raise InputError(
+            Problem("network", f"its layers {mine} are not those of the model, {shapes}")
+        )
 
 
 def _integer(

@@ -16,7 +16,7 @@ from typing import Any
 import nir
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.network import Pair, Shape
@@ -220,7 +220,13 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
                 raise problem
             return node.out_shape
         case nir.Conv2d():
+            if node.weight.ndim != 4:
+                raise ValueError(f"{name}: the kernel has shape {node.weight.shape}, not rank 4")
             out_channels, per_group, kh, kw = node.weight.shape
+            if node.input_shape is not None and shape_of(node.input_shape) != shape[1:]:
+                raise ValueError(
+                    f"{name}: input_shape {shape_of(node.input_shape)} for an input {shape}"
+                )
             if (
                 len(shape) != 3
                 or shape[0] != per_group * node.groups
@@ -254,6 +260,8 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
 
 def plane(shape: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     """Height and width after a window operation on (C, H, W)."""
+    if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0:
+        raise ValueError(f"kernel {kernel}, stride {stride}, padding {padding}, {dilation=}")
     h, w = (
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(shape[1:], kernel, stride, padding, dilation, strict=True)
@@ -310,5 +318,5 @@ def float_meta(graph: nir.NIRGraph) -> FloatMeta:
         )
     try:
         return FloatMeta.model_validate(json.loads(text))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # ValidationError is a ValueError
         raise InputError(Problem(f"metadata.{KEY}", f"is not valid: {error}")) from None

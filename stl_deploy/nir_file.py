@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,6 +162,10 @@ def _layer_meta(layer: Layer, precision: Precision | None) -> LayerMeta:
 def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     """Rebuild the integer network. Raises InputError naming everything that is off."""
     meta = _integer_meta(graph, where)
+    if meta.chip not in chips.names():
+        raise InputError(
+            Problem(f"{where}: chip", f"{meta.chip!r} is not one of {', '.join(chips.names())}")
+        )
     chip = chips.load(meta.chip)
     problems: list[Problem] = []
     layers: list[Layer] = []
@@ -216,7 +221,7 @@ def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     try:
         data = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(
@@ -260,8 +265,8 @@ def _layer(
         raise ValueError(
             f"{entry.weights} is a {type(node).__name__}, not a Conv2d, Affine or Linear"
         )
-    if entry.dv == 0:
-        raise ValueError("dv = 0 has no LIF equivalent")
+    if entry.dv == 0 or entry.du != 4095:
+        raise ValueError(f"du {entry.du}, dv {entry.dv}: a LIF has du = 4095 and dv from 1")
     gain = 4096 / entry.dv
     for key, value in (
         ("tau", G.DT * gain),
@@ -319,12 +324,16 @@ def read(path: Path) -> nir.NIRGraph:
     check_readable(path, MAX_BYTES)
     try:
         _check_contents(path)
-        graph = nir.read(path, type_check=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, over values that are refused below
+            graph = nir.read(path, type_check=False)
     except InputError:
         raise
     except Exception as error:  # whatever h5py and nir raise for broken files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(Problem(str(path), f"is not a readable NIR file: {reason}")) from None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(
+            Problem(str(path), f"is not a NIR file that nir can read ({reason})", "write it again")
+        ) from None
     if not isinstance(graph, nir.NIRGraph):
         raise InputError(Problem(str(path), f"holds a {type(graph).__name__}, not a NIRGraph"))
     return graph

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -56,7 +58,7 @@ def export(
     targets = (target,) if isinstance(target, str) else tuple(target)
     exporters.check(targets)
     out = Path(out)
-    check_out(out, force)
+    check_out(out, force, [source])
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         nir_file.write(nir_file.to_nir(network), temporary / "model.nir")
@@ -77,48 +79,82 @@ def export(
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         temporary.chmod(0o755)
-        _swap(temporary, out)
+        _swap(temporary, out, force)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 
-def _swap(new: Path, out: Path) -> None:
-    """Put ``new`` in the place of ``out``; the old folder goes only when the new one stands."""
-    if not out.exists():
-        new.replace(out)
-        return
-    old = new.with_name(f"{new.name}.old")
-    out.replace(old)
+def _swap(new: Path, out: Path, force: bool) -> None:
+    """Put ``new`` in the place of ``out``; the old folder goes only when the new one stands.
+
+    Exports to one place take turns, and each looks again at what it would replace.
+    """
+    lock = os.open(out.parent, os.O_RDONLY)
     try:
-        new.replace(out)
-    except OSError:
-        old.replace(out)
-        raise
-    shutil.rmtree(old)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        check_out(out, force)
+        if not out.exists():
+            new.replace(out)
+            return
+        old = new.with_name(f"{new.name}.old")
+        out.replace(old)
+        try:
+            new.replace(out)
+        except OSError:
+            old.replace(out)
+            raise
+        shutil.rmtree(old)
+    finally:
+        os.close(lock)
 
 
-def check_out(out: Path, force: bool) -> None:
-    """Raise InputError unless ``out`` can become the output folder."""
+def check_out(out: Path, force: bool, inputs: Sequence[Path | None] = ()) -> None:
+    """Raise InputError unless ``out`` can become the output folder without any loss."""
+    remedy = "name another folder with -o"
     if not out.parent.is_dir():
         raise InputError(Problem(str(out), f"the folder {out.parent} does not exist", "create it"))
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(Problem(str(out), f"the folder {out.parent} cannot be written to", remedy))
+    if out.is_symlink():
+        raise InputError(Problem(str(out), "is a symbolic link", "name the folder itself with -o"))
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(Problem(str(out), "is or holds the current folder", remedy))
     if not out.exists():
         return
     if not out.is_dir():
-        raise InputError(Problem(str(out), "is a file", "name a folder with -o"))
-    if any(out.iterdir()):
-        if not force:
-            raise InputError(
-                Problem(str(out), "exists already", "give --force to replace it, or another -o")
+        raise InputError(Problem(str(out), "is a file", remedy))
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise InputError(Problem(str(out), f"holds the input {path}", remedy))
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise InputError(
+            Problem(str(out), "exists already", "give --force to replace it, or another -o")
+        )
+    foreign = _foreign_files(out)
+    if foreign:
+        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise InputError(
+            Problem(
+                str(out),
+                f"holds {len(foreign)} files that stl-export did not write ({listed}), so --force "
+                "does not replace it",
+                remedy,
             )
-        if not _is_export(out):
-            raise InputError(
-                Problem(
-                    str(out),
-                    "was not written by stl-export, so --force does not replace it",
-                    "name another folder with -o",
-                )
-            )
+        )
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Files in ``folder`` that its manifest does not list; all of them when it has none."""
+    try:
+        data = json.loads((folder / MANIFEST).read_text("utf-8"))
+        own = {MANIFEST, *data["files"]} if data["format"] == FORMAT else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set()
+    files = (str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+    return sorted(name for name in files if name not in own)
 
 
 def describe(network: IntegerNetwork) -> dict[str, Any]:
@@ -157,11 +193,3 @@ def _row(layer: Layer, network: IntegerNetwork, cores: CoreEstimate | None) -> d
         "cores": None if cores is None else cores.layers[layer.name],
         "precision": None if precision is None else asdict(precision),
     }
-
-
-def _is_export(folder: Path) -> bool:
-    try:
-        data = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("format") == FORMAT

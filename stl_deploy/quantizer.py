@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import nir
 import numpy as np
@@ -40,6 +40,7 @@ from stl_deploy.network import (
 
 Float = NDArray[np.float64]
 Overflow = Literal["auto", "proven", "checked"]
+Thresholds = Literal["auto", "native"]
 MIN_BITS = 4  # effective bits below which (or below weight_bits) a model is refused
 HEADROOM = 2.0  # of ``checked``: the limit over the largest sum seen in calibration
 NAMED = 5  # neurons that a message lists before it says "..."
@@ -51,6 +52,7 @@ class Options:
 
     weight_bits: int = 8
     weight_exp: int = 0
+    thresholds: Thresholds = "auto"
     overflow: Overflow = "auto"
     clamp_thresholds: bool = False
 
@@ -62,6 +64,7 @@ def quantize(
     *,
     weight_bits: int = 8,
     weight_exp: int = 0,
+    thresholds: Thresholds = "auto",
     overflow: Overflow = "auto",
     clamp_thresholds: bool = False,
 ) -> IntegerNetwork:
@@ -73,6 +76,7 @@ def quantize(
         calib: raster [N, T, *input] for ``overflow="checked"``; labels are never used.
         weight_bits: 2..8, the grid +-(2^(B-1)-1).
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
+        thresholds: "native", a threshold per neuron, which is also what "auto" takes.
         overflow: "proven" (no input can overflow), "checked" (units from ``calib``; hw_sim flags an
             overflow), "auto": proven where it costs at most one effective bit.
         clamp_thresholds: put thresholds outside the chip's register onto its nearest value.
@@ -81,7 +85,11 @@ def quantize(
         InputError: an option out of range. LoweringError: every problem of the model at once.
     """
     facts = chips.load(chip)
-    options = Options(weight_bits, weight_exp, overflow, clamp_thresholds)
+    if not isinstance(graph, nir.NIRGraph):
+        raise InputError(
+            Problem("graph", f"is a {type(graph).__name__}, not a NIR graph", "see from_torch")
+        )
+    options = Options(weight_bits, weight_exp, thresholds, overflow, clamp_thresholds)
     _check_options(options, facts)
     meta = G.float_meta(graph)
     if calib is not None and calib.shape[2:] != G.in_shape(graph):
@@ -117,6 +125,10 @@ def quantize(
     if problems:
         raise LoweringError(problems)
     diagnostics += _distinct_thresholds(layers, facts)
+    if calib is not None and all(how.mode == "proven" for how in precision.values()):
+        diagnostics.append(
+            Diagnostic("calib", "was not needed: no input at all can overflow this network")
+        )
     return IntegerNetwork(
         chip=chip,
         timesteps=meta.timesteps,
@@ -260,25 +272,19 @@ class _Fit:
         mode: Literal["proven", "checked"] = "checked"
         if self.options.overflow == "checked":
             units = self._calibrated(base)
+            if self.seen is None and (self._excess(self._layer(base)) > 1).any():
+                self._warn_checked(base, "as asked for")
         else:
             mode, units = "proven", self._proven(base)
             cost = self._bits(self._layer(base)) - self._bits(self._layer(units))
             if self.options.overflow == "auto" and cost > 1:
                 mode, units = "checked", self._calibrated(base)
-                self._warn_checked(base)
+                self._warn_checked(base, "because proving it safe would cost more than one bit")
         layer = self._layer(units, final=True)
         bits = self._bits(layer)
         least = min(MIN_BITS, self.options.weight_bits)
         if bits < least - 1e-9:
-            self.problems.append(
-                Problem(
-                    self.block.name,
-                    f"keeps {bits:.2f} effective weight bits, at least {least} are needed "
-                    f"({self.options.overflow} overflow on {self.chip.name})",
-                    "use --overflow checked with --calib, another --chip, or retrain with smaller "
-                    "biases and thresholds",
-                )
-            )
+            self._report_bits(layer, units, base, least)
         low, high = bounds.one_sided_sums(layer, self.levels)
         return layer, Precision(mode, bits, int(max(-low.min(), high.max())), limit)
 
@@ -345,7 +351,8 @@ class _Fit:
         seen = self.seen * self.block.gain * 2.0**self.options.weight_exp
         return np.maximum(units, HEADROOM * seen / limit)
 
-    def _warn_checked(self, base: Float) -> None:
+    def _warn_checked(self, base: Float, why: str) -> None:
+        """Say how far the layer could go, and that nothing but the data keeps it from there."""
         layer = self._layer(base)
         low, high = bounds.one_sided_sums(layer, self.levels)
         down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
@@ -354,9 +361,8 @@ class _Fit:
                 self.block.name,
                 f"in the worst case sums reach {int(max(-low.min(), high.max())):,} (limit "
                 f"{self.chip.accumulator_limit:,}) and voltages {int(max(-down.min(), up.max())):,} "
-                f"(limit {self.chip.state_limit:,}) on {self.chip.name}; proving them safe would cost "
-                "more than one bit, so overflow is checked instead of proven"
-                + ("" if self.seen is not None else ", without calibration data"),
+                f"(limit {self.chip.state_limit:,}) on {self.chip.name}; overflow is checked, not "
+                f"proven, {why}" + ("" if self.seen is not None else ", without calibration data"),
                 "give --calib NPZ, look at hw_sim's overflow count, or force --overflow proven",
             )
         )
@@ -390,6 +396,29 @@ class _Fit:
             dv=block.dv,
         )
 
+    def _report_bits(self, layer: LifLayer, units: Float, base: Float, least: int) -> None:
+        """The worst channel, and what it lost its bits to."""
+        largest = np.abs(layer.synapses.weight.astype(np.int64)).reshape(len(units), -1).max(axis=1)
+        worst = int(np.where(self.peak > 0, largest, self.qmax).argmin())
+        bias, theta = abs(self.block.bias[worst]), self.flat[worst].max()
+        if units[worst] > base[worst]:
+            why = f"sums and voltages that {self.chip.name} cannot hold"
+            remedy = "use --overflow checked with --calib, another --chip, or smaller weights"
+        elif bias / self.chip.bias_mant_range[1] >= theta / self.chip.threshold_range[1]:
+            why = f"a bias of {bias:.4g}, which the register must hold"
+            remedy = "use --chip ideal, or retrain with a smaller bias"
+        else:
+            why = f"a threshold of {theta:.4g}, which the register must hold"
+            remedy = "give --clamp-thresholds, use --chip ideal, or retrain"
+        self.problems.append(
+            Problem(
+                self.block.name,
+                f"channel {worst} keeps {self._bits(layer):.2f} effective weight bits, at least "
+                f"{least} are needed: beside weights up to {self.peak[worst]:.4g} it has {why}",
+                remedy,
+            )
+        )
+
     def _report_thresholds(self, vth: Float, low: int, high: int) -> None:
         """Thresholds that the register cannot hold: an error, or with clamping a diagnostic."""
         outside = ((vth < low) | (vth > high)).reshape(self.block.threshold.shape)
@@ -406,7 +435,9 @@ class _Fit:
         what = f"{count} of {outside.size} thresholds do not fit {self.chip.name}'s register {low}..{high}"
         if self.options.clamp_thresholds:
             self.diagnostics.append(
-                Diagnostic(self.block.name, f"{what} and were clamped ({listed})")
+                Diagnostic(
+                    self.block.name, f"{what} and were clamped to its nearest value ({listed})"
+                )
             )
         else:
             self.problems.append(
@@ -459,15 +490,18 @@ def _distinct_thresholds(layers: list[Layer], chip: chips.Chip) -> list[Diagnost
 
 def _check_options(options: Options, chip: chips.Chip) -> None:
     problems = []
-    if not 2 <= options.weight_bits <= chip.registers.weight_bits.value:
-        problems.append(
-            Problem(
-                "--weight-bits",
-                f"{options.weight_bits} is outside 2..{chip.registers.weight_bits.value}",
-            )
-        )
     fact = chip.registers.weight_exp_max
-    if not 0 <= options.weight_exp <= (7 if fact is None else fact.value):
-        problems.append(Problem("--weight-exp", f"{options.weight_exp} is outside 0..7"))
+    for name, value, low, high in (
+        ("weight_bits", options.weight_bits, 2, chip.registers.weight_bits.value),
+        ("weight_exp", options.weight_exp, 0, 7 if fact is None else fact.value),
+    ):
+        if not isinstance(value, int) or not low <= value <= high:
+            problems.append(Problem(name, f"{value} is not a whole number in {low}..{high}"))
+    for name, choice, choices in (
+        ("overflow", options.overflow, get_args(Overflow)),
+        ("thresholds", options.thresholds, get_args(Thresholds)),
+    ):
+        if choice not in choices:
+            problems.append(Problem(name, f"{choice!r} is not one of {', '.join(choices)}"))
     if problems:
         raise InputError(problems)

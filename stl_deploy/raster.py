@@ -89,7 +89,8 @@ def load(path: Path) -> Raster:
         )
     if 0 in spikes.shape:
         problems.append(Problem(f"{path}: spikes", f"is empty: {spikes.shape}"))
-    if labels is not None and (labels.shape != spikes.shape[:1] or labels.dtype.kind not in "iu"):
+    whole = labels is not None and labels.dtype.kind in "iu" and (labels < 2**31).all()
+    if labels is not None and (labels.shape != spikes.shape[:1] or not whole):
         problems.append(
             Problem(
                 f"{path}: labels", f"{labels.dtype} {labels.shape}, not int64 {spikes.shape[:1]}"
@@ -103,34 +104,48 @@ def load(path: Path) -> Raster:
 
 
 def check_fits(raster: Raster, where: str, network: IntegerNetwork) -> None:
-    """Raise InputError unless ``raster`` is an input of ``network``."""
-    problems: list[Problem] = []
-    got = raster.spikes.shape
-    if got[2:] != network.input_shape:
-        problems.append(
-            Problem(where, f"has inputs {got[2:]}, the network reads {network.input_shape}")
+    """Raise InputError unless ``raster`` is an input of ``network``, labels included."""
+    check_input(raster, where, network.input_shape, network.timesteps, network.input_levels)
+    classes, labels = network.readout.classes, raster.labels
+    if labels is None:
+        return
+    if labels.shape != raster.spikes.shape[:1]:
+        raise InputError(Problem(where, f"labels {labels.shape} for {len(raster.spikes)} samples"))
+    if ((labels < 0) | (labels >= classes)).any():
+        raise InputError(
+            Problem(where, f"labels {labels.min()}..{labels.max()} for {classes} classes")
         )
-    if len(got) > 1 and got[1] != network.timesteps:
+
+
+def check_input(
+    raster: Raster, where: str, shape: tuple[int, ...], timesteps: int, levels: int
+) -> None:
+    """Raise InputError unless the spikes are whole numbers [N, ``timesteps``, *``shape``] in
+    0..``levels``."""
+    spikes = raster.spikes
+    problems: list[Problem] = []
+    if not isinstance(spikes, np.ndarray) or spikes.dtype.kind not in "uib":
+        kind = getattr(spikes, "dtype", type(spikes).__name__)
+        raise InputError(Problem(where, f"is {kind}, not an array of whole numbers", "use uint8"))
+    if spikes.ndim < 2 or spikes.shape[2:] != shape:
+        problems.append(Problem(where, f"has inputs {spikes.shape[2:]}, the network reads {shape}"))
+    elif spikes.shape[1] != timesteps:
         problems.append(
             Problem(
                 where,
-                f"has {got[1]} time steps, the network was made for {network.timesteps}",
-                f"make it with stl-raster --timesteps {network.timesteps}",
+                f"has {spikes.shape[1]} time steps, the network was made for {timesteps}",
+                f"make it with stl-raster --timesteps {timesteps}",
             )
         )
-    largest = int(raster.spikes.max(initial=0))
-    if largest > network.input_levels:
+    if not spikes.size:
+        problems.append(Problem(where, f"is empty: {spikes.shape}"))
+    elif spikes.min() < 0 or spikes.max() > levels:
         problems.append(
             Problem(
                 where,
-                f"holds values up to {largest}, the network reads 0..{network.input_levels}",
+                f"holds values {spikes.min()}..{spikes.max()}, the network reads 0..{levels}",
                 "encode it as the network was trained (--encoding)",
             )
-        )
-    classes, labels = network.readout.classes, raster.labels
-    if labels is not None and ((labels < 0) | (labels >= classes)).any():
-        problems.append(
-            Problem(where, f"labels {labels.min()}..{labels.max()} for {classes} classes")
         )
     if problems:
         raise InputError(problems)

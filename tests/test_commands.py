@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from nets import random_spikes
+from nets import random_net, random_spikes
 
 from stl_deploy.checkpoint import save_checkpoint
 from stl_deploy.commands import export as export_command
@@ -180,7 +180,7 @@ def test_force_replaces_an_export_and_nothing_else(command, here, model):
     Path("mine/thesis.tex").write_text("precious")
     code, _, err = command("stl-export", model, "--target", "nir", "-o", "mine", "--force")
     assert code == 2
-    assert "was not written by stl-export" in err
+    assert "thesis.tex" in err
     assert Path("mine/thesis.tex").read_text() == "precious"
 
 
@@ -234,7 +234,7 @@ def test_rasters_that_do_not_fit(command, here, model, net):
     for spikes, labels, what in (
         (good[:, :, :, :4], None, "the network reads (1, 8, 8)"),
         (good[:, :3], None, "has 3 time steps"),
-        (good * 2, None, "holds values up to 2"),
+        (good * 2, None, "holds values 0..2"),
         (good.astype(np.float32), None, "float32, not uint8"),
         (good[:0], None, "is empty"),
         (good, np.array([1]), "labels"),
@@ -287,3 +287,109 @@ def test_debug_shows_the_traceback(here):
         check=False,
     )
     assert "Traceback" in run.stderr
+
+
+def test_force_never_takes_an_input_or_a_stranger_with_it(command, here, model, raster):
+    command("stl-export", model, "--target", "nir", "-o", "o")
+    inside = here / "o" / "inside.pt"
+    inside.write_bytes(model.read_bytes())
+    for source, what in ((inside, "holds the input"), (model, "inside.pt")):
+        code, _, err = command("stl-export", source, "--target", "nir", "-o", "o", "--force")
+        assert code == 2
+        assert what in err
+        assert inside.exists()
+    inside.unlink()
+    for name in ("raster.npz", "o/model.nir"):
+        code, _, err = command(
+            "hw_sim", "o/model.nir", "--input", raster, "--report", name, "--force"
+        )
+        assert (code, "another input or output" in err) == (2, True)
+    code, _, err = command(
+        "hw_sim", "o/model.nir", "--input", raster, "--out", "x", "--report", "x"
+    )
+    assert (code, "another input or output" in err) == (2, True)
+
+
+def test_places_that_cannot_become_an_export(command, here, model, monkeypatch):
+    (here / "real").mkdir()
+    (here / "link").symlink_to("real")
+    (here / "dangling").symlink_to("nowhere")
+    before = sorted(here.rglob("*"))
+    for out, what in (
+        ("link", "symbolic link"),
+        ("dangling", "symbolic link"),
+        (".", "current folder"),
+        ("..", "current folder"),
+        (model, "is a file"),
+    ):
+        code, _, err = command("stl-export", model, "--target", "nir", "-o", out, "--force")
+        assert (code, what in err) == (2, True), err
+    assert sorted(here.rglob("*")) == before
+
+
+def test_interruption_leaves_nothing_and_says_so(command, here, model, monkeypatch):
+    from stl_deploy import nir_file
+
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nir_file, "write", interrupt)
+    before = sorted(here.iterdir())
+    code, _, err = command("stl-export", model, "--target", "loihi", "-o", "o")
+    assert (code, err) == (130, "stl-export: interrupted; nothing half-written was left behind\n")
+    assert sorted(here.iterdir()) == before
+
+
+def test_exports_at_once_to_one_folder_take_turns(here, net):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import stl_deploy
+
+    network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(stl_deploy.export, network, "nir", "o", force=True) for _ in range(24)]
+        assert all(job.result()["chip"] == "loihi2" for job in jobs)
+    assert [p.name for p in here.iterdir()] == ["o"]
+    assert json.loads(Path("o/manifest.json").read_text())["targets"] == ["nir"]
+
+
+def test_calibration_data_must_fit(command, here, model, net):
+    good = random_spikes(net, 2)
+    for spikes, what in (
+        (good * 200, "holds values 0..200"),
+        (good[:, :3], "has 3 time steps"),
+        (good[:, :, :, :4], "has inputs (1, 4, 8)"),
+    ):
+        np.savez("c.npz", spikes=spikes)
+        code, _, err = command("stl-export", model, "--target", "loihi", "--calib", "c.npz")
+        assert code == 2
+        assert f"c.npz: {what}" in err
+
+
+def test_the_python_interface_refuses_what_is_not_a_raster(net):
+    import stl_deploy
+    from stl_deploy.errors import InputError
+
+    network = stl_deploy.quantize(stl_deploy.from_torch(net))
+    spikes = random_spikes(net, 2)
+    for bad in (spikes * 0.5, -spikes.astype(np.int8), spikes.tolist(), spikes[:0], spikes[0]):
+        with pytest.raises(InputError):
+            stl_deploy.simulate(network, bad)
+    with pytest.raises(InputError, match=r"labels \(5,\) for 2 samples"):
+        stl_deploy.parity(net, network, spikes, np.zeros(5, np.int64))
+    other = random_net("FC20-LIF-AvgPool2", shape=(1, 8, 8))
+    with pytest.raises(InputError, match="are not those of the model"):
+        stl_deploy.parity(other, network, spikes)
+    for call in (
+        lambda: stl_deploy.from_torch(torch.nn.Linear(2, 2)),
+        lambda: stl_deploy.quantize(net),
+        lambda: stl_deploy.quantize(stl_deploy.from_torch(net), overflow="x", weight_bits=4.5),
+        lambda: stl_deploy.export(network, [], "o"),
+    ):
+        with pytest.raises(InputError):
+            call()
+
+
+def test_version(command):
+    code, out, _ = command("hw_sim", "--version")
+    assert (code, out) == (0, "hw_sim (stl-deploy) 0.1.0\n")

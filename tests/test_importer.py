@@ -213,3 +213,29 @@ def test_architecture_text_is_checked(text, what):
     with pytest.raises(InputError) as error:
         Architecture.parse(text, (1, 8, 8))
     assert what in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda s: s.pop("conv1.weight"), "conv1.weight: is missing"),
+        (lambda s: s.update({"lif2.thresh": torch.ones(6, 9, 9)}), "no pooling of the (8, 8)"),
+        (lambda s: s.update({"conv1.weight": torch.ones(4, 1, 2, 2)}), "has a 2x2 kernel"),
+        (lambda s: s.update({1: torch.ones(2)}), "1: is a key of type int"),
+        (lambda s: s.update({"x": torch.ones(2, device="meta")}), "x: is a meta tensor"),
+    ],
+)
+def test_broken_official_state_dicts_are_explained(tmp_path, change, what):
+    state = dict(random_net().state_dict())
+    change(state)
+    torch.save(state, tmp_path / "m.pt")
+    assert what in refused(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("tau", [float("nan"), -0.1, 1.0, float("inf")])
+def test_tau_out_of_range_is_named(model, tau):
+    assert refused(model, tau=tau).startswith("--tau: ")
+
+
+def test_classes_that_contradict_our_checkpoint(model):
+    assert "--classes: 7" in refused(model, classes=7)

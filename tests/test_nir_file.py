@@ -125,6 +125,15 @@ def meta(**changes):
     return change
 
 
+def layer_meta(**changes):
+    def change(file):
+        layers = json.loads(file[f"node/metadata/{KEY}"][()])["layers"]
+        layers[0].update(changes)
+        meta(layers=layers)(file)
+
+    return change
+
+
 NODES = "node/nodes"
 
 
@@ -146,6 +155,14 @@ NODES = "node/nodes"
         (meta(surprise=1), "surprise"),
         (meta(population=3), "20 outputs for 10 classes of 3"),
         (meta(timesteps=0), "timesteps"),
+        (layer_meta(du=0), "a LIF has du = 4095"),
+        (layer_meta(dv=0), "a LIF has du = 4095"),
+        (layer_meta(scale=[1.0]), "1 scales for 4 channels"),
+        (put(f"node/metadata/{KEY}", "[" * 100_000), "no stl-deploy metadata"),
+        (put(f"{NODES}/conv1/stride", np.array([0, 0])), "nir can read"),
+        (put(f"{NODES}/conv1/input_shape", np.array([9, 9])), "input_shape (9, 9)"),
+        (put(f"{NODES}/conv1/weight", np.zeros((4, 3, 3), np.int8)), "conv1"),
+        (put(f"{NODES}/lif1/type", "Soma"), "nir can read"),
         (meta(layers=[]), "is not described in the metadata"),
         (put(f"node/metadata/{KEY}", "{"), "no stl-deploy metadata"),
         (

@@ -11,7 +11,7 @@ import torch
 from test_data import write_idx
 
 from stl_deploy.arch import Architecture
-from stl_deploy.errors import InputError
+from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.importers import stl
 from stl_deploy.models.train import Settings, Trainer
 
@@ -147,3 +147,44 @@ def test_command_resumes_after_a_kill(folder, monkeypatch):
     whole, cut = stl.read(folder / "whole.pt").params, stl.read(folder / "cut.pt").params
     assert all(np.array_equal(whole[k], cut[k]) for k in whole)
     assert not (folder / "cut.resume.pt").exists()
+
+
+def test_command_checks_before_it_trains(folder, monkeypatch, capfd):
+    args = ["--data", folder, "--epochs", 1]
+    for more, what in (
+        (["--arch", "FC10-LIF-AvgPool5", "-o", folder / "m.pt"], "tells 2 classes apart"),
+        (["--arch", ARCH, "-o", folder / "no" / "m.pt"], "does not exist"),
+        (["--arch", ARCH, "-o", folder, "--force"], "is a folder"),
+    ):
+        assert command(monkeypatch, *args, *more) == 2
+        assert what in capfd.readouterr().err
+    assert list(folder.glob("*.pt")) == []
+
+
+def test_other_data_does_not_continue_a_run(folder, monkeypatch, capfd):
+    from stl_deploy.models import train
+
+    args = ["--data", folder, "--arch", ARCH, "--epochs", 2, "-o", folder / "m.pt"]
+    save = train.Trainer.save
+
+    def save_and_stop(self, path):
+        save(self, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "save", save_and_stop)
+        assert command(monkeypatch, *args) == 130
+    assert "--resume continues" in capfd.readouterr().err
+    assert command(monkeypatch, *args, "--limit", 40, "--resume") == 2
+    assert "settings differ" in capfd.readouterr().err
+    assert command(monkeypatch, *args, "--resume") == 0
+
+
+def test_a_diverging_run_stops():
+    t = trainer()
+    with torch.no_grad():
+        t.model.fc1.weight.fill_(float("nan"))
+        t.model.lif2.thresh.fill_(float("nan"))
+    t.model.readout.forward = lambda spikes: spikes.mean(1)[:, :10] * float("nan")
+    with pytest.raises(LoweringError, match="the loss is nan"):
+        list(t.run(*data()))

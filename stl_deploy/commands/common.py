@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +27,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from stl_deploy import __version__
 from stl_deploy.errors import InputError, Problem, StlError
 
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+EPILOG = (
+    "Exit codes: 0 done, 1 the model cannot be lowered as asked, 2 bad usage or bad input. "
+    "--version shows the version."
+)
 DEFAULT_DATA = Path("/usr/share/datasets/fashion-mnist")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -49,8 +58,22 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
     app = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
     )
-    app.command()(command)
+
+    @functools.wraps(command)
+    def interruptible(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            stderr.print(f"{name}: interrupted; nothing half-written was left behind")
+            raise typer.Exit(INTERRUPTED) from None
+
+    app.command(epilog=EPILOG)(interruptible)
     debug = "--debug" in sys.argv
+    if sys.argv[1:] == ["--version"]:
+        print(f"{name} (stl-deploy) {__version__}")
+        sys.exit(0)
+    # A polite kill runs the same clean-up as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(prog_name=name)
     except StlError as error:
@@ -59,7 +82,9 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
         complain(name, error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        sys.exit(1)
+        # Whoever read stdout has seen enough; what was to be written is written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except MemoryError:
         stderr.print(f"{name}: out of memory; use fewer samples (--limit) or a larger machine")
         sys.exit(1)
@@ -79,6 +104,10 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
         )
         sys.exit(1)
     sys.exit(0)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def complain(name: str, error: StlError) -> None:

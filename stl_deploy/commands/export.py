@@ -76,7 +76,9 @@ def export(
     timesteps: Annotated[
         int | None, typer.Option(min=1, help="T of an official state_dict. [default: 4]")
     ] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Classes of an official state_dict.")] = 10,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of an official state_dict. [default: 10]")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -86,7 +88,6 @@ def export(
     Example: stl-export model.pt --target loihi --eval test.npz -o out
     """
     from stl_deploy import passes
-    from stl_deploy import raster as rasters
     from stl_deploy.importers import stl
     from stl_deploy.output import check_out
     from stl_deploy.output import export as write
@@ -94,7 +95,7 @@ def export(
     from stl_deploy.report import render
 
     out = out if out is not None else Path(model.stem + "-export")
-    check_out(out, force)
+    check_out(out, force, [model, calib, evaluate])
     chip = chip or ("ideal" if set(target) == {Target.NIR} else "loihi2")
     checkpoint = stl.read(model, tau, timesteps, classes)
     try:
@@ -102,9 +103,10 @@ def export(
         network = quantize(
             graph,
             chip,
-            None if calib is None else rasters.load(calib).spikes,
+            None if calib is None else _calibration(calib, graph),
             weight_bits=weight_bits,
             weight_exp=weight_exp,
+            thresholds=thresholds,
             overflow=overflow,
             clamp_thresholds=clamp_thresholds,
         )
@@ -132,6 +134,17 @@ def export(
     _print(out, manifest, parity)
 
 
+def _calibration(path: Path, graph: Any) -> Any:
+    """The spikes of a calibration raster; its labels are not looked at."""
+    from stl_deploy import graph as G
+    from stl_deploy import raster as rasters
+
+    meta = G.float_meta(graph)
+    raster = rasters.Raster(rasters.load(path).spikes)
+    rasters.check_input(raster, str(path), G.in_shape(graph), meta.timesteps, meta.input_levels)
+    return raster.spikes
+
+
 def _evaluate(checkpoint: Any, graph: Any, network: Any, path: Path, quiet: bool) -> Any:
     """Parity and activity on the raster at ``path``."""
     from stl_deploy import raster as rasters
@@ -150,7 +163,7 @@ def _evaluate(checkpoint: Any, graph: Any, network: Any, path: Path, quiet: bool
             graph,
             network,
             raster,
-            batch=batch_size(network),
+            batch=min(25, batch_size(network)),
             visit=counter.add,
             on_progress=lambda done: bar.update(task, completed=done),
         )

@@ -41,9 +41,10 @@ def raster(
     """
     from stl_deploy import idx
     from stl_deploy import raster as rasters
-    from stl_deploy.files import sha256
+    from stl_deploy.files import check_writable, sha256
 
     refuse_existing(out, force)
+    check_writable(out)
     images, labels = idx.load(data, split, limit)
     spikes = rasters.encode(images, timesteps, encoding, seed)
     source = {

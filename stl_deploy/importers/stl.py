@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stl_deploy import arch as A
 from stl_deploy import graph as G
 from stl_deploy.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, LoweringError, Problem
 
 Params = dict[str, NDArray[Any]]
 
@@ -30,13 +30,18 @@ class Checkpoint:
 
 
 def read(
-    path: Path, tau: float | None = None, timesteps: int | None = None, classes: int = 10
+    path: Path,
+    tau: float | None = None,
+    timesteps: int | None = None,
+    classes: int | None = None,
 ) -> Checkpoint:
     """Read ``path``. Raises InputError naming every problem of the file at once.
 
     ``tau``, ``timesteps`` and ``classes`` complete an official state_dict, which stores none of
-    them (defaults 0.5 and 4); our own checkpoints hold them, and a contradiction is an error.
+    them (defaults 0.5, 4 and 10); our own checkpoints hold them, and a contradiction is an error.
     """
+    if tau is not None and not 0 <= tau < 1:
+        raise InputError(Problem("--tau", f"{tau} is not in 0 <= tau < 1"))
     data = read_tensors(path)
     if "format" in data or "arch" in data:
         if data.get("format") != FORMAT:
@@ -49,11 +54,11 @@ def read(
             )
         architecture = A.Architecture.from_dict(data.get("arch"), f"{path}: arch")
         params = _arrays(path, data.get("state_dict"))
-        _refuse_contradictions(path, architecture, tau, timesteps)
+        _refuse_contradictions(path, architecture, tau, timesteps, classes)
     else:
         params = _arrays(path, data.get("state_dict", data))
         architecture = infer_architecture(
-            path, params, 0.5 if tau is None else tau, timesteps or 4, classes
+            path, params, 0.5 if tau is None else tau, timesteps or 4, classes or 10
         )
     _check_params(path, architecture, params)
     return Checkpoint(architecture, params)
@@ -61,6 +66,14 @@ def read(
 
 def params_of(model: torch.nn.Module) -> Params:
     """Parameters and running statistics of a model as arrays. Raises InputError for NaN and the like."""
+    if not hasattr(model, "arch"):
+        raise InputError(
+            Problem(
+                type(model).__name__,
+                "is not an STLNet (stl_deploy.models.net)",
+                "save its state_dict and load that, if its layers are named as the official code's",
+            )
+        )
     return _arrays(Path(type(model).__name__), dict(model.state_dict()))
 
 
@@ -107,7 +120,7 @@ def _node(layer: A.Layer, shape: A.Shape, out: A.Shape, params: Params) -> nir.i
             # v = tau*v + I as forward Euler of NIR's equation, and >= as NIR's strict >.
             threshold = np.nextafter(params[f"{name}.thresh"].astype(np.float64), -np.inf)
             if layer.tau == 1:
-                raise InputError(
+                raise LoweringError(
                     Problem(name, "tau = 1 (no leak) has no LIF equivalent", "train with tau < 1")
                 )
             gain = 1 / (1 - layer.tau)
@@ -152,31 +165,27 @@ def infer_architecture(
     Layers are conv<i> (same padding) - bn<i> - lif<i> - pool, then fc<j> - lif; a pool's size
     follows from the shape of the next layer's thresholds or weights.
     """
-    convs = _count(params, "conv", "weight")
-    fcs = _count(params, "fc", "weight")
-    problems = [
-        Problem(f"{path}: {key}", "is missing")
-        for key in (
-            [f"lif{i}.thresh" for i in range(1, convs + fcs + 1)]
-            + [f"bn{i}.running_mean" for i in range(1, convs + 1) if _has_batchnorm(params)]
-        )
-        if key not in params
-    ]
-    if convs + fcs == 0 or fcs == 0:
+    convs, fcs = (_count(params, prefix) for prefix in ("conv", "fc"))
+    if fcs == 0:
         raise InputError(
             Problem(
                 str(path),
-                "is neither a stl-deploy checkpoint nor an official STL-SNN state_dict (no "
-                f"{'conv1.weight, ' if convs == 0 else ''}fc1.weight among "
-                f"{', '.join(sorted(params)[:6]) or 'no keys'})",
+                "is neither a stl-deploy checkpoint nor an official STL-SNN state_dict: no "
+                f"fc1.weight among {', '.join(sorted(params)[:6])}",
                 HOW_TO_CONVERT,
             )
         )
+    needed = (
+        [f"conv{i}.weight" for i in range(1, convs + 1)]
+        + [f"fc{i}.weight" for i in range(1, fcs + 1)]
+        + [f"lif{i}.thresh" for i in range(1, convs + fcs + 1)]
+    )
+    problems = [Problem(f"{path}: {key}", "is missing") for key in needed if key not in params]
     wrong = [
         Problem(f"{path}: {name}{i}.weight", f"has shape {params[key].shape}, not rank {rank}")
         for name, n, rank in (("conv", convs, 4), ("fc", fcs, 2))
         for i in range(1, n + 1)
-        if params[key := f"{name}{i}.weight"].ndim != rank
+        if (key := f"{name}{i}.weight") in params and params[key].ndim != rank
     ]
     wrong += [
         Problem(f"{path}: {key}", f"has shape {params[key].shape}, not (C, H, W)")
@@ -219,6 +228,14 @@ def infer_architecture(
 
 def _conv_block(path: Path, params: Params, i: int, convs: int, tau: float) -> list[dict[str, Any]]:
     channels, _, kh, kw = params[f"conv{i}.weight"].shape
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise InputError(
+            Problem(
+                f"{path}: conv{i}.weight",
+                f"has a {kh}x{kw} kernel; official networks use odd ones with same padding",
+                "save the model with stl_deploy.save_checkpoint, which stores the padding",
+            )
+        )
     block: list[dict[str, Any]] = [
         {
             "kind": "conv",
@@ -235,7 +252,14 @@ def _conv_block(path: Path, params: Params, i: int, convs: int, tau: float) -> l
     here = params[f"lif{i}.thresh"].shape[1:]
     if i < convs:
         after: tuple[int, ...] = params[f"lif{i + 1}.thresh"].shape[1:]
-        kernel = (here[0] // max(after[0], 1), here[1] // max(after[1], 1))
+        if 0 in after or here[0] % after[0] or here[1] % after[1]:
+            raise InputError(
+                Problem(
+                    f"{path}: lif{i + 1}.thresh",
+                    f"has a plane {after}; no pooling of the {here} before it gives that",
+                )
+            )
+        kernel = (here[0] // after[0], here[1] // after[1])
     else:
         pixels = params["fc1.weight"].shape[1] / channels
         k = max(1, round(math.sqrt(here[0] * here[1] / max(pixels, 1e-9))))
@@ -258,34 +282,34 @@ def _has_batchnorm(params: Params) -> bool:
     return any(key.startswith("bn") for key in params)
 
 
-def _count(params: Params, prefix: str, suffix: str) -> int:
-    numbers = [
-        int(m[1]) for key in params if (m := re.fullmatch(rf"{prefix}(\d{{1,3}})\.{suffix}", key))
-    ]
-    return len(set(numbers) & set(range(1, len(numbers) + 1)))
+def _count(params: Params, prefix: str) -> int:
+    """The largest number behind ``prefix`` among the weights."""
+    found = (re.fullmatch(rf"{prefix}(\d{{1,2}})\.weight", key) for key in params)
+    return max((int(m[1]) for m in found if m), default=0)
 
 
 def _refuse_contradictions(
-    path: Path, architecture: A.Architecture, tau: float | None, timesteps: int | None
+    path: Path,
+    architecture: A.Architecture,
+    tau: float | None,
+    timesteps: int | None,
+    classes: int | None,
 ) -> None:
-    problems = []
-    if timesteps is not None and timesteps != architecture.timesteps:
-        problems.append(
-            Problem(
-                "--timesteps",
-                f"{timesteps}, but {path} was trained with {architecture.timesteps}",
-                "leave the option out: the checkpoint stores it",
-            )
+    """Our checkpoints store what these options say of others."""
+    taus = {layer.tau for layer in architecture.layers if isinstance(layer, A.Lif)}
+    problems = [
+        Problem(
+            option,
+            f"{given}, but {path} says {', '.join(map(str, sorted(stored)))}",
+            "leave the option out: the checkpoint stores it",
         )
-    own = sorted({layer.tau for layer in architecture.layers if isinstance(layer, A.Lif)})
-    if tau is not None and own != [tau]:
-        problems.append(
-            Problem(
-                "--tau",
-                f"{tau}, but {path} was trained with {', '.join(map(str, own))}",
-                "leave the option out: the checkpoint stores it",
-            )
+        for option, given, stored in (
+            ("--tau", tau, taus),
+            ("--timesteps", timesteps, {architecture.timesteps}),
+            ("--classes", classes, {architecture.classes}),
         )
+        if given is not None and stored != {given}
+    ]
     if problems:
         raise InputError(problems)
 
@@ -300,8 +324,14 @@ def _arrays(path: Path, state: Any) -> Params:
     params: Params = {}
     for key, value in state.items():
         where = f"{path}: {key}"
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            problems.append(Problem(where, f"is a {type(value).__name__}, not a tensor"))
+        if not isinstance(key, str):
+            problems.append(Problem(where, f"is a key of type {type(key).__name__}, not a name"))
+        elif not isinstance(value, torch.Tensor):
+            problems.append(
+                Problem(where, f"is a {type(value).__name__}, not a tensor", HOW_TO_CONVERT)
+            )
+        elif value.is_meta:
+            problems.append(Problem(where, "is a meta tensor without values", "save real tensors"))
         elif value.layout != torch.strided or value.is_quantized:
             problems.append(Problem(where, "is sparse or quantized", "save plain tensors"))
         elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
