@@ -33,6 +33,7 @@ demo: $(VENV)/.run
 	@mkdir -p build
 	$(BIN)/stl-export $(ZOO) --target loihi --eval $(RASTER) -o build/demo --force
 	$(BIN)/hw_sim build/demo/model.nir --input $(RASTER)
+	@echo "report: $(CURDIR)/build/demo/report.html"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q

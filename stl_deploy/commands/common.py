@@ -49,8 +49,9 @@ Data = Annotated[
     ),
 ]
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+# Lines are wrapped at words on a terminal, and never in a pipe.
+stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+stderr = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def run(command: Callable[..., None], name: str) -> NoReturn:
@@ -121,8 +122,8 @@ def complain(name: str, error: StlError) -> None:
 
 
 def say(text: str) -> None:
-    """One line on stdout, never wrapped."""
-    stdout.print(text, soft_wrap=True, markup=False)
+    """One line on stdout."""
+    stdout.print(text, markup=False)
 
 
 def warn(text: str) -> None:
@@ -137,7 +138,14 @@ def percent(fraction: float) -> str:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: first column left, the others right; never narrower than its content."""
-    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    grid = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1),
+    )
     for i, name in enumerate(header):
         grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
@@ -145,6 +153,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     # Rich would cut cells to the terminal's width, which in a pipe it takes for 80 columns.
     needed = Measurement.get(stdout, stdout.options.update(max_width=1000), grid).maximum
     Console(highlight=False, width=max(needed, stdout.width)).print(grid, crop=False)
+    stdout.print()
 
 
 def complain_diagnostics(diagnostics: Sequence[Mapping[str, str]]) -> None:

@@ -188,7 +188,7 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
     ]
     table(
         f"{manifest['source']['file']} for {manifest['chip']}, T = {manifest['timesteps']}",
-        ("layer", "neurons", "synapses", "weight bits", "thresholds", "overflow", "cores"),
+        ("layer", "neurons", "synapses", "bits", "thresholds", "overflow", "cores"),
         rows,
     )
     complain_diagnostics(manifest["diagnostics"])
