@@ -17,7 +17,7 @@ from stl_deploy.commands.common import (
     run,
     say,
     table,
-    warn,
+    warn_overflows,
 )
 from stl_deploy.errors import InputError, Problem
 
@@ -158,12 +158,7 @@ def _print(
     )
     if energies:
         _print_energies(energies)
-    if counts.overflows:
-        where = ", ".join(f"{name} {k:,}" for name, k in counts.overflows.items())
-        warn(
-            f"registers overflowed ({where} neuron steps): these results differ from the float "
-            "model by more than rounding; export with --overflow proven, or --calib"
-        )
+    warn_overflows(counts.overflows)
     if result["accuracy"] is not None:
         say(f"accuracy: {100 * result['accuracy']:.2f} % of {n:,} samples")
 

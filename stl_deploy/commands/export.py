@@ -19,11 +19,19 @@ from stl_deploy.commands.common import (
     run,
     say,
     table,
+    warn_overflows,
 )
 from stl_deploy.errors import LoweringError, Problem
 
 if TYPE_CHECKING:
+    import nir
+    import numpy as np
+    from numpy.typing import NDArray
+
     from stl_deploy.comparison import ParityReport
+    from stl_deploy.importers.stl import Checkpoint
+    from stl_deploy.network import IntegerNetwork
+    from stl_deploy.report import Activity
 
 
 class Target(StrEnum):
@@ -114,10 +122,9 @@ def export(
         raise LoweringError(
             [Problem(f"{model}: {p.where}", p.what, p.remedy) for p in error.problems]
         ) from None
-    evaluation = None
+    activity = parity = None
     if evaluate is not None:
-        evaluation = _evaluate(checkpoint, graph, network, evaluate, as_json)
-    activity, parity = evaluation or (None, None)
+        activity, parity = _evaluate(checkpoint, graph, network, evaluate, as_json)
     manifest = write(
         network,
         [t.value for t in dict.fromkeys(target)],
@@ -132,9 +139,11 @@ def export(
         print_json({"out": str(out), **manifest})
         return
     _print(out, manifest, parity)
+    if activity is not None:
+        warn_overflows(activity.counts.overflows)
 
 
-def _calibration(path: Path, graph: Any) -> Any:
+def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
     """The spikes of a calibration raster; its labels are not looked at."""
     from stl_deploy import graph as G
     from stl_deploy import raster as rasters
@@ -145,7 +154,9 @@ def _calibration(path: Path, graph: Any) -> Any:
     return raster.spikes
 
 
-def _evaluate(checkpoint: Any, graph: Any, network: Any, path: Path, quiet: bool) -> Any:
+def _evaluate(
+    checkpoint: Checkpoint, graph: nir.NIRGraph, network: IntegerNetwork, path: Path, quiet: bool
+) -> tuple[Activity, ParityReport]:
     """Parity and activity on the raster at ``path``."""
     from stl_deploy import raster as rasters
     from stl_deploy.comparison import compare
