@@ -340,17 +340,20 @@ def test_interruption_leaves_nothing_and_says_so(command, here, model, monkeypat
     assert sorted(here.iterdir()) == before
 
 
-def test_exports_at_once_to_one_folder_take_turns(here, net):
+def test_exports_at_once_to_one_folder_take_turns(here):
     from concurrent.futures import ThreadPoolExecutor
 
-    import stl_deploy
+    from stl_deploy import output
 
-    network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
-    with ThreadPoolExecutor(6) as pool:
-        jobs = [pool.submit(stl_deploy.export, network, "nir", "o", force=True) for _ in range(24)]
-        assert all(job.result()["chip"] == "loihi2" for job in jobs)
+    def one(number):
+        new = here / f".o.{number}"
+        new.mkdir()
+        (new / "manifest.json").write_text(json.dumps({"format": output.FORMAT, "files": {}}))
+        output._swap(new, Path("o"), force=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(400)))
     assert [p.name for p in here.iterdir()] == ["o"]
-    assert json.loads(Path("o/manifest.json").read_text())["targets"] == ["nir"]
 
 
 def test_calibration_data_must_fit(command, here, model, net):
