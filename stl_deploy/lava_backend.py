@@ -78,7 +78,9 @@ def run(
     """
     check(tool, network)
     python = lava_env.python()
-    with tempfile.TemporaryDirectory(prefix="stl-lava-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="stl-lava-", dir=_short_folder(), ignore_cleanup_errors=True
+    ) as name:
         folder = Path(name)
         script = _stage(tool, network, folder)
         np.savez(folder / "in.npz", spikes=raster)
@@ -86,6 +88,15 @@ def run(
         command = [str(python), *script, "--input", str(folder / "in.npz"), "--out", str(out)]
         work(tool, [*command, "--progress", *["--states"] * states], folder, stall_s, on_step)
         return _read(tool, out, network, len(raster), states)
+
+
+def _short_folder() -> str:
+    """The folder for temporary files, or /tmp where that has a long name.
+
+    Python's processes talk through sockets there, and the path of a socket has at most 104 bytes.
+    """
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= 45 else "/tmp"
 
 
 def _stage(tool: str, network: IntegerNetwork, folder: Path) -> list[str]:
@@ -205,15 +216,36 @@ def _end(process: subprocess.Popen[str]) -> None:
     for request, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
         until = time.monotonic() + patience
         while time.monotonic() < until:
+            process.poll()
+            if not _alive(process.pid):
+                process.wait()
+                return
             try:
                 os.killpg(process.pid, request)
                 os.killpg(process.pid, signal.SIGCONT)  # one that was stopped hears nothing else
             except ProcessLookupError:
-                process.wait()
-                return
-            process.poll()  # a child that has ended counts until it is asked for
+                continue
             time.sleep(0.02)
     process.wait()
+
+
+def _alive(group: int) -> bool:
+    """Whether a process of the group runs; the dead that nobody has asked for do not count."""
+    processes = Path("/proc")
+    if not (processes / "self" / "stat").exists():
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        return True
+    for stat in processes.glob("[0-9]*/stat"):
+        try:
+            state, _, of_group = stat.read_text("utf-8", "replace").rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):  # ended while we looked
+            continue
+        if int(of_group) == group and state not in "ZX":
+            return True
+    return False
 
 
 def _read(

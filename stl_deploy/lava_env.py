@@ -196,7 +196,7 @@ def _call(command: list[str], remedy: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     # A Python that uv fetches goes away with our folder.
     environment.setdefault("UV_PYTHON_INSTALL_DIR", str(cache() / "python"))
-    what = " ".join(["uv", *command[1:3]])
+    what = "uv " + " ".join(command[1 : 2 if command[1] == "venv" else 3])
     try:
         done = subprocess.run(
             [*command, "--quiet", "--no-progress", "--color", "never"],
@@ -216,7 +216,7 @@ def _call(command: list[str], remedy: str) -> None:
         # uv draws a tree of causes; what it draws with is not ASCII.
         lines = done.stderr.encode("ascii", "ignore").decode().splitlines()
         said = [line.strip() for line in lines if line.strip()]
-        reason = "; ".join(said[-4:]) or f"exit code {done.returncode}"
+        reason = "; ".join(said[:8]) or f"exit code {done.returncode}"
         raise BackendError(Problem(WHERE, f"{what} failed: {reason}", remedy))
 
 

@@ -130,8 +130,17 @@ def _against_float(
     from stl_deploy.importers import stl
     from stl_deploy.models.net import from_params
 
-    # The lowered network holds what an official state_dict does not.
-    checkpoint = stl.read(model, tau, network.timesteps, network.readout.classes)
+    steps, classes = network.timesteps, network.readout.classes
+    try:
+        # The lowered network holds what an official state_dict does not.
+        checkpoint = stl.read(model, tau, steps, classes)
+    except InputError as error:
+        if {p.where for p in error.problems} <= {"--timesteps", "--classes"}:
+            what = f"is not what the network was made from, which has T = {steps}"
+            raise InputError(
+                Problem(str(model), f"{what} and {classes} classes", "export this model")
+            ) from None
+        raise
     overflows = 0
 
     def count(_inputs: Any, trace: Trace) -> None:
