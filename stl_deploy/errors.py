@@ -38,3 +38,9 @@ class LoweringError(StlError):
     """A valid model that cannot be lowered as asked (exit 1)."""
 
     exit_code = 1
+
+
+class BackendError(StlError):
+    """A tool that was to run the network failed, or could not be set up (exit 1)."""
+
+    exit_code = 1

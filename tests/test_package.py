@@ -30,7 +30,12 @@ def test_the_wheel_has_every_module_and_imports_outside_the_checkout(tmp_path):
         for path in (ROOT / folder).rglob("*.py"):
             relative = path.relative_to(ROOT / folder)
             assert f"stl_deploy/{prefix}{relative}" in names, path
-    for extra in ("chips/loihi2.toml", "py.typed", "templates/report.html.j2"):
+    for extra in (
+        "chips/loihi2.toml",
+        "lava/requirements.txt",
+        "py.typed",
+        "templates/report.html.j2",
+    ):
         assert f"stl_deploy/{extra}" in names
     script = (
         "import sys, pkgutil, importlib; sys.path.insert(0, sys.argv[1]); import stl_deploy\n"

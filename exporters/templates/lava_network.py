@@ -1,6 +1,6 @@
 """Run an exported spiking network on Lava, bit for bit as on Loihi.
 
-    python lava_network.py --input spikes.npz --out out.npz [--limit N] [--states]
+    python lava_network.py --input spikes.npz --out out.npz [--limit N] [--states] [--progress]
 
 Needs Python 3.10, numpy < 2, lava-nc 0.10.0 and ``lava_params.npz`` beside this file. Keep the two
 in a folder of their own: Lava's compiler executes every Python file beside one that defines a
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ from lava.utils.weightutils import SignMode
 
 FORMAT = "stl-deploy-lava/1"
 PARAMS = Path(__file__).resolve().parent / "lava_params.npz"
+
+
+# What reading a damaged npz file can raise.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class InputError(Exception):
@@ -279,8 +284,10 @@ def prepare(folder: Path, network: dict[str, Any], spikes: np.ndarray, states: b
             )
 
 
-def run(process: Any, layers: int, rows: int, folder: Path) -> None:
+def run(process: Any, layers: int, rows: int, folder: Path, end: str | None) -> None:
     """Run until every sink has ``rows`` rows. Raises RuntimeError when a process of Lava dies.
+
+    ``end`` follows the number of the step on stderr; None shows no steps.
 
     Lava hangs when a process dies, so the script waits by itself and watches them.
     """
@@ -291,16 +298,16 @@ def run(process: Any, layers: int, rows: int, folder: Path) -> None:
         )
         children = multiprocessing.active_children()
         done = [np.load(folder / str(i) / "done.npy", mmap_mode="r") for i in range(layers)]
+        told = 0.0
         while (least := min(max(int(d[0]), 0) for d in done)) < rows:
-            if sys.stderr.isatty():
-                print(f"\rstep {least} of {rows}", end="", file=sys.stderr)
+            if end is not None and time.monotonic() - told > 0.5:
+                told = time.monotonic()
+                print(f"step {least} of {rows}", end=end, file=sys.stderr, flush=True)
             dead = [child for child in children if not child.is_alive()]
             if dead:
                 _, trace = getattr(dead[0], "exception", None) or (None, dead[0].name)
                 raise RuntimeError(f"a process of Lava died: {trace}")
             time.sleep(0.02)
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
         process.wait()
         process.stop()
     finally:
@@ -321,12 +328,34 @@ def collect(folder: Path, network: dict[str, Any], samples: int) -> dict[str, np
     return trace
 
 
+def read_params(path: Path) -> dict[str, np.ndarray]:
+    """lava_params.npz. Raises InputError when it is damaged or of another format."""
+    remedy = "export the network again"
+    try:
+        with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
+            params: dict[str, np.ndarray] = {key: file[key] for key in file.files}
+        network = json.loads(str(params["network"]))
+        version = network["format"]
+        if version == FORMAT:
+            for i, layer in enumerate(network["layers"]):
+                if not params[f"{i}/weight"].size:
+                    raise ValueError(f"layer {i} has no weights")
+                for name in ("vth", "bias_mant"):
+                    if params[f"{i}/{name}"].shape != tuple(layer["shape"])[::-1]:
+                        raise ValueError(f"{i}/{name} has another shape than its layer")
+    except DAMAGED as error:
+        raise InputError(f"{path}: cannot be read ({error}); {remedy}") from error
+    if version != FORMAT:
+        raise InputError(f"{path}: format {version!r} is not {FORMAT!r}; {remedy}")
+    return params
+
+
 def read_input(path: Path, network: dict[str, Any], limit: int | None) -> np.ndarray:
     """The first ``limit`` samples of a raster file. Raises InputError when they do not fit."""
     try:
         with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
             spikes: np.ndarray = np.atleast_1d(file["spikes"])[:limit]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: not an npz file with an array 'spikes' ({error})") from error
     expected = (network["timesteps"], *network["input_shape"])
     if spikes.shape[1:] != expected or len(spikes) == 0:
@@ -340,14 +369,19 @@ def read_input(path: Path, network: dict[str, Any], limit: int | None) -> np.nda
     return spikes
 
 
-def simulate(spikes: np.ndarray, params: Any, states: bool = False) -> dict[str, np.ndarray]:
-    """Run the network on a raster [N, T, *input_shape] and return the arrays of the output file."""
+def simulate(
+    spikes: np.ndarray, params: Any, states: bool = False, end: str | None = None
+) -> dict[str, np.ndarray]:
+    """Run the network on a raster [N, T, *input_shape] and return the arrays of the output file.
+
+    ``end``: see ``run``.
+    """
     network = json.loads(str(params["network"]))
     with tempfile.TemporaryDirectory(prefix="lava_network_") as name:
         folder = Path(name)
         prepare(folder, network, spikes, states)
         source = build(params, network, folder, states)
-        run(source, len(network["layers"]), spikes.shape[0] * spikes.shape[1], folder)
+        run(source, len(network["layers"]), spikes.shape[0] * spikes.shape[1], folder, end)
         return {key: np.array(a) for key, a in collect(folder, network, len(spikes)).items()}
 
 
@@ -377,16 +411,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="npz file to write")
     parser.add_argument("--limit", type=positive, help="run the first LIMIT samples only")
     parser.add_argument("--states", action="store_true", help="also record u and v")
+    parser.add_argument(
+        "--progress", action="store_true", help="print the step in lines, into a pipe too"
+    )
     options = parser.parse_args()
     try:
         if not options.out.parent.is_dir():
             raise InputError(f"{options.out}: the folder {options.out.parent} does not exist")
-        with np.load(PARAMS) as params:
-            network = json.loads(str(params["network"]))
-            if network["format"] != FORMAT:
-                raise InputError(f"{PARAMS}: format {network['format']!r} is not {FORMAT!r}")
-            spikes = read_input(options.input, network, options.limit)
-            trace = simulate(spikes, params, options.states)
+        params = read_params(PARAMS)
+        network = json.loads(str(params["network"]))
+        spikes = read_input(options.input, network, options.limit)
+        end = "\n" if options.progress else "\r" if sys.stderr.isatty() else None
+        trace = simulate(spikes, params, options.states, end)
         save(options.out, trace)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -30,9 +30,13 @@ from rich.table import Table
 from stl_deploy import __version__
 from stl_deploy.errors import InputError, Problem, StlError
 
+if TYPE_CHECKING:
+    from stl_deploy.comparison import ParityReport
+
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 EPILOG = (
-    "Exit codes: 0 done, 1 the model cannot be lowered as asked, 2 bad usage or bad input. "
+    "Exit codes: 0 done, 1 the model cannot be lowered as asked or parity failed, 2 bad usage or bad "
+    "input. "
     "--version shows the version."
 )
 DEFAULT_DATA = Path("/usr/share/datasets/fashion-mnist")
@@ -161,6 +165,30 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     needed = Measurement.get(stdout, stdout.options.update(max_width=1000), grid).maximum
     Console(highlight=False, width=max(needed, stdout.width)).print(grid, crop=False)
     stdout.print()
+
+
+def print_parity(parity: ParityReport) -> None:
+    """Mismatch of every layer, accuracies, agreement."""
+    table(
+        f"Spike mismatch against the float64 model, {parity.samples:,} samples",
+        ("layer", "integer", "integer, forced", "float32", "float NIR"),
+        [
+            (
+                layer.name,
+                percent(layer.mismatch),
+                percent(layer.mismatch_forced),
+                percent(layer.float32_mismatch),
+                percent(layer.nir_mismatch),
+            )
+            for layer in parity.layers
+        ],
+    )
+    if parity.accuracy_float is not None and parity.accuracy_lowered is not None:
+        say(
+            f"accuracy: float {100 * parity.accuracy_float:.2f} %, "
+            f"integer {100 * parity.accuracy_lowered:.2f} %"
+        )
+    say(f"same prediction: {100 * parity.prediction_agreement:.2f} % of the samples")
 
 
 def complain_diagnostics(diagnostics: Sequence[Mapping[str, str]]) -> None:

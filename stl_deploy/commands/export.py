@@ -13,8 +13,8 @@ from stl_deploy.commands.common import (
     Force,
     Json,
     complain_diagnostics,
-    percent,
     print_json,
+    print_parity,
     progress,
     run,
     say,
@@ -204,26 +204,7 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
     )
     complain_diagnostics(manifest["diagnostics"])
     if parity is not None:
-        table(
-            f"Spike mismatch against the float64 model, {parity.samples:,} samples",
-            ("layer", "integer", "integer, forced", "float32", "float NIR"),
-            [
-                (
-                    layer.name,
-                    percent(layer.mismatch),
-                    percent(layer.mismatch_forced),
-                    percent(layer.float32_mismatch),
-                    percent(layer.nir_mismatch),
-                )
-                for layer in parity.layers
-            ],
-        )
-        if parity.accuracy_float is not None and parity.accuracy_lowered is not None:
-            say(
-                f"accuracy: float {100 * parity.accuracy_float:.2f} %, "
-                f"integer {100 * parity.accuracy_lowered:.2f} %"
-            )
-        say(f"same prediction: {100 * parity.prediction_agreement:.2f} % of the samples")
+        print_parity(parity)
     say(f"written: {out}/ ({', '.join([*manifest['files'], 'manifest.json'])})")
     say(f"report: {out / 'report.html'}")
 

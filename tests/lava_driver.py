@@ -1,0 +1,37 @@
+"""Runs in the Lava environment: several exported networks, one after another, in one process.
+
+    python lava_driver.py lava|netx FOLDER ...
+
+A folder holds what lava_backend would stage, ``in.npz`` and ``names.json``; out.npz is written there.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    tool, *names = sys.argv[1:]
+    folders = [Path(name) for name in names]
+    # The script is the same in every folder.
+    sys.path.insert(0, str(folders[0] / "script"))
+    for folder in folders:
+        spikes = np.load(folder / "in.npz")["spikes"]
+        if tool == "lava":
+            import lava_network as script
+
+            params = script.read_params(folder / "lava_params.npz")
+            trace = script.simulate(spikes, params, states=True)
+        else:
+            import netx_network as script
+
+            layers, levels = json.loads((folder / "names.json").read_text())
+            trace = script.simulate(folder / "network.net", spikes, layers, levels, states=True)
+        script.save(folder / "out.npz", trace)
+        print(f"{folder} done", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

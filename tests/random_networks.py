@@ -1,0 +1,205 @@
+"""Random integer networks in which every layer works: fires 2 to 60 %, and minds its thresholds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import chip as chips
+from stl_deploy.exporters import loihi_layers, netx
+from stl_deploy.hw_sim import reference
+from stl_deploy.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, OrPool, Readout
+
+LOW, HIGH = 0.02, 0.60
+Made = tuple[IntegerNetwork, NDArray[np.uint8]]
+
+
+def draw(seed: int) -> Made:
+    """A network and a raster of two to four samples, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    while True:
+        made = _attempt(rng)
+        if made is not None:
+            return made
+
+
+def flips(network: IntegerNetwork, raster: NDArray[np.uint8], index: int) -> bool:
+    """Whether a threshold of layer ``index``, moved by one, changes one of its spikes."""
+    layer = network.layers[index]
+    if not isinstance(layer, LifLayer):
+        return True
+    inputs: NDArray[np.uint8] = raster
+    for before in network.layers[:index]:
+        inputs = reference.run_layer(network, before, inputs).spikes
+    spikes = reference.run_layer(network, layer, inputs).spikes
+    fires = spikes.any(axis=(0, 1))
+    for neuron in zip(*np.nonzero(fires), strict=True):
+        vth = layer.vth.copy()
+        vth[neuron] += 1
+        levels = network.input_limit(layer)
+        chip = chips.load(network.chip)
+        moved = reference.run_lif(replace(layer, vth=vth), inputs, chip, levels)
+        if (moved.spikes != spikes).any():
+            return True
+    return False
+
+
+def _attempt(rng: np.random.Generator) -> Made | None:
+    """One try; None when a layer cannot be brought to work or a tool refuses it."""
+    chip = "loihi2" if rng.random() < 0.8 else "loihi1"
+    timesteps = int(rng.integers(1, 7))
+    levels = 1 if rng.random() < 0.75 else 7
+    image = rng.random() < 0.7
+    shape: tuple[int, ...] = (
+        (int(rng.integers(1, 5)), int(rng.integers(4, 9)), int(rng.integers(4, 9)))
+        if image
+        else (int(rng.integers(8, 40)),)
+    )
+    size = (int(rng.integers(2, 5)), timesteps, *shape)
+    raster = (rng.integers(1, levels + 1, size) * (rng.random(size) < 0.5)).astype(np.uint8)
+    layers: list[Layer] = []
+    spikes: NDArray[np.uint8] = raster
+    for i, kind in enumerate(_kinds(rng, image)):
+        layer = _layer(rng, kind, f"{kind}{i}", spikes.shape[2:])
+        if isinstance(layer, LifLayer):
+            layer = _tuned(rng, layer, spikes, chips.load(chip), levels if i == 0 else 1)
+        if layer is None:
+            return None
+        layers.append(layer)
+        network = _network(chip, timesteps, raster, levels, layers)
+        spikes = reference.run_layer(network, layer, spikes).spikes
+        if not LOW <= spikes.mean() <= HIGH:
+            return None
+    if loihi_layers.problems(network) or netx.problems(network):
+        return None
+    return network, raster
+
+
+def _kinds(rng: np.random.Generator, image: bool) -> list[str]:
+    if not image:
+        return ["dense"] * int(rng.integers(1, 4))
+    kinds = ["conv"] * int(rng.integers(1, 3)) + ["pool"] * int(rng.random() < 0.4)
+    return kinds + ["dense"] * int(rng.integers(0, 3))
+
+
+def _network(
+    chip: str, timesteps: int, raster: NDArray[np.uint8], levels: int, layers: list[Layer]
+) -> IntegerNetwork:
+    readout = Readout(layers[-1].neurons, 1)
+    return IntegerNetwork(chip, timesteps, raster.shape[2:], levels, tuple(layers), readout)
+
+
+def _layer(
+    rng: np.random.Generator, kind: str, name: str, shape: tuple[int, ...]
+) -> LifLayer | OrPool | None:
+    if kind == "pool":
+        c, h, w = shape
+        kh, kw = int(rng.choice(_divisors(h))), int(rng.choice(_divisors(w)))
+        return OrPool(name, f"{name}_w", (c, h, w), (c, h // kh, w // kw), (kh, kw))
+    bits = int(rng.integers(2, 9))
+    if kind == "dense":
+        size = (int(rng.integers(4, 30)),)
+        weight = _weights(rng, bits, (*size, math.prod(shape)))
+        return _lif(rng, name, Dense(weight), shape, size, bits)
+    return _conv(rng, name, shape, bits)
+
+
+def _conv(
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], bits: int
+) -> LifLayer | None:
+    c, *plane = shape
+    groups = int(rng.choice(_divisors(c)))
+    outputs = groups * int(rng.integers(1, 4))
+    kernel, stride = rng.integers(1, 4, 2), rng.integers(1, 3, 2)
+    padding, dilation = rng.integers(0, 3, 2), rng.integers(1, 3, 2)
+    size = (np.array(plane) + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    if size.min() < 1:
+        return None
+    weight = _weights(rng, bits, (outputs, c // groups, *map(int, kernel)))
+    conv = Conv(weight, _pair(stride), _pair(padding), _pair(dilation), groups)
+    return _lif(rng, name, conv, shape, (outputs, *map(int, size)), bits)
+
+
+def _lif(
+    rng: np.random.Generator,
+    name: str,
+    synapses: Conv | Dense,
+    before: tuple[int, ...],
+    shape: tuple[int, ...],
+    bits: int,
+) -> LifLayer:
+    biased = rng.random() < 0.6
+    span = 1 << (bits - 1)
+    return LifLayer(
+        name=name,
+        synapse_name=f"{name}_w",
+        synapses=synapses,
+        input_shape=before,
+        shape=shape,
+        bias_mant=(rng.integers(-span, 2 * span, shape[0]) * biased).astype(np.int32),
+        vth=np.zeros(shape, np.int32),
+        scale=np.ones(shape[0]),
+        weight_bits=bits,
+        du=4095 if rng.random() < 0.7 else int(rng.integers(0, 4096)),
+        dv=2048 if rng.random() < 0.6 else int(rng.integers(0, 4096)),
+    )
+
+
+def _weights(rng: np.random.Generator, bits: int, size: tuple[int, ...]) -> NDArray[np.int8]:
+    """Of both signs, or of one: Lava treats those otherwise."""
+    top = (1 << (bits - 1)) - 1
+    low, high = [(-top, top), (0, top), (1, top)][rng.choice(3, p=[0.7, 0.2, 0.1])]
+    return rng.integers(low, high + 1, size).astype(np.int8)
+
+
+def _tuned(
+    rng: np.random.Generator,
+    layer: LifLayer,
+    inputs: NDArray[np.uint8],
+    chip: chips.Chip,
+    levels: int,
+) -> LifLayer | None:
+    """Thresholds, one a neuron, with which the layer fires and that one spike hangs on."""
+    spread = rng.uniform(0.6, 1.4, layer.shape)
+    for base in rng.permutation(np.geomspace(1, 60_000, 24)):
+        tried = replace(layer, vth=np.minimum(base * spread, 131_000).astype(np.int32))
+        rate = reference.run_lif(tried, inputs, chip, levels).spikes.mean()
+        if 2 * LOW <= rate <= 0.8 * HIGH:
+            return _on_the_edge(rng, tried, inputs, chip, levels)
+    return None
+
+
+def _on_the_edge(
+    rng: np.random.Generator,
+    layer: LifLayer,
+    inputs: NDArray[np.uint8],
+    chip: chips.Chip,
+    levels: int,
+) -> LifLayer | None:
+    """One neuron's threshold raised as far as its first spike of some sample allows."""
+    spikes = reference.run_lif(layer, inputs, chip, levels).spikes
+    where: Any = np.argwhere(spikes)
+    sample, _, *neuron = where[rng.integers(len(where))]
+    at = tuple(neuron)
+    step = int(spikes[(sample, slice(None), *at)].argmax())
+    vth = layer.vth.copy()
+    vth[at] = 131_071
+    silent = reference.run_lif(replace(layer, vth=vth), inputs, chip, levels, states=True)
+    assert silent.v is not None
+    edge = (int(silent.v[(sample, step, *at)]) - 1) >> 6
+    if not 0 <= edge < 131_071:
+        return None
+    vth[at] = edge
+    return replace(layer, vth=vth)
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _pair(values: NDArray[Any]) -> tuple[int, int]:
+    return int(values[0]), int(values[1])

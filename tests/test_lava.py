@@ -1,0 +1,584 @@
+"""The exported networks on Lava itself, in the environment that makes itself.
+
+``STL_LAVA_NETWORKS`` sets how many random networks are compared (default 10; releases run 200),
+``STL_LAVA_SEED`` the first seed. Without the environment these tests are skipped, but where ``CI`` is
+set they fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import random_networks
+from nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
+
+from stl_deploy import agreement, from_torch, lava_backend, lava_env, load, quantize, simulate
+from stl_deploy.checkpoint import save_checkpoint
+from stl_deploy.commands import parity as parity_command
+from stl_deploy.errors import BackendError, LoweringError, StlError
+from stl_deploy.exporters import lava, netx
+from stl_deploy.network import Dense, LifLayer
+from stl_deploy.nir_file import to_nir
+from stl_deploy.nir_file import write as write_nir
+from stl_deploy.raster import Raster
+from stl_deploy.raster import load as load_raster
+from stl_deploy.raster import save as save_raster
+
+NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))
+SEED = int(os.environ.get("STL_LAVA_SEED", "20230"))
+AT_ONCE = 10
+TEMPLATES = resources.files("stl_deploy.exporters") / "templates"
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """The Python of the Lava environment, made when it is not there."""
+    try:
+        return lava_env.python()
+    except StlError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run Lava: {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def uv_cache(python: Path) -> str:
+    """What uv has downloaded, so that environments for tests need no second download."""
+    uv = lava_env._find_uv()
+    done = subprocess.run([uv, "cache", "dir"], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A folder for temporary files, with a short name; ``tmp_path`` stays where it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def zoo():
+    return quantize(from_torch(load(ZOO)), chip="loihi2")
+
+
+@pytest.fixture
+def small():
+    """A small network and its inputs."""
+    net = random_net()
+    return quantize(from_torch(net), chip="loihi2"), random_spikes(net, 3)
+
+
+# Equality
+
+
+@pytest.mark.parametrize("tool", lava_backend.TOOLS)
+def test_the_zoo_model_is_the_same_on_lava(python, zoo, tool):
+    spikes = load_raster(ZOO_RASTER).spikes[:20]
+    result = agreement.measure(tool, zoo, spikes)
+    assert result == agreement.Agreement(entries=20 * 4 * sum(n.neurons for n in zoo.layers))
+
+
+def test_random_networks_are_the_same_on_lava(python, tmp_path):
+    print(f"seeds {SEED} to {SEED + NETWORKS - 1}")  # shown when the test fails
+    entries = 0
+    for start in range(SEED, SEED + NETWORKS, AT_ONCE):
+        seeds = range(start, min(start + AT_ONCE, SEED + NETWORKS))
+        drawn = {seed: random_networks.draw(seed) for seed in seeds}
+        for tool in lava_backend.TOOLS:
+            traces = run_many(python, tool, drawn, tmp_path / f"{tool}{start}")
+            for seed, (network, spikes) in drawn.items():
+                expected = simulate(network, spikes, states=True)
+                result = agreement.compare(network, expected, traces[seed])
+                assert result.exact, f"seed {seed}, {tool}: {result}"
+                entries += result.entries
+    assert entries > 1000 * NETWORKS
+
+
+def run_many(python, tool, drawn, folder):
+    """Every network in one worker: starting one takes longer than running one."""
+    for seed, (network, spikes) in drawn.items():
+        home = folder / str(seed)
+        (home / "script").mkdir(parents=True)
+        {"lava": lava, "netx": netx}[tool].write(network, home)
+        name = f"{tool}_network.py"
+        (home / "script" / name).write_bytes((TEMPLATES / name).read_bytes())
+        np.savez(home / "in.npz", spikes=spikes)
+        names = [[layer.name for layer in network.layers], network.input_levels]
+        (home / "names.json").write_text(json.dumps(names))
+    (folder / "driver").mkdir()
+    driver = shutil.copy(ROOT / "tests" / "lava_driver.py", folder / "driver")
+    homes = [str(folder / str(seed)) for seed in drawn]
+    lava_backend.work(tool, [str(python), str(driver), tool, *homes], folder)
+    return {seed: dict(np.load(folder / str(seed) / "out.npz")) for seed in drawn}
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 3 * NETWORKS, 3))
+def test_random_networks_work_in_every_layer(seed):
+    network, spikes = random_networks.draw(seed)
+    for i, layer in enumerate(network.layers):
+        fired = simulate(network, spikes).layers[layer.name].spikes.mean()
+        assert 0.02 <= fired <= 0.6
+        assert random_networks.flips(network, spikes, i)
+
+
+def test_a_weight_exponent_goes_to_the_process_graph_and_not_to_netx(python):
+    net = random_net()
+    network = quantize(from_torch(net), chip="loihi2", weight_exp=2)
+    spikes = random_spikes(net, 2)
+    assert agreement.measure("lava", network, spikes).exact
+    with pytest.raises(LoweringError, match="weight exponent 2; netx knows 0 only"):
+        agreement.measure("netx", network, spikes)
+
+
+def test_long_runs_are_compared_in_batches(python, small, monkeypatch):
+    from stl_deploy.hw_sim import simulate as sim
+
+    network, spikes = small
+    monkeypatch.setattr(sim, "batch_size", lambda _: 2)
+    steps = []
+    result = agreement.measure("lava", network, spikes, on_steps=steps.append)
+    assert result.exact
+    assert result.entries == 3 * 4 * sum(layer.neurons for layer in network.layers)
+    assert steps == sorted(steps)
+    assert steps[-1] == 12
+
+
+def test_a_difference_is_counted_and_located(small):
+    network, spikes = small
+    trace = simulate(network, spikes, states=True)
+    got = {f"{k}/{n}": getattr(t, k).copy() for n, t in trace.layers.items() for k in ("u", "v")}
+    got |= {f"spikes/{n}": t.spikes.copy() for n, t in trace.layers.items()}
+    got["spikes/lif2"][1, 2, 0, 1, 1] ^= 1
+    got["v/lif3"][0, 0, 5] += 1
+    got["u/lif3"][2, 3, 4] -= 1
+    result = agreement.compare(network, trace, got, first_sample=10)
+    assert (result.spike_mismatches, result.state_mismatches, result.exact) == (1, 2, False)
+    assert result.first is not None
+    assert (result.first.layer, result.first.kind) == ("lif2", "spikes")
+    assert (result.first.sample, result.first.step, result.first.neuron) == (11, 2, (0, 1, 1))
+
+
+# A worker that fails
+
+
+def watch(monkeypatch) -> list[int]:
+    """Process ids of the workers that are started."""
+    started: list[int] = []
+    popen = subprocess.Popen
+
+    class Watched(popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self.pid)
+
+    monkeypatch.setattr(lava_backend.subprocess, "Popen", Watched)
+    return started
+
+
+def assert_gone(group: int, temporary: Path) -> None:
+    assert not any(temporary.iterdir())
+    assert not lava_backend._alive(group)
+
+
+def shared_memory(process: int) -> set[Path]:
+    """The files of shared memory that a process has open."""
+    lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    return {Path(line.split()[-1]) for line in lines if "/dev/shm/psm_" in line}
+
+
+def test_a_long_name_of_the_temporary_folder_does_no_harm(python, small, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert agreement.measure("lava", *small).exact
+    assert not any(long.iterdir())
+
+
+@pytest.mark.parametrize("tool", lava_backend.TOOLS)
+def test_a_killed_worker_is_one_error(python, zoo, temporary, monkeypatch, tool):
+    workers, memory = watch(monkeypatch), set()
+    spikes = load_raster(ZOO_RASTER).spikes[:20]
+
+    def kill(_step: int) -> None:
+        memory.update(shared_memory(workers[0]))
+        os.kill(workers[0], signal.SIGKILL)
+
+    with pytest.raises(BackendError, match=rf"{tool}: the worker was killed \(SIGKILL\)"):
+        lava_backend.run(tool, zoo, spikes, on_step=kill, stall_s=60)
+    assert_gone(workers[0], temporary)
+    assert memory
+    assert not [path for path in memory if path.exists()]
+
+
+def test_a_worker_that_stands_still_is_ended(python, zoo, temporary, monkeypatch):
+    workers = watch(monkeypatch)
+    spikes = load_raster(ZOO_RASTER).spikes[:20]
+    with pytest.raises(BackendError, match="made no progress for 3 s and was ended"):
+        lava_backend.run(
+            "lava", zoo, spikes, on_step=lambda _: os.killpg(workers[0], signal.SIGSTOP), stall_s=3
+        )
+    assert_gone(workers[0], temporary)
+
+
+def test_a_worker_that_repeats_itself_stands_still(temporary, tmp_path, monkeypatch):
+    workers = watch(monkeypatch)
+    script = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "while True: print('step 1 of 9', file=sys.stderr, flush=True); time.sleep(0.1)"
+    )
+    with pytest.raises(BackendError, match="no progress"):
+        lava_backend.work("lava", [sys.executable, "-c", script], tmp_path, stall_s=1)
+    assert_gone(workers[0], temporary)
+
+
+def test_an_interrupt_ends_the_worker(tmp_path, temporary, monkeypatch):
+    workers = watch(monkeypatch)
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(1, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        lava_backend.work("lava", [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path)
+    assert_gone(workers[0], temporary)
+
+
+def test_a_dead_process_of_lava_is_noticed(python, zoo, temporary, monkeypatch):
+    workers = watch(monkeypatch)
+
+    def kill_children(_step: int) -> None:
+        for child in children(workers[0]):
+            os.kill(child, signal.SIGKILL)
+
+    spikes = load_raster(ZOO_RASTER).spikes[:20]
+    with pytest.raises(BackendError, match="lava: the worker failed: "):
+        lava_backend.run("lava", zoo, spikes, on_step=kill_children, stall_s=60)
+    assert_gone(workers[0], temporary)
+
+
+def children(parent: int) -> list[int]:
+    """Processes whose parent is ``parent`` and that run the worker's script."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            if int(fields[1]) == parent:
+                found.append(int(stat.parent.name))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda raw: raw[: len(raw) // 2], id="cut"),
+        pytest.param(lambda raw: b"", id="empty"),
+        pytest.param(lambda raw: raw[:200] + bytes(60) + raw[260:], id="overwritten"),
+    ],
+)
+def test_a_corrupt_params_file_is_one_error(python, small, tmp_path, damage):
+    network, spikes = small
+    home, out = tmp_path / "loihi", tmp_path / "out.npz"
+    home.mkdir()
+    lava.write(network, home)
+    path = home / "lava_params.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    np.savez(tmp_path / "in.npz", spikes=spikes)
+    command = [python, home / "lava_network.py", "--input", tmp_path / "in.npz", "--out", out]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {path}: cannot be read (")
+    assert done.stderr.endswith("export the network again\n")
+    assert len(done.stderr.splitlines()) == 1
+    with pytest.raises(
+        BackendError, match=r"the worker failed: .*lava_params\.npz: cannot be read"
+    ):
+        lava_backend.work("lava", list(map(str, command)), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.npz", "loihi", "tmp"]
+
+
+def test_a_corrupt_netx_file_is_one_error(python, tmp_path):
+    net = tmp_path / "network.net"
+    net.write_bytes(b"not HDF5")
+    np.savez(tmp_path / "in.npz", spikes=np.zeros((1, 2, 3), np.uint8))
+    (tmp_path / "script").mkdir()
+    script = shutil.copy(str(TEMPLATES / "netx_network.py"), tmp_path / "script")
+    command = [python, script, net, "--input", tmp_path / "in.npz", "--out", tmp_path / "o.npz"]
+    with pytest.raises(BackendError, match=r"network\.net: netx cannot read it"):
+        lava_backend.work("netx", list(map(str, command)), tmp_path)
+    assert not (tmp_path / "o.npz").exists()
+
+
+def test_a_worker_without_a_result_is_an_error(python, small, monkeypatch):
+    monkeypatch.setattr(lava_backend, "work", lambda *_args: None)
+    with pytest.raises(BackendError, match="result cannot be read"):
+        lava_backend.run("lava", *small)
+
+
+# The environment
+
+
+ENSURE = "from stl_deploy import lava_env; print(lava_env.python())"
+
+
+def test_two_processes_at_once_build_it_once(uv_cache, fresh):
+    environment = {**os.environ, "UV_CACHE_DIR": uv_cache}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENSURE],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    (out, err), (out2, err2) = (p.communicate(timeout=900) for p in processes)
+    assert out == out2 == f"{lava_env.folder() / 'bin' / 'python'}\n"
+    assert sorted([err.count("Setting up Lava"), err2.count("Setting up Lava")]) == [0, 1]
+    subprocess.run([out.strip(), "-c", "import lava.proc.lif.process, h5py"], check=True)
+    assert not list(lava_env.cache().glob("*.building"))
+
+
+def test_what_is_half_built_is_not_used(uv_cache, fresh, monkeypatch):
+    monkeypatch.setenv("UV_CACHE_DIR", uv_cache)
+    for folder in (lava_env.folder(), lava_env.folder().with_suffix(".building")):
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").write_text("half")
+    lines: list[str] = []
+    python = lava_env.python(lines.append)
+    assert [line.split()[0] for line in lines] == ["Setting", "Lava"]
+    subprocess.run([python, "-c", "import lava.proc.lif.process, h5py"], check=True)
+    assert lava_env.python(lines.append) == python
+    assert len(lines) == 2
+    assert not list(lava_env.cache().glob("*.building"))
+
+
+def refused(match: str) -> str:
+    """The one error of making the environment; nothing of it stays."""
+    with pytest.raises(BackendError, match=match) as caught:
+        lava_env.python(lambda _: None)
+    (problem,) = caught.value.problems
+    if lava_env.cache().is_dir():
+        assert {p.suffix for p in lava_env.cache().iterdir()} <= {".lock"}
+    return problem.remedy
+
+
+def test_without_python_3_10_the_remedy_is_said(fresh, tmp_path, monkeypatch):
+    (tmp_path / "nothing").mkdir()
+    for name in ("PATH", "HOME", "PYENV_ROOT"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    monkeypatch.delenv("STL_LAVA_PYTHON", raising=False)
+    remedy = refused(r"uv venv failed: .*3\.10")
+    assert "STL_LAVA_PYTHON" in remedy
+
+
+@pytest.mark.parametrize("named", [sys.executable, "/there/is/none", str(ROOT / "Makefile")])
+def test_another_python_than_3_10_is_refused(fresh, monkeypatch, named):
+    monkeypatch.setenv("STL_LAVA_PYTHON", named)
+    assert "unset the variable" in refused(rf"STL_LAVA_PYTHON={named}: is not a Python 3\.10")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    # A file where the folder should be: root may write to read-only folders.
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert "XDG_CACHE_HOME" in refused(f"cannot be written to {tmp_path}/cache/stl-deploy/lava")
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_without_a_network_the_remedy_is_said(python, fresh, tmp_path, monkeypatch):
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    assert "UV_DEFAULT_INDEX" in refused("uv pip install failed: ")
+
+
+def test_a_wrong_hash_is_refused(uv_cache, fresh, monkeypatch):
+    monkeypatch.setenv("UV_CACHE_DIR", uv_cache)
+    text = f"cloudpickle==3.1.2 --hash=sha256:{'0' * 64}\n"
+    monkeypatch.setattr(lava_env, "_requirements", lambda: text)
+    refused("(?i)hash")
+
+
+def test_without_uv_the_remedy_is_said(fresh, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uv", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert refused("uv is not installed") == "pip install uv"
+
+
+def test_one_that_takes_for_ever_is_given_up(fresh, monkeypatch):
+    monkeypatch.setattr(lava_env, "WAIT_S", 0.2)
+    lava_env.cache().mkdir(parents=True)
+    script = (
+        "import filelock, sys, time\n"
+        "with filelock.FileLock(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+    )
+    lock = str(lava_env.folder().with_suffix(".lock"))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, lock], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        refused("another process has been building it")
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+# The command
+
+
+@pytest.fixture
+def parity(monkeypatch, capfd):
+    """Run stl-parity: (exit code, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["stl-parity", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            parity_command.main()
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def lowered(net, tmp_path) -> Path:
+    path = tmp_path / "model.nir"
+    write_nir(to_nir(quantize(from_torch(net), chip="loihi2")), path)
+    return path
+
+
+def test_parity_on_all_backends(python, parity, model, lowered, raster):
+    args = (model, lowered, "--input", raster, "--limit", 4, "--backend", "hw_sim,lava,netx")
+    code, out, err = parity(*args, "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert data["passed"] is True
+    assert data["failures"] == []
+    assert set(data["accuracy"]) == {"float", "lowered"}
+    assert 0 <= data["prediction_agreement"] <= 1
+    assert data["first_divergence"] is None
+    assert data["overflows"] == 0
+    assert [row["name"] for row in data["layers"]] == [layer.name for layer in load(lowered).layers]
+    for row in data["layers"]:
+        assert row["certified"] is None
+        assert {"mismatch", "mismatch_forced", "float32_mismatch"} <= set(row)
+    entries = 4 * 4 * sum(layer.neurons for layer in load(lowered).layers)
+    exact = {"entries": entries, "spike_mismatches": 0, "state_mismatches": 0, "first": None}
+    assert data["backends"] == dict.fromkeys(("hw_sim", "lava", "netx"), exact)
+
+
+def test_parity_in_words(parity, model, lowered, raster):
+    code, out, err = parity(model, lowered, "--input", raster)
+    assert (code, err) == (0, "")
+    assert "Spike mismatch against the float64 model, 12 samples" in out
+    assert "hw_sim" in out
+
+
+def test_a_backend_that_differs_fails(python, parity, model, lowered, raster, monkeypatch):
+    true_run = lava_backend.run
+
+    def broken(*args, **kwargs):
+        trace = true_run(*args, **kwargs)
+        trace["v/lif3"][1, 2, 7] += 1
+        return trace
+
+    monkeypatch.setattr(lava_backend, "run", broken)
+    args = (model, lowered, "--input", raster, "--limit", 2, "--backend", "lava")
+    code, out, err = parity(*args, "--json")
+    assert code == 1
+    data = json.loads(out)
+    assert data["passed"] is False
+    assert data["backends"]["lava"]["state_mismatches"] == 1
+    assert "lava differs from hw_sim in 0 spikes and 1 states; first v of lif3 (7,)" in err
+
+
+def test_budgets(parity, model, lowered, raster):
+    args = (model, lowered, "--input", raster)
+    code, out, err = parity(*args, "--max-mismatch", 0, "--json")
+    worst = max(row["mismatch"] for row in json.loads(out)["layers"])
+    assert worst > 0
+    assert code == 1
+    assert "is above --max-mismatch 0" in err
+    assert parity(*args, "--max-mismatch", worst, "--max-accuracy-drop", 100)[0] == 0
+
+
+def test_an_accuracy_budget_needs_labels(parity, model, lowered, net, tmp_path):
+    path = tmp_path / "bare.npz"
+    save_raster(path, Raster(random_spikes(net, 2)), {})
+    code, _, err = parity(model, lowered, "--input", path, "--max-accuracy-drop", 1)
+    assert code == 2
+    assert "has no labels" in err
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        ("onnx", "'onnx' is not there yet; there are hw_sim, lava, netx"),
+        ("lava,brian", "'brian' is not one that is known"),
+        ("", "'' is not one that is known"),
+    ],
+)
+def test_other_backends_are_refused(parity, model, lowered, raster, names, what):
+    code, out, err = parity(model, lowered, "--input", raster, "--backend", names)
+    assert (code, out) == (2, "")
+    assert what in err
+
+
+def test_a_network_of_another_model_is_refused(parity, lowered, raster, tmp_path):
+    other = tmp_path / "other.pt"
+    save_checkpoint(random_net("FC20-LIF-AvgPool2", shape=(1, 8, 8)), other)
+    code, out, err = parity(other, lowered, "--input", raster)
+    assert (code, out) == (2, "")
+    assert "internal error" not in err
+
+
+def test_an_ideal_network_goes_where_it_fits(python, parity, net, model, raster, tmp_path):
+    fits, large = tmp_path / "fits.nir", tmp_path / "large.nir"
+    network = quantize(from_torch(net), chip="ideal")
+    write_nir(to_nir(network), fits)
+    args = ("--input", raster, "--limit", 2, "--backend", "lava")
+    assert parity(model, fits, *args)[0] == 0
+    layers = tuple(
+        replace(layer, vth=layer.vth - (1 << 20))
+        if isinstance(layer, LifLayer) and isinstance(layer.synapses, Dense)
+        else layer
+        for layer in network.layers
+    )
+    write_nir(to_nir(replace(network, layers=layers)), large)
+    code, _, err = parity(model, large, *args)
+    assert code == 1
+    assert "threshold vth" in err
+
+
+def test_a_worker_that_fails_fails_the_command(python, parity, model, lowered, raster, monkeypatch):
+    monkeypatch.setattr(lava_env, "python", lambda *_: Path("/bin/false"))
+    args = (model, lowered, "--input", raster, "--limit", 2, "--backend", "netx", "--json")
+    code, out, err = parity(*args)
+    assert (code, out) == (1, "")
+    assert "netx: the worker failed: it gave no reason" in err.replace("\n", " ")
