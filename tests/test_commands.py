@@ -80,10 +80,11 @@ def test_export_json_has_the_fixed_keys_and_nothing_else_on_stdout(command, here
     data = json.loads(out)
     fixed = {"out", "chip", "timesteps", "files", "layers", "cores", "chips", "diagnostics"}
     assert fixed <= set(data)
-    assert (data["chip"], data["cores"]) == ("ideal", None)
+    assert (data["chip"], data["cores"], data["chips"]) == ("ideal", None, None)
     for layer in data["layers"]:
         assert {"name", "neurons", "synapses", "weight_bits", "thresholds", "cores"} <= set(layer)
         assert set(layer["thresholds"]) == {"distinct", "min", "max", "lowering"}
+        assert (layer["cores"], layer["placement"]) == (None, None)
 
 
 def test_hw_sim_json_has_the_fixed_keys(command, here, model, raster):
@@ -258,6 +259,7 @@ def test_overflow_is_reported(command, here, model, raster, net):
         file["node/nodes/conv1/weight"][...] = 127
         meta = json.loads(file["node/metadata/stl_deploy"][()])
         meta["layers"][0]["dv"] = 1
+        meta["placement"] = None  # that of the weights before
         del file["node/metadata/stl_deploy"]
         file["node/metadata/stl_deploy"] = json.dumps(meta)
         file["node/nodes/lif1/tau"][...] = 1e-4 * 4096
