@@ -56,8 +56,9 @@ def random_network(seed):
         out = groups * int(rng.integers(1, 4))
         kernel = rng.integers(1, 4, 2)
         stride, dilation = rng.integers(1, 3, 2), rng.integers(1, 3, 2)
-        padding = rng.integers(1, 4, 2)
-        size = (np.array(shape[1:]) + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        reach = dilation * (kernel - 1) + 1
+        padding = np.maximum(rng.integers(0, 4, 2), (reach - shape[1:] + 1) // 2)  # not empty
+        size = (np.array(shape[1:]) + 2 * padding - reach) // stride + 1
         conv = Conv(
             weights(rng, out, shape[0] // groups, *kernel),
             *(tuple(map(int, pair)) for pair in (stride, padding, dilation)),
