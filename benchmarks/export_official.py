@@ -1,6 +1,6 @@
-"""Time and memory of ``stl-export --target nir`` on a network of the official MNIST size.
+"""Time and memory of ``stl-export`` on a network of the official MNIST size.
 
-    python benchmarks/export_official.py [--repeat 3]
+    python benchmarks/export_official.py [--repeat 3] [--target nir] [--chip ideal]
 
 Random but sensible parameters (unit-variance weights for the fan-in, thresholds around 1), 127,588
 neurons, 13.5 M weights. Prints the median and spread of the wall time and the largest resident memory
@@ -50,7 +50,10 @@ def main() -> None:
     """Run the command several times and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
-    repeat = parser.parse_args().repeat
+    parser.add_argument("--target", default="nir")
+    parser.add_argument("--chip", default="ideal")
+    args = parser.parse_args()
+    repeat, what = args.repeat, ["--target", args.target, "--chip", args.chip]
     times = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,7 +63,7 @@ def main() -> None:
         for i in range(repeat):
             start = time.perf_counter()
             subprocess.run(
-                [sys.executable, "-c", script, model, "--target", "nir", "-o", folder / str(i)],
+                [sys.executable, "-c", script, model, *what, "-o", folder / str(i)],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
@@ -68,7 +71,7 @@ def main() -> None:
         size = sum(f.stat().st_size for f in (folder / "0").rglob("*") if f.is_file())
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(
-        f"stl-export --target nir: median {statistics.median(times):.1f} s "
+        f"stl-export {' '.join(what)}: median {statistics.median(times):.1f} s "
         f"({min(times):.1f} to {max(times):.1f} over {repeat} runs, limit {LIMIT_S} s), "
         f"{memory:.2f} GiB resident (limit {LIMIT_GIB} GiB), {os.cpu_count()} cores, "
         f"{size / 2**20:.0f} MiB written"

@@ -17,6 +17,7 @@ from stl_deploy.commands.common import (
     run,
     say,
     table,
+    warn,
     warn_overflows,
 )
 from stl_deploy.errors import InputError, Problem
@@ -92,9 +93,9 @@ def to_json(
 ) -> dict[str, Any]:
     """The object that ``--json`` prints: totals over all samples, energy and time per inference."""
     from stl_deploy import chip as chips
-    from stl_deploy.placement import estimate
+    from stl_deploy import placement
 
-    cores = estimate(network, chips.load(network.chip))
+    placed = placement.of(network, chips.load(network.chip))
     return {
         "samples": counts.samples,
         "timesteps": counts.timesteps,
@@ -108,7 +109,7 @@ def to_json(
                 "updates": c.neurons * counts.physical_steps,
                 "active_updates": int(c.active.sum()),
                 "overflows": int(c.overflow.sum()),
-                "cores": None if cores is None else cores.layers[c.name],
+                "cores": None if placed is None else placed.layers[c.name].cores,
             }
             for c in counts.layers
         ],
@@ -128,6 +129,7 @@ def to_json(
                     "per_step": list(e.per_step_s),
                 },
                 "cores": e.cores,
+                "beyond": list(e.beyond),
             }
             for name, e in energies.items()
         },
@@ -176,9 +178,11 @@ def _print_energies(energies: dict[str, Energy]) -> None:
         ("total", *(joules(e.total_j) for e in energies.values())),
         ("time per inference", *(f"{1e6 * e.time_s:,.1f} us" for e in energies.values())),
         ("latency, T + D steps", *(f"{1e6 * e.latency_s:,.1f} us" for e in energies.values())),
-        ("cores of Loihi 1, at least", *(str(e.cores) for e in energies.values())),
+        ("cores of Loihi 1", *(str(e.cores) for e in energies.values())),
     ]
     table("Energy and time per inference, as Loihi 1 would take them", ("", *energies), rows)
+    for problem in dict.fromkeys(p for e in energies.values() for p in e.beyond):
+        warn(f"energy and time are those of larger cores than there are: {problem}")
 
 
 def main() -> None:

@@ -2,22 +2,24 @@
 
 Per physical step and core (SANA-FE's "simple" schedule): generating takes
 G = always*neurons + active*U + spike*F + out*packets, receiving R = in*packets + synop*S; a step
-lasts as long as its slowest core's larger part, and the barrier. Cores are those of the estimate in
-``placement.py``: a layer's events are spread evenly over its cores, every spike is sent to each core
-of the next layer, and hops between tiles are not counted, because nothing is placed yet.
+lasts as long as its slowest core's larger part, and the barrier. Cores and axons are those of the
+placement on the profile's chip. A layer's events are spread evenly over its cores and axons: a spike
+becomes as many packets as the layer's neurons have out-axons on average. Hops between tiles are not
+counted.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy import placement
 from stl_deploy.chip import Chip, Profile
 from stl_deploy.hw_sim.counts import Counts
-from stl_deploy.network import IntegerNetwork, Layer, OrPool
-from stl_deploy.placement import CoreEstimate, estimate
+from stl_deploy.network import IntegerNetwork, Layer, OrPool, Placement
 
 Float = NDArray[np.float64]
 
@@ -28,6 +30,7 @@ class Energy:
 
     ``static_j`` takes the middle of the measured range of static power, None where none is known;
     ``latency_s`` covers T + D steps; ``per_step_s`` is the mean duration of the steps t = 0..T-1.
+    ``beyond`` lists what no core of that chip could hold: the figures are then those of larger cores.
     """
 
     by_event_j: dict[str, float]
@@ -37,6 +40,7 @@ class Energy:
     latency_s: float
     per_step_s: tuple[float, ...]
     cores: int
+    beyond: tuple[str, ...] = ()
 
     @property
     def dynamic_j(self) -> float:
@@ -51,7 +55,7 @@ class Energy:
 
 def assess(network: IntegerNetwork, counts: Counts, chip: Chip, profile: Profile) -> Energy:
     """Energy and time of ``counts`` on ``chip`` by ``profile``."""
-    cores = estimate(network, chip)
+    cores = placement.of(network, chip)
     if cores is None:
         raise ValueError(f"{chip.name} has no cores")
     by_layer = {
@@ -77,6 +81,7 @@ def assess(network: IntegerNetwork, counts: Counts, chip: Chip, profile: Profile
         latency_s=float(steps.mean()) * (counts.timesteps + counts.hops),
         per_step_s=tuple(float(steps[phases == t].mean()) for t in range(counts.timesteps)),
         cores=cores.cores,
+        beyond=tuple(map(str, cores.beyond)),
     )
 
 
@@ -86,13 +91,18 @@ def synop_cost(layer: Layer, table: object) -> float:
     return float(getattr(table, kind))
 
 
-def _receivers(i: int, network: IntegerNetwork, cores: CoreEstimate) -> int:
-    """Cores that the spikes of layer ``i`` go to; those of the last leave the chip as one packet."""
-    return cores.layers[network.layers[i + 1].name] if i + 1 < len(network.layers) else 1
+def _packets_out(layer: Layer, cores: Placement) -> float:
+    """Packets that a spike of ``layer`` becomes, one a core that it is sent to, on average."""
+    return cores.layers[layer.name].total["out_axons"] / layer.neurons
+
+
+def _packets_in(layer: Layer, cores: Placement) -> float:
+    """Cores of ``layer`` that an event before it reaches, on average."""
+    return cores.layers[layer.name].total["in_axons"] / math.prod(layer.input_shape)
 
 
 def _layer_energy(
-    i: int, network: IntegerNetwork, counts: Counts, profile: Profile, cores: CoreEstimate
+    i: int, network: IntegerNetwork, counts: Counts, profile: Profile, cores: Placement
 ) -> dict[str, float]:
     """Joules by event of layer ``i`` over all samples."""
     layer, did = network.layers[i], counts.layers[i]
@@ -105,34 +115,32 @@ def _layer_energy(
         ),
         "neuron spike": 1e-12 * profile.update_pj.spike * spikes,
         "synop": 1e-12 * synop_cost(layer, profile.synop_pj) * float(did.synops.sum()),
-        "packet out": 1e-12 * profile.packet_pj.out * spikes * _receivers(i, network, cores),
+        "packet out": 1e-12 * profile.packet_pj.out * spikes * _packets_out(layer, cores),
         "packet in": 1e-12
         * profile.packet_pj.in_
         * float(did.inputs.sum())
-        * cores.layers[layer.name],
+        * _packets_in(layer, cores),
     }
 
 
 def _step_times(
-    network: IntegerNetwork, counts: Counts, profile: Profile, cores: CoreEstimate
+    network: IntegerNetwork, counts: Counts, profile: Profile, cores: Placement
 ) -> Float:
     """Seconds of every physical step, float64 [N*T + D]."""
     slowest = np.zeros(counts.physical_steps)
     for i, (layer, did) in enumerate(zip(network.layers, counts.layers, strict=True)):
-        n = cores.layers[layer.name]
+        n = cores.layers[layer.name].cores
         cost = profile.update_ns
         busy = (
             cost.active * _physical(did.active, i, counts)
             + cost.spike * _physical(did.spikes, i, counts)
-            + profile.packet_ns.out
-            * _physical(did.spikes, i, counts)
-            * _receivers(i, network, cores)
+            + profile.packet_ns.out * _physical(did.spikes, i, counts) * _packets_out(layer, cores)
         )
         generate = (cost.always * did.neurons + busy) / n
         receive = (
-            profile.packet_ns.in_ * _physical(did.inputs, i, counts)
-            + synop_cost(layer, profile.synop_ns) * _physical(did.synops, i, counts) / n
-        )
+            profile.packet_ns.in_ * _packets_in(layer, cores) * _physical(did.inputs, i, counts)
+            + synop_cost(layer, profile.synop_ns) * _physical(did.synops, i, counts)
+        ) / n
         slowest = np.maximum(slowest, np.maximum(generate, receive))
     barrier = float(np.interp(cores.tiles, profile.barrier.tiles, profile.barrier.us))
     return slowest * 1e-9 + barrier * 1e-6

@@ -48,9 +48,23 @@ class Limits(_Table):
     """What one core and one chip hold; a missing one has no limit."""
 
     cores_per_chip: Count | None = None
+    cores_per_tile: Count | None = None
     compartments_per_core: Count | None = None
     synapse_bytes_per_core: Count | None = None
+    in_axons_per_core: Count | None = None
+    out_axons_per_core: Count | None = None
     thresholds_per_core: Count | None = None
+
+
+class Packing(_Table):
+    """How synapses lie in a core's memory: entries of one axon's synapses, in whole words."""
+
+    synapses_per_entry: Count
+    entry_header_bits: Count
+    word_bits: Count
+    index_bits: Count
+    delay_bits: Count
+    tag_bits: Count
 
 
 class Static(_Table):
@@ -111,6 +125,7 @@ class Chip(_Table):
     title: str
     registers: Registers
     limits: Limits
+    packing: Packing | None = None
     static: Static | None = None
     profiles: dict[str, Profile] = Field(default_factory=dict)
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.errors import Problem
+
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 IntArray = NDArray[np.integer[Any]]
@@ -149,11 +151,54 @@ class Diagnostic:
     remedy: str = ""
 
 
+Limit = Literal["compartments", "synapse_bytes", "in_axons", "out_axons", "thresholds"]
+
+
+@dataclass(frozen=True)
+class LayerPlacement:
+    """The cores of one layer (see ``placement.py``).
+
+    Attributes:
+        first_core: number of its first core; the others follow.
+        blocks: neurons on each core, dealt position by position and at each channel by channel.
+        bound_by: the limit that ended most blocks, None where none ended before the layer did.
+        fullest: of each limit, what the core needs that needs most of it.
+        total: the same over all cores, without thresholds.
+    """
+
+    first_core: int
+    blocks: tuple[int, ...]
+    bound_by: Limit | None
+    fullest: dict[Limit, int]
+    total: dict[Limit, int]
+
+    @property
+    def cores(self) -> int:
+        """How many cores the layer takes."""
+        return len(self.blocks)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a network lies on ``chip``: its layers by name, in order.
+
+    ``beyond`` lists what no core could hold, which ``quantize`` refuses.
+    """
+
+    chip: str
+    layers: dict[str, LayerPlacement]
+    cores: int
+    tiles: int
+    chips: int
+    beyond: tuple[Problem, ...] = ()
+
+
 @dataclass(frozen=True)
 class IntegerNetwork:
     """The whole network, with what NIR cannot say.
 
     ``input_shape`` is that of one step's input; ``input_levels`` its largest value (1: binary).
+    ``placement`` is that on ``chip``, None where the chip has no cores.
     """
 
     chip: str
@@ -165,6 +210,7 @@ class IntegerNetwork:
     lowering: Literal["native"] = "native"
     precision: dict[str, Precision] = field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
+    placement: Placement | None = None
 
     @property
     def lif_layers(self) -> tuple[LifLayer, ...]:

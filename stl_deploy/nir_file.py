@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
+from stl_deploy import placement as place
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.files import atomic, check_readable
 from stl_deploy.network import (
@@ -31,8 +33,11 @@ from stl_deploy.network import (
     Diagnostic,
     IntegerNetwork,
     Layer,
+    LayerPlacement,
     LifLayer,
+    Limit,
     OrPool,
+    Placement,
     Precision,
     Readout,
 )
@@ -70,6 +75,26 @@ class LayerMeta(_Meta):
     precision: PrecisionMeta | None = None
 
 
+class LayerPlacementMeta(_Meta):
+    """See ``network.LayerPlacement``."""
+
+    name: str
+    first_core: int
+    blocks: list[int] = Field(min_length=1)
+    bound_by: Limit | None
+    fullest: dict[Limit, int]
+    total: dict[Limit, int]
+
+
+class PlacementMeta(_Meta):
+    """See ``network.Placement``; its chip is the network's."""
+
+    cores: int
+    tiles: int
+    chips: int
+    layers: list[LayerPlacementMeta]
+
+
 class IntegerMeta(_Meta):
     """The JSON string of ``model.nir``."""
 
@@ -85,6 +110,7 @@ class IntegerMeta(_Meta):
     readout: Literal["mean over population and time"] = "mean over population and time"
     lowering: Literal["native"] = "native"
     layers: list[LayerMeta]
+    placement: PlacementMeta | None = None
     diagnostics: list[tuple[str, str, str]] = Field(default_factory=list)
 
 
@@ -103,6 +129,7 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
         population=network.readout.population,
         lowering=network.lowering,
         layers=metas,
+        placement=None if network.placement is None else _placement_meta(network.placement),
         diagnostics=[(d.where, d.what, d.remedy) for d in network.diagnostics],
     )
     return G.chain_graph(
@@ -159,6 +186,26 @@ def _layer_meta(layer: Layer, precision: Precision | None) -> LayerMeta:
     )
 
 
+def _placement_meta(placement: Placement) -> PlacementMeta:
+    return PlacementMeta(
+        cores=placement.cores,
+        tiles=placement.tiles,
+        chips=placement.chips,
+        layers=[_placed_meta(name, placed) for name, placed in placement.layers.items()],
+    )
+
+
+def _placed_meta(name: str, placed: LayerPlacement) -> LayerPlacementMeta:
+    return LayerPlacementMeta(
+        name=name,
+        first_core=placed.first_core,
+        blocks=list(placed.blocks),
+        bound_by=placed.bound_by,
+        fullest=placed.fullest,
+        total=placed.total,
+    )
+
+
 def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     """Rebuild the integer network. Raises InputError naming everything that is off."""
     meta = _integer_meta(graph, where)
@@ -201,7 +248,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
         )
     if problems:
         raise InputError(problems)
-    return IntegerNetwork(
+    network = IntegerNetwork(
         chip=meta.chip,
         timesteps=meta.timesteps,
         input_shape=G.in_shape(graph),
@@ -214,6 +261,39 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
         },
         diagnostics=tuple(Diagnostic(*d) for d in meta.diagnostics),
     )
+    if meta.placement is None:
+        return network
+    try:
+        return replace(network, placement=_placement(meta.placement, network, chip))
+    except ValueError as error:
+        raise InputError(
+            Problem(
+                f"{where}: placement", str(error), "was the file changed by hand? export it again"
+            )
+        ) from None
+
+
+def _placement(meta: PlacementMeta, network: IntegerNetwork, chip: chips.Chip) -> Placement:
+    """The placement of the file. Raises ValueError where its blocks make another one."""
+    names, expected = [e.name for e in meta.layers], [layer.name for layer in network.layers]
+    if names != expected:
+        raise ValueError(f"places {', '.join(names)}; the layers are {', '.join(expected)}")
+    rebuilt = place.rebuild(network, chip, {e.name: e.blocks for e in meta.layers})
+    if rebuilt is None:
+        raise ValueError(f"{chip.name} has no cores")
+    right = _placement_meta(rebuilt)
+    for given, entry in zip(meta.layers, right.layers, strict=True):
+        for key, value in entry:
+            if getattr(given, key) != value:
+                raise ValueError(
+                    f"{entry.name}: {key} is {getattr(given, key)}, its blocks make {value}"
+                )
+    if meta != right:
+        raise ValueError(
+            f"{meta.cores} cores, {meta.tiles} tiles, {meta.chips} chips; its blocks make "
+            f"{right.cores}, {right.tiles}, {right.chips}"
+        )
+    return rebuilt
 
 
 def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:

@@ -15,12 +15,11 @@ from typing import Any
 import nir
 import numpy as np
 
-from stl_deploy import __version__, nir_file
+from stl_deploy import __version__, nir_file, placement
 from stl_deploy import chip as chips
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import sha256
-from stl_deploy.network import IntegerNetwork, Layer, LifLayer, in_bounds_synapses
-from stl_deploy.placement import CoreEstimate, estimate
+from stl_deploy.network import IntegerNetwork, Layer, LifLayer, Placement, in_bounds_synapses
 
 MANIFEST = "manifest.json"
 FORMAT = "stl-deploy/export"
@@ -159,21 +158,23 @@ def _foreign_files(folder: Path) -> list[str]:
 
 def describe(network: IntegerNetwork) -> dict[str, Any]:
     """What the manifest and ``--json`` say of a network."""
-    cores = estimate(network, chips.load(network.chip))
+    chip = chips.load(network.chip)
+    placed = placement.of(network, chip)
     return {
         "format": FORMAT,
         "version": 1,
         "stl_deploy": __version__,
         "chip": network.chip,
         "timesteps": network.timesteps,
-        "layers": [_row(layer, network, cores) for layer in network.layers],
-        "cores": None if cores is None else cores.cores,
-        "chips": None if cores is None else cores.chips,
+        "layers": [_row(layer, network) | _cores(placed, layer, chip) for layer in network.layers],
+        "cores": None if placed is None else placed.cores,
+        "tiles": None if placed is None else placed.tiles,
+        "chips": None if placed is None else placed.chips,
         "diagnostics": [asdict(d) for d in network.diagnostics],
     }
 
 
-def _row(layer: Layer, network: IntegerNetwork, cores: CoreEstimate | None) -> dict[str, Any]:
+def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
     lif = isinstance(layer, LifLayer)
     vth = layer.vth if isinstance(layer, LifLayer) else np.zeros(1, np.int32)
     precision = network.precision.get(layer.name)
@@ -190,6 +191,21 @@ def _row(layer: Layer, network: IntegerNetwork, cores: CoreEstimate | None) -> d
             "max": int(vth.max()),
             "lowering": network.lowering if lif else "native",
         },
-        "cores": None if cores is None else cores.layers[layer.name],
         "precision": None if precision is None else asdict(precision),
+    }
+
+
+def _cores(where: Placement | None, layer: Layer, chip: chips.Chip) -> dict[str, Any]:
+    if where is None:
+        return {"cores": None, "placement": None}
+    placed = where.layers[layer.name]
+    return {
+        "cores": placed.cores,
+        "placement": {
+            "bound_by": placed.bound_by,
+            "utilisation": placement.utilisation(placed, chip),
+            "first_core": placed.first_core,
+            "fullest": placed.fullest,
+            "total": placed.total,
+        },
     }

@@ -1,47 +1,294 @@
-"""How many cores a network needs at least: compartments and weight memory, layer by layer.
+"""Placement: which neurons lie on which core of a chip, under every limit of its file.
 
-A lower estimate: a convolution stores its kernel once, a dense layer a byte a weight, and no core is
-shared between layers. It says nothing of axons, of the packing of synapses or of where cores lie.
+A core holds neurons of one layer. A layer is cut into contiguous blocks, each as long as the limits
+allow, in the order of ``wiring.py``; cores are numbered in the order of layers and blocks, tiles and
+chips are filled in that order. What a block needs:
+
+- *compartments*: its neurons.
+- *synapse memory*: every stored synapse on its own, also of a convolution (kernels are not shared),
+  packed as ``[packing]`` of the chip's file says. Weights take the layer's ``weight_bits``.
+- *in-axons*: one for each neuron before the layer that has a synapse into the block.
+- *out-axons*: one for each neuron of the block and core of the next layer that it reaches; a neuron
+  of the last layer has one, to the host.
+- *distinct thresholds*: counted but never the reason for a cut: thresholds of neighbouring neurons
+  differ, so that a core would be left with a handful of them.
+
+Out-axons depend on where the next layer's blocks end, so the last layer is placed first.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import get_args
 
-from stl_deploy.chip import Chip
-from stl_deploy.network import IntegerNetwork, Layer, LifLayer
+import numpy as np
+from numpy.typing import NDArray
 
-CORES_PER_TILE = 4  # Davies et al. 2018: 128 cores in 32 tiles
+from stl_deploy import wiring
+from stl_deploy.chip import Chip, Packing
+from stl_deploy.errors import Problem
+from stl_deploy.network import (
+    Diagnostic,
+    IntegerNetwork,
+    Layer,
+    LayerPlacement,
+    LifLayer,
+    Limit,
+    OrPool,
+    Placement,
+)
+
+LIMITS: tuple[Limit, ...] = get_args(Limit)
+NAMES: dict[Limit, str] = {
+    "compartments": "compartments",
+    "synapse_bytes": "synapse memory",
+    "in_axons": "in-axons",
+    "out_axons": "out-axons",
+    "thresholds": "distinct thresholds",
+}
+UNITS: dict[Limit, str] = NAMES | {"synapse_bytes": "bytes of synapse memory"}
+Int64 = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class CoreEstimate:
-    """Cores of each layer by name, in all, and the chips that hold them."""
-
-    layers: dict[str, int]
-    cores: int
-    chips: int
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of four cores."""
-        return math.ceil(self.cores / CORES_PER_TILE)
+def limits(chip: Chip) -> dict[Limit, int]:
+    """What a core of ``chip`` holds; a limit that is not there is not limited, or not known."""
+    facts = {name: getattr(chip.limits, f"{name}_per_core") for name in LIMITS}
+    return {name: fact.value for name, fact in facts.items() if fact is not None}
 
 
-def estimate(network: IntegerNetwork, chip: Chip) -> CoreEstimate | None:
-    """The least number of cores of ``chip``; None where the chip has no cores (``ideal``)."""
-    limits = chip.limits
-    if limits.compartments_per_core is None or limits.cores_per_chip is None:
+def utilisation(placed: LayerPlacement, chip: Chip) -> dict[Limit, float]:
+    """The fullest core's share of each limit; above 1 only for thresholds, or in ``beyond``."""
+    return {name: placed.fullest[name] / held for name, held in limits(chip).items()}
+
+
+def of(network: IntegerNetwork, chip: Chip) -> Placement | None:
+    """The placement of ``network`` on ``chip``: the one it carries, or a new one."""
+    if network.placement is not None and network.placement.chip == chip.name:
+        return network.placement
+    return place(network, chip)
+
+
+def place(network: IntegerNetwork, chip: Chip) -> Placement | None:
+    """Place ``network`` on ``chip``; None where the chip has no cores (``ideal``).
+
+    Where a single neuron needs more than a core holds, ``beyond`` says so, and its layer is placed
+    without that limit.
+    """
+    return _placement(network, chip, None)
+
+
+def rebuild(
+    network: IntegerNetwork, chip: Chip, blocks: Mapping[str, Sequence[int]]
+) -> Placement | None:
+    """The placement with these ``blocks`` (neurons a core) of each layer.
+
+    Raises:
+        ValueError: blocks that do not cover a layer's neurons once, or need more than a core holds.
+    """
+    for layer in network.layers:
+        sizes = blocks[layer.name]
+        if sum(sizes) != layer.neurons or min(sizes) < 1:
+            raise ValueError(
+                f"{layer.name}: blocks of {sum(sizes):,} neurons for a layer of {layer.neurons:,}"
+            )
+    placement = _placement(network, chip, blocks)
+    for name, placed in () if placement is None else placement.layers.items():
+        for limit, held in limits(chip).items():
+            if limit != "thresholds" and placed.fullest[limit] > held:
+                raise ValueError(
+                    f"{name}: a core needs {placed.fullest[limit]:,} {UNITS[limit]} and "
+                    f"{chip.name} holds {held:,}"
+                )
+    return placement
+
+
+def _placement(
+    network: IntegerNetwork, chip: Chip, blocks: Mapping[str, Sequence[int]] | None
+) -> Placement | None:
+    per_chip, per_tile = chip.limits.cores_per_chip, chip.limits.cores_per_tile
+    if per_chip is None or per_tile is None or chip.packing is None:
         return None
-    layers = {layer.name: _cores(layer, chip) for layer in network.layers}
-    cores = sum(layers.values())
-    return CoreEstimate(layers, cores, math.ceil(cores / limits.cores_per_chip.value))
+    # To the host each neuron of the last layer goes once.
+    reach = np.ones(network.layers[-1].shape, np.int64)
+    found: list[tuple[_Demand, tuple[int, ...]]] = []
+    for layer in reversed(network.layers):
+        demand = _Demand(layer, chip, chip.packing, wiring.dealt(reach, layer.shape))
+        sizes = demand.cut() if blocks is None else tuple(blocks[layer.name])
+        found.insert(0, (demand, sizes))
+        reach = demand.reach(sizes)
+    layers: dict[str, LayerPlacement] = {}
+    cores = 0
+    for demand, sizes in found:
+        layers[demand.layer.name] = demand.placed(cores, sizes)
+        cores += len(sizes)
+    return Placement(
+        chip=chip.name,
+        layers=layers,
+        cores=cores,
+        tiles=math.ceil(cores / per_tile.value),
+        chips=math.ceil(cores / per_chip.value),
+        beyond=tuple(problem for demand, _ in found for problem in demand.beyond()),
+    )
 
 
-def _cores(layer: Layer, chip: Chip) -> int:
-    compartments, memory = chip.limits.compartments_per_core, chip.limits.synapse_bytes_per_core
-    cores = 1 if compartments is None else math.ceil(layer.neurons / compartments.value)
-    if memory is not None and isinstance(layer, LifLayer):
-        cores = max(cores, math.ceil(layer.synapses.weight.size / memory.value))
-    return cores
+def synapse_bits(packing: Packing, weight_bits: int) -> int:
+    """Bits of one synapse."""
+    return (
+        weight_bits + packing.delay_bits.value + packing.tag_bits.value + packing.index_bits.value
+    )
+
+
+def more_than_one_chip(placement: Placement, chip: Chip) -> Diagnostic:
+    """What a network needs that one ``chip`` does not hold, in numbers."""
+    most, placed = max(placement.layers.items(), key=lambda item: item[1].cores)
+    memory = sum(layer.total["synapse_bytes"] for layer in placement.layers.values())
+    why = "" if placed.bound_by is None else f", bound by {NAMES[placed.bound_by]}"
+    per_chip = chip.limits.cores_per_chip
+    return Diagnostic(
+        "placement",
+        f"needs {placement.cores:,} cores with {memory / 2**20:,.1f} MiB of synapses, that is "
+        f"{placement.chips:,} chips; one {chip.name} has {per_chip and per_chip.value} cores. Most "
+        f"take the neurons of {most}: {placed.cores:,}{why}",
+        "for one chip, use fewer channels or neurons, or fewer --weight-bits",
+    )
+
+
+def packed_bytes(packing: Packing, weight_bits: int, largest: int) -> Int64:
+    """Bytes that an axon's n synapses on one core take, int64 [largest + 1] for n = 0..largest."""
+    bits = synapse_bits(packing, weight_bits)
+    full, rest = np.divmod(np.arange(largest + 1), packing.synapses_per_entry.value)
+    word, header = packing.word_bits.value, packing.entry_header_bits.value
+
+    def words(n: Int64 | int) -> Int64:
+        return np.asarray(-(-(n * bits + header) // word), np.int64)
+
+    total = full * words(packing.synapses_per_entry.value) + np.where(rest > 0, words(rest), 0)
+    return np.asarray(total * (word // 8), np.int64)
+
+
+class _Demand:
+    """What blocks of one layer's neurons need; ``fan_out`` are the next layer's cores by neuron."""
+
+    def __init__(self, layer: Layer, chip: Chip, packing: Packing, fan_out: Int64) -> None:
+        self.layer, self.chip, self.fan_out = layer, chip, fan_out
+        self.wiring = wiring.of(layer)
+        bits = layer.weight_bits if isinstance(layer, LifLayer) else 1
+        self.bytes = packed_bytes(packing, bits, layer.neurons)
+        self.synapse_bits = synapse_bits(packing, bits)
+        self.out_axons = np.concatenate([[0], fan_out.cumsum()])
+        self.synapses = np.concatenate([[0], self.alone["in_axons"].cumsum()])
+        vth = np.zeros(layer.shape, np.int32) if isinstance(layer, OrPool) else layer.vth
+        self.vth = wiring.dealt(vth, layer.shape)
+        held = {name: n for name, n in limits(chip).items() if name != "thresholds"}
+        # A limit that a single neuron exceeds cannot be kept by any cut.
+        self.held = {name: n for name, n in held.items() if self.alone[name].max() <= n}
+
+    @cached_property
+    def alone(self) -> dict[Limit, Int64]:
+        """What every neuron would need on a core of its own, but for its threshold."""
+        fan_in = self.wiring.fan_in()
+        return {
+            "compartments": np.ones_like(fan_in),
+            "synapse_bytes": fan_in * self.bytes[1],
+            "in_axons": fan_in,
+            "out_axons": self.fan_out,
+        }
+
+    def needs(self, low: int, high: int) -> dict[Limit, int]:
+        """What neurons low..high-1 need on one core, but for their thresholds."""
+        counts = self.wiring.counts(low, high)
+        return {
+            "compartments": high - low,
+            "synapse_bytes": int(self.bytes[counts].sum()),
+            "in_axons": int(np.count_nonzero(counts)),
+            "out_axons": int(self.out_axons[high] - self.out_axons[low]),
+        }
+
+    def exceeded(self, needs: Mapping[Limit, int]) -> list[Limit]:
+        """The limits that ``needs`` exceed."""
+        return [name for name, held in self.held.items() if needs[name] > held]
+
+    def cut(self) -> tuple[int, ...]:
+        """The sizes of the blocks, each the longest that the limits allow."""
+        sizes: list[int] = []
+        low, n = 0, self.layer.neurons
+        while low < n:
+            # A longer block needs no less of anything, so the first that is too long can be bisected.
+            longer = range(low + 2, self._longest(low) + 1)
+            sizes.append(1 + bisect_left(longer, True, key=partial(self._too_long, low)))
+            low += sizes[-1]
+        return tuple(sizes)
+
+    def _longest(self, low: int) -> int:
+        """An end that no block from ``low`` goes beyond, by sums alone: headers and padding add."""
+        most = low + self.held.get("compartments", self.layer.neurons)
+        if "out_axons" in self.held:
+            most = min(most, _last(self.out_axons, low, self.held["out_axons"]))
+        if "synapse_bytes" in self.held:
+            synapses = 8 * self.held["synapse_bytes"] // self.synapse_bits
+            most = min(most, _last(self.synapses, low, synapses))
+        return min(most, self.layer.neurons)
+
+    def _too_long(self, low: int, high: int) -> bool:
+        return bool(self.exceeded(self.needs(low, high)))
+
+    def reach(self, sizes: Sequence[int]) -> Int64:
+        """How many of the cores with these blocks each input neuron reaches, int64 of its shape."""
+        reach = np.zeros(self.layer.input_shape, np.int64)
+        for low, high in _ranges(sizes):
+            self.wiring.mark(low, high, reach)
+        return reach
+
+    def placed(self, first_core: int, sizes: Sequence[int]) -> LayerPlacement:
+        """The layer on cores with these blocks."""
+        needs = [self.needs(low, high) for low, high in _ranges(sizes)]
+        distinct = [len(np.unique(self.vth[low:high])) for low, high in _ranges(sizes)]
+        reasons = Counter(
+            name
+            for low, high in list(_ranges(sizes))[:-1]
+            for name in self.exceeded(self.needs(low, high + 1))
+        )
+        # Of limits that ended as many blocks, the first of LIMITS.
+        most = sorted(reasons, key=lambda name: (-reasons[name], LIMITS.index(name)))
+        fullest: dict[Limit, int] = {name: max(n[name] for n in needs) for name in needs[0]}
+        return LayerPlacement(
+            first_core=first_core,
+            blocks=tuple(sizes),
+            bound_by=most[0] if most else None,
+            fullest=fullest | {"thresholds": max(distinct)},
+            total={name: sum(n[name] for n in needs) for name in needs[0]},
+        )
+
+    def beyond(self) -> list[Problem]:
+        """Neurons that no core can hold, limit by limit."""
+        problems = []
+        for name, held in limits(self.chip).items():
+            if name == "thresholds" or name in self.held:
+                continue
+            alone = self.alone[name]
+            where = wiring.coordinates(int(alone.argmax()), self.layer.shape)
+            problems.append(
+                Problem(
+                    self.layer.name,
+                    f"neuron {where if len(where) > 1 else where[0]} alone needs "
+                    f"{int(alone.max()):,} {UNITS[name]}; a core of {self.chip.name} holds "
+                    f"{held:,} (too few for {int((alone > held).sum()):,} of {alone.size:,} neurons)",
+                    "use a --chip with larger cores, or a network with smaller layers",
+                )
+            )
+        return problems
+
+
+def _ranges(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, after the last) of each block."""
+    ends = np.cumsum(sizes).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _last(sums: Int64, low: int, held: int) -> int:
+    """The last index where the running ``sums`` lie at most ``held`` above that at ``low``."""
+    return int(np.searchsorted(sums, sums[low] + held, "right")) - 1

@@ -15,14 +15,14 @@ the threshold, or where sums could leave the accumulator; each doubling costs on
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import bounds, float_exec
+from stl_deploy import bounds, float_exec, placement
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -129,7 +129,7 @@ def quantize(
         diagnostics.append(
             Diagnostic("calib", "was not needed: no input at all can overflow this network")
         )
-    return IntegerNetwork(
+    network = IntegerNetwork(
         chip=chip,
         timesteps=meta.timesteps,
         input_shape=G.in_shape(graph),
@@ -139,6 +139,7 @@ def quantize(
         precision=precision,
         diagnostics=tuple(diagnostics),
     )
+    return _placed(network, facts)
 
 
 @dataclass(frozen=True)
@@ -469,6 +470,19 @@ def _largest_sums(graph: nir.NIRGraph, calib: NDArray[np.uint8]) -> dict[str, Fl
     for start in range(0, len(calib), 64):
         float_exec.run(graph, calib[start : start + 64], observe)
     return largest
+
+
+def _placed(network: IntegerNetwork, chip: chips.Chip) -> IntegerNetwork:
+    """``network`` with its placement. Raises LoweringError where a neuron fits no core."""
+    placed = placement.place(network, chip)
+    if placed is None:
+        return network
+    if placed.beyond:
+        raise LoweringError(placed.beyond)
+    diagnostics = network.diagnostics
+    if placed.chips > 1:
+        diagnostics += (placement.more_than_one_chip(placed, chip),)
+    return replace(network, placement=placed, diagnostics=diagnostics)
 
 
 def _distinct_thresholds(layers: list[Layer], chip: chips.Chip) -> list[Diagnostic]:

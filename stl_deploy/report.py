@@ -26,8 +26,10 @@ from stl_deploy.network import (
     Conv,
     IntegerNetwork,
     Layer,
+    LayerPlacement,
     LifLayer,
     OrPool,
+    Placement,
     Precision,
     in_bounds_synapses,
 )
@@ -81,15 +83,16 @@ def render(
 ) -> str:
     """The report as HTML. Sections on activity, energy and parity appear where there are data."""
     chip = chips.load(network.chip)
-    cores = placement.estimate(network, chip)
+    placed = placement.of(network, chip)
     energies = {} if activity is None else activity.energies
     profiles = {name: chips.profiles()[name] for name in energies}
-    rows = [_layer_row(network, layer, cores) for layer in network.layers]
+    rows = [_layer_row(network, layer) for layer in network.layers]
     return _template().render(
         title=title,
         network=network,
         chip=chip,
-        cores=cores,
+        placed=placed,
+        placement=None if placed is None else _placement_section(placed, chip),
         rows=rows,
         neurons=sum(layer.neurons for layer in network.layers),
         synapses=sum(row.synapses for row in rows),
@@ -176,12 +179,9 @@ class LayerRow:
     synapses: int
     precision: Precision | None
     thresholds: NDArray[np.int32] | None
-    cores: int | None
 
 
-def _layer_row(
-    network: IntegerNetwork, layer: Layer, cores: placement.CoreEstimate | None
-) -> LayerRow:
+def _layer_row(network: IntegerNetwork, layer: Layer) -> LayerRow:
     lif = layer if isinstance(layer, LifLayer) else None
     return LayerRow(
         layer=layer,
@@ -190,7 +190,6 @@ def _layer_row(
         synapses=int(in_bounds_synapses(layer).sum()),
         precision=network.precision.get(layer.name),
         thresholds=None if lif is None else np.unique(lif.vth),
-        cores=None if cores is None else cores.layers[layer.name],
     )
 
 
@@ -221,6 +220,55 @@ def _pair(pair: tuple[int, int]) -> str:
 
 
 @dataclass(frozen=True)
+class PlacementRow:
+    """A layer's cores: the first and last number, what bound them, and each limit's cell.
+
+    A cell is what the fullest core needs, its share of the limit, and whether that is too much.
+    """
+
+    name: str
+    cores: int
+    numbers: str
+    bound_by: str
+    cells: list[tuple[int, float, bool]]
+
+
+@dataclass(frozen=True)
+class PlacementSection:
+    """The placement table: names of the limits with what a core holds, rows, and MiB of synapses."""
+
+    limits: list[tuple[str, int]]
+    rows: list[PlacementRow]
+    unlimited: list[str]
+    mebibytes: str
+
+
+def _placement_section(placed: Placement, chip: chips.Chip) -> PlacementSection:
+    held = placement.limits(chip)
+    memory = sum(layer.total["synapse_bytes"] for layer in placed.layers.values())
+    return PlacementSection(
+        limits=[(placement.UNITS[name], n) for name, n in held.items()],
+        rows=[_placement_row(name, layer, chip) for name, layer in placed.layers.items()],
+        unlimited=[placement.NAMES[name] for name in placement.LIMITS if name not in held],
+        mebibytes=f"{memory / 2**20:,.1f}",
+    )
+
+
+def _placement_row(name: str, placed: LayerPlacement, chip: chips.Chip) -> PlacementRow:
+    first, last = placed.first_core, placed.first_core + placed.cores - 1
+    return PlacementRow(
+        name=name,
+        cores=placed.cores,
+        numbers=f"{first:,}" if first == last else f"{first:,} to {last:,}",
+        bound_by="-" if placed.bound_by is None else placement.NAMES[placed.bound_by],
+        cells=[
+            (placed.fullest[limit], share, share > 1)
+            for limit, share in placement.utilisation(placed, chip).items()
+        ],
+    )
+
+
+@dataclass(frozen=True)
 class Facts:
     """The facts of a chip that the report rests on: rows of name, value and source."""
 
@@ -230,7 +278,7 @@ class Facts:
 
 def _facts(chip: chips.Chip) -> Facts:
     rows = []
-    for table in (chip.registers, chip.limits, chip.static):
+    for table in (chip.registers, chip.limits, chip.packing, chip.static):
         for name, fact in table or ():
             if fact is not None:
                 rows.append((name.replace("_", " "), f"{fact.value:,}", fact.source))
@@ -409,6 +457,7 @@ class EnergySection:
     static_range_j: dict[str, tuple[float, float] | None]
     per_synop_j: dict[str, float | None]
     figures: list[Picture]
+    beyond: list[str]
 
 
 def _energy_section(
@@ -442,6 +491,7 @@ def _energy_section(
             _stacked("By event", by_event, event_colours | {"static": STATIC_COLOUR}, joule),
             _stacked("Dynamic, by layer", by_layer, layer_colours, joule),
         ],
+        beyond=list(dict.fromkeys(p for e in energies.values() for p in e.beyond)),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from stl_deploy.arch import Architecture
 from stl_deploy.models.net import STLNet
+from stl_deploy.network import Dense, Layer, OrPool
 
 SMALL = "4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2"
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,3 +42,29 @@ def random_spikes(net: STLNet, samples: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     size = (samples, net.arch.timesteps, *net.arch.input.shape)
     return (rng.random(size) < 0.4).astype(np.uint8)
+
+
+def synapses(layer: Layer) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(source, target) of every stored, non-zero, in-bounds synapse, as indices of neurons."""
+    if isinstance(layer, OrPool):
+        kh, kw = layer.kernel
+        for c, i, j in np.ndindex(layer.input_shape):
+            yield (c, i, j), (c, i // kh, j // kw)
+    elif isinstance(layer.synapses, Dense):
+        sources = list(np.ndindex(layer.input_shape))
+        for o, k in np.ndindex(layer.synapses.weight.shape):
+            if layer.synapses.weight[o, k]:
+                yield sources[k], (o,)
+    else:
+        conv = layer.synapses
+        c_in, height, width = layer.input_shape
+        o_out, rows, cols = layer.shape
+        for o, k, p, q in np.ndindex(conv.weight.shape):
+            if not conv.weight[o, k, p, q]:
+                continue
+            c = o // (o_out // conv.groups) * (c_in // conv.groups) + k
+            for i, j in product(range(rows), range(cols)):
+                y = i * conv.stride[0] + p * conv.dilation[0] - conv.padding[0]
+                x = j * conv.stride[1] + q * conv.dilation[1] - conv.padding[1]
+                if 0 <= y < height and 0 <= x < width:
+                    yield (c, y, x), (o, i, j)

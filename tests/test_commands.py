@@ -19,6 +19,8 @@ from stl_deploy.commands import export as export_command
 from stl_deploy.commands import raster as raster_command
 from stl_deploy.hw_sim import cli as hw_sim_command
 from stl_deploy.models import cli as train_command
+from stl_deploy.raster import Raster
+from stl_deploy.raster import save as save_raster
 
 MAINS = {
     "stl-export": export_command.main,
@@ -80,10 +82,52 @@ def test_export_json_has_the_fixed_keys_and_nothing_else_on_stdout(command, here
     data = json.loads(out)
     fixed = {"out", "chip", "timesteps", "files", "layers", "cores", "chips", "diagnostics"}
     assert fixed <= set(data)
-    assert (data["chip"], data["cores"]) == ("ideal", None)
+    assert (data["chip"], data["cores"], data["chips"]) == ("ideal", None, None)
     for layer in data["layers"]:
         assert {"name", "neurons", "synapses", "weight_bits", "thresholds", "cores"} <= set(layer)
         assert set(layer["thresholds"]) == {"distinct", "min", "max", "lowering"}
+        assert (layer["cores"], layer["placement"]) == (None, None)
+
+
+def test_export_says_where_layers_lie(command, here, model):
+    code, out, _ = command("stl-export", model, "--target", "loihi", "--chip", "loihi1", "-o", "o")
+    assert code == 0
+    assert "Placement: 6 cores, 2 tiles, 1 chip; the fullest core" in out
+    title = next(i for i, line in enumerate(out.splitlines()) if "Placement" in line)
+    lines = out.splitlines()[title:]
+    header = next(line for line in lines if "bound by" in line)
+    assert header.split()[3:] == ["by", "compart.", "memory", "in-axons", "out-axons", "vth"]
+    assert all(len(line) <= 80 for line in lines[:9])
+    manifest = json.loads(Path("o/manifest.json").read_text())
+    assert (manifest["cores"], manifest["tiles"], manifest["chips"]) == (6, 2, 1)
+    for number, layer in enumerate(manifest["layers"]):
+        placed = layer["placement"]
+        assert layer["cores"] == 1
+        assert (placed["first_core"], placed["bound_by"]) == (number, None)
+        assert placed["utilisation"]["compartments"] == layer["neurons"] / 1024
+        assert placed["total"]["compartments"] == layer["neurons"]
+        assert set(placed["utilisation"]) == set(placed["fullest"])
+
+
+def test_hw_sim_warns_of_cores_that_hold_too_much(command, here):
+    """A linear layer behind 4,800 inputs, made for Loihi 2; all profiles are of Loihi 1."""
+    net = random_net("FC20-LIF-AvgPool2", shape=(1, 60, 80))
+    save_checkpoint(net, Path("wide.pt"))
+    save_raster(Path("wide.npz"), Raster(random_spikes(net, 1)), {"made": "for a test"})
+    code, _, _ = command("stl-export", "wide.pt", "--target", "nir", "--chip", "loihi2", "-o", "o")
+    assert code == 0
+    code, out, err = command("hw_sim", "o/model.nir", "--input", "wide.npz", "--report", "r.html")
+    assert code == 0
+    assert "total" in out
+    assert err.count("larger cores than there are: lif1: neuron ") == 1
+    assert "a core of loihi1 holds 4,096" in " ".join(err.split())
+    assert "The figures are those of larger cores than there are" in Path("r.html").read_text()
+    code, _, err = command(
+        "stl-export", "wide.pt", "--target", "nir", "--chip", "loihi1", "-o", "p"
+    )
+    assert code == 1
+    assert "wide.pt: lif1: neuron " in err
+    assert not Path("p").exists()
 
 
 def test_hw_sim_json_has_the_fixed_keys(command, here, model, raster):
@@ -258,6 +302,7 @@ def test_overflow_is_reported(command, here, model, raster, net):
         file["node/nodes/conv1/weight"][...] = 127
         meta = json.loads(file["node/metadata/stl_deploy"][()])
         meta["layers"][0]["dv"] = 1
+        meta["placement"] = None  # that of the weights before
         del file["node/metadata/stl_deploy"]
         file["node/metadata/stl_deploy"] = json.dumps(meta)
         file["node/nodes/lif1/tau"][...] = 1e-4 * 4096

@@ -197,7 +197,7 @@ def test_network_table(page: Page):
     vth = network().lif_layers[0].vth
     assert table[f"lif1 conv 3{X}3, padding 1"] == [
         f"4{X}6{X}6", "144", "36", "1,024", "8", "7.46", "proven 1,100 / 131,072",
-        f"{len(np.unique(vth))} {vth.min()} to {vth.max()}", "1",
+        f"{len(np.unique(vth))} {vth.min()} to {vth.max()}",
     ]  # fmt: skip
     assert table[f"pool1 OR pool 2{X}2"] == [
         f"4{X}3{X}3",
@@ -208,12 +208,33 @@ def test_network_table(page: Page):
         "-",
         "-",
         "-",
-        "1",
     ]
     assert table["lif2 dense"] == [
-        "6", "6", "216", "216", "6", "6.00", "checked 200,000 / 131,072", "1 1,234", "1",
+        "6", "6", "216", "216", "6", "6.00", "checked 200,000 / 131,072", "1 1,234",
     ]  # fmt: skip
-    assert table["All layers"] == ["", "186", "252", "1,384", "", "", "", "", "3"]
+    assert table["All layers"] == ["", "186", "252", "1,384", "", "", "", ""]
+
+
+def test_placement_table(page: Page):
+    """By hand: entries of 10 + n * (weight bits + 13) bits, in words of 64."""
+    table = page.table("Cores of each layer")
+    header = ["Cores their numbers", "Bound by", "Compartments of 8,192"]
+    assert table["Layer"] == [*header, "Bytes of synapse memory of 131,072"]
+    assert table["lif1"][:3] == ["1 0", "-", f"144 {report.percent(144 / 8192)}"]
+    assert table["pool1"][:2] == ["1 1", "-"]
+    assert table["lif2"][3] == f"576 {report.percent(576 / 131072)}"
+    assert table["pool1"][3].split()[0] == "1,152"
+    assert table["All layers"][0] == "3"
+    assert "Cores 3 1 chip, 1 tile" in page.text
+    assert "no figure for Intel Loihi 2 is public: in-axons, out-axons, distinct" in page.text
+
+
+def test_placement_beyond_a_limit_is_marked():
+    page = Page(report.render("x", network("loihi1")))
+    distinct = len(np.unique(network().lif_layers[0].vth))
+    cell = page.table("Cores of each layer")["lif1"][-1]
+    assert cell == f"{distinct} {report.significant(distinct / 7)} times, too many"
+    assert page.table("Cores of each layer")["lif2"][-1] == f"1 {report.percent(1 / 7)}"
 
 
 @pytest.mark.parametrize(
@@ -330,9 +351,9 @@ def test_sections_appear_where_there_are_data():
 def test_ideal_has_neither_cores_nor_energy():
     unlimited = network("ideal", precision={})
     page = Page(report.render("x", unlimited, activity=run(unlimited, profiles=False)))
-    assert page.table("Layers in order")["lif2 dense"][4:] == ["6", "-", "-", "1 1,234", "-"]
+    assert page.table("Layers in order")["lif2 dense"][4:] == ["6", "-", "-", "1 1,234"]
     assert "No energy profile was applied" in page.text
-    assert "Cores, at least" not in page.text
+    assert "Ideal integer machine has no cores" in page.text
     assert "Accuracy, integer 80.00 %" in page.text
 
 

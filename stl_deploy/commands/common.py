@@ -130,15 +130,19 @@ def say(text: str) -> None:
     stdout.print(text, markup=False)
 
 
+def warn(text: str) -> None:
+    """One line on stderr."""
+    stderr.print(f"[yellow]warning[/] {escape(text)}")
+
+
 def warn_overflows(overflows: Mapping[str, int]) -> None:
     """Say on stderr which layers left their registers, and how often."""
     if not overflows:
         return
     where = ", ".join(f"{name} {n:,}" for name, n in overflows.items())
-    stderr.print(
-        f"[yellow]warning[/] registers overflowed ({escape(where)} neuron steps): these results "
-        "differ from the float model by more than rounding; export with --overflow proven, or "
-        "--calib"
+    warn(
+        f"registers overflowed ({where} neuron steps): these results differ from the float "
+        "model by more than rounding; export with --overflow proven, or --calib"
     )
 
 

@@ -193,20 +193,44 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
             f"{row['thresholds']['distinct']:,} in {row['thresholds']['min']}.."
             f"{row['thresholds']['max']}",
             row["precision"]["mode"] if row["precision"] else "-",
-            "-" if row["cores"] is None else str(row["cores"]),
         )
         for row in manifest["layers"]
     ]
     table(
         f"{manifest['source']['file']} for {manifest['chip']}, T = {manifest['timesteps']}",
-        ("layer", "neurons", "synapses", "bits", "thresholds", "overflow", "cores"),
+        ("layer", "neurons", "synapses", "bits", "thresholds", "overflow"),
         rows,
     )
+    if manifest["cores"] is not None:
+        _print_placement(manifest)
     complain_diagnostics(manifest["diagnostics"])
     if parity is not None:
         print_parity(parity)
     say(f"written: {out}/ ({', '.join([*manifest['files'], 'manifest.json'])})")
     say(f"report: {out / 'report.html'}")
+
+
+def _print_placement(manifest: dict[str, Any]) -> None:
+    """Cores by layer, what bound them, and how full the fullest core is."""
+    from stl_deploy.placement import NAMES
+
+    held = list(manifest["layers"][0]["placement"]["utilisation"])
+    short = {"compartments": "compart.", "synapse_bytes": "memory", "thresholds": "vth"}
+    table(
+        f"Placement: {manifest['cores']:,} cores, {manifest['tiles']:,} tiles, "
+        f"{manifest['chips']:,} {'chip' if manifest['chips'] == 1 else 'chips'}; "
+        "the fullest core",
+        ("layer", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
+        [
+            (
+                row["name"],
+                f"{row['cores']:,}",
+                NAMES.get(row["placement"]["bound_by"], "-"),
+                *(f"{100 * row['placement']['utilisation'][name]:,.0f} %" for name in held),
+            )
+            for row in manifest["layers"]
+        ],
+    )
 
 
 def main() -> None:
