@@ -277,6 +277,32 @@ def test_in_axons_bind_where_neurons_have_inputs_of_their_own():
     assert placed.layers["one"].bound_by == "in_axons"
 
 
+@pytest.mark.parametrize(
+    ("own", "neurons", "blocks", "bound_by"),
+    [
+        (8, 30, (4, 4, 5, 5, 5, 5, 2), "compartments"),
+        (16, 28, (4, 4, 4, 4, 5, 5, 2), "in_axons"),
+        (8, 20, (4, 4, 5, 5, 2), "compartments"),  # two each: the first of LIMITS
+    ],
+)
+def test_what_ends_most_blocks_bound_the_layer(own, neurons, blocks, bound_by):
+    """``own`` neurons with an input each, the others share input 0; 4 in-axons, 5 compartments."""
+    rng = np.random.default_rng(0)
+    weight = np.zeros((neurons, own), np.int8)
+    weight[:own] = np.eye(own)
+    weight[own:, 0] = 1
+    network = IntegerNetwork(
+        "loihi1",
+        2,
+        (own,),
+        1,
+        (lif("one", Dense(weight), (own,), (neurons,), rng),),
+        Readout(neurons, 1),
+    )
+    placed = placement.place(network, chip_with(in_axons=4, compartments=5)).layers["one"]
+    assert (placed.blocks, placed.bound_by) == (blocks, bound_by)
+
+
 def test_entries_hold_64_synapses():
     """65 synapses: an entry of 64 (64*18+10 bits in 19 words) and one of 1 (one word)."""
     table = placement.packed_bytes(chips.load("loihi1").packing, 8, 130)
