@@ -154,7 +154,10 @@ def _reason(code: int, lines: Sequence[str]) -> tuple[str, str]:
         name = signal.Signals(-code).name
         return f"the worker was killed ({name})", "see whether memory ran out; use --limit"
     said = next((line for line in reversed(lines) if line.strip()), "it gave no reason")
-    return f"the worker failed: {said.strip().removeprefix('error: ')}", "see docs/loihi.md"
+    what = f"the worker failed: {said.strip().removeprefix('error: ')}"
+    if said.startswith(("ModuleNotFoundError", "ImportError")):
+        return what, f"delete {lava_env.folder()}, which is damaged; it is made again"
+    return what, "see docs/loihi.md"
 
 
 class _Listener(threading.Thread):

@@ -331,6 +331,12 @@ def test_a_corrupt_netx_file_is_one_error(python, tmp_path):
     assert not (tmp_path / "o.npz").exists()
 
 
+def test_a_damaged_environment_is_told_from_a_failing_network(tmp_path):
+    command = [sys.executable, "-c", "import lava.proc.lif"]
+    with pytest.raises(BackendError, match=r"ModuleNotFoundError: .*delete .*, which is damaged"):
+        lava_backend.work("lava", command, tmp_path)
+
+
 def test_a_worker_without_a_result_is_an_error(python, small, monkeypatch):
     monkeypatch.setattr(lava_backend, "work", lambda *_args: None)
     with pytest.raises(BackendError, match="result cannot be read"):
