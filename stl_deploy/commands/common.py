@@ -147,26 +147,22 @@ def warn_overflows(overflows: Mapping[str, int]) -> None:
 
 
 def percent(fraction: float) -> str:
-    """A fraction as a percentage, fine enough for small mismatches; exact zero as such."""
+    """A fraction as a percentage, fine enough for small mismatches; only zero is 0."""
+    if 0 < fraction < 5e-7:
+        return "< 0.0001 %"
     return "0" if fraction == 0 else f"{100 * fraction:.4f} %"
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: first column left, the others right; never narrower than its content."""
-    grid = Table(
-        title=title,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        padding=(0, 1),
-    )
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for i, name in enumerate(header):
         grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
     # Rich would cut cells to the terminal's width, which in a pipe it takes for 80 columns.
     needed = Measurement.get(stdout, stdout.options.update(max_width=1000), grid).maximum
+    say(title)
     Console(highlight=False, width=max(needed, stdout.width)).print(grid, crop=False)
     stdout.print()
 

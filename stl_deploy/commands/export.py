@@ -219,7 +219,7 @@ def _print_placement(manifest: dict[str, Any]) -> None:
     table(
         f"Placement: {manifest['cores']:,} cores, {manifest['tiles']:,} tiles, "
         f"{manifest['chips']:,} {'chip' if manifest['chips'] == 1 else 'chips'}; "
-        "the fullest core",
+        "how full the fullest is",
         ("layer", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
         [
             (
