@@ -92,7 +92,7 @@ def test_export_json_has_the_fixed_keys_and_nothing_else_on_stdout(command, here
 def test_export_says_where_layers_lie(command, here, model):
     code, out, _ = command("stl-export", model, "--target", "loihi", "--chip", "loihi1", "-o", "o")
     assert code == 0
-    assert "Placement: 6 cores, 2 tiles, 1 chip; the fullest core" in out
+    assert "Placement: 6 cores, 2 tiles, 1 chip; how full the fullest is" in out
     title = next(i for i, line in enumerate(out.splitlines()) if "Placement" in line)
     lines = out.splitlines()[title:]
     header = next(line for line in lines if "bound by" in line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,8 +13,14 @@ HEAVY = ("torch", "matplotlib", "h5py", "nir", "pydantic", "rich", "typer")
 
 
 def test_the_wheel_has_every_module_and_imports_outside_the_checkout(tmp_path):
+    # From a copy: setuptools would leave its build folder in the checkout, and find it stale later.
+    copy = tmp_path / "copy"
+    for folder in ("stl_deploy", "exporters", "hw_sim", "models"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, ROOT],
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, copy],
         check=True,
         capture_output=True,
     )
