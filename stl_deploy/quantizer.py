@@ -122,8 +122,6 @@ def quantize(
         diagnostics += fitted.diagnostics
         layers.append(layer)
         precision[block.name] = how
-    if problems:
-        raise LoweringError(problems)
     diagnostics += _distinct_thresholds(layers, facts)
     if calib is not None and all(how.mode == "proven" for how in precision.values()):
         diagnostics.append(
@@ -137,9 +135,14 @@ def quantize(
         layers=tuple(layers),
         readout=Readout(meta.classes, meta.population),
         precision=precision,
-        diagnostics=tuple(diagnostics),
     )
-    return _placed(network, facts)
+    placed = placement.place(network, facts)
+    problems += () if placed is None else placed.beyond
+    if problems:
+        raise LoweringError(problems)
+    if placed is not None and placed.chips > 1:
+        diagnostics.append(placement.more_than_one_chip(placed, facts))
+    return replace(network, placement=placed, diagnostics=tuple(diagnostics))
 
 
 @dataclass(frozen=True)
@@ -470,19 +473,6 @@ def _largest_sums(graph: nir.NIRGraph, calib: NDArray[np.uint8]) -> dict[str, Fl
     for start in range(0, len(calib), 64):
         float_exec.run(graph, calib[start : start + 64], observe)
     return largest
-
-
-def _placed(network: IntegerNetwork, chip: chips.Chip) -> IntegerNetwork:
-    """``network`` with its placement. Raises LoweringError where a neuron fits no core."""
-    placed = placement.place(network, chip)
-    if placed is None:
-        return network
-    if placed.beyond:
-        raise LoweringError(placed.beyond)
-    diagnostics = network.diagnostics
-    if placed.chips > 1:
-        diagnostics += (placement.more_than_one_chip(placed, chip),)
-    return replace(network, placement=placed, diagnostics=diagnostics)
 
 
 def _distinct_thresholds(layers: list[Layer], chip: chips.Chip) -> list[Diagnostic]:

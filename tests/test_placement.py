@@ -11,6 +11,7 @@ from itertools import pairwise
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import ZOO, ZOO_RASTER, random_net, synapses
@@ -543,3 +544,14 @@ def test_the_shipped_model_as_the_docs_have_it(chip, cores, bound_by):
     for on in placed.layers.values():
         for name, share in placement.utilisation(on, chips.load(chip)).items():
             assert share <= 1 or name == "thresholds"
+
+
+def test_a_neuron_beyond_a_core_does_not_hide_other_problems():
+    net = random_net("FC20-LIF-AvgPool2", shape=(5000,))
+    with torch.no_grad():
+        net.lif1.thresh[3] = -1.0
+    with pytest.raises(LoweringError) as error:
+        stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi1")
+    thresholds, axons = sorted(error.value.problems, key=lambda p: "in-axons" in p.what)
+    assert "1 of 20 thresholds" in thresholds.what
+    assert "a core of loihi1 holds 4,096" in axons.what
