@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 
 from stl_deploy import chip as chips
 from stl_deploy.conv import convolve
-from stl_deploy.network import Dense, IntArray, IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.network import (
+    Dense,
+    IntArray,
+    IntegerNetwork,
+    Layer,
+    LifLayer,
+    OrPool,
+    Sparse,
+    row_sums,
+)
 
 Int64 = NDArray[np.int64]
 
@@ -65,11 +74,15 @@ def fire(v: Int64, vth: IntArray) -> tuple[Int64, NDArray[np.bool_]]:
 def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:
     """a [N, *shape] for inputs 0..levels [N, *input_shape]: the weighted sum, shifted by ``exp``.
 
-    Matrix products run in floating point, where integers are exact: no partial sum exceeds
+    Dense matrix products run in floating point, where integers are exact: no partial sum exceeds
     ``levels * sum|w|``, and float32 holds every integer up to 2^24, float64 up to 2^53.
     """
+    if isinstance(layer.synapses, Sparse):
+        flat = spikes.reshape(len(spikes), -1).astype(np.int64)
+        single: Int64 = (layer.synapses.matrix @ flat.T).T
+        return single.reshape(len(spikes), *layer.shape) << layer.exp
     weight = layer.synapses.weight
-    worst = levels * int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max())
+    worst = levels * int(row_sums(layer.synapses, np.abs(weight.astype(np.int64))).max())
     dtype = np.float32 if worst < 1 << 24 else np.float64
     x: NDArray[Any] = spikes.astype(dtype)
     w: NDArray[Any] = weight.astype(dtype)

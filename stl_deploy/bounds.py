@@ -10,16 +10,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.network import LifLayer
+from stl_deploy.network import LifLayer, row_sums
 
 Int64 = NDArray[np.int64]
 
 
 def one_sided_sums(layer: LifLayer, levels: int) -> tuple[Int64, Int64]:
     """(smallest, largest) a_in that any input 0..levels can give, int64 [O] each, with ``exp``."""
-    weight = layer.synapses.weight.astype(np.int64).reshape(len(layer.synapses.weight), -1)
-    low = np.minimum(weight, 0).sum(axis=1) * levels
-    high = np.maximum(weight, 0).sum(axis=1) * levels
+    weight = layer.synapses.weight.astype(np.int64)
+    low = row_sums(layer.synapses, np.minimum(weight, 0)) * levels
+    high = row_sums(layer.synapses, np.maximum(weight, 0)) * levels
     return low << layer.exp, high << layer.exp
 
 
@@ -32,7 +32,7 @@ def voltage_range(layer: LifLayer, levels: int, timesteps: int) -> tuple[Int64, 
 
     low, high = one_sided_sums(layer, levels)
     bias = layer.bias_mant.astype(np.int64) << layer.bias_exp
-    ceiling = layer.vth.astype(np.int64).reshape(len(layer.vth), -1).max(axis=1) << 6
+    ceiling = layer.vth.astype(np.int64).reshape(len(low), -1).max(axis=1) << 6
     down = up = np.zeros_like(low)
     worst_down, worst_up = down, up
     for _ in range(timesteps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -62,3 +63,39 @@ def fan_out(
         cols = slice(j * dilation[1], j * dilation[1] + stride[1] * (size[1] - 1) + 1, stride[1])
         padded[:, rows, cols] += per_channel[:, i, j, None, None]
     return padded[:, padding[0] : padding[0] + shape[1], padding[1] : padding[1] + shape[2]]
+
+
+def unroll(
+    weight: NDArray[Any],
+    shape: tuple[int, int, int],
+    out_shape: tuple[int, int, int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[Any]]:
+    """Every in-bounds synapse of a convolution [C, H, W] -> [O, H', W'] on its own.
+
+    Returns (row, column, weight) of n synapses, sorted by row, then column: ``row`` counts the
+    neurons and ``column`` the inputs in C order.
+    """
+    (outputs, per_group, kh, kw), (_, height, width) = weight.shape, shape
+    y, x = (
+        np.arange(n)[:, None] * s + np.arange(k) * d - p
+        for n, s, k, d, p in zip(out_shape[1:], stride, (kh, kw), dilation, padding, strict=True)
+    )
+    first = np.arange(outputs) // (outputs // groups) * per_group
+    channel = first[:, None] + np.arange(per_group)
+    # Axes: output channel, output row, output column, input channel, kernel row, kernel column.
+    size = (outputs, *out_shape[1:], per_group, kh, kw)
+    plane = y[:, None, :, None] * width + x[None, :, None, :]
+    column = channel[:, None, None, :, None, None] * (height * width) + plane[None, :, :, None]
+    inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    inside = np.broadcast_to(inside[None, :, :, None], size)
+    row = np.arange(math.prod(out_shape), dtype=np.int32).reshape(*out_shape, 1, 1, 1)
+    values = weight[:, None, None]
+    return (
+        np.broadcast_to(row, size)[inside],
+        np.broadcast_to(column.astype(np.int32), size)[inside],
+        np.broadcast_to(values, size)[inside],
+    )

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import Problem
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -43,9 +47,59 @@ class Dense:
     kind: Literal["dense"] = "dense"
 
 
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """Single connections, what a folded convolution becomes: one weight each, none of them zero.
+
+    ``row`` int32 [n] is the neuron, ``column`` int32 [n] the input, both counted in C order;
+    ``weight`` int8 [n]. Sorted by row, then column, no pair twice. ``size`` is (neurons, inputs).
+    """
+
+    row: NDArray[np.int32]
+    column: NDArray[np.int32]
+    weight: NDArray[np.int8]
+    size: Pair
+
+    kind: Literal["sparse"] = "sparse"
+
+    @cached_property
+    def matrix(self) -> csr_array[np.int64]:
+        """The same as a sparse matrix int64 [neurons, inputs]."""
+        from scipy.sparse import csr_array
+
+        entries = self.weight.astype(np.int64), (self.row, self.column)
+        return csr_array(entries, shape=self.size)
+
+
+Synapses = Conv | Dense | Sparse
+
+
+def row_sums(synapses: Synapses, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``values`` of the stored weights, added up for each output channel: int64 [O].
+
+    The channels of ``Sparse`` are its neurons.
+    """
+    if isinstance(synapses, Sparse):
+        # float64 counts in bincount are exact: sums of bytes stay far below 2^53.
+        sums = np.bincount(synapses.row, weights=values, minlength=synapses.size[0])
+        return sums.astype(np.int64)
+    return values.reshape(len(synapses.weight), -1).sum(axis=1)
+
+
+def row_peaks(synapses: Synapses) -> NDArray[np.int64]:
+    """The largest |weight| of each output channel, 0 where there is none: int64 [O]."""
+    values = np.abs(synapses.weight.astype(np.int64))
+    if isinstance(synapses, Sparse):
+        peaks = np.zeros(synapses.size[0], np.int64)
+        np.maximum.at(peaks, synapses.row, values)
+        return peaks
+    largest: NDArray[np.int64] = values.reshape(len(values), -1).max(axis=1)
+    return largest
+
+
 @dataclass(frozen=True)
 class LifLayer:
-    """Synapses and the LIF neurons behind them.
+    """Synapses and the LIF neurons behind them. A channel of ``Sparse`` synapses is one neuron.
 
     Attributes:
         name: of the neurons, as in the PyTorch model; ``synapse_name`` of the weights.
@@ -60,7 +114,7 @@ class LifLayer:
 
     name: str
     synapse_name: str
-    synapses: Conv | Dense
+    synapses: Synapses
     input_shape: Shape
     shape: Shape
     bias_mant: NDArray[np.int32]
@@ -75,8 +129,13 @@ class LifLayer:
     @property
     def bias(self) -> NDArray[np.int64]:
         """What is added to v every step, int64, broadcastable to ``shape``."""
-        bias = self.bias_mant.astype(np.int64) << self.bias_exp
-        return bias.reshape(-1, *[1] * (len(self.shape) - 1))
+        return self.per_neuron(self.bias_mant.astype(np.int64) << self.bias_exp)
+
+    def per_neuron(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of the channels [O], broadcastable to ``shape``."""
+        if len(values) == self.neurons:
+            return values.reshape(self.shape)
+        return values.reshape(-1, *[1] * (len(self.shape) - 1))
 
     @property
     def neurons(self) -> int:
@@ -142,6 +201,22 @@ class Precision:
     limit: int | None
 
 
+Lowering = Literal["native", "fold", "profiles"]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What ``profiles`` did to a layer's thresholds.
+
+    ``changed`` is the fraction of neurons whose vth moved, ``mean`` and ``largest`` the change
+    relative to vth + 1, over all neurons.
+    """
+
+    changed: float
+    mean: float
+    largest: float
+
+
 @dataclass(frozen=True)
 class Diagnostic:
     """Something the user should know that is not an error."""
@@ -164,6 +239,8 @@ class LayerPlacement:
         bound_by: the limit that ended most blocks, None where none ended before the layer did.
         fullest: of each limit, what the core needs that needs most of it.
         total: the same over all cores, without thresholds.
+        order: the neurons, as numbered in the order of ``wiring.py``, as they are laid onto the
+            cores; None where they are taken as they come.
     """
 
     first_core: int
@@ -171,6 +248,7 @@ class LayerPlacement:
     bound_by: Limit | None
     fullest: dict[Limit, int]
     total: dict[Limit, int]
+    order: tuple[int, ...] | None = None
 
     @property
     def cores(self) -> int:
@@ -198,7 +276,9 @@ class IntegerNetwork:
     """The whole network, with what NIR cannot say.
 
     ``input_shape`` is that of one step's input; ``input_levels`` its largest value (1: binary).
-    ``placement`` is that on ``chip``, None where the chip has no cores.
+    ``lowering`` says how thresholds were brought to the chip, ``lowering_reason`` why so, and
+    ``rounding`` what it cost each layer (``profiles``). ``placement`` is that on ``chip``, None
+    where the chip has no cores.
     """
 
     chip: str
@@ -207,7 +287,9 @@ class IntegerNetwork:
     input_levels: int
     layers: tuple[Layer, ...]
     readout: Readout
-    lowering: Literal["native"] = "native"
+    lowering: Lowering = "native"
+    lowering_reason: str = ""
+    rounding: dict[str, Rounding] = field(default_factory=dict)
     precision: dict[str, Precision] = field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
     placement: Placement | None = None
@@ -232,6 +314,9 @@ def in_bounds_synapses(layer: Layer) -> NDArray[np.int64]:
         case LifLayer(synapses=Dense(weight=weight)):
             count: NDArray[np.int64] = (weight != 0).sum(axis=0, dtype=np.int64)
             return count.reshape(layer.input_shape)
+        case LifLayer(synapses=Sparse(column=column)):
+            inputs = math.prod(layer.input_shape)
+            return np.bincount(column, minlength=inputs).astype(np.int64).reshape(layer.input_shape)
         case LifLayer(synapses=Conv() as conv):
             c, h, w = layer.input_shape
             return fan_out(

@@ -11,7 +11,8 @@ chips are filled in that order. What a block needs:
 - *out-axons*: one for each neuron of the block and core of the next layer that it reaches; a neuron
   of the last layer has one, to the host.
 - *distinct thresholds*: counted but never the reason for a cut: thresholds of neighbouring neurons
-  differ, so that a core would be left with a handful of them.
+  differ, so that a core would be left with a handful of them. Where the limit shall hold, neurons
+  are laid onto cores in another order and thresholds are rounded (``profiles.py``).
 
 Out-axons depend on where the next layer's blocks end, so the last layer is placed first.
 """
@@ -52,6 +53,7 @@ NAMES: dict[Limit, str] = {
 }
 UNITS: dict[Limit, str] = NAMES | {"synapse_bytes": "bytes of synapse memory"}
 Int64 = NDArray[np.int64]
+_Blocks = tuple[Sequence[int], Sequence[int] | None]
 
 
 def limits(chip: Chip) -> dict[Limit, int]:
@@ -72,33 +74,29 @@ def of(network: IntegerNetwork, chip: Chip) -> Placement | None:
     return place(network, chip)
 
 
-def place(network: IntegerNetwork, chip: Chip) -> Placement | None:
+def place(network: IntegerNetwork, chip: Chip, spread: int = 1) -> Placement | None:
     """Place ``network`` on ``chip``; None where the chip has no cores (``ideal``).
 
     Where a single neuron needs more than a core holds, ``beyond`` says so, and its layer is placed
-    without that limit.
+    without that limit. With a ``spread`` above 1 the neurons of LIF layers are laid onto cores by
+    threshold: sorted within stretches that take about ``spread`` cores.
     """
-    return _placement(network, chip, None)
+    return _placement(network, chip, None, spread)
 
 
-def rebuild(
-    network: IntegerNetwork, chip: Chip, blocks: Mapping[str, Sequence[int]]
-) -> Placement | None:
-    """The placement with these ``blocks`` (neurons a core) of each layer.
+def rebuild(network: IntegerNetwork, chip: Chip, blocks: Mapping[str, _Blocks]) -> Placement | None:
+    """The placement with these blocks (neurons a core) of each layer, and their order.
 
     Raises:
         ValueError: blocks that do not cover a layer's neurons once, or need more than a core holds.
     """
+    strict = network.lowering == "profiles"
     for layer in network.layers:
-        sizes = blocks[layer.name]
-        if sum(sizes) != layer.neurons or min(sizes) < 1:
-            raise ValueError(
-                f"{layer.name}: blocks of {sum(sizes):,} neurons for a layer of {layer.neurons:,}"
-            )
+        _check_blocks(layer, *blocks[layer.name])
     placement = _placement(network, chip, blocks)
     for name, placed in () if placement is None else placement.layers.items():
         for limit, held in limits(chip).items():
-            if limit != "thresholds" and placed.fullest[limit] > held:
+            if (strict or limit != "thresholds") and placed.fullest[limit] > held:
                 raise ValueError(
                     f"{name}: a core needs {placed.fullest[limit]:,} {UNITS[limit]} and "
                     f"{chip.name} holds {held:,}"
@@ -106,8 +104,34 @@ def rebuild(
     return placement
 
 
+def again(network: IntegerNetwork, chip: Chip, placed: Placement) -> Placement | None:
+    """``placed`` once more, for a ``network`` with other thresholds."""
+    blocks = {name: (on.blocks, on.order) for name, on in placed.layers.items()}
+    return _placement(network, chip, blocks)
+
+
+def by_core(placed: LayerPlacement, neurons: int) -> list[Int64]:
+    """The neurons on each core of a layer, as numbered in the order of ``wiring.py``."""
+    order = np.arange(neurons) if placed.order is None else np.asarray(placed.order)
+    return np.split(order, np.cumsum(placed.blocks)[:-1])
+
+
+def _check_blocks(layer: Layer, sizes: Sequence[int], order: Sequence[int] | None) -> None:
+    """Raise ValueError unless ``sizes`` and ``order`` cover the neurons of ``layer`` once."""
+    if sum(sizes) != layer.neurons or min(sizes) < 1:
+        raise ValueError(
+            f"{layer.name}: blocks of {sum(sizes):,} neurons for a layer of {layer.neurons:,}"
+        )
+    if order is None:
+        return
+    if isinstance(layer, OrPool):
+        raise ValueError(f"{layer.name}: an OR pool's neurons are taken as they come")
+    if not np.array_equal(np.sort(np.asarray(order)), np.arange(layer.neurons)):
+        raise ValueError(f"{layer.name}: its order does not name each neuron once")
+
+
 def _placement(
-    network: IntegerNetwork, chip: Chip, blocks: Mapping[str, Sequence[int]] | None
+    network: IntegerNetwork, chip: Chip, blocks: Mapping[str, _Blocks] | None, spread: int = 1
 ) -> Placement | None:
     per_chip, per_tile = chip.limits.cores_per_chip, chip.limits.cores_per_tile
     if per_chip is None or per_tile is None or chip.packing is None:
@@ -116,9 +140,14 @@ def _placement(
     reach = np.ones(network.layers[-1].shape, np.int64)
     found: list[tuple[_Demand, tuple[int, ...]]] = []
     for layer in reversed(network.layers):
-        demand = _Demand(layer, chip, chip.packing, wiring.dealt(reach, layer.shape))
-        sizes = demand.cut() if blocks is None else tuple(blocks[layer.name])
-        found.insert(0, (demand, sizes))
+        fan_out = wiring.dealt(reach, layer.shape)
+        sizes, order = (None, None) if blocks is None else blocks[layer.name]
+        demand = _Demand(layer, chip, chip.packing, fan_out, order)
+        if sizes is None:
+            sizes = demand.cut()
+            if spread > 1 and isinstance(layer, LifLayer):
+                demand, sizes = demand.spread(sizes, spread)
+        found.insert(0, (demand, tuple(sizes)))
         reach = demand.reach(sizes)
     layers: dict[str, LayerPlacement] = {}
     cores = 0
@@ -171,18 +200,31 @@ def packed_bytes(packing: Packing, weight_bits: int, largest: int) -> Int64:
 
 
 class _Demand:
-    """What blocks of one layer's neurons need; ``fan_out`` are the next layer's cores by neuron."""
+    """What blocks of one layer's neurons need; ``fan_out`` are the next layer's cores by neuron.
 
-    def __init__(self, layer: Layer, chip: Chip, packing: Packing, fan_out: Int64) -> None:
-        self.layer, self.chip, self.fan_out = layer, chip, fan_out
-        self.wiring = wiring.of(layer)
+    With an ``order`` the neurons are numbered in that.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        chip: Chip,
+        packing: Packing,
+        fan_out: Int64,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self.layer, self.chip, self.packing, self.order = layer, chip, packing, order
+        self.in_order_fan_out = fan_out
+        self.fan_out = fan_out if order is None else fan_out[np.asarray(order)]
+        self.wiring = wiring.of(layer, order)
         bits = layer.weight_bits if isinstance(layer, LifLayer) else 1
         self.bytes = packed_bytes(packing, bits, layer.neurons)
         self.synapse_bits = synapse_bits(packing, bits)
-        self.out_axons = np.concatenate([[0], fan_out.cumsum()])
+        self.out_axons = np.concatenate([[0], self.fan_out.cumsum()])
         self.synapses = np.concatenate([[0], self.alone["in_axons"].cumsum()])
         vth = np.zeros(layer.shape, np.int32) if isinstance(layer, OrPool) else layer.vth
         self.vth = wiring.dealt(vth, layer.shape)
+        self.vth = self.vth if order is None else self.vth[np.asarray(order)]
         held = {name: n for name, n in limits(chip).items() if name != "thresholds"}
         # A limit that a single neuron exceeds cannot be kept by any cut.
         self.held = {name: n for name, n in held.items() if self.alone[name].max() <= n}
@@ -212,13 +254,38 @@ class _Demand:
         """The limits that ``needs`` exceed."""
         return [name for name, held in self.held.items() if needs[name] > held]
 
-    def cut(self) -> tuple[int, ...]:
-        """The sizes of the blocks, each the longest that the limits allow."""
+    def spread(self, sizes: Sequence[int], over: int) -> tuple[_Demand, list[int]]:
+        """The layer by threshold, within stretches of about ``over`` of the blocks ``sizes``.
+
+        Each stretch is cut into at least ``over`` blocks of one length, or into as many as give
+        every distinct threshold a place.
+        """
+        stretches = [int(part.sum()) for part in np.array_split(sizes, max(1, len(sizes) // over))]
+        order = np.concatenate(
+            [
+                low + np.argsort(self.vth[low:high], kind="stable")
+                for low, high in _ranges(stretches)
+            ]
+        )
+        sorted_ = _Demand(
+            self.layer, self.chip, self.packing, self.in_order_fan_out, tuple(order.tolist())
+        )
+        held = limits(self.chip)["thresholds"]
+        found: list[int] = []
+        for low, high in _ranges(stretches):
+            distinct = len(np.unique(self.vth[low:high]))
+            cores = min(max(over, len(sizes) // len(stretches)), math.ceil(distinct / held))
+            found += sorted_.cut(low, high, math.ceil((high - low) / cores))
+        return sorted_, found
+
+    def cut(self, low: int = 0, end: int | None = None, most: int | None = None) -> tuple[int, ...]:
+        """Neurons low..end-1 in blocks, each the longest that the limits (and ``most``) allow."""
         sizes: list[int] = []
-        low, n = 0, self.layer.neurons
-        while low < n:
+        end = self.layer.neurons if end is None else end
+        while low < end:
+            last = min(self._longest(low), end, low + (most or end))
             # A longer block needs no less of anything, so the first that is too long can be bisected.
-            longer = range(low + 2, self._longest(low) + 1)
+            longer = range(low + 2, last + 1)
             sizes.append(1 + bisect_left(longer, True, key=partial(self._too_long, low)))
             low += sizes[-1]
         return tuple(sizes)
@@ -261,6 +328,7 @@ class _Demand:
             bound_by=most[0] if most else None,
             fullest=fullest | {"thresholds": max(distinct)},
             total={name: sum(n[name] for n in needs) for name in needs[0]},
+            order=None if self.order is None else tuple(self.order),
         )
 
     def beyond(self) -> list[Problem]:
@@ -270,7 +338,9 @@ class _Demand:
             if name == "thresholds" or name in self.held:
                 continue
             alone = self.alone[name]
-            where = wiring.coordinates(int(alone.argmax()), self.layer.shape)
+            worst = int(alone.argmax())
+            worst = worst if self.order is None else self.order[worst]
+            where = wiring.coordinates(worst, self.layer.shape)
             problems.append(
                 Problem(
                     self.layer.name,

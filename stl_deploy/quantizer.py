@@ -10,6 +10,10 @@ output channel c gets a unit of its own, ``unit[c]``, the float value of one wei
 
 "Plain" units are max|w| / (2^(B-1)-1). A unit grows where a register would not hold the bias or
 the threshold, or where sums could leave the accumulator; each doubling costs one effective bit.
+
+That is the *native* lowering of thresholds: a vth for every neuron. Where the chip wants fewer
+values, ``folding.py`` gives the neurons units of their own and one vth, and ``profiles.py`` rounds
+vth and places neurons by it.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import bounds, float_exec, placement
+from stl_deploy import bounds, float_exec, folding, placement, profiles
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -33,15 +37,19 @@ from stl_deploy.network import (
     IntegerNetwork,
     Layer,
     LifLayer,
+    Lowering,
     OrPool,
     Precision,
     Readout,
+    in_bounds_synapses,
+    row_peaks,
 )
 
 Float = NDArray[np.float64]
 Overflow = Literal["auto", "proven", "checked"]
-Thresholds = Literal["auto", "native"]
+Thresholds = Literal["auto", "native", "fold", "profiles"]
 MIN_BITS = 4  # effective bits below which (or below weight_bits) a model is refused
+FOLD_FEW = 0.01  # the fraction of a layer's neurons that folding may leave with fewer
 HEADROOM = 2.0  # of ``checked``: the limit over the largest sum seen in calibration
 NAMED = 5  # neurons that a message lists before it says "..."
 
@@ -76,7 +84,9 @@ def quantize(
         calib: raster [N, T, *input] for ``overflow="checked"``; labels are never used.
         weight_bits: 2..8, the grid +-(2^(B-1)-1).
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
-        thresholds: "native", a threshold per neuron, which is also what "auto" takes.
+        thresholds: "native", a threshold per neuron; "fold", one a layer, inputs scaled instead;
+            "profiles", rounded to what a core of ``chip`` holds, neurons placed by threshold;
+            "auto", native where the chip can hold that, else profiles.
         overflow: "proven" (no input can overflow), "checked" (units from ``calib``; hw_sim flags an
             overflow), "auto": proven where it costs at most one effective bit.
         clamp_thresholds: put thresholds outside the chip's register onto its nearest value.
@@ -108,6 +118,10 @@ def quantize(
             )
         )
     blocks = _blocks(graph)
+    if options.thresholds == "fold":
+        problems += _fold_problems(blocks, options, facts)
+        if problems:
+            raise LoweringError(problems)
     seen = _largest_sums(graph, calib) if calib is not None else {}
     layers: list[Layer] = []
     precision: dict[str, Precision] = {}
@@ -122,7 +136,6 @@ def quantize(
         diagnostics += fitted.diagnostics
         layers.append(layer)
         precision[block.name] = how
-    diagnostics += _distinct_thresholds(layers, facts)
     if calib is not None and all(how.mode == "proven" for how in precision.values()):
         diagnostics.append(
             Diagnostic("calib", "was not needed: no input at all can overflow this network")
@@ -136,13 +149,87 @@ def quantize(
         readout=Readout(meta.classes, meta.population),
         precision=precision,
     )
-    placed = placement.place(network, facts)
-    problems += () if placed is None else placed.beyond
+    network = replace(network, placement=placement.place(network, facts))
+    problems += () if network.placement is None else network.placement.beyond
     if problems:
         raise LoweringError(problems)
-    if placed is not None and placed.chips > 1:
-        diagnostics.append(placement.more_than_one_chip(placed, facts))
-    return replace(network, placement=placed, diagnostics=tuple(diagnostics))
+    network = _lowered(network, options.thresholds, facts)
+    diagnostics += _distinct_thresholds(network, facts)
+    if network.placement is not None and network.placement.chips > 1:
+        diagnostics.append(placement.more_than_one_chip(network.placement, facts))
+    return replace(network, diagnostics=tuple(diagnostics))
+
+
+def _lowered(network: IntegerNetwork, asked: Thresholds, chip: chips.Chip) -> IntegerNetwork:
+    """``network``, quantized and placed, with the lowering of its thresholds settled, and why."""
+    fact = chip.limits.thresholds_per_core
+    if asked in ("native", "fold"):
+        how: Lowering = "fold" if asked == "fold" else "native"
+        return replace(network, lowering=how, lowering_reason="as asked for")
+    if fact is None or network.placement is None:
+        why = f"{chip.name} holds a threshold for every neuron"
+        return replace(network, lowering_reason=why)
+    most = max(placed.fullest["thresholds"] for placed in network.placement.layers.values())
+    if most <= fact.value and asked == "auto":
+        why = (
+            f"no core gets more than {most} distinct thresholds, and {chip.name} holds {fact.value}"
+        )
+        return replace(network, lowering_reason=why)
+    why = "as asked for"
+    if asked == "auto":
+        why = f"a core of {chip.name} holds {fact.value} distinct thresholds, and up to {most} are needed"
+    return replace(profiles.pack(network, chip), lowering_reason=why)
+
+
+def _fold_problems(
+    blocks: list[_Block | OrPool], options: Options, chip: chips.Chip
+) -> list[Problem]:
+    """Why ``fold`` cannot be had: thresholds that cannot be scaled, or too many connections."""
+    problems: list[Problem] = []
+    connections: dict[str, int] = {}
+    for block in blocks:
+        if isinstance(block, OrPool):
+            continue
+        low = block.threshold <= 0
+        if low.any():
+            where = [tuple(map(int, index)) for index in np.argwhere(low)[:NAMED]]
+            listed = ", ".join(
+                f"{index if len(index) > 1 else index[0]}: theta {block.threshold[index]:.4g}"
+                for index in where
+            ) + (", ..." if low.sum() > NAMED else "")
+            problems.append(
+                Problem(
+                    block.name,
+                    f"{low.sum()} of {low.size} thresholds are not above zero ({listed}), and no "
+                    "scaling of the inputs makes them another one",
+                    "use --thresholds native or profiles",
+                )
+            )
+        if folding.needs_unrolling(block.node, block.threshold):
+            connections[block.name] = int(in_bounds_synapses(_pattern(block)).sum())
+    return problems + folding.too_large(connections, options.weight_bits, chip)
+
+
+def _pattern(block: _Block) -> LifLayer:
+    """A layer with the weights of ``block`` that are not zero, to count synapses of."""
+    stored = (block.weight != 0).astype(np.int8)
+    channels = len(stored)
+    return LifLayer(
+        name=block.name,
+        synapse_name=block.synapse_name,
+        synapses=_synapses(block.node, stored),
+        input_shape=block.input_shape,
+        shape=block.threshold.shape,
+        bias_mant=np.zeros(channels, np.int32),
+        vth=np.zeros(block.threshold.shape, np.int32),
+        scale=np.ones(channels),
+    )
+
+
+def _synapses(node: nir.ir.NIRNode, weight: NDArray[np.int8]) -> Conv | Dense:
+    if isinstance(node, nir.Conv2d):
+        return Conv(weight, *G.conv_geometry(node), int(node.groups))
+    return Dense(weight)
 
 
 @dataclass(frozen=True)
@@ -284,11 +371,15 @@ class _Fit:
             if self.options.overflow == "auto" and cost > 1:
                 mode, units = "checked", self._calibrated(base)
                 self._warn_checked(base, "because proving it safe would cost more than one bit")
-        layer = self._layer(units, final=True)
-        bits = self._bits(layer)
         least = min(MIN_BITS, self.options.weight_bits)
-        if bits < least - 1e-9:
-            self._report_bits(layer, units, base, least)
+        if self.options.thresholds == "fold":
+            layer = self._folded(units, mode)
+            self._report_folded_bits(layer, least)
+        else:
+            layer = self._layer(units, final=True)
+            if self._bits(layer) < least - 1e-9:
+                self._report_bits(layer, units, base, least)
+        bits = self._bits(layer)
         low, high = bounds.one_sided_sums(layer, self.levels)
         return layer, Precision(mode, bits, int(max(-low.min(), high.max())), limit)
 
@@ -338,11 +429,14 @@ class _Fit:
 
     def _excess(self, layer: LifLayer) -> Float:
         """Worst case over limit, a channel; above 1 it can overflow."""
-        excess = np.zeros(len(self.peak))
+        excess = np.zeros(1)
         if self.chip.accumulator_limit is not None:
             low, high = bounds.one_sided_sums(layer, self.levels)
             excess = np.maximum(-low, high) / (self.chip.accumulator_limit - 1)
         if self.chip.state_limit is not None:
+            if self.options.thresholds != "native":
+                # Rounding thresholds may raise them, never above the highest of the layer.
+                layer = replace(layer, vth=np.full_like(layer.vth, layer.vth.max()))
             down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
             excess = np.maximum(excess, np.maximum(-down, up) / (self.chip.state_limit - 1))
         return excess
@@ -381,15 +475,10 @@ class _Fit:
         low, high = self.chip.threshold_range
         if final:
             self._report_thresholds(vth, low, high)
-        if isinstance(block.node, nir.Conv2d):
-            geometry = G.conv_geometry(block.node)
-            synapses: Conv | Dense = Conv(weight, *geometry, int(block.node.groups))
-        else:
-            synapses = Dense(weight)
         return LifLayer(
             name=block.name,
             synapse_name=block.synapse_name,
-            synapses=synapses,
+            synapses=_synapses(block.node, weight),
             input_shape=block.input_shape,
             shape=block.threshold.shape,
             bias_mant=np.rint(block.bias / scale).astype(np.int32),
@@ -400,9 +489,56 @@ class _Fit:
             dv=block.dv,
         )
 
+    def _folded(self, units: Float, mode: Literal["proven", "checked"]) -> LifLayer:
+        """The layer with one threshold, in units of the neurons' own that are at least ``units``."""
+        plain = self._layer(units)
+        fold = folding.Fold(plain, self.block.node, self.block.weight, self.block.bias)
+        fold.unroll(self.block.threshold)
+        grid = 2.0**self.options.weight_exp
+        most = float((self.flat * grid / units[:, None]).min())
+        theta_ref = min(math.floor(most + 1e-9), self.chip.threshold_range[1] + 1)
+        while theta_ref >= 1:
+            layer = fold.layer(self.block.threshold, theta_ref)
+            excess = float(self._excess(layer).max()) if mode == "proven" else 0.0
+            if excess <= 1:
+                return layer
+            theta_ref = min(theta_ref - 1, math.floor(theta_ref / excess))
+        index = np.unravel_index(int((self.flat / units[:, None]).argmin()), self.flat.shape)
+        self.problems.append(
+            Problem(
+                self.block.name,
+                f"a threshold of {self.flat[index]:.4g} in channel {index[0]} is less than one step "
+                f"of weights up to {self.peak[index[0]]:.4g}: there is no common threshold to fold to",
+                "use --thresholds native or profiles, or retrain",
+            )
+        )
+        return plain
+
+    def _report_folded_bits(self, layer: LifLayer, least: int) -> None:
+        """Say which neurons keep too few bits: an error, or where they are few a diagnostic."""
+        bits = np.log2(row_peaks(layer.synapses) + 1.0) + 1
+        per = len(bits) // len(self.peak)
+        few = (bits < least - 1e-9) & np.repeat(self.peak > 0, per)
+        if not few.any():
+            return
+        worst = int(np.where(few, bits, np.inf).argmin())
+        where = np.unravel_index(worst, layer.shape if per > 1 else (len(bits),))
+        theta = self.flat[worst // per].max() if per == 1 else self.flat.reshape(-1)[worst]
+        what = (
+            f"folding leaves {few.sum():,} of {few.size:,} {'neurons' if per > 1 else 'channels'} "
+            f"with fewer than {least} effective weight bits, {tuple(map(int, where))} with "
+            f"{bits[worst]:.2f} the fewest: its threshold is {theta:.4g}, the lowest of the layer "
+            f"{self.flat.min():.4g}"
+        )
+        if few.mean() > FOLD_FEW:
+            remedy = "use --thresholds native or profiles, or more --weight-bits"
+            self.problems.append(Problem(self.block.name, what, remedy))
+        else:
+            self.diagnostics.append(Diagnostic(self.block.name, what))
+
     def _report_bits(self, layer: LifLayer, units: Float, base: Float, least: int) -> None:
         """The worst channel, and what it lost its bits to."""
-        largest = np.abs(layer.synapses.weight.astype(np.int64)).reshape(len(units), -1).max(axis=1)
+        largest = row_peaks(layer.synapses)
         worst = int(np.where(self.peak > 0, largest, self.qmax).argmin())
         bias, theta = abs(self.block.bias[worst]), self.flat[worst].max()
         if units[worst] > base[worst]:
@@ -455,8 +591,8 @@ class _Fit:
 
     def _bits(self, layer: LifLayer) -> float:
         """Effective bits of the worst channel with weights: log2 of its largest integer + 1, + 1."""
-        weight = np.abs(layer.synapses.weight.astype(np.int64)).reshape(len(self.peak), -1)
-        used = weight.max(axis=1)[self.peak > 0]
+        largest = row_peaks(layer.synapses)
+        used = largest[np.repeat(self.peak > 0, len(largest) // len(self.peak))]
         return float(self.options.weight_bits) if not used.size else math.log2(used.min() + 1) + 1
 
 
@@ -475,20 +611,21 @@ def _largest_sums(graph: nir.NIRGraph, calib: NDArray[np.uint8]) -> dict[str, Fl
     return largest
 
 
-def _distinct_thresholds(layers: list[Layer], chip: chips.Chip) -> list[Diagnostic]:
-    """Say where the chip's cores hold fewer distinct thresholds than a layer has."""
+def _distinct_thresholds(network: IntegerNetwork, chip: chips.Chip) -> list[Diagnostic]:
+    """Say where a core gets more distinct thresholds than the chip holds."""
     fact = chip.limits.thresholds_per_core
-    if fact is None:
+    if fact is None or network.placement is None:
         return []
     return [
         Diagnostic(
-            layer.name,
-            f"has {n} distinct thresholds; a core of {chip.name} holds {fact.value}. The file is "
-            "right for simulation but cannot be loaded onto that chip as it is",
-            "use --chip loihi2",
+            name,
+            f"a core gets {placed.fullest['thresholds']} distinct thresholds; one of {chip.name} "
+            f"holds {fact.value}. The file is right for simulation but cannot be loaded onto that "
+            "chip as it is",
+            "use --thresholds profiles or fold, or --chip loihi2",
         )
-        for layer in layers
-        if isinstance(layer, LifLayer) and (n := len(np.unique(layer.vth))) > fact.value
+        for name, placed in network.placement.layers.items()
+        if placed.fullest["thresholds"] > fact.value
     ]
 
 
@@ -507,5 +644,14 @@ def _check_options(options: Options, chip: chips.Chip) -> None:
     ):
         if choice not in choices:
             problems.append(Problem(name, f"{choice!r} is not one of {', '.join(choices)}"))
+    if options.thresholds == "profiles" and chip.limits.thresholds_per_core is None:
+        problems.append(
+            Problem(
+                "thresholds",
+                f"profiles serves chips that hold few thresholds a core; {chip.name} holds one for "
+                "every neuron",
+                "use --thresholds native",
+            )
+        )
     if problems:
         raise InputError(problems)

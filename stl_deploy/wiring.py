@@ -8,12 +8,15 @@ stored, non-zero, in-bounds ones.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.network import Conv, Dense, Layer, OrPool, Pair, Shape
+from stl_deploy import conv
+from stl_deploy.network import Conv, Dense, Layer, LifLayer, OrPool, Pair, Shape, Sparse
 
 Int = NDArray[np.integer[Any]]
 
@@ -31,8 +34,12 @@ class Wiring(Protocol):
         """How many synapses each neuron has."""
 
 
-def of(layer: Layer) -> Wiring:
-    """The wiring of ``layer``."""
+def of(layer: Layer, order: Sequence[int] | None = None) -> Wiring:
+    """The wiring of ``layer``, its neurons renumbered in ``order`` (of LIF layers only)."""
+    if order is not None:
+        return SingleWiring(layer, np.asarray(order))
+    if isinstance(layer, LifLayer) and isinstance(layer.synapses, Sparse):
+        return SingleWiring(layer, np.arange(layer.neurons))
     if isinstance(layer, OrPool):
         ones = np.ones((layer.shape[0], 1, *layer.kernel), np.int8)
         pool = Conv(ones, layer.kernel, (0, 0), (1, 1), layer.shape[0])
@@ -46,6 +53,32 @@ def dealt(values: Int, shape: Shape) -> NDArray[np.int64]:
     """Values of the neurons of a population ``shape`` (C order), flat, in the order of placement."""
     inner = values.astype(np.int64).reshape(shape)
     return (np.moveaxis(inner, 0, -1) if len(shape) > 1 else inner).reshape(-1)
+
+
+def undealt(values: Int, shape: Shape) -> Int:
+    """The inverse of ``dealt``: values in the order of placement as an array of ``shape``."""
+    if len(shape) == 1:
+        return values
+    return np.moveaxis(values.reshape(*shape[1:], shape[0]), -1, 0)
+
+
+def singles(layer: Layer) -> Sparse:
+    """Every stored, non-zero, in-bounds synapse of ``layer`` on its own."""
+    if isinstance(layer, OrPool):
+        raise TypeError(f"{layer.name} is an OR pool")
+    size = layer.neurons, math.prod(layer.input_shape)
+    match layer.synapses:
+        case Sparse() as sparse:
+            return sparse
+        case Dense(weight=weight):
+            row, column = np.nonzero(weight)
+            return Sparse(row.astype(np.int32), column.astype(np.int32), weight[row, column], size)
+        case Conv() as kernel:
+            (c, h, w), (o, y, x) = layer.input_shape, layer.shape
+            geometry = kernel.stride, kernel.padding, kernel.dilation, kernel.groups
+            rows, columns, weights = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
+            stored = weights != 0
+            return Sparse(rows[stored], columns[stored], weights[stored], size)
 
 
 def coordinates(index: int, shape: Shape) -> Shape:
@@ -78,13 +111,13 @@ class DenseWiring:
 class ConvWiring:
     """A convolution [C, H, W] -> [O, H', W'], every synapse of every neuron on its own."""
 
-    def __init__(self, conv: Conv, input_shape: Shape, shape: Shape) -> None:
-        self.conv, self.input_shape, self.shape = conv, input_shape, shape
-        stored = conv.weight != 0
+    def __init__(self, kernel: Conv, input_shape: Shape, shape: Shape) -> None:
+        self.conv, self.input_shape, self.shape = kernel, input_shape, shape
+        stored = kernel.weight != 0
         channels, per_group = shape[0], stored.shape[1]
         taps = np.zeros((channels + 1, input_shape[0], *stored.shape[2:]), np.int32)
         for o in range(channels):
-            first = o // (channels // conv.groups) * per_group
+            first = o // (channels // kernel.groups) * per_group
             taps[o + 1, first : first + per_group] = stored[o]
         # taps[b] - taps[a]: synapses from an input channel through a kernel tap to channels a..b-1.
         self.taps = taps.cumsum(axis=0, dtype=np.int32)
@@ -139,6 +172,33 @@ class ConvWiring:
         start = min(max(top, 0), height)
         rows = slice(start, min(max(top + span, start), height))
         return rows, padded[:, rows.start - top : rows.stop - top, pw : pw + width]
+
+
+class SingleWiring:
+    """Any LIF layer, synapse by synapse, its neurons numbered in an order of their own."""
+
+    def __init__(self, layer: Layer, order: NDArray[np.integer[Any]]) -> None:
+        single = singles(layer)
+        # Rows of C order -> places in the order of placement -> places in ``order``.
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        row = undealt(place, layer.shape).reshape(-1)[single.row]
+        self.columns = single.column[np.argsort(row, kind="stable")]
+        self.starts = np.concatenate([[0], np.bincount(row, minlength=len(order)).cumsum()])
+        self.inputs = single.size[1]
+
+    def counts(self, low: int, high: int) -> Int:
+        """See ``Wiring``."""
+        some = self.columns[self.starts[low] : self.starts[high]]
+        return np.bincount(some, minlength=self.inputs)
+
+    def mark(self, low: int, high: int, reach: NDArray[np.int64]) -> None:
+        """See ``Wiring``."""
+        reach += (self.counts(low, high) > 0).reshape(reach.shape)
+
+    def fan_in(self) -> NDArray[np.int64]:
+        """See ``Wiring``."""
+        return np.diff(self.starts)
 
 
 def _pieces(low: int, high: int, channels: int) -> list[tuple[NDArray[np.int64], int, int]]:

@@ -1,0 +1,115 @@
+"""``--thresholds profiles``: as many distinct thresholds on a core as the chip holds, and no more.
+
+Neurons are laid onto cores by threshold, so that those of one core are near to each other, and each
+core's thresholds are rounded to the few values that cost least. The cost of moving a threshold is
+the change relative to vth + 1: a neuron does not change when its weights and threshold are scaled
+together, so that relative changes compare between neurons.
+
+The finer the thresholds shall be, the more cores a stretch of the layer is spread over (``spread``,
+see ``placement.py``): an input then goes to more cores, and more axons and memory are needed. The
+spread is doubled as long as the network takes no more chips than with its neurons in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import placement, wiring
+from stl_deploy.chip import Chip
+from stl_deploy.network import IntegerNetwork, LifLayer, Placement, Rounding
+
+Int64 = NDArray[np.int64]
+
+
+def pack(network: IntegerNetwork, chip: Chip) -> IntegerNetwork:
+    """``network`` with thresholds rounded and neurons placed so that the rounding is least.
+
+    ``network`` is placed already, in order, and its chip limits the thresholds of a core.
+    """
+    plain = network.placement
+    if plain is None:
+        raise ValueError(f"{chip.name} has no cores")
+    best, spread = _rounded(network, plain, chip), 2
+    while not plain.beyond and _error(best) > 0:
+        placed = placement.place(network, chip, spread)
+        if placed is None or placed.chips > plain.chips:
+            break
+        tried = _rounded(network, placed, chip)
+        best = min(best, tried, key=_error)
+        spread *= 2
+    return best
+
+
+def _error(network: IntegerNetwork) -> float:
+    """Mean change of the thresholds, every layer counted alike."""
+    return sum(rounding.mean for rounding in network.rounding.values())
+
+
+def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerNetwork:
+    """``network`` on ``placed``, with the thresholds of each core rounded."""
+    held = placement.limits(chip)["thresholds"]
+    layers, rounding = [], {}
+    for layer in network.layers:
+        if isinstance(layer, LifLayer):
+            where = placed.layers[layer.name]
+            vth = wiring.dealt(layer.vth, layer.shape)
+            rounded = np.empty_like(vth)
+            for neurons in placement.by_core(where, layer.neurons):
+                rounded[neurons] = nearest(vth[neurons], held)
+            change = np.abs(rounded - vth) / (vth + 1)
+            rounding[layer.name] = Rounding(
+                float((rounded != vth).mean()), float(change.mean()), float(change.max())
+            )
+            rounded = wiring.undealt(rounded, layer.shape).astype(np.int32)
+            layers.append(replace(layer, vth=rounded))
+        else:
+            layers.append(layer)
+    lowered = replace(
+        network, layers=tuple(layers), lowering="profiles", rounding=rounding, placement=None
+    )
+    return replace(lowered, placement=placement.again(lowered, chip, placed))
+
+
+def nearest(vth: Int64, count: int) -> Int64:
+    """``vth`` rounded to at most ``count`` of its values, with the least sum of relative changes.
+
+    An optimal clustering in one dimension: clusters are intervals of the sorted values, each takes
+    its weighted median, and the ends of the intervals follow from dynamic programming.
+    """
+    values, position, number = np.unique(vth, return_inverse=True, return_counts=True)
+    if len(values) <= count:
+        return vth
+    cost, median = _intervals(values, number / (values + 1.0))
+    # least[j]: the least cost of values 0..j in the clusters so far; starts: where the last began.
+    least, starts = cost[0], []
+    for _ in range(count - 1):
+        # One more cluster, from value i to j, behind the others up to i - 1.
+        longer = np.concatenate([[0.0], least[:-1]])[:, None] + cost
+        starts.append(longer.argmin(axis=0))
+        least = longer.min(axis=0)
+    chosen = np.empty_like(values)
+    last = len(values) - 1
+    for start in reversed([np.zeros(len(values), np.int64), *starts]):
+        first = int(start[last])
+        chosen[first : last + 1] = values[median[first, last]]
+        last = first - 1
+        if last < 0:
+            break
+    return chosen[position]
+
+
+def _intervals(values: Int64, weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], Int64]:
+    """Cost [m, m] of values i..j moved to their weighted median, infinite for i > j, and its index."""
+    m = len(values)
+    mass = np.concatenate([[0.0], weight.cumsum()])
+    moment = np.concatenate([[0.0], (weight * values).cumsum()])
+    first, last = np.arange(m)[:, None], np.arange(m)[None, :]
+    half = (mass[first] + mass[last + 1]) / 2
+    median = np.searchsorted(mass[1:], half.reshape(-1)).reshape(m, m)
+    median = np.clip(median, first, np.maximum(first, last))
+    below = values[median] * (mass[median] - mass[first]) - (moment[median] - moment[first])
+    above = (moment[last + 1] - moment[median]) - values[median] * (mass[last + 1] - mass[median])
+    return np.where(first <= last, below + above, np.inf), median
