@@ -4,10 +4,10 @@ A LIF neuron does not change when its weights, bias and threshold are scaled tog
 takes the unit ``unit_i = theta_i * 2^exp / theta_ref``, in which its threshold is the whole number
 theta_ref, the same in the whole layer. That is exact before the weights are rounded to these units.
 
-theta_ref is the largest whole number for which no neuron's unit falls below the least that
-quantization allows its channel (``least``: the weight grid, the registers and, where overflow is
-proven, the accumulator). The neuron with the lowest threshold for its weights takes it; the weights
-of the others use less of the grid, which is what folding costs.
+A large theta_ref makes fine units, in which the weights of neurons with low thresholds leave the
+grid and are cut off at its ends; a small one makes coarse units for all others. It is chosen so that
+the error of the weights, relative to the threshold and averaged over the neurons, is least. That is
+what folding costs.
 
 A linear layer stays one. A convolution stays one where the thresholds of a channel are equal, else
 its neurons have kernels of their own and every synapse becomes a single connection (``Sparse``).
@@ -26,64 +26,93 @@ from stl_deploy import conv
 from stl_deploy import graph as G
 from stl_deploy.chip import Chip
 from stl_deploy.errors import Problem
-from stl_deploy.network import LifLayer, Sparse
+from stl_deploy.network import LifLayer, Sparse, Synapses
 from stl_deploy.placement import synapse_bits
 
 Float = NDArray[np.float64]
+FINENESS = 2**0.25  # the ratio of neighbouring theta_ref that are tried
 MOST = 1 << 25  # single connections where the chip itself sets no limit
 
 
 class Fold:
-    """The folded forms of one layer; ``plain`` is the same layer quantized as it is."""
+    """The folded forms of one layer.
 
-    def __init__(self, plain: LifLayer, node: nir.ir.NIRNode, weight: Float, bias: Float) -> None:
+    Args:
+        plain: the layer quantized as it is.
+        node: its convolution or linear node; ``weight`` and ``bias`` [O] are its float values.
+        threshold: float64 of the population's shape, all above zero.
+    """
+
+    def __init__(
+        self, plain: LifLayer, node: nir.ir.NIRNode, weight: Float, bias: Float, threshold: Float
+    ) -> None:
         self.plain = plain
-        self.weight = weight
         self.rows = len(weight)
         self.bias = bias
-        self.synapses: tuple[NDArray[np.int32], NDArray[np.int32], Float] | None = None
-        self.node = node
-
-    def unroll(self, threshold: Float) -> None:
-        """Give each neuron its own kernel, where the thresholds of a channel differ."""
-        if not needs_unrolling(self.node, threshold):
-            return
-        geometry = G.conv_geometry(self.node)
-        before, after = self.plain.input_shape, self.plain.shape
-        c, h, w = before
-        o, y, x = after
-        self.synapses = conv.unroll(
-            self.weight, (c, h, w), (o, y, x), *geometry, int(self.node.groups)
-        )
-
-    def layer(self, threshold: Float, theta_ref: int) -> LifLayer:
-        """The layer with every threshold at ``theta_ref`` (fires where v >= theta_ref).
-
-        ``threshold`` is float64 of the population's shape, all above zero.
-        """
-        scale = threshold.reshape(self.rows, -1) / theta_ref
-        vth = np.full(self.plain.shape, theta_ref - 1, np.int32)
-        if self.synapses is None:
-            scale = scale[:, 0]
-            unit = (scale * 2.0**self.plain.exp).reshape(-1, *[1] * (self.weight.ndim - 1))
-            weight = np.rint(self.weight / unit).astype(np.int8)
-            synapses = replace(self.plain.synapses, weight=weight)
+        self.grid = 2.0**plain.exp
+        self.qmax = 2 ** (plain.weight_bits - 1) - 1
+        self.single: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
+        self.weight = weight.reshape(self.rows, -1)
+        self.threshold = threshold.reshape(self.rows, -1)
+        if needs_unrolling(node, threshold):
+            (c, h, w), (o, y, x) = plain.input_shape, plain.shape
+            geometry = *G.conv_geometry(node), int(node.groups)
+            row, column, self.weight = conv.unroll(weight, (c, h, w), (o, y, x), *geometry)
+            self.single = row, column
         else:
-            row, column, values = self.synapses
-            weight = np.rint(values / (scale.reshape(-1)[row] * 2.0**self.plain.exp)).astype(
-                np.int8
-            )
-            stored = weight != 0
-            size = self.plain.neurons, math.prod(self.plain.input_shape)
-            synapses = Sparse(row[stored], column[stored], weight[stored], size)
-        bias = self.bias.reshape(-1, *[1] * (scale.ndim - 1)) / scale
+            self.threshold = self.threshold[:, :1]
+
+    def _in_units(self, theta_ref: int) -> tuple[Float, Float]:
+        """Weights in their neurons' units, not rounded yet, and those units."""
+        unit = self.threshold.reshape(-1) * (self.grid / theta_ref)
+        unit = unit[:, None] if self.single is None else unit[self.single[0]]
+        return self.weight / unit, unit
+
+    def _error(self, theta_ref: int) -> float:
+        """Norm of a neuron's weight errors over its threshold, mean over the neurons."""
+        scaled, unit = self._in_units(theta_ref)
+        squares = ((np.clip(np.rint(scaled), -self.qmax, self.qmax) - scaled) * unit) ** 2
+        theta = self.threshold.reshape(-1)
+        if self.single is None:
+            total: Float = squares.sum(axis=1)
+        else:
+            total = np.bincount(self.single[0], squares, minlength=theta.size)
+        return float((np.sqrt(total) / theta).mean())
+
+    def best(self, low: float, high: float) -> int:
+        """The theta_ref from ``low`` to ``high`` with the least error, at least 1."""
+        steps = max(0, math.floor(math.log(high / low, FINENESS))) if 0 < low < high else 0
+        tried = {max(1, math.floor(low * FINENESS**i)) for i in range(steps + 1)}
+        return min(sorted(tried), key=self._error)
+
+    def layer(self, theta_ref: int) -> LifLayer:
+        """The layer with every threshold at ``theta_ref`` (fires where v >= theta_ref)."""
+        scaled, _ = self._in_units(theta_ref)
+        weight = np.clip(np.rint(scaled), -self.qmax, self.qmax).astype(np.int8)
+        scale = self.threshold / theta_ref
         return replace(
             self.plain,
-            synapses=synapses,
-            bias_mant=np.rint(bias).astype(np.int32).reshape(-1),
-            vth=vth,
+            synapses=self._synapses(weight),
+            bias_mant=np.rint(self.bias[:, None] / scale).astype(np.int32).reshape(-1),
+            vth=np.full(self.plain.shape, theta_ref - 1, np.int32),
             scale=scale.reshape(-1),
         )
+
+    def _synapses(self, weight: NDArray[np.int8]) -> Synapses:
+        plain = self.plain.synapses
+        if self.single is None or isinstance(plain, Sparse):
+            return replace(plain, weight=weight.reshape(plain.weight.shape))
+        stored = weight != 0
+        row, column = self.single
+        size = self.plain.neurons, math.prod(self.plain.input_shape)
+        return Sparse(row[stored], column[stored], weight[stored], size)
+
+    def cut_off(self, theta_ref: int) -> int:
+        """How many neurons have weights beyond the grid."""
+        beyond = np.abs(self._in_units(theta_ref)[0]) >= self.qmax + 0.5
+        if self.single is None:
+            return int(beyond.any(axis=1).sum()) * (self.plain.neurons // self.rows)
+        return len(np.unique(self.single[0][beyond]))
 
 
 def needs_unrolling(node: nir.ir.NIRNode, threshold: Float) -> bool:

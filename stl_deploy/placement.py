@@ -74,12 +74,14 @@ def of(network: IntegerNetwork, chip: Chip) -> Placement | None:
     return place(network, chip)
 
 
-def place(network: IntegerNetwork, chip: Chip, spread: int = 1) -> Placement | None:
+def place(
+    network: IntegerNetwork, chip: Chip, spread: Mapping[str, int] | None = None
+) -> Placement | None:
     """Place ``network`` on ``chip``; None where the chip has no cores (``ideal``).
 
     Where a single neuron needs more than a core holds, ``beyond`` says so, and its layer is placed
-    without that limit. With a ``spread`` above 1 the neurons of LIF layers are laid onto cores by
-    threshold: sorted within stretches that take about ``spread`` cores.
+    without that limit. LIF layers with a ``spread`` above 1 are laid onto cores by threshold:
+    sorted within stretches that take about so many cores.
     """
     return _placement(network, chip, None, spread)
 
@@ -131,7 +133,10 @@ def _check_blocks(layer: Layer, sizes: Sequence[int], order: Sequence[int] | Non
 
 
 def _placement(
-    network: IntegerNetwork, chip: Chip, blocks: Mapping[str, _Blocks] | None, spread: int = 1
+    network: IntegerNetwork,
+    chip: Chip,
+    blocks: Mapping[str, _Blocks] | None,
+    spread: Mapping[str, int] | None = None,
 ) -> Placement | None:
     per_chip, per_tile = chip.limits.cores_per_chip, chip.limits.cores_per_tile
     if per_chip is None or per_tile is None or chip.packing is None:
@@ -145,8 +150,8 @@ def _placement(
         demand = _Demand(layer, chip, chip.packing, fan_out, order)
         if sizes is None:
             sizes = demand.cut()
-            if spread > 1 and isinstance(layer, LifLayer):
-                demand, sizes = demand.spread(sizes, spread)
+            if (over := (spread or {}).get(layer.name, 1)) > 1:
+                demand, sizes = demand.spread(sizes, over)
         found.insert(0, (demand, tuple(sizes)))
         reach = demand.reach(sizes)
     layers: dict[str, LayerPlacement] = {}

@@ -6,13 +6,15 @@ the change relative to vth + 1: a neuron does not change when its weights and th
 together, so that relative changes compare between neurons.
 
 The finer the thresholds shall be, the more cores a stretch of the layer is spread over (``spread``,
-see ``placement.py``): an input then goes to more cores, and more axons and memory are needed. The
-spread is doubled as long as the network takes no more chips than with its neurons in order.
+see ``placement.py``): an input then goes to more cores, and more axons and memory are needed. Every
+layer takes the spread with which the sum of the layers' mean changes is least, while the network
+takes no more chips than with its neurons in order.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from stl_deploy.chip import Chip
 from stl_deploy.network import IntegerNetwork, LifLayer, Placement, Rounding
 
 Int64 = NDArray[np.int64]
+SPREADS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def pack(network: IntegerNetwork, chip: Chip) -> IntegerNetwork:
@@ -30,22 +33,74 @@ def pack(network: IntegerNetwork, chip: Chip) -> IntegerNetwork:
     ``network`` is placed already, in order, and its chip limits the thresholds of a core.
     """
     plain = network.placement
-    if plain is None:
+    if plain is None or chip.limits.cores_per_chip is None:
         raise ValueError(f"{chip.name} has no cores")
-    best, spread = _rounded(network, plain, chip), 2
-    while not plain.beyond and _error(best) > 0:
-        placed = placement.place(network, chip, spread)
-        if placed is None or placed.chips > plain.chips:
-            break
+    names = [layer.name for layer in network.lif_layers]
+    options: list[_Option] = []
+    for spread in SPREADS:
+        placed = placement.place(network, chip, dict.fromkeys(names, spread))
+        assert placed is not None  # the chip has cores
         tried = _rounded(network, placed, chip)
-        best = min(best, tried, key=_error)
-        spread *= 2
-    return best
+        cores = _cores(network, placed)
+        options += [_Option(n, spread, cores[n], tried.rounding[n].mean) for n in names]
+    budget = left = plain.chips * chip.limits.cores_per_chip.value
+    while True:
+        chosen = _choose(options, names, left)
+        placed = placement.place(network, chip, chosen)
+        assert placed is not None
+        if placed.cores <= budget or not any(spread > 1 for spread in chosen.values()):
+            return _rounded(network, placed, chip)
+        # A layer's cores depend a little on the spread of the next one: aim lower by what is over.
+        left -= placed.cores - budget
 
 
-def _error(network: IntegerNetwork) -> float:
-    """Mean change of the thresholds, every layer counted alike."""
-    return sum(rounding.mean for rounding in network.rounding.values())
+@dataclass(frozen=True)
+class _Option:
+    """A spread of a layer: the cores that it takes with the pools before it, and the mean change."""
+
+    name: str
+    spread: int
+    cores: int
+    change: float
+
+
+def _cores(network: IntegerNetwork, placed: Placement) -> dict[str, int]:
+    """Cores of every LIF layer and the pools before it, which depend on its spread.
+
+    Pools behind the last count with it.
+    """
+    cores: dict[str, int] = {}
+    waiting = 0
+    for layer in network.layers:
+        waiting += placed.layers[layer.name].cores
+        if isinstance(layer, LifLayer):
+            cores[layer.name], waiting = waiting, 0
+    cores[network.lif_layers[-1].name] += waiting
+    return cores
+
+
+def _choose(options: Sequence[_Option], names: Sequence[str], budget: int) -> dict[str, int]:
+    """The spread of each layer with the least sum of changes within ``budget`` cores.
+
+    Dynamic programming over the layers; 1 for all where nothing fits.
+    """
+    # By cores taken: the least sum of changes so far, and the spreads that give it.
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for name in names:
+        longer: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for taken, (change, spreads) in best.items():
+            for option in options:
+                cores = taken + option.cores
+                if option.name != name or cores > budget:
+                    continue
+                candidate = change + option.change, (*spreads, option.spread)
+                longer[cores] = min(longer.get(cores, candidate), candidate)
+        best = longer
+    _, _, spreads = min(
+        ((change, cores, spreads) for cores, (change, spreads) in best.items()),
+        default=(0.0, 0, (1,) * len(names)),
+    )
+    return dict(zip(names, spreads, strict=True))
 
 
 def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerNetwork:

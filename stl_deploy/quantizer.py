@@ -373,8 +373,7 @@ class _Fit:
                 self._warn_checked(base, "because proving it safe would cost more than one bit")
         least = min(MIN_BITS, self.options.weight_bits)
         if self.options.thresholds == "fold":
-            layer = self._folded(units, mode)
-            self._report_folded_bits(layer, least)
+            layer = self._folded(mode)
         else:
             layer = self._layer(units, final=True)
             if self._bits(layer) < least - 1e-9:
@@ -489,46 +488,63 @@ class _Fit:
             dv=block.dv,
         )
 
-    def _folded(self, units: Float, mode: Literal["proven", "checked"]) -> LifLayer:
-        """The layer with one threshold, in units of the neurons' own that are at least ``units``."""
-        plain = self._layer(units)
-        fold = folding.Fold(plain, self.block.node, self.block.weight, self.block.bias)
-        fold.unroll(self.block.threshold)
+    def _folded(self, mode: Literal["proven", "checked"]) -> LifLayer:
+        """The layer with one threshold, and units of the neurons' own (``folding.py``)."""
+        plain = self._layer(self._plain_units())
+        fold = folding.Fold(
+            plain, self.block.node, self.block.weight, self.block.bias, self.block.threshold
+        )
         grid = 2.0**self.options.weight_exp
-        most = float((self.flat * grid / units[:, None]).min())
-        theta_ref = min(math.floor(most + 1e-9), self.chip.threshold_range[1] + 1)
-        while theta_ref >= 1:
-            layer = fold.layer(self.block.threshold, theta_ref)
+        # No neuron's unit may fall below what holds its bias, or what calibration asks for.
+        least = np.abs(self.block.bias) / self.chip.bias_mant_range[1] * grid
+        if mode == "checked":
+            least = self._calibrated(least)
+        held = np.divide(
+            self.flat * grid,
+            least[:, None],
+            out=np.full_like(self.flat, np.inf),
+            where=least[:, None] > 0,
+        )
+        most = min(float(held.min()), self.chip.threshold_range[1] + 1.0)
+        ratio = self.flat * grid / self._plain_units()[:, None]
+        theta_ref = fold.best(min(float(ratio.min()), most), min(float(np.median(ratio)), most))
+        while most >= 1 and theta_ref >= 1:
+            layer = fold.layer(theta_ref)
             excess = float(self._excess(layer).max()) if mode == "proven" else 0.0
             if excess <= 1:
+                self._report_folded(layer, fold.cut_off(theta_ref))
                 return layer
             theta_ref = min(theta_ref - 1, math.floor(theta_ref / excess))
-        index = np.unravel_index(int((self.flat / units[:, None]).argmin()), self.flat.shape)
         self.problems.append(
             Problem(
                 self.block.name,
-                f"a threshold of {self.flat[index]:.4g} in channel {index[0]} is less than one step "
-                f"of weights up to {self.peak[index[0]]:.4g}: there is no common threshold to fold to",
-                "use --thresholds native or profiles, or retrain",
+                f"has no common threshold to fold to: the lowest of {self.flat.min():.4g} would be "
+                f"less than one unit, beside biases up to {np.abs(self.block.bias).max():.4g} and "
+                f"sums that {self.chip.name} must hold",
+                "use --thresholds native or profiles",
             )
         )
         return plain
 
-    def _report_folded_bits(self, layer: LifLayer, least: int) -> None:
-        """Say which neurons keep too few bits: an error, or where they are few a diagnostic."""
+    def _report_folded(self, layer: LifLayer, cut_off: int) -> None:
+        """Say which weights lost much: an error where too many did, else a diagnostic."""
+        if cut_off:
+            self.diagnostics.append(
+                Diagnostic(
+                    self.block.name,
+                    f"folding cuts off weights of {cut_off:,} of {layer.neurons:,} neurons, whose "
+                    "thresholds are low, at the ends of the weight grid",
+                )
+            )
+        least = min(MIN_BITS, self.options.weight_bits)
         bits = np.log2(row_peaks(layer.synapses) + 1.0) + 1
-        per = len(bits) // len(self.peak)
-        few = (bits < least - 1e-9) & np.repeat(self.peak > 0, per)
+        few = (bits < least - 1e-9) & np.repeat(self.peak > 0, len(bits) // len(self.peak))
         if not few.any():
             return
-        worst = int(np.where(few, bits, np.inf).argmin())
-        where = np.unravel_index(worst, layer.shape if per > 1 else (len(bits),))
-        theta = self.flat[worst // per].max() if per == 1 else self.flat.reshape(-1)[worst]
+        kind = "neurons" if len(bits) == layer.neurons else "channels"
         what = (
-            f"folding leaves {few.sum():,} of {few.size:,} {'neurons' if per > 1 else 'channels'} "
-            f"with fewer than {least} effective weight bits, {tuple(map(int, where))} with "
-            f"{bits[worst]:.2f} the fewest: its threshold is {theta:.4g}, the lowest of the layer "
-            f"{self.flat.min():.4g}"
+            f"folding leaves {few.sum():,} of {few.size:,} {kind} with fewer than {least} effective "
+            f"weight bits, the worst with {bits[few].min():.2f}"
         )
         if few.mean() > FOLD_FEW:
             remedy = "use --thresholds native or profiles, or more --weight-bits"
