@@ -7,7 +7,9 @@ layer i of the chain, what lava-nc 0.10.0 takes, with populations (C, H, W) as (
   convolves where PyTorch correlates, and times 2^exp because Conv ignores exponents. Dense: 2 w,
   because a matrix of mixed sign keeps even weights only (lava/utils/weightutils.py), with
   ``weight_exp`` = exp - 1, which Dense applies after the sum (lava/proc/dense/models.py), so that
-  nothing is lost. Its columns count the inputs in the order C, H, W.
+  nothing is lost. Its columns count the inputs in the order C, H, W. Sparse: 2 w of each single
+  connection, for the same reason (lava/proc/sparse/models.py), with ``i/row`` (neuron) and
+  ``i/column`` (input) int32, which count in the order W, H, C.
 - ``i/vth``, ``i/bias_mant`` int32 of the population's shape.
 
 ``network`` is a JSON string with the rest.
@@ -16,6 +18,7 @@ layer i of the chain, what lava-nc 0.10.0 takes, with populations (C, H, W) as (
 from __future__ import annotations
 
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import loihi_layers
-from stl_deploy.network import Conv, IntegerNetwork, LifLayer
+from stl_deploy.network import Conv, IntegerNetwork, LifLayer, Shape, Sparse
 
 FORMAT = "stl-deploy-lava/1"
 
@@ -54,8 +57,11 @@ def params(network: IntegerNetwork) -> dict[str, Any]:
     arrays: dict[str, Any] = {"network": np.array(json.dumps(description, sort_keys=True))}
     for i, layer in enumerate(layers):
         arrays[f"{i}/weight"] = _weight(layer)
+        if isinstance(layer.synapses, Sparse):
+            arrays[f"{i}/row"] = _reversed(layer.shape)[layer.synapses.row]
+            arrays[f"{i}/column"] = _reversed(layer.input_shape)[layer.synapses.column]
         arrays[f"{i}/vth"] = layer.vth.astype(np.int32).T
-        bias = layer.bias_mant.astype(np.int32).reshape(-1, *[1] * (len(layer.shape) - 1))
+        bias = layer.per_neuron(layer.bias_mant.astype(np.int32))
         arrays[f"{i}/bias_mant"] = np.broadcast_to(bias, layer.shape).T
     return arrays
 
@@ -77,6 +83,12 @@ def _description(layer: LifLayer) -> dict[str, Any]:
     else:
         row["weight_exp"] = layer.exp - 1
     return row
+
+
+def _reversed(shape: Shape) -> NDArray[np.int32]:
+    """The place of each neuron, in C order of ``shape``, when all axes are reversed."""
+    place = np.arange(math.prod(shape), dtype=np.int32).reshape(shape[::-1])
+    return place.T.reshape(-1)
 
 
 def _weight(layer: LifLayer) -> NDArray[np.int32]:

@@ -12,25 +12,19 @@ from stl_deploy.network import Diagnostic, IntegerNetwork
 def write(network: IntegerNetwork, folder: Path) -> tuple[Diagnostic, ...]:
     """Write the files into ``folder``, which exists and is empty; what was left out is returned.
 
-    netx knows no weight exponent. It is asked for by name (``--weight-exp``), so the process graph
-    is then written alone. Anything else that one of the two cannot carry is an error.
+    netx knows no weight exponent and no single connections. They are asked for by name
+    (``--weight-exp``, ``--thresholds fold``), so the process graph is then written alone. Anything
+    else that one of the two cannot carry is an error.
 
     Raises:
         LoweringError: something cannot be carried; all problems at once, and nothing is written.
             Those of netx alone say so.
     """
-    scaled = [layer.name for layer in network.lif_layers if layer.exp]
-    refused = [] if scaled else netx.problems(network)
+    notes = netx.notes(network)
+    refused = [] if notes else netx.problems(network)
     if found := [*loihi_layers.problems(network), *refused]:
         raise LoweringError(found)
     lava.write(network, folder)
-    if not scaled:
+    if not notes:
         netx.write(network, folder)
-        return ()
-    return (
-        Diagnostic(
-            netx.WHERE,
-            f"not written: {', '.join(scaled)} have a weight exponent, which netx does not know",
-            "export with --weight-exp 0 for netx",
-        ),
-    )
+    return notes

@@ -14,13 +14,20 @@ import numpy as np
 
 from stl_deploy import chip as chips
 from stl_deploy.errors import Problem
-from stl_deploy.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.network import (
+    Conv,
+    IntegerNetwork,
+    Layer,
+    LifLayer,
+    OrPool,
+    row_sums,
+)
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
 CONV_INT8_MAX = 127
 # Lava's Conv wraps its sums into 24 bits (conv/models.py, clamp_precision), the reference does not.
 CONV_SUM_LIMIT = 1 << 23
-# Lava's Dense multiplies graded spikes in int32 (dense/models.py, weights.dot).
+# Lava's Dense and Sparse multiply graded spikes in int32 (dense/models.py, sparse/models.py).
 DENSE_SUM_LIMIT = 1 << 31
 
 FEWER_BITS = "quantize again with --overflow proven or fewer --weight-bits"
@@ -68,7 +75,7 @@ def _merge_groups(conv: Conv) -> Conv:
 def largest_sum(layer: LifLayer, levels: int) -> int:
     """Largest |w @ s| of any neuron for inputs 0..``levels`` of one sign, before the exponent."""
     weight = np.abs(layer.synapses.weight.astype(np.int64))
-    return levels * int(weight.reshape(len(weight), -1).sum(axis=1).max())
+    return levels * int(row_sums(layer.synapses, weight).max())
 
 
 def problems(network: IntegerNetwork) -> list[Problem]:
@@ -122,8 +129,9 @@ def _field(bits: chips.Count | None) -> int:
 def _synapse_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
     where = f"{layer.name} ({layer.synapse_name})"
     worst = largest_sum(layer, levels)
-    if isinstance(layer.synapses, Dense):
-        if len(layer.shape) != 1:
+    if not isinstance(layer.synapses, Conv):
+        kind = layer.synapses.kind.capitalize()
+        if kind == "Dense" and len(layer.shape) != 1:
             yield Problem(
                 where,
                 f"the neurons behind a dense layer have shape {layer.shape}; Lava's Dense has (N,)",
@@ -131,7 +139,7 @@ def _synapse_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
             )
         if 2 * worst >= DENSE_SUM_LIMIT:
             yield Problem(
-                where, f"a sum can reach {worst}; Lava's Dense adds in 32 bits", FEWER_BITS
+                where, f"a sum can reach {worst}; Lava's {kind} adds in 32 bits", FEWER_BITS
             )
         return
     conv = layer.synapses

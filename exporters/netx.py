@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.exporters import loihi_layers
-from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Shape
+from stl_deploy.network import (
+    Conv,
+    Dense,
+    Diagnostic,
+    IntegerNetwork,
+    LifLayer,
+    Shape,
+    Sparse,
+)
 
 WHERE = "network.net (netx)"
 BIAS_EXP = 6
@@ -35,6 +43,20 @@ def write(network: IntegerNetwork, folder: Path) -> None:
             for name, value in fields.items():
                 # Without times, so that equal networks make equal bytes.
                 group.create_dataset(name, data=value, track_times=False)
+
+
+def notes(network: IntegerNetwork) -> tuple[Diagnostic, ...]:
+    """Why the file is not written, where that follows from what the user asked for."""
+    scaled = [layer.name for layer in network.lif_layers if layer.exp]
+    single = [layer.name for layer in network.lif_layers if isinstance(layer.synapses, Sparse)]
+    found = []
+    if scaled:
+        what = f"{', '.join(scaled)} have a weight exponent, which netx does not know"
+        found.append((what, "export with --weight-exp 0 for netx"))
+    if single:
+        what = f"{', '.join(single)} are folded convolutions, whose connections netx does not know"
+        found.append((what, "export with --thresholds native for netx"))
+    return tuple(Diagnostic(WHERE, f"not written: {what}", remedy) for what, remedy in found)
 
 
 def problems(network: IntegerNetwork) -> list[Problem]:
@@ -56,6 +78,11 @@ def _refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
         yield (
             f"bias exponent {layer.bias_exp}; netx fixes {BIAS_EXP}",
             f"quantize with bias exponent {BIAS_EXP}",
+        )
+    if isinstance(layer.synapses, Sparse):
+        yield (
+            "a folded convolution; netx knows no single connections",
+            "quantize with --thresholds native",
         )
     if isinstance(layer.synapses, Dense):
         yield from _dense_refusals(layer, levels)
@@ -98,7 +125,7 @@ def _layers(network: IntegerNetwork) -> Iterator[dict[str, Any]]:
 
 
 def _kernel(layer: LifLayer) -> dict[str, Any]:
-    if isinstance(layer.synapses, Dense):
+    if not isinstance(layer.synapses, Conv):
         return {}
     conv = layer.synapses
     pairs = {key: np.array(getattr(conv, key)) for key in ("stride", "padding", "dilation")}

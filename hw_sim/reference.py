@@ -79,7 +79,7 @@ def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:
     """
     if isinstance(layer.synapses, Sparse):
         flat = spikes.reshape(len(spikes), -1).astype(np.int64)
-        single: Int64 = (layer.synapses.matrix @ flat.T).T
+        single: Int64 = np.asarray(layer.synapses.matrix @ flat.T).T
         return single.reshape(len(spikes), *layer.shape) << layer.exp
     weight = layer.synapses.weight
     worst = levels * int(row_sums(layer.synapses, np.abs(weight.astype(np.int64))).max())

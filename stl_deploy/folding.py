@@ -16,6 +16,7 @@ its neurons have kernels of their own and every synapse becomes a single connect
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import nir
@@ -26,7 +27,7 @@ from stl_deploy import conv
 from stl_deploy import graph as G
 from stl_deploy.chip import Chip
 from stl_deploy.errors import Problem
-from stl_deploy.network import LifLayer, Sparse, Synapses
+from stl_deploy.network import Kernel, LifLayer, Shape, Sparse, Synapses
 from stl_deploy.placement import synapse_bits
 
 Float = NDArray[np.float64]
@@ -51,14 +52,14 @@ class Fold:
         self.bias = bias
         self.grid = 2.0**plain.exp
         self.qmax = 2 ** (plain.weight_bits - 1) - 1
-        self.single: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None
-        self.weight = weight.reshape(self.rows, -1)
+        self.single: tuple[NDArray[np.int32], NDArray[np.int32], Kernel] | None = None
+        self.weight: Float = weight.reshape(self.rows, -1)
         self.threshold = threshold.reshape(self.rows, -1)
         if needs_unrolling(node, threshold):
             (c, h, w), (o, y, x) = plain.input_shape, plain.shape
             geometry = *G.conv_geometry(node), int(node.groups)
             row, column, self.weight = conv.unroll(weight, (c, h, w), (o, y, x), *geometry)
-            self.single = row, column
+            self.single = row, column, Kernel(weight, bias, *geometry)
         else:
             self.threshold = self.threshold[:, :1]
 
@@ -76,7 +77,8 @@ class Fold:
         if self.single is None:
             total: Float = squares.sum(axis=1)
         else:
-            total = np.bincount(self.single[0], squares, minlength=theta.size)
+            counted = np.bincount(self.single[0], squares, minlength=theta.size)
+            total = np.asarray(counted, np.float64)
         return float((np.sqrt(total) / theta).mean())
 
     def best(self, low: float, high: float) -> int:
@@ -103,9 +105,9 @@ class Fold:
         if self.single is None or isinstance(plain, Sparse):
             return replace(plain, weight=weight.reshape(plain.weight.shape))
         stored = weight != 0
-        row, column = self.single
+        row, column, kernel = self.single
         size = self.plain.neurons, math.prod(self.plain.input_shape)
-        return Sparse(row[stored], column[stored], weight[stored], size)
+        return Sparse(row[stored], column[stored], weight[stored], size, kernel)
 
     def cut_off(self, theta_ref: int) -> int:
         """How many neurons have weights beyond the grid."""
@@ -115,31 +117,75 @@ class Fold:
         return len(np.unique(self.single[0][beyond]))
 
 
+def check(layer: LifLayer, synapses: Sparse) -> None:
+    """Raise ValueError unless the integers of a folded convolution are its kernel's, rounded.
+
+    Each to one of the two neighbouring integers, or to an end of the grid where that is nearer.
+    """
+    kernel = synapses.kernel
+    (c, h, w), (o, y, x) = layer.input_shape, layer.shape
+    geometry = kernel.stride, kernel.padding, kernel.dilation, kernel.groups
+    row, column, weight = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
+    unit = layer.scale * 2.0**layer.exp
+    qmax = 2 ** (layer.weight_bits - 1) - 1
+    expected = np.clip(weight / unit[row], -qmax, qmax)
+    place = row.astype(np.int64) * synapses.size[1] + column
+    given = synapses.row.astype(np.int64) * synapses.size[1] + synapses.column
+    at = np.searchsorted(place, given)
+    if (at == len(place)).any() or (place[at] != given).any():
+        raise ValueError("a single connection is not one of its convolution's")
+    stored = np.zeros(len(place))
+    stored[at] = synapses.weight
+    bias = layer.bias_mant * 2.0 ** (layer.bias_exp - 6)
+    wanted = np.repeat(kernel.bias, layer.neurons // len(kernel.bias)) / layer.scale
+    if (np.abs(stored - expected) >= 1).any() or (
+        np.abs(bias - wanted) >= 2.0 ** (layer.bias_exp - 6)
+    ).any():
+        raise ValueError("the single connections are not its convolution, rounded")
+
+
 def needs_unrolling(node: nir.ir.NIRNode, threshold: Float) -> bool:
     """Whether ``node`` is a convolution into channels whose thresholds differ."""
     flat = threshold.reshape(len(threshold), -1)
     return isinstance(node, nir.Conv2d) and bool((flat != flat[:, :1]).any())
 
 
-def too_large(connections: dict[str, int], weight_bits: int, chip: Chip) -> list[Problem]:
-    """The problem of more single ``connections`` (by layer) than ``chip`` has memory for."""
-    total = sum(connections.values())
+def too_large(
+    convolutions: Mapping[str, tuple[Float, Shape, nir.Conv2d]], weight_bits: int, chip: Chip
+) -> list[Problem]:
+    """The problem of more single connections than ``chip`` has memory for.
+
+    ``convolutions`` are the weight, input shape and node of those to unroll, by layer.
+    """
+    total = sum(connections(w != 0, shape, node) for w, shape, node in convolutions.values())
     cores, memory = chip.limits.cores_per_chip, chip.limits.synapse_bytes_per_core
-    if chip.packing is None or cores is None or memory is None:
-        held, holds = MOST, f"{MOST:,} are the most that are written"
-    else:
+    held, holds = MOST, f"{MOST:,} are the most that are written"
+    if chip.packing is not None and cores is not None and memory is not None:
         bits = synapse_bits(chip.packing, weight_bits)
         held = cores.value * memory.value * 8 // bits
         holds = (
             f"the {cores.value * memory.value / 2**20:g} MiB of synapse memory of one {chip.name} "
             f"hold {held:,} of {bits} bits"
         )
-    if total <= held:
+    if (
+        total <= held
+        and sum(
+            connections(np.ones_like(w, np.bool_), shape, node)
+            for w, shape, node in convolutions.values()
+        )
+        <= MOST
+    ):
         return []
     return [
         Problem(
-            ", ".join(connections),
+            ", ".join(convolutions),
             f"folding makes {total:,} single connections of the convolutions; {holds}",
             "use --thresholds native or profiles",
         )
     ]
+
+
+def connections(kernel: NDArray[np.bool_], shape: Shape, node: nir.Conv2d) -> int:
+    """How many single connections a convolution of ``shape`` has at the weights in ``kernel``."""
+    c, h, w = shape
+    return int(conv.fan_out(kernel, (c, h, w), *G.conv_geometry(node), int(node.groups)).sum())

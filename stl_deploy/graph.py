@@ -247,6 +247,10 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
             if shape != node.weight.shape[1:]:
                 raise problem
             return (node.weight.shape[0],)
+        case nir.Scale():
+            if shape != node.scale.shape:
+                raise problem
+            return shape
         case nir.LIF():
             if shape != node.v_threshold.shape:
                 raise problem

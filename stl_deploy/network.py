@@ -48,17 +48,31 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
+class Kernel:
+    """The convolution of a float model: weight float64 [O, C/groups, kh, kw], bias float64 [O]."""
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
 class Sparse:
     """Single connections, what a folded convolution becomes: one weight each, none of them zero.
 
     ``row`` int32 [n] is the neuron, ``column`` int32 [n] the input, both counted in C order;
-    ``weight`` int8 [n]. Sorted by row, then column, no pair twice. ``size`` is (neurons, inputs).
+    ``weight`` int8 [n]. Sorted by row, then column, no pair twice. ``size`` is (neurons, inputs),
+    ``kernel`` what they were made from, which NIR's own nodes show.
     """
 
     row: NDArray[np.int32]
     column: NDArray[np.int32]
     weight: NDArray[np.int8]
     size: Pair
+    kernel: Kernel
 
     kind: Literal["sparse"] = "sparse"
 
@@ -83,7 +97,8 @@ def row_sums(synapses: Synapses, values: NDArray[np.int64]) -> NDArray[np.int64]
         # float64 counts in bincount are exact: sums of bytes stay far below 2^53.
         sums = np.bincount(synapses.row, weights=values, minlength=synapses.size[0])
         return sums.astype(np.int64)
-    return values.reshape(len(synapses.weight), -1).sum(axis=1)
+    totals: NDArray[np.int64] = values.reshape(len(synapses.weight), -1).sum(axis=1)
+    return totals
 
 
 def row_peaks(synapses: Synapses) -> NDArray[np.int64]:

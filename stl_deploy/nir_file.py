@@ -5,6 +5,11 @@ Units in the file (dt = 1e-4): ``weight`` int8; ``v_threshold`` int32 = vth behi
 gives v = v*(4096-dv)/4096 + 2^exp * I; ``bias`` = (mant << bias_exp) / 2^(6+exp). An OR pool is
 SumPool2d -> Threshold(0). What NIR cannot say stands in one JSON string (``IntegerMeta``). The loader
 rebuilds the integers from both and refuses what is not an integer or contradicts.
+
+NIR knows no single connections, which a folded convolution becomes. They stand in the ``metadata`` of
+its Conv2d node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order, ``weight`` int8
+[n], and ``bias_mant`` int32, one a neuron. The nodes themselves say the same before rounding: a Conv2d
+of float64 and a Scale behind it, which brings each neuron's inputs to its own unit.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stl_deploy import chip as chips
+from stl_deploy import folding
 from stl_deploy import graph as G
 from stl_deploy import placement as place
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -32,14 +38,19 @@ from stl_deploy.network import (
     Dense,
     Diagnostic,
     IntegerNetwork,
+    Kernel,
     Layer,
     LayerPlacement,
     LifLayer,
     Limit,
+    Lowering,
     OrPool,
     Placement,
     Precision,
     Readout,
+    Rounding,
+    Sparse,
+    Synapses,
 )
 
 MAX_BYTES = 4 << 30
@@ -60,8 +71,19 @@ class PrecisionMeta(_Meta):
     limit: int | None
 
 
+class RoundingMeta(_Meta):
+    """See ``network.Rounding``."""
+
+    changed: float
+    mean: float
+    largest: float
+
+
 class LayerMeta(_Meta):
-    """What NIR cannot say of a layer; ``weights`` names its weight (or SumPool2d) node."""
+    """What NIR cannot say of a layer; ``weights`` names its weight (or SumPool2d) node.
+
+    ``folded`` says that the weight node carries single connections.
+    """
 
     name: str
     kind: Literal["lif", "or_pool"]
@@ -73,6 +95,8 @@ class LayerMeta(_Meta):
     weight_bits: int = Field(default=8, ge=2, le=8)
     scale: list[float] = Field(default_factory=list)
     precision: PrecisionMeta | None = None
+    rounding: RoundingMeta | None = None
+    folded: bool = False
 
 
 class LayerPlacementMeta(_Meta):
@@ -84,6 +108,7 @@ class LayerPlacementMeta(_Meta):
     bound_by: Limit | None
     fullest: dict[Limit, int]
     total: dict[Limit, int]
+    order: list[int] | None = None
 
 
 class PlacementMeta(_Meta):
@@ -108,7 +133,8 @@ class IntegerMeta(_Meta):
     classes: int = Field(ge=1)
     population: int = Field(ge=1)
     readout: Literal["mean over population and time"] = "mean over population and time"
-    lowering: Literal["native"] = "native"
+    lowering: Lowering = "native"
+    lowering_reason: str = ""
     layers: list[LayerMeta]
     placement: PlacementMeta | None = None
     diagnostics: list[tuple[str, str, str]] = Field(default_factory=list)
@@ -120,7 +146,7 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
     metas: list[LayerMeta] = []
     for layer in network.layers:
         nodes |= _nodes(layer)
-        metas.append(_layer_meta(layer, network.precision.get(layer.name)))
+        metas.append(_layer_meta(layer, network))
     meta = IntegerMeta(
         chip=network.chip,
         timesteps=network.timesteps,
@@ -128,6 +154,7 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
         classes=network.readout.classes,
         population=network.readout.population,
         lowering=network.lowering,
+        lowering_reason=network.lowering_reason,
         layers=metas,
         placement=None if network.placement is None else _placement_meta(network.placement),
         diagnostics=[(d.where, d.what, d.remedy) for d in network.diagnostics],
@@ -143,6 +170,10 @@ def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
             layer.synapse_name: G.sum_pool(layer.kernel, layer.input_shape),
             layer.name: nir.Threshold(threshold=np.zeros(layer.shape, np.int32)),
         }
+    gain = 4096 / layer.dv
+    neurons = G.lif(layer.vth, tau=G.DT * gain, r=gain * 2.0**layer.exp)
+    if isinstance(layer.synapses, Sparse):
+        return _folded_nodes(layer, layer.synapses) | {layer.name: neurons}
     out: dict[str, nir.ir.NIRNode] = {}
     bias = layer.bias.reshape(-1) / 2.0 ** (6 + layer.exp)
     synapses = layer.synapses
@@ -164,14 +195,42 @@ def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
             if layer.bias_mant.any()
             else nir.Linear(weight=synapses.weight)
         )
-    gain = 4096 / layer.dv
-    out[layer.name] = G.lif(layer.vth, tau=G.DT * gain, r=gain * 2.0**layer.exp)
+    out[layer.name] = neurons
     return out
 
 
-def _layer_meta(layer: Layer, precision: Precision | None) -> LayerMeta:
+def _folded_nodes(layer: LifLayer, synapses: Sparse) -> dict[str, nir.ir.NIRNode]:
+    """The convolution before rounding, its Scale, and the single connections as its metadata."""
+    kernel = synapses.kernel
+    node = G.conv2d(
+        kernel.weight,
+        kernel.bias,
+        layer.input_shape,
+        kernel.stride,
+        kernel.padding,
+        kernel.groups,
+        kernel.dilation,
+    )
+    node.metadata = {
+        "row": synapses.row,
+        "column": synapses.column,
+        "weight": synapses.weight,
+        "bias_mant": layer.bias_mant,
+    }
+    # The kernel counts the float model's units, a step of the neuron's grid is scale * 2^exp.
+    factor = 1 / (layer.scale.reshape(layer.shape) * 2.0**layer.exp)
+    return {layer.synapse_name: node, _scale_name(layer.synapse_name): nir.Scale(scale=factor)}
+
+
+def _scale_name(weights: str) -> str:
+    return f"{weights}_fold"
+
+
+def _layer_meta(layer: Layer, network: IntegerNetwork) -> LayerMeta:
     if isinstance(layer, OrPool):
         return LayerMeta(name=layer.name, kind="or_pool", weights=layer.synapse_name)
+    precision = network.precision.get(layer.name)
+    rounding = network.rounding.get(layer.name)
     return LayerMeta(
         name=layer.name,
         kind="lif",
@@ -183,6 +242,8 @@ def _layer_meta(layer: Layer, precision: Precision | None) -> LayerMeta:
         weight_bits=layer.weight_bits,
         scale=layer.scale.tolist(),
         precision=None if precision is None else PrecisionMeta(**vars(precision)),
+        rounding=None if rounding is None else RoundingMeta(**vars(rounding)),
+        folded=isinstance(layer.synapses, Sparse),
     )
 
 
@@ -203,6 +264,7 @@ def _placed_meta(name: str, placed: LayerPlacement) -> LayerPlacementMeta:
         bound_by=placed.bound_by,
         fullest=placed.fullest,
         total=placed.total,
+        order=None if placed.order is None else list(placed.order),
     )
 
 
@@ -225,10 +287,14 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     used: set[str] = set()
     for entry in meta.layers:
         node, neurons = chain.get(entry.weights), chain.get(entry.name)
-        flat = chain.get(f"{entry.weights}_flatten")
-        used |= {entry.weights, entry.name} | ({f"{entry.weights}_flatten"} if flat else set())
+        between = [f"{entry.weights}_flatten", *([_scale_name(entry.weights)] * entry.folded)]
+        used |= {entry.weights, entry.name, *between}
         try:
-            layer = _layer(entry, node, neurons, shape, chip)
+            if entry.folded:
+                factor = chain.get(_scale_name(entry.weights))
+                layer: Layer = _folded_layer(entry, node, factor, neurons, shape, chip)
+            else:
+                layer = _layer(entry, node, neurons, shape, chip)
         except ValueError as error:
             problems.append(Problem(f"{where}: {entry.name}", str(error)))
             continue
@@ -237,7 +303,11 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     for name in chain:
         if name not in used:
             problems.append(Problem(f"{where}: {name}", "is not described in the metadata"))
-    expected = [n for e in meta.layers for n in (e.weights, e.name)]
+    expected = [
+        name
+        for e in meta.layers
+        for name in (e.weights, *([_scale_name(e.weights)] * e.folded), e.name)
+    ]
     if [n for n in chain if not isinstance(chain[n], nir.Flatten)] != expected and not problems:
         problems.append(Problem(where, "the order of its edges contradicts the metadata's layers"))
     if not problems and math.prod(shape) != meta.classes * meta.population:
@@ -256,6 +326,8 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
         layers=tuple(layers),
         readout=Readout(meta.classes, meta.population),
         lowering=meta.lowering,
+        lowering_reason=meta.lowering_reason,
+        rounding={e.name: Rounding(**e.rounding.model_dump()) for e in meta.layers if e.rounding},
         precision={
             e.name: Precision(**e.precision.model_dump()) for e in meta.layers if e.precision
         },
@@ -278,7 +350,7 @@ def _placement(meta: PlacementMeta, network: IntegerNetwork, chip: chips.Chip) -
     names, expected = [e.name for e in meta.layers], [layer.name for layer in network.layers]
     if names != expected:
         raise ValueError(f"places {', '.join(names)}; the layers are {', '.join(expected)}")
-    rebuilt = place.rebuild(network, chip, {e.name: e.blocks for e in meta.layers})
+    rebuilt = place.rebuild(network, chip, {e.name: (e.blocks, e.order) for e in meta.layers})
     if rebuilt is None:
         raise ValueError(f"{chip.name} has no cores")
     right = _placement_meta(rebuilt)
@@ -339,12 +411,34 @@ def _layer(
         if np.any(neurons.threshold != 0):
             raise ValueError("the threshold of an OR pool is 0")
         return OrPool(entry.name, entry.weights, shape, neurons.threshold.shape, kernel)
-    if not isinstance(neurons, nir.LIF):
-        raise ValueError(f"is a {type(neurons).__name__}, not a LIF")
     if not isinstance(node, nir.Conv2d | nir.Affine | nir.Linear):
         raise ValueError(
             f"{entry.weights} is a {type(node).__name__}, not a Conv2d, Affine or Linear"
         )
+    qmax = 2 ** (entry.weight_bits - 1)
+    weight = _integers(node.weight, f"{entry.weights}.weight", -qmax, qmax - 1).astype(np.int8)
+    bias = getattr(node, "bias", np.zeros(len(weight)))
+    mant = np.asarray(bias, np.float64) * 2.0 ** (6 + entry.exp - entry.bias_exp)
+    synapses: Synapses = (
+        Conv(weight, *G.conv_geometry(node), int(node.groups))
+        if isinstance(node, nir.Conv2d)
+        else Dense(weight)
+    )
+    return _lif_layer(entry, synapses, mant, len(weight), neurons, shape, chip)
+
+
+def _lif_layer(
+    entry: LayerMeta,
+    synapses: Synapses,
+    mant: NDArray[Any],
+    channels: int,
+    neurons: Any,
+    shape: tuple[int, ...],
+    chip: chips.Chip,
+) -> LifLayer:
+    """The layer with these synapses. Raises ValueError saying what contradicts."""
+    if not isinstance(neurons, nir.LIF):
+        raise ValueError(f"is a {type(neurons).__name__}, not a LIF")
     if entry.dv == 0 or entry.du != 4095:
         raise ValueError(f"du {entry.du}, dv {entry.dv}: a LIF has du = 4095 and dv from 1")
     gain = 4096 / entry.dv
@@ -356,20 +450,14 @@ def _layer(
     ):
         if np.any(np.asarray(getattr(neurons, key)) != value):
             raise ValueError(f"{key} contradicts the metadata (dv {entry.dv}, exp {entry.exp})")
-    qmax = 2 ** (entry.weight_bits - 1)
-    weight = _integers(node.weight, f"{entry.weights}.weight", -qmax, qmax - 1).astype(np.int8)
-    bias = getattr(node, "bias", np.zeros(len(weight)))
-    mant = np.asarray(bias, np.float64) * 2.0 ** (6 + entry.exp - entry.bias_exp)
     vth = _integers(neurons.v_threshold, "v_threshold", *chip.threshold_range)
     scale = np.array(entry.scale, np.float64)
-    if scale.shape != (len(weight),) or not (np.isfinite(scale) & (scale > 0)).all():
-        raise ValueError(f"{scale.size} scales for {len(weight)} channels, or one is not positive")
+    if scale.shape != (channels,) or not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(f"{scale.size} scales for {channels} channels, or one is not positive")
     return LifLayer(
         name=entry.name,
         synapse_name=entry.weights,
-        synapses=Conv(weight, *G.conv_geometry(node), int(node.groups))
-        if isinstance(node, nir.Conv2d)
-        else Dense(weight),
+        synapses=synapses,
         input_shape=shape,
         shape=vth.shape,
         bias_mant=_integers(mant, "bias", *chip.bias_mant_range).astype(np.int32),
@@ -381,6 +469,63 @@ def _layer(
         du=entry.du,
         dv=entry.dv,
     )
+
+
+def _folded_layer(
+    entry: LayerMeta,
+    node: Any,
+    factor: Any,
+    neurons: Any,
+    shape: tuple[int, ...],
+    chip: chips.Chip,
+) -> LifLayer:
+    """A folded convolution. Raises ValueError unless its connections are the nodes', rounded."""
+    if not isinstance(node, nir.Conv2d) or not isinstance(factor, nir.Scale):
+        raise ValueError("a folded convolution is Conv2d -> Scale -> LIF")
+    kernel = Kernel(
+        np.asarray(node.weight, np.float64),
+        np.asarray(node.bias, np.float64),
+        *G.conv_geometry(node),
+        int(node.groups),
+    )
+    if folding.connections(np.ones(kernel.weight.shape, np.bool_), shape, node) > folding.MOST:
+        raise ValueError(f"more than {folding.MOST:,} single connections")
+    size = math.prod(factor.scale.shape), math.prod(shape)
+    arrays = _triplets(node, size, entry)
+    synapses = Sparse(arrays["row"], arrays["column"], arrays["weight"], size, kernel)
+    layer = _lif_layer(entry, synapses, arrays["bias_mant"], size[0], neurons, shape, chip)
+    scale = layer.scale.reshape(layer.shape)
+    if layer.shape != factor.scale.shape or not np.allclose(
+        factor.scale * scale * 2.0**layer.exp, 1, rtol=1e-9, atol=0
+    ):
+        raise ValueError(f"{_scale_name(entry.weights)} contradicts the scales in the metadata")
+    folding.check(layer, synapses)
+    return layer
+
+
+def _triplets(node: nir.Conv2d, size: tuple[int, int], entry: LayerMeta) -> dict[str, Any]:
+    """The arrays in the metadata of a folded convolution's node, within their ranges."""
+    qmax = 2 ** (entry.weight_bits - 1) - 1
+    ranges = {
+        "row": (np.int32, 0, size[0] - 1),
+        "column": (np.int32, 0, size[1] - 1),
+        "weight": (np.int8, -qmax, qmax),
+        "bias_mant": (np.int32, -(1 << 31), (1 << 31) - 1),
+    }
+    found: dict[str, Any] = {}
+    for key, (dtype, low, high) in ranges.items():
+        array = node.metadata.get(key)
+        if not isinstance(array, np.ndarray) or array.ndim != 1:
+            raise ValueError(f"{entry.weights} has no array {key} of single connections")
+        found[key] = _integers(array, f"{entry.weights}.{key}", low, high).astype(dtype)
+    if not len(found["row"]) == len(found["column"]) == len(found["weight"]):
+        raise ValueError(f"{entry.weights}: row, column and weight differ in length")
+    if len(found["bias_mant"]) != size[0]:
+        raise ValueError(f"{len(found['bias_mant'])} biases for {size[0]} neurons")
+    place = found["row"].astype(np.int64) * size[1] + found["column"]
+    if (np.diff(place) <= 0).any() or (found["weight"] == 0).any():
+        raise ValueError(f"{entry.weights}: connections out of order, twice, or zero")
+    return found
 
 
 def _integers(values: NDArray[Any], what: str, low: int, high: int) -> NDArray[np.int64]:

@@ -166,6 +166,7 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
         "stl_deploy": __version__,
         "chip": network.chip,
         "timesteps": network.timesteps,
+        "thresholds": {"lowering": network.lowering, "reason": network.lowering_reason},
         "layers": [_row(layer, network) | _cores(placed, layer, chip) for layer in network.layers],
         "cores": None if placed is None else placed.cores,
         "tiles": None if placed is None else placed.tiles,
@@ -178,6 +179,7 @@ def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
     lif = isinstance(layer, LifLayer)
     vth = layer.vth if isinstance(layer, LifLayer) else np.zeros(1, np.int32)
     precision = network.precision.get(layer.name)
+    rounding = network.rounding.get(layer.name)
     return {
         "name": layer.name,
         "kind": layer.synapses.kind if isinstance(layer, LifLayer) else "or_pool",
@@ -190,6 +192,7 @@ def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
             "min": int(vth.min()),
             "max": int(vth.max()),
             "lowering": network.lowering if lif else "native",
+            "rounding": None if rounding is None else asdict(rounding),
         },
         "precision": None if precision is None else asdict(precision),
     }

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from stl_deploy import placement, wiring
 from stl_deploy.chip import Chip
-from stl_deploy.network import IntegerNetwork, LifLayer, Placement, Rounding
+from stl_deploy.network import (
+    IntegerNetwork,
+    Layer,
+    LayerPlacement,
+    LifLayer,
+    Placement,
+    Rounding,
+)
 
 Int64 = NDArray[np.int64]
 SPREADS = (1, 2, 4, 8, 16, 32, 64)
@@ -106,26 +113,28 @@ def _choose(options: Sequence[_Option], names: Sequence[str], budget: int) -> di
 def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerNetwork:
     """``network`` on ``placed``, with the thresholds of each core rounded."""
     held = placement.limits(chip)["thresholds"]
-    layers, rounding = [], {}
+    layers: list[Layer] = []
+    rounding: dict[str, Rounding] = {}
     for layer in network.layers:
         if isinstance(layer, LifLayer):
-            where = placed.layers[layer.name]
-            vth = wiring.dealt(layer.vth, layer.shape)
-            rounded = np.empty_like(vth)
-            for neurons in placement.by_core(where, layer.neurons):
-                rounded[neurons] = nearest(vth[neurons], held)
-            change = np.abs(rounded - vth) / (vth + 1)
-            rounding[layer.name] = Rounding(
-                float((rounded != vth).mean()), float(change.mean()), float(change.max())
-            )
-            rounded = wiring.undealt(rounded, layer.shape).astype(np.int32)
-            layers.append(replace(layer, vth=rounded))
-        else:
-            layers.append(layer)
+            layer, rounding[layer.name] = _round(layer, placed.layers[layer.name], held)
+        layers.append(layer)
     lowered = replace(
         network, layers=tuple(layers), lowering="profiles", rounding=rounding, placement=None
     )
     return replace(lowered, placement=placement.again(lowered, chip, placed))
+
+
+def _round(layer: LifLayer, placed: LayerPlacement, held: int) -> tuple[LifLayer, Rounding]:
+    """``layer`` with at most ``held`` thresholds on each core, and what that changed."""
+    vth = wiring.dealt(layer.vth, layer.shape)
+    rounded = np.empty_like(vth)
+    for neurons in placement.by_core(placed, layer.neurons):
+        rounded[neurons] = nearest(vth[neurons], held)
+    change = np.abs(rounded - vth) / (vth + 1)
+    moved = float((rounded != vth).mean())
+    told = Rounding(moved, float(change.mean()), float(change.max()))
+    return replace(layer, vth=wiring.undealt(rounded.astype(np.int32), layer.shape)), told
 
 
 def nearest(vth: Int64, count: int) -> Int64:

@@ -41,7 +41,6 @@ from stl_deploy.network import (
     OrPool,
     Precision,
     Readout,
-    in_bounds_synapses,
     row_peaks,
 )
 
@@ -49,7 +48,7 @@ Float = NDArray[np.float64]
 Overflow = Literal["auto", "proven", "checked"]
 Thresholds = Literal["auto", "native", "fold", "profiles"]
 MIN_BITS = 4  # effective bits below which (or below weight_bits) a model is refused
-FOLD_FEW = 0.01  # the fraction of a layer's neurons that folding may leave with fewer
+FOLD_MIN_BITS = 2  # the same for a folded neuron: below, its largest weight rounds to 1 or 0
 HEADROOM = 2.0  # of ``checked``: the limit over the largest sum seen in calibration
 NAMED = 5  # neurons that a message lists before it says "..."
 
@@ -186,7 +185,7 @@ def _fold_problems(
 ) -> list[Problem]:
     """Why ``fold`` cannot be had: thresholds that cannot be scaled, or too many connections."""
     problems: list[Problem] = []
-    connections: dict[str, int] = {}
+    unrolled: dict[str, tuple[Float, tuple[int, ...], nir.Conv2d]] = {}
     for block in blocks:
         if isinstance(block, OrPool):
             continue
@@ -206,24 +205,8 @@ def _fold_problems(
                 )
             )
         if folding.needs_unrolling(block.node, block.threshold):
-            connections[block.name] = int(in_bounds_synapses(_pattern(block)).sum())
-    return problems + folding.too_large(connections, options.weight_bits, chip)
-
-
-def _pattern(block: _Block) -> LifLayer:
-    """A layer with the weights of ``block`` that are not zero, to count synapses of."""
-    stored = (block.weight != 0).astype(np.int8)
-    channels = len(stored)
-    return LifLayer(
-        name=block.name,
-        synapse_name=block.synapse_name,
-        synapses=_synapses(block.node, stored),
-        input_shape=block.input_shape,
-        shape=block.threshold.shape,
-        bias_mant=np.zeros(channels, np.int32),
-        vth=np.zeros(block.threshold.shape, np.int32),
-        scale=np.ones(channels),
-    )
+            unrolled[block.name] = block.weight, block.input_shape, block.node
+    return problems + folding.too_large(unrolled, options.weight_bits, chip)
 
 
 def _synapses(node: nir.ir.NIRNode, weight: NDArray[np.int8]) -> Conv | Dense:
@@ -433,7 +416,7 @@ class _Fit:
             low, high = bounds.one_sided_sums(layer, self.levels)
             excess = np.maximum(-low, high) / (self.chip.accumulator_limit - 1)
         if self.chip.state_limit is not None:
-            if self.options.thresholds != "native":
+            if self.chip.limits.thresholds_per_core and self.options.thresholds != "native":
                 # Rounding thresholds may raise them, never above the highest of the layer.
                 layer = replace(layer, vth=np.full_like(layer.vth, layer.vth.max()))
             down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
@@ -536,19 +519,27 @@ class _Fit:
                     "thresholds are low, at the ends of the weight grid",
                 )
             )
-        least = min(MIN_BITS, self.options.weight_bits)
-        bits = np.log2(row_peaks(layer.synapses) + 1.0) + 1
-        few = (bits < least - 1e-9) & np.repeat(self.peak > 0, len(bits) // len(self.peak))
-        if not few.any():
+        # Of the channel's largest weight in the neuron's unit, as for layers that are not folded.
+        unit = layer.scale.reshape(len(self.peak), -1) * 2.0**self.options.weight_exp
+        steps = np.minimum(self.peak[:, None] / unit, self.qmax)
+        bits = (np.log2(steps + 1) + 1)[self.peak > 0]
+        usual = min(MIN_BITS, self.options.weight_bits)
+        few, most = int((bits < usual - 1e-9).sum()), bits.size
+        if not few:
             return
-        kind = "neurons" if len(bits) == layer.neurons else "channels"
+        kind = "neurons" if layer.scale.size == layer.neurons else "channels"
         what = (
-            f"folding leaves {few.sum():,} of {few.size:,} {kind} with fewer than {least} effective "
-            f"weight bits, the worst with {bits[few].min():.2f}"
+            f"folding leaves {few:,} of {most:,} {kind} with fewer than {usual} effective weight "
+            f"bits, the worst with {bits.min():.2f}"
         )
-        if few.mean() > FOLD_FEW:
-            remedy = "use --thresholds native or profiles, or more --weight-bits"
-            self.problems.append(Problem(self.block.name, what, remedy))
+        if bits.min() < FOLD_MIN_BITS - 1e-9:
+            self.problems.append(
+                Problem(
+                    self.block.name,
+                    f"{what}; at least {FOLD_MIN_BITS} are needed",
+                    "use --thresholds native or profiles, or more --weight-bits",
+                )
+            )
         else:
             self.diagnostics.append(Diagnostic(self.block.name, what))
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stl_deploy import chip as chips
 from stl_deploy import placement
 from stl_deploy.network import (
-    Conv,
+    Dense,
     IntegerNetwork,
     Layer,
     LayerPlacement,
@@ -31,6 +31,7 @@ from stl_deploy.network import (
     OrPool,
     Placement,
     Precision,
+    Sparse,
     in_bounds_synapses,
 )
 
@@ -196,10 +197,11 @@ def _layer_row(network: IntegerNetwork, layer: Layer) -> LayerRow:
 def _kind(layer: Layer) -> str:
     if isinstance(layer, OrPool):
         return f"OR pool {_times(layer.kernel)}"
-    if not isinstance(layer.synapses, Conv):
+    if isinstance(layer.synapses, Dense):
         return "dense"
-    conv = layer.synapses
-    words = [f"conv {_times(conv.weight.shape[2:])}"]
+    folded = isinstance(layer.synapses, Sparse)
+    conv = layer.synapses.kernel if isinstance(layer.synapses, Sparse) else layer.synapses
+    words = [f"{'folded ' if folded else ''}conv {_times(conv.weight.shape[2:])}"]
     if conv.stride != (1, 1):
         words.append(f"stride {_pair(conv.stride)}")
     if conv.padding != (0, 0):
@@ -547,7 +549,7 @@ def _threshold_figure(layer: LifLayer) -> Picture:
 
 def _theta(layer: LifLayer) -> Float:
     """vth in the units of the float model, float64 of ``layer.shape``."""
-    theta: Float = layer.vth * layer.scale.reshape(-1, *[1] * (len(layer.shape) - 1))
+    theta: Float = layer.vth * layer.per_neuron(layer.scale)
     return theta
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from stl_deploy import conv
 from stl_deploy.network import Conv, Dense, Layer, LifLayer, OrPool, Pair, Shape, Sparse
 
 Int = NDArray[np.integer[Any]]
+_T = TypeVar("_T", bound=np.generic)
 
 
 class Wiring(Protocol):
@@ -36,14 +37,12 @@ class Wiring(Protocol):
 
 def of(layer: Layer, order: Sequence[int] | None = None) -> Wiring:
     """The wiring of ``layer``, its neurons renumbered in ``order`` (of LIF layers only)."""
-    if order is not None:
-        return SingleWiring(layer, np.asarray(order))
-    if isinstance(layer, LifLayer) and isinstance(layer.synapses, Sparse):
-        return SingleWiring(layer, np.arange(layer.neurons))
     if isinstance(layer, OrPool):
         ones = np.ones((layer.shape[0], 1, *layer.kernel), np.int8)
         pool = Conv(ones, layer.kernel, (0, 0), (1, 1), layer.shape[0])
         return ConvWiring(pool, layer.input_shape, layer.shape)
+    if order is not None or isinstance(layer.synapses, Sparse):
+        return SingleWiring(layer, np.arange(layer.neurons) if order is None else np.asarray(order))
     if isinstance(layer.synapses, Dense):
         return DenseWiring(layer.synapses)
     return ConvWiring(layer.synapses, layer.input_shape, layer.shape)
@@ -55,30 +54,27 @@ def dealt(values: Int, shape: Shape) -> NDArray[np.int64]:
     return (np.moveaxis(inner, 0, -1) if len(shape) > 1 else inner).reshape(-1)
 
 
-def undealt(values: Int, shape: Shape) -> Int:
+def undealt(values: NDArray[_T], shape: Shape) -> NDArray[_T]:
     """The inverse of ``dealt``: values in the order of placement as an array of ``shape``."""
     if len(shape) == 1:
         return values
     return np.moveaxis(values.reshape(*shape[1:], shape[0]), -1, 0)
 
 
-def singles(layer: Layer) -> Sparse:
-    """Every stored, non-zero, in-bounds synapse of ``layer`` on its own."""
-    if isinstance(layer, OrPool):
-        raise TypeError(f"{layer.name} is an OR pool")
-    size = layer.neurons, math.prod(layer.input_shape)
+def singles(layer: LifLayer) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(neuron, input), each in C order, of every stored, non-zero, in-bounds synapse."""
     match layer.synapses:
-        case Sparse() as sparse:
-            return sparse
+        case Sparse(row=row, column=column):
+            return row, column
         case Dense(weight=weight):
-            row, column = np.nonzero(weight)
-            return Sparse(row.astype(np.int32), column.astype(np.int32), weight[row, column], size)
+            neurons, inputs = np.nonzero(weight)
+            return neurons.astype(np.int32), inputs.astype(np.int32)
         case Conv() as kernel:
             (c, h, w), (o, y, x) = layer.input_shape, layer.shape
             geometry = kernel.stride, kernel.padding, kernel.dilation, kernel.groups
-            rows, columns, weights = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
+            row, column, weights = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
             stored = weights != 0
-            return Sparse(rows[stored], columns[stored], weights[stored], size)
+            return row[stored], column[stored]
 
 
 def coordinates(index: int, shape: Shape) -> Shape:
@@ -177,15 +173,15 @@ class ConvWiring:
 class SingleWiring:
     """Any LIF layer, synapse by synapse, its neurons numbered in an order of their own."""
 
-    def __init__(self, layer: Layer, order: NDArray[np.integer[Any]]) -> None:
-        single = singles(layer)
+    def __init__(self, layer: LifLayer, order: NDArray[np.integer[Any]]) -> None:
+        neurons, inputs = singles(layer)
         # Rows of C order -> places in the order of placement -> places in ``order``.
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        row = undealt(place, layer.shape).reshape(-1)[single.row]
-        self.columns = single.column[np.argsort(row, kind="stable")]
+        row = undealt(place, layer.shape).reshape(-1)[neurons]
+        self.columns = inputs[np.argsort(row, kind="stable")]
         self.starts = np.concatenate([[0], np.bincount(row, minlength=len(order)).cumsum()])
-        self.inputs = single.size[1]
+        self.inputs = math.prod(layer.input_shape)
 
     def counts(self, low: int, high: int) -> Int:
         """See ``Wiring``."""

@@ -11,7 +11,7 @@ import torch
 
 from stl_deploy.arch import Architecture
 from stl_deploy.models.net import STLNet
-from stl_deploy.network import Dense, Layer, OrPool
+from stl_deploy.network import Dense, Layer, OrPool, Sparse
 
 SMALL = "4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2"
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,10 @@ def synapses(layer: Layer) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         kh, kw = layer.kernel
         for c, i, j in np.ndindex(layer.input_shape):
             yield (c, i, j), (c, i // kh, j // kw)
+    elif isinstance(layer.synapses, Sparse):
+        sources, targets = list(np.ndindex(layer.input_shape)), list(np.ndindex(layer.shape))
+        for row, column in zip(layer.synapses.row, layer.synapses.column, strict=True):
+            yield sources[column], targets[row]
     elif isinstance(layer.synapses, Dense):
         sources = list(np.ndindex(layer.input_shape))
         for o, k in np.ndindex(layer.synapses.weight.shape):

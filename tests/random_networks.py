@@ -10,19 +10,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy import chip as chips
+from stl_deploy.conv import unroll
 from stl_deploy.exporters import loihi_layers, netx
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.network import (
+    Conv,
+    Dense,
+    IntegerNetwork,
+    Kernel,
+    Layer,
+    LifLayer,
+    OrPool,
+    Readout,
+    Sparse,
+)
 
 LOW, HIGH = 0.02, 0.60
 Made = tuple[IntegerNetwork, NDArray[np.uint8]]
 
 
-def draw(seed: int) -> Made:
-    """A network and a raster of two to four samples, the same for the same seed."""
+def draw(seed: int, process_graph: bool = False) -> Made:
+    """A network and a raster of two to four samples, the same for the same seed.
+
+    With ``process_graph`` it has what netx cannot carry: folded convolutions, whose neurons have
+    kernels of their own, and weight exponents.
+    """
     rng = np.random.default_rng(seed)
     while True:
-        made = _attempt(rng)
+        made = _attempt(rng, process_graph)
         if made is not None:
             return made
 
@@ -48,7 +63,28 @@ def flips(network: IntegerNetwork, raster: NDArray[np.uint8], index: int) -> boo
     return False
 
 
-def _attempt(rng: np.random.Generator) -> Made | None:
+def single(rng: np.random.Generator, layer: LifLayer) -> LifLayer:
+    """A convolution with a weight of its own for every synapse, a tenth of them missing."""
+    conv = layer.synapses
+    if not isinstance(conv, Conv):
+        return layer
+    (c, h, w), (o, y, x) = layer.input_shape, layer.shape
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    row, column, _ = unroll(conv.weight, (c, h, w), (o, y, x), *geometry)
+    top = (1 << (layer.weight_bits - 1)) - 1
+    weight = rng.integers(-top, top + 1, len(row)).astype(np.int8)
+    weight[rng.random(len(row)) < 0.1] = 0
+    stored = weight != 0
+    size = layer.neurons, math.prod(layer.input_shape)
+    # What it was folded from does not matter here.
+    kernel = Kernel(conv.weight.astype(np.float64), np.zeros(o), *geometry)
+    synapses = Sparse(row[stored], column[stored], weight[stored], size, kernel)
+    bias = np.repeat(layer.bias_mant, layer.neurons // o)
+    bias += rng.integers(-3, 4, bias.shape).astype(np.int32) * (bias != 0)
+    return replace(layer, synapses=synapses, bias_mant=bias, scale=np.ones(layer.neurons))
+
+
+def _attempt(rng: np.random.Generator, process_graph: bool) -> Made | None:
     """One try; None when a layer cannot be brought to work or a tool refuses it."""
     chip = "loihi2" if rng.random() < 0.8 else "loihi1"
     timesteps = int(rng.integers(1, 7))
@@ -66,6 +102,8 @@ def _attempt(rng: np.random.Generator) -> Made | None:
     for i, kind in enumerate(_kinds(rng, image)):
         layer = _layer(rng, kind, f"{kind}{i}", spikes.shape[2:])
         if isinstance(layer, LifLayer):
+            if process_graph:
+                layer = replace(single(rng, layer), exp=int(rng.integers(0, 4)))
             layer = _tuned(rng, layer, spikes, chips.load(chip), levels if i == 0 else 1)
         if layer is None:
             return None
@@ -74,7 +112,9 @@ def _attempt(rng: np.random.Generator) -> Made | None:
         spikes = reference.run_layer(network, layer, spikes).spikes
         if not LOW <= spikes.mean() <= HIGH:
             return None
-    if loihi_layers.problems(network) or netx.problems(network):
+    if loihi_layers.problems(network) or (not process_graph and netx.problems(network)):
+        return None
+    if process_graph and not any(isinstance(n.synapses, Sparse) for n in network.lif_layers):
         return None
     return network, raster
 

@@ -85,13 +85,15 @@ def test_export_json_has_the_fixed_keys_and_nothing_else_on_stdout(command, here
     assert (data["chip"], data["cores"], data["chips"]) == ("ideal", None, None)
     for layer in data["layers"]:
         assert {"name", "neurons", "synapses", "weight_bits", "thresholds", "cores"} <= set(layer)
-        assert set(layer["thresholds"]) == {"distinct", "min", "max", "lowering"}
+        assert set(layer["thresholds"]) == {"distinct", "min", "max", "lowering", "rounding"}
         assert (layer["cores"], layer["placement"]) == (None, None)
 
 
 def test_export_says_where_layers_lie(command, here, model):
-    code, out, _ = command("stl-export", model, "--target", "loihi", "--chip", "loihi1", "-o", "o")
+    chip = ("--chip", "loihi1", "--thresholds", "native")
+    code, out, _ = command("stl-export", model, "--target", "loihi", *chip, "-o", "o")
     assert code == 0
+    assert "thresholds: native, as asked for" in out
     assert "Placement: 6 cores, 2 tiles, 1 chip; how full the fullest is" in out
     title = next(i for i, line in enumerate(out.splitlines()) if "Placement" in line)
     lines = out.splitlines()[title:]

@@ -115,6 +115,20 @@ def test_random_networks_are_the_same_on_lava(python, tmp_path):
     assert entries > 1000 * NETWORKS
 
 
+def test_what_only_the_process_graph_carries_is_the_same_on_lava(python, tmp_path):
+    """Folded convolutions as Lava's Sparse, and weight exponents."""
+    count = max(1, NETWORKS // 2)
+    print(f"seeds {SEED} to {SEED + count - 1}")  # shown when the test fails
+    for start in range(SEED, SEED + count, AT_ONCE):
+        seeds = range(start, min(start + AT_ONCE, SEED + count))
+        drawn = {seed: random_networks.draw(seed, process_graph=True) for seed in seeds}
+        traces = run_many(python, "lava", drawn, tmp_path / f"{start}")
+        for seed, (network, spikes) in drawn.items():
+            expected = simulate(network, spikes, states=True)
+            result = agreement.compare(network, expected, traces[seed])
+            assert result.exact, f"seed {seed}: {result}"
+
+
 def run_many(python, tool, drawn, folder):
     """Every network in one worker: starting one takes longer than running one."""
     for seed, (network, spikes) in drawn.items():
@@ -149,6 +163,19 @@ def test_a_weight_exponent_goes_to_the_process_graph_and_not_to_netx(python):
     assert agreement.measure("lava", network, spikes).exact
     with pytest.raises(LoweringError, match="weight exponent 2; netx knows 0 only"):
         agreement.measure("netx", network, spikes)
+
+
+@pytest.mark.parametrize("thresholds", ["fold", "profiles"])
+def test_lowered_thresholds_are_the_same_on_lava(python, thresholds):
+    net = random_net()
+    network = quantize(from_torch(net), chip="loihi1", thresholds=thresholds)
+    spikes = random_spikes(net, 2)
+    assert agreement.measure("lava", network, spikes).exact
+    if thresholds == "profiles":
+        assert agreement.measure("netx", network, spikes).exact
+    else:
+        with pytest.raises(LoweringError, match="lif1: a folded convolution; netx knows no single"):
+            agreement.measure("netx", network, spikes)
 
 
 def test_long_runs_are_compared_in_batches(python, small, monkeypatch):

@@ -386,7 +386,7 @@ def test_the_script_is_the_template_and_stands_alone(tmp_path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported.add(str(node.module).split(".")[0])
-    assert imported - set(sys.stdlib_module_names) == {"lava", "numpy"}
+    assert imported - set(sys.stdlib_module_names) == {"lava", "numpy", "scipy"}
 
 
 def test_the_script_can_be_imported(tmp_path):

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import ZOO, ZOO_RASTER, random_net, synapses
+from random_networks import single
 
 import stl_deploy
 from stl_deploy import chip as chips
@@ -95,6 +96,8 @@ def chip_with(base="loihi1", **limits):
 def core_of(layer, placed):
     """The core of every neuron, by its coordinates: row, column, channel count up in that order."""
     order = sorted(np.ndindex(layer.shape), key=lambda at: (*at[1:], at[0]))
+    if placed.order is not None:
+        order = [order[i] for i in placed.order]
     cores = [placed.first_core + k for k, n in enumerate(placed.blocks) for _ in range(n)]
     assert len(cores) == len(order)
     return dict(zip(order, cores, strict=True))
@@ -156,11 +159,20 @@ TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons"
             "out_axons": st.integers(1, 400),
         }
     ),
+    folded=st.booleans(),
+    spread=st.none() | st.integers(1, 6),
 )
-def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(seed, limits):
+def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
+    seed, limits, folded, spread
+):
     network, chip = random_network(seed), chip_with(**limits)
-    placed = placement.place(network, chip)
-    assert placed == placement.place(network, chip)
+    if folded:
+        rng = np.random.default_rng(seed)
+        layers = [single(rng, n) if isinstance(n, LifLayer) else n for n in network.layers]
+        network = replace(network, layers=tuple(layers))
+    over = None if spread is None else {n.name: spread for n in network.lif_layers}
+    placed = placement.place(network, chip, over)
+    assert placed == placement.place(network, chip, over)
     first = 0
     for layer in network.layers:
         on = placed.layers[layer.name]
@@ -179,7 +191,7 @@ def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
         for kind in KINDS:
             assert on.fullest[kind] <= limits[kind] or (layer.name, kind) in beyond
     if not placed.beyond:
-        again = {name: on.blocks for name, on in placed.layers.items()}
+        again = {name: (on.blocks, on.order) for name, on in placed.layers.items()}
         assert placement.rebuild(network, chip, again) == placed
 
 
@@ -401,14 +413,19 @@ def test_ideal_is_not_placed():
 
 @pytest.fixture
 def path(tmp_path):
-    network = stl_deploy.quantize(stl_deploy.from_torch(random_net()), chip="loihi1")
+    graph = stl_deploy.from_torch(random_net())
+    network = stl_deploy.quantize(graph, chip="loihi1", thresholds="native")
     nir_file.write(nir_file.to_nir(network), tmp_path / "model.nir")
     return tmp_path / "model.nir"
 
 
+@pytest.mark.parametrize("thresholds", ["native", "fold", "profiles"])
 @pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
-def test_round_trip(tmp_path, chip):
-    network = stl_deploy.quantize(stl_deploy.from_torch(random_net()), chip=chip)
+def test_round_trip(tmp_path, chip, thresholds):
+    if (chip, thresholds) == ("loihi2", "profiles"):
+        return
+    graph = stl_deploy.from_torch(random_net())
+    network = stl_deploy.quantize(graph, chip=chip, thresholds=thresholds)
     assert network.placement is not None
     nir_file.write(nir_file.to_nir(network), tmp_path / "m.nir")
     assert nir_file.read_network(tmp_path / "m.nir").placement == network.placement
@@ -516,22 +533,37 @@ def test_energy_of_cores_that_hold_too_much_says_so():
 
 
 @pytest.mark.parametrize(
-    ("chip", "cores", "bound_by"),
+    ("chip", "thresholds", "cores", "bound_by"),
     [
         (
             "loihi1",
+            "native",
             (19, 13, 58, 4, 8, 1),
             ("compartments", "out_axons", "synapse_bytes", "out_axons", "synapse_bytes", None),
         ),
         (
+            "loihi1",
+            "auto",
+            (19, 30, 64, 4, 8, 2),
+            (None, "out_axons", "synapse_bytes", "out_axons", None, None),
+        ),
+        (
+            "loihi1",
+            "fold",
+            (19, 13, 57, 4, 8, 1),
+            ("compartments", "out_axons", "synapse_bytes", "out_axons", "synapse_bytes", None),
+        ),
+        (
             "loihi2",
+            "auto",
             (9, 2, 67, 1, 9, 1),
             ("synapse_bytes", "synapse_bytes", "synapse_bytes", None, "synapse_bytes", None),
         ),
     ],
 )
-def test_the_shipped_model_as_the_docs_have_it(chip, cores, bound_by):
-    network = stl_deploy.quantize(stl_deploy.from_torch(stl_deploy.load(ZOO)), chip=chip)
+def test_the_shipped_model_as_the_docs_have_it(chip, thresholds, cores, bound_by):
+    graph = stl_deploy.from_torch(stl_deploy.load(ZOO))
+    network = stl_deploy.quantize(graph, chip=chip, thresholds=thresholds)
     placed = network.placement
     assert placed is not None
     assert tuple(on.cores for on in placed.layers.values()) == cores
@@ -543,7 +575,7 @@ def test_the_shipped_model_as_the_docs_have_it(chip, cores, bound_by):
     assert ("in_axons" in held) == (chip == "loihi1")
     for on in placed.layers.values():
         for name, share in placement.utilisation(on, chips.load(chip)).items():
-            assert share <= 1 or name == "thresholds"
+            assert share <= 1 or (name, thresholds) == ("thresholds", "native")
 
 
 def test_a_neuron_beyond_a_core_does_not_hide_other_problems():

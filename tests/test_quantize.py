@@ -691,8 +691,8 @@ def test_both_wrong_options_are_named():
 
 def test_many_thresholds_on_loihi1():
     theta = np.linspace(0.1, 1, 20)
-    (said,) = quantize(dense(np.ones((20, 1)), theta), "loihi1").diagnostics
-    assert said.what.startswith("has 20 distinct thresholds; a core of loihi1 holds 7")
+    (said,) = quantize(dense(np.ones((20, 1)), theta), "loihi1", thresholds="native").diagnostics
+    assert said.what.startswith("a core gets 20 distinct thresholds; one of loihi1 holds 7")
     assert quantize(dense(np.ones((20, 1)), theta), "loihi2").diagnostics == ()
     assert quantize(dense(np.ones((20, 1)), 0.5), "loihi1").diagnostics == ()
 

@@ -10,8 +10,8 @@ Input: ``spikes`` [N, T, *input_shape], whole numbers from 0 to the input levels
 Output: ``spikes/<layer>`` uint8 [N, T, *shape]; with ``--states`` also ``u/<layer>`` and
 ``v/<layer>`` int32, v after the reset. Step t of every layer is the one that saw input step t.
 
-Inside Lava a population (C, H, W) is held as (W, H, C), all axes reversed. Each Conv and Dense
-delays by one step, so layer l works on step t of sample k at Lava's time step k T + t + l + 2
+Inside Lava a population (C, H, W) is held as (W, H, C), all axes reversed. Each Conv, Dense and
+Sparse delays by one step, so layer l works on step t of sample k at Lava's time step k T + t + l + 2
 (Lava counts from 1). The samples run back to back; every layer clears its state when the first
 step of a sample reaches it.
 """
@@ -47,7 +47,9 @@ from lava.proc.conv.process import Conv
 from lava.proc.dense.process import Dense
 from lava.proc.lif.models import AbstractPyLifModelFixed
 from lava.proc.lif.process import AbstractLIF
+from lava.proc.sparse.process import Sparse
 from lava.utils.weightutils import SignMode
+from scipy.sparse import csr_matrix
 
 FORMAT = "stl-deploy-lava/1"
 PARAMS = Path(__file__).resolve().parent / "lava_params.npz"
@@ -206,11 +208,14 @@ class PyThresholdLIF(AbstractPyLifModelFixed):
         self.v_out.send(self.v)
 
 
-def synapses(layer: dict[str, Any], weight: np.ndarray, source: OutPort, bits: int) -> Any:
-    """Connect ``source`` to a Conv or Dense of ``layer`` and return it.
+def synapses(
+    layer: dict[str, Any], arrays: dict[str, np.ndarray], source: OutPort, bits: int
+) -> OutPort:
+    """Connect ``source`` to a Conv, Dense or Sparse of ``layer`` and return its output.
 
     ``bits`` is the width of the payload of a spike, 0 where spikes are binary.
     """
+    weight = arrays["weight"]
     if layer["kind"] == "conv":
         process = Conv(
             weight=weight,
@@ -221,19 +226,27 @@ def synapses(layer: dict[str, Any], weight: np.ndarray, source: OutPort, bits: i
             groups=layer["groups"],
             num_message_bits=bits,
         )
-    else:
-        # The sign mode is named because Lava would clip a matrix without positive weights at -255.
-        process = Dense(
-            weights=weight,
-            weight_exp=layer["weight_exp"],
-            sign_mode=SignMode.MIXED,
-            num_message_bits=bits,
-        )
-        if len(source.shape) > 1:  # the columns count the inputs in the order C, H, W
-            axes = list(range(len(source.shape)))[::-1]
-            source = source.transpose(axes).flatten()
+        source.connect(process.s_in)
+        return process.a_out
+    # The sign mode is named because Lava would clip a matrix without positive weights at -255.
+    how = {
+        "weight_exp": layer["weight_exp"],
+        "sign_mode": SignMode.MIXED,
+        "num_message_bits": bits,
+    }
+    if layer["kind"] == "sparse":
+        shape = tuple(layer["shape"])[::-1]
+        size = int(np.prod(shape)), int(np.prod(source.shape))
+        matrix = csr_matrix((weight, (arrays["row"], arrays["column"])), shape=size)
+        process = Sparse(weights=matrix, **how)
+        source.flatten().connect(process.s_in)
+        return process.a_out.reshape(shape)
+    process = Dense(weights=weight, **how)
+    if len(source.shape) > 1:  # the columns count the inputs in the order C, H, W
+        axes = list(range(len(source.shape)))[::-1]
+        source = source.transpose(axes).flatten()
     source.connect(process.s_in)
-    return process
+    return process.a_out
 
 
 def build(params: Any, network: dict[str, Any], folder: Path, states: bool) -> Any:
@@ -244,7 +257,8 @@ def build(params: Any, network: dict[str, Any], folder: Path, states: bool) -> A
     before = source.s_out
     bits = network["input_levels"].bit_length() if network["input_levels"] > 1 else 0
     for i, layer in enumerate(network["layers"]):
-        connection = synapses(layer, params[f"{i}/weight"], before, bits)
+        arrays = {key: params.get(f"{i}/{key}") for key in ("weight", "row", "column")}
+        weighted = synapses(layer, arrays, before, bits)
         neurons = ThresholdLIF(
             shape=tuple(layer["shape"])[::-1],
             vth=params[f"{i}/vth"],
@@ -255,7 +269,7 @@ def build(params: Any, network: dict[str, Any], folder: Path, states: bool) -> A
             reset_interval=reset_interval,
             reset_offset=i + 2,
         )
-        connection.a_out.connect(neurons.a_in)
+        weighted.connect(neurons.a_in)
         sink = SpikeSink(
             shape=neurons.s_out.shape, folder=folder / str(i), first=i + 2, states=states
         )
@@ -340,6 +354,10 @@ def read_params(path: Path) -> dict[str, np.ndarray]:
             for i, layer in enumerate(network["layers"]):
                 if not params[f"{i}/weight"].size:
                     raise ValueError(f"layer {i} has no weights")
+                if layer["kind"] == "sparse":
+                    sizes = {params[f"{i}/{name}"].shape for name in ("weight", "row", "column")}
+                    if len(sizes) > 1:
+                        raise ValueError(f"layer {i}: row, column and weight differ in length")
                 for name in ("vth", "bias_mant"):
                     if params[f"{i}/{name}"].shape != tuple(layer["shape"])[::-1]:
                         raise ValueError(f"{i}/{name} has another shape than its layer")

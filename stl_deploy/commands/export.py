@@ -62,7 +62,11 @@ def export(
         int, typer.Option(min=0, max=7, help="Weights count 2^E; finer thresholds, not for netx.")
     ] = 0,
     thresholds: Annotated[
-        Literal["auto", "native"], typer.Option(help="native: a threshold per neuron.")
+        Literal["auto", "native", "fold", "profiles"],
+        typer.Option(
+            help="native: one per neuron; fold: one per layer, inputs scaled instead; profiles: "
+            "rounded to what a core holds; auto: by chip."
+        ),
     ] = "auto",
     overflow: Annotated[
         Literal["auto", "proven", "checked"],
@@ -143,6 +147,9 @@ def export(
         warn_overflows(activity.counts.overflows)
 
 
+CHANGE = {"changed": "neurons changed", "mean": "mean change", "largest": "largest change"}
+
+
 def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
     """The spikes of a calibration raster; its labels are not looked at."""
     from stl_deploy import graph as G
@@ -201,6 +208,7 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
         ("layer", "neurons", "synapses", "bits", "thresholds", "overflow"),
         rows,
     )
+    _print_lowering(manifest)
     if manifest["cores"] is not None:
         _print_placement(manifest)
     complain_diagnostics(manifest["diagnostics"])
@@ -208,6 +216,19 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
         print_parity(parity)
     say(f"written: {out}/ ({', '.join([*manifest['files'], 'manifest.json'])})")
     say(f"report: {out / 'report.html'}")
+
+
+def _print_lowering(manifest: dict[str, Any]) -> None:
+    """How thresholds came to the chip, why so, and what rounding them changed."""
+    how = manifest["thresholds"]
+    say(f"thresholds: {how['lowering']}, {how['reason']}")
+    rows = [
+        (row["name"], *(f"{100 * row['thresholds']['rounding'][key]:.3g} %" for key in CHANGE))
+        for row in manifest["layers"]
+        if row["thresholds"]["rounding"] is not None
+    ]
+    if rows:
+        table("Thresholds rounded to what a core holds", ("layer", *CHANGE.values()), rows)
 
 
 def _print_placement(manifest: dict[str, Any]) -> None:
