@@ -101,17 +101,6 @@ def row_sums(synapses: Synapses, values: NDArray[np.int64]) -> NDArray[np.int64]
     return totals
 
 
-def row_peaks(synapses: Synapses) -> NDArray[np.int64]:
-    """The largest |weight| of each output channel, 0 where there is none: int64 [O]."""
-    values = np.abs(synapses.weight.astype(np.int64))
-    if isinstance(synapses, Sparse):
-        peaks = np.zeros(synapses.size[0], np.int64)
-        np.maximum.at(peaks, synapses.row, values)
-        return peaks
-    largest: NDArray[np.int64] = values.reshape(len(values), -1).max(axis=1)
-    return largest
-
-
 @dataclass(frozen=True)
 class LifLayer:
     """Synapses and the LIF neurons behind them. A channel of ``Sparse`` synapses is one neuron.

@@ -41,7 +41,6 @@ from stl_deploy.network import (
     OrPool,
     Precision,
     Readout,
-    row_peaks,
 )
 
 Float = NDArray[np.float64]
@@ -519,10 +518,7 @@ class _Fit:
                     "thresholds are low, at the ends of the weight grid",
                 )
             )
-        # Of the channel's largest weight in the neuron's unit, as for layers that are not folded.
-        unit = layer.scale.reshape(len(self.peak), -1) * 2.0**self.options.weight_exp
-        steps = np.minimum(self.peak[:, None] / unit, self.qmax)
-        bits = (np.log2(steps + 1) + 1)[self.peak > 0]
+        bits = (np.log2(self._steps(layer) + 1) + 1)[self.peak > 0]
         usual = min(MIN_BITS, self.options.weight_bits)
         few, most = int((bits < usual - 1e-9).sum()), bits.size
         if not few:
@@ -545,7 +541,7 @@ class _Fit:
 
     def _report_bits(self, layer: LifLayer, units: Float, base: Float, least: int) -> None:
         """The worst channel, and what it lost its bits to."""
-        largest = row_peaks(layer.synapses)
+        largest = self._steps(layer).min(axis=1)
         worst = int(np.where(self.peak > 0, largest, self.qmax).argmin())
         bias, theta = abs(self.block.bias[worst]), self.flat[worst].max()
         if units[worst] > base[worst]:
@@ -596,10 +592,15 @@ class _Fit:
                 )
             )
 
+    def _steps(self, layer: LifLayer) -> Float:
+        """A channel's largest weight in units of its neurons, float64 [O, n]; n = 1 if they agree."""
+        unit = layer.scale.reshape(len(self.peak), -1) * 2.0**layer.exp
+        steps: Float = np.minimum(np.rint(self.peak[:, None] / unit), self.qmax)
+        return steps
+
     def _bits(self, layer: LifLayer) -> float:
-        """Effective bits of the worst channel with weights: log2 of its largest integer + 1, + 1."""
-        largest = row_peaks(layer.synapses)
-        used = largest[np.repeat(self.peak > 0, len(largest) // len(self.peak))]
+        """Effective bits of the worst channel or neuron with weights: log2(steps + 1) + 1."""
+        used = self._steps(layer)[self.peak > 0]
         return float(self.options.weight_bits) if not used.size else math.log2(used.min() + 1) + 1
 
 
