@@ -180,9 +180,14 @@ def too_large(
         Problem(
             ", ".join(convolutions),
             f"folding makes {total:,} single connections of the convolutions; {holds}",
-            "use --thresholds native or profiles",
+            f"use --thresholds {instead(chip)}",
         )
     ]
+
+
+def instead(chip: Chip) -> str:
+    """The lowering to take on ``chip`` where folding cannot be had."""
+    return "native" if chip.limits.thresholds_per_core is None else "profiles"
 
 
 def connections(kernel: NDArray[np.bool_], shape: Shape, node: nir.Conv2d) -> int:

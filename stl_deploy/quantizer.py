@@ -200,7 +200,7 @@ def _fold_problems(
                     block.name,
                     f"{low.sum()} of {low.size} thresholds are not above zero ({listed}), and no "
                     "scaling of the inputs makes them another one",
-                    "use --thresholds native or profiles",
+                    f"use --thresholds {folding.instead(chip)}",
                 )
             )
         if folding.needs_unrolling(block.node, block.threshold):
@@ -503,7 +503,7 @@ class _Fit:
                 f"has no common threshold to fold to: the lowest of {self.flat.min():.4g} would be "
                 f"less than one unit, beside biases up to {np.abs(self.block.bias).max():.4g} and "
                 f"sums that {self.chip.name} must hold",
-                "use --thresholds native or profiles",
+                f"use --thresholds {folding.instead(self.chip)}",
             )
         )
         return plain
@@ -533,7 +533,7 @@ class _Fit:
                 Problem(
                     self.block.name,
                     f"{what}; at least {FOLD_MIN_BITS} are needed",
-                    "use --thresholds native or profiles, or more --weight-bits",
+                    f"use --thresholds {folding.instead(self.chip)}, or more --weight-bits",
                 )
             )
         else:
