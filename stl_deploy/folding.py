@@ -70,7 +70,10 @@ class Fold:
         return self.weight / unit, unit
 
     def _error(self, theta_ref: int) -> float:
-        """Norm of a neuron's weight errors over its threshold, mean over the neurons."""
+        """Norm of a neuron's weight errors over its threshold, at most 1, mean over the neurons.
+
+        A neuron whose weights err by as much as its threshold is lost, and cannot be lost twice.
+        """
         scaled, unit = self._in_units(theta_ref)
         squares = ((np.clip(np.rint(scaled), -self.qmax, self.qmax) - scaled) * unit) ** 2
         theta = self.threshold.reshape(-1)
@@ -79,7 +82,7 @@ class Fold:
         else:
             counted = np.bincount(self.single[0], squares, minlength=theta.size)
             total = np.asarray(counted, np.float64)
-        return float((np.sqrt(total) / theta).mean())
+        return float(np.minimum(np.sqrt(total) / theta, 1).mean())
 
     def best(self, low: float, high: float) -> int:
         """The theta_ref from ``low`` to ``high`` with the least error, at least 1."""
