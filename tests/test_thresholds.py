@@ -537,6 +537,26 @@ def test_spreads_are_chosen_as_a_search_of_all_would(table, budget):
     assert total(mine)[0] == pytest.approx(min(total(pick)[0] for pick in fits))
 
 
+@pytest.mark.parametrize("cores", range(20, 70, 4))
+def test_profiles_keep_to_the_chips_that_are_there(cores):
+    """Also where the cores of a layer depend on the next one's spread, so that the first try fails."""
+    text = "4C3-BN-LIF-P4-FC40-LIF-FC60-LIF-AvgPool6"
+    before = network(text, chip="loihi1", thresholds="native")
+    chip = chips.load("loihi1")
+    facts = chip.limits.model_copy(
+        update={
+            "cores_per_chip": chip.limits.cores_per_chip.model_copy(update={"value": cores}),
+            "out_axons_per_core": chip.limits.out_axons_per_core.model_copy(update={"value": 30}),
+        }
+    )
+    small = chip.model_copy(update={"limits": facts})
+    before = replace(before, placement=placement.place(before, small))
+    after = profiles.pack(before, small)
+    assert after.placement.chips == before.placement.chips
+    assert after.placement.cores <= cores * before.placement.chips
+    assert after.lowering == "profiles"
+
+
 def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
     file = tmp_path / "m.nir"
     nir_file.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
