@@ -16,15 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import ZOO, random_net, random_spikes, synapses
 from random_networks import draw
+from test_quantize import dense
 
 import stl_deploy
+from stl_deploy import bounds, folding, nir_file, placement, profiles
 from stl_deploy import chip as chips
-from stl_deploy import folding, nir_file, placement, profiles
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.graph import KEY
 from stl_deploy.hw_sim import reference
 from stl_deploy.models.net import infer
-from stl_deploy.network import Conv, LifLayer, Sparse, in_bounds_synapses
+from stl_deploy.network import Conv, Sparse, in_bounds_synapses
 
 CONVOLUTIONAL = "4C3-BN-LIF-P4-FC20-LIF-AvgPool2"
 
@@ -88,6 +89,12 @@ def test_auto_keeps_few_thresholds_as_they_are():
     assert got.lowering == "native"
     assert "distinct thresholds, and loihi1 holds 7" in got.lowering_reason
     assert got.diagnostics == ()
+
+
+@pytest.mark.parametrize(("distinct", "lowering"), [(7, "native"), (8, "profiles")])
+def test_auto_counts_the_thresholds_of_a_core(distinct, lowering):
+    built = dense(np.ones((16, 3)), 1 + np.arange(16) % distinct)
+    assert stl_deploy.quantize(built, chip="loihi1").lowering == lowering
 
 
 @pytest.mark.parametrize("chip", ["ideal", "loihi2"])
@@ -195,6 +202,7 @@ def test_single_connections_compute_what_their_convolution_does():
         made, _ = draw(seed)
         for layer in made.lif_layers:
             if isinstance(layer.synapses, Conv):
+                layer = replace(layer, exp=2)
                 single = unrolled(layer)
                 inputs = np.random.default_rng(seed).integers(0, 3, (5, *layer.input_shape))
                 np.testing.assert_array_equal(
@@ -321,23 +329,51 @@ def test_proven_holds_for_folded_layers():
     assert plain.precision["lif1"].worst_sum > 2**15  # else this shows nothing
 
 
+def test_a_folded_bias_fits_its_register():
+    """One neuron's bias is thousands of times its threshold, which alone would ask for fine units."""
+    bias = np.zeros(8)
+    bias[3] = 60.0
+    built = dense(np.full((8, 4), 0.5), np.full(8, 0.9), bias)
+    got = stl_deploy.quantize(built, chip="loihi2", thresholds="fold").lif_layers[0]
+    assert 1000 < np.abs(got.bias_mant).max() <= 4095
+
+
+def test_a_folded_layer_keeps_the_headroom_of_calibration():
+    rng = np.random.default_rng(0)
+    built = dense(rng.uniform(0.1, 1, (6, 1000)), rng.uniform(0.5, 1, 6))
+    calib = (rng.random((4, 4, 1000)) < 0.6).astype(np.uint8)
+    options = {"chip": "loihi1", "thresholds": "fold", "overflow": "checked"}
+    layer = stl_deploy.quantize(built, calib=calib, **options).lif_layers[0]
+    seen = np.abs(reference.accumulate(layer, calib.reshape(-1, 1000))).max()
+    assert 2**13 < seen <= 1.01 * 2**14
+
+
+def test_netx_is_left_out_and_the_export_says_so(tmp_path):
+    manifest = stl_deploy.export(network(chip="loihi2", thresholds="fold"), "loihi", tmp_path / "o")
+    assert "loihi/network.net" not in manifest["files"]
+    (note,) = (d for d in manifest["diagnostics"] if "netx" in d["where"])
+    assert "lif1 are folded convolutions" in note["what"]
+    assert "--thresholds native" in note["remedy"]
+
+
 # The file of a fold
 
 
-@pytest.fixture
-def path(tmp_path):
-    file = tmp_path / "model.nir"
-    nir_file.write(nir_file.to_nir(folded()), file)
-    return file
-
-
-def folded():
+@pytest.fixture(params=[0, 2])
+def before(request):
     graph = stl_deploy.from_torch(with_low(*LOW))
-    return stl_deploy.quantize(graph, chip="loihi2", thresholds="fold")
+    options = {"chip": "loihi2", "thresholds": "fold", "weight_exp": request.param}
+    return stl_deploy.quantize(graph, **options)
 
 
-def test_a_fold_comes_back_as_it_was(path):
-    before, after = folded(), nir_file.read_network(path)
+@pytest.fixture
+def path(before, tmp_path):
+    nir_file.write(nir_file.to_nir(before), tmp_path / "model.nir")
+    return tmp_path / "model.nir"
+
+
+def test_a_fold_comes_back_as_it_was(before, path):
+    after = nir_file.read_network(path)
     assert any("cuts off weights" in d.what for d in before.diagnostics)
     for a, b in zip(before.lif_layers, after.lif_layers, strict=True):
         for key in ("vth", "bias_mant", "scale"):
@@ -590,12 +626,15 @@ def test_a_wrong_order_is_refused(tmp_path, layer, order, what):
 
 
 def test_rounding_up_cannot_break_the_proof():
-    """A proof for auto and profiles takes every threshold of the layer as high as the highest."""
-    from stl_deploy import bounds
-
-    got = network(chip="loihi1", thresholds="profiles", overflow="proven")
-    for layer in got.lif_layers:
-        assert isinstance(layer, LifLayer)
-        high = replace(layer, vth=np.full_like(layer.vth, layer.vth.max()))
-        down, up = bounds.voltage_range(high, 1, got.timesteps)
-        assert max(-down.min(), up.max()) < 2**23
+    """A neuron with a low threshold takes a high one of its layer, and its voltage does not decay."""
+    theta = np.array([0.5, 1000.0] * 8)
+    built = dense(np.ones((16, 250)), theta, tau=4095 / 4096)
+    options = {"chip": "loihi1", "overflow": "proven"}
+    low = stl_deploy.quantize(built, thresholds="native", **options).lif_layers[0]
+    layer = stl_deploy.quantize(built, **options).lif_layers[0]
+    high = {
+        name: replace(n, vth=np.full_like(n.vth, n.vth.max()))
+        for name, n in (("native", low), ("auto", layer))
+    }
+    worst = {name: bounds.voltage_range(n, 1, 4)[1].max() for name, n in high.items()}
+    assert worst["auto"] < 2**23 <= worst["native"]
