@@ -628,7 +628,7 @@ def test_a_wrong_order_is_refused(tmp_path, layer, order, what):
 def test_rounding_up_cannot_break_the_proof():
     """A neuron with a low threshold takes a high one of its layer, and its voltage does not decay."""
     theta = np.array([0.5, 1000.0] * 8)
-    built = dense(np.ones((16, 250)), theta, tau=4095 / 4096)
+    built = dense(np.ones((16, 250)), theta, tau=4095 / 4096, timesteps=6)
     options = {"chip": "loihi1", "overflow": "proven"}
     low = stl_deploy.quantize(built, thresholds="native", **options).lif_layers[0]
     layer = stl_deploy.quantize(built, **options).lif_layers[0]
@@ -636,5 +636,5 @@ def test_rounding_up_cannot_break_the_proof():
         name: replace(n, vth=np.full_like(n.vth, n.vth.max()))
         for name, n in (("native", low), ("auto", layer))
     }
-    worst = {name: bounds.voltage_range(n, 1, 4)[1].max() for name, n in high.items()}
+    worst = {name: bounds.voltage_range(n, 1, 6)[1].max() for name, n in high.items()}
     assert worst["auto"] < 2**23 <= worst["native"]
