@@ -69,10 +69,10 @@ def simulate(
     rasters.check_fits(raster, str(data), network)
     with progress(as_json) as bar:
         task = bar.add_task("simulate", total=len(raster.spikes), note="samples")
-        counts = sim.run(
-            network, raster, out, states, lambda done: bar.update(task, completed=done)
+        done = sim.run(
+            network, raster, out, states, lambda n: bar.update(task, completed=n), profile
         )
-    activity = sim.summarize(network, counts, raster, profile)
+    activity, counts = sim.summarize(network, done, raster), done.counts
     if report is not None:
         with atomic(report) as temporary:
             temporary.write_text(render(model.name, network, activity=activity), "utf-8")

@@ -72,6 +72,14 @@ def of(network: IntegerNetwork, chip: Chip) -> Placement | None:
     return place(network, chip)
 
 
+def core_of(layer: Layer, placed: LayerPlacement) -> Int64:
+    """Which core of the layer, counted from 0, each neuron lies on: int64 [neurons] in C order."""
+    dealt = np.repeat(np.arange(placed.cores), placed.blocks)
+    if len(layer.shape) == 1:
+        return dealt
+    return np.moveaxis(dealt.reshape(*layer.shape[1:], layer.shape[0]), -1, 0).reshape(-1)
+
+
 def place(network: IntegerNetwork, chip: Chip) -> Placement | None:
     """Place ``network`` on ``chip``; None where the chip has no cores (``ideal``).
 

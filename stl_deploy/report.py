@@ -485,7 +485,7 @@ def _energy_section(
         event_colours=event_colours,
         layer_colours=layer_colours,
         static_colour=STATIC_COLOUR,
-        static_range_j={n: _static_range(e, profiles[n][0]) for n, e in energies.items()},
+        static_range_j={n: e.static_range_j for n, e in energies.items()},
         per_synop_j={n: e.dynamic_j / synops if synops else None for n, e in energies.items()},
         figures=[
             _stacked("By event", by_event, event_colours | {"static": STATIC_COLOUR}, joule),
@@ -493,14 +493,6 @@ def _energy_section(
         ],
         beyond=list(dict.fromkeys(p for e in energies.values() for p in e.beyond)),
     )
-
-
-def _static_range(energy: Energy, chip: chips.Chip) -> tuple[float, float] | None:
-    if energy.static_j is None or chip.static is None:
-        return None
-    low, high = chip.static.core_watt_low.value, chip.static.core_watt_high.value
-    # static_j is the middle of the range times cores and time.
-    return (energy.static_j * 2 * low / (low + high), energy.static_j * 2 * high / (low + high))
 
 
 # Figures
