@@ -17,8 +17,9 @@ from stl_deploy import chip as chips
 from stl_deploy import report
 from stl_deploy.comparison import LayerParity, ParityReport
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.counts import Counter, Counts
-from stl_deploy.hw_sim.energy import Energy, assess
+from stl_deploy.hw_sim.counts import Counts
+from stl_deploy.hw_sim.energy import Energy
+from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.network import (
     Conv,
     Dense,
@@ -77,16 +78,12 @@ def network(chip: str = "loihi2", **fields) -> IntegerNetwork:
 
 def run(network: IntegerNetwork, profiles: bool = True) -> report.Activity:
     raster = np.random.default_rng(1).integers(0, 2, (SAMPLES, STEPS, 1, 6, 6)).astype(np.uint8)
-    trace, counter = reference.run(network, raster), Counter(network)
-    counter.add(raster, trace)
-    counts = counter.total()
-    energies = {
-        name: assess(network, counts, chip, profile)
-        for name, (chip, profile) in chips.profiles().items()
-        if profiles
-    }
+    recorder = Recorder(network)
+    trace = reference.run(network, raster, cores=recorder.cores)
+    recorder.add(raster, trace)
+    done = recorder.done()
     sample = {"input": raster[0], **{n: did.spikes[0] for n, did in trace.layers.items()}}
-    return report.Activity(counts, energies, 0.8, sample)
+    return report.Activity(done.counts, done.energies if profiles else {}, 0.8, sample)
 
 
 PARITY = ParityReport(
