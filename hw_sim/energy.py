@@ -196,11 +196,15 @@ class OnChip:
         self.neurons = [
             np.array(placed.layers[layer.name].blocks, np.int64) for layer in network.layers
         ]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything added."""
         self.totals = {
             name: [np.zeros(len(n), np.int64) for n in self.neurons] for name in COUNTERS
         }
-        self.link_packets = [np.zeros(self.mesh.links, np.int64) for _ in network.layers]
-        self.schedule = Schedule(len(network.layers), self.mesh.links)
+        self.link_packets = [np.zeros(self.mesh.links, np.int64) for _ in self.network.layers]
+        self.schedule = Schedule(len(self.network.layers), self.mesh.links)
 
     def add(
         self, inputs: IntArray, trace: Trace, active: Mapping[str, Int64]
