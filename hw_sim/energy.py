@@ -11,7 +11,6 @@ they need in the step before, in which the layer before it sends: N samples of T
 
 from __future__ import annotations
 
-from collections import Counter as Multiset
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -59,8 +58,9 @@ class Traffic:
 
     def layer_of(self, core: int) -> str:
         """The name of the layer that lies on a core."""
-        firsts = [placed.first_core for placed in self.placed.layers.values()]
-        return self.layers[int(np.searchsorted(firsts, core, "right")) - 1]
+        return next(
+            name for name, on in self.placed.layers.items() if core < on.first_core + on.cores
+        )
 
     @property
     def links(self) -> list[tuple[Link, int]]:
@@ -355,6 +355,7 @@ class Meter:
         watt = None if chip.static is None else chip.static.watt(placed.cores, placed.chips)
         static = None if watt is None else (watt[0] * total, watt[1] * total)
         traffic = self.on.traffic()
+        phase = np.arange(len(seconds)) % timesteps
         return Energy(
             by_event_j={e: sum(part[e] for part in by_layer_event.values()) for e in EVENTS},
             by_layer_j={name: sum(part.values()) for name, part in by_layer_event.items()},
@@ -363,13 +364,10 @@ class Meter:
             static_range_j=static,
             time_s=total,
             latency_s=float(seconds.mean()) * (timesteps + len(self.layers)),
-            per_step_s=tuple(float(seconds[t::timesteps].mean()) for t in range(timesteps)),
-            per_step_j=tuple(1e-12 * float(pj[t::timesteps].mean()) for t in range(timesteps)),
-            bounds=tuple(_bounds(part, core, traffic)),
-            step_bounds=tuple(
-                _bounds(part[t::timesteps], core[t::timesteps], traffic)[0]
-                for t in range(timesteps)
-            ),
+            per_step_s=_means(seconds, phase),
+            per_step_j=_means(1e-12 * pj, phase),
+            bounds=tuple(_bounds(part, core, np.zeros_like(phase), traffic)[0]),
+            step_bounds=tuple(of[0] for of in _bounds(part, core, phase, traffic)),
             series_s=seconds,
             series_j=1e-12 * pj,
             traffic=traffic,
@@ -427,15 +425,21 @@ def _in_column(values: NDArray[Any], column: int, columns: int) -> Float:
     return table
 
 
-def _bounds(part: Int64, core: Int64, traffic: Traffic) -> list[Bound]:
-    """What bound some steps and how many of them, the most frequent first."""
-    found = Multiset(zip(part.tolist(), core.tolist(), strict=True))
-    return [
-        Bound(
-            part=PARTS[p],
-            core=None if c < 0 else c,
-            layer=None if c < 0 else traffic.layer_of(c),
-            steps=steps,
-        )
-        for (p, c), steps in sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    ]
+def _bounds(part: Int64, core: Int64, phase: Int64, traffic: Traffic) -> list[list[Bound]]:
+    """For each phase what bound its steps and how many of them, the most frequent first."""
+    cores = traffic.placed.cores + 1
+    found, steps = np.unique((phase * len(PARTS) + part) * cores + core + 1, return_counts=True)
+    bounds: list[list[Bound]] = [[] for _ in range(int(phase.max()) + 1)]
+    for which in np.lexsort((found, -steps)).tolist():
+        rest, at = divmod(int(found[which]), cores)
+        of, p = divmod(rest, len(PARTS))
+        on = None if at == 0 else at - 1
+        layer = None if on is None else traffic.layer_of(on)
+        bounds[of].append(Bound(PARTS[p], on, layer, int(steps[which])))
+    return bounds
+
+
+def _means(series: Float, phase: Int64) -> tuple[float, ...]:
+    """The mean of ``series`` over the steps of each phase."""
+    means: list[float] = (np.bincount(phase, series) / np.bincount(phase)).tolist()
+    return tuple(means)
