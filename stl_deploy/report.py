@@ -646,7 +646,7 @@ def _core_map(title: str, traffic: Traffic, colours: dict[str, str], samples: in
             colour = colours[traffic.layer_of(int(core))]
             axes.add_patch(Rectangle(at, side, side, color=colour, alpha=shade, linewidth=0))
         axes.set_xlim(0, mesh.columns)
-        axes.set_ylim(mesh.rows, 0)
+        axes.set_ylim(0, mesh.rows)
         axes.set_aspect("equal")
         axes.axis("off")
 

@@ -332,6 +332,39 @@ def test_the_model_reads_what_the_file_says(chip):
     assert set(loaded.profiles) == set(table.get("profiles", {}))
 
 
+def test_the_loihi_2_profile_is_nahuku_scaled_to_one_measurement():
+    """One factor for energies and one for times; the measured load then takes what was measured."""
+    nahuku = facts("loihi1")["profiles"]["loihi1-nahuku"]
+    two, load = facts("loihi2")["profiles"]["loihi2-pilotnet"], facts("loihi2")["pilotnet"]
+    for table in ("update", "synop", "packet", "hop"):
+        for unit in ("pj", "ns"):
+            ours, theirs = two[f"{table}_{unit}"], nahuku[f"{table}_{unit}"]
+            assert set(ours) == set(theirs)
+            factor = two["update_" + unit]["always"] / nahuku["update_" + unit]["always"]
+            for key, value in ours.items():
+                assert value == pytest.approx(theirs[key] * factor, rel=1e-3), (table, key)
+    assert two["barrier"]["tiles"] == nahuku["barrier"]["tiles"]
+    n, f, s, cores = (load[k]["value"] for k in ("updates", "spikes", "synops", "cores"))
+    pj, ns = two["update_pj"], two["update_ns"]
+    energy = n * (pj["always"] + pj["active"]) + f * (pj["spike"] + two["packet_pj"]["out"])
+    energy += s * two["synop_pj"]["conv"]
+    assert 1e-6 * energy == pytest.approx(load["dynamic_uj"]["value"], rel=1e-3)
+    generate = n * (ns["always"] + ns["active"]) + f * (ns["spike"] + two["packet_ns"]["out"])
+    receive = f * two["packet_ns"]["in"] + s * two["synop_ns"]["conv"]
+    step = 1e-3 * max(generate, receive) / cores + barrier_us(two["barrier"], -(-cores // 4))
+    assert step == pytest.approx(load["step_us"]["value"], rel=1e-3)
+    assert two["extrapolation"]
+    assert not nahuku.get("extrapolation")
+
+
+@pytest.mark.parametrize("profile", CHIP_OF)
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 28, 29, 32, 500])
+def test_barrier(profile, tiles):
+    table = facts(CHIP_OF[profile])["profiles"][profile]["barrier"]
+    got = chips.profiles()[profile][1].barrier.seconds(tiles)
+    assert got == close(1e-6 * barrier_us(table, tiles))
+
+
 def test_registers():
     ideal, one, two = (chips.load(name) for name in CHIPS)
     assert (ideal.state_limit, ideal.accumulator_limit) == (None, None)
