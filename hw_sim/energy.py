@@ -429,12 +429,13 @@ def _bounds(part: Int64, core: Int64, phase: Int64, traffic: Traffic) -> list[li
     """For each phase what bound its steps and how many of them, the most frequent first."""
     cores = traffic.placed.cores + 1
     found, steps = np.unique((phase * len(PARTS) + part) * cores + core + 1, return_counts=True)
+    names = [n for n, on in traffic.placed.layers.items() for _ in range(on.cores)]
     bounds: list[list[Bound]] = [[] for _ in range(int(phase.max()) + 1)]
     for which in np.lexsort((found, -steps)).tolist():
         rest, at = divmod(int(found[which]), cores)
         of, p = divmod(rest, len(PARTS))
         on = None if at == 0 else at - 1
-        layer = None if on is None else traffic.layer_of(on)
+        layer = None if on is None else names[on]
         bounds[of].append(Bound(PARTS[p], on, layer, int(steps[which])))
     return bounds
 

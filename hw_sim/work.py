@@ -215,18 +215,18 @@ class _Columns:
         self.kinds, first = _kinds(matrix)
         # Counting spikes by kind takes a counter for each, which few equal columns do not repay.
         self.merged = 2 * len(first) <= len(self.kinds)
-        self.matrix = csr_array((matrix[:, first] if self.merged else matrix).T)
+        self.matrix = csr_array(matrix[:, first] if self.merged else matrix.T)
 
     def count(self, step: Int64, neuron: Int64, steps: int) -> dict[str, Int32]:
         """Each counter [S, counters] for the spikes of ``neuron`` in ``step``, in order of steps."""
-        kinds = len(self.kinds) if not self.merged else self.matrix.shape[0]
         if self.merged:
+            kinds = self.matrix.shape[1]
             counts = np.bincount(step * kinds + self.kinds[neuron], minlength=steps * kinds)
-            total = (self.matrix.T @ counts.reshape(steps, kinds).T.astype(np.int32)).T
+            total = (self.matrix @ counts.reshape(steps, kinds).T.astype(np.int32)).T
         else:
             starts = np.searchsorted(step, np.arange(steps + 1))
             ones = np.ones(len(neuron), np.int32)
-            fired = csr_array((ones, neuron, starts), shape=(steps, kinds))
+            fired = csr_array((ones, neuron, starts), shape=(steps, len(self.kinds)))
             total = (fired @ self.matrix).toarray()
         return dict(zip(self.names, np.split(total, self.ends, axis=1), strict=True))
 
