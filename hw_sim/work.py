@@ -185,11 +185,11 @@ class _Spike:
 
     def __init__(self, rows: dict[str, csr_array], ways: Int64 | None = None) -> None:
         self.ways = np.zeros((0, 2), np.int64) if ways is None else ways
-        # Synapses differ from neuron to neuron where weights are zero, all else by place alone.
-        alike = [name for name in rows if name != "synops"]
-        self.parts = [_Columns(rows, alike)]
-        if "synops" in rows:
-            self.parts.append(_Columns(rows, ["synops"]))
+        self.parts = [_Columns(rows, list(rows))]
+        if not self.parts[0].merged and "synops" in rows:
+            # Synapses differ from neuron to neuron where weights are zero, all else by place alone.
+            alike = [name for name in rows if name != "synops"]
+            self.parts = [_Columns(rows, alike), _Columns(rows, ["synops"])]
 
     def count(self, spikes: IntArray) -> dict[str, Int32]:
         """Each counter [S, counters] for spikes [N, T, *shape], S = N*T."""
