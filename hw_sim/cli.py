@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from stl_deploy.commands.common import (
@@ -24,7 +25,7 @@ from stl_deploy.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from stl_deploy.hw_sim.counts import Counts
-    from stl_deploy.hw_sim.energy import Energy
+    from stl_deploy.hw_sim.energy import Bound, Energy, Traffic
     from stl_deploy.network import IntegerNetwork
 
 
@@ -69,10 +70,10 @@ def simulate(
     rasters.check_fits(raster, str(data), network)
     with progress(as_json) as bar:
         task = bar.add_task("simulate", total=len(raster.spikes), note="samples")
-        counts = sim.run(
-            network, raster, out, states, lambda done: bar.update(task, completed=done)
+        done = sim.run(
+            network, raster, out, states, lambda n: bar.update(task, completed=n), profile
         )
-    activity = sim.summarize(network, counts, raster, profile)
+    activity, counts = sim.summarize(network, done, raster), done.counts
     if report is not None:
         with atomic(report) as temporary:
             temporary.write_text(render(model.name, network, activity=activity), "utf-8")
@@ -94,7 +95,10 @@ def to_json(
     """The object that ``--json`` prints: totals over all samples, energy and time per inference."""
     from stl_deploy import chip as chips
     from stl_deploy import placement
+    from stl_deploy.hw_sim import neurobench
 
+    bench = neurobench.metrics(network, counts)
+    traffic = {e.traffic.placed.chip: e.traffic for e in energies.values()}
     placed = placement.of(network, chips.load(network.chip))
     return {
         "samples": counts.samples,
@@ -113,28 +117,63 @@ def to_json(
             }
             for c in counts.layers
         ],
-        "profiles": {
-            name: {
-                "energy_j": {
-                    "dynamic": e.dynamic_j,
-                    "static": e.static_j,
-                    "io": None,
-                    "total": e.total_j,
-                    "by_event": e.by_event_j,
-                    "by_layer": e.by_layer_j,
-                },
-                "time_s": {
-                    "per_inference": e.time_s,
-                    "latency": e.latency_s,
-                    "per_step": list(e.per_step_s),
-                },
-                "cores": e.cores,
-                "beyond": list(e.beyond),
-            }
-            for name, e in energies.items()
-        },
+        "profiles": {name: _profile_json(e) for name, e in energies.items()},
+        "traffic": {chip: _traffic_json(t) for chip, t in traffic.items()},
+        "neurobench": vars(bench),
+        "convention_45nm": vars(neurobench.convention_45nm(network, bench)),
         "predictions": counts.predictions.tolist(),
         "accuracy": accuracy,
+    }
+
+
+def _profile_json(e: Energy) -> dict[str, Any]:
+    """Energy and time by one profile; ``io`` is null because nobody has published what it takes."""
+    return {
+        "energy_j": {
+            "dynamic": e.dynamic_j,
+            "static": e.static_j,
+            "static_range": e.static_range_j,
+            "io": None,
+            "total": e.total_j,
+            "by_event": e.by_event_j,
+            "by_layer": e.by_layer_j,
+            "by_layer_event": e.by_layer_event_j,
+            "per_step": list(e.per_step_j),
+        },
+        "time_s": {
+            "per_inference": e.time_s,
+            "latency": e.latency_s,
+            "per_step": list(e.per_step_s),
+        },
+        "bounds": [vars(bound) for bound in e.bounds],
+        "step_bounds": [vars(bound) for bound in e.step_bounds],
+        "chip": e.traffic.placed.chip,
+        "cores": e.cores,
+        "extrapolation": e.extrapolation,
+        "beyond": list(e.beyond),
+    }
+
+
+def _traffic_json(traffic: Traffic) -> dict[str, Any]:
+    """Totals of every core and of every link that carried anything, over all samples and steps."""
+    mesh, tiles = traffic.mesh, traffic.mesh.tile(np.arange(traffic.placed.cores))
+    columns, rows = mesh.position(tiles)
+    counters = ("neurons", "active", "spikes", "synops", "packets_in", "packets_out")
+    return {
+        "tiles": {"columns": mesh.columns, "rows": mesh.rows, "chips": mesh.chips},
+        "cores": [
+            {
+                "core": core,
+                "layer": traffic.layer_of(core),
+                "tile": int(tiles[core]),
+                "column": int(columns[core]),
+                "row": int(rows[core]),
+            }
+            | {name: int(getattr(traffic, name)[core]) for name in counters}
+            for core in range(traffic.placed.cores)
+        ],
+        "links": [vars(link) | {"packets": packets} for link, packets in traffic.links],
+        "host_packets": {"in": traffic.in_from_host, "out": traffic.out_to_host},
     }
 
 
@@ -160,29 +199,61 @@ def _print(
     )
     if energies:
         _print_energies(energies)
+    _print_neurobench(result)
     warn_overflows(counts.overflows)
     if result["accuracy"] is not None:
         say(f"accuracy: {100 * result['accuracy']:.2f} % of {n:,} samples")
 
 
 def _print_energies(energies: dict[str, Energy]) -> None:
+    """All profiles side by side."""
+
     def joules(value: float | None) -> str:
         return "-" if value is None else f"{1e6 * value:,.3f} uJ"
 
-    events = list(next(iter(energies.values())).by_event_j)
-    rows = [(event, *(joules(e.by_event_j[event]) for e in energies.values())) for event in events]
-    rows += [
-        ("dynamic", *(joules(e.dynamic_j) for e in energies.values())),
-        ("static", *(joules(e.static_j) for e in energies.values())),
-        ("I/O", *("not in profile" for _ in energies)),
-        ("total", *(joules(e.total_j) for e in energies.values())),
-        ("time per inference", *(f"{1e6 * e.time_s:,.1f} us" for e in energies.values())),
-        ("latency, T + D steps", *(f"{1e6 * e.latency_s:,.1f} us" for e in energies.values())),
-        ("cores of Loihi 1", *(str(e.cores) for e in energies.values())),
+    def seconds(value: float) -> str:
+        return f"{1e6 * value:,.1f} us"
+
+    columns = list(energies.values())
+    rows = [
+        (event, *(joules(e.by_event_j[event]) for e in columns)) for event in columns[0].by_event_j
     ]
-    table("Energy and time per inference, as Loihi 1 would take them", ("", *energies), rows)
-    for problem in dict.fromkeys(p for e in energies.values() for p in e.beyond):
+    rows += [
+        ("dynamic", *(joules(e.dynamic_j) for e in columns)),
+        ("static", *(joules(e.static_j) for e in columns)),
+        ("I/O", *("not published" for _ in columns)),
+        ("total without I/O", *(joules(e.total_j) for e in columns)),
+        ("time per inference", *(seconds(e.time_s) for e in columns)),
+        ("latency, T + D steps", *(seconds(e.latency_s) for e in columns)),
+        ("slowest in most steps", *(_bound(e.bounds[0]) for e in columns)),
+        ("cores", *(str(e.cores) for e in columns)),
+    ]
+    table("Energy and time per inference, as these chips would take them", ("", *energies), rows)
+    for name, e in energies.items():
+        if e.extrapolation is not None:
+            say(f"{name} is an extrapolation: {e.extrapolation}")
+    for problem in dict.fromkeys(p for e in columns for p in e.beyond):
         warn(f"energy and time are those of larger cores than there are: {problem}")
+
+
+def _bound(bound: Bound) -> str:
+    return bound.part if bound.core is None else f"core {bound.core} of {bound.layer}, {bound.part}"
+
+
+def _print_neurobench(result: dict[str, Any]) -> None:
+    """NeuroBench's metrics and the convention of papers, which is no estimate of a chip."""
+    bench, at_45nm = result["neurobench"], result["convention_45nm"]
+    say(
+        f"NeuroBench: {bench['effective_acs']:,.0f} effective ACs, "
+        f"{bench['effective_macs']:,.0f} effective MACs, {bench['dense']:,.0f} dense; activation "
+        f"sparsity {bench['activation_sparsity']:.4f}, connection sparsity "
+        f"{bench['connection_sparsity']:.4f}, footprint {bench['footprint_bytes']:,} bytes"
+    )
+    say(
+        f"45 nm convention of papers (0.9 pJ an AC, 4.6 pJ a MAC, nothing else): "
+        f"{1e6 * at_45nm['snn_j']:,.3f} uJ, {1e6 * at_45nm['ann_j']:,.3f} uJ as one dense pass in MACs; "
+        "for comparison with papers, no estimate of any chip"
+    )
 
 
 def main() -> None:

@@ -1,46 +1,115 @@
-"""Energy and time of a run from a named profile of ``chips/*.toml``.
+"""Energy and time of a run from named profiles of ``chips/*.toml``, exact for every core and step.
 
 Per physical step and core (SANA-FE's "simple" schedule): generating takes
-G = always*neurons + active*U + spike*F + out*packets, receiving R = in*packets + synop*S; a step
-lasts as long as its slowest core's larger part, and the barrier. Cores and axons are those of the
-placement on the profile's chip. A layer's events are spread evenly over its cores and axons: a spike
-becomes as many packets as the layer's neurons have out-axons on average. Hops between tiles are not
-counted.
+G = always*neurons + active*U + spike*F + out*packets, receiving R = in*packets + synop*S. The network
+takes as long as its busiest link is occupied and a packet of the longest way travels. A step lasts as
+long as the largest of all G, all R and the network, and the barrier.
+
+Layer i of 0..D-1 updates its neurons for logical step k in physical step k + i + 1, and receives what
+they need in the step before, in which the layer before it sends: N samples of T steps take N*T + D.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy import chip as chips
 from stl_deploy import placement
 from stl_deploy.chip import Chip, Profile
-from stl_deploy.hw_sim.counts import Counts
-from stl_deploy.network import IntegerNetwork, Layer, OrPool, Placement
+from stl_deploy.hw_sim.mesh import Link, Mesh
+from stl_deploy.hw_sim.reference import Trace
+from stl_deploy.hw_sim.work import LayerWork, Work
+from stl_deploy.network import IntArray, IntegerNetwork, Layer, OrPool, Placement
 
 Float = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+COUNTERS = ("active", "spikes", "synops", "packets_in", "packets_out")
+EVENTS = ("neuron update", "neuron spike", "synop", "packet out", "packet in", "hop")
+PARTS = ("generate", "receive", "network")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Events of every core and link of one chip, summed over all samples and steps of a run.
+
+    Integers [cores], cores as placement numbers them; ``link_packets`` [links] as ``Mesh`` numbers
+    them. ``in_from_host`` and ``out_to_host`` are packets that cross the chip's edge.
+    """
+
+    placed: Placement
+    mesh: Mesh
+    layers: tuple[str, ...]
+    neurons: Int64
+    active: Int64
+    spikes: Int64
+    synops: Int64
+    packets_in: Int64
+    packets_out: Int64
+    link_packets: Int64
+    in_from_host: int
+    out_to_host: int
+
+    def layer_of(self, core: int) -> str:
+        """The name of the layer that lies on a core."""
+        return next(
+            name for name, on in self.placed.layers.items() if core < on.first_core + on.cores
+        )
+
+    @property
+    def links(self) -> list[tuple[Link, int]]:
+        """The links that carried anything, and how many packets, the busiest first."""
+        used = np.flatnonzero(self.link_packets)
+        order = used[np.argsort(-self.link_packets[used], kind="stable")]
+        return [(self.mesh.link(int(n)), int(self.link_packets[n])) for n in order]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the time of some steps hung on: a part of the work of a core, or the network."""
+
+    part: str
+    core: int | None
+    layer: str | None
+    steps: int
 
 
 @dataclass(frozen=True)
 class Energy:
     """Per inference, in joules and seconds, mean over the samples of a run.
 
-    ``static_j`` takes the middle of the measured range of static power, None where none is known;
-    ``latency_s`` covers T + D steps; ``per_step_s`` is the mean duration of the steps t = 0..T-1.
-    ``beyond`` lists what no core of that chip could hold: the figures are then those of larger cores.
+    ``static_j`` takes the middle of the measured range ``static_range_j`` of static power, None where
+    none is known; ``latency_s`` covers T + D steps. ``per_step_s`` and ``per_step_j`` (dynamic) are
+    means over the physical steps t, t + T, ... for t = 0..T-1; ``step_bounds`` what bound most of each
+    of them, ``bounds`` what bound steps at all, the most frequent first. ``series_s`` and ``series_j``
+    are the time and the dynamic energy of every physical step [N*T + D]. ``beyond`` lists what no core
+    of that chip could hold: the figures are then those of larger cores. ``extrapolation`` says what
+    the profile rests on that nobody published.
     """
 
     by_event_j: dict[str, float]
     by_layer_j: dict[str, float]
+    by_layer_event_j: dict[str, dict[str, float]]
     static_j: float | None
+    static_range_j: tuple[float, float] | None
     time_s: float
     latency_s: float
     per_step_s: tuple[float, ...]
+    per_step_j: tuple[float, ...]
+    bounds: tuple[Bound, ...]
+    step_bounds: tuple[Bound, ...]
+    series_s: Float
+    series_j: Float
+    traffic: Traffic
     cores: int
     beyond: tuple[str, ...] = ()
+    extrapolation: str | None = None
 
     @property
     def dynamic_j(self) -> float:
@@ -49,40 +118,142 @@ class Energy:
 
     @property
     def total_j(self) -> float:
-        """Dynamic and static; I/O is not part of any profile yet."""
+        """Dynamic and static; no profile knows what I/O takes."""
         return self.dynamic_j + (self.static_j or 0.0)
 
 
-def assess(network: IntegerNetwork, counts: Counts, chip: Chip, profile: Profile) -> Energy:
-    """Energy and time of ``counts`` on ``chip`` by ``profile``."""
-    cores = placement.of(network, chip)
-    if cores is None:
-        raise ValueError(f"{chip.name} has no cores")
-    by_layer = {
-        layer.name: _layer_energy(i, network, counts, profile, cores)
-        for i, layer in enumerate(network.layers)
-    }
-    by_event = {
-        event: sum(part[event] for part in by_layer.values()) / counts.samples
-        for event in next(iter(by_layer.values()))
-    }
-    steps = _step_times(network, counts, profile, cores)
-    total = float(steps.sum())
-    phases = np.arange(len(steps)) % counts.timesteps
-    static = None
-    if chip.static is not None:
-        low, high = chip.static.core_watt_low.value, chip.static.core_watt_high.value
-        static = (low + high) / 2 * cores.cores * total / counts.samples
-    return Energy(
-        by_event_j=by_event,
-        by_layer_j={n: sum(part.values()) / counts.samples for n, part in by_layer.items()},
-        static_j=static,
-        time_s=total / counts.samples,
-        latency_s=float(steps.mean()) * (counts.timesteps + counts.hops),
-        per_step_s=tuple(float(steps[phases == t].mean()) for t in range(counts.timesteps)),
-        cores=cores.cores,
-        beyond=tuple(map(str, cores.beyond)),
-    )
+class Assessment:
+    """Adds up work batch by batch, then prices it: by every profile, or by one.
+
+    Use ``cores`` for ``reference.run`` and ``add`` on each batch, in order.
+    """
+
+    def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
+        wanted = {n: p for n, p in chips.profiles().items() if profile in (None, n)}
+        self.timesteps = network.timesteps
+        # Placing takes seconds where the network is large: once a chip, not once a profile.
+        self.chips = {
+            name: OnChip(network, chip)
+            for name, chip in {chip.name: chip for chip, _ in wanted.values()}.items()
+        }
+        self.meters = {
+            name: Meter(network, self.chips[chip.name], facts)
+            for name, (chip, facts) in wanted.items()
+        }
+
+    @cached_property
+    def cores(self) -> dict[str, IntArray]:
+        """For each layer a number for each neuron that tells its core on every chip."""
+        return {name: joint for name, (joint, _) in self._joint.items()}
+
+    @cached_property
+    def _joint(self) -> dict[str, tuple[IntArray, Int64]]:
+        """For each layer the number of each neuron, and the cores [chips, numbers] that it means."""
+        works = [on.work for on in self.chips.values()]
+        joint: dict[str, tuple[IntArray, Int64]] = {}
+        for layer in works[0].network.layers if works else ():
+            each = np.stack([work.cores[layer.name] for work in works])
+            cores, number = np.unique(each, axis=1, return_inverse=True)
+            joint[layer.name] = number.reshape(-1), cores
+        return joint
+
+    def add(self, inputs: IntArray, trace: Trace) -> None:
+        """Count and price one batch: its inputs [N, T, ...] and what the network did with them."""
+        for i, (chip, on) in enumerate(self.chips.items()):
+            active = {name: self._active(name, i, trace) for name in self._joint}
+            layers, load = on.add(inputs, trace, active)
+            for meter in self.meters.values():
+                if meter.on.chip.name == chip:
+                    meter.add(layers, load)
+
+    def _active(self, layer: str, chip: int, trace: Trace) -> Int64:
+        """Active neurons int64 [N*T, G] by the cores of one chip."""
+        by_number = trace.layers[layer].active_by_core
+        if by_number is None:
+            raise ValueError(f"{layer}: run without the cores of this assessment")
+        cores = self._joint[layer][1][chip]
+        means = np.eye(int(cores.max()) + 1, dtype=np.int64)[cores]
+        total: Int64 = by_number.reshape(-1, by_number.shape[-1]) @ means
+        return total
+
+    def energies(self) -> dict[str, Energy]:
+        """Energy and time by profile, of everything added."""
+        return {name: meter.energy(self.timesteps) for name, meter in self.meters.items()}
+
+
+class OnChip:
+    """A network on one chip: its events by core and link, as they come in."""
+
+    def __init__(
+        self, network: IntegerNetwork, chip: Chip, placed: Placement | None = None
+    ) -> None:
+        placed = placed or placement.of(network, chip)
+        if placed is None:
+            raise ValueError(f"{chip.name} has no cores")
+        self.chip, self.placed, self.network = chip, placed, network
+        self.mesh = Mesh(chip, placed.cores)
+        self.work = Work(network, placed, self.mesh)
+        self.neurons = [
+            np.array(placed.layers[layer.name].blocks, np.int64) for layer in network.layers
+        ]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything added."""
+        self.totals = {
+            name: [np.zeros(len(n), np.int64) for n in self.neurons] for name in COUNTERS
+        }
+        self.link_packets = [np.zeros(self.mesh.links, np.int64) for _ in self.network.layers]
+        self.schedule = Schedule(len(self.network.layers), self.mesh.links)
+
+    def add(
+        self, inputs: IntArray, trace: Trace, active: Mapping[str, Int64]
+    ) -> tuple[list[LayerWork], Float]:
+        """The work of a batch, and the busiest link's packets in the steps that it completes."""
+        return self.take(self.work.count(inputs, trace, active))
+
+    def take(self, layers: list[LayerWork]) -> tuple[list[LayerWork], Float]:
+        """Add work that was counted already."""
+        for i, work in enumerate(layers):
+            for name in COUNTERS:
+                self.totals[name][i] += getattr(work, name).sum(axis=0, dtype=np.int64)
+            self.link_packets[i] += work.links.sum(axis=0, dtype=np.int64)
+        loads = self.schedule.land(
+            len(layers[0].spikes), ((i + 1, work.links) for i, work in enumerate(layers))
+        )
+        return layers, loads.max(axis=1)
+
+    def traffic(self) -> Traffic:
+        """Everything added so far."""
+        events = {name: np.concatenate(self.totals[name]) for name in COUNTERS}
+        return Traffic(
+            placed=self.placed,
+            mesh=self.mesh,
+            layers=tuple(layer.name for layer in self.network.layers),
+            neurons=np.concatenate(self.neurons),
+            **events,
+            link_packets=np.sum(self.link_packets, axis=0),
+            in_from_host=int(self.totals["packets_in"][0].sum()),
+            out_to_host=int(self.totals["packets_out"][-1].sum()),
+        )
+
+
+class Schedule:
+    """Lays rows [S, columns] of logical steps onto physical steps, batch after batch.
+
+    ``land`` returns the S physical steps that no later batch adds to; the last D stay in ``open``.
+    """
+
+    def __init__(self, hops: int, columns: int) -> None:
+        self.open = np.zeros((hops, columns))
+
+    def land(self, steps: int, parts: Iterable[tuple[int, NDArray[Any]]]) -> Float:
+        """Add each of ``parts``, (delay, rows [steps]); the sums of the steps that are complete."""
+        total = np.concatenate([self.open, np.zeros((steps, self.open.shape[1]))])
+        for delay, rows in parts:
+            total[delay : delay + steps] += rows
+        self.open = total[steps:]
+        return total[:steps]
 
 
 def synop_cost(layer: Layer, table: object) -> float:
@@ -91,63 +262,185 @@ def synop_cost(layer: Layer, table: object) -> float:
     return float(getattr(table, kind))
 
 
-def _packets_out(layer: Layer, cores: Placement) -> float:
-    """Packets that a spike of ``layer`` becomes, one a core that it is sent to, on average."""
-    return cores.layers[layer.name].total["out_axons"] / layer.neurons
+class Meter:
+    """Prices the work on one chip by one profile."""
 
+    def __init__(self, network: IntegerNetwork, on: OnChip, profile: Profile) -> None:
+        self.on, self.profile, self.layers = on, profile, network.layers
+        self.first = np.array([placed.first_core for placed in on.placed.layers.values()])
+        columns = len(self.layers)
+        self.schedules = {field.name: Schedule(columns, columns) for field in fields(_Steps)}
+        self.parts: list[tuple[Float, Int64, Int64, Float]] = []
 
-def _packets_in(layer: Layer, cores: Placement) -> float:
-    """Cores of ``layer`` that an event before it reaches, on average."""
-    return cores.layers[layer.name].total["in_axons"] / math.prod(layer.input_shape)
+    def add(self, layers: list[LayerWork], load: Float) -> None:
+        """Price one batch; ``load`` are the packets of the busiest link in the completed steps."""
+        columns = [
+            self._price(layer, work, neurons)
+            for layer, work, neurons in zip(self.layers, layers, self.on.neurons, strict=True)
+        ]
+        landed = {
+            name: schedule.land(
+                len(load),
+                (
+                    (i + (name not in RECEIVING), _in_column(getattr(steps, name), i, len(columns)))
+                    for i, steps in enumerate(columns)
+                ),
+            )
+            for name, schedule in self.schedules.items()
+        }
+        self.parts.append(self._settle(landed, load))
 
-
-def _layer_energy(
-    i: int, network: IntegerNetwork, counts: Counts, profile: Profile, cores: Placement
-) -> dict[str, float]:
-    """Joules by event of layer ``i`` over all samples."""
-    layer, did = network.layers[i], counts.layers[i]
-    spikes = float(did.spikes.sum())
-    return {
-        "neuron update": 1e-12
-        * (
-            profile.update_pj.always * did.neurons * counts.physical_steps
-            + profile.update_pj.active * float(did.active.sum())
-        ),
-        "neuron spike": 1e-12 * profile.update_pj.spike * spikes,
-        "synop": 1e-12 * synop_cost(layer, profile.synop_pj) * float(did.synops.sum()),
-        "packet out": 1e-12 * profile.packet_pj.out * spikes * _packets_out(layer, cores),
-        "packet in": 1e-12
-        * profile.packet_pj.in_
-        * float(did.inputs.sum())
-        * _packets_in(layer, cores),
-    }
-
-
-def _step_times(
-    network: IntegerNetwork, counts: Counts, profile: Profile, cores: Placement
-) -> Float:
-    """Seconds of every physical step, float64 [N*T + D]."""
-    slowest = np.zeros(counts.physical_steps)
-    for i, (layer, did) in enumerate(zip(network.layers, counts.layers, strict=True)):
-        n = cores.layers[layer.name].cores
-        cost = profile.update_ns
-        busy = (
-            cost.active * _physical(did.active, i, counts)
-            + cost.spike * _physical(did.spikes, i, counts)
-            + profile.packet_ns.out * _physical(did.spikes, i, counts) * _packets_out(layer, cores)
+    def _price(self, layer: Layer, work: LayerWork, neurons: Int64) -> _Steps:
+        """What each logical step of a layer takes, in ns and pJ."""
+        p = self.profile
+        updates, way_ns = p.update_ns, work.ways @ [p.hop_ns.east_west, p.hop_ns.north_south]
+        generate = (
+            updates.always * neurons
+            + updates.active * work.active
+            + updates.spike * work.spikes
+            + p.packet_ns.out * work.packets_out
         )
-        generate = (cost.always * did.neurons + busy) / n
-        receive = (
-            profile.packet_ns.in_ * _packets_in(layer, cores) * _physical(did.inputs, i, counts)
-            + synop_cost(layer, profile.synop_ns) * _physical(did.synops, i, counts)
-        ) / n
-        slowest = np.maximum(slowest, np.maximum(generate, receive))
-    barrier = float(np.interp(cores.tiles, profile.barrier.tiles, profile.barrier.us))
-    return slowest * 1e-9 + barrier * 1e-6
+        receive = p.packet_ns.in_ * work.packets_in + synop_cost(layer, p.synop_ns) * work.synops
+        way_pj = work.ways @ [p.hop_pj.east_west, p.hop_pj.north_south]
+        return _Steps(
+            generate=generate.max(axis=1),
+            generate_core=generate.argmax(axis=1),
+            receive=receive.max(axis=1),
+            receive_core=receive.argmax(axis=1),
+            way=((work.sent > 0) * way_ns).max(axis=1, initial=0.0),
+            sent_pj=p.update_pj.active * work.active.sum(axis=1)
+            + p.update_pj.spike * work.spikes.sum(axis=1)
+            + p.packet_pj.out * work.packets_out.sum(axis=1)
+            + work.sent @ way_pj,
+            received_pj=p.packet_pj.in_ * work.packets_in.sum(axis=1)
+            + synop_cost(layer, p.synop_pj) * work.synops.sum(axis=1),
+        )
+
+    def _settle(self, landed: dict[str, Float], load: Float) -> tuple[Float, Int64, Int64, Float]:
+        """Of physical steps: ns without the barrier, the part of PARTS and the core, and pJ."""
+        largest = np.array([n.max() for n in self.on.neurons])
+        steps = np.arange(len(load))
+        # Neurons are updated also while their layer has no sample to work on.
+        generate = np.maximum(landed["generate"], self.profile.update_ns.always * largest)
+        idle = np.array([int(n.argmax()) for n in self.on.neurons])
+        generate_core = np.where(landed["generate"] > 0, landed["generate_core"], idle) + self.first
+        layer = np.stack([generate.argmax(axis=1), landed["receive"].argmax(axis=1)])
+        core = np.stack(
+            [
+                generate_core[steps, layer[0]],
+                (landed["receive_core"] + self.first)[steps, layer[1]],
+                np.full(len(steps), -1),
+            ]
+        ).astype(np.int64)
+        network = self.profile.link_ns * load + landed["way"].max(axis=1)
+        candidates = np.stack([generate.max(axis=1), landed["receive"].max(axis=1), network])
+        part = candidates.argmax(axis=0)
+        always = self.profile.update_pj.always * sum(int(n.sum()) for n in self.on.neurons)
+        energy = landed["sent_pj"].sum(axis=1) + landed["received_pj"].sum(axis=1) + always
+        return candidates[part, steps], part, core[part, steps], energy
+
+    def energy(self, timesteps: int) -> Energy:
+        """Energy and time of everything added."""
+        last = self._settle(
+            {name: schedule.open for name, schedule in self.schedules.items()},
+            self.on.schedule.open.max(axis=1),
+        )
+        settled = zip(*self.parts, last, strict=True)
+        ns, part, core, pj = (np.concatenate(each) for each in settled)
+        placed, chip = self.on.placed, self.on.chip
+        seconds = 1e-9 * ns + self.profile.barrier.seconds(placed.tiles)
+        samples = (len(seconds) - len(self.layers)) // timesteps
+        by_layer_event = self._by_layer_event(len(seconds), samples)
+        total = float(seconds.sum()) / samples
+        watt = None if chip.static is None else chip.static.watt(placed.cores, placed.chips)
+        static = None if watt is None else (watt[0] * total, watt[1] * total)
+        traffic = self.on.traffic()
+        phase = np.arange(len(seconds)) % timesteps
+        return Energy(
+            by_event_j={e: sum(part[e] for part in by_layer_event.values()) for e in EVENTS},
+            by_layer_j={name: sum(part.values()) for name, part in by_layer_event.items()},
+            by_layer_event_j=by_layer_event,
+            static_j=None if static is None else sum(static) / 2,
+            static_range_j=static,
+            time_s=total,
+            latency_s=float(seconds.mean()) * (timesteps + len(self.layers)),
+            per_step_s=_means(seconds, phase),
+            per_step_j=_means(1e-12 * pj, phase),
+            bounds=tuple(_bounds(part, core, np.zeros_like(phase), traffic)[0]),
+            step_bounds=tuple(of[0] for of in _bounds(part, core, phase, traffic)),
+            series_s=seconds,
+            series_j=1e-12 * pj,
+            traffic=traffic,
+            cores=placed.cores,
+            beyond=tuple(map(str, placed.beyond)),
+            extrapolation=self.profile.extrapolation,
+        )
+
+    def _by_layer_event(self, steps: int, samples: int) -> dict[str, dict[str, float]]:
+        """Joules per inference by layer and event, from the totals."""
+        p, on = self.profile, self.on
+        east_west = on.mesh.east_west
+        table = {}
+        for i, layer in enumerate(self.layers):
+            events = {name: int(on.totals[name][i].sum()) for name in COUNTERS}
+            across = int(on.link_packets[i][east_west].sum())
+            along = int(on.link_packets[i][~east_west].sum())
+            picojoules = (
+                p.update_pj.always * layer.neurons * steps + p.update_pj.active * events["active"],
+                p.update_pj.spike * events["spikes"],
+                synop_cost(layer, p.synop_pj) * events["synops"],
+                p.packet_pj.out * events["packets_out"],
+                p.packet_pj.in_ * events["packets_in"],
+                p.hop_pj.east_west * across + p.hop_pj.north_south * along,
+            )
+            joules = (1e-12 * pj / samples for pj in picojoules)
+            table[layer.name] = dict(zip(EVENTS, joules, strict=True))
+        return table
 
 
-def _physical(logical: NDArray[np.int64], layer: int, counts: Counts) -> Float:
-    """Counts [N, T] of the layer at hop ``layer`` on the physical schedule, float64 [N*T + D]."""
-    series = np.zeros(counts.physical_steps)
-    series[layer + 1 : layer + 1 + logical.size] = logical.reshape(-1)
-    return series
+@dataclass(frozen=True)
+class _Steps:
+    """What the logical steps [S] of a layer take: ns of its slowest core and which, and pJ.
+
+    ``way`` is the time of the longest way that a packet of the layer travels.
+    """
+
+    generate: Float
+    generate_core: Int64
+    receive: Float
+    receive_core: Int64
+    way: Float
+    sent_pj: Float
+    received_pj: Float
+
+
+# These happen in the physical step in which the layer before sends, the others one later.
+RECEIVING = ("receive", "receive_core", "received_pj")
+
+
+def _in_column(values: NDArray[Any], column: int, columns: int) -> Float:
+    """float64 [S, columns]: ``values`` [S] in one column, zeros elsewhere."""
+    table = np.zeros((len(values), columns))
+    table[:, column] = values
+    return table
+
+
+def _bounds(part: Int64, core: Int64, phase: Int64, traffic: Traffic) -> list[list[Bound]]:
+    """For each phase what bound its steps and how many of them, the most frequent first."""
+    cores = traffic.placed.cores + 1
+    found, steps = np.unique((phase * len(PARTS) + part) * cores + core + 1, return_counts=True)
+    names = [n for n, on in traffic.placed.layers.items() for _ in range(on.cores)]
+    bounds: list[list[Bound]] = [[] for _ in range(int(phase.max()) + 1)]
+    for which in np.lexsort((found, -steps)).tolist():
+        rest, at = divmod(int(found[which]), cores)
+        of, p = divmod(rest, len(PARTS))
+        on = None if at == 0 else at - 1
+        layer = None if on is None else names[on]
+        bounds[of].append(Bound(PARTS[p], on, layer, int(steps[which])))
+    return bounds
+
+
+def _means(series: Float, phase: Int64) -> tuple[float, ...]:
+    """The mean of ``series`` over the steps of each phase."""
+    means: list[float] = (np.bincount(phase, series) / np.bincount(phase)).tolist()
+    return tuple(means)

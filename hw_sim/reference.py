@@ -11,7 +11,7 @@ time step of one neuron, as Loihi and Lava's ``fixed_pt`` model take it (docs/nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +101,8 @@ class LayerTrace:
 
     ``u`` and ``v`` (after the reset) are kept on request. ``active`` counts the neurons with
     anything to compute (what is left of the state, input or bias not zero); ``overflow`` those with
-    an accumulator, current or voltage outside the chip's registers.
+    an accumulator, current or voltage outside the chip's registers. ``active_by_core`` [N, T, G]
+    splits ``active`` by the cores that the neurons were said to lie on, None where none were named.
     """
 
     spikes: NDArray[np.uint8]
@@ -109,10 +110,32 @@ class LayerTrace:
     overflow: Int64
     u: IntArray | None = None
     v: IntArray | None = None
+    active_by_core: Int64 | None = None
+
+
+class ByCore:
+    """Sums over the neurons of each core, for neurons [*shape] whose cores are ``cores`` [neurons]."""
+
+    def __init__(self, cores: IntArray) -> None:
+        self.order = np.argsort(cores, kind="stable")
+        self.held, self.starts = np.unique(cores[self.order], return_index=True)
+        self.cores = int(cores.max()) + 1
+
+    def __call__(self, values: NDArray[Any]) -> Int64:
+        """int64 [..., G] of values [..., neurons]; a core that holds none has none."""
+        total = np.zeros((*values.shape[:-1], self.cores), np.int64)
+        ordered = values[..., self.order]
+        total[..., self.held] = np.add.reduceat(ordered, self.starts, axis=-1, dtype=np.int64)
+        return total
 
 
 def run_lif(
-    layer: LifLayer, inputs: IntArray, chip: chips.Chip, levels: int = 1, states: bool = False
+    layer: LifLayer,
+    inputs: IntArray,
+    chip: chips.Chip,
+    levels: int = 1,
+    states: bool = False,
+    cores: IntArray | None = None,
 ) -> LayerTrace:
     """Run a LIF layer on inputs [N, T, *input_shape]; the state starts at zero for every sample."""
     n, steps = inputs.shape[:2]
@@ -124,6 +147,9 @@ def run_lif(
     if states:
         wide = np.int64 if chip.state_limit is None else np.int32
         trace.u, trace.v = np.zeros(size, wide), np.zeros(size, wide)
+    by_core = None if cores is None else ByCore(cores)
+    if by_core is not None:
+        trace.active_by_core = np.zeros((n, steps, by_core.cores), np.int64)
     axes = tuple(range(1, len(layer.shape) + 1))
     too_large = (1 << 62) if chip.accumulator_limit is None else chip.accumulator_limit
     u = v = np.zeros((n, *layer.shape), np.int64)
@@ -134,13 +160,17 @@ def run_lif(
         v, s = fire(v, layer.vth)
         trace.spikes[:, t] = s
         trace.active[:, t] = active.sum(axes)
+        if by_core is not None and trace.active_by_core is not None:
+            trace.active_by_core[:, t] = by_core(active.reshape(n, -1))
         trace.overflow[:, t] = ((np.abs(a[:, t]) >= too_large) | wrapped | saturated).sum(axes)
         if trace.u is not None and trace.v is not None:
             trace.u[:, t], trace.v[:, t] = u, v
     return trace
 
 
-def run_or_pool(layer: OrPool, inputs: IntArray, states: bool = False) -> LayerTrace:
+def run_or_pool(
+    layer: OrPool, inputs: IntArray, states: bool = False, cores: IntArray | None = None
+) -> LayerTrace:
     """Fire where any input of the window does. u holds the weighted input, v is always reset."""
     n, steps = inputs.shape[:2]
     (c, h, w), (kh, kw) = layer.shape, layer.kernel
@@ -152,16 +182,26 @@ def run_or_pool(layer: OrPool, inputs: IntArray, states: bool = False) -> LayerT
     )
     if states:
         trace.u, trace.v = counts << 6, np.zeros(counts.shape, np.int32)
+    if cores is not None:
+        trace.active_by_core = ByCore(cores)(spikes.reshape(n, steps, -1))
     return trace
 
 
 def run_layer(
-    network: IntegerNetwork, layer: Layer, inputs: IntArray, states: bool = False
+    network: IntegerNetwork,
+    layer: Layer,
+    inputs: IntArray,
+    states: bool = False,
+    cores: IntArray | None = None,
 ) -> LayerTrace:
-    """Run one layer of ``network`` on the spikes of the layer before it."""
+    """Run one layer of ``network`` on the spikes of the layer before it.
+
+    With ``cores`` (the core of each neuron, C order) active neurons are counted by core too.
+    """
     if isinstance(layer, OrPool):
-        return run_or_pool(layer, inputs, states)
-    return run_lif(layer, inputs, chips.load(network.chip), network.input_limit(layer), states)
+        return run_or_pool(layer, inputs, states, cores)
+    levels = network.input_limit(layer)
+    return run_lif(layer, inputs, chips.load(network.chip), levels, states, cores)
 
 
 @dataclass
@@ -172,12 +212,21 @@ class Trace:
     predictions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def run(network: IntegerNetwork, raster: IntArray, states: bool = False) -> Trace:
-    """Run ``network`` on a raster [N, T, *input_shape], all samples at once."""
+def run(
+    network: IntegerNetwork,
+    raster: IntArray,
+    states: bool = False,
+    cores: Mapping[str, IntArray] | None = None,
+) -> Trace:
+    """Run ``network`` on a raster [N, T, *input_shape], all samples at once.
+
+    ``cores`` are those of ``run_layer``, by layer.
+    """
     trace = Trace()
     spikes: IntArray = raster
     for layer in network.layers:
-        trace.layers[layer.name] = run_layer(network, layer, spikes, states)
+        on = None if cores is None else cores[layer.name]
+        trace.layers[layer.name] = run_layer(network, layer, spikes, states, on)
         spikes = trace.layers[layer.name].spikes
     trace.predictions = network.readout.predict(spikes)
     return trace
@@ -189,7 +238,8 @@ def in_batches(
     visit: Callable[[int, Trace], None],
     batch: int = 64,
     states: bool = False,
+    cores: Mapping[str, IntArray] | None = None,
 ) -> None:
     """Run ``batch`` samples at a time and hand each trace to ``visit(first_sample, trace)``."""
     for start in range(0, len(raster), batch):
-        visit(start, run(network, raster[start : start + batch], states))
+        visit(start, run(network, raster[start : start + batch], states, cores))

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import chip as chips
-from stl_deploy import placement
 from stl_deploy.files import atomic
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.counts import Counter, Counts
-from stl_deploy.hw_sim.energy import Energy, assess
+from stl_deploy.hw_sim.energy import Assessment, Energy
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.network import IntegerNetwork
+from stl_deploy.network import IntArray, IntegerNetwork
 from stl_deploy.raster import Raster
 from stl_deploy.report import Activity
 
@@ -33,35 +31,71 @@ def batch_size(network: IntegerNetwork) -> int:
     return max(1, min(256, MEMORY // (largest * network.timesteps * BYTES_PER_ENTRY)))
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a run did, and what that takes by profile."""
+
+    counts: Counts
+    energies: dict[str, Energy]
+
+
+class Recorder:
+    """Counts a run, and prices it by every profile or by one.
+
+    Run the network with ``cores``, and use ``add`` on each batch, in order.
+    """
+
+    def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
+        self.counter = Counter(network)
+        self.assessment = Assessment(network, profile)
+
+    @property
+    def cores(self) -> dict[str, IntArray]:
+        """What ``reference.run`` needs."""
+        return self.assessment.cores
+
+    def add(self, inputs: IntArray, trace: Trace) -> None:
+        """Take in one batch."""
+        self.counter.add(inputs, trace)
+        self.assessment.add(inputs, trace)
+
+    def done(self) -> Run:
+        """Everything taken in."""
+        return Run(self.counter.total(), self.assessment.energies())
+
+
 def run(
     network: IntegerNetwork,
     raster: Raster,
     out: Path | None = None,
     states: bool = False,
     on_progress: Callable[[int], None] | None = None,
-) -> Counts:
-    """Run ``raster`` batch by batch, count events, and with ``out`` write the whole trace.
+    profile: str | None = None,
+) -> Run:
+    """Run ``raster`` batch by batch, count and price events, and with ``out`` write the whole trace.
 
-    The trace holds ``spikes/<layer>`` uint8 [N, T, *shape], with ``states`` ``v/<layer>`` and
-    ``u/<layer>``.
+    Energy and time come by every profile, or by the one named. The trace holds ``spikes/<layer>``
+    uint8 [N, T, *shape], with ``states`` ``v/<layer>`` and ``u/<layer>``.
     """
-    counter = Counter(network)
+    recorder = Recorder(network, profile)
     with tempfile.TemporaryDirectory() as folder:
         arrays: dict[str, NDArray[Any]] = {}
 
         def visit(start: int, trace: Trace) -> None:
             inputs = raster.spikes[start : start + len(trace.predictions)]
-            counter.add(inputs, trace)
+            recorder.add(inputs, trace)
             if out is not None:
                 _store(arrays, Path(folder), trace, start, len(raster.spikes))
             if on_progress is not None:
                 on_progress(start + len(inputs))
 
-        reference.in_batches(network, raster.spikes, visit, batch_size(network), states)
+        reference.in_batches(
+            network, raster.spikes, visit, batch_size(network), states, recorder.cores
+        )
         if out is not None:
             with atomic(out) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    return counter.total()
+    return recorder.done()
 
 
 def _store(
@@ -80,31 +114,14 @@ def _store(
             arrays[key][start : start + len(part)] = part
 
 
-def energies(
-    network: IntegerNetwork, counts: Counts, profile: str | None = None
-) -> dict[str, Energy]:
-    """Energy and time by every profile, or by one."""
-    wanted = {name: p for name, p in chips.profiles().items() if profile in (None, name)}
-    # Placing takes seconds where the network is large: once a chip, not once a profile.
-    on = {
-        name: replace(network, placement=placement.of(network, chip))
-        for name, chip in {chip.name: chip for chip, _ in wanted.values()}.items()
-    }
-    return {
-        name: assess(on[chip.name], counts, chip, facts) for name, (chip, facts) in wanted.items()
-    }
-
-
-def summarize(
-    network: IntegerNetwork, counts: Counts, raster: Raster, profile: str | None = None
-) -> Activity:
+def summarize(network: IntegerNetwork, done: Run, raster: Raster) -> Activity:
     """What the report shows of a run; the first sample is run again for its picture."""
     first = raster.spikes[:1]
     trace = reference.run(network, first)
     return Activity(
-        counts=counts,
-        energies=energies(network, counts, profile),
-        accuracy=accuracy(counts, raster),
+        counts=done.counts,
+        energies=done.energies,
+        accuracy=accuracy(done.counts, raster),
         sample={"input": first[0]} | {n: did.spikes[0] for n, did in trace.layers.items()},
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from bisect import bisect_right
 from functools import cache
 from importlib import resources
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from stl_deploy.errors import InputError, Problem
@@ -67,11 +69,43 @@ class Packing(_Table):
     tag_bits: Count
 
 
-class Static(_Table):
-    """Static power of one core, the two ends of what was measured."""
+class Mesh(_Table):
+    """The grid of a chip's tiles; tiles fill a column before the next begins."""
 
-    core_watt_low: Quantity
-    core_watt_high: Quantity
+    columns: Count
+    rows: Count
+
+
+class Static(_Table):
+    """Static power, the two ends of what was measured: of every core in use, or of every chip."""
+
+    core_watt_low: Quantity | None = None
+    core_watt_high: Quantity | None = None
+    chip_watt_low: Quantity | None = None
+    chip_watt_high: Quantity | None = None
+
+    def watt(self, cores: int, chips: int) -> tuple[float, float]:
+        """The two ends for so many cores in use on so many chips."""
+
+        def total(core: Quantity | None, chip: Quantity | None) -> float:
+            return (core.value * cores if core else 0.0) + (chip.value * chips if chip else 0.0)
+
+        return (
+            total(self.core_watt_low, self.chip_watt_low),
+            total(self.core_watt_high, self.chip_watt_high),
+        )
+
+
+class PilotNet(_Table):
+    """A measured network to hold profiles against: its load a step, and what it took."""
+
+    cores: Count
+    synops: Quantity
+    spikes: Quantity
+    updates: Quantity
+    step_us: Quantity
+    dynamic_uj: Quantity
+    total_uj: Quantity
 
 
 class Update(_Table):
@@ -97,24 +131,48 @@ class Packet(_Table):
     in_: Annotated[float, Field(alias="in")]
 
 
+class Hop(_Table):
+    """Cost of a packet's way from a tile to the next, by direction."""
+
+    east_west: float
+    north_south: float
+
+
 class Barrier(_Table):
-    """Duration of the barrier that ends a time step, by number of tiles in use."""
+    """Duration of the barrier that ends a time step, by number of tiles in use.
+
+    Between two entries it follows a line, or is a step that begins at an entry.
+    """
 
     tiles: tuple[int, ...]
     us: tuple[float, ...]
+    between: Literal["line", "step"]
+
+    def seconds(self, tiles: int) -> float:
+        """The duration for so many tiles; outside the table its nearest entry."""
+        if self.between == "line":
+            return 1e-6 * float(np.interp(tiles, self.tiles, self.us))
+        return 1e-6 * self.us[max(bisect_right(self.tiles, tiles) - 1, 0)]
 
 
 class Profile(_Table):
-    """Energy (pJ) and time (ns) by event."""
+    """Energy (pJ) and time (ns) by event; ``link_ns`` is how long a packet occupies a link.
+
+    ``extrapolation`` says what a profile rests on that nobody published, None for one published.
+    """
 
     title: str
     source: str = Field(min_length=10)
+    extrapolation: str | None = None
     update_pj: Update
     update_ns: Update
     synop_pj: Synop
     synop_ns: Synop
     packet_pj: Packet
     packet_ns: Packet
+    hop_pj: Hop
+    hop_ns: Hop
+    link_ns: float
     barrier: Barrier
 
 
@@ -126,6 +184,8 @@ class Chip(_Table):
     registers: Registers
     limits: Limits
     packing: Packing | None = None
+    mesh: Mesh | None = None
+    pilotnet: PilotNet | None = None
     static: Static | None = None
     profiles: dict[str, Profile] = Field(default_factory=dict)
 

@@ -7,7 +7,7 @@ shows how much rounding alone flips).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stl_deploy import float_exec
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.network import IntegerNetwork
+from stl_deploy.network import IntArray, IntegerNetwork
 from stl_deploy.raster import Raster
 
 if TYPE_CHECKING:
@@ -73,12 +73,14 @@ def compare(
     *,
     batch: int = 50,
     visit: Visit | None = None,
+    cores: Mapping[str, IntArray] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> ParityReport:
     """Compare ``model``, its lowered float ``graph`` and ``network`` on ``raster``.
 
     ``visit(inputs, trace)`` is called with every batch of the integer run, so that whoever counts
-    events need not run the network again; ``on_progress(done)`` with the number of samples done.
+    events need not run the network again, with active neurons by ``cores`` (see ``reference.run``);
+    ``on_progress(done)`` with the number of samples done.
     """
     import torch
 
@@ -93,7 +95,7 @@ def compare(
         tensor = torch.from_numpy(inputs)
         double = _numpy(infer(model, tensor, torch.float64))
         others = [_numpy(infer(model, tensor, torch.float32)), float_exec.run(graph, inputs)]
-        trace, forced = _integer(network, inputs, double)
+        trace, forced = _integer(network, inputs, double, cores)
         lowered = {name: did.spikes for name, did in trace.layers.items()}
         for name, expected in double.items():
             differing = [
@@ -137,12 +139,15 @@ def _check_same(model: STLNet, network: IntegerNetwork) -> None:
 
 
 def _integer(
-    network: IntegerNetwork, inputs: NDArray[np.uint8], expected: Spikes
+    network: IntegerNetwork,
+    inputs: NDArray[np.uint8],
+    expected: Spikes,
+    cores: Mapping[str, IntArray] | None,
 ) -> tuple[Trace, Spikes]:
     """The integer run, and each layer's spikes when it is fed with the float model's instead."""
     from stl_deploy.hw_sim import reference
 
-    trace = reference.run(network, inputs)
+    trace = reference.run(network, inputs, cores=cores)
     forced: Spikes = {}
     before: NDArray[np.uint8] = inputs
     for layer in network.layers:

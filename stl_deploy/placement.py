@@ -74,6 +74,14 @@ def of(network: IntegerNetwork, chip: Chip) -> Placement | None:
     return place(network, chip)
 
 
+def core_of(layer: Layer, placed: LayerPlacement) -> Int64:
+    """Which core of the layer, counted from 0, each neuron lies on: int64 [neurons] in C order."""
+    dealt = np.empty(layer.neurons, np.int64)
+    for core, neurons in enumerate(by_core(placed, layer.neurons)):
+        dealt[neurons] = core
+    return wiring.undealt(dealt, layer.shape).reshape(-1)
+
+
 def place(
     network: IntegerNetwork, chip: Chip, spread: Mapping[str, int] | None = None
 ) -> Placement | None:

@@ -41,12 +41,13 @@ if TYPE_CHECKING:
 
     from stl_deploy.comparison import ParityReport
     from stl_deploy.hw_sim.counts import Counts, LayerCounts
-    from stl_deploy.hw_sim.energy import Energy
+    from stl_deploy.hw_sim.energy import Bound, Energy, Traffic
 
 Float = NDArray[np.float64]
 
 SHOWN_STEPS = 8  # of the first sample
 SHOWN_NEURONS = 1 << 16  # of a layer in the first sample, so that the file stays small
+MAPPED_CHIPS = 2  # more would be too small to see on a page
 TILE_PIXELS = 128  # width of a picture of spikes on a wide screen
 BINS = 40  # of a threshold histogram
 LOG_RATIO = 100  # tallest bin over lowest from which a histogram counts on a log axis
@@ -55,6 +56,7 @@ FIGURE_INCHES = 3.6  # narrow: a figure fills a phone's width at a readable type
 PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 STATIC_COLOUR = "#999999"
 INK = "#010203"  # drawn by matplotlib, then replaced by CSS's currentColor
+OUTLINE: dict[str, Any] = {"edgecolor": INK, "alpha": 0.4, "linewidth": 0.5}
 GRID: dict[str, Any] = {"color": INK, "alpha": 0.15, "linewidth": 0.5}
 SPIKE_RGB = (0x44, 0x77, 0xAA)
 SILENT_ALPHA = 28  # of 255, so that a silent neuron differs from the page
@@ -443,9 +445,10 @@ class EnergySection:
     """Energies of one run by profile, their common units, colours and figures.
 
     ``other_chips`` are the titles of those that ``profiles`` describe beside the network's own,
-    ``headline`` is the total in ``joule``, a range where profiles differ; ``per_synop_j`` is the
-    dynamic energy over the synops, None where there were none; ``static_range_j`` the ends of the
-    measured range, None where no static power is known.
+    ``headline`` is the total in ``joule`` by published profiles, a range where they differ;
+    ``per_synop_j`` is the dynamic energy over the synops, None where there were none;
+    ``static_range_j`` the ends of the measured range, None where no static power is known; ``steps``
+    has for each time step by profile its mean duration and what bound it most often.
     """
 
     energies: dict[str, Energy]
@@ -459,6 +462,8 @@ class EnergySection:
     static_range_j: dict[str, tuple[float, float] | None]
     per_synop_j: dict[str, float | None]
     figures: list[Picture]
+    maps: list[Picture]
+    steps: list[list[tuple[str, str]]]
     beyond: list[str]
 
 
@@ -477,32 +482,56 @@ def _energy_section(
         if energy.static_j is not None:
             by_event[name]["static"] = energy.static_j
     by_layer = {name: e.by_layer_j for name, e in energies.items()}
-    totals = sorted(e.total_j for e in energies.values())
+    published = [e for e in energies.values() if e.extrapolation is None]
+    totals = sorted(e.total_j for e in published or energies.values())
+    second = Unit.fitting("s", (e.latency_s for e in energies.values()))
     return EnergySection(
         energies=energies,
         other_chips=list(dict.fromkeys(c.title for c, _ in profiles.values() if c.name != chip)),
         headline=" to ".join(dict.fromkeys((joule(totals[0]), joule(totals[-1])))),
         joule=joule,
-        second=Unit.fitting("s", (e.latency_s for e in energies.values())),
+        second=second,
         event_colours=event_colours,
         layer_colours=layer_colours,
         static_colour=STATIC_COLOUR,
-        static_range_j={n: _static_range(e, profiles[n][0]) for n, e in energies.items()},
+        static_range_j={n: e.static_range_j for n, e in energies.items()},
         per_synop_j={n: e.dynamic_j / synops if synops else None for n, e in energies.items()},
         figures=[
             _stacked("By event", by_event, event_colours | {"static": STATIC_COLOUR}, joule),
             _stacked("Dynamic, by layer", by_layer, layer_colours, joule),
+            *(
+                _stacked(f"{name}: layers by event", e.by_layer_event_j, event_colours, joule)
+                for name, e in energies.items()
+            ),
+        ],
+        maps=[
+            _core_map(title, traffic, layer_colours, counts.samples)
+            for title, traffic in {
+                profiles[name][0].title: e.traffic for name, e in energies.items()
+            }.items()
+            if traffic.mesh.chips <= MAPPED_CHIPS
+        ],
+        steps=[
+            [
+                (second(e.per_step_s[t]), _bound(e.step_bounds[t], _steps_of(e, t, counts)))
+                for e in energies.values()
+            ]
+            for t in range(min(counts.timesteps, SHOWN_STEPS))
         ],
         beyond=list(dict.fromkeys(p for e in energies.values() for p in e.beyond)),
     )
 
 
-def _static_range(energy: Energy, chip: chips.Chip) -> tuple[float, float] | None:
-    if energy.static_j is None or chip.static is None:
-        return None
-    low, high = chip.static.core_watt_low.value, chip.static.core_watt_high.value
-    # static_j is the middle of the range times cores and time.
-    return (energy.static_j * 2 * low / (low + high), energy.static_j * 2 * high / (low + high))
+def _steps_of(energy: Energy, step: int, counts: Counts) -> int:
+    """How many physical steps of a run are one of ``step``, ``step`` + T, ..."""
+    return len(range(step, len(energy.series_s), counts.timesteps))
+
+
+def _bound(bound: Bound, of: int) -> str:
+    """What bound a step, and how often."""
+    where = "the network" if bound.core is None else f"core {bound.core} of {bound.layer}"
+    part = "" if bound.core is None else f", {bound.part}"
+    return f"{where}{part}, {bound.steps:,} of {of:,}"
 
 
 # Figures
@@ -582,6 +611,59 @@ def _stacked(
         height=0.8 + 0.4 * len(parts),
     )
     return Picture(caption, svg)
+
+
+def _core_map(title: str, traffic: Traffic, colours: dict[str, str], samples: int) -> Picture:
+    """The tiles of a chip: a square a core in its layer's colour, the fuller the more synops.
+
+    Lines between tiles are as wide as the packets that take them, in both directions together.
+    """
+    mesh, cores = traffic.mesh, np.arange(traffic.placed.cores)
+    across = math.ceil(math.sqrt(mesh.cores_per_tile))
+    column, row = mesh.position(mesh.tile(cores))
+    within_row, within_column = np.divmod(cores % mesh.cores_per_tile, across)
+    busiest = int(traffic.synops.argmax())
+    loads: dict[tuple[int, int], int] = {}
+    for link, packets in traffic.links:
+        ends = (min(link.source, link.target), max(link.source, link.target))
+        loads[ends] = loads.get(ends, 0) + packets
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.patches import Rectangle
+
+        for tile in range(mesh.tiles):
+            x, y = (int(at) for at in mesh.position(tile))
+            axes.add_patch(Rectangle((x + 0.1, y + 0.1), 0.8, 0.8, fill=False, **OUTLINE))
+        for (a, b), packets in loads.items():
+            ends = [[int(at) + 0.5 for at in mesh.position(tile)] for tile in (a, b)]
+            width = 4 * packets / max(loads.values())
+            axes.plot(*zip(*ends, strict=True), color=INK, alpha=0.5, linewidth=width, zorder=0)
+        side = 0.8 / across
+        for core in cores:
+            at = (
+                column[core] + 0.1 + side * within_column[core],
+                row[core] + 0.1 + side * within_row[core],
+            )
+            shade = 0.25 + 0.75 * traffic.synops[core] / max(1, traffic.synops[busiest])
+            colour = colours[traffic.layer_of(int(core))]
+            axes.add_patch(Rectangle(at, side, side, color=colour, alpha=shade, linewidth=0))
+        axes.set_xlim(0, mesh.columns)
+        axes.set_ylim(0, mesh.rows)
+        axes.set_aspect("equal")
+        axes.axis("off")
+
+    told = (
+        f"{traffic.placed.cores:,} cores of {title}; busiest core {busiest} of "
+        f"{traffic.layer_of(busiest)} with {count(traffic.synops[busiest] / samples)} synops"
+    )
+    if traffic.links:
+        link, packets = traffic.links[0]
+        told += (
+            f", busiest link from tile {link.source} {link.direction} with "
+            f"{count(packets / samples)} packets an inference"
+        )
+    height = 0.2 + FIGURE_INCHES * mesh.rows / mesh.columns
+    return Picture(told, _svg(f"map-{title}", f"Map: {told}", draw, height=height))
 
 
 def _ramp(n: int) -> list[str]:

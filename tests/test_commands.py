@@ -149,11 +149,43 @@ def test_hw_sim_json_has_the_fixed_keys(command, here, model, raster):
     ]
     for layer in data["layers"]:
         assert {"name", "spikes", "synops", "updates", "cores"} <= set(layer)
-    assert set(data["profiles"]) == {"loihi1-spice", "loihi1-nahuku"}
+    assert list(data["profiles"]) == ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
     for profile in data["profiles"].values():
-        assert {"dynamic", "static", "io", "total", "by_event"} <= set(profile["energy_j"])
+        energy = profile["energy_j"]
+        assert {"dynamic", "static", "io", "total", "by_event"} <= set(energy)
+        assert energy["io"] is None
         assert {"per_inference", "latency", "per_step"} <= set(profile["time_s"])
-        assert len(profile["time_s"]["per_step"]) == 4
+        assert len(profile["time_s"]["per_step"]) == len(energy["per_step"]) == 4
+        assert sum(bound["steps"] for bound in profile["bounds"]) == data["physical_steps"]
+        assert [set(bound) for bound in profile["step_bounds"]] == 4 * [
+            {"part", "core", "layer", "steps"}
+        ]
+        assert len(data["traffic"][profile["chip"]]["cores"]) == profile["cores"]
+    assert data["profiles"]["loihi1-nahuku"]["extrapolation"] is None
+    assert "one PilotNet measurement" in data["profiles"]["loihi2-pilotnet"]["extrapolation"]
+    for traffic in data["traffic"].values():
+        for row in data["layers"]:
+            cores = [core for core in traffic["cores"] if core["layer"] == row["name"]]
+            assert sum(core["synops"] for core in cores) == row["synops"]
+            assert sum(core["spikes"] for core in cores) == row["spikes"]
+        assert traffic["host_packets"]["out"] == data["layers"][-1]["spikes"]
+        for link in traffic["links"]:
+            assert {"source", "target", "direction", "between_chips", "packets"} == set(link)
+    assert data["neurobench"]["effective_acs"] > 0
+    assert data["convention_45nm"]["snn_j"] < data["convention_45nm"]["ann_j"]
+
+
+def test_hw_sim_prints_both_loihi_1_profiles_side_by_side(command, here, model, raster):
+    command("stl-export", model, "--target", "nir", "--chip", "loihi1", "-o", "o")
+    code, out, _ = command("hw_sim", "o/model.nir", "--input", raster)
+    assert code == 0
+    header = next(line for line in out.splitlines() if "loihi1-spice" in line)
+    assert header.split() == ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
+    assert "loihi2-pilotnet is an extrapolation" in out
+    assert "NeuroBench: " in out
+    assert "no estimate of any chip" in out
+    slowest = next(line for line in out.splitlines() if line.startswith("slowest"))
+    assert slowest.count(" of ") == 3
 
 
 def test_hw_sim_trace_equals_the_python_interface(command, here, model, raster, net):

@@ -2,116 +2,35 @@
 
 import dataclasses
 import math
-import tomllib
+from collections import Counter
 from functools import partial
-from importlib import resources
-from itertools import pairwise
 
 import numpy as np
 import pytest
+from loads import ByHand, barrier_us, facts, large, lif, raster, tiny, weights
 from nets import synapses
 from pydantic import ValidationError
 
 from stl_deploy import chip as chips
-from stl_deploy import placement
 from stl_deploy.errors import InputError
+from stl_deploy.hw_sim import counts as counting
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.counts import Counter
-from stl_deploy.hw_sim.energy import assess
-from stl_deploy.hw_sim.simulate import energies
+from stl_deploy.hw_sim.energy import EVENTS, Assessment, Meter, OnChip
 from stl_deploy.network import (
     Conv,
     Dense,
     IntegerNetwork,
-    LifLayer,
-    OrPool,
     Readout,
     in_bounds_synapses,
 )
 
 CHIPS = ("ideal", "loihi1", "loihi2")
 close = partial(pytest.approx, rel=1e-12, abs=0)  # joules and seconds are far below approx's 1e-12
-PROFILES = ("loihi1-spice", "loihi1-nahuku")
-
-
-def facts(chip):
-    """The chip's file, as TOML and nothing more."""
-    path = resources.files("stl_deploy") / "chips" / f"{chip}.toml"
-    return tomllib.loads(path.read_text("utf-8"))
-
-
-def lif(name, synapses, input_shape, shape, vth, bias=0):
-    channels = shape[0]
-    return LifLayer(
-        name,
-        f"{name}_w",
-        synapses,
-        input_shape,
-        shape,
-        np.full(channels, bias, np.int32),
-        np.full(shape, vth, np.int32),
-        np.ones(channels),
-    )
-
-
-def weights(rng, *shape):
-    """Random weights, a third of them zero, which are stored but cost nothing."""
-    weight = rng.integers(-20, 40, shape)
-    return np.where(rng.random(shape) < 0.33, 0, weight).astype(np.int8)
-
-
-def tiny(timesteps=3):
-    """Strided, padded, dilated, grouped convolution; pool; two dense layers, one with a bias."""
-    rng = np.random.default_rng(7)
-    conv = Conv(weights(rng, 4, 1, 3, 2), (2, 1), (1, 2), (1, 2), 2)
-    return IntegerNetwork(
-        "loihi2",
-        timesteps,
-        (2, 5, 4),
-        3,
-        (
-            lif("lif1", conv, (2, 5, 4), (4, 3, 6), vth=25),
-            OrPool("pool1", "pool1_w", (4, 3, 6), (4, 1, 3), (3, 2)),
-            lif("lif2", Dense(weights(rng, 5, 12)), (4, 1, 3), (5,), vth=20, bias=-3),
-            lif("lif3", Dense(weights(rng, 4, 5)), (5,), (4,), vth=10),
-        ),
-        Readout(2, 2),
-    )
-
-
-def large(timesteps=2):
-    """On Loihi 1: 8 cores, 3 by out-axons, 13 by synapse memory, 1; 7 tiles."""
-    rng = np.random.default_rng(8)
-    return IntegerNetwork(
-        "loihi1",
-        timesteps,
-        (1, 30, 30),
-        1,
-        (
-            lif(
-                "lif1",
-                Conv(weights(rng, 8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 1),
-                (1, 30, 30),
-                (8, 30, 30),
-                40,
-            ),
-            OrPool("pool1", "pool1_w", (8, 30, 30), (8, 15, 15), (2, 2)),
-            lif("lif2", Dense(weights(rng, 600, 1800)), (8, 15, 15), (600,), 500),
-            lif("lif3", Dense(weights(rng, 10, 600)), (600,), (10,), 30),
-        ),
-        Readout(10, 1),
-    )
-
-
-def raster(network, samples, density=0.5, seed=3):
-    rng = np.random.default_rng(seed)
-    size = (samples, network.timesteps, *network.input_shape)
-    values = rng.integers(1, network.input_levels + 1, size)
-    return np.where(rng.random(size) < density, values, 0).astype(np.uint8)
+CHIP_OF = {"loihi1-spice": "loihi1", "loihi1-nahuku": "loihi1", "loihi2-pilotnet": "loihi2"}
 
 
 def counted(network, inputs, batch=2):
-    counter = Counter(network)
+    counter = counting.Counter(network)
     reference.in_batches(
         network, inputs, lambda at, trace: counter.add(inputs[at : at + batch], trace), batch
     )
@@ -200,109 +119,157 @@ def test_overflows_are_named():
 # Energy and time
 
 
-def barrier_us(table, tiles):
-    """Between two entries of the table in proportion, at its ends its ends."""
-    points = list(zip(table["tiles"], table["us"], strict=True))
-    if tiles <= points[0][0]:
-        return points[0][1]
-    for (low, a), (high, b) in pairwise(points):
-        if tiles <= high:
-            return a + (b - a) * (tiles - low) / (high - low)
-    return points[-1][1]
+def assessed(network, inputs, batch=2):
+    """Energies by profile, added up batch by batch."""
+    assessment = Assessment(network)
+    reference.in_batches(
+        network,
+        inputs,
+        lambda at, trace: assessment.add(inputs[at : at + batch], trace),
+        batch,
+        cores=assessment.cores,
+    )
+    return assessment.energies()
 
 
-def by_hand(network, counts, profile):
-    """Joules by event and layer, and seconds of every physical step, in loops."""
-    table = facts("loihi1")
-    cost = table["profiles"][profile]
-    placed = placement.place(network, chips.load("loihi1"))  # tests/test_placement.py
-    on = [placed.layers[layer.name] for layer in network.layers]
-    cores = [layer.cores for layer in on]
-    samples, steps, hops = counts.samples, counts.timesteps, len(network.layers)
-    physical = samples * steps + hops
-    energy, times = {}, [0.0] * physical
-    for i, (layer, did) in enumerate(zip(network.layers, counts.layers, strict=True)):
-        # An OR pool stores its ones as a convolution does.
-        kind = "dense" if isinstance(getattr(layer, "synapses", None), Dense) else "conv"
-        neurons = math.prod(layer.shape)
-        sends = on[i].total["out_axons"] / neurons
-        receives = on[i].total["in_axons"] / math.prod(layer.input_shape)
-        picojoule = dict.fromkeys(
-            ("neuron update", "neuron spike", "synop", "packet out", "packet in"), 0.0
-        )
-        for step in range(physical):
-            # Layer i works i + 1 hops behind; before and after its samples there are no events.
-            k = step - (i + 1)
-            at = (k // steps, k % steps) if 0 <= k < samples * steps else None
-            active, spikes, synops, inputs = (
-                int(x[at]) if at else 0 for x in (did.active, did.spikes, did.synops, did.inputs)
-            )
-            picojoule["neuron update"] += cost["update_pj"]["always"] * neurons
-            picojoule["neuron update"] += cost["update_pj"]["active"] * active
-            picojoule["neuron spike"] += cost["update_pj"]["spike"] * spikes
-            picojoule["synop"] += cost["synop_pj"][kind] * synops
-            picojoule["packet out"] += cost["packet_pj"]["out"] * spikes * sends
-            picojoule["packet in"] += cost["packet_pj"]["in"] * inputs * receives
-            ns = cost["update_ns"]
-            generate = (
-                ns["always"] * neurons
-                + ns["active"] * active
-                + ns["spike"] * spikes
-                + cost["packet_ns"]["out"] * spikes * sends
-            ) / cores[i]
-            receive = (
-                cost["packet_ns"]["in"] * inputs * receives + cost["synop_ns"][kind] * synops
-            ) / cores[i]
-            times[step] = max(times[step], generate, receive)
-        energy[layer.name] = {event: 1e-12 * pj / samples for event, pj in picojoule.items()}
-    tiles = math.ceil(sum(cores) / 4)
-    barrier = barrier_us(cost["barrier"], tiles)
-    return energy, [1e-9 * ns + 1e-6 * barrier for ns in times], sum(cores)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize(
-    ("network", "samples", "cores"), [(tiny(), 5, 4), (large(), 2, 30)], ids=["tiny", "large"]
+    ("network", "samples", "cores"),
+    [(tiny(), 5, (4, 4)), (large(), 3, (30, 19))],
+    ids=["tiny", "large"],
 )
-def test_energy_and_time_by_hand(network, samples, cores, profile):
+def test_energy_and_time_by_hand(network, samples, cores):
     inputs = raster(network, samples)
-    counts = counted(network, inputs)
-    assert all(did.spikes.sum() > 0 for did in counts.layers)
-    got = energies(network, counts, profile)
-    assert list(got) == [profile]
-    got = got[profile]
-    energy, times, total_cores = by_hand(network, counts, profile)
-    assert got.cores == total_cores == cores
+    found = assessed(network, inputs)
+    assert set(found) == set(CHIP_OF)
+    hand = {chip: ByHand(network, inputs, chip) for chip in ("loihi1", "loihi2")}
+    for profile, chip in CHIP_OF.items():
+        got, by_hand = found[profile], hand[chip]
+        assert got.cores == len(by_hand.neurons) == cores[chip == "loihi2"]
+        compare(network, got, by_hand, profile, chip)
+
+
+def compare(network, got, hand, profile, chip):
+    energy, times, picojoules, bounds = hand.price(chip, profile)
     for layer, events in energy.items():
         assert got.by_layer_j[layer] == close(sum(events.values()))
-    for event in got.by_event_j:
-        assert got.by_event_j[event] == close(sum(events[event] for events in energy.values()))
-    assert set(got.by_event_j) == set(next(iter(energy.values())))
+        for event, joules in got.by_layer_event_j[layer].items():
+            assert joules == close(events.get(event, 0.0)), (layer, event)
+    for event in EVENTS:
+        assert got.by_event_j[event] == close(
+            sum(events.get(event, 0.0) for events in energy.values())
+        )
     assert got.dynamic_j == close(sum(got.by_layer_j.values()))
-    steps = network.timesteps
+    steps, samples = network.timesteps, hand.samples
+    assert got.series_s == close(times)
+    assert got.series_j == close([1e-12 * pj for pj in picojoules])
+    assert got.series_j.sum() / samples == close(got.dynamic_j)
     assert got.time_s == close(sum(times) / samples)
     mean = sum(times) / len(times)
     assert got.latency_s == close(mean * (steps + len(network.layers)))
+    assert len(got.per_step_s) == len(got.per_step_j) == steps
     for t in range(steps):
         of_phase = times[t::steps]
         assert got.per_step_s[t] == close(sum(of_phase) / len(of_phase))
-    assert len(got.per_step_s) == steps
-    static = facts("loihi1")["static"]
-    watt = (static["core_watt_low"]["value"] + static["core_watt_high"]["value"]) / 2
-    assert got.static_j == close(watt * total_cores * got.time_s)
+        assert got.per_step_j[t] == close(1e-12 * sum(picojoules[t::steps]) / len(of_phase))
+        first = got.step_bounds[t]
+        assert (first.part, first.core) in set(bounds[t::steps])
+        assert first.steps == max(Counter(bounds[t::steps]).values())
+    assert {(b.part, b.core): b.steps for b in got.bounds} == Counter(bounds)
+    for bound in got.bounds:
+        on = bound.core is not None and hand.cores[bound.layer].values()
+        assert bound.core is None or bound.core in on
+    low, high = watts(facts(chip)["static"], got.cores)
+    assert got.static_range_j == close((low * got.time_s, high * got.time_s))
+    assert got.static_j == close((low + high) / 2 * got.time_s)
     assert got.total_j == close(got.dynamic_j + got.static_j)
+
+
+def watts(static, cores):
+    """Loihi 1: of every core in use; Loihi 2: of the one chip."""
+    if "chip_watt_low" in static:
+        return static["chip_watt_low"]["value"], static["chip_watt_high"]["value"]
+    return static["core_watt_low"]["value"] * cores, static["core_watt_high"]["value"] * cores
+
+
+def test_every_part_binds_some_step():
+    """Each network bounds by other things, so that a part left out of the maximum shows."""
+    found = [
+        bound.part
+        for network, samples in ((tiny(), 5), (large(), 3))
+        for energy in assessed(network, raster(network, samples)).values()
+        for bound in energy.bounds
+    ]
+    assert {"generate", "receive"} <= set(found)
+
+
+def test_the_network_can_bind():
+    """1,600 cheap packets leave tile 0 by one link, each for a core with one synop to do."""
+    profile = chips.profiles()["loihi1-spice"][1]
+    slow = profile.model_copy(update={"link_ns": 50.0})
+    network = large()
+    inputs = raster(network, 1)
+    on = OnChip(network, chips.load("loihi1"))
+    meter = Meter(network, on, slow)
+    trace = reference.run(network, inputs, cores=on.work.cores)
+    active = {
+        name: did.active_by_core.reshape(-1, did.active_by_core.shape[-1])
+        for name, did in trace.layers.items()
+    }
+    meter.add(*on.add(inputs, trace, active))
+    got = meter.energy(network.timesteps)
+    hand = ByHand(network, inputs, "loihi1")
+    load = Counter()
+    for links in hand.links.values():
+        load.update(links)
+    step, busiest = max(((k[0], n) for k, n in load.items()), key=lambda x: x[1])
+    longest = max(4.1 * x + 6.5 * y for ways in hand.ways.values() for s, x, y in ways if s == step)
+    assert got.bounds[0].part == "network"
+    assert (got.bounds[0].core, got.bounds[0].layer) == (None, None)
+    barrier = barrier_us(facts("loihi1")["profiles"]["loihi1-spice"]["barrier"], 8)
+    assert got.series_s[step] == close(1e-9 * (50 * busiest + longest) + 1e-6 * barrier)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_batches_do_not_change_energy(batch):
+    """Also batches of fewer steps than the network has hops."""
+    network = tiny(timesteps=2)
+    inputs = raster(network, 7)
+    whole, parts = assessed(network, inputs, 7), assessed(network, inputs, batch)
+    for profile, one in whole.items():
+        two = parts[profile]
+        assert two.by_layer_event_j == one.by_layer_event_j
+        assert (two.series_s == one.series_s).all()
+        assert (two.series_j == one.series_j).all()
+        assert (two.bounds, two.step_bounds) == (one.bounds, one.step_bounds)
+
+
+def test_one_profile_alone():
+    network = tiny()
+    inputs = raster(network, 2)
+    assessment = Assessment(network, "loihi1-nahuku")
+    assessment.add(inputs, reference.run(network, inputs, cores=assessment.cores))
+    (name, energy), *more = assessment.energies().items()
+    assert (name, more) == ("loihi1-nahuku", [])
+    assert energy.by_event_j == assessed(network, inputs)["loihi1-nahuku"].by_event_j
+
+
+def test_a_run_without_cores_is_refused():
+    network = tiny()
+    inputs = raster(network, 1)
+    with pytest.raises(ValueError, match="lif1: run without the cores"):
+        Assessment(network).add(inputs, reference.run(network, inputs))
 
 
 def test_one_neuron_with_pencil_and_paper():
     """One spike in, one out, in the first of two steps: five events of the Nahuku profile.
 
-    Three physical steps (2 + 1 hop), one core. Step 1 (0-based) has everything; each other step has
-    the neuron's 6 ns and the barrier of 600 ns.
+    Three physical steps (2 + 1 hop), one core. The first receives: a packet (16 ns) and a synop (3.8),
+    more than the neuron's 6 ns. The second updates and sends; the last has the neuron's 6 ns alone.
+    Each has the barrier of 600 ns.
     """
     layer = lif("one", Dense(np.array([[5]], np.int8)), (1,), (1,), vth=0)
     network = IntegerNetwork("loihi1", 2, (1,), 1, (layer,), Readout(1, 1))
-    counts = counted(network, np.array([[[1], [0]]], np.uint8))
-    got = energies(network, counts, "loihi1-nahuku")["loihi1-nahuku"]
+    got = assessed(network, np.array([[[1], [0]]], np.uint8))["loihi1-nahuku"]
     assert got.by_event_j == close(
         {
             "neuron update": (3 * 51.2 + 21.6) * 1e-12,
@@ -310,35 +277,28 @@ def test_one_neuron_with_pencil_and_paper():
             "synop": 35.5e-12,
             "packet out": 111e-12,
             "packet in": 0.0,
+            "hop": 0.0,
         }
     )
-    busy = 6.0 + 3.7 + 30.0 + 5.1
-    assert got.per_step_s == close((606e-9, (600 + busy) * 1e-9))
-    assert got.time_s == close((3 * 600 + 2 * 6 + busy) * 1e-9)
+    arrive, busy = 16.0 + 3.8, 6.0 + 3.7 + 30.0 + 5.1
+    assert got.series_s == close([(600 + ns) * 1e-9 for ns in (arrive, busy, 6.0)])
+    assert got.per_step_s == close((600e-9 + (arrive + 6) / 2 * 1e-9, (600 + busy) * 1e-9))
+    assert got.time_s == close((3 * 600 + arrive + busy + 6) * 1e-9)
+    assert [(b.part, b.steps) for b in got.bounds] == [("generate", 2), ("receive", 1)]
     assert got.latency_s == close(got.time_s)
 
 
 def test_silence_costs_updates_alone():
     network = dataclasses.replace(tiny(), layers=tiny().layers[:2], readout=Readout(12, 1))
-    counts = counted(network, np.zeros((2, 3, 2, 5, 4), np.uint8))
-    for got in energies(network, counts).values():
+    for got in assessed(network, np.zeros((2, 3, 2, 5, 4), np.uint8)).values():
         spent = {event for event, joule in got.by_event_j.items() if joule}
         assert spent == {"neuron update"}
         assert len(set(got.per_step_s)) == 1
 
 
-def test_all_profiles_at_once():
-    network = tiny()
-    counts = counted(network, raster(network, 2))
-    assert set(energies(network, counts)) == set(PROFILES) == set(chips.profiles())
-
-
 def test_a_chip_without_cores_has_no_energy():
-    network = tiny()
-    counts = counted(network, raster(network, 1))
-    _, profile = chips.profiles()[PROFILES[0]]
     with pytest.raises(ValueError, match="ideal has no cores"):
-        assess(network, counts, chips.load("ideal"), profile)
+        OnChip(tiny(), chips.load("ideal"))
 
 
 # Chip files
@@ -360,7 +320,7 @@ def test_every_number_has_a_source(chip):
             assert len(entry["source"].split()) >= 3, f"{section}.{key}"
     for name, profile in table.get("profiles", {}).items():
         assert len(profile["source"].split()) >= 3, name
-        assert all(isinstance(v, str | dict) for v in profile.values()), name
+        assert all(isinstance(v, str | dict | float) for v in profile.values()), name
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -370,6 +330,39 @@ def test_the_model_reads_what_the_file_says(chip):
         values = getattr(loaded, section).model_dump(exclude_none=True)
         assert values == table[section]
     assert set(loaded.profiles) == set(table.get("profiles", {}))
+
+
+def test_the_loihi_2_profile_is_nahuku_scaled_to_one_measurement():
+    """One factor for energies and one for times; the measured load then takes what was measured."""
+    nahuku = facts("loihi1")["profiles"]["loihi1-nahuku"]
+    two, load = facts("loihi2")["profiles"]["loihi2-pilotnet"], facts("loihi2")["pilotnet"]
+    for table in ("update", "synop", "packet", "hop"):
+        for unit in ("pj", "ns"):
+            ours, theirs = two[f"{table}_{unit}"], nahuku[f"{table}_{unit}"]
+            assert set(ours) == set(theirs)
+            factor = two["update_" + unit]["always"] / nahuku["update_" + unit]["always"]
+            for key, value in ours.items():
+                assert value == pytest.approx(theirs[key] * factor, rel=1e-3), (table, key)
+    assert two["barrier"]["tiles"] == nahuku["barrier"]["tiles"]
+    n, f, s, cores = (load[k]["value"] for k in ("updates", "spikes", "synops", "cores"))
+    pj, ns = two["update_pj"], two["update_ns"]
+    energy = n * (pj["always"] + pj["active"]) + f * (pj["spike"] + two["packet_pj"]["out"])
+    energy += s * two["synop_pj"]["conv"]
+    assert 1e-6 * energy == pytest.approx(load["dynamic_uj"]["value"], rel=1e-3)
+    generate = n * (ns["always"] + ns["active"]) + f * (ns["spike"] + two["packet_ns"]["out"])
+    receive = f * two["packet_ns"]["in"] + s * two["synop_ns"]["conv"]
+    step = 1e-3 * max(generate, receive) / cores + barrier_us(two["barrier"], -(-cores // 4))
+    assert step == pytest.approx(load["step_us"]["value"], rel=1e-3)
+    assert two["extrapolation"]
+    assert not nahuku.get("extrapolation")
+
+
+@pytest.mark.parametrize("profile", CHIP_OF)
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 28, 29, 32, 500])
+def test_barrier(profile, tiles):
+    table = facts(CHIP_OF[profile])["profiles"][profile]["barrier"]
+    got = chips.profiles()[profile][1].barrier.seconds(tiles)
+    assert got == close(1e-6 * barrier_us(table, tiles))
 
 
 def test_registers():

@@ -509,11 +509,15 @@ def test_a_file_without_a_placement_is_placed_where_it_is_needed(path):
 
 
 def test_energy_is_that_of_the_profiles_chip():
-    """A file for loihi2, whose profiles are those of loihi1, is placed onto that."""
+    """A file for loihi2 is placed onto loihi1 too, whose profiles need it."""
     model, shipped = stl_deploy.load(ZOO), raster.load(ZOO_RASTER).first(2)
     network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2")
-    got = simulate.energies(network, simulate.run(network, shipped))
-    assert {(e.cores, e.beyond) for e in got.values()} == {(103, ())}
+    got = simulate.run(network, shipped).energies
+    assert {name: (e.cores, e.beyond) for name, e in got.items()} == {
+        "loihi1-spice": (103, ()),
+        "loihi1-nahuku": (103, ()),
+        "loihi2-pilotnet": (89, ()),
+    }
 
 
 def test_energy_of_cores_that_hold_too_much_says_so():
@@ -522,8 +526,9 @@ def test_energy_of_cores_that_hold_too_much_says_so():
     network = IntegerNetwork(
         "loihi2", 2, (5000,), 1, (lif("wide", dense, (5000,), (3,), rng),), Readout(3, 1)
     )
-    counts = simulate.run(network, raster.Raster(np.ones((1, 2, 5000), np.uint8)))
-    for energy in simulate.energies(network, counts).values():
+    done = simulate.run(network, raster.Raster(np.ones((1, 2, 5000), np.uint8)))
+    assert done.energies.pop("loihi2-pilotnet").beyond == ()
+    for energy in done.energies.values():
         (what,) = energy.beyond
         assert "wide: neuron 0 alone needs 5,000 in-axons; a core of loihi1 holds 4,096" in what
         assert energy.cores == 1

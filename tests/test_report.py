@@ -17,8 +17,9 @@ from stl_deploy import chip as chips
 from stl_deploy import report
 from stl_deploy.comparison import LayerParity, ParityReport
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.counts import Counter, Counts
-from stl_deploy.hw_sim.energy import Energy, assess
+from stl_deploy.hw_sim.counts import Counts
+from stl_deploy.hw_sim.mesh import Mesh
+from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.network import (
     Conv,
     Dense,
@@ -77,16 +78,12 @@ def network(chip: str = "loihi2", **fields) -> IntegerNetwork:
 
 def run(network: IntegerNetwork, profiles: bool = True) -> report.Activity:
     raster = np.random.default_rng(1).integers(0, 2, (SAMPLES, STEPS, 1, 6, 6)).astype(np.uint8)
-    trace, counter = reference.run(network, raster), Counter(network)
-    counter.add(raster, trace)
-    counts = counter.total()
-    energies = {
-        name: assess(network, counts, chip, profile)
-        for name, (chip, profile) in chips.profiles().items()
-        if profiles
-    }
+    recorder = Recorder(network)
+    trace = reference.run(network, raster, cores=recorder.cores)
+    recorder.add(raster, trace)
+    done = recorder.done()
     sample = {"input": raster[0], **{n: did.spikes[0] for n, did in trace.layers.items()}}
-    return report.Activity(counts, energies, 0.8, sample)
+    return report.Activity(done.counts, done.energies if profiles else {}, 0.8, sample)
 
 
 PARITY = ParityReport(
@@ -271,18 +268,18 @@ def test_activity_are_means_per_inference(page: Page, activity: report.Activity)
 def test_energy_table(page: Page, activity: report.Activity):
     table = page.table("Per inference, mean over 5 samples")
     names = table["Quantity"]
-    assert names == ["loihi1-spice", "loihi1-nahuku"]
+    assert names == ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
     energies = [activity.energies[name] for name in names]
     unit = report.Unit.fitting("J", (e.total_j for e in energies))
     assert table[f"Dynamic ({unit.label})"] == [unit(e.dynamic_j) for e in energies]
     assert table["synop"] == [unit(e.by_event_j["synop"]) for e in energies]
-    assert table["I/O"] == ["not in the profile"] * 2
+    assert table["I/O"] == ["not in the profile"] * 3
     assert table[f"Total without I/O ({unit.label})"] == [unit(e.total_j) for e in energies]
     synops = sum(int(layer.synops.sum()) for layer in activity.counts.layers) / SAMPLES
     assert table["Dynamic energy per synop (pJ)"] == [
         report.significant(e.dynamic_j / synops * 1e12) for e in energies
     ]
-    assert table["Cores assumed"] == [str(e.cores) for e in energies]
+    assert table["Cores of the placement"] == [str(e.cores) for e in energies]
     by_layer = page.table("Dynamic energy by layer")
     assert by_layer["pool1"] == [unit(e.by_layer_j["pool1"]) for e in energies]
 
@@ -290,26 +287,65 @@ def test_energy_table(page: Page, activity: report.Activity):
 def test_static_energy_shows_the_ends_of_the_range(page: Page, activity: report.Activity):
     energies = activity.energies
     unit = report.Unit.fitting("J", (e.total_j for e in energies.values()))
-    static = chips.load("loihi1").static
-    assert static is not None
     cells = page.table("Per inference, mean over 5")[f"Static ({unit.label})"]
-    for cell, e in zip(cells, energies.values(), strict=True):
-        low, high = (
-            q.value * e.cores * e.time_s for q in (static.core_watt_low, static.core_watt_high)
-        )
-        assert cell == f"{unit(e.static_j or 0)} {unit(low)} to {unit(high)}"
+    watts = [
+        (e.cores * 0.45e-3, e.cores * 0.82e-3) if name.startswith("loihi1") else (0.23, 0.28)
+        for name, e in energies.items()
+    ]
+    for cell, e, (low, high) in zip(cells, energies.values(), watts, strict=True):
+        ends = f"{unit(low * e.time_s)} to {unit(high * e.time_s)}"
+        assert cell == f"{unit((low + high) / 2 * e.time_s)} {ends}"
 
 
 def test_energy_of_another_chip_is_said_to_be_that(page: Page):
-    assert "made for Intel Loihi 2. The numbers are what the same events would cost on" in page.text
+    assert "made for Intel Loihi 2. The columns of Intel Loihi (first generation) are" in page.text
     assert "no estimate for Intel Loihi 2" in page.text
     assert "profiles bracket" in page.text
     own = network("loihi1")
-    assert "no estimate for" not in Page(report.render("x", own, activity=run(own))).text
+    text = Page(report.render("x", own, activity=run(own))).text
+    assert "The columns of Intel Loihi 2 are" in text
+    assert "no estimate for Intel Loihi (first" in text
+
+
+def test_an_extrapolation_is_no_headline(page: Page, activity: report.Activity):
+    assert "loihi2-pilotnet is an extrapolation: Loihi 1's ratios" in page.text
+    published = [activity.energies[name].total_j for name in ("loihi1-spice", "loihi1-nahuku")]
+    unit = report.Unit.fitting("J", (e.total_j for e in activity.energies.values()))
+    assert f"{unit(min(published))} to {unit(max(published))}" in page.text.replace("\xa0", " ")
+
+
+def test_time_steps_and_what_binds_them(page: Page, activity: report.Activity):
+    table = page.table("Mean duration in")
+    energies = list(activity.energies.values())
+    unit = report.Unit.fitting("s", (e.latency_s for e in energies))
+    assert [row for row in table if row.startswith("t = ")] == [f"t = {t}" for t in range(STEPS)]
+    for t in range(STEPS):
+        for cell, e in zip(table[f"t = {t}"], energies, strict=True):
+            first = e.step_bounds[t]
+            assert cell.startswith(f"{unit(e.per_step_s[t])} core {first.core} of {first.layer}, ")
+            assert cell.endswith(f", {first.steps} of {len(e.series_s[t::STEPS])}")
+
+
+def test_maps_of_the_cores(activity: report.Activity):
+    html = report.render("x", network(), activity=activity)
+    assert "Map: 3 cores of Intel Loihi (first generation); busiest core" in html
+    assert "Map: 3 cores of Intel Loihi 2; busiest core" in html
+    spread = activity.energies["loihi1-spice"].traffic
+    wide = replace(spread, mesh=Mesh(chips.load("loihi1"), 128 * report.MAPPED_CHIPS + 1))
+    far = replace(activity.energies["loihi1-spice"], traffic=wide)
+    many = replace(activity, energies={"loihi1-spice": far})
+    assert "Map: " not in report.render("x", network(), activity=many)
 
 
 def test_energy_without_static_power_or_synops(activity: report.Activity):
-    energy = Energy({"synop": 2e-9}, {"lif1": 2e-9}, None, 1e-6, 2e-6, (1e-6,), 3)
+    energy = replace(
+        activity.energies["loihi1-spice"],
+        by_event_j={"synop": 2e-9},
+        by_layer_j={"lif1": 2e-9, "pool1": 0.0, "lif2": 0.0},
+        by_layer_event_j={"lif1": {"synop": 2e-9}},
+        static_j=None,
+        static_range_j=None,
+    )
     quiet = tuple(
         replace(layer, synops=np.zeros_like(layer.synops)) for layer in activity.counts.layers
     )

@@ -167,13 +167,12 @@ def _evaluate(
     """Parity and activity on the raster at ``path``."""
     from stl_deploy import raster as rasters
     from stl_deploy.comparison import compare
-    from stl_deploy.hw_sim.counts import Counter
-    from stl_deploy.hw_sim.simulate import batch_size, summarize
+    from stl_deploy.hw_sim.simulate import Recorder, batch_size, summarize
     from stl_deploy.models.net import from_params
 
     raster = rasters.load(path)
     rasters.check_fits(raster, str(path), network)
-    counter = Counter(network)
+    recorder = Recorder(network)
     with progress(quiet) as bar:
         task = bar.add_task("float and integer", total=len(raster.spikes), note="samples")
         parity = compare(
@@ -182,10 +181,11 @@ def _evaluate(
             network,
             raster,
             batch=min(25, batch_size(network)),
-            visit=counter.add,
+            visit=recorder.add,
+            cores=recorder.cores,
             on_progress=lambda done: bar.update(task, completed=done),
         )
-    return summarize(network, counter.total(), raster), parity
+    return summarize(network, recorder.done(), raster), parity
 
 
 def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> None:
