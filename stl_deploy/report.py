@@ -445,7 +445,8 @@ class EnergySection:
     """Energies of one run by profile, their common units, colours and figures.
 
     ``other_chips`` are the titles of those that ``profiles`` describe beside the network's own,
-    ``headline`` is the total in ``joule`` by published profiles, a range where they differ;
+    ``headline`` is the total in ``joule`` by published profiles, a range where they differ, and
+    ``headline_profiles`` how many they are;
     ``per_synop_j`` is the dynamic energy over the synops, None where there were none;
     ``static_range_j`` the ends of the measured range, None where no static power is known; ``steps``
     has for each time step by profile its mean duration and what bound it most often.
@@ -454,6 +455,7 @@ class EnergySection:
     energies: dict[str, Energy]
     other_chips: list[str]
     headline: str
+    headline_profiles: int
     joule: Unit
     second: Unit
     event_colours: dict[str, str]
@@ -489,6 +491,7 @@ def _energy_section(
         energies=energies,
         other_chips=list(dict.fromkeys(c.title for c, _ in profiles.values() if c.name != chip)),
         headline=" to ".join(dict.fromkeys((joule(totals[0]), joule(totals[-1])))),
+        headline_profiles=len(totals),
         joule=joule,
         second=second,
         event_colours=event_colours,
