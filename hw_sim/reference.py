@@ -11,7 +11,7 @@ time step of one neuron, as Loihi and Lava's ``fixed_pt`` model take it (docs/nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +88,8 @@ class LayerTrace:
 
     ``u`` and ``v`` (after the reset) are kept on request. ``active`` counts the neurons with
     anything to compute (what is left of the state, input or bias not zero); ``overflow`` those with
-    an accumulator, current or voltage outside the chip's registers.
+    an accumulator, current or voltage outside the chip's registers. ``active_by_core`` int64
+    [N, T, cores of the layer] is ``active`` summed core by core, where it was asked for.
     """
 
     spikes: NDArray[np.uint8]
@@ -96,12 +97,30 @@ class LayerTrace:
     overflow: Int64
     u: IntArray | None = None
     v: IntArray | None = None
+    active_by_core: Int64 | None = None
+
+
+def by_core(active: NDArray[np.bool_], cores: IntArray) -> Int64:
+    """Sums int64 [N, T, cores] of ``active`` [N, T, *shape]; ``cores`` [neurons] in C order."""
+    flat = active.reshape(*active.shape[:2], -1)
+    out = np.zeros((*flat.shape[:2], int(cores.max()) + 1), np.int64)
+    for at in np.ndindex(flat.shape[:2]):
+        out[at] = np.bincount(cores[flat[at]], minlength=out.shape[2])
+    return out
 
 
 def run_lif(
-    layer: LifLayer, inputs: IntArray, chip: chips.Chip, levels: int = 1, states: bool = False
+    layer: LifLayer,
+    inputs: IntArray,
+    chip: chips.Chip,
+    levels: int = 1,
+    states: bool = False,
+    cores: IntArray | None = None,
 ) -> LayerTrace:
-    """Run a LIF layer on inputs [N, T, *input_shape]; the state starts at zero for every sample."""
+    """Run a LIF layer on inputs [N, T, *input_shape]; the state starts at zero for every sample.
+
+    ``cores`` int [neurons] numbers each neuron's core within the layer, for ``active_by_core``.
+    """
     n, steps = inputs.shape[:2]
     size = (n, steps, *layer.shape)
     a = accumulate(layer, inputs.reshape(-1, *layer.input_shape), levels).reshape(size)
@@ -113,6 +132,8 @@ def run_lif(
         trace.u, trace.v = np.zeros(size, wide), np.zeros(size, wide)
     axes = tuple(range(1, len(layer.shape) + 1))
     too_large = (1 << 62) if chip.accumulator_limit is None else chip.accumulator_limit
+    if cores is not None:
+        trace.active_by_core = np.zeros((n, steps, int(cores.max()) + 1), np.int64)
     u = v = np.zeros((n, *layer.shape), np.int64)
     for t in range(steps):
         active = (decay(u, layer.du + 1) != 0) | (v != 0) | (a[:, t] != 0) | (layer.bias != 0)
@@ -121,13 +142,17 @@ def run_lif(
         v, s = fire(v, layer.vth)
         trace.spikes[:, t] = s
         trace.active[:, t] = active.sum(axes)
+        if trace.active_by_core is not None and cores is not None:
+            trace.active_by_core[:, t] = by_core(active[:, None], cores)[:, 0]
         trace.overflow[:, t] = ((np.abs(a[:, t]) >= too_large) | wrapped | saturated).sum(axes)
         if trace.u is not None and trace.v is not None:
             trace.u[:, t], trace.v[:, t] = u, v
     return trace
 
 
-def run_or_pool(layer: OrPool, inputs: IntArray, states: bool = False) -> LayerTrace:
+def run_or_pool(
+    layer: OrPool, inputs: IntArray, states: bool = False, cores: IntArray | None = None
+) -> LayerTrace:
     """Fire where any input of the window does. u holds the weighted input, v is always reset."""
     n, steps = inputs.shape[:2]
     (c, h, w), (kh, kw) = layer.shape, layer.kernel
@@ -139,16 +164,23 @@ def run_or_pool(layer: OrPool, inputs: IntArray, states: bool = False) -> LayerT
     )
     if states:
         trace.u, trace.v = counts << 6, np.zeros(counts.shape, np.int32)
+    if cores is not None:
+        trace.active_by_core = by_core(spikes != 0, cores)
     return trace
 
 
 def run_layer(
-    network: IntegerNetwork, layer: Layer, inputs: IntArray, states: bool = False
+    network: IntegerNetwork,
+    layer: Layer,
+    inputs: IntArray,
+    states: bool = False,
+    cores: IntArray | None = None,
 ) -> LayerTrace:
     """Run one layer of ``network`` on the spikes of the layer before it."""
     if isinstance(layer, OrPool):
-        return run_or_pool(layer, inputs, states)
-    return run_lif(layer, inputs, chips.load(network.chip), network.input_limit(layer), states)
+        return run_or_pool(layer, inputs, states, cores)
+    chip, levels = chips.load(network.chip), network.input_limit(layer)
+    return run_lif(layer, inputs, chip, levels, states, cores)
 
 
 @dataclass
@@ -159,24 +191,22 @@ class Trace:
     predictions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def run(network: IntegerNetwork, raster: IntArray, states: bool = False) -> Trace:
-    """Run ``network`` on a raster [N, T, *input_shape], all samples at once."""
+def run(
+    network: IntegerNetwork,
+    raster: IntArray,
+    states: bool = False,
+    cores: Mapping[str, IntArray] | None = None,
+) -> Trace:
+    """Run ``network`` on a raster [N, T, *input_shape], all samples at once.
+
+    ``cores`` holds, for each layer that ``active_by_core`` is wanted of, the core of every neuron:
+    int [neurons], in C order, counted from 0 within the layer.
+    """
     trace = Trace()
     spikes: IntArray = raster
     for layer in network.layers:
-        trace.layers[layer.name] = run_layer(network, layer, spikes, states)
+        own = None if cores is None else cores.get(layer.name)
+        trace.layers[layer.name] = run_layer(network, layer, spikes, states, own)
         spikes = trace.layers[layer.name].spikes
     trace.predictions = network.readout.predict(spikes)
     return trace
-
-
-def in_batches(
-    network: IntegerNetwork,
-    raster: IntArray,
-    visit: Callable[[int, Trace], None],
-    batch: int = 64,
-    states: bool = False,
-) -> None:
-    """Run ``batch`` samples at a time and hand each trace to ``visit(first_sample, trace)``."""
-    for start in range(0, len(raster), batch):
-        visit(start, run(network, raster[start : start + batch], states))

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from stl_deploy import chip as chips
 from stl_deploy import placement
 from stl_deploy.files import atomic
-from stl_deploy.hw_sim import reference
+from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.counts import Counter, Counts
 from stl_deploy.hw_sim.energy import Energy, assess
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.network import IntegerNetwork
-from stl_deploy.raster import Raster
+from stl_deploy.network import IntArray, IntegerNetwork
+from stl_deploy.raster import Source
 from stl_deploy.report import Activity
 
 MEMORY = 512 << 20  # bytes that one batch may take, roughly
@@ -28,14 +28,14 @@ BYTES_PER_ENTRY = 64  # of the largest layer, all temporaries together
 
 
 def batch_size(network: IntegerNetwork) -> int:
-    """Samples at a time that keep a run within MEMORY."""
+    """Samples at a time that keep a run of the reference, or of the float model, within MEMORY."""
     largest = max(math.prod(network.input_shape), *(layer.neurons for layer in network.layers))
     return max(1, min(256, MEMORY // (largest * network.timesteps * BYTES_PER_ENTRY)))
 
 
 def run(
     network: IntegerNetwork,
-    raster: Raster,
+    raster: Source,
     out: Path | None = None,
     states: bool = False,
     on_progress: Callable[[int], None] | None = None,
@@ -49,15 +49,16 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         arrays: dict[str, NDArray[Any]] = {}
 
-        def visit(start: int, trace: Trace) -> None:
-            inputs = raster.spikes[start : start + len(trace.predictions)]
+        def visit(start: int, inputs: IntArray, trace: Trace) -> None:
             counter.add(inputs, trace)
             if out is not None:
-                _store(arrays, Path(folder), trace, start, len(raster.spikes))
+                _store(arrays, Path(folder), trace, start, raster.shape[0])
             if on_progress is not None:
                 on_progress(start + len(inputs))
 
-        reference.in_batches(network, raster.spikes, visit, batch_size(network), states)
+        engine.in_batches(
+            network, raster.batches(engine.batch_size(network, states)), visit, states
+        )
         if out is not None:
             with atomic(out) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -96,11 +97,11 @@ def energies(
 
 
 def summarize(
-    network: IntegerNetwork, counts: Counts, raster: Raster, profile: str | None = None
+    network: IntegerNetwork, counts: Counts, raster: Source, profile: str | None = None
 ) -> Activity:
     """What the report shows of a run; the first sample is run again for its picture."""
-    first = raster.spikes[:1]
-    trace = reference.run(network, first)
+    first = next(raster.first(1).batches(1))
+    trace = engine.run(network, first)
     return Activity(
         counts=counts,
         energies=energies(network, counts, profile),
@@ -109,7 +110,7 @@ def summarize(
     )
 
 
-def accuracy(counts: Counts, raster: Raster) -> float | None:
+def accuracy(counts: Counts, raster: Source) -> float | None:
     """Fraction of right predictions, None without labels."""
     if raster.labels is None:
         return None
