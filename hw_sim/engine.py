@@ -10,7 +10,7 @@ runs in the reference.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,7 +27,11 @@ from stl_deploy.network import Conv, Dense, IntArray, IntegerNetwork, Layer, Lif
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 
-BLOCK = 128  # outputs of a large linear layer at a time: their weights fit into a second-level cache
+# A tile of a linear layer is read for all samples of a task before the next one; it fits into a
+# first-level cache. INPUTS weights of -128 are more than -2^15.
+BLOCK = 128  # outputs
+INPUTS = 255
+STEPS = 64
 TASK = 16  # samples that one thread takes at a time
 TASK_BYTES = 8 << 20  # and no more than so many bytes of one layer's spikes
 MEMORY = 128 << 20  # bytes that the traces of a batch may take
@@ -115,9 +119,7 @@ class Engine:
         """Run one layer on inputs [N, T, *its input_shape]."""
         return self._run((layer,), inputs, states)[0]
 
-    def _run(
-        self, layers: tuple[Layer, ...], raster: IntArray, states: bool
-    ) -> list[LayerTrace]:
+    def _run(self, layers: tuple[Layer, ...], raster: IntArray, states: bool) -> list[LayerTrace]:
         """Run a chain of layers, samples in parallel, each task through all layers."""
         wide = chips.load(self.network.chip).state_limit is None
         outs = [
@@ -284,6 +286,7 @@ class _Out:
 
     def trace(self, part: slice) -> LayerTrace:
         """The results of some samples as [N, T, *shape]: views, not copies."""
+
         def view(x: NDArray[Any]) -> NDArray[Any]:
             return np.moveaxis(x[part], -1, 2) if len(self.layer.shape) == 3 else x[part]
 
@@ -359,7 +362,7 @@ class _Synapses:
     """Weights as the kernels read them, and the runs in which a block's accumulators lie.
 
     The neurons from ``first[i]`` on have their accumulators from ``at[i]`` on; block b begins at
-    neuron ``blocks[b]``.
+    neuron ``blocks[b]``. The weights of a block are read for ``steps`` steps in a row.
     """
 
     weights: NDArray[np.int8]
@@ -369,6 +372,7 @@ class _Synapses:
     at: Int64
     blocks: Int64
     accumulators: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -377,7 +381,6 @@ class _LifPlan:
 
     synapses: _Synapses
     neurons: kernels.Neurons
-    sums: type[np.int16] | type[np.int32]
     plain: bool
     graded: bool
 
@@ -386,47 +389,51 @@ class _LifPlan:
         cls, network: IntegerNetwork, layer: LifLayer, states: bool, cores: IntArray | None
     ) -> _LifPlan | None:
         """None where sums of 32 bits are not known to hold every input's, or shapes do not match."""
-        levels = network.input_limit(layer)
-        limit = chips.load(network.chip).state_limit
-        synapses = _synapses(layer)
-        sums = _sum_type(layer, levels)
-        if synapses is None or sums is None:
+        levels, chip = network.input_limit(layer), chips.load(network.chip)
+        if not fits_32_bits(layer, levels):
             return None
-        plain = not states and never_overflows(network, layer)
+        synapses = _synapses(layer, levels)
+        if synapses is None:
+            return None
+        # Not worth a proof where there are many synapses a neuron.
+        plain = not (states or isinstance(layer.synapses, Dense)) and never_overflows(
+            network, layer
+        )
         pieces = _Pieces.of(layer, synapses.first, synapses.at, cores)
         kind = np.int32 if plain else np.int64
         far = np.iinfo(kind)
         threshold = np.clip(layer.vth.astype(np.int64) << 6, far.min, far.max)
-        accumulator = chips.load(network.chip).accumulator_limit
+        ends = np.append(synapses.blocks, layer.neurons)
+        limit = chip.accumulator_limit
         neurons = kernels.Neurons(
             bias=_spread(layer.bias, layer).astype(kind),
             threshold=_spread(threshold, layer).astype(kind),
             u_keep=4096 - (layer.du + 1),
             v_keep=4096 - layer.dv,
             exp=layer.exp,
-            limit=limit or 0,
-            too_large=1 << 62 if accumulator is None else accumulator,
-            block_first=np.searchsorted(
-                pieces.first, np.append(synapses.blocks, layer.neurons)
-            ).astype(np.int64),
+            limit=chip.state_limit or 0,
+            too_large=1 << 62 if limit is None else limit,
+            block_first=np.searchsorted(pieces.first, ends).astype(np.int64),
             first=pieces.first,
             length=pieces.length,
             at=pieces.at,
             core=pieces.core,
         )
-        return cls(synapses, neurons, sums, plain, levels > 1)
+        return cls(synapses, neurons, plain, levels > 1)
 
     def run(self, x: Bytes, did: kernels.Did) -> None:
         """Run the samples of ``x`` from a state of zero."""
-        rows, columns = self.synapses.pixels
+        mine = self.synapses
+        rows, columns = mine.pixels
         v = np.zeros_like(self.neurons.bias)
         kernels.run_lif(
             x.reshape(*x.shape[:2], rows * columns, -1),
             np.empty(x.size + 1, np.uint8) if self.graded else None,
-            self.synapses.weights,
-            self.synapses.wiring,
+            mine.weights,
+            mine.wiring,
             self.neurons,
-            np.zeros(self.synapses.accumulators, self.sums),
+            np.zeros(mine.accumulators, np.int32 if self.graded else np.int16),
+            np.zeros((min(mine.steps, x.shape[0] * x.shape[1]), mine.accumulators), np.int32),
             None if self.plain else np.zeros_like(v),
             v,
             did,
@@ -438,15 +445,10 @@ def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
     return _memory_order(np.broadcast_to(values, layer.shape), layer.shape)
 
 
-def _sum_type(layer: LifLayer, levels: int) -> type[np.int16] | type[np.int32] | None:
-    """The smallest type that holds every partial sum of any input, before ``exp``."""
-    if not 0 <= layer.exp <= 24:
-        return None
-    low, high = bounds.one_sided_sums(layer, levels)
-    worst = max(-int(low.min()), int(high.max())) >> layer.exp
-    if worst <= np.iinfo(np.int16).max:
-        return np.int16
-    return np.int32 if worst <= np.iinfo(np.int32).max else None
+def fits_32_bits(layer: LifLayer, levels: int) -> bool:
+    """Whether no sum of any inputs 0..``levels``, and no part of one, can pass 32 bits."""
+    inputs = layer.synapses.weight[0].size
+    return layer.synapses.weight.dtype == np.int8 and inputs * levels * 128 < 1 << 31
 
 
 def never_overflows(network: IntegerNetwork, layer: LifLayer) -> bool:
@@ -455,7 +457,7 @@ def never_overflows(network: IntegerNetwork, layer: LifLayer) -> bool:
     Such a layer without current memory (du = 4095) neither wraps nor saturates nor counts overflow.
     """
     chip = chips.load(network.chip)
-    if layer.du != 4095 or not 0 <= layer.dv <= 4096:
+    if layer.du != 4095 or not 0 <= layer.dv <= 4096 or not 0 <= layer.exp <= 16:
         return False
     levels = network.input_limit(layer)
     register = 1 << 31 if chip.state_limit is None else min(chip.state_limit, 1 << 31)
@@ -467,41 +469,46 @@ def never_overflows(network: IntegerNetwork, layer: LifLayer) -> bool:
     return worst < accumulator and worst << 6 < register and voltage < register
 
 
-def _synapses(layer: LifLayer) -> _Synapses | None:
+def _synapses(layer: LifLayer, levels: int) -> _Synapses | None:
     """The synapses for the kernels, None where shapes are not those of the weights."""
-    if layer.synapses.weight.dtype != np.int8:
-        return None
     if isinstance(layer.synapses, Dense):
-        return _dense(layer, layer.synapses)
-    return _convolution(layer, layer.synapses)
+        return _dense(layer, layer.synapses, levels)
+    return _convolution(layer, layer.synapses, levels)
 
 
-def _dense(layer: LifLayer, dense: Dense) -> _Synapses | None:
-    """One pixel with all inputs as channels, and one run of weights a block of outputs."""
+def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
+    """One pixel with all inputs as channels, and one run of weights a block of outputs.
+
+    INPUTS binary inputs add up to less than 2^15 whatever the weights.
+    """
     outputs, inputs = dense.weight.shape
     if layer.shape != (outputs,) or _size(layer.input_shape) != inputs:
         return None
-    block = outputs if outputs <= 2 * BLOCK else BLOCK
-    run = _padded(block)
-    starts = np.arange(0, outputs, block)
-    order = _memory_order(np.arange(inputs), layer.input_shape)
+    starts = np.arange(0, outputs, BLOCK)
+    run = _padded(min(BLOCK, outputs))
     weights = np.zeros((len(starts), inputs, run), np.int8)
     for part, start in zip(weights, starts, strict=True):
-        rows = dense.weight[start : start + block]
-        part[:, : len(rows)] = rows.T[order]
+        rows = dense.weight[start : start + BLOCK]
+        target = part[:, : len(rows)].reshape(*_memory_shape(layer.input_shape), len(rows))
+        source = rows.reshape(len(rows), *layer.input_shape)
+        channel = 1 if len(layer.input_shape) == 3 else 0
+        target[:] = np.moveaxis(np.moveaxis(source, channel, -1) if channel else source, 0, -1)
     one = [[(0, 0)]]
+    step = INPUTS if levels == 1 else inputs
+    phases = np.append(np.arange(0, inputs, step), inputs)
     return _Synapses(
         weights=weights.reshape(-1),
-        wiring=_wiring(one, one, np.zeros(inputs), (1, 1, run), grouped=False),
+        wiring=_wiring(one, one, np.zeros(inputs), (1, 1, run), phases, grouped=False),
         pixels=(1, 1),
         first=starts,
         at=np.zeros_like(starts),
         blocks=starts,
         accumulators=run,
+        steps=STEPS,
     )
 
 
-def _convolution(layer: LifLayer, conv: Conv) -> _Synapses | None:
+def _convolution(layer: LifLayer, conv: Conv, levels: int) -> _Synapses | None:
     """Runs of a whole kernel row where its outputs lie side by side, else of one tap and group.
 
     A whole row needs accumulators for outputs left and right of the plane too; nobody reads those.
@@ -517,9 +524,11 @@ def _convolution(layer: LifLayer, conv: Conv) -> _Synapses | None:
         return None
     if channels != weights.shape[1] * conv.groups or outputs % conv.groups:
         return None
+    phases = np.array([0, channels]) if levels > 1 else _phases(conv)
+    if phases is None:
+        return None
     rows = [_taps(y, height, *geometry[0][1:]) for y in range(plane[0])]
     per_group = outputs // conv.groups
-    left = row_width = 0
     if conv.groups == conv.stride[1] == conv.dilation[1] == 1:
         padding = conv.padding[1]
         left = max(0, kw - 1 - padding)
@@ -528,14 +537,13 @@ def _convolution(layer: LifLayer, conv: Conv) -> _Synapses | None:
         # [C, kh, 1, kw * O], the last column of the kernel first: it meets the leftmost output.
         runs = weights[:, :, :, ::-1].transpose(1, 2, 3, 0).reshape(channels, kh, 1, -1)
     else:
-        row_width = width
+        left, row_width = 0, width
         columns = [_taps(x, width, *geometry[1][1:]) for x in range(plane[1])]
         grouped = weights.reshape(conv.groups, per_group, -1, kh, kw)
         runs = grouped.transpose(0, 2, 3, 4, 1).reshape(channels, kh, kw, per_group)
     run = _padded(runs.shape[3])
     padded = np.zeros((*runs.shape[:3], run), np.int8)
     padded[..., : runs.shape[3]] = runs
-    at = (np.arange(height) * row_width + left) * outputs
     return _Synapses(
         weights=padded.reshape(-1),
         wiring=_wiring(
@@ -543,15 +551,41 @@ def _convolution(layer: LifLayer, conv: Conv) -> _Synapses | None:
             [[(j, x * outputs) for j, x in taps] for taps in columns],
             np.arange(channels) // weights.shape[1] * per_group,
             padded.shape[1:],
+            phases,
             grouped=conv.groups > 1,
         ),
         pixels=(plane[0], plane[1]),
         first=np.arange(height) * width * outputs,
-        at=at,
+        at=(np.arange(height) * row_width + left) * outputs,
         blocks=np.zeros(1, np.int64),
         # The padding of the last run adds zeros behind the last output.
         accumulators=height * row_width * outputs + run,
+        steps=1,
     )
+
+
+def _phases(conv: Conv) -> Int64 | None:
+    """Bounds of channels whose binary inputs add up to less than 2^15; None where one's alone do not.
+
+    A sum of any of the weights lies between that of the negative and that of the positive ones.
+    """
+    weights = conv.weight.astype(np.int64)
+    size = conv.weight.shape[1]
+    sides = np.stack([np.maximum(weights, 0), np.maximum(-weights, 0)]).sum(axis=(3, 4))
+    found, total = [0], np.zeros(sides.shape[:2], np.int64)
+    for channel in range(size * conv.groups):
+        group = channel // size
+        outputs = slice(
+            group * len(weights) // conv.groups, (group + 1) * len(weights) // conv.groups
+        )
+        part = sides[:, outputs, channel % size]
+        if part.max() >= 1 << 15:
+            return None
+        if (total[:, outputs] + part).max() >= 1 << 15:
+            found.append(channel)
+            total[:] = 0
+        total[:, outputs] += part
+    return np.array([*found, size * conv.groups])
 
 
 def _taps(
@@ -570,26 +604,37 @@ Taps = list[list[tuple[int, int]]]
 
 
 def _wiring(
-    rows: Taps, columns: Taps, channel_at: NDArray[Any], runs: Shape, grouped: bool
+    rows: Taps,
+    columns: Taps,
+    channel_at: NDArray[Any],
+    runs: Shape,
+    phases: Int64,
+    grouped: bool,
 ) -> kernels.Wiring:
     """Tables of (tap, accumulator) lists, one a row and one a column of the input.
 
     ``runs`` is the shape of one channel's weights, [kernel rows, kernel columns, run].
     """
 
-    def table(taps: Taps, size: int) -> Iterator[NDArray[np.uintp]]:
+    def table(taps: Taps, size: int) -> tuple[NDArray[np.uintp], ...]:
         flat = np.array([pair for some in taps for pair in some], np.uintp).reshape(-1, 2)
-        yield np.cumsum([0, *map(len, taps)]).astype(np.uintp)
-        yield flat[:, 0] * np.uintp(size)
-        yield np.ascontiguousarray(flat[:, 1])
+        first = np.cumsum([0, *map(len, taps)]).astype(np.uintp)
+        return first, flat[:, 0] * np.uintp(size), np.ascontiguousarray(flat[:, 1])
 
+    row_first, row_tap, row_at = table(rows, runs[1] * runs[2])
+    col_first, col_tap, col_at = table(columns, runs[2])
     return kernels.Wiring(
-        *table(rows, runs[1] * runs[2]),
-        *table(columns, runs[2]),
+        row_first,
+        row_tap,
+        row_at,
+        col_first,
+        col_tap,
+        col_at,
         channel_at.astype(np.uintp),
         np.uintp(_size(runs)),
         np.uintp(runs[2]),
         grouped,
+        phases.astype(np.int64),
     )
 
 

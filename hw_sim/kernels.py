@@ -7,13 +7,14 @@ Python's lock: the engine runs them on several threads, each on samples of its o
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numba import int32, njit, uintp
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Int = int | np.integer[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Runs of weights are padded with zeros to a multiple of this many, which whole vector registers hold.
 LANES = 32
@@ -22,10 +23,10 @@ LANES = 32
 def compiled(function: Function) -> Function:
     """``function`` compiled at its first call; the result is kept on disk where that is possible."""
     try:
-        made: Function = njit(nogil=True, cache=True)(function)
+        made: Any = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # No folder that numba could write to: compile in every process.
         made = njit(nogil=True)(function)
-    return made
+    return cast(Function, made)
 
 
 class Wiring(NamedTuple):
@@ -36,6 +37,9 @@ class Wiring(NamedTuple):
     ``c * channel_size + row_tap[k] + col_tap[m]`` on, which are added to the accumulators from
     ``row_at[k] + col_at[m] + channel_at[c]`` on. Weights are int8 [blocks, channels, channel_size],
     flattened. All entries are uintp, which spares numba its test for indices from the end.
+
+    Channels ``phases[k]..phases[k+1]`` are summed together: what they can add up to fits the type of
+    the accumulators.
     """
 
     row_first: Array
@@ -48,6 +52,7 @@ class Wiring(NamedTuple):
     channel_size: np.uintp
     run: np.uintp
     grouped: bool
+    phases: Array
 
 
 class Neurons(NamedTuple):
@@ -88,21 +93,27 @@ class Did(NamedTuple):
 
 
 @compiled
-def find_events(x: Array, pointers: Array, channels: Array, values: Array | None) -> None:
+def find_events(
+    x: Array, phases: Array, pointers: Array, channels: Array, values: Array | None
+) -> None:
     """List the non-zero channels of every row of x uint8 [rows, channels], a row being a pixel.
 
-    Those of row i are ``channels[pointers[i]:pointers[i+1]]``, and so are their values where these are
-    wanted. The lists have room for one entry more than there are events.
+    Those of row i in phase k, channels ``phases[k]..phases[k+1]``, are the entries from ``pointers[j]``
+    to ``pointers[j+1]`` with j = i * number of phases + k; so are their values where these are wanted.
+    The lists have room for one entry more than there are events.
     """
     found = 0
+    j = 0
     for i in range(x.shape[0]):
-        pointers[i] = found
-        for c in range(x.shape[1]):
-            channels[found] = c
-            if values is not None:
-                values[found] = x[i, c]
-            found += x[i, c] != 0
-    pointers[x.shape[0]] = found
+        for k in range(len(phases) - 1):
+            pointers[j] = found
+            j += 1
+            for c in range(phases[k], phases[k + 1]):
+                channels[found] = c
+                if values is not None:
+                    values[found] = x[i, c]
+                found += x[i, c] != 0
+    pointers[j] = found
 
 
 @compiled
@@ -115,16 +126,18 @@ def scatter(
     values: Array | None,
     acc: Array,
 ) -> None:
-    """Add one step's events to the accumulators ``acc`` (int16 or int32, known not to overflow).
+    """Add the events of one step and phase to the accumulators ``acc``, known not to overflow.
 
-    ``pointers`` are those of the step's pixels, ``values`` None where all events are ones. Four events
-    of one pixel go together: they have the same accumulators, which are then read and written once.
+    ``pointers`` are those of the step's pixels and begin at the phase; ``values`` is None where all
+    events are ones. Four events of one pixel go together: they have the same accumulators, which are
+    then read and written once.
     """
     width = len(wiring.col_first) - 1
+    phases = len(wiring.phases) - 1
     run, channel_size = wiring.run, wiring.channel_size
     start = uintp(block) * uintp(len(wiring.channel_at)) * channel_size
-    for pixel in range(len(pointers) - 1):
-        e, end = pointers[pixel], pointers[pixel + 1]
+    for pixel in range((len(pointers) + phases - 2) // phases):
+        e, end = pointers[pixel * phases], pointers[pixel * phases + 1]
         if e == end:
             continue
         y = pixel // width
@@ -149,7 +162,6 @@ def scatter(
                 e += 4
         while e < end:
             channel = uintp(channels[e])
-            value = 1 if values is None else values[e]
             w0 = start + channel * channel_size
             to = wiring.channel_at[channel]
             for k in rows:
@@ -160,8 +172,21 @@ def scatter(
                         if values is None:
                             acc[at + i] += weights[a0 + i]
                         else:
-                            acc[at + i] += value * weights[a0 + i]
+                            acc[at + i] += values[e] * weights[a0 + i]
             e += 1
+
+
+@compiled
+def flush(acc: Array, sums: Array, begin: bool) -> None:
+    """Move the accumulators of a phase into the sums, int32."""
+    if begin:
+        for i in range(len(acc)):
+            sums[i] = acc[i]
+            acc[i] = 0
+    else:
+        for i in range(len(acc)):
+            sums[i] += acc[i]
+            acc[i] = 0
 
 
 @compiled
@@ -170,10 +195,10 @@ def fire_plain(
     v: Array,
     bias: Array,
     threshold: Array,
-    v_keep: int,
+    v_keep: Int,
     exp: int,
     spikes: Array,
-) -> int:
+) -> Int:
     """One step in 32 bits of neurons without current memory, where no register can overflow.
 
     Returns how many were active. Every result is cast at once, or numba would go on in 64 bits. The
@@ -209,12 +234,13 @@ def fire_wide(
     limit: int,
     too_large: int,
     spikes: Array,
-) -> tuple[int, int]:
+) -> tuple[Int, Int]:
     """One step of any neurons in 64 bits, rule by rule as in the reference.
 
     Returns how many were active and how many overflowed a register.
     """
-    active = overflow = 0
+    active: Int = 0
+    overflow: Int = 0
     for i in range(len(v)):
         a = np.int64(acc[i]) << exp
         left = (abs(u[i]) * u_keep) >> 12
@@ -297,39 +323,48 @@ def run_lif(
     wiring: Wiring,
     neurons: Neurons,
     acc: Array,
+    sums: Array,
     u: Array | None,
     v: Array,
     did: Did,
 ) -> None:
     """Run a layer on inputs x uint8 [N, T, pixels, channels] from zero, and write what it did.
 
-    ``acc`` (int16 or int32) is zero and large enough for one block. ``values`` is room for those of the
+    ``acc`` (zero; int16 or int32) takes the sums of one phase and ``sums`` int32 [R, len(acc)] those of
+    R steps of a block: its weights stay in the cache meanwhile. ``values`` is room for those of the
     events, None where x is binary. ``u`` and ``v`` [neurons] are scratch, of the type of ``bias``;
-    without ``u`` the step is the plain one. The outer loop goes over blocks of outputs: the weights of
-    one stay in the cache while all samples and steps pass.
+    without ``u`` the step is the plain one.
     """
     samples, steps, pixels, channels = x.shape
-    pointers = np.empty(samples * steps * pixels + 1, np.int64)
+    rows, phases = samples * steps, len(wiring.phases) - 1
+    per_row = pixels * phases
+    pointers = np.empty(rows * per_row + 1, np.int64)
     found = np.empty(x.size + 1, np.int32)
-    find_events(x.reshape(-1, channels), pointers, found, values)
+    find_events(x.reshape(-1, channels), wiring.phases, pointers, found, values)
     for block in range(len(neurons.block_first) - 1):
-        begin, end = neurons.block_first[block], neurons.block_first[block + 1]
-        low = neurons.first[begin]
-        top = neurons.first[end - 1] + neurons.length[end - 1]
-        for n in range(samples):
-            v[low:top] = 0
-            if u is not None:
-                u[low:top] = 0
-            for t in range(steps):
-                step = (n * steps + t) * pixels
-                row = pointers[step : step + pixels + 1]
-                scatter(wiring, weights, block, row, found, values, acc)
-                for piece in range(begin, end):
-                    update(neurons, piece, acc, u, v, did, n, t)
-                acc[:] = 0
+        pieces = neurons.block_first[block : block + 2]
+        low = neurons.first[pieces[0]]
+        top = neurons.first[pieces[1] - 1] + neurons.length[pieces[1] - 1]
+        for first in range(0, rows, len(sums)):
+            last = min(first + len(sums), rows)
+            for phase in range(phases):
+                for row in range(first, last):
+                    at = pointers[row * per_row + phase : (row + 1) * per_row + 1]
+                    scatter(wiring, weights, block, at, found, values, acc)
+                    flush(acc, sums[row - first], phase == 0)
+            for row in range(first, last):
+                n, t = row // steps, row % steps
+                if t == 0:
+                    for i in range(low, top):
+                        v[i] = 0
+                        if u is not None:
+                            u[i] = 0
+                for piece in range(pieces[0], pieces[1]):
+                    update(neurons, piece, sums[row - first], u, v, did, n, t)
                 if u is not None and did.u.size:
-                    did.u[n, t, low:top] = u[low:top]
-                    did.v[n, t, low:top] = v[low:top]
+                    for i in range(low, top):
+                        did.u[n, t, i] = u[i]
+                        did.v[n, t, i] = v[i]
 
 
 @compiled
@@ -344,12 +379,13 @@ def or_pool(x: Array, out: Array) -> None:
     line, joined = np.empty(size, np.uint8), np.empty(size, np.uint8)
     for i in range(rows):
         for y in range(height):
-            line[:] = 0
-            for k in range(kh):
-                source = x[i, y * kh + k]
+            for j in range(size):
+                line[j] = x[i, y * kh, j] != 0
+            for k in range(1, kh):
                 for j in range(size):
-                    line[j] |= source[j] != 0
-            joined[:] = line
+                    line[j] |= x[i, y * kh + k, j] != 0
+            for j in range(size):
+                joined[j] = line[j]
             for k in range(1, kw):
                 shifted = line[k * channels :]
                 for j in range(len(shifted)):
@@ -361,9 +397,7 @@ def or_pool(x: Array, out: Array) -> None:
 
 
 @compiled
-def count_pieces(
-    spikes: Array, first: Array, length: Array, core: Array, counts: Array
-) -> None:
+def count_pieces(spikes: Array, first: Array, length: Array, core: Array, counts: Array) -> None:
     """Add the spikes [N, T, neurons] of every piece to the counts [N, T, cores] of its core."""
     for n in range(spikes.shape[0]):
         for t in range(spikes.shape[1]):

@@ -139,9 +139,7 @@ def _check_same(model: STLNet, network: IntegerNetwork) -> None:
         )
 
 
-def _integer(
-    engine: Engine, inputs: NDArray[np.uint8], expected: Spikes
-) -> tuple[Trace, Spikes]:
+def _integer(engine: Engine, inputs: NDArray[np.uint8], expected: Spikes) -> tuple[Trace, Spikes]:
     """The integer run, and each layer's spikes when it is fed with the float model's instead."""
     trace = engine.run(inputs)
     forced: Spikes = {}

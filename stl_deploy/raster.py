@@ -75,7 +75,8 @@ class RasterFile:
                 if batch.size < math.prod(shape):
                     raise EOFError("spikes end early")
                 batch = batch.reshape(shape)
-                check_values(batch, str(self.path), self.levels)
+                if problems := _value_problems(batch, str(self.path), self.levels):
+                    raise InputError(problems)
                 yield batch
 
 
@@ -185,9 +186,7 @@ def _check_arrays(
     if len(shape) < 3:
         problems.append(Problem(f"{path}: spikes", f"has shape {shape}, not [N, T, ...]"))
     if dtype not in (np.uint8, np.bool_):
-        problems.append(
-            Problem(f"{path}: spikes", f"has type {dtype}, not uint8", "convert it")
-        )
+        problems.append(Problem(f"{path}: spikes", f"has type {dtype}, not uint8", "convert it"))
     if 0 in shape:
         problems.append(Problem(f"{path}: spikes", f"is empty: {shape}"))
     whole = labels is not None and labels.dtype.kind in "iu" and (labels < 2**31).all()
@@ -205,7 +204,8 @@ def check_fits(raster: Source, where: str, network: IntegerNetwork) -> Source:
     The values of a RasterFile are looked at when they are read.
     """
     if isinstance(raster, RasterFile):
-        _check_shape(raster.shape, where, network.input_shape, network.timesteps)
+        if problems := _shape_problems(raster.shape, where, network.input_shape, network.timesteps):
+            raise InputError(problems)
         raster = replace(raster, levels=network.input_levels)
     else:
         check_input(raster, where, network.input_shape, network.timesteps, network.input_levels)
@@ -230,48 +230,42 @@ def check_input(
     if not isinstance(spikes, np.ndarray) or spikes.dtype.kind not in "uib":
         kind = getattr(spikes, "dtype", type(spikes).__name__)
         raise InputError(Problem(where, f"is {kind}, not an array of whole numbers", "use uint8"))
-    problems: list[Problem] = []
-    for check in (
-        lambda: _check_shape(spikes.shape, where, shape, timesteps),
-        lambda: check_values(spikes, where, levels),
+    if problems := _shape_problems(spikes.shape, where, shape, timesteps) + _value_problems(
+        spikes, where, levels
     ):
-        try:
-            check()
-        except InputError as error:
-            problems += error.problems
-    if problems:
         raise InputError(problems)
 
 
-def _check_shape(
+def _shape_problems(
     size: tuple[int, ...], where: str, shape: tuple[int, ...], timesteps: int
-) -> None:
-    """Raise InputError unless ``size`` is [N, ``timesteps``, *``shape``]."""
-    problem: Problem | None = None
+) -> list[Problem]:
+    """What is wrong with a raster of ``size``, which should be [N, ``timesteps``, *``shape``]."""
     if len(size) < 2 or size[2:] != shape:
-        problem = Problem(where, f"has inputs {size[2:]}, the network reads {shape}")
-    elif size[1] != timesteps:
-        problem = Problem(
-            where,
-            f"has {size[1]} time steps, the network was made for {timesteps}",
-            f"make it with stl-raster --timesteps {timesteps}",
-        )
-    if problem is not None:
-        raise InputError(problem)
+        return [Problem(where, f"has inputs {size[2:]}, the network reads {shape}")]
+    if size[1] != timesteps:
+        return [
+            Problem(
+                where,
+                f"has {size[1]} time steps, the network was made for {timesteps}",
+                f"make it with stl-raster --timesteps {timesteps}",
+            )
+        ]
+    return []
 
 
-def check_values(spikes: NDArray[Any], where: str, levels: int) -> None:
-    """Raise InputError unless there are values and all lie in 0..``levels``."""
+def _value_problems(spikes: NDArray[Any], where: str, levels: int) -> list[Problem]:
+    """What is wrong with spikes that should lie in 0..``levels``."""
     if not spikes.size:
-        raise InputError(Problem(where, f"is empty: {spikes.shape}"))
+        return [Problem(where, f"is empty: {spikes.shape}")]
     if spikes.min() < 0 or spikes.max() > levels:
-        raise InputError(
+        return [
             Problem(
                 where,
                 f"holds values {spikes.min()}..{spikes.max()}, the network reads 0..{levels}",
                 "encode it as the network was trained (--encoding)",
             )
-        )
+        ]
+    return []
 
 
 def _check_sizes(path: Path, but: str = "") -> None:
