@@ -104,7 +104,7 @@ class Engine:
     ) -> None:
         self.network = network
         self.cores = cores or {}
-        self._plans: dict[tuple[int, bool], tuple[Layer, Plan | None]] = {}
+        self._plans: dict[tuple[int, int, bool], tuple[Layer, Plan | None]] = {}
 
     def run(self, raster: IntArray, states: bool = False) -> Trace:
         """Run all layers on a raster [N, T, *input_shape]."""
@@ -126,7 +126,7 @@ class Engine:
             _Out.zeros(layer, raster.shape[:2], states, wide, self.cores.get(layer.name))
             for layer in layers
         ]
-        plans = [self._plan(layer, states) for layer in layers]
+        plans = [self._plan(layer, raster.shape[1], states) for layer in layers]
         levels = self.network.input_limit(layers[0])
 
         def task(part: slice) -> None:
@@ -143,27 +143,27 @@ class Engine:
         _in_parallel(task, _parts(raster, layers))
         return [out.trace(slice(None)) for out in outs]
 
-    def _plan(self, layer: Layer, states: bool) -> Plan | None:
-        """The plan of ``layer``, made once."""
-        key = id(layer), states
+    def _plan(self, layer: Layer, steps: int, states: bool) -> Plan | None:
+        """The plan of ``layer`` for rasters of so many steps, made once."""
+        key = id(layer), steps, states
         if key not in self._plans:
             # The layer is kept with its plan, so that its id stays its own.
             self._plans[key] = (
                 layer,
-                _plan(self.network, layer, states, self.cores.get(layer.name)),
+                _plan(self.network, layer, steps, states, self.cores.get(layer.name)),
             )
         return self._plans[key][1]
 
 
 def _plan(
-    network: IntegerNetwork, layer: Layer, states: bool, cores: IntArray | None
+    network: IntegerNetwork, layer: Layer, steps: int, states: bool, cores: IntArray | None
 ) -> Plan | None:
-    """How to run ``layer``, None where only the reference can."""
+    """How to run ``layer``, None where only the reference can. New kinds of layers go here."""
     match layer:
         case OrPool():
             return None if states else _PoolPlan.of(layer, cores)
         case LifLayer(synapses=Conv() | Dense()):
-            return _LifPlan.of(network, layer, states, cores)
+            return _LifPlan.of(network, layer, steps, states, cores)
     return None
 
 
@@ -386,19 +386,23 @@ class _LifPlan:
 
     @classmethod
     def of(
-        cls, network: IntegerNetwork, layer: LifLayer, states: bool, cores: IntArray | None
+        cls,
+        network: IntegerNetwork,
+        layer: LifLayer,
+        steps: int,
+        states: bool,
+        cores: IntArray | None,
     ) -> _LifPlan | None:
         """None where sums of 32 bits are not known to hold every input's, or shapes do not match."""
         levels, chip = network.input_limit(layer), chips.load(network.chip)
-        if not fits_32_bits(layer, levels):
+        if not (fits_32_bits(layer, levels) and 0 <= layer.exp < 64):
             return None
         synapses = _synapses(layer, levels)
         if synapses is None:
             return None
-        # Not worth a proof where there are many synapses a neuron.
-        plain = not (states or isinstance(layer.synapses, Dense)) and never_overflows(
-            network, layer
-        )
+        # A linear layer has few neurons for its synapses: a proof costs more than it saves.
+        proven = isinstance(layer.synapses, Conv) and never_overflows(network, layer, steps)
+        plain = proven and not states
         pieces = _Pieces.of(layer, synapses.first, synapses.at, cores)
         kind = np.int32 if plain else np.int64
         far = np.iinfo(kind)
@@ -446,13 +450,13 @@ def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
 
 
 def fits_32_bits(layer: LifLayer, levels: int) -> bool:
-    """Whether no sum of any inputs 0..``levels``, and no part of one, can pass 32 bits."""
-    inputs = layer.synapses.weight[0].size
-    return layer.synapses.weight.dtype == np.int8 and inputs * levels * 128 < 1 << 31
+    """Whether no sum of inputs 0..``levels``, and no part of one, can pass 32 bits before ``exp``."""
+    weight = layer.synapses.weight
+    return weight.dtype == np.int8 and weight[0].size * levels * 128 < 1 << 31
 
 
-def never_overflows(network: IntegerNetwork, layer: LifLayer) -> bool:
-    """Whether no input can bring any register of ``layer`` to its limit, or past 32 bits.
+def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
+    """Whether no input of so many steps can bring a register to its limit, or past 32 bits.
 
     Such a layer without current memory (du = 4095) neither wraps nor saturates nor counts overflow.
     """
@@ -462,7 +466,7 @@ def never_overflows(network: IntegerNetwork, layer: LifLayer) -> bool:
     levels = network.input_limit(layer)
     register = 1 << 31 if chip.state_limit is None else min(chip.state_limit, 1 << 31)
     low, high = bounds.one_sided_sums(layer, levels)
-    down, up = bounds.voltage_range(layer, levels, network.timesteps)
+    down, up = bounds.voltage_range(layer, levels, steps)
     worst = max(-int(low.min()), int(high.max()))
     voltage = max(-int(down.min()), int(up.max()), int(np.abs(layer.bias).max()))
     accumulator = register if chip.accumulator_limit is None else chip.accumulator_limit

@@ -61,7 +61,7 @@ def test_random_networks(case, states, seed):
     inputs = raster
     for layer in network.layers:
         own = cores.get(layer.name)
-        if isinstance(layer, LifLayer) and engine.never_overflows(network, layer):
+        if isinstance(layer, LifLayer) and engine.never_overflows(network, layer, raster.shape[1]):
             assert not want.layers[layer.name].overflow.any()
         # The inputs as the reference leaves them, in C order.
         inputs = np.ascontiguousarray(inputs)
@@ -168,7 +168,7 @@ def test_voltages_beyond_32_bits(exp):
     raster = np.ones((1, 4, 8, 5, 5), np.uint8)
     want = reference.run(network, raster, states=True)
     assert (exp == 0) == (max(want.layers["lif"].u.max(), want.layers["lif"].v.max()) < 1 << 31)
-    assert engine.never_overflows(network, network.layers[0]) == (exp == 0)
+    assert engine.never_overflows(network, network.layers[0], 4) == (exp == 0)
     assert_same(engine.run(network, raster, states=True), want)
     assert_same(engine.run(network, raster), reference.run(network, raster))
 
@@ -184,14 +184,98 @@ def test_a_proof_ends_where_a_register_does(chip):
             tried = replace(layer, synapses=conv, exp=exp, dv=4095, vth=np.full((1, 1, 1), 9))
             network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
             fits = abs(weight) << exp < limits[chip]
-            assert engine.never_overflows(network, tried) == fits, (exp, weight)
+            assert engine.never_overflows(network, tried, 1) == fits, (exp, weight)
     edge = (1 << 23) - 1 if chip != "ideal" else (1 << 31) - 1
     for bias in (edge - 64, edge - 63, -edge - 1, -edge, -edge - 2):
         mant = np.array([bias], np.int64)
         tried = replace(layer, bias_mant=mant, bias_exp=0, dv=4095)
         network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
         fits = bias + 64 <= edge and bias >= -edge
-        assert engine.never_overflows(network, tried) == fits, bias
+        assert engine.never_overflows(network, tried, 1) == fits, bias
+
+
+@pytest.mark.parametrize("dv", [0, 1, 2048, 3001, 4095, 4096])
+@pytest.mark.parametrize("exp", [0, 3])
+def test_the_plain_step(dv, exp):
+    """Its voltages, which no trace shows: those of the reference, for all that fits into 31 bits."""
+    rng = np.random.default_rng(dv)
+    edges = np.array([0, 1, -1, 4095, 4096, -4096, 2**30 - 1, 1 - 2**30])
+    v = np.concatenate([edges, rng.integers(-(2**30), 2**30, 5000), rng.integers(-99, 99, 5000)])
+    a = rng.integers(-(1 << 15), 1 << 15, len(v)) * rng.integers(0, 2, len(v))
+    bias = rng.integers(-9, 9, len(v)) * rng.integers(0, 2, len(v))
+    u, _ = reference.step_current(v * 0, a << exp, 4095, None)
+    want, _ = reference.step_voltage(v, u, bias, dv, None)
+    vth = (want + rng.integers(-40, 100, len(v))) >> 6
+    want, spikes = reference.fire(want, vth)
+    active = int(((v != 0) | (a != 0) | (bias != 0)).sum())
+    mine, fired = v.astype(np.int32), np.zeros(len(v), np.uint8)
+    count = kernels.fire_plain(
+        a.astype(np.int32),
+        mine,
+        bias.astype(np.int32),
+        (vth << 6).astype(np.int32),
+        np.int32(4096 - dv),
+        exp,
+        fired,
+    )
+    assert (mine == want).all()
+    assert (fired == spikes).all()
+    assert 0.1 < spikes.mean() < 0.9
+    assert count == active < len(v)
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 23])
+@pytest.mark.parametrize("du", [0, 7, 4095])
+@pytest.mark.parametrize("dv", [0, 2048, 3001])
+def test_the_wide_step(limit, du, dv):
+    """The reference's, at the edges of every register: u and v one short of M, at M and beyond."""
+    rng = np.random.default_rng(du + dv)
+    size, big = 40_000, 1 << 23
+    near = np.array([-big, 1 - big, -1, 0, 1, big - 1, big])
+    u = np.where(rng.random(size) < 0.5, rng.choice(near, size), rng.integers(-4, 5, size))
+    v = np.where(rng.random(size) < 0.5, rng.choice(near, size), rng.integers(-big, big, size))
+    a = rng.choice([0, 1 << 17, -(1 << 17), (1 << 17) - 1, 1 << 18, 1 << 25, 5], size)
+    a += rng.integers(-1, 2, size)
+    wanted_u, wrapped = reference.step_current(u, a, du, limit)
+    # A bias that takes v to an edge, or past 32 bits.
+    target = rng.choice([*near, big + 1, -big - 1, 1 << 31, -(1 << 31) - 1], size)
+    bias = np.where(rng.random(size) < 0.9, target - reference.decay(v, dv) - wanted_u, 0)
+    wanted_v, saturated = reference.step_voltage(v, wanted_u, bias, dv, limit)
+    vth = (wanted_v + rng.integers(-40, 100, size)) >> 6
+    wanted_v, spikes = reference.fire(wanted_v, vth)
+    active = (reference.decay(u, du + 1) != 0) | (v != 0) | (a != 0) | (bias != 0)
+    overflow = (abs(a) >= 1 << 17) | wrapped | saturated
+    mine_u, mine_v, fired = u.copy(), v.copy(), np.zeros(size, np.uint8)
+    counts = kernels.fire_wide(
+        a.astype(np.int32),
+        mine_u,
+        mine_v,
+        bias,
+        vth << 6,
+        4096 - (du + 1),
+        4096 - dv,
+        0,
+        limit or 0,
+        1 << 17,
+        fired,
+    )
+    assert (mine_u == wanted_u).all()
+    assert (mine_v == wanted_v).all()
+    assert (fired == spikes).all()
+    assert counts == (active.sum(), overflow.sum())
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi1"])
+def test_a_raster_of_more_steps_than_the_network_says(chip):
+    """What one step cannot do to a register a thousand can."""
+    rng = np.random.default_rng(0)
+    network = one_layer(rng, chip, ones(2, 2, 127), (2, 3, 3), 1, 2**31 - 9, dv=0)
+    network = replace(network, timesteps=1)
+    assert engine.never_overflows(network, network.layers[0], 1)
+    raster = np.ones((1, 1000 if chip == "loihi1" else 140_000, 2, 3, 3), np.uint8)
+    want = reference.run(network, raster)
+    assert chip == "ideal" or want.layers["lif"].overflow.any()
+    assert_same(engine.run(network, raster), want)
 
 
 def ones(outputs, inputs, value=1):
@@ -244,8 +328,8 @@ def test_what_the_engine_does_not_know_runs_in_the_reference(monkeypatch):
     unknown = next(i for i, layer in enumerate(network.layers) if isinstance(layer, LifLayer))
     known = engine._plan
 
-    def forgetful(net, layer, states, cores):
-        return None if layer is network.layers[unknown] else known(net, layer, states, cores)
+    def forgetful(net, layer, *rest):
+        return None if layer is network.layers[unknown] else known(net, layer, *rest)
 
     monkeypatch.setattr(engine, "_plan", forgetful)
     assert_same(engine.run(network, raster, states=True), want)
@@ -393,7 +477,7 @@ def test_what_cannot_be_streamed_is_loaded(saved):
 
 
 def plan(network, layer):
-    return engine._plan(network, layer, False, None)
+    return engine._plan(network, layer, network.timesteps, False, None)
 
 
 def one_layer(rng, chip, synapses, input_shape, levels, reach=100, **fields):
