@@ -66,10 +66,9 @@ def simulate(
             refuse_existing(path, force)
             check_writable(path)
     network = nir_file.read_network(model)
-    raster = rasters.load(data).first(limit)
-    rasters.check_fits(raster, str(data), network)
+    raster = rasters.check_fits(rasters.stream(data).first(limit), str(data), network)
     with progress(as_json) as bar:
-        task = bar.add_task("simulate", total=len(raster.spikes), note="samples")
+        task = bar.add_task("simulate", total=raster.shape[0], note="samples")
         done = sim.run(
             network, raster, out, states, lambda n: bar.update(task, completed=n), profile
         )

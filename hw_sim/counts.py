@@ -7,11 +7,12 @@ state, input or bias is not zero).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.hw_sim import kernels
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.network import IntArray, IntegerNetwork, in_bounds_synapses
 
@@ -68,7 +69,7 @@ class Counts:
 
 
 class Counter:
-    """Adds up counts batch by batch; use ``add`` as the visitor of ``reference.in_batches``."""
+    """Adds up counts batch by batch; use ``add`` on each, in order."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = network
@@ -81,21 +82,23 @@ class Counter:
         layers = []
         for layer in self.network.layers:
             did = trace.layers[layer.name]
-            events = (inputs != 0).reshape(*inputs.shape[:2], -1)
+            events, synops = weighted_events(inputs, self.fan_out[layer.name])
             layers.append(
                 LayerCounts(
                     name=layer.name,
                     neurons=layer.neurons,
-                    inputs=events.sum(axis=2, dtype=np.int64),
-                    synops=np.rint(
-                        events.astype(np.float64) @ self.fan_out[layer.name].reshape(-1)
-                    ).astype(np.int64),
+                    inputs=events,
+                    synops=synops,
                     active=did.active,
-                    spikes=did.spikes.reshape(*did.spikes.shape[:2], -1).sum(2, dtype=np.int64),
+                    spikes=np.zeros_like(events),
                     overflow=did.overflow,
                 )
             )
             inputs = did.spikes
+        # What one layer fires is what the next one gets.
+        nothing = np.zeros(inputs.shape[2:], np.int64)
+        fired = [layer.inputs for layer in layers[1:]] + [weighted_events(inputs, nothing)[0]]
+        layers = [replace(layer, spikes=n) for layer, n in zip(layers, fired, strict=True)]
         self.parts.append(Counts(tuple(layers), trace.predictions))
 
     def total(self) -> Counts:
@@ -112,3 +115,22 @@ class Counter:
             for i, first in enumerate(self.parts[0].layers)
         )
         return Counts(layers, np.concatenate([p.predictions for p in self.parts]))
+
+
+def weighted_events(x: IntArray, weight: Int64) -> tuple[Int64, Int64]:
+    """Non-zero entries of x [N, T, *shape], and the sum of their ``weight`` [*shape]: [N, T] each."""
+    if x.shape[2:] != weight.shape:
+        x = x.reshape(*x.shape[:2], *weight.shape)
+    # As x lies in memory, whatever the order of its axes.
+    axes = sorted(range(weight.ndim), key=lambda axis: -x.strides[axis + 2])
+    rows = x.transpose(0, 1, *(axis + 2 for axis in axes)).reshape(x.shape[0] * x.shape[1], -1)
+    if rows.dtype != np.uint8:
+        rows = (rows != 0).view(np.uint8)
+    events, sums = np.empty((2, *x.shape[:2]), np.int64)
+    kernels.weigh(
+        np.require(rows, requirements=["C", "W"]),
+        np.ascontiguousarray(weight.transpose(axes)).reshape(-1),
+        events.reshape(-1),
+        sums.reshape(-1),
+    )
+    return events, sums

@@ -11,7 +11,7 @@ time step of one neuron, as Loihi and Lava's ``fixed_pt`` model take it (docs/nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +137,10 @@ def run_lif(
     states: bool = False,
     cores: IntArray | None = None,
 ) -> LayerTrace:
-    """Run a LIF layer on inputs [N, T, *input_shape]; the state starts at zero for every sample."""
+    """Run a LIF layer on inputs [N, T, *input_shape]; the state starts at zero for every sample.
+
+    ``cores`` int [neurons] numbers each neuron's core within the layer, for ``active_by_core``.
+    """
     n, steps = inputs.shape[:2]
     size = (n, steps, *layer.shape)
     a = accumulate(layer, inputs.reshape(-1, *layer.input_shape), levels).reshape(size)
@@ -220,26 +223,14 @@ def run(
 ) -> Trace:
     """Run ``network`` on a raster [N, T, *input_shape], all samples at once.
 
-    ``cores`` are those of ``run_layer``, by layer.
+    ``cores`` holds, for each layer that ``active_by_core`` is wanted of, the core of every neuron:
+    int [neurons], in C order, counted from 0 within the layer.
     """
     trace = Trace()
     spikes: IntArray = raster
     for layer in network.layers:
-        on = None if cores is None else cores[layer.name]
-        trace.layers[layer.name] = run_layer(network, layer, spikes, states, on)
+        own = None if cores is None else cores.get(layer.name)
+        trace.layers[layer.name] = run_layer(network, layer, spikes, states, own)
         spikes = trace.layers[layer.name].spikes
     trace.predictions = network.readout.predict(spikes)
     return trace
-
-
-def in_batches(
-    network: IntegerNetwork,
-    raster: IntArray,
-    visit: Callable[[int, Trace], None],
-    batch: int = 64,
-    states: bool = False,
-    cores: Mapping[str, IntArray] | None = None,
-) -> None:
-    """Run ``batch`` samples at a time and hand each trace to ``visit(first_sample, trace)``."""
-    for start in range(0, len(raster), batch):
-        visit(start, run(network, raster[start : start + batch], states, cores))

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.files import atomic
-from stl_deploy.hw_sim import reference
+from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.counts import Counter, Counts
 from stl_deploy.hw_sim.energy import Assessment, Energy
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.network import IntArray, IntegerNetwork
-from stl_deploy.raster import Raster
+from stl_deploy.raster import Source
 from stl_deploy.report import Activity
 
 MEMORY = 512 << 20  # bytes that one batch may take, roughly
@@ -26,7 +26,7 @@ BYTES_PER_ENTRY = 64  # of the largest layer, all temporaries together
 
 
 def batch_size(network: IntegerNetwork) -> int:
-    """Samples at a time that keep a run within MEMORY."""
+    """Samples at a time that keep a run of the reference, or of the float model, within MEMORY."""
     largest = max(math.prod(network.input_shape), *(layer.neurons for layer in network.layers))
     return max(1, min(256, MEMORY // (largest * network.timesteps * BYTES_PER_ENTRY)))
 
@@ -66,7 +66,7 @@ class Recorder:
 
 def run(
     network: IntegerNetwork,
-    raster: Raster,
+    raster: Source,
     out: Path | None = None,
     states: bool = False,
     on_progress: Callable[[int], None] | None = None,
@@ -81,17 +81,15 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         arrays: dict[str, NDArray[Any]] = {}
 
-        def visit(start: int, trace: Trace) -> None:
-            inputs = raster.spikes[start : start + len(trace.predictions)]
+        def visit(start: int, inputs: IntArray, trace: Trace) -> None:
             recorder.add(inputs, trace)
             if out is not None:
-                _store(arrays, Path(folder), trace, start, len(raster.spikes))
+                _store(arrays, Path(folder), trace, start, raster.shape[0])
             if on_progress is not None:
                 on_progress(start + len(inputs))
 
-        reference.in_batches(
-            network, raster.spikes, visit, batch_size(network), states, recorder.cores
-        )
+        batches = raster.batches(engine.batch_size(network, states))
+        engine.in_batches(network, batches, visit, states, recorder.cores)
         if out is not None:
             with atomic(out) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -114,10 +112,10 @@ def _store(
             arrays[key][start : start + len(part)] = part
 
 
-def summarize(network: IntegerNetwork, done: Run, raster: Raster) -> Activity:
+def summarize(network: IntegerNetwork, done: Run, raster: Source) -> Activity:
     """What the report shows of a run; the first sample is run again for its picture."""
-    first = raster.spikes[:1]
-    trace = reference.run(network, first)
+    first = next(raster.first(1).batches(1))
+    trace = engine.run(network, first)
     return Activity(
         counts=done.counts,
         energies=done.energies,
@@ -126,7 +124,7 @@ def summarize(network: IntegerNetwork, done: Run, raster: Raster) -> Activity:
     )
 
 
-def accuracy(counts: Counts, raster: Raster) -> float | None:
+def accuracy(counts: Counts, raster: Source) -> float | None:
     """Fraction of right predictions, None without labels."""
     if raster.labels is None:
         return None

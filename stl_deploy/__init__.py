@@ -86,11 +86,11 @@ def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = 
 
     The trace holds spikes, and with ``states`` u and v, of every layer as [N, T, *shape].
     """
-    from stl_deploy.hw_sim import reference
+    from stl_deploy.hw_sim import engine
     from stl_deploy.raster import Raster, check_fits
 
     check_fits(Raster(spikes), "spikes", network)
-    return reference.run(network, spikes, states)
+    return engine.run(network, spikes, states)
 
 
 def parity(

@@ -21,6 +21,7 @@ from stl_deploy.network import IntArray, IntegerNetwork
 from stl_deploy.raster import Raster
 
 if TYPE_CHECKING:
+    from stl_deploy.hw_sim.engine import Engine
     from stl_deploy.hw_sim.reference import Trace
     from stl_deploy.models.net import STLNet
 
@@ -84,9 +85,11 @@ def compare(
     """
     import torch
 
+    from stl_deploy.hw_sim.engine import Engine
     from stl_deploy.models.net import infer
 
     _check_same(model, network)
+    engine = Engine(network, cores)
     tallies: dict[str, NDArray[np.int64]] = {}
     entries: dict[str, int] = {}
     hits = np.zeros(3, np.int64)
@@ -95,7 +98,7 @@ def compare(
         tensor = torch.from_numpy(inputs)
         double = _numpy(infer(model, tensor, torch.float64))
         others = [_numpy(infer(model, tensor, torch.float32)), float_exec.run(graph, inputs)]
-        trace, forced = _integer(network, inputs, double, cores)
+        trace, forced = _integer(engine, inputs, double)
         lowered = {name: did.spikes for name, did in trace.layers.items()}
         for name, expected in double.items():
             differing = [
@@ -138,20 +141,13 @@ def _check_same(model: STLNet, network: IntegerNetwork) -> None:
         )
 
 
-def _integer(
-    network: IntegerNetwork,
-    inputs: NDArray[np.uint8],
-    expected: Spikes,
-    cores: Mapping[str, IntArray] | None,
-) -> tuple[Trace, Spikes]:
+def _integer(engine: Engine, inputs: NDArray[np.uint8], expected: Spikes) -> tuple[Trace, Spikes]:
     """The integer run, and each layer's spikes when it is fed with the float model's instead."""
-    from stl_deploy.hw_sim import reference
-
-    trace = reference.run(network, inputs, cores=cores)
+    trace = engine.run(inputs)
     forced: Spikes = {}
     before: NDArray[np.uint8] = inputs
-    for layer in network.layers:
-        forced[layer.name] = reference.run_layer(network, layer, before).spikes
+    for layer in engine.network.layers:
+        forced[layer.name] = engine.run_layer(layer, before).spikes
         before = expected[layer.name]
     return trace, forced
 

@@ -31,9 +31,9 @@ CHIP_OF = {"loihi1-spice": "loihi1", "loihi1-nahuku": "loihi1", "loihi2-pilotnet
 
 def counted(network, inputs, batch=2):
     counter = counting.Counter(network)
-    reference.in_batches(
-        network, inputs, lambda at, trace: counter.add(inputs[at : at + batch], trace), batch
-    )
+    for at in range(0, len(inputs), batch):
+        part = inputs[at : at + batch]
+        counter.add(part, reference.run(network, part))
     return counter.total()
 
 
@@ -122,13 +122,9 @@ def test_overflows_are_named():
 def assessed(network, inputs, batch=2):
     """Energies by profile, added up batch by batch."""
     assessment = Assessment(network)
-    reference.in_batches(
-        network,
-        inputs,
-        lambda at, trace: assessment.add(inputs[at : at + batch], trace),
-        batch,
-        cores=assessment.cores,
-    )
+    for at in range(0, len(inputs), batch):
+        part = inputs[at : at + batch]
+        assessment.add(part, reference.run(network, part, cores=assessment.cores))
     return assessment.energies()
 
 

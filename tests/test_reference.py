@@ -232,7 +232,8 @@ def test_samples_do_not_see_each_other(case, data):
         assert alone.predictions[0] == together.predictions[i]
     batch = data.draw(st.integers(1, 6))
     parts = []
-    reference.in_batches(network, raster, lambda at, trace: parts.append((at, trace)), batch)
+    for at in range(0, len(raster), batch):
+        parts.append((at, reference.run(network, raster[at : at + batch])))
     assert [at for at, _ in parts] == list(range(0, 5, batch))
     for name, did in together.layers.items():
         spikes = np.concatenate([trace.layers[name].spikes for _, trace in parts])

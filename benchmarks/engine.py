@@ -1,0 +1,265 @@
+"""The integer simulator against the float PyTorch model, side by side in one run; and its memory.
+
+    python benchmarks/engine.py [--repeat 7] [--only zoo|official|memory]
+
+``zoo``: the shipped model on 1,000 Fashion-MNIST test images (Bernoulli, seed 0, T = 4; the shipped
+500-sample raster twice where the data set is not installed). ``official``: the architecture of the
+official MNIST model with random weights and thresholds at which every LIF layer fires about 10 %. Both
+time ``hw_sim`` with all its counts on a loaded network and raster (what the command does after reading
+its files, without energies) against the float model in float32 under ``torch.inference_mode`` on two
+threads, all time steps of a batch in one convolution, at its best batch size and in its fastest form:
+as it is, with a LIF that keeps no membrane history, and that with channels last. Runs alternate; printed
+are medians, spreads and the ratio of the medians. The machine's other work falls on both.
+
+``memory``: a network of ten million synapses for 100 steps, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import stl_deploy
+from stl_deploy import idx
+from stl_deploy import raster as rasters
+from stl_deploy.arch import OFFICIAL_MNIST, Architecture, Lif, MaxPool
+from stl_deploy.hw_sim import simulate as sim
+from stl_deploy.models.net import STLNet
+from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
+
+ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
+DATA = Path("/usr/share/datasets/fashion-mnist")
+BATCHES = (1, 8, 16, 32, 64, 128, 256, 512)
+THREADS = 2
+LIMITS = {"zoo": 1 / 3, "official": 1 / 2}
+LIMIT_GIB = 2
+
+
+class Lean(torch.nn.Module):
+    """The float model without what only training needs; the same sums and spikes."""
+
+    def __init__(self, net: STLNet, channels_last: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.channels_last = channels_last
+
+    def forward(self, raster: Tensor) -> Tensor:
+        """Class rates, as ``STLNet.forward``."""
+        n, steps = raster.shape[:2]
+        # Time first: the steps of a LIF are then contiguous.
+        x = raster.transpose(0, 1).flatten(0, 1).to(torch.float32) / self.net.arch.input.levels
+        if self.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for spec in self.net.arch.layers:
+            layer = self.net.get_submodule(spec.name)
+            if isinstance(spec, Lif):
+                x = _lif(x.unflatten(0, (steps, n)), layer.thresh, layer.tau).flatten(0, 1)
+            elif isinstance(spec, MaxPool):
+                x = torch.nn.functional.max_pool2d(x, layer.kernel_size)
+            else:
+                # Convolution, BatchNorm and linear layers know batches; ours add the time axis.
+                x = layer(x.unsqueeze(1)).squeeze(1)
+        return self.net.readout(x.unflatten(0, (steps, n)).transpose(0, 1))
+
+
+def _lif(current: Tensor, threshold: Tensor, tau: float) -> Tensor:
+    """Spikes for a current [T, N, ...], which is overwritten."""
+    v = torch.zeros_like(current[0])
+    for step in current:
+        v.mul_(tau).add_(step)
+        torch.ge(v, threshold, out=step)
+        v.masked_fill_(step.bool(), 0)
+    return current
+
+
+def zoo_case() -> tuple[STLNet, IntegerNetwork, rasters.Raster]:
+    """The shipped model and 1,000 real samples."""
+    model = stl_deploy.load(ZOO / "fashion-stl.pt").float()
+    network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2")
+    if DATA.is_dir():
+        images = idx.read(DATA / "t10k-images-idx3-ubyte.gz")[:1000, None]
+        return model, network, rasters.Raster(rasters.encode(images, 4, "bernoulli", 0))
+    shipped = rasters.load(ZOO / "fashion-mnist-test500.npz").spikes
+    return model, network, rasters.Raster(np.concatenate([shipped, shipped]))
+
+
+def official_case(samples: int = 64) -> tuple[STLNet, IntegerNetwork, rasters.Raster]:
+    """The official architecture, each LIF layer firing in about 10 % of its entries."""
+    torch.manual_seed(0)
+    model = STLNet(Architecture.parse(OFFICIAL_MNIST)).eval()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2.0)
+            elif name.endswith("running_mean"):
+                value.normal_(0.0, 0.2)
+    rng = np.random.default_rng(0)
+    shape = (samples, model.arch.timesteps, *model.arch.input.shape)
+    spikes = (rng.random(shape) < 0.2).astype(np.uint8)
+    for spec in model.arch.layers:
+        if isinstance(spec, Lif):
+            _fire_a_tenth(model, spec.name, torch.from_numpy(spikes[:8]))
+    network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="ideal")
+    return model, network, rasters.Raster(spikes)
+
+
+def _fire_a_tenth(model: STLNet, name: str, raster: Tensor) -> None:
+    """Set the thresholds of layer ``name`` to a spread around the value at which it fires 10 %."""
+    thresholds = model.get_submodule(name).thresh
+    spread = 1 + 0.17 * torch.randn_like(thresholds).clamp_(-3, 3)
+    low, high = 0.0, 50.0
+    with torch.inference_mode():
+        for _ in range(20):
+            middle = (low + high) / 2
+            thresholds.data = middle * spread
+            rate = float(model.run(raster)[name].mean())
+            low, high = (middle, high) if rate > 0.1 else (low, middle)
+
+
+def compare(name: str, repeat: int) -> bool:
+    """Time both, print the ratio, and whether it is within the limit."""
+    model, network, raster = {"zoo": zoo_case, "official": official_case}[name]()
+    torch.set_num_threads(THREADS)
+    tensor = torch.from_numpy(raster.spikes)
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "as it is": model,
+        "lean": Lean(model, False),
+        "lean, channels last": Lean(model, True),
+    }
+    with torch.inference_mode():
+        expected = model(tensor[:16])
+        for form in forms.values():
+            # Layouts sum in other orders, so that a spike may differ by rounding, but hardly any does.
+            assert (form(tensor[:16]) - expected).abs().mean() < 1e-3
+        form, batch = _fastest(forms, tensor)
+
+        def floats() -> None:
+            for part in tensor.split(batch):
+                forms[form](part)
+
+        def integers() -> None:
+            sim.run(network, raster)
+
+        counts = sim.run(network, raster)
+        times = _alternate({"float": floats, "hw_sim": integers}, repeat)
+    entries = {c.name: c.neurons * counts.samples * counts.timesteps for c in counts.layers}
+    rates = ", ".join(f"{c.name} {c.spikes.sum() / entries[c.name]:.1%}" for c in counts.layers)
+    print(f"{name}: {counts.samples} samples of {counts.timesteps} steps; firing: {rates}")
+    print(f"  float: {form}, {batch} samples at a time: {_spread(times['float'])}")
+    print(f"  hw_sim with counts: {_spread(times['hw_sim'])}")
+    ratio = statistics.median(times["hw_sim"]) / statistics.median(times["float"])
+    pairs = [i / f for f, i in zip(times["float"], times["hw_sim"], strict=True)]
+    print(
+        f"  ratio {ratio:.3f} (run by run {min(pairs):.3f} to {max(pairs):.3f}), "
+        f"limit {LIMITS[name]:.3f}: {'kept' if ratio <= LIMITS[name] else 'MISSED'}"
+    )
+    return ratio <= LIMITS[name]
+
+
+def _fastest(forms: dict[str, Callable[[Tensor], Tensor]], tensor: Tensor) -> tuple[str, int]:
+    """The form and batch size with the least time a sample, best of three."""
+    times = {}
+    for name, batch in itertools.product(forms, BATCHES):
+        samples = min(len(tensor), max(4 * batch, 32))
+        for _ in range(3):
+            start = time.perf_counter()
+            for part in tensor[:samples].split(batch):
+                forms[name](part)
+            took = (time.perf_counter() - start) / samples
+            times[name, batch] = min(took, times.get((name, batch), took))
+    return min(times, key=times.__getitem__)
+
+
+def _alternate(jobs: dict[str, Callable[[], None]], repeat: int) -> dict[str, list[float]]:
+    """Seconds of each job, run in turns after one turn to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(repeat + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _spread(times: list[float]) -> str:
+    return f"median {statistics.median(times):.3f} s ({min(times):.3f} to {max(times):.3f})"
+
+
+def ten_million() -> IntegerNetwork:
+    """Linear layers with 10 million synapses together, 100 steps."""
+    rng = np.random.default_rng(0)
+    sizes = (2048, 3072, 1024, 512, 10)
+    layers: list[LifLayer] = []
+    for i, (before, after) in enumerate(itertools.pairwise(sizes)):
+        weight: NDArray[np.int8] = rng.integers(-127, 128, (after, before)).astype(np.int8)
+        layers.append(
+            LifLayer(
+                f"lif{i + 1}",
+                f"fc{i + 1}",
+                Dense(weight),
+                (before,),
+                (after,),
+                np.zeros(after, np.int32),
+                rng.integers(1000, 3000, after).astype(np.int32),
+                np.ones(after),
+            )
+        )
+    return IntegerNetwork("loihi2", 100, (sizes[0],), 1, tuple(layers), Readout(10, 1))
+
+
+def memory(folder: Path) -> bool:
+    """Largest resident memory for 8 and 64 samples, read from a file, and whether it is small."""
+    network = ten_million()
+    synapses = sum(layer.synapses.weight.size for layer in network.lif_layers)
+    used = {}
+    for samples in (8, 64):
+        path = folder / f"{samples}.npz"
+        spikes = np.random.default_rng(1).random((samples, 100, *network.input_shape)) < 0.1
+        rasters.save(path, rasters.Raster(spikes.astype(np.uint8)), {})
+        command = [sys.executable, __file__, "--run", str(path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        used[samples] = int(done.stdout) / 2**20
+    print(
+        f"memory: {synapses:,} synapses, 100 steps: "
+        + ", ".join(f"{n} samples {gib:.2f} GiB" for n, gib in used.items())
+        + f", limit {LIMIT_GIB} GiB"
+    )
+    return max(used.values()) < LIMIT_GIB
+
+
+def main() -> None:
+    """Run the cases and exit with 1 where a limit is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--only", choices=("zoo", "official", "memory"))
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run is not None:
+        sim.run(ten_million(), rasters.stream(args.run))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return
+    print(f"{os.cpu_count()} cores, torch {torch.__version__} on {THREADS} threads")
+    kept = [compare(name, args.repeat) for name in LIMITS if args.only in (None, name)]
+    if args.only in (None, "memory"):
+        with tempfile.TemporaryDirectory() as name:
+            kept.append(memory(Path(name)))
+    sys.exit(not all(kept))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,650 @@
+"""The integer network again, fast: equal to ``reference`` bit for bit, and tested against it.
+
+Weights stay int8 and sums are int16 or int32, whichever the layer's worst one-sided sum fits: every
+partial sum of any input lies between the sum of the negative and the sum of the positive weights, times
+the largest input. Voltages are int32 where ``bounds.voltage_range`` shows that no register can
+overflow, else int64 with the reference's rules (docs/numerics.md, "The engine"). What neither covers
+runs in the reference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import bounds
+from stl_deploy import chip as chips
+from stl_deploy.hw_sim import kernels, reference
+from stl_deploy.hw_sim.reference import LayerTrace, Trace
+from stl_deploy.network import Conv, Dense, IntArray, IntegerNetwork, Layer, LifLayer, OrPool, Shape
+
+Bytes = NDArray[np.uint8]
+Int64 = NDArray[np.int64]
+
+# A tile of a linear layer is read for all samples of a task before the next one; it fits into a
+# first-level cache. INPUTS weights of -128 are more than -2^15.
+BLOCK = 128  # outputs
+INPUTS = 255
+STEPS = 64
+TASK = 16  # samples that one thread takes at a time
+TASK_BYTES = 8 << 20  # and no more than so many bytes of one layer's spikes
+MEMORY = 128 << 20  # bytes that the traces of a batch may take
+BYTES_OF_STATES = 17  # of one entry: a spike, u and v
+
+
+class Plan(Protocol):
+    """How to run one layer, on inputs uint8 [N, T, ...] in memory order."""
+
+    def run(self, x: Bytes, did: kernels.Did) -> None:
+        """Write what the layer does on ``x``; ``did`` is zero before."""
+
+
+def run(
+    network: IntegerNetwork,
+    raster: IntArray,
+    states: bool = False,
+    cores: Mapping[str, IntArray] | None = None,
+) -> Trace:
+    """Run ``network`` on a raster [N, T, *input_shape]; the arguments are the reference's."""
+    return Engine(network, cores).run(raster, states)
+
+
+def run_layer(
+    network: IntegerNetwork,
+    layer: Layer,
+    inputs: IntArray,
+    states: bool = False,
+    cores: IntArray | None = None,
+) -> LayerTrace:
+    """Run one layer of ``network`` on the spikes of the layer before it."""
+    given = None if cores is None else {layer.name: cores}
+    return Engine(network, given).run_layer(layer, inputs, states)
+
+
+def in_batches(
+    network: IntegerNetwork,
+    batches: Iterable[IntArray],
+    visit: Callable[[int, IntArray, Trace], None],
+    states: bool = False,
+    cores: Mapping[str, IntArray] | None = None,
+) -> None:
+    """Run one batch [n, T, *input_shape] after the other: ``visit(first_sample, batch, trace)``."""
+    engine, start = Engine(network, cores), 0
+    for batch in batches:
+        visit(start, batch, engine.run(batch, states))
+        start += len(batch)
+
+
+def batch_size(network: IntegerNetwork, states: bool = False) -> int:
+    """Samples at a time whose traces fit into MEMORY, and into a part of the memory that is free."""
+    entries = _size(network.input_shape) + sum(layer.neurons for layer in network.layers)
+    sample = entries * network.timesteps * (BYTES_OF_STATES if states else 1)
+    return max(1, min(256, min(MEMORY, _free_memory() // 8) // sample))
+
+
+def _free_memory() -> int:
+    """Bytes of memory that nobody uses; as good as endless where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
+class Engine:
+    """A network prepared to run on many rasters; ``cores`` as in ``reference.run``."""
+
+    def __init__(
+        self, network: IntegerNetwork, cores: Mapping[str, IntArray] | None = None
+    ) -> None:
+        self.network = network
+        self.cores = cores or {}
+        self._plans: dict[tuple[int, int, bool], tuple[Layer, Plan | None]] = {}
+
+    def run(self, raster: IntArray, states: bool = False) -> Trace:
+        """Run all layers on a raster [N, T, *input_shape]."""
+        layers = self.network.layers
+        traces = self._run(layers, raster, states)
+        return Trace(
+            {layer.name: did for layer, did in zip(layers, traces, strict=True)},
+            self.network.readout.predict(traces[-1].spikes),
+        )
+
+    def run_layer(self, layer: Layer, inputs: IntArray, states: bool = False) -> LayerTrace:
+        """Run one layer on inputs [N, T, *its input_shape]."""
+        return self._run((layer,), inputs, states)[0]
+
+    def _run(self, layers: tuple[Layer, ...], raster: IntArray, states: bool) -> list[LayerTrace]:
+        """Run a chain of layers, samples in parallel, each task through all layers."""
+        wide = chips.load(self.network.chip).state_limit is None
+        outs = [
+            _Out.zeros(layer, raster.shape[:2], states, wide, self.cores.get(layer.name))
+            for layer in layers
+        ]
+        plans = [self._plan(layer, raster.shape[1], states) for layer in layers]
+        levels = self.network.input_limit(layers[0])
+
+        def task(part: slice) -> None:
+            x: IntArray = raster[part]
+            for layer, plan, out in zip(layers, plans, outs, strict=True):
+                ready = _in_memory_order(x, layer, levels if out is outs[0] else None)
+                if plan is None or ready is None:
+                    cores = self.cores.get(layer.name)
+                    out.put(part, reference.run_layer(self.network, layer, x, states, cores))
+                else:
+                    plan.run(ready, out.part(part))
+                x = out.trace(part).spikes
+
+        _in_parallel(task, _parts(raster, layers))
+        return [out.trace(slice(None)) for out in outs]
+
+    def _plan(self, layer: Layer, steps: int, states: bool) -> Plan | None:
+        """The plan of ``layer`` for rasters of so many steps, made once."""
+        key = id(layer), steps, states
+        if key not in self._plans:
+            # The layer is kept with its plan, so that its id stays its own.
+            self._plans[key] = (
+                layer,
+                _plan(self.network, layer, steps, states, self.cores.get(layer.name)),
+            )
+        return self._plans[key][1]
+
+
+def _plan(
+    network: IntegerNetwork, layer: Layer, steps: int, states: bool, cores: IntArray | None
+) -> Plan | None:
+    """How to run ``layer``, None where only the reference can. New kinds of layers go here."""
+    match layer:
+        case OrPool():
+            return None if states else _PoolPlan.of(layer, cores)
+        case LifLayer(synapses=Conv() | Dense()):
+            return _LifPlan.of(network, layer, steps, states, cores)
+    return None
+
+
+def threads() -> int:
+    """Threads to run on: one for each core that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _in_parallel(task: Callable[[slice], None], parts: list[slice]) -> None:
+    """Do all parts; the compiled loops run without Python's lock."""
+    workers = min(threads(), len(parts))
+    if workers <= 1:
+        for part in parts:
+            task(part)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(task, parts):
+            pass
+
+
+def _parts(raster: IntArray, layers: tuple[Layer, ...]) -> list[slice]:
+    """Samples of each task: few enough for the caches and for every thread to have some."""
+    samples, steps = raster.shape[:2]
+    largest = steps * max(max(layer.neurons, _size(layer.input_shape)) for layer in layers)
+    size = max(1, min(TASK, -(-samples // threads()), TASK_BYTES // max(1, largest)))
+    return [slice(i, min(i + size, samples)) for i in range(0, samples, size)]
+
+
+# Memory order: channels innermost
+
+
+def _memory_shape(shape: Shape) -> Shape:
+    """The shape of a population in memory: (C, H, W) lies as (H, W, C)."""
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+
+def _memory_order(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
+    """Values of the neurons of ``shape``, flat, in the order in which they lie in memory."""
+    values = values.reshape(shape)
+    return np.ascontiguousarray(np.moveaxis(values, 0, -1) if len(shape) == 3 else values).ravel()
+
+
+def _in_memory_order(x: IntArray, layer: Layer, levels: int | None) -> Bytes | None:
+    """Inputs [N, T, ...] as uint8 in memory order; None where a value is not in 0..``levels``.
+
+    Without ``levels`` they are the engine's own spikes and not looked at.
+    """
+    if x.dtype.kind not in "bui" or not x.size:
+        return None
+    if x.shape[2:] != layer.input_shape:
+        x = x.reshape(*x.shape[:2], *layer.input_shape)
+    if len(layer.input_shape) == 3:
+        x = np.moveaxis(x, 2, -1)
+    x = np.ascontiguousarray(x.view(np.uint8) if x.dtype == np.bool_ else x)
+    if levels is not None and (x.min() < 0 or x.max() > min(levels, 255)):
+        return None
+    # Writable as well: numba would compile everything again for a read-only array.
+    return np.require(x, np.uint8, ["C", "W"])
+
+
+@dataclass
+class _Out:
+    """The results of one layer for all samples, in memory order."""
+
+    layer: Layer
+    spikes: Bytes
+    active: Int64
+    overflow: Int64
+    u: IntArray | None
+    v: IntArray | None
+    by_core: bool
+
+    @classmethod
+    def zeros(
+        cls,
+        layer: Layer,
+        size: tuple[int, ...],
+        states: bool,
+        wide: bool,
+        cores: IntArray | None,
+    ) -> _Out:
+        """Results of ``size`` [N, T]."""
+        shape = (*size, *_memory_shape(layer.shape))
+        kind = np.int64 if wide and not isinstance(layer, OrPool) else np.int32
+        return cls(
+            layer,
+            np.empty(shape, np.uint8),
+            np.zeros((*size, _core_count(cores)), np.int64),
+            np.zeros(size, np.int64),
+            np.zeros(shape, kind) if states else None,
+            np.zeros(shape, kind) if states else None,
+            cores is not None,
+        )
+
+    def part(self, part: slice) -> kernels.Did:
+        """Where to write the results of some samples."""
+        none = np.zeros((0, 0, 0), np.int32)
+        size = (*self.spikes[part].shape[:2], self.layer.neurons)
+        return kernels.Did(
+            self.spikes[part].reshape(size),
+            self.active[part],
+            self.overflow[part],
+            none if self.u is None else self.u[part].reshape(size),
+            none if self.v is None else self.v[part].reshape(size),
+        )
+
+    def put(self, part: slice, did: LayerTrace) -> None:
+        """Take over what the reference did on some samples."""
+        mine = self.trace(part)
+        mine.spikes[:] = did.spikes
+        self.overflow[part] = did.overflow
+        self.active[part] = (
+            did.active[:, :, None] if did.active_by_core is None else did.active_by_core
+        )
+        for here, there in ((mine.u, did.u), (mine.v, did.v)):
+            if here is not None and there is not None:
+                here[:] = there
+
+    def trace(self, part: slice) -> LayerTrace:
+        """The results of some samples as [N, T, *shape]: views, not copies."""
+
+        def view(x: NDArray[Any]) -> NDArray[Any]:
+            return np.moveaxis(x[part], -1, 2) if len(self.layer.shape) == 3 else x[part]
+
+        return LayerTrace(
+            view(self.spikes),
+            self.active[part].sum(axis=2),
+            self.overflow[part],
+            None if self.u is None else view(self.u),
+            None if self.v is None else view(self.v),
+            self.active[part] if self.by_core else None,
+        )
+
+
+# Plans
+
+
+def _core_count(cores: IntArray | None) -> int:
+    return 1 if cores is None else int(cores.max()) + 1
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Runs of neurons that lie together in memory, in the accumulators and on one core."""
+
+    first: Int64
+    length: Int64
+    at: Int64
+    core: Int64
+
+    @classmethod
+    def of(cls, layer: Layer, first: Int64, at: Int64, cores: IntArray | None) -> _Pieces:
+        """Cut the runs that begin at ``first``, their accumulators at ``at``, where cores change."""
+        core = np.zeros(layer.neurons, np.int64)
+        if cores is not None:
+            core = _memory_order(np.asarray(cores, np.int64), layer.shape)
+        starts = np.union1d(first, np.flatnonzero(np.diff(core)) + 1)
+        run = np.searchsorted(first, starts, side="right") - 1
+        return cls(
+            starts,
+            np.diff(starts, append=layer.neurons),
+            at[run] + starts - first[run],
+            core[starts],
+        )
+
+
+@dataclass(frozen=True)
+class _PoolPlan:
+    """An OR pool."""
+
+    layer: OrPool
+    pieces: _Pieces
+
+    @classmethod
+    def of(cls, layer: OrPool, cores: IntArray | None) -> _PoolPlan | None:
+        """None where the windows do not tile the input."""
+        c, h, w = layer.shape
+        if layer.input_shape != (c, h * layer.kernel[0], w * layer.kernel[1]):
+            return None
+        start = np.zeros(1, np.int64)
+        return cls(layer, _Pieces.of(layer, start, start, cores))
+
+    def run(self, x: Bytes, did: kernels.Did) -> None:
+        """Pool, and count the windows that fire."""
+        rows = x.shape[0] * x.shape[1]
+        out = did.spikes.reshape(rows, *_memory_shape(self.layer.shape))
+        kernels.or_pool(x.reshape(rows, x.shape[2], -1), out)
+        pieces = self.pieces
+        kernels.count_pieces(did.spikes, pieces.first, pieces.length, pieces.core, did.active)
+
+
+@dataclass(frozen=True)
+class _Synapses:
+    """Weights as the kernels read them, and the runs in which a block's accumulators lie.
+
+    The neurons from ``first[i]`` on have their accumulators from ``at[i]`` on; block b begins at
+    neuron ``blocks[b]``. The weights of a block are read for ``steps`` steps in a row.
+    """
+
+    weights: NDArray[np.int8]
+    wiring: kernels.Wiring
+    pixels: tuple[int, int]
+    first: Int64
+    at: Int64
+    blocks: Int64
+    accumulators: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class _LifPlan:
+    """A convolution or linear layer with its neurons."""
+
+    synapses: _Synapses
+    neurons: kernels.Neurons
+    plain: bool
+    graded: bool
+
+    @classmethod
+    def of(
+        cls,
+        network: IntegerNetwork,
+        layer: LifLayer,
+        steps: int,
+        states: bool,
+        cores: IntArray | None,
+    ) -> _LifPlan | None:
+        """None where sums of 32 bits are not known to hold every input's, or shapes do not match."""
+        levels, chip = network.input_limit(layer), chips.load(network.chip)
+        if not (fits_32_bits(layer, levels) and 0 <= layer.exp < 64):
+            return None
+        synapses = _synapses(layer, levels)
+        if synapses is None:
+            return None
+        # A linear layer has few neurons for its synapses: a proof costs more than it saves.
+        proven = isinstance(layer.synapses, Conv) and never_overflows(network, layer, steps)
+        plain = proven and not states
+        pieces = _Pieces.of(layer, synapses.first, synapses.at, cores)
+        kind = np.int32 if plain else np.int64
+        far = np.iinfo(kind)
+        threshold = np.clip(layer.vth.astype(np.int64) << 6, far.min, far.max)
+        ends = np.append(synapses.blocks, layer.neurons)
+        limit = chip.accumulator_limit
+        neurons = kernels.Neurons(
+            bias=_spread(layer.bias, layer).astype(kind),
+            threshold=_spread(threshold, layer).astype(kind),
+            u_keep=4096 - (layer.du + 1),
+            v_keep=4096 - layer.dv,
+            exp=layer.exp,
+            limit=chip.state_limit or 0,
+            too_large=1 << 62 if limit is None else limit,
+            block_first=np.searchsorted(pieces.first, ends).astype(np.int64),
+            first=pieces.first,
+            length=pieces.length,
+            at=pieces.at,
+            core=pieces.core,
+        )
+        return cls(synapses, neurons, plain, levels > 1)
+
+    def run(self, x: Bytes, did: kernels.Did) -> None:
+        """Run the samples of ``x`` from a state of zero."""
+        mine = self.synapses
+        rows, columns = mine.pixels
+        v = np.zeros_like(self.neurons.bias)
+        kernels.run_lif(
+            x.reshape(*x.shape[:2], rows * columns, -1),
+            np.empty(x.size + 1, np.uint8) if self.graded else None,
+            mine.weights,
+            mine.wiring,
+            self.neurons,
+            np.zeros(mine.accumulators, np.int32 if self.graded else np.int16),
+            np.zeros((min(mine.steps, x.shape[0] * x.shape[1]), mine.accumulators), np.int32),
+            None if self.plain else np.zeros_like(v),
+            v,
+            did,
+        )
+
+
+def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
+    """One value for each neuron, in memory order."""
+    return _memory_order(np.broadcast_to(values, layer.shape), layer.shape)
+
+
+def fits_32_bits(layer: LifLayer, levels: int) -> bool:
+    """Whether no sum of inputs 0..``levels``, and no part of one, can pass 32 bits before ``exp``."""
+    weight = layer.synapses.weight
+    return weight.dtype == np.int8 and weight[0].size * levels * 128 < 1 << 31
+
+
+def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
+    """Whether no input of so many steps can bring a register to its limit, or past 32 bits.
+
+    Such a layer without current memory (du = 4095) neither wraps nor saturates nor counts overflow.
+    """
+    chip = chips.load(network.chip)
+    if layer.du != 4095 or not 0 <= layer.dv <= 4096 or not 0 <= layer.exp <= 16:
+        return False
+    levels = network.input_limit(layer)
+    register = 1 << 31 if chip.state_limit is None else min(chip.state_limit, 1 << 31)
+    low, high = bounds.one_sided_sums(layer, levels)
+    down, up = bounds.voltage_range(layer, levels, steps)
+    worst = max(-int(low.min()), int(high.max()))
+    voltage = max(-int(down.min()), int(up.max()), int(np.abs(layer.bias).max()))
+    accumulator = register if chip.accumulator_limit is None else chip.accumulator_limit
+    return worst < accumulator and worst << 6 < register and voltage < register
+
+
+def _synapses(layer: LifLayer, levels: int) -> _Synapses | None:
+    """The synapses for the kernels, None where shapes are not those of the weights."""
+    if isinstance(layer.synapses, Dense):
+        return _dense(layer, layer.synapses, levels)
+    return _convolution(layer, layer.synapses, levels)
+
+
+def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
+    """One pixel with all inputs as channels, and one run of weights a block of outputs.
+
+    INPUTS binary inputs add up to less than 2^15 whatever the weights.
+    """
+    outputs, inputs = dense.weight.shape
+    if layer.shape != (outputs,) or _size(layer.input_shape) != inputs:
+        return None
+    starts = np.arange(0, outputs, BLOCK)
+    run = _padded(min(BLOCK, outputs))
+    weights = np.zeros((len(starts), inputs, run), np.int8)
+    for part, start in zip(weights, starts, strict=True):
+        rows = dense.weight[start : start + BLOCK]
+        target = part[:, : len(rows)].reshape(*_memory_shape(layer.input_shape), len(rows))
+        source = rows.reshape(len(rows), *layer.input_shape)
+        channel = 1 if len(layer.input_shape) == 3 else 0
+        target[:] = np.moveaxis(np.moveaxis(source, channel, -1) if channel else source, 0, -1)
+    one = [[(0, 0)]]
+    step = INPUTS if levels == 1 else inputs
+    phases = np.append(np.arange(0, inputs, step), inputs)
+    return _Synapses(
+        weights=weights.reshape(-1),
+        wiring=_wiring(one, one, np.zeros(inputs), (1, 1, run), phases, grouped=False),
+        pixels=(1, 1),
+        first=starts,
+        at=np.zeros_like(starts),
+        blocks=starts,
+        accumulators=run,
+        steps=STEPS,
+    )
+
+
+def _convolution(layer: LifLayer, conv: Conv, levels: int) -> _Synapses | None:
+    """Runs of a whole kernel row where its outputs lie side by side, else of one tap and group.
+
+    A whole row needs accumulators for outputs left and right of the plane too; nobody reads those.
+    """
+    if len(layer.input_shape) != 3 or len(layer.shape) != 3:
+        return None
+    (channels, *plane), (outputs, height, width) = layer.input_shape, layer.shape
+    kh, kw = conv.weight.shape[2:]
+    geometry = list(zip(plane, conv.padding, conv.stride, conv.dilation, (kh, kw), strict=True))
+    expected = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, s, d, k in geometry]
+    weights = conv.weight
+    if (outputs, height, width) != (len(weights), *expected):
+        return None
+    if channels != weights.shape[1] * conv.groups or outputs % conv.groups:
+        return None
+    phases = np.array([0, channels]) if levels > 1 else _phases(conv)
+    if phases is None:
+        return None
+    rows = [_taps(y, height, *geometry[0][1:]) for y in range(plane[0])]
+    per_group = outputs // conv.groups
+    if conv.groups == conv.stride[1] == conv.dilation[1] == 1:
+        padding = conv.padding[1]
+        left = max(0, kw - 1 - padding)
+        row_width = max(left + width, plane[1] + padding + left)
+        columns = [[(0, x + padding - (kw - 1) + left)] for x in range(plane[1])]
+        # [C, kh, 1, kw * O], the last column of the kernel first: it meets the leftmost output.
+        runs = weights[:, :, :, ::-1].transpose(1, 2, 3, 0).reshape(channels, kh, 1, -1)
+    else:
+        left, row_width = 0, width
+        columns = [_taps(x, width, *geometry[1][1:]) for x in range(plane[1])]
+        grouped = weights.reshape(conv.groups, per_group, -1, kh, kw)
+        runs = grouped.transpose(0, 2, 3, 4, 1).reshape(channels, kh, kw, per_group)
+    run = _padded(runs.shape[3])
+    padded = np.zeros((*runs.shape[:3], run), np.int8)
+    padded[..., : runs.shape[3]] = runs
+    return _Synapses(
+        weights=padded.reshape(-1),
+        wiring=_wiring(
+            [[(i, y * row_width * outputs) for i, y in taps] for taps in rows],
+            [[(j, x * outputs) for j, x in taps] for taps in columns],
+            np.arange(channels) // weights.shape[1] * per_group,
+            padded.shape[1:],
+            phases,
+            grouped=conv.groups > 1,
+        ),
+        pixels=(plane[0], plane[1]),
+        first=np.arange(height) * width * outputs,
+        at=(np.arange(height) * row_width + left) * outputs,
+        blocks=np.zeros(1, np.int64),
+        # The padding of the last run adds zeros behind the last output.
+        accumulators=height * row_width * outputs + run,
+        steps=1,
+    )
+
+
+def _phases(conv: Conv) -> Int64 | None:
+    """Bounds of channels whose binary inputs add up to less than 2^15; None where one's alone do not.
+
+    A sum of any of the weights lies between that of the negative and that of the positive ones.
+    """
+    weights = conv.weight.astype(np.int64)
+    size = conv.weight.shape[1]
+    sides = np.stack([np.maximum(weights, 0), np.maximum(-weights, 0)]).sum(axis=(3, 4))
+    found, total = [0], np.zeros(sides.shape[:2], np.int64)
+    for channel in range(size * conv.groups):
+        group = channel // size
+        outputs = slice(
+            group * len(weights) // conv.groups, (group + 1) * len(weights) // conv.groups
+        )
+        part = sides[:, outputs, channel % size]
+        if part.max() >= 1 << 15:
+            return None
+        if (total[:, outputs] + part).max() >= 1 << 15:
+            found.append(channel)
+            total[:] = 0
+        total[:, outputs] += part
+    return np.array([*found, size * conv.groups])
+
+
+def _taps(
+    position: int, outputs: int, padding: int, stride: int, dilation: int, kernel: int
+) -> list[tuple[int, int]]:
+    """(tap, output) that an input position meets along one axis."""
+    found = []
+    for tap in range(kernel):
+        output, between = divmod(position + padding - tap * dilation, stride)
+        if not between and 0 <= output < outputs:
+            found.append((tap, output))
+    return found
+
+
+Taps = list[list[tuple[int, int]]]
+
+
+def _wiring(
+    rows: Taps,
+    columns: Taps,
+    channel_at: NDArray[Any],
+    runs: Shape,
+    phases: Int64,
+    grouped: bool,
+) -> kernels.Wiring:
+    """Tables of (tap, accumulator) lists, one a row and one a column of the input.
+
+    ``runs`` is the shape of one channel's weights, [kernel rows, kernel columns, run].
+    """
+
+    def table(taps: Taps, size: int) -> tuple[NDArray[np.uintp], ...]:
+        flat = np.array([pair for some in taps for pair in some], np.uintp).reshape(-1, 2)
+        first = np.cumsum([0, *map(len, taps)]).astype(np.uintp)
+        return first, flat[:, 0] * np.uintp(size), np.ascontiguousarray(flat[:, 1])
+
+    row_first, row_tap, row_at = table(rows, runs[1] * runs[2])
+    col_first, col_tap, col_at = table(columns, runs[2])
+    return kernels.Wiring(
+        row_first,
+        row_tap,
+        row_at,
+        col_first,
+        col_tap,
+        col_at,
+        channel_at.astype(np.uintp),
+        np.uintp(_size(runs)),
+        np.uintp(runs[2]),
+        grouped,
+        phases.astype(np.int64),
+    )
+
+
+def _padded(run: int) -> int:
+    return -(-run // kernels.LANES) * kernels.LANES
+
+
+def _size(shape: Shape) -> int:
+    return int(np.prod(shape))

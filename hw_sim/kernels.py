@@ -1,0 +1,425 @@
+"""Compiled loops of the engine: events, scattered sums, the LIF step, OR pools and counts.
+
+Populations lie in *memory order* here: (H, W, C), channels innermost, and everything else as it is. So
+one input event meets the outputs of a whole kernel row in one contiguous run. The functions release
+Python's lock: the engine runs them on several threads, each on samples of its own.
+"""
+
+# No ``from __future__ import annotations``: numba reads the functions as they are.
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+from numba import int32, njit, uintp
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Int = int | np.integer[Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+# Runs of weights are padded with zeros to a multiple of this many, which whole vector registers hold.
+LANES = 32
+
+
+def compiled(function: Function) -> Function:
+    """``function`` compiled at its first call; the result is kept on disk where that is possible."""
+    try:
+        made: Any = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # No folder that numba could write to: compile in every process.
+        made = njit(nogil=True)(function)
+    return cast(Function, made)
+
+
+class Wiring(NamedTuple):
+    """Where the event of an input neuron lands, as tables.
+
+    An event at row y, column x, channel c meets, for each ``k`` in ``row_first[y]..row_first[y+1]``
+    and each ``m`` in ``col_first[x]..col_first[x+1]``, the ``run`` weights from
+    ``c * channel_size + row_tap[k] + col_tap[m]`` on, which are added to the accumulators from
+    ``row_at[k] + col_at[m] + channel_at[c]`` on. Weights are int8 [blocks, channels, channel_size],
+    flattened. All entries are uintp, which spares numba its test for indices from the end.
+
+    Channels ``phases[k]..phases[k+1]`` are summed together: what they can add up to fits the type of
+    the accumulators.
+    """
+
+    row_first: Array
+    row_tap: Array
+    row_at: Array
+    col_first: Array
+    col_tap: Array
+    col_at: Array
+    channel_at: Array
+    channel_size: np.uintp
+    run: np.uintp
+    grouped: bool
+    phases: Array
+
+
+class Neurons(NamedTuple):
+    """Parameters of the neurons and the contiguous pieces in which they are updated.
+
+    ``bias`` and ``threshold`` (of v, strict) are in memory order, int32 for ``fire_plain`` and int64 for
+    ``fire_wide``. ``u_keep`` and ``v_keep`` are what a decay leaves, of 4096. ``limit`` is M, 0 without
+    limit; an abs(a) of ``too_large`` or more overflows. Piece i is ``length[i]`` neurons from
+    ``first[i]``, their accumulators from ``at[i]``, all on core ``core[i]``; block b has the pieces
+    ``block_first[b]..block_first[b+1]``.
+    """
+
+    bias: Array
+    threshold: Array
+    u_keep: int
+    v_keep: int
+    exp: int
+    limit: int
+    too_large: int
+    block_first: Array
+    first: Array
+    length: Array
+    at: Array
+    core: Array
+
+
+class Did(NamedTuple):
+    """Where a run writes: spikes uint8 [N, T, neurons], counts int64 [N, T, cores] and [N, T].
+
+    ``u`` and ``v`` are [N, T, neurons], or empty where nobody wants them.
+    """
+
+    spikes: Array
+    active: Array
+    overflow: Array
+    u: Array
+    v: Array
+
+
+@compiled
+def find_events(
+    x: Array, phases: Array, pointers: Array, channels: Array, values: Array | None
+) -> None:
+    """List the non-zero channels of every row of x uint8 [rows, channels], a row being a pixel.
+
+    Those of row i in phase k, channels ``phases[k]..phases[k+1]``, are the entries from ``pointers[j]``
+    to ``pointers[j+1]`` with j = i * number of phases + k; so are their values where these are wanted.
+    The lists have room for one entry more than there are events.
+    """
+    found = 0
+    j = 0
+    for i in range(x.shape[0]):
+        for k in range(len(phases) - 1):
+            pointers[j] = found
+            j += 1
+            for c in range(phases[k], phases[k + 1]):
+                channels[found] = c
+                if values is not None:
+                    values[found] = x[i, c]
+                found += x[i, c] != 0
+    pointers[j] = found
+
+
+@compiled
+def scatter(
+    wiring: Wiring,
+    weights: Array,
+    block: int,
+    pointers: Array,
+    channels: Array,
+    values: Array | None,
+    acc: Array,
+) -> None:
+    """Add the events of one step and phase to the accumulators ``acc``, known not to overflow.
+
+    ``pointers`` are those of the step's pixels and begin at the phase; ``values`` is None where all
+    events are ones. Four events of one pixel go together: they have the same accumulators, which are
+    then read and written once.
+    """
+    width = len(wiring.col_first) - 1
+    phases = len(wiring.phases) - 1
+    run, channel_size = wiring.run, wiring.channel_size
+    start = uintp(block) * uintp(len(wiring.channel_at)) * channel_size
+    for pixel in range((len(pointers) + phases - 2) // phases):
+        e, end = pointers[pixel * phases], pointers[pixel * phases + 1]
+        if e == end:
+            continue
+        y = pixel // width
+        x = pixel - y * width
+        rows = range(wiring.row_first[y], wiring.row_first[y + 1])
+        cols = range(wiring.col_first[x], wiring.col_first[x + 1])
+        if values is None and not wiring.grouped:
+            while e + 4 <= end:
+                w0 = start + uintp(channels[e]) * channel_size
+                w1 = start + uintp(channels[e + 1]) * channel_size
+                w2 = start + uintp(channels[e + 2]) * channel_size
+                w3 = start + uintp(channels[e + 3]) * channel_size
+                for k in rows:
+                    for m in cols:
+                        at = wiring.row_at[k] + wiring.col_at[m]
+                        tap = wiring.row_tap[k] + wiring.col_tap[m]
+                        a0, a1, a2, a3 = w0 + tap, w1 + tap, w2 + tap, w3 + tap
+                        for i in range(run):
+                            acc[at + i] += (weights[a0 + i] + weights[a1 + i]) + (
+                                weights[a2 + i] + weights[a3 + i]
+                            )
+                e += 4
+        while e < end:
+            channel = uintp(channels[e])
+            w0 = start + channel * channel_size
+            to = wiring.channel_at[channel]
+            for k in rows:
+                for m in cols:
+                    at = to + wiring.row_at[k] + wiring.col_at[m]
+                    a0 = w0 + wiring.row_tap[k] + wiring.col_tap[m]
+                    for i in range(run):
+                        if values is None:
+                            acc[at + i] += weights[a0 + i]
+                        else:
+                            acc[at + i] += values[e] * weights[a0 + i]
+            e += 1
+
+
+@compiled
+def flush(acc: Array, sums: Array, begin: bool) -> None:
+    """Move the accumulators of a phase into the sums, int32."""
+    if begin:
+        for i in range(len(acc)):
+            sums[i] = acc[i]
+            acc[i] = 0
+    else:
+        for i in range(len(acc)):
+            sums[i] += acc[i]
+            acc[i] = 0
+
+
+@compiled
+def fire_plain(
+    acc: Array,
+    v: Array,
+    bias: Array,
+    threshold: Array,
+    v_keep: Int,
+    exp: int,
+    spikes: Array,
+) -> Int:
+    """One step in 32 bits of neurons without current memory, where no register can overflow.
+
+    Returns how many were active. Every result is cast at once, or numba would go on in 64 bits. The
+    decay splits ``abs(v) * keep >> 12`` at bit 12, which is exact and stays within 32 bits.
+    """
+    active = int32(0)
+    shift = int32(exp + 6)
+    for i in range(len(v)):
+        a = int32(acc[i])
+        old = v[i]
+        size = int32(-old) if old < 0 else old
+        high = int32(int32(size >> 12) * v_keep)
+        left = int32(high + int32(int32(int32(size & 4095) * v_keep) >> 12))
+        left = int32(-left) if old < 0 else left
+        new = int32(int32(left + int32(a << shift)) + bias[i])
+        fires = new > threshold[i]
+        active += int32((old != 0) | (a != 0) | (bias[i] != 0))
+        spikes[i] = fires
+        v[i] = int32(0) if fires else new
+    return active
+
+
+@compiled
+def fire_wide(
+    acc: Array,
+    u: Array,
+    v: Array,
+    bias: Array,
+    threshold: Array,
+    u_keep: int,
+    v_keep: int,
+    exp: int,
+    limit: int,
+    too_large: int,
+    spikes: Array,
+) -> tuple[Int, Int]:
+    """One step of any neurons in 64 bits, rule by rule as in the reference.
+
+    Returns how many were active and how many overflowed a register.
+    """
+    active: Int = 0
+    overflow: Int = 0
+    for i in range(len(v)):
+        a = np.int64(acc[i]) << exp
+        left = (abs(u[i]) * u_keep) >> 12
+        left = -left if u[i] < 0 else left
+        active += (left != 0) | (v[i] != 0) | (a != 0) | (bias[i] != 0)
+        current = left + (a << 6)
+        beyond = abs(a) >= too_large
+        if limit:
+            current = np.int64(int32(left + int32(a << 6)))
+            beyond |= (current > limit) | (current <= -limit)
+            current = (
+                current - 2 * limit
+                if current > limit
+                else current + 2 * limit
+                if current <= -limit
+                else current
+            )
+        kept = (abs(v[i]) * v_keep) >> 12
+        voltage = (-kept if v[i] < 0 else kept) + current + bias[i]
+        if limit:
+            voltage = np.int64(int32(voltage))
+            beyond |= abs(voltage) > limit - 1
+            voltage = min(max(voltage, -limit + 1), limit - 1)
+        fires = voltage > threshold[i]
+        overflow += beyond
+        spikes[i] = fires
+        u[i] = current
+        v[i] = 0 if fires else voltage
+    return active, overflow
+
+
+@compiled
+def update(
+    neurons: Neurons,
+    piece: int,
+    acc: Array,
+    u: Array | None,
+    v: Array,
+    did: Did,
+    n: int,
+    t: int,
+) -> None:
+    """Step one piece of the neurons of sample ``n``."""
+    first, size, at = neurons.first[piece], neurons.length[piece], neurons.at[piece]
+    to = slice(first, first + size)
+    core = neurons.core[piece]
+    if u is None:
+        did.active[n, t, core] += fire_plain(
+            acc[at : at + size],
+            v[to],
+            neurons.bias[to],
+            neurons.threshold[to],
+            int32(neurons.v_keep),
+            neurons.exp,
+            did.spikes[n, t, to],
+        )
+    else:
+        active, overflow = fire_wide(
+            acc[at : at + size],
+            u[to],
+            v[to],
+            neurons.bias[to],
+            neurons.threshold[to],
+            neurons.u_keep,
+            neurons.v_keep,
+            neurons.exp,
+            neurons.limit,
+            neurons.too_large,
+            did.spikes[n, t, to],
+        )
+        did.active[n, t, core] += active
+        did.overflow[n, t] += overflow
+
+
+@compiled
+def run_lif(
+    x: Array,
+    values: Array | None,
+    weights: Array,
+    wiring: Wiring,
+    neurons: Neurons,
+    acc: Array,
+    sums: Array,
+    u: Array | None,
+    v: Array,
+    did: Did,
+) -> None:
+    """Run a layer on inputs x uint8 [N, T, pixels, channels] from zero, and write what it did.
+
+    ``acc`` (zero; int16 or int32) takes the sums of one phase and ``sums`` int32 [R, len(acc)] those of
+    R steps of a block: its weights stay in the cache meanwhile. ``values`` is room for those of the
+    events, None where x is binary. ``u`` and ``v`` [neurons] are scratch, of the type of ``bias``;
+    without ``u`` the step is the plain one.
+    """
+    samples, steps, pixels, channels = x.shape
+    rows, phases = samples * steps, len(wiring.phases) - 1
+    per_row = pixels * phases
+    pointers = np.empty(rows * per_row + 1, np.int64)
+    found = np.empty(x.size + 1, np.int32)
+    find_events(x.reshape(-1, channels), wiring.phases, pointers, found, values)
+    for block in range(len(neurons.block_first) - 1):
+        pieces = neurons.block_first[block : block + 2]
+        low = neurons.first[pieces[0]]
+        top = neurons.first[pieces[1] - 1] + neurons.length[pieces[1] - 1]
+        for first in range(0, rows, len(sums)):
+            last = min(first + len(sums), rows)
+            for phase in range(phases):
+                for row in range(first, last):
+                    at = pointers[row * per_row + phase : (row + 1) * per_row + 1]
+                    scatter(wiring, weights, block, at, found, values, acc)
+                    flush(acc, sums[row - first], phase == 0)
+            for row in range(first, last):
+                n, t = row // steps, row % steps
+                if t == 0:
+                    for i in range(low, top):
+                        v[i] = 0
+                        if u is not None:
+                            u[i] = 0
+                for piece in range(pieces[0], pieces[1]):
+                    update(neurons, piece, sums[row - first], u, v, did, n, t)
+                if u is not None and did.u.size:
+                    for i in range(low, top):
+                        did.u[n, t, i] = u[i]
+                        did.v[n, t, i] = v[i]
+
+
+@compiled
+def or_pool(x: Array, out: Array) -> None:
+    """Or over windows: x uint8 [rows, H, W * C] to out uint8 [rows, H/kh, W/kw, C].
+
+    In runs of a whole row: the rows of a window, then its columns by shifts of C.
+    """
+    rows, height, width, channels = out.shape
+    size = x.shape[2]
+    kh, kw = x.shape[1] // height, size // (width * channels)
+    line, joined = np.empty(size, np.uint8), np.empty(size, np.uint8)
+    for i in range(rows):
+        for y in range(height):
+            for j in range(size):
+                line[j] = x[i, y * kh, j] != 0
+            for k in range(1, kh):
+                for j in range(size):
+                    line[j] |= x[i, y * kh + k, j] != 0
+            for j in range(size):
+                joined[j] = line[j]
+            for k in range(1, kw):
+                shifted = line[k * channels :]
+                for j in range(len(shifted)):
+                    joined[j] |= shifted[j]
+            for z in range(width):
+                target, window = out[i, y, z], joined[z * kw * channels :]
+                for c in range(channels):
+                    target[c] = window[c]
+
+
+@compiled
+def count_pieces(spikes: Array, first: Array, length: Array, core: Array, counts: Array) -> None:
+    """Add the spikes [N, T, neurons] of every piece to the counts [N, T, cores] of its core."""
+    for n in range(spikes.shape[0]):
+        for t in range(spikes.shape[1]):
+            for i in range(len(first)):
+                part = spikes[n, t, first[i] : first[i] + length[i]]
+                count = int32(0)
+                for k in range(len(part)):
+                    count += int32(part[k])
+                counts[n, t, core[i]] += count
+
+
+@compiled
+def weigh(x: Array, weight: Array, events: Array, sums: Array) -> None:
+    """Count the non-zero entries of each row of x uint8 [rows, size], and add up their weights.
+
+    ``weight`` is int64 [size], ``events`` and ``sums`` are int64 [rows].
+    """
+    for i in range(x.shape[0]):
+        count = total = 0
+        row = x[i]
+        for k in range(len(row)):
+            some = row[k] != 0
+            count += some
+            total += weight[k] if some else 0
+        events[i], sums[i] = count, total
