@@ -477,7 +477,9 @@ def _synapses(layer: LifLayer, levels: int) -> _Synapses | None:
     """The synapses for the kernels, None where shapes are not those of the weights."""
     if isinstance(layer.synapses, Dense):
         return _dense(layer, layer.synapses, levels)
-    return _convolution(layer, layer.synapses, levels)
+    if isinstance(layer.synapses, Conv):
+        return _convolution(layer, layer.synapses, levels)
+    return None
 
 
 def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:

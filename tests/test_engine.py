@@ -78,6 +78,13 @@ def test_working_networks(seed):
         assert_same(engine.run(network, raster, states), reference.run(network, raster, states))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_folded_convolutions_and_exponents(seed):
+    """Single connections run in the reference, the layers around them in the engine."""
+    network, raster = draw(seed, process_graph=True)
+    assert_same(engine.run(network, raster), reference.run(network, raster))
+
+
 @pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2)])
