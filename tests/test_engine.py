@@ -327,6 +327,9 @@ def test_a_flat_layer_reads_a_plane_in_c_order():
         raster = random_raster(rng, network, 5, 0.4)
         want = reference.run(network, raster, states=True)
         assert_same(engine.run(network, raster, states=True), want)
+        # The other way round: a convolution on a flat raster.
+        flat = raster.reshape(*raster.shape[:2], -1)
+        assert_same(engine.run(network, flat, states=True), want)
 
 
 def test_what_the_engine_does_not_know_runs_in_the_reference(monkeypatch):
