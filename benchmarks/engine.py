@@ -6,7 +6,7 @@
 500-sample raster twice where the data set is not installed). ``official``: the architecture of the
 official MNIST model with random weights and thresholds at which every LIF layer fires about 10 %. Both
 time ``hw_sim`` with all its counts on a loaded network and raster (what the command does after reading
-its files, without energies) against the float model in float32 under ``torch.inference_mode`` on as many
+its files, energies included) against the float model in float32 under ``torch.inference_mode`` on as many
 threads, all time steps of a batch in one convolution, at its best batch size and in its fastest form:
 as it is, with a LIF that keeps no membrane history, and that with channels last. Runs alternate; printed
 are medians, spreads and the ratio of the medians. Where other work competes for the cores it harms
@@ -158,7 +158,7 @@ def compare(name: str, repeat: int, threads: int) -> bool:
         def integers() -> None:
             sim.run(network, raster)
 
-        counts = sim.run(network, raster)
+        counts = sim.run(network, raster).counts
         times = _alternate({"float": floats, "hw_sim": integers}, repeat)
     entries = {c.name: c.neurons * counts.samples * counts.timesteps for c in counts.layers}
     rates = ", ".join(f"{c.name} {c.spikes.sum() / entries[c.name]:.1%}" for c in counts.layers)
