@@ -77,6 +77,13 @@ def temporary(tmp_path, monkeypatch) -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name leaves room for those of Lava's sockets, however often pytest has run."""
+    with tempfile.TemporaryDirectory(dir=lava_backend._short_folder()) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
 def zoo():
     return quantize(from_torch(load(ZOO)), chip="loihi2")
@@ -99,14 +106,14 @@ def test_the_zoo_model_is_the_same_on_lava(python, zoo, tool):
     assert result == agreement.Agreement(entries=20 * 4 * sum(n.neurons for n in zoo.layers))
 
 
-def test_random_networks_are_the_same_on_lava(python, tmp_path):
+def test_random_networks_are_the_same_on_lava(python, short):
     print(f"seeds {SEED} to {SEED + NETWORKS - 1}")  # shown when the test fails
     entries = 0
     for start in range(SEED, SEED + NETWORKS, AT_ONCE):
         seeds = range(start, min(start + AT_ONCE, SEED + NETWORKS))
         drawn = {seed: random_networks.draw(seed) for seed in seeds}
         for tool in lava_backend.TOOLS:
-            traces = run_many(python, tool, drawn, tmp_path / f"{tool}{start}")
+            traces = run_many(python, tool, drawn, short / f"{tool}{start}")
             for seed, (network, spikes) in drawn.items():
                 expected = simulate(network, spikes, states=True)
                 result = agreement.compare(network, expected, traces[seed])
@@ -115,14 +122,14 @@ def test_random_networks_are_the_same_on_lava(python, tmp_path):
     assert entries > 1000 * NETWORKS
 
 
-def test_what_only_the_process_graph_carries_is_the_same_on_lava(python, tmp_path):
+def test_what_only_the_process_graph_carries_is_the_same_on_lava(python, short):
     """Folded convolutions as Lava's Sparse, and weight exponents."""
     count = max(1, NETWORKS // 2)
     print(f"seeds {SEED} to {SEED + count - 1}")  # shown when the test fails
     for start in range(SEED, SEED + count, AT_ONCE):
         seeds = range(start, min(start + AT_ONCE, SEED + count))
         drawn = {seed: random_networks.draw(seed, process_graph=True) for seed in seeds}
-        traces = run_many(python, "lava", drawn, tmp_path / f"{start}")
+        traces = run_many(python, "lava", drawn, short / f"{start}")
         for seed, (network, spikes) in drawn.items():
             expected = simulate(network, spikes, states=True)
             result = agreement.compare(network, expected, traces[seed])
