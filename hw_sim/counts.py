@@ -7,14 +7,15 @@ state, input or bias is not zero).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.hw_sim import kernels
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.network import IntArray, IntegerNetwork, in_bounds_synapses
+from stl_deploy.hw_sim.work import LayerWork
+from stl_deploy.network import IntegerNetwork
 
 Int64 = NDArray[np.int64]
 
@@ -73,32 +74,25 @@ class Counter:
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = network
-        self.fan_out = {layer.name: in_bounds_synapses(layer) for layer in network.layers}
         self.parts: list[Counts] = []
 
-    def add(self, raster: IntArray, trace: Trace) -> None:
-        """Count one batch: its input [N, T, ...] and what the network did with it."""
-        inputs: IntArray = raster
+    def add(self, work: Sequence[LayerWork], trace: Trace) -> None:
+        """Take in one batch: the work of each layer, and what the network did."""
         layers = []
-        for layer in self.network.layers:
+        for layer, done in zip(self.network.layers, work, strict=True):
             did = trace.layers[layer.name]
-            events, synops = weighted_events(inputs, self.fan_out[layer.name])
+            size = did.active.shape
             layers.append(
                 LayerCounts(
                     name=layer.name,
                     neurons=layer.neurons,
-                    inputs=events,
-                    synops=synops,
+                    inputs=done.inputs.reshape(size),
+                    synops=done.synops.sum(axis=0, dtype=np.int64).reshape(size),
                     active=did.active,
-                    spikes=np.zeros_like(events),
+                    spikes=done.spikes.sum(axis=0, dtype=np.int64).reshape(size),
                     overflow=did.overflow,
                 )
             )
-            inputs = did.spikes
-        # What one layer fires is what the next one gets.
-        nothing = np.zeros(inputs.shape[2:], np.int64)
-        fired = [layer.inputs for layer in layers[1:]] + [weighted_events(inputs, nothing)[0]]
-        layers = [replace(layer, spikes=n) for layer, n in zip(layers, fired, strict=True)]
         self.parts.append(Counts(tuple(layers), trace.predictions))
 
     def total(self) -> Counts:
@@ -115,22 +109,3 @@ class Counter:
             for i, first in enumerate(self.parts[0].layers)
         )
         return Counts(layers, np.concatenate([p.predictions for p in self.parts]))
-
-
-def weighted_events(x: IntArray, weight: Int64) -> tuple[Int64, Int64]:
-    """Non-zero entries of x [N, T, *shape], and the sum of their ``weight`` [*shape]: [N, T] each."""
-    if x.shape[2:] != weight.shape:
-        x = x.reshape(*x.shape[:2], *weight.shape)
-    # As x lies in memory, whatever the order of its axes.
-    axes = sorted(range(weight.ndim), key=lambda axis: -x.strides[axis + 2])
-    rows = x.transpose(0, 1, *(axis + 2 for axis in axes)).reshape(x.shape[0] * x.shape[1], -1)
-    if rows.dtype != np.uint8:
-        rows = (rows != 0).view(np.uint8)
-    events, sums = np.empty((2, *x.shape[:2]), np.int64)
-    kernels.weigh(
-        np.require(rows, requirements=["C", "W"]),
-        np.ascontiguousarray(weight.transpose(axes)).reshape(-1),
-        events.reshape(-1),
-        sums.reshape(-1),
-    )
-    return events, sums

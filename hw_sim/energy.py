@@ -11,9 +11,8 @@ they need in the step before, in which the layer before it sends: N samples of T
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from stl_deploy import chip as chips
 from stl_deploy import placement
 from stl_deploy.chip import Chip, Profile
+from stl_deploy.hw_sim import kernels
 from stl_deploy.hw_sim.mesh import Link, Mesh
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.hw_sim.work import LayerWork, Work
@@ -29,6 +29,7 @@ from stl_deploy.network import IntArray, IntegerNetwork, Layer, OrPool, Placemen
 
 Float = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Sums = dict[str, Int64]
 
 COUNTERS = ("active", "spikes", "synops", "packets_in", "packets_out")
 EVENTS = ("neuron update", "neuron spike", "synop", "packet out", "packet in", "hop")
@@ -136,45 +137,34 @@ class Assessment:
             name: OnChip(network, chip)
             for name, chip in {chip.name: chip for chip, _ in wanted.values()}.items()
         }
+        self.work = Work(network, [(on.placed, on.mesh) for on in self.chips.values()])
         self.meters = {
             name: Meter(network, self.chips[chip.name], facts)
             for name, (chip, facts) in wanted.items()
         }
 
-    @cached_property
+    @property
     def cores(self) -> dict[str, IntArray]:
         """For each layer a number for each neuron that tells its core on every chip."""
-        return {name: joint for name, (joint, _) in self._joint.items()}
+        return self.work.cores
 
-    @cached_property
-    def _joint(self) -> dict[str, tuple[IntArray, Int64]]:
-        """For each layer the number of each neuron, and the cores [chips, numbers] that it means."""
-        works = [on.work for on in self.chips.values()]
-        joint: dict[str, tuple[IntArray, Int64]] = {}
-        for layer in works[0].network.layers if works else ():
-            each = np.stack([work.cores[layer.name] for work in works])
-            cores, number = np.unique(each, axis=1, return_inverse=True)
-            joint[layer.name] = number.reshape(-1), cores
-        return joint
+    def reset(self) -> None:
+        """Forget everything added."""
+        for part in (*self.chips.values(), *self.meters.values()):
+            part.reset()
 
-    def add(self, inputs: IntArray, trace: Trace) -> None:
-        """Count and price one batch: its inputs [N, T, ...] and what the network did with them."""
-        for i, (chip, on) in enumerate(self.chips.items()):
-            active = {name: self._active(name, i, trace) for name in self._joint}
-            layers, load = on.add(inputs, trace, active)
+    def add(self, inputs: IntArray, trace: Trace) -> list[LayerWork]:
+        """Count and price one batch: its inputs [N, T, ...] and what the network did with them.
+
+        Returns the work of each layer by the cores of one of the chips.
+        """
+        works = self.work.count(inputs, trace)
+        for on, layers in zip(self.chips.values(), works, strict=True):
+            taken = on.take(layers)
             for meter in self.meters.values():
-                if meter.on.chip.name == chip:
-                    meter.add(layers, load)
-
-    def _active(self, layer: str, chip: int, trace: Trace) -> Int64:
-        """Active neurons int64 [N*T, G] by the cores of one chip."""
-        by_number = trace.layers[layer].active_by_core
-        if by_number is None:
-            raise ValueError(f"{layer}: run without the cores of this assessment")
-        cores = self._joint[layer][1][chip]
-        means = np.eye(int(cores.max()) + 1, dtype=np.int64)[cores]
-        total: Int64 = by_number.reshape(-1, by_number.shape[-1]) @ means
-        return total
+                if meter.on is on:
+                    meter.add(layers, *taken)
+        return works[0]
 
     def energies(self) -> dict[str, Energy]:
         """Energy and time by profile, of everything added."""
@@ -192,7 +182,6 @@ class OnChip:
             raise ValueError(f"{chip.name} has no cores")
         self.chip, self.placed, self.network = chip, placed, network
         self.mesh = Mesh(chip, placed.cores)
-        self.work = Work(network, placed, self.mesh)
         self.neurons = [
             np.array(placed.layers[layer.name].blocks, np.int64) for layer in network.layers
         ]
@@ -206,22 +195,24 @@ class OnChip:
         self.link_packets = [np.zeros(self.mesh.links, np.int64) for _ in self.network.layers]
         self.schedule = Schedule(len(self.network.layers), self.mesh.links)
 
-    def add(
-        self, inputs: IntArray, trace: Trace, active: Mapping[str, Int64]
-    ) -> tuple[list[LayerWork], Float]:
-        """The work of a batch, and the busiest link's packets in the steps that it completes."""
-        return self.take(self.work.count(inputs, trace, active))
+    def take(self, layers: list[LayerWork]) -> tuple[list[Sums], Float]:
+        """Add the work of a batch.
 
-    def take(self, layers: list[LayerWork]) -> tuple[list[LayerWork], Float]:
-        """Add work that was counted already."""
+        Returns the sums over cores for each layer, and the packets [S] of the busiest link in the steps
+        that the batch completes.
+        """
+        sums: list[Sums] = []
         for i, work in enumerate(layers):
+            sums.append({})
             for name in COUNTERS:
-                self.totals[name][i] += getattr(work, name).sum(axis=0, dtype=np.int64)
-            self.link_packets[i] += work.links.sum(axis=0, dtype=np.int64)
+                sums[i][name] = np.zeros(len(work.inputs), np.int64)
+                kernels.add_up(getattr(work, name), self.totals[name][i], sums[i][name])
+            self.link_packets[i][work.link_ids] += work.links.sum(axis=1, dtype=np.int64)
         loads = self.schedule.land(
-            len(layers[0].spikes), ((i + 1, work.links) for i, work in enumerate(layers))
+            len(layers[0].inputs),
+            ((i + 1, work.link_ids, work.links) for i, work in enumerate(layers)),
         )
-        return layers, loads.max(axis=1)
+        return sums, loads.max(axis=0)
 
     def traffic(self) -> Traffic:
         """Everything added so far."""
@@ -239,21 +230,21 @@ class OnChip:
 
 
 class Schedule:
-    """Lays rows [S, columns] of logical steps onto physical steps, batch after batch.
+    """Lays rows of logical steps [S] onto physical steps, batch after batch.
 
     ``land`` returns the S physical steps that no later batch adds to; the last D stay in ``open``.
     """
 
-    def __init__(self, hops: int, columns: int) -> None:
-        self.open = np.zeros((hops, columns))
+    def __init__(self, hops: int, rows: int) -> None:
+        self.open = np.zeros((rows, hops))
 
-    def land(self, steps: int, parts: Iterable[tuple[int, NDArray[Any]]]) -> Float:
-        """Add each of ``parts``, (delay, rows [steps]); the sums of the steps that are complete."""
-        total = np.concatenate([self.open, np.zeros((steps, self.open.shape[1]))])
-        for delay, rows in parts:
-            total[delay : delay + steps] += rows
-        self.open = total[steps:]
-        return total[:steps]
+    def land(self, steps: int, parts: Iterable[tuple[int, Int64 | int, NDArray[Any]]]) -> Float:
+        """Add each of ``parts``, (delay, which rows, values [rows, steps]); the complete steps."""
+        total = np.concatenate([self.open, np.zeros((len(self.open), steps))], axis=1)
+        for delay, rows, values in parts:
+            total[rows, delay : delay + steps] += values
+        self.open = total[:, steps:]
+        return total[:, :steps]
 
 
 def synop_cost(layer: Layer, table: object) -> float:
@@ -267,83 +258,101 @@ class Meter:
 
     def __init__(self, network: IntegerNetwork, on: OnChip, profile: Profile) -> None:
         self.on, self.profile, self.layers = on, profile, network.layers
-        self.first = np.array([placed.first_core for placed in on.placed.layers.values()])
-        columns = len(self.layers)
-        self.schedules = {field.name: Schedule(columns, columns) for field in fields(_Steps)}
+        self.first = np.array([[placed.first_core] for placed in on.placed.layers.values()])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything added."""
+        rows = len(self.layers)
+        self.schedules = {field.name: Schedule(rows, rows) for field in fields(_Steps)}
         self.parts: list[tuple[Float, Int64, Int64, Float]] = []
 
-    def add(self, layers: list[LayerWork], load: Float) -> None:
+    def add(self, layers: list[LayerWork], sums: list[Sums], load: Float) -> None:
         """Price one batch; ``load`` are the packets of the busiest link in the completed steps."""
-        columns = [
-            self._price(layer, work, neurons)
-            for layer, work, neurons in zip(self.layers, layers, self.on.neurons, strict=True)
+        rows = [
+            self._price(*each)
+            for each in zip(self.layers, layers, self.on.neurons, sums, strict=True)
         ]
         landed = {
             name: schedule.land(
                 len(load),
                 (
-                    (i + (name not in RECEIVING), _in_column(getattr(steps, name), i, len(columns)))
-                    for i, steps in enumerate(columns)
+                    (i + (name not in RECEIVING), i, getattr(steps, name))
+                    for i, steps in enumerate(rows)
                 ),
             )
             for name, schedule in self.schedules.items()
         }
         self.parts.append(self._settle(landed, load))
 
-    def _price(self, layer: Layer, work: LayerWork, neurons: Int64) -> _Steps:
+    def _price(self, layer: Layer, work: LayerWork, neurons: Int64, sums: Sums) -> _Steps:
         """What each logical step of a layer takes, in ns and pJ."""
-        p = self.profile
-        updates, way_ns = p.update_ns, work.ways @ [p.hop_ns.east_west, p.hop_ns.north_south]
-        generate = (
-            updates.always * neurons
-            + updates.active * work.active
-            + updates.spike * work.spikes
-            + p.packet_ns.out * work.packets_out
+        p, steps = self.profile, len(work.inputs)
+        generate, receive, way, sent = np.zeros((4, steps))
+        cores = np.zeros((2, steps), np.int64)
+        kernels.slowest(
+            p.update_ns.always * neurons,
+            np.array([p.update_ns.active, p.update_ns.spike, p.packet_ns.out]),
+            (work.active, work.spikes, work.packets_out),
+            generate,
+            cores[0],
         )
-        receive = p.packet_ns.in_ * work.packets_in + synop_cost(layer, p.synop_ns) * work.synops
-        way_pj = work.ways @ [p.hop_pj.east_west, p.hop_pj.north_south]
+        kernels.slowest(
+            np.zeros(len(neurons)),
+            np.array([0.0, p.packet_ns.in_, synop_cost(layer, p.synop_ns)]),
+            (work.active, work.packets_in, work.synops),
+            receive,
+            cores[1],
+        )
+        kernels.travel(
+            work.ways @ [p.hop_ns.east_west, p.hop_ns.north_south],
+            work.ways @ [p.hop_pj.east_west, p.hop_pj.north_south],
+            work.sent,
+            way,
+            sent,
+        )
         return _Steps(
-            generate=generate.max(axis=1),
-            generate_core=generate.argmax(axis=1),
-            receive=receive.max(axis=1),
-            receive_core=receive.argmax(axis=1),
-            way=((work.sent > 0) * way_ns).max(axis=1, initial=0.0),
-            sent_pj=p.update_pj.active * work.active.sum(axis=1)
-            + p.update_pj.spike * work.spikes.sum(axis=1)
-            + p.packet_pj.out * work.packets_out.sum(axis=1)
-            + work.sent @ way_pj,
-            received_pj=p.packet_pj.in_ * work.packets_in.sum(axis=1)
-            + synop_cost(layer, p.synop_pj) * work.synops.sum(axis=1),
+            generate=generate,
+            generate_core=cores[0],
+            receive=receive,
+            receive_core=cores[1],
+            way=way,
+            sent_pj=p.update_pj.active * sums["active"]
+            + p.update_pj.spike * sums["spikes"]
+            + p.packet_pj.out * sums["packets_out"]
+            + sent,
+            received_pj=p.packet_pj.in_ * sums["packets_in"]
+            + synop_cost(layer, p.synop_pj) * sums["synops"],
         )
 
     def _settle(self, landed: dict[str, Float], load: Float) -> tuple[Float, Int64, Int64, Float]:
         """Of physical steps: ns without the barrier, the part of PARTS and the core, and pJ."""
-        largest = np.array([n.max() for n in self.on.neurons])
+        largest = np.array([[n.max()] for n in self.on.neurons])
         steps = np.arange(len(load))
         # Neurons are updated also while their layer has no sample to work on.
         generate = np.maximum(landed["generate"], self.profile.update_ns.always * largest)
-        idle = np.array([int(n.argmax()) for n in self.on.neurons])
+        idle = np.array([[int(n.argmax())] for n in self.on.neurons])
         generate_core = np.where(landed["generate"] > 0, landed["generate_core"], idle) + self.first
-        layer = np.stack([generate.argmax(axis=1), landed["receive"].argmax(axis=1)])
+        layer = np.stack([generate.argmax(axis=0), landed["receive"].argmax(axis=0)])
         core = np.stack(
             [
-                generate_core[steps, layer[0]],
-                (landed["receive_core"] + self.first)[steps, layer[1]],
+                generate_core[layer[0], steps],
+                (landed["receive_core"] + self.first)[layer[1], steps],
                 np.full(len(steps), -1),
             ]
         ).astype(np.int64)
-        network = self.profile.link_ns * load + landed["way"].max(axis=1)
-        candidates = np.stack([generate.max(axis=1), landed["receive"].max(axis=1), network])
+        network = self.profile.link_ns * load + landed["way"].max(axis=0)
+        candidates = np.stack([generate.max(axis=0), landed["receive"].max(axis=0), network])
         part = candidates.argmax(axis=0)
         always = self.profile.update_pj.always * sum(int(n.sum()) for n in self.on.neurons)
-        energy = landed["sent_pj"].sum(axis=1) + landed["received_pj"].sum(axis=1) + always
+        energy = landed["sent_pj"].sum(axis=0) + landed["received_pj"].sum(axis=0) + always
         return candidates[part, steps], part, core[part, steps], energy
 
     def energy(self, timesteps: int) -> Energy:
         """Energy and time of everything added."""
         last = self._settle(
             {name: schedule.open for name, schedule in self.schedules.items()},
-            self.on.schedule.open.max(axis=1),
+            self.on.schedule.open.max(axis=0),
         )
         settled = zip(*self.parts, last, strict=True)
         ns, part, core, pj = (np.concatenate(each) for each in settled)
@@ -416,13 +425,6 @@ class _Steps:
 
 # These happen in the physical step in which the layer before sends, the others one later.
 RECEIVING = ("receive", "receive_core", "received_pj")
-
-
-def _in_column(values: NDArray[Any], column: int, columns: int) -> Float:
-    """float64 [S, columns]: ``values`` [S] in one column, zeros elsewhere."""
-    table = np.zeros((len(values), columns))
-    table[:, column] = values
-    return table
 
 
 def _bounds(part: Int64, core: Int64, phase: Int64, traffic: Traffic) -> list[list[Bound]]:

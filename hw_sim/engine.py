@@ -140,7 +140,7 @@ class Engine:
                     plan.run(ready, out.part(part))
                 x = out.trace(part).spikes
 
-        _in_parallel(task, _parts(raster, layers))
+        in_parallel(task, _parts(raster, layers))
         return [out.trace(slice(None)) for out in outs]
 
     def _plan(self, layer: Layer, steps: int, states: bool) -> Plan | None:
@@ -174,7 +174,7 @@ def threads() -> int:
     return os.cpu_count() or 1
 
 
-def _in_parallel(task: Callable[[slice], None], parts: list[slice]) -> None:
+def in_parallel(task: Callable[[slice], None], parts: list[slice]) -> None:
     """Do all parts; the compiled loops run without Python's lock."""
     workers = min(threads(), len(parts))
     if workers <= 1:
@@ -202,7 +202,7 @@ def _memory_shape(shape: Shape) -> Shape:
     return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
 
-def _memory_order(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
+def memory_order(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
     """Values of the neurons of ``shape``, flat, in the order in which they lie in memory."""
     values = values.reshape(shape)
     return np.ascontiguousarray(np.moveaxis(values, 0, -1) if len(shape) == 3 else values).ravel()
@@ -321,7 +321,7 @@ class _Pieces:
         """Cut the runs that begin at ``first``, their accumulators at ``at``, where cores change."""
         core = np.zeros(layer.neurons, np.int64)
         if cores is not None:
-            core = _memory_order(np.asarray(cores, np.int64), layer.shape)
+            core = memory_order(np.asarray(cores, np.int64), layer.shape)
         starts = np.union1d(first, np.flatnonzero(np.diff(core)) + 1)
         run = np.searchsorted(first, starts, side="right") - 1
         return cls(
@@ -354,7 +354,13 @@ class _PoolPlan:
         out = did.spikes.reshape(rows, *_memory_shape(self.layer.shape))
         kernels.or_pool(x.reshape(rows, x.shape[2], -1), out)
         pieces = self.pieces
-        kernels.count_pieces(did.spikes, pieces.first, pieces.length, pieces.core, did.active)
+        kernels.count_runs(
+            did.spikes.reshape(rows, -1),
+            pieces.first,
+            pieces.length,
+            pieces.core,
+            did.active.reshape(rows, -1),
+        )
 
 
 @dataclass(frozen=True)
@@ -446,7 +452,7 @@ class _LifPlan:
 
 def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
     """One value for each neuron, in memory order."""
-    return _memory_order(np.broadcast_to(values, layer.shape), layer.shape)
+    return memory_order(np.broadcast_to(values, layer.shape), layer.shape)
 
 
 def fits_32_bits(layer: LifLayer, levels: int) -> bool:

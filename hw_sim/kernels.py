@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
-from numba import int32, njit, uintp
+from numba import int32, njit, uint8, uintp
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -397,29 +397,92 @@ def or_pool(x: Array, out: Array) -> None:
 
 
 @compiled
-def count_pieces(spikes: Array, first: Array, length: Array, core: Array, counts: Array) -> None:
-    """Add the spikes [N, T, neurons] of every piece to the counts [N, T, cores] of its core."""
-    for n in range(spikes.shape[0]):
-        for t in range(spikes.shape[1]):
-            for i in range(len(first)):
-                part = spikes[n, t, first[i] : first[i] + length[i]]
-                count = int32(0)
-                for k in range(len(part)):
-                    count += int32(part[k])
-                counts[n, t, core[i]] += count
+def count_runs(spikes: Array, first: Array, length: Array, kind: Array, counts: Array) -> None:
+    """Add the spikes uint8 [rows, neurons] of each run to the counts int64 [rows, kinds] of its kind.
+
+    Run i are the ``length[i]`` neurons from ``first[i]``; a spike is whatever is not zero.
+    """
+    for row in range(spikes.shape[0]):
+        for i in range(len(first)):
+            run = spikes[row, first[i] : first[i] + length[i]]
+            count = int32(0)
+            for k in range(len(run)):
+                count += int32(run[k] != 0)
+            counts[row, kind[i]] += count
 
 
 @compiled
-def weigh(x: Array, weight: Array, events: Array, sums: Array) -> None:
-    """Count the non-zero entries of each row of x uint8 [rows, size], and add up their weights.
+def add_windows(spikes: Array, windows: Array, start: Array, values: Array, total: Array) -> None:
+    """Add the windows of every spike uint8 [rows, neurons] to the totals int32 [rows, counters].
 
-    ``weight`` is int64 [size], ``events`` and ``sums`` are int64 [rows].
+    Neuron n has the windows ``windows[n]..windows[n + 1]``; window w adds ``values[w]`` to the
+    counters from ``start[w]`` on.
     """
-    for i in range(x.shape[0]):
-        count = total = 0
-        row = x[i]
-        for k in range(len(row)):
-            some = row[k] != 0
-            count += some
-            total += weight[k] if some else 0
-        events[i], sums[i] = count, total
+    rows, size = spikes.shape
+    whole = size // 8 * 8
+    lanes = values.shape[1]
+    found = np.empty(size + 1, np.int64)
+    for row in range(rows):
+        train, out = spikes[row], total[row]
+        count = 0
+        for first in range(0, whole, 8):
+            some = train[first : first + 8]
+            joined = uint8(0)
+            for i in range(8):
+                joined |= some[i]
+            if joined:
+                for i in range(8):
+                    found[count] = first + i
+                    count += some[i] != 0
+        for i in range(whole, size):
+            found[count] = i
+            count += train[i] != 0
+        for i in range(count):
+            for w in range(windows[found[i]], windows[found[i] + 1]):
+                at, value = out[start[w] : start[w] + lanes], values[w]
+                for k in range(lanes):
+                    at[k] += value[k]
+
+
+@compiled
+def add_up(events: Array, by_core: Array, by_step: Array) -> None:
+    """Add the sums of events [cores, steps] to ``by_core`` and to ``by_step``."""
+    for g in range(events.shape[0]):
+        total = 0
+        for s in range(events.shape[1]):
+            total += events[g, s]
+            by_step[s] += events[g, s]
+        by_core[g] += total
+
+
+@compiled
+def slowest(base: Array, costs: Array, counts: tuple[Array, ...], most: Array, core: Array) -> None:
+    """Find the core that takes longest in every step.
+
+    A core takes ``base[core]`` and, for each of ``counts`` [cores, steps], its ``costs`` times it. Write
+    the largest of these to ``most`` [steps] and the first core that has it to ``core`` [steps].
+    """
+    one, two, three = counts
+    for s in range(len(most)):
+        most[s] = -1.0
+        core[s] = 0
+    for g in range(len(base)):
+        for s in range(len(most)):
+            took = base[g] + costs[0] * one[g, s] + costs[1] * two[g, s] + costs[2] * three[g, s]
+            longer = took > most[s]
+            most[s] = took if longer else most[s]
+            core[s] = g if longer else core[s]
+
+
+@compiled
+def travel(ns: Array, pj: Array, sent: Array, longest: Array, energy: Array) -> None:
+    """Add up what packets ``sent`` [ways, steps] take.
+
+    A way takes ``ns`` and ``pj`` [ways]. Write the time of the longest way that any packet takes to
+    ``longest`` [steps], and the energy of all to ``energy`` [steps]; both begin at zero.
+    """
+    for w in range(len(ns)):
+        for s in range(len(longest)):
+            took = ns[w] if sent[w, s] > 0 else 0.0
+            longest[s] = took if took > longest[s] else longest[s]
+            energy[s] += pj[w] * sent[w, s]

@@ -56,8 +56,7 @@ class Recorder:
 
     def add(self, inputs: IntArray, trace: Trace) -> None:
         """Take in one batch."""
-        self.counter.add(inputs, trace)
-        self.assessment.add(inputs, trace)
+        self.counter.add(self.assessment.add(inputs, trace), trace)
 
     def done(self) -> Run:
         """Everything taken in."""

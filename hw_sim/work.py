@@ -2,20 +2,23 @@
 
 A spike becomes one packet for each core of the next layer that it has a synapse into (the last
 layer's: one, to the host), and on that core one synop for each such synapse. Everything here is
-linear in the spikes, so a batch is one product of a sparse integer matrix with them.
+linear in the spikes: each neuron has a column of counters that one spike of it adds to. Neurons with
+the same column, mostly those of one place and one core, are counted together first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array, vstack
 
 from stl_deploy import placement
+from stl_deploy.hw_sim import engine, kernels
 from stl_deploy.hw_sim.mesh import Mesh
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.network import (
@@ -26,28 +29,38 @@ from stl_deploy.network import (
     Layer,
     OrPool,
     Placement,
+    Shape,
     Sparse,
 )
 
+Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
 Rows = dict[str, csr_array]
+Table = dict[str, Int32]
+
+# Counting by kind takes a counter for each kind and step, which few equal columns do not repay.
+KINDS = 4096
+ROWS = 128  # steps that one thread counts at a time
 
 
 @dataclass(frozen=True)
 class LayerWork:
-    """Events of one layer in a batch of S = N*T steps: integers [S, G] by core, [S, links] by link.
+    """Events of one layer in a batch of S = N*T steps: integers [G, S] by core, [links, S] by link.
 
-    ``links`` and ``sent`` are about the packets that the layer sends to the next: over each link, and
-    by their way, [S, ways] with the hops of each way (east-west, north-south) in ``ways``.
+    ``inputs`` [S] are the events that reach the layer. ``links`` and ``sent`` are about the packets
+    that it sends to the next one: over each of the links ``link_ids``, which are all that carry any,
+    and by their way, [ways, S] with the hops of each way (east-west, north-south) in ``ways``.
     """
 
+    inputs: Int64
     active: Int64
     spikes: Int32
     synops: Int32
     packets_in: Int32
     packets_out: Int32
     links: Int32
+    link_ids: Int64
     sent: Int32
     ways: Int64
 
@@ -74,12 +87,6 @@ def _one_hot(classes: IntArray, count: int) -> csr_array:
     n = len(classes)
     ones = np.ones(n, np.int32)
     return csr_array((ones, (classes, np.arange(n))), shape=(count, n))
-
-
-def _nothing(rows: int, columns: int) -> csr_array:
-    """int32 [rows, columns] of zeros."""
-    entries = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(rows + 1, np.int32)
-    return csr_array(entries, shape=(rows, columns))
 
 
 def _by_core_pool(layer: OrPool, cores: IntArray, count: int) -> csr_array:
@@ -123,11 +130,14 @@ def _by_core_conv(
     return csr_array(np.moveaxis(total, -1, 1).reshape(count, -1))
 
 
-class Work:
-    """Counts the work of batches of one network on one chip."""
+class _Place:
+    """A network on one chip: the cores of its neurons, and what each of their spikes causes there.
+
+    ``rows[0]`` are for the input, ``rows[i + 1]`` for layer i: counters [counters, neurons] by name.
+    """
 
     def __init__(self, network: IntegerNetwork, placed: Placement, mesh: Mesh) -> None:
-        self.network, self.placed, self.mesh = network, placed, mesh
+        self.placed, self.mesh = placed, mesh
         self.cores = {
             layer.name: placement.core_of(layer, placed.layers[layer.name])
             for layer in network.layers
@@ -136,134 +146,290 @@ class Work:
             synapses_by_core(layer, self.cores[layer.name], placed.layers[layer.name].cores)
             for layer in network.layers
         ]
-        self.host = _Spike({"packets_in": _reach(into[0]), "synops": into[0]})
-        self.wires = [
-            self._wires(layer, following, after)
-            for layer, following, after in zip(
-                network.layers, [*network.layers[1:], None], [*into[1:], None], strict=True
-            )
+        self.rows: list[Rows] = [
+            {
+                "inputs": csr_array(np.ones((1, into[0].shape[1]), np.int32)),
+                "packets_in": _reach(into[0]),
+                "synops": into[0],
+            }
         ]
+        self.link_ids: list[Int64] = []
+        self.ways: list[Int64] = []
+        for layer, following, after in zip(
+            network.layers, [*network.layers[1:], None], [*into[1:], None], strict=True
+        ):
+            self._wires(layer, following, after)
 
-    def _wires(self, layer: Layer, following: Layer | None, into: csr_array | None) -> _Spike:
+    def _wires(self, layer: Layer, following: Layer | None, into: csr_array | None) -> None:
         """What a spike of ``layer`` causes on its cores, on the way and in the layer after it."""
         placed = self.placed.layers[layer.name]
         own = self.cores[layer.name]
         on_core = _one_hot(own, placed.cores)
-        if following is None or into is None:
-            nowhere = _nothing(self.mesh.links, layer.neurons)
-            still = _nothing(0, layer.neurons)
-            rows: Rows = {
-                "spikes": on_core,
-                "packets_out": on_core,
-                "links": nowhere,
-                "ways": still,
+        rows: Rows = {"spikes": on_core, "packets_out": on_core}
+        ids, ways = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+        if following is not None and into is not None:
+            reach = _reach(into)
+            core, neuron = (index.astype(np.int64) for index in reach.nonzero())
+            source = self.mesh.tile(own[neuron] + placed.first_core)
+            target = self.mesh.tile(core + self.placed.layers[following.name].first_core)
+            ways, way = np.unique(
+                np.stack(self.mesh.hops(source, target), axis=1), axis=0, return_inverse=True
+            )
+            packets = _one_hot(neuron, layer.neurons)
+            links = csr_array((packets @ self.mesh.routes(source, target)).T)
+            ids = np.flatnonzero(np.diff(links.indptr)).astype(np.int64)
+            rows |= {
+                "packets_out": csr_array(on_core * reach.sum(axis=0, dtype=np.int32)),
+                "links": csr_array(links[ids]),
+                "ways": csr_array(_one_hot(way.reshape(-1), len(ways)) @ packets.T),
+                "packets_in": reach,
+                "synops": into,
             }
-            return _Spike(rows, np.zeros((0, 2), np.int64))
-        reach = _reach(into)
-        core, neuron = (index.astype(np.int64) for index in reach.nonzero())
-        source = self.mesh.tile(own[neuron] + placed.first_core)
-        target = self.mesh.tile(core + self.placed.layers[following.name].first_core)
-        ways, way = np.unique(
-            np.stack(self.mesh.hops(source, target), axis=1), axis=0, return_inverse=True
-        )
-        packets = _one_hot(neuron, layer.neurons)
-        rows = {
-            "spikes": on_core,
-            "packets_out": csr_array(on_core * reach.sum(axis=0, dtype=np.int32)),
-            "links": csr_array((packets @ self.mesh.routes(source, target)).T),
-            "ways": csr_array(_one_hot(way.reshape(-1), len(ways)) @ packets.T),
-            "packets_in": reach,
-            "synops": into,
-        }
-        return _Spike(rows, ways)
+        self.rows.append(rows)
+        self.link_ids.append(ids)
+        self.ways.append(ways)
 
-    def count(self, inputs: IntArray, trace: Trace, active: Mapping[str, Int64]) -> list[LayerWork]:
-        """The work of one batch: its inputs [N, T, ...] and what the network did with them.
 
-        ``active`` are the active neurons [N*T, G] of each layer.
+class Work:
+    """Counts the work of batches of one network, on one chip or on several at once.
+
+    ``cores`` holds for each layer a number for each neuron, int [neurons], that tells its core on
+    every chip; ``reference.run`` counts active neurons by it.
+    """
+
+    def __init__(self, network: IntegerNetwork, places: Sequence[tuple[Placement, Mesh]]) -> None:
+        self.network = network
+        self.places = [_Place(network, *place) for place in places]
+        self.cores: dict[str, IntArray] = {}
+        self._means: dict[str, list[csr_array]] = {}
+        for layer in network.layers:
+            each = np.stack([place.cores[layer.name] for place in self.places])
+            distinct, number = np.unique(each, axis=1, return_inverse=True)
+            self.cores[layer.name] = number.reshape(-1)
+            self._means[layer.name] = [
+                _one_hot(cores, place.placed.layers[layer.name].cores)
+                for cores, place in zip(distinct, self.places, strict=True)
+            ]
+        shapes = [network.input_shape, *(layer.shape for layer in network.layers)]
+        self._spikes = [
+            _Spike(shape, [place.rows[i] for place in self.places])
+            for i, shape in enumerate(shapes)
+        ]
+
+    def count(self, inputs: IntArray, trace: Trace) -> list[list[LayerWork]]:
+        """The work of one batch, by chip and layer.
+
+        ``inputs`` [N, T, ...] are what arrived, and ``trace`` what the network, run with ``cores``,
+        did with them.
         """
-        arriving = self.host.count(inputs)
-        layers = []
-        for layer, wires in zip(self.network.layers, self.wires, strict=True):
-            sent = wires.count(trace.layers[layer.name].spikes)
+        fired = [inputs, *(trace.layers[layer.name].spikes for layer in self.network.layers)]
+        trains = [spike.rows(train) for spike, train in zip(self._spikes, fired, strict=True)]
+        steps = len(trains[0])
+        tables = [np.empty((spike.counters, steps), np.int32) for spike in self._spikes]
+
+        def task(part: slice) -> None:
+            for spike, train, table in zip(self._spikes, trains, tables, strict=True):
+                spike.count(train[part], table[:, part])
+
+        engine.in_parallel(
+            task, [slice(at, min(at + ROWS, steps)) for at in range(0, steps, ROWS)]
+        )
+        named = [s.by_name(table) for s, table in zip(self._spikes, tables, strict=True)]
+        return [self._layers(chip, trace, named) for chip in range(len(self.places))]
+
+    def _layers(self, chip: int, trace: Trace, named: list[list[Table]]) -> list[LayerWork]:
+        """The work on one chip, from the counters by boundary and chip."""
+        place, layers = self.places[chip], []
+        for i, layer in enumerate(self.network.layers):
+            arriving, sent = named[i][chip], named[i + 1][chip]
+            nothing = np.zeros((0, sent["spikes"].shape[1]), np.int32)
             layers.append(
                 LayerWork(
-                    active=active[layer.name],
+                    inputs=arriving["inputs" if i == 0 else "spikes"].sum(axis=0, dtype=np.int64),
+                    active=self._active(layer.name, chip, trace),
                     spikes=sent["spikes"],
                     synops=arriving["synops"],
                     packets_in=arriving["packets_in"],
                     packets_out=sent["packets_out"],
-                    links=sent["links"],
-                    sent=sent["ways"],
-                    ways=wires.ways,
+                    links=sent.get("links", nothing),
+                    link_ids=place.link_ids[i],
+                    sent=sent.get("ways", nothing),
+                    ways=place.ways[i],
                 )
             )
-            arriving = sent
         return layers
+
+    def _active(self, layer: str, chip: int, trace: Trace) -> Int64:
+        """Active neurons int64 [G, S] by the cores of one chip."""
+        by_number = trace.layers[layer].active_by_core
+        if by_number is None:
+            raise ValueError(f"{layer}: run without the cores of this work")
+        total: Int64 = self._means[layer][chip] @ by_number.reshape(-1, by_number.shape[-1]).T
+        return total
 
 
 class _Spike:
-    """What a spike of each neuron of a population causes: rows [counters, neurons] by name.
+    """What a spike of each neuron of a population causes, by chip: rows [counters, neurons] by name."""
 
-    ``ways`` are the hops behind the counters of that name.
+    def __init__(self, shape: Shape, rows: Sequence[Rows]) -> None:
+        self.shape = shape
+        named = [(chip, name) for chip, own in enumerate(rows) for name in own]
+        synops = [key for key in named if key[1] == "synops"]
+        alike = [key for key in named if key[1] != "synops"]
+        order = engine.memory_order(np.arange(math.prod(shape)), shape)
+
+        def columns(keys: list[tuple[int, str]]) -> csc_array:
+            matrix = vstack([rows[chip][name] for chip, name in keys], format="csc")
+            return csc_array(csc_array(matrix)[:, order])
+
+        # Synapses differ from neuron to neuron where weights are zero, all else by place alone.
+        whole = _ByKind.of(columns([*alike, *synops]))
+        self.keys = [*alike, *synops]
+        self.parts: list[_ByKind | _ByNeuron] = (
+            [whole]
+            if whole is not None
+            else [
+                _ByKind.of(matrix) or _ByNeuron.of(matrix)
+                for matrix in map(columns, filter(None, (alike, synops)))
+            ]
+        )
+        self.ends = np.cumsum([rows[chip][name].shape[0] for chip, name in self.keys])
+        self.chips = len(rows)
+
+    @property
+    def counters(self) -> int:
+        """How many there are, of all chips."""
+        return int(self.ends[-1])
+
+    def rows(self, spikes: IntArray) -> Bytes:
+        """Spikes [N, T, ...] as uint8 [S, neurons] in memory order, not zero where there is one."""
+        if spikes.dtype != np.uint8:
+            spikes = (spikes != 0).view(np.uint8)
+        ordered = spikes.reshape(*spikes.shape[:2], *self.shape)
+        if len(self.shape) == 3:
+            ordered = np.moveaxis(ordered, 2, -1)
+        flat = np.ascontiguousarray(ordered).reshape(spikes.shape[0] * spikes.shape[1], -1)
+        return np.require(flat, requirements=["C", "W"])
+
+    def count(self, spikes: Bytes, table: Int32) -> None:
+        """Write the counters [counters, S] for spikes [S, neurons]."""
+        at = 0
+        for part in self.parts:
+            part.count(spikes, table[at : at + part.counters])
+            at += part.counters
+
+    def by_name(self, table: Int32) -> list[Table]:
+        """Counters [counters, S] by chip and name."""
+        named: list[Table] = [{} for _ in range(self.chips)]
+        for (chip, name), part in zip(self.keys, np.split(table, self.ends[:-1]), strict=True):
+            named[chip][name] = part
+        return named
+
+
+@dataclass(frozen=True)
+class _ByKind:
+    """Counters of neurons of few kinds, a kind being those with equal columns.
+
+    ``kind[i]`` is that of the ``length[i]`` neurons from ``first[i]``; ``matrix`` is [counters, kinds].
     """
 
-    def __init__(self, rows: dict[str, csr_array], ways: Int64 | None = None) -> None:
-        self.ways = np.zeros((0, 2), np.int64) if ways is None else ways
-        self.parts = [_Columns(rows, list(rows))]
-        if not self.parts[0].merged and "synops" in rows:
-            # Synapses differ from neuron to neuron where weights are zero, all else by place alone.
-            alike = [name for name in rows if name != "synops"]
-            self.parts = [_Columns(rows, alike), _Columns(rows, ["synops"])]
+    matrix: csr_array
+    first: Int64
+    length: Int64
+    kind: Int64
 
-    def count(self, spikes: IntArray) -> dict[str, Int32]:
-        """Each counter [S, counters] for spikes [N, T, *shape], S = N*T."""
-        steps = spikes.shape[0] * spikes.shape[1]
-        # Much faster than the indices of a table of numbers.
-        fired = np.flatnonzero(spikes.reshape(-1) != 0)
-        step, neuron = np.divmod(fired, spikes.size // steps)
-        return {
-            name: table
-            for part in self.parts
-            for name, table in part.count(step, neuron, steps).items()
-        }
+    @classmethod
+    def of(cls, columns: csc_array) -> _ByKind | None:
+        """For columns [counters, neurons], None where they are of many kinds."""
+        neurons = columns.shape[1]
+        kinds, examples = _kinds(columns)
+        if 2 * len(examples) > neurons or len(examples) > KINDS:
+            return None
+        first = np.append(0, np.flatnonzero(np.diff(kinds)) + 1)
+        length = np.diff(first, append=neurons)
+        return cls(csr_array(columns[:, examples]), first, length, kinds[first])
+
+    @property
+    def counters(self) -> int:
+        return int(self.matrix.shape[0])
+
+    def count(self, spikes: Bytes, table: Int32) -> None:
+        """Write the counters [counters, S] for spikes [S, neurons]."""
+        found = np.zeros((len(spikes), self.matrix.shape[1]), np.int64)
+        kernels.count_runs(spikes, self.first, self.length, self.kind, found)
+        table[:] = self.matrix @ np.ascontiguousarray(found.T, np.int32)
 
 
-class _Columns:
-    """A product of some of the rows of a ``_Spike`` with spikes, equal columns being one."""
+@dataclass(frozen=True)
+class _ByNeuron:
+    """Counters of neurons one by one: windows of LANES counters that hold the entries of a column.
 
-    def __init__(self, rows: dict[str, csr_array], names: list[str]) -> None:
-        self.names = names
-        self.ends = np.cumsum([rows[name].shape[0] for name in names])[:-1]
-        matrix = csc_array(vstack([rows[name] for name in names], format="csc"))
-        matrix.sort_indices()
-        self.kinds, first = _kinds(matrix)
-        # Counting spikes by kind takes a counter for each, which few equal columns do not repay.
-        self.merged = 2 * len(first) <= len(self.kinds)
-        self.matrix = csr_array(matrix[:, first] if self.merged else matrix.T)
+    Neuron n has the windows ``windows[n]..windows[n + 1]``; ``values`` [windows, LANES] belong to the
+    counters from ``start`` on.
+    """
 
-    def count(self, step: Int64, neuron: Int64, steps: int) -> dict[str, Int32]:
-        """Each counter [S, counters] for the spikes of ``neuron`` in ``step``, in order of steps."""
-        if self.merged:
-            kinds = self.matrix.shape[1]
-            counts = np.bincount(step * kinds + self.kinds[neuron], minlength=steps * kinds)
-            total = (self.matrix @ counts.reshape(steps, kinds).T.astype(np.int32)).T
-        else:
-            starts = np.searchsorted(step, np.arange(steps + 1))
-            ones = np.ones(len(neuron), np.int32)
-            fired = csr_array((ones, neuron, starts), shape=(steps, len(self.kinds)))
-            total = (fired @ self.matrix).toarray()
-        return dict(zip(self.names, np.split(total, self.ends, axis=1), strict=True))
+    counters: int
+    windows: Int64
+    start: Int64
+    values: NDArray[np.int16 | np.int32]
+
+    @classmethod
+    def of(cls, columns: csc_array) -> _ByNeuron:
+        """For columns [counters, neurons], their entries in order."""
+        counters, neurons = columns.shape
+        neuron = np.repeat(np.arange(neurons), np.diff(columns.indptr))
+        opens = _opens(columns.indptr, columns.indices)
+        window = np.cumsum(opens) - 1
+        start = columns.indices[opens].astype(np.int64)
+        kind = np.int16 if columns.data.max(initial=0) < 1 << 15 else np.int32
+        values = np.zeros((len(start), kernels.LANES), kind)
+        values[window, columns.indices - start[window]] = columns.data
+        windows = np.searchsorted(neuron[opens], np.arange(neurons + 1))
+        return cls(counters, windows.astype(np.int64), start, values)
+
+    def count(self, spikes: Bytes, table: Int32) -> None:
+        """Write the counters [counters, S] for spikes [S, neurons]."""
+        # A window may reach beyond the last counter, with zeros.
+        total = np.zeros((len(spikes), self.counters + kernels.LANES), np.int32)
+        kernels.add_windows(spikes, self.windows, self.start, self.values, total)
+        table[:] = total[:, : self.counters].T
+
+
+def _opens(pointers: NDArray[Any], indices: NDArray[Any]) -> NDArray[np.bool_]:
+    """Entries [n] of columns that begin a window: those that the one before does not reach."""
+    opens = np.zeros(len(indices), np.bool_)
+    # The entry that opens the next window of each column that has one, all columns at once.
+    at, end = pointers[:-1].astype(np.int64), pointers[1:].astype(np.int64)
+    keys = indices.astype(np.int64) + np.repeat(
+        np.arange(len(at)) * (1 << 32), end - at
+    )
+    while len(at):
+        at, end = at[at < end], end[at < end]
+        opens[at] = True
+        at = np.searchsorted(keys, keys[at] + kernels.LANES)
+    return opens
 
 
 def _kinds(matrix: csc_array) -> tuple[Int64, Int64]:
-    """For each column the number of its kind, equal columns being of one, and a column of each kind."""
-    known: dict[bytes, int] = {}
-    kinds = np.zeros(matrix.shape[1], np.int64)
-    for n, (low, high) in enumerate(pairwise(matrix.indptr.tolist())):
-        column = matrix.indices[low:high].tobytes() + matrix.data[low:high].tobytes()
-        kinds[n] = known.setdefault(column, len(known))
-    return kinds, np.unique(kinds, return_index=True)[1]
+    """For each column the number of its kind, equal columns being of one, and a column of each kind.
+
+    Columns are told apart by a sum of random numbers. Should two different ones ever have the same,
+    every column is of its own kind.
+    """
+    matrix.sum_duplicates()
+    columns = matrix.shape[1]
+    numbers = np.random.default_rng(0).integers(1 << 63, size=matrix.shape[0], dtype=np.uint64)
+    terms = numbers[matrix.indices] * matrix.data.astype(np.uint64)
+    sums = np.append(np.uint64(0), np.cumsum(terms))[matrix.indptr]
+    _, first, kinds = np.unique(np.diff(sums), return_index=True, return_inverse=True)
+    lengths, starts = np.diff(matrix.indptr), matrix.indptr[:-1]
+    example = first[kinds]
+    if (lengths == lengths[example]).all():
+        same = np.arange(len(terms)) + np.repeat(starts[example] - starts, lengths)
+        equal = (matrix.indices[same] == matrix.indices) & (matrix.data[same] == matrix.data)
+        if equal.all():
+            return kinds.astype(np.int64), first.astype(np.int64)
+    return np.arange(columns), np.arange(columns)
 
 
 def _reach(into: csr_array) -> csr_array:

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from stl_deploy import chip as chips
 from stl_deploy.errors import InputError
-from stl_deploy.hw_sim import counts as counting
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.energy import EVENTS, Assessment, Meter, OnChip
+from stl_deploy.hw_sim.simulate import Recorder
+from stl_deploy.hw_sim.work import Work
 from stl_deploy.network import (
     Conv,
     Dense,
@@ -30,11 +31,11 @@ CHIP_OF = {"loihi1-spice": "loihi1", "loihi1-nahuku": "loihi1", "loihi2-pilotnet
 
 
 def counted(network, inputs, batch=2):
-    counter = counting.Counter(network)
+    recorder = Recorder(network)
     for at in range(0, len(inputs), batch):
         part = inputs[at : at + batch]
-        counter.add(part, reference.run(network, part))
-    return counter.total()
+        recorder.add(part, reference.run(network, part, cores=recorder.cores))
+    return recorder.done().counts
 
 
 # Synapses and synops
@@ -206,12 +207,9 @@ def test_the_network_can_bind():
     inputs = raster(network, 1)
     on = OnChip(network, chips.load("loihi1"))
     meter = Meter(network, on, slow)
-    trace = reference.run(network, inputs, cores=on.work.cores)
-    active = {
-        name: did.active_by_core.reshape(-1, did.active_by_core.shape[-1])
-        for name, did in trace.layers.items()
-    }
-    meter.add(*on.add(inputs, trace, active))
+    work = Work(network, [(on.placed, on.mesh)])
+    (layers,) = work.count(inputs, reference.run(network, inputs, cores=work.cores))
+    meter.add(layers, *on.take(layers))
     got = meter.energy(network.timesteps)
     hand = ByHand(network, inputs, "loihi1")
     load = Counter()

@@ -11,7 +11,6 @@ from test_reference import networks
 
 from stl_deploy.errors import InputError
 from stl_deploy.hw_sim import engine, kernels, reference
-from stl_deploy.hw_sim.counts import weighted_events
 from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, Readout
 from stl_deploy.raster import Raster, RasterFile, check_fits, load, save, stream
 
@@ -395,24 +394,6 @@ def test_without_a_cache_the_kernels_are_still_compiled(monkeypatch):
     monkeypatch.setattr(kernels, "njit", njit)
     assert kernels.compiled(len) is len
     assert given == [{"nogil": True}]
-
-
-# Counts
-
-
-def test_events_are_weighed_in_any_order_of_axes():
-    rng = np.random.default_rng(0)
-    x = (rng.integers(0, 255, (3, 2, 4, 5, 6)) * (rng.random((3, 2, 4, 5, 6)) < 0.4)).astype(
-        np.uint8
-    )
-    weight = rng.integers(0, 1 << 40, (4, 5, 6))
-    for order in ((0, 1, 2, 3, 4), (0, 1, 3, 4, 2), (1, 0, 4, 2, 3)):
-        y = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
-        for values in (y, y.astype(np.int64), y[:, :, ::-1][:, :, ::-1]):
-            events, sums = weighted_events(values, weight)
-            assert (events == (x != 0).sum((2, 3, 4))).all()
-            assert (sums == ((x != 0) * weight).sum((2, 3, 4))).all()
-    assert (weighted_events(x, weight.reshape(-1))[1] == sums).all()
 
 
 # Rasters that stay on disk

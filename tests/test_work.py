@@ -152,7 +152,10 @@ def test_cores_of_several_chips_at_once():
     assessment = Assessment(network)
     for layer in network.layers:
         number = assessment.cores[layer.name]
-        each = [on.work.cores[layer.name] for on in assessment.chips.values()]
+        each = [
+            placement.core_of(layer, on.placed.layers[layer.name])
+            for on in assessment.chips.values()
+        ]
         assert len(each) == 2
         pairs = set(zip(*each, strict=True))
         assert len(pairs) == number.max() + 1 == len(set(zip(number, *each, strict=True)))
