@@ -69,8 +69,8 @@ def simulate(
     raster = rasters.check_fits(rasters.stream(data).first(limit), str(data), network)
     with progress(as_json) as bar:
         task = bar.add_task("simulate", total=raster.shape[0], note="samples")
-        done = sim.run(
-            network, raster, out, states, lambda n: bar.update(task, completed=n), profile
+        done = sim.Simulator(network, profile).run(
+            raster, out, states, lambda n: bar.update(task, completed=n)
         )
     activity, counts = sim.summarize(network, done, raster), done.counts
     if report is not None:

@@ -74,6 +74,10 @@ class Counter:
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = network
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything added."""
         self.parts: list[Counts] = []
 
     def add(self, work: Sequence[LayerWork], trace: Trace) -> None:

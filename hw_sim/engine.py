@@ -10,7 +10,7 @@ runs in the reference.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,20 +65,6 @@ def run_layer(
     """Run one layer of ``network`` on the spikes of the layer before it."""
     given = None if cores is None else {layer.name: cores}
     return Engine(network, given).run_layer(layer, inputs, states)
-
-
-def in_batches(
-    network: IntegerNetwork,
-    batches: Iterable[IntArray],
-    visit: Callable[[int, IntArray, Trace], None],
-    states: bool = False,
-    cores: Mapping[str, IntArray] | None = None,
-) -> None:
-    """Run one batch [n, T, *input_shape] after the other: ``visit(first_sample, batch, trace)``."""
-    engine, start = Engine(network, cores), 0
-    for batch in batches:
-        visit(start, batch, engine.run(batch, states))
-        start += len(batch)
 
 
 def batch_size(network: IntegerNetwork, states: bool = False) -> int:
@@ -308,28 +294,21 @@ def _core_count(cores: IntArray | None) -> int:
 
 
 @dataclass(frozen=True)
-class _Pieces:
-    """Runs of neurons that lie together in memory, in the accumulators and on one core."""
+class _Runs:
+    """Runs of neurons that lie together in memory and on one core."""
 
     first: Int64
     length: Int64
-    at: Int64
     core: Int64
 
     @classmethod
-    def of(cls, layer: Layer, first: Int64, at: Int64, cores: IntArray | None) -> _Pieces:
-        """Cut the runs that begin at ``first``, their accumulators at ``at``, where cores change."""
+    def of(cls, layer: Layer, starts: Int64, cores: IntArray | None) -> _Runs:
+        """Runs that begin at ``starts`` and wherever the core changes."""
         core = np.zeros(layer.neurons, np.int64)
         if cores is not None:
             core = memory_order(np.asarray(cores, np.int64), layer.shape)
-        starts = np.union1d(first, np.flatnonzero(np.diff(core)) + 1)
-        run = np.searchsorted(first, starts, side="right") - 1
-        return cls(
-            starts,
-            np.diff(starts, append=layer.neurons),
-            at[run] + starts - first[run],
-            core[starts],
-        )
+        first = np.union1d(starts, np.flatnonzero(np.diff(core)) + 1)
+        return cls(first, np.diff(first, append=layer.neurons), core[first])
 
 
 @dataclass(frozen=True)
@@ -337,7 +316,7 @@ class _PoolPlan:
     """An OR pool."""
 
     layer: OrPool
-    pieces: _Pieces
+    runs: _Runs
 
     @classmethod
     def of(cls, layer: OrPool, cores: IntArray | None) -> _PoolPlan | None:
@@ -345,27 +324,26 @@ class _PoolPlan:
         c, h, w = layer.shape
         if layer.input_shape != (c, h * layer.kernel[0], w * layer.kernel[1]):
             return None
-        start = np.zeros(1, np.int64)
-        return cls(layer, _Pieces.of(layer, start, start, cores))
+        return cls(layer, _Runs.of(layer, np.zeros(1, np.int64), cores))
 
     def run(self, x: Bytes, did: kernels.Did) -> None:
         """Pool, and count the windows that fire."""
         rows = x.shape[0] * x.shape[1]
         out = did.spikes.reshape(rows, *_memory_shape(self.layer.shape))
         kernels.or_pool(x.reshape(rows, x.shape[2], -1), out)
-        pieces = self.pieces
-        kernels.count_runs(
+        runs = self.runs
+        kernels.count_rows(
             did.spikes.reshape(rows, -1),
-            pieces.first,
-            pieces.length,
-            pieces.core,
+            runs.first,
+            runs.length,
+            runs.core,
             did.active.reshape(rows, -1),
         )
 
 
 @dataclass(frozen=True)
 class _Synapses:
-    """Weights as the kernels read them, and the runs in which a block's accumulators lie.
+    """Weights as the kernels read them, and the pieces in which a block's accumulators lie.
 
     The neurons from ``first[i]`` on have their accumulators from ``at[i]`` on; block b begins at
     neuron ``blocks[b]``. The weights of a block are read for ``steps`` steps in a row.
@@ -409,7 +387,7 @@ class _LifPlan:
         # A linear layer has few neurons for its synapses: a proof costs more than it saves.
         proven = isinstance(layer.synapses, Conv) and never_overflows(network, layer, steps)
         plain = proven and not states
-        pieces = _Pieces.of(layer, synapses.first, synapses.at, cores)
+        runs = _Runs.of(layer, synapses.blocks, cores)
         kind = np.int32 if plain else np.int64
         far = np.iinfo(kind)
         threshold = np.clip(layer.vth.astype(np.int64) << 6, far.min, far.max)
@@ -423,11 +401,14 @@ class _LifPlan:
             exp=layer.exp,
             limit=chip.state_limit or 0,
             too_large=1 << 62 if limit is None else limit,
-            block_first=np.searchsorted(pieces.first, ends).astype(np.int64),
-            first=pieces.first,
-            length=pieces.length,
-            at=pieces.at,
-            core=pieces.core,
+            block_first=np.searchsorted(synapses.first, ends).astype(np.int64),
+            first=synapses.first,
+            length=np.diff(synapses.first, append=layer.neurons),
+            at=synapses.at,
+            block_run=np.searchsorted(runs.first, ends).astype(np.int64),
+            run_first=runs.first,
+            run_length=runs.length,
+            run_core=runs.core,
         )
         return cls(synapses, neurons, plain, levels > 1)
 
@@ -436,6 +417,7 @@ class _LifPlan:
         mine = self.synapses
         rows, columns = mine.pixels
         v = np.zeros_like(self.neurons.bias)
+        together = min(mine.steps, x.shape[0] * x.shape[1])
         kernels.run_lif(
             x.reshape(*x.shape[:2], rows * columns, -1),
             np.empty(x.size + 1, np.uint8) if self.graded else None,
@@ -443,7 +425,8 @@ class _LifPlan:
             mine.wiring,
             self.neurons,
             np.zeros(mine.accumulators, np.int32 if self.graded else np.int16),
-            np.zeros((min(mine.steps, x.shape[0] * x.shape[1]), mine.accumulators), np.int32),
+            np.zeros((together, mine.accumulators), np.int32),
+            np.zeros((together, len(v)), np.uint8),
             None if self.plain else np.zeros_like(v),
             v,
             did,

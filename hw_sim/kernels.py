@@ -61,8 +61,9 @@ class Neurons(NamedTuple):
     ``bias`` and ``threshold`` (of v, strict) are in memory order, int32 for ``fire_plain`` and int64 for
     ``fire_wide``. ``u_keep`` and ``v_keep`` are what a decay leaves, of 4096. ``limit`` is M, 0 without
     limit; an abs(a) of ``too_large`` or more overflows. Piece i is ``length[i]`` neurons from
-    ``first[i]``, their accumulators from ``at[i]``, all on core ``core[i]``; block b has the pieces
-    ``block_first[b]..block_first[b+1]``.
+    ``first[i]``, their accumulators from ``at[i]``; block b has the pieces ``block_first[b]`` to
+    ``block_first[b+1]``. Run i is ``run_length[i]`` neurons from ``run_first[i]``, all on core
+    ``run_core[i]``; block b has the runs ``block_run[b]`` to ``block_run[b+1]``.
     """
 
     bias: Array
@@ -76,7 +77,10 @@ class Neurons(NamedTuple):
     first: Array
     length: Array
     at: Array
-    core: Array
+    block_run: Array
+    run_first: Array
+    run_length: Array
+    run_core: Array
 
 
 class Did(NamedTuple):
@@ -100,19 +104,32 @@ def find_events(
 
     Those of row i in phase k, channels ``phases[k]..phases[k+1]``, are the entries from ``pointers[j]``
     to ``pointers[j+1]`` with j = i * number of phases + k; so are their values where these are wanted.
-    The lists have room for one entry more than there are events.
+    The lists have room for one entry more than there are events. Eight channels without any event are
+    passed at once.
     """
-    found = 0
+    found = uintp(0)
     j = 0
     for i in range(x.shape[0]):
+        row = x[i]
         for k in range(len(phases) - 1):
             pointers[j] = found
             j += 1
-            for c in range(phases[k], phases[k + 1]):
-                channels[found] = c
-                if values is not None:
-                    values[found] = x[i, c]
-                found += x[i, c] != 0
+            c, end = uintp(phases[k]), uintp(phases[k + 1])
+            while c < end:
+                last = min(c + uintp(8), end)
+                if last - c == uintp(8):
+                    some = uint8(0)
+                    for m in range(8):
+                        some |= row[c + uintp(m)]
+                    if not some:
+                        c = last
+                        continue
+                while c < last:
+                    channels[found] = c
+                    if values is not None:
+                        values[found] = row[c]
+                    found += uintp(row[c] != 0)
+                    c += uintp(1)
     pointers[j] = found
 
 
@@ -129,8 +146,8 @@ def scatter(
     """Add the events of one step and phase to the accumulators ``acc``, known not to overflow.
 
     ``pointers`` are those of the step's pixels and begin at the phase; ``values`` is None where all
-    events are ones. Four events of one pixel go together: they have the same accumulators, which are
-    then read and written once.
+    events are ones. Four events of one pixel go together, then two: they have the same accumulators,
+    which are then read and written once.
     """
     width = len(wiring.col_first) - 1
     phases = len(wiring.phases) - 1
@@ -160,6 +177,17 @@ def scatter(
                                 weights[a2 + i] + weights[a3 + i]
                             )
                 e += 4
+            while e + 2 <= end:
+                w0 = start + uintp(channels[e]) * channel_size
+                w1 = start + uintp(channels[e + 1]) * channel_size
+                for k in rows:
+                    for m in cols:
+                        at = wiring.row_at[k] + wiring.col_at[m]
+                        tap = wiring.row_tap[k] + wiring.col_tap[m]
+                        a0, a1 = w0 + tap, w1 + tap
+                        for i in range(run):
+                            acc[at + i] += weights[a0 + i] + weights[a1 + i]
+                e += 2
         while e < end:
             channel = uintp(channels[e])
             w0 = start + channel * channel_size
@@ -198,13 +226,14 @@ def fire_plain(
     v_keep: Int,
     exp: int,
     spikes: Array,
-) -> Int:
+    active: Array,
+) -> None:
     """One step in 32 bits of neurons without current memory, where no register can overflow.
 
-    Returns how many were active. Every result is cast at once, or numba would go on in 64 bits. The
-    decay splits ``abs(v) * keep >> 12`` at bit 12, which is exact and stays within 32 bits.
+    ``active`` tells whether a neuron had anything to compute. Every result is cast at once, or numba
+    would go on in 64 bits. The decay splits ``abs(v) * keep >> 12`` at bit 12, which is exact and stays
+    within 32 bits.
     """
-    active = int32(0)
     shift = int32(exp + 6)
     for i in range(len(v)):
         a = int32(acc[i])
@@ -215,10 +244,9 @@ def fire_plain(
         left = int32(-left) if old < 0 else left
         new = int32(int32(left + int32(a << shift)) + bias[i])
         fires = new > threshold[i]
-        active += int32((old != 0) | (a != 0) | (bias[i] != 0))
+        active[i] = (old != 0) | (a != 0) | (bias[i] != 0)
         spikes[i] = fires
         v[i] = int32(0) if fires else new
-    return active
 
 
 @compiled
@@ -234,18 +262,18 @@ def fire_wide(
     limit: int,
     too_large: int,
     spikes: Array,
-) -> tuple[Int, Int]:
+    active: Array,
+) -> Int:
     """One step of any neurons in 64 bits, rule by rule as in the reference.
 
-    Returns how many were active and how many overflowed a register.
+    ``active`` tells whether a neuron had anything to compute. Returns how many overflowed a register.
     """
-    active: Int = 0
     overflow: Int = 0
     for i in range(len(v)):
         a = np.int64(acc[i]) << exp
         left = (abs(u[i]) * u_keep) >> 12
         left = -left if u[i] < 0 else left
-        active += (left != 0) | (v[i] != 0) | (a != 0) | (bias[i] != 0)
+        active[i] = (left != 0) | (v[i] != 0) | (a != 0) | (bias[i] != 0)
         current = left + (a << 6)
         beyond = abs(a) >= too_large
         if limit:
@@ -269,50 +297,59 @@ def fire_wide(
         spikes[i] = fires
         u[i] = current
         v[i] = 0 if fires else voltage
-    return active, overflow
+    return overflow
 
 
 @compiled
 def update(
     neurons: Neurons,
     piece: int,
-    acc: Array,
+    sums: Array,
     u: Array | None,
     v: Array,
     did: Did,
-    n: int,
-    t: int,
+    row: int,
+    active: Array,
 ) -> None:
-    """Step one piece of the neurons of sample ``n``."""
+    """Step one piece of the neurons in ``row``, a step of a sample, from its ``sums``."""
+    steps = did.spikes.shape[1]
+    n, t = row // steps, row % steps
     first, size, at = neurons.first[piece], neurons.length[piece], neurons.at[piece]
     to = slice(first, first + size)
-    core = neurons.core[piece]
+    acc = sums[at : at + size]
+    if t == 0:
+        v[to] = 0
     if u is None:
-        did.active[n, t, core] += fire_plain(
-            acc[at : at + size],
+        fire_plain(
+            acc,
             v[to],
             neurons.bias[to],
             neurons.threshold[to],
             int32(neurons.v_keep),
             neurons.exp,
             did.spikes[n, t, to],
+            active[to],
         )
-    else:
-        active, overflow = fire_wide(
-            acc[at : at + size],
-            u[to],
-            v[to],
-            neurons.bias[to],
-            neurons.threshold[to],
-            neurons.u_keep,
-            neurons.v_keep,
-            neurons.exp,
-            neurons.limit,
-            neurons.too_large,
-            did.spikes[n, t, to],
-        )
-        did.active[n, t, core] += active
-        did.overflow[n, t] += overflow
+        return
+    if t == 0:
+        u[to] = 0
+    did.overflow[n, t] += fire_wide(
+        acc,
+        u[to],
+        v[to],
+        neurons.bias[to],
+        neurons.threshold[to],
+        neurons.u_keep,
+        neurons.v_keep,
+        neurons.exp,
+        neurons.limit,
+        neurons.too_large,
+        did.spikes[n, t, to],
+        active[to],
+    )
+    if did.u.size:
+        did.u[n, t, to] = u[to]
+        did.v[n, t, to] = v[to]
 
 
 @compiled
@@ -324,6 +361,7 @@ def run_lif(
     neurons: Neurons,
     acc: Array,
     sums: Array,
+    active: Array,
     u: Array | None,
     v: Array,
     did: Did,
@@ -331,9 +369,9 @@ def run_lif(
     """Run a layer on inputs x uint8 [N, T, pixels, channels] from zero, and write what it did.
 
     ``acc`` (zero; int16 or int32) takes the sums of one phase and ``sums`` int32 [R, len(acc)] those of
-    R steps of a block: its weights stay in the cache meanwhile. ``values`` is room for those of the
-    events, None where x is binary. ``u`` and ``v`` [neurons] are scratch, of the type of ``bias``;
-    without ``u`` the step is the plain one.
+    R steps of a block: its weights stay in the cache meanwhile, and then each piece of its neurons.
+    ``values`` is room for those of the events, None where x is binary. ``active`` uint8 [R, neurons], and
+    ``u`` and ``v`` [neurons] of the type of ``bias`` are scratch; without ``u`` the step is the plain one.
     """
     samples, steps, pixels, channels = x.shape
     rows, phases = samples * steps, len(wiring.phases) - 1
@@ -342,9 +380,7 @@ def run_lif(
     found = np.empty(x.size + 1, np.int32)
     find_events(x.reshape(-1, channels), wiring.phases, pointers, found, values)
     for block in range(len(neurons.block_first) - 1):
-        pieces = neurons.block_first[block : block + 2]
-        low = neurons.first[pieces[0]]
-        top = neurons.first[pieces[1] - 1] + neurons.length[pieces[1] - 1]
+        runs = slice(neurons.block_run[block], neurons.block_run[block + 1])
         for first in range(0, rows, len(sums)):
             last = min(first + len(sums), rows)
             for phase in range(phases):
@@ -352,19 +388,38 @@ def run_lif(
                     at = pointers[row * per_row + phase : (row + 1) * per_row + 1]
                     scatter(wiring, weights, block, at, found, values, acc)
                     flush(acc, sums[row - first], phase == 0)
+            for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
+                for row in range(first, last):
+                    update(neurons, piece, sums[row - first], u, v, did, row, active[row - first])
             for row in range(first, last):
-                n, t = row // steps, row % steps
-                if t == 0:
-                    for i in range(low, top):
-                        v[i] = 0
-                        if u is not None:
-                            u[i] = 0
-                for piece in range(pieces[0], pieces[1]):
-                    update(neurons, piece, sums[row - first], u, v, did, n, t)
-                if u is not None and did.u.size:
-                    for i in range(low, top):
-                        did.u[n, t, i] = u[i]
-                        did.v[n, t, i] = v[i]
+                count_runs(
+                    active[row - first],
+                    neurons.run_first[runs],
+                    neurons.run_length[runs],
+                    neurons.run_core[runs],
+                    did.active[row // steps, row % steps],
+                )
+
+
+@compiled
+def count_runs(marks: Array, first: Array, length: Array, kind: Array, counts: Array) -> None:
+    """Add the marks uint8 [neurons] of each run to the counts int64 [kinds] of its kind.
+
+    Run i are the ``length[i]`` neurons from ``first[i]``; a mark is whatever is not zero.
+    """
+    for i in range(len(first)):
+        run = marks[first[i] : first[i] + length[i]]
+        count = int32(0)
+        for k in range(len(run)):
+            count += int32(run[k] != 0)
+        counts[kind[i]] += count
+
+
+@compiled
+def count_rows(marks: Array, first: Array, length: Array, kind: Array, counts: Array) -> None:
+    """``count_runs`` for each row of marks [rows, neurons] and counts [rows, kinds]."""
+    for row in range(len(marks)):
+        count_runs(marks[row], first, length, kind, counts[row])
 
 
 @compiled
@@ -394,21 +449,6 @@ def or_pool(x: Array, out: Array) -> None:
                 target, window = out[i, y, z], joined[z * kw * channels :]
                 for c in range(channels):
                     target[c] = window[c]
-
-
-@compiled
-def count_runs(spikes: Array, first: Array, length: Array, kind: Array, counts: Array) -> None:
-    """Add the spikes uint8 [rows, neurons] of each run to the counts int64 [rows, kinds] of its kind.
-
-    Run i are the ``length[i]`` neurons from ``first[i]``; a spike is whatever is not zero.
-    """
-    for row in range(spikes.shape[0]):
-        for i in range(len(first)):
-            run = spikes[row, first[i] : first[i] + length[i]]
-            count = int32(0)
-            for k in range(len(run)):
-                count += int32(run[k] != 0)
-            counts[row, kind[i]] += count
 
 
 @compiled

@@ -54,6 +54,11 @@ class Recorder:
         """What ``reference.run`` needs."""
         return self.assessment.cores
 
+    def reset(self) -> None:
+        """Forget everything taken in."""
+        self.counter.reset()
+        self.assessment.reset()
+
     def add(self, inputs: IntArray, trace: Trace) -> None:
         """Take in one batch."""
         self.counter.add(self.assessment.add(inputs, trace), trace)
@@ -63,36 +68,45 @@ class Recorder:
         return Run(self.counter.total(), self.assessment.energies())
 
 
-def run(
-    network: IntegerNetwork,
-    raster: Source,
-    out: Path | None = None,
-    states: bool = False,
-    on_progress: Callable[[int], None] | None = None,
-    profile: str | None = None,
-) -> Run:
-    """Run ``raster`` batch by batch, count and price events, and with ``out`` write the whole trace.
+class Simulator:
+    """A network prepared to run on any number of rasters: placed, wired and planned once.
 
-    Energy and time come by every profile, or by the one named. The trace holds ``spikes/<layer>``
-    uint8 [N, T, *shape], with ``states`` ``v/<layer>`` and ``u/<layer>``.
+    Energy and time come by every profile, or by the one named.
     """
-    recorder = Recorder(network, profile)
-    with tempfile.TemporaryDirectory() as folder:
-        arrays: dict[str, NDArray[Any]] = {}
 
-        def visit(start: int, inputs: IntArray, trace: Trace) -> None:
-            recorder.add(inputs, trace)
+    def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
+        self.network = network
+        self.recorder = Recorder(network, profile)
+        self.engine = engine.Engine(network, self.recorder.cores)
+
+    def run(
+        self,
+        raster: Source,
+        out: Path | None = None,
+        states: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Run:
+        """Run ``raster`` batch by batch, count and price events, and with ``out`` write the whole trace.
+
+        The trace holds ``spikes/<layer>`` uint8 [N, T, *shape], with ``states`` ``v/<layer>`` and
+        ``u/<layer>``. ``on_progress(done)`` is called with the number of samples done.
+        """
+        self.recorder.reset()
+        done = 0
+        with tempfile.TemporaryDirectory() as folder:
+            arrays: dict[str, NDArray[Any]] = {}
+            for inputs in raster.batches(engine.batch_size(self.network, states)):
+                trace = self.engine.run(inputs, states)
+                self.recorder.add(inputs, trace)
+                if out is not None:
+                    _store(arrays, Path(folder), trace, done, raster.shape[0])
+                done += len(inputs)
+                if on_progress is not None:
+                    on_progress(done)
             if out is not None:
-                _store(arrays, Path(folder), trace, start, raster.shape[0])
-            if on_progress is not None:
-                on_progress(start + len(inputs))
-
-        batches = raster.batches(engine.batch_size(network, states))
-        engine.in_batches(network, batches, visit, states, recorder.cores)
-        if out is not None:
-            with atomic(out) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    return recorder.done()
+                with atomic(out) as temporary, temporary.open("wb") as file:
+                    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return self.recorder.done()
 
 
 def _store(

@@ -356,7 +356,7 @@ class _ByKind:
     def count(self, spikes: Bytes, table: Int32) -> None:
         """Write the counters [counters, S] for spikes [S, neurons]."""
         found = np.zeros((len(spikes), self.matrix.shape[1]), np.int64)
-        kernels.count_runs(spikes, self.first, self.length, self.kind, found)
+        kernels.count_rows(spikes, self.first, self.length, self.kind, found)
         table[:] = self.matrix @ np.ascontiguousarray(found.T, np.int32)
 
 

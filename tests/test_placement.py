@@ -512,7 +512,7 @@ def test_energy_is_that_of_the_profiles_chip():
     """A file for loihi2 is placed onto loihi1 too, whose profiles need it."""
     model, shipped = stl_deploy.load(ZOO), raster.load(ZOO_RASTER).first(2)
     network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2")
-    got = simulate.run(network, shipped).energies
+    got = simulate.Simulator(network).run(shipped).energies
     assert {name: (e.cores, e.beyond) for name, e in got.items()} == {
         "loihi1-spice": (103, ()),
         "loihi1-nahuku": (103, ()),
@@ -526,7 +526,7 @@ def test_energy_of_cores_that_hold_too_much_says_so():
     network = IntegerNetwork(
         "loihi2", 2, (5000,), 1, (lif("wide", dense, (5000,), (3,), rng),), Readout(3, 1)
     )
-    done = simulate.run(network, raster.Raster(np.ones((1, 2, 5000), np.uint8)))
+    done = simulate.Simulator(network).run(raster.Raster(np.ones((1, 2, 5000), np.uint8)))
     assert done.energies.pop("loihi2-pilotnet").beyond == ()
     for energy in done.energies.values():
         (what,) = energy.beyond
