@@ -5,13 +5,13 @@
 ``zoo``: the shipped model on 1,000 Fashion-MNIST test images (Bernoulli, seed 0, T = 4; the shipped
 500-sample raster twice where the data set is not installed). ``official``: the architecture of the
 official MNIST model with random weights and thresholds at which every LIF layer fires about 10 %. Both
-time ``hw_sim`` on a loaded network and raster, counts by core and link and energies by every profile
-included (what the command does after reading its files and placing the network) against the float model in float32 under ``torch.inference_mode`` on as many
-threads, all time steps of a batch in one convolution, at its best batch size and in its fastest form:
-as it is, with a LIF that keeps no membrane history, and that with channels last. Runs alternate; printed
-are medians, spreads and the ratio of the medians. Where other work competes for the cores it harms
-PyTorch's threads more, which wait for each other: measure on an idle machine, or look at --threads 1,
-which holds both to one thread.
+time ``hw_sim`` on a loaded network and raster, with counts by core and link and energies by every profile
+(what the command does after it has read its files and placed the network), against the float model in
+float32 under ``torch.inference_mode`` on as many threads, all time steps of a batch in one convolution, at
+its best batch size and in its fastest form: as it is, with a LIF that keeps no membrane history, and that
+with channels last. Runs alternate; printed are medians, spreads and the ratio of the medians. Where other
+work competes for the cores it harms PyTorch's threads more, which wait for each other: measure on an idle
+machine, or look at --threads 1, which holds both to one thread.
 
 ``memory``: a network of ten million synapses for 100 steps, in processes of their own.
 """

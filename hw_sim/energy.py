@@ -150,8 +150,10 @@ class Assessment:
 
     def reset(self) -> None:
         """Forget everything added."""
-        for part in (*self.chips.values(), *self.meters.values()):
-            part.reset()
+        for on in self.chips.values():
+            on.reset()
+        for meter in self.meters.values():
+            meter.reset()
 
     def add(self, inputs: IntArray, trace: Trace) -> list[LayerWork]:
         """Count and price one batch: its inputs [N, T, ...] and what the network did with them.

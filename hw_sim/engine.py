@@ -361,12 +361,16 @@ class _Synapses:
 
 @dataclass(frozen=True)
 class _LifPlan:
-    """A convolution or linear layer with its neurons."""
+    """A convolution or linear layer with its neurons.
+
+    ``busy`` are the neurons of each core where all are active in every step, else None.
+    """
 
     synapses: _Synapses
     neurons: kernels.Neurons
     plain: bool
     graded: bool
+    busy: Int64 | None
 
     @classmethod
     def of(
@@ -388,6 +392,8 @@ class _LifPlan:
         proven = isinstance(layer.synapses, Conv) and never_overflows(network, layer, steps)
         plain = proven and not states
         runs = _Runs.of(layer, synapses.blocks, cores)
+        # A bias keeps a neuron busy in every step: then there is nothing to count.
+        busy = np.bincount(runs.core, runs.length).astype(np.int64) if layer.bias.all() else None
         kind = np.int32 if plain else np.int64
         far = np.iinfo(kind)
         threshold = np.clip(layer.vth.astype(np.int64) << 6, far.min, far.max)
@@ -405,12 +411,12 @@ class _LifPlan:
             first=synapses.first,
             length=np.diff(synapses.first, append=layer.neurons),
             at=synapses.at,
-            block_run=np.searchsorted(runs.first, ends).astype(np.int64),
+            block_run=np.searchsorted(runs.first, ends).astype(np.int64) * (busy is None),
             run_first=runs.first,
             run_length=runs.length,
             run_core=runs.core,
         )
-        return cls(synapses, neurons, plain, levels > 1)
+        return cls(synapses, neurons, plain, levels > 1, busy)
 
     def run(self, x: Bytes, did: kernels.Did) -> None:
         """Run the samples of ``x`` from a state of zero."""
@@ -418,6 +424,8 @@ class _LifPlan:
         rows, columns = mine.pixels
         v = np.zeros_like(self.neurons.bias)
         together = min(mine.steps, x.shape[0] * x.shape[1])
+        if self.busy is not None:
+            did.active[:] = self.busy
         kernels.run_lif(
             x.reshape(*x.shape[:2], rows * columns, -1),
             np.empty(x.size + 1, np.uint8) if self.graded else None,

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
-from numba import int32, njit, uint8, uintp
+from llvmlite import ir
+from numba import int32, njit, types, uint8, uintp
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -18,6 +20,7 @@ Int = int | np.integer[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Runs of weights are padded with zeros to a multiple of this many, which whole vector registers hold.
 LANES = 32
+STRIDE = np.uintp(LANES)
 
 
 def compiled(function: Function) -> Function:
@@ -27,6 +30,52 @@ def compiled(function: Function) -> Function:
     except RuntimeError:  # No folder that numba could write to: compile in every process.
         made = njit(nogil=True)(function)
     return cast(Function, made)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """``intrinsic``, whose first argument, numba's typing context, is not given by the caller."""
+    return intrinsic(function)
+
+
+def _add(sig: Any, context: Any, builder: Any, args: tuple[Any, ...]) -> Any:
+    """LLVM for ``to[at:at + LANES] += sum(values[v:v + LANES] for v in ...)``, in whole vectors.
+
+    Left to itself LLVM has to ask each time whether ``to`` and ``values`` overlap, which takes longer
+    than the sum. Nothing is checked: the arrays must reach that far.
+    """
+
+    def vector(which: int, index: Any) -> tuple[Any, Any]:
+        array = context.make_array(sig.args[which])(context, builder, args[which])
+        lanes = ir.VectorType(context.get_data_type(sig.args[which].dtype), LANES)
+        place = builder.bitcast(builder.gep(array.data, [index]), lanes.as_pointer())
+        return place, lanes
+
+    place, lanes = vector(0, args[1])
+    # Places are those of elements, not of whole vectors.
+    total = builder.load(place, align=1)
+    for index in args[3:]:
+        values = builder.load(vector(2, index)[0], align=1)
+        total = builder.add(total, builder.sext(values, lanes))
+    builder.store(total, place, align=1)
+    return context.get_dummy_value()
+
+
+@inlined
+def add_one(typing: Any, to: Any, at: Any, values: Any, a: Any) -> Any:
+    """``_add`` with one run of values."""
+    return types.void(to, at, values, a), lambda *how: _add(how[2], how[0], how[1], how[3])
+
+
+@inlined
+def add_two(typing: Any, to: Any, at: Any, values: Any, a: Any, b: Any) -> Any:
+    """``_add`` with two runs of values."""
+    return types.void(to, at, values, a, b), lambda *how: _add(how[2], how[0], how[1], how[3])
+
+
+@inlined
+def add_four(typing: Any, to: Any, at: Any, values: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """``_add`` with four runs of values."""
+    return types.void(to, at, values, a, b, c, d), lambda *how: _add(how[2], how[0], how[1], how[3])
 
 
 class Wiring(NamedTuple):
@@ -172,10 +221,8 @@ def scatter(
                         at = wiring.row_at[k] + wiring.col_at[m]
                         tap = wiring.row_tap[k] + wiring.col_tap[m]
                         a0, a1, a2, a3 = w0 + tap, w1 + tap, w2 + tap, w3 + tap
-                        for i in range(run):
-                            acc[at + i] += (weights[a0 + i] + weights[a1 + i]) + (
-                                weights[a2 + i] + weights[a3 + i]
-                            )
+                        for i in range(uintp(0), run, STRIDE):
+                            add_four(acc, at + i, weights, a0 + i, a1 + i, a2 + i, a3 + i)
                 e += 4
             while e + 2 <= end:
                 w0 = start + uintp(channels[e]) * channel_size
@@ -185,8 +232,8 @@ def scatter(
                         at = wiring.row_at[k] + wiring.col_at[m]
                         tap = wiring.row_tap[k] + wiring.col_tap[m]
                         a0, a1 = w0 + tap, w1 + tap
-                        for i in range(run):
-                            acc[at + i] += weights[a0 + i] + weights[a1 + i]
+                        for i in range(uintp(0), run, STRIDE):
+                            add_two(acc, at + i, weights, a0 + i, a1 + i)
                 e += 2
         while e < end:
             channel = uintp(channels[e])
@@ -196,10 +243,11 @@ def scatter(
                 for m in cols:
                     at = to + wiring.row_at[k] + wiring.col_at[m]
                     a0 = w0 + wiring.row_tap[k] + wiring.col_tap[m]
-                    for i in range(run):
-                        if values is None:
-                            acc[at + i] += weights[a0 + i]
-                        else:
+                    if values is None:
+                        for i in range(uintp(0), run, STRIDE):
+                            add_one(acc, at + i, weights, a0 + i)
+                    else:
+                        for i in range(run):
                             acc[at + i] += values[e] * weights[a0 + i]
             e += 1
 
@@ -452,36 +500,27 @@ def or_pool(x: Array, out: Array) -> None:
 
 
 @compiled
-def add_windows(spikes: Array, windows: Array, start: Array, values: Array, total: Array) -> None:
-    """Add the windows of every spike uint8 [rows, neurons] to the totals int32 [rows, counters].
+def add_windows(words: Array, windows: Array, start: Array, values: Array, total: Array) -> None:
+    """Add the windows of every spike to the totals int32 [rows, counters].
 
-    Neuron n has the windows ``windows[n]..windows[n + 1]``; window w adds ``values[w]`` to the
-    counters from ``start[w]`` on.
+    Spikes are uint8 [rows, neurons], seen eight at a time as ``words`` uint64 [rows, neurons / 8].
+    Neuron n has the windows ``windows[n]..windows[n + 1]``; window w adds ``values[w * LANES]`` and those
+    after it to the counters from ``start[w]`` on.
     """
-    rows, size = spikes.shape
-    whole = size // 8 * 8
-    lanes = values.shape[1]
-    found = np.empty(size + 1, np.int64)
+    rows, size = words.shape
+    spikes = words.view(np.uint8)
+    found = np.empty(8 * size + 1, np.int64)
     for row in range(rows):
         train, out = spikes[row], total[row]
         count = 0
-        for first in range(0, whole, 8):
-            some = train[first : first + 8]
-            joined = uint8(0)
-            for i in range(8):
-                joined |= some[i]
-            if joined:
-                for i in range(8):
-                    found[count] = first + i
-                    count += some[i] != 0
-        for i in range(whole, size):
-            found[count] = i
-            count += train[i] != 0
+        for word in range(size):
+            if words[row, word]:
+                for i in range(8 * word, 8 * word + 8):
+                    found[count] = i
+                    count += train[i] != 0
         for i in range(count):
             for w in range(windows[found[i]], windows[found[i] + 1]):
-                at, value = out[start[w] : start[w] + lanes], values[w]
-                for k in range(lanes):
-                    at[k] += value[k]
+                add_one(out, uintp(start[w]), values, uintp(w) * STRIDE)
 
 
 @compiled

@@ -231,9 +231,7 @@ class Work:
             for spike, train, table in zip(self._spikes, trains, tables, strict=True):
                 spike.count(train[part], table[:, part])
 
-        engine.in_parallel(
-            task, [slice(at, min(at + ROWS, steps)) for at in range(0, steps, ROWS)]
-        )
+        engine.in_parallel(task, [slice(at, min(at + ROWS, steps)) for at in range(0, steps, ROWS)])
         named = [s.by_name(table) for s, table in zip(self._spikes, tables, strict=True)]
         return [self._layers(chip, trace, named) for chip in range(len(self.places))]
 
@@ -302,13 +300,18 @@ class _Spike:
         return int(self.ends[-1])
 
     def rows(self, spikes: IntArray) -> Bytes:
-        """Spikes [N, T, ...] as uint8 [S, neurons] in memory order, not zero where there is one."""
+        """Spikes [N, T, ...] as uint8 [S, neurons] in memory order, not zero where there is one.
+
+        Silent neurons are added where the number of neurons is no multiple of eight.
+        """
         if spikes.dtype != np.uint8:
             spikes = (spikes != 0).view(np.uint8)
         ordered = spikes.reshape(*spikes.shape[:2], *self.shape)
         if len(self.shape) == 3:
             ordered = np.moveaxis(ordered, 2, -1)
-        flat = np.ascontiguousarray(ordered).reshape(spikes.shape[0] * spikes.shape[1], -1)
+        flat = ordered.reshape(spikes.shape[0] * spikes.shape[1], -1)
+        if flat.shape[1] % 8:
+            flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8)))
         return np.require(flat, requirements=["C", "W"])
 
     def count(self, spikes: Bytes, table: Int32) -> None:
@@ -364,8 +367,8 @@ class _ByKind:
 class _ByNeuron:
     """Counters of neurons one by one: windows of LANES counters that hold the entries of a column.
 
-    Neuron n has the windows ``windows[n]..windows[n + 1]``; ``values`` [windows, LANES] belong to the
-    counters from ``start`` on.
+    Neuron n has the windows ``windows[n]..windows[n + 1]``; the ``values`` of each, LANES together,
+    belong to the counters from ``start`` on.
     """
 
     counters: int
@@ -385,13 +388,14 @@ class _ByNeuron:
         values = np.zeros((len(start), kernels.LANES), kind)
         values[window, columns.indices - start[window]] = columns.data
         windows = np.searchsorted(neuron[opens], np.arange(neurons + 1))
-        return cls(counters, windows.astype(np.int64), start, values)
+        return cls(counters, windows.astype(np.int64), start, values.reshape(-1))
 
     def count(self, spikes: Bytes, table: Int32) -> None:
         """Write the counters [counters, S] for spikes [S, neurons]."""
         # A window may reach beyond the last counter, with zeros.
         total = np.zeros((len(spikes), self.counters + kernels.LANES), np.int32)
-        kernels.add_windows(spikes, self.windows, self.start, self.values, total)
+        words = spikes.view(np.uint64)
+        kernels.add_windows(words, self.windows, self.start, self.values, total)
         table[:] = total[:, : self.counters].T
 
 
@@ -400,9 +404,7 @@ def _opens(pointers: NDArray[Any], indices: NDArray[Any]) -> NDArray[np.bool_]:
     opens = np.zeros(len(indices), np.bool_)
     # The entry that opens the next window of each column that has one, all columns at once.
     at, end = pointers[:-1].astype(np.int64), pointers[1:].astype(np.int64)
-    keys = indices.astype(np.int64) + np.repeat(
-        np.arange(len(at)) * (1 << 32), end - at
-    )
+    keys = indices.astype(np.int64) + np.repeat(np.arange(len(at)) * (1 << 32), end - at)
     while len(at):
         at, end = at[at < end], end[at < end]
         opens[at] = True

@@ -213,9 +213,10 @@ def test_the_plain_step(dv, exp):
     want, _ = reference.step_voltage(v, u, bias, dv, None)
     vth = (want + rng.integers(-40, 100, len(v))) >> 6
     want, spikes = reference.fire(want, vth)
-    active = int(((v != 0) | (a != 0) | (bias != 0)).sum())
+    active = (v != 0) | (a != 0) | (bias != 0)
     mine, fired = v.astype(np.int32), np.zeros(len(v), np.uint8)
-    count = kernels.fire_plain(
+    busy = np.zeros(len(v), np.uint8)
+    kernels.fire_plain(
         a.astype(np.int32),
         mine,
         bias.astype(np.int32),
@@ -223,11 +224,13 @@ def test_the_plain_step(dv, exp):
         np.int32(4096 - dv),
         exp,
         fired,
+        busy,
     )
     assert (mine == want).all()
     assert (fired == spikes).all()
     assert 0.1 < spikes.mean() < 0.9
-    assert count == active < len(v)
+    assert (busy == active).all()
+    assert not active.all()
 
 
 @pytest.mark.parametrize("limit", [None, 1 << 23])
@@ -252,7 +255,8 @@ def test_the_wide_step(limit, du, dv):
     active = (reference.decay(u, du + 1) != 0) | (v != 0) | (a != 0) | (bias != 0)
     overflow = (abs(a) >= 1 << 17) | wrapped | saturated
     mine_u, mine_v, fired = u.copy(), v.copy(), np.zeros(size, np.uint8)
-    counts = kernels.fire_wide(
+    busy = np.zeros(size, np.uint8)
+    beyond = kernels.fire_wide(
         a.astype(np.int32),
         mine_u,
         mine_v,
@@ -264,11 +268,13 @@ def test_the_wide_step(limit, du, dv):
         limit or 0,
         1 << 17,
         fired,
+        busy,
     )
     assert (mine_u == wanted_u).all()
     assert (mine_v == wanted_v).all()
     assert (fired == spikes).all()
-    assert counts == (active.sum(), overflow.sum())
+    assert (busy == active).all()
+    assert beyond == overflow.sum()
 
 
 @pytest.mark.parametrize("chip", ["ideal", "loihi1"])

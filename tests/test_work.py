@@ -1,6 +1,7 @@
 """Events of every core and link against counts by hand; the mesh; NeuroBench's metrics."""
 
 import dataclasses
+import math
 from collections import Counter
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import pytest
 import random_networks
 from loads import ByHand, core_by_neuron, large, lif, raster, tiny, way, weights
 from nets import random_net, random_spikes, synapses
+from scipy.sparse import csc_array, csr_array
 
 import stl_deploy
 from stl_deploy import chip as chips
@@ -17,7 +19,7 @@ from stl_deploy.hw_sim import neurobench, reference
 from stl_deploy.hw_sim.energy import Assessment
 from stl_deploy.hw_sim.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.hw_sim.work import synapses_by_core
+from stl_deploy.hw_sim.work import _ByKind, _kinds, _Spike, synapses_by_core
 from stl_deploy.network import Conv, Dense, IntegerNetwork, OrPool, Readout
 
 LOIHI1 = chips.load("loihi1")
@@ -207,6 +209,66 @@ def test_no_routes_at_all():
 
 
 # Events
+
+
+def columns_by(kind, counters, rng, largest=9):
+    """Counters int32 [counters, neurons] with few entries, equal for neurons of one kind."""
+    size = counters, kind.max() + 1
+    examples = rng.integers(1, largest + 1, size) * (rng.random(size) < 0.1)
+    return examples[:, kind].astype(np.int32)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (2, 3, 5), (100,), (7,)])
+@pytest.mark.parametrize("few", [True, False], ids=["few kinds", "many kinds"])
+@pytest.mark.parametrize("largest", [9, 1 << 20])
+def test_counters_are_a_product_with_the_spikes(shape, few, largest):
+    """Whatever the neurons have in common, and wherever the spikes lie in memory."""
+    rng = np.random.default_rng(math.prod(shape))
+    neurons = math.prod(shape)
+    kind = rng.integers(0, 2, neurons) if few else np.arange(neurons)
+    rows = [
+        {
+            "spikes": csr_array(columns_by(kind, 130, rng)),
+            "links": csr_array(columns_by(kind, 40, rng)),
+            "synops": csr_array(columns_by(np.arange(neurons), 70, rng, largest)),
+        }
+        for _ in range(2)
+    ]
+    spike = _Spike(shape, rows)
+    fired = (rng.random((5, 30, *shape)) < 0.3) * rng.integers(1, 255, shape)
+    for given in (
+        fired,
+        fired != 0,
+        fired.astype(np.uint8),
+        np.moveaxis(np.ascontiguousarray(np.moveaxis(fired.astype(np.uint8), 2, -1)), -1, 2),
+    ):
+        table = np.empty((spike.counters, 150), np.int32)
+        spike.count(spike.rows(given), table)
+        flat = (fired != 0).reshape(150, -1).T.astype(np.int32)
+        for own, got in zip(rows, spike.by_name(table), strict=True):
+            assert set(got) == set(own)
+            for name, matrix in own.items():
+                np.testing.assert_array_equal(got[name], matrix @ flat)
+    assert few == (any(isinstance(part, _ByKind) for part in spike.parts))
+
+
+def test_kinds_are_equal_columns(monkeypatch):
+    rng = np.random.default_rng(0)
+    dense = columns_by(rng.integers(0, 5, 300), 40, rng)
+    dense[:, 7] = 0
+    kinds, examples = _kinds(csc_array(dense))
+    assert len(examples) == len(np.unique(dense, axis=1).T)
+    assert (dense[:, examples][:, kinds] == dense).all()
+
+    class Same:
+        def integers(self, high, size, dtype):
+            return np.zeros(size, dtype)
+
+    # Numbers that tell no columns apart: every column is of its own kind then.
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Same())
+    kinds, examples = _kinds(csc_array(dense))
+    assert (kinds == np.arange(300)).all()
+    assert (examples == kinds).all()
 
 
 @NETWORKS
