@@ -365,8 +365,10 @@ def update(
     first, size, at = neurons.first[piece], neurons.length[piece], neurons.at[piece]
     to = slice(first, first + size)
     acc = sums[at : at + size]
+    # Element by element: numba compiles a slice's assignment for seconds.
     if t == 0:
-        v[to] = 0
+        for i in range(first, first + size):
+            v[i] = 0
     if u is None:
         fire_plain(
             acc,
@@ -380,7 +382,8 @@ def update(
         )
         return
     if t == 0:
-        u[to] = 0
+        for i in range(first, first + size):
+            u[i] = 0
     did.overflow[n, t] += fire_wide(
         acc,
         u[to],
@@ -396,8 +399,9 @@ def update(
         active[to],
     )
     if did.u.size:
-        did.u[n, t, to] = u[to]
-        did.v[n, t, to] = v[to]
+        for i in range(first, first + size):
+            did.u[n, t, i] = u[i]
+            did.v[n, t, i] = v[i]
 
 
 @compiled
