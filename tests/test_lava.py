@@ -317,13 +317,15 @@ def test_a_killed_command_leaves_no_worker(python, lowered, model, raster, tmp_p
 
 
 def test_a_killed_caller_leaves_not_even_what_ignores_signals(tmp_path):
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     script = (
-        "import os, subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', {stubborn + 'time.sleep(600)'!r}])\n"
+        "import os, signal, subprocess, sys, time\n"
+        "deaf = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)'\n"
+        "subprocess.Popen([sys.executable, '-c', deaf])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: open('asked', 'w').close())\n"
         "time.sleep(0.5)\n"
         "open('group', 'w').write(str(os.getpgid(0)))\n"
-        f"{stubborn}os.kill(os.getpid(), signal.SIGSTOP)"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "time.sleep(600)"
     )
     code = (
         "import sys; from pathlib import Path; from stl_deploy import lava_backend\n"
@@ -338,6 +340,7 @@ def test_a_killed_caller_leaves_not_even_what_ignores_signals(tmp_path):
         caller.kill()
         caller.wait()
     wait_for(lambda: not lava_backend._alive(group), 10)
+    assert (tmp_path / "asked").exists()  # politely first, and even what was stopped
 
 
 def wait_for(answer: Callable[[], Any], seconds: float) -> Any:
