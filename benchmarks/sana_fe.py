@@ -1,7 +1,7 @@
 """Energy and time by SANA-FE's "simple" model and by ours: same network, placement, spikes, costs.
 
-    pip install sanafe==2.2.9                       # in any environment, never a dependency
-    python benchmarks/sana_fe.py [--python THAT_PYTHON] [--steps 1024] [--zoo]
+    python -m venv sanafe && sanafe/bin/pip install sanafe==2.2.9    # anywhere; never a dependency
+    python benchmarks/sana_fe.py --python sanafe/bin/python [--steps 1024] [--zoo]
 
 A relay of the inputs, a convolution, a pool and two dense layers lie on 78 cores of Loihi 1 (costs of
 loihi1-nahuku); with ``--zoo`` a relay and the shipped model, without its biases, which SANA-FE would
@@ -52,12 +52,13 @@ from stl_deploy.network import (
 
 PROFILE = "loihi1-nahuku"
 CLOSE, FASTER = 1e-6, 500
+# Neurons a core; None: in their usual order.
 BLOCKS = {
-    "relay": [392] * 2,
-    "conv": [224] * 28,
-    "pool": [112] * 14,
-    "fc": [8] * 32,
-    "out": [5] * 2,
+    "relay": ((392,) * 2, None),
+    "conv": ((224,) * 28, None),
+    "pool": ((112,) * 14, None),
+    "fc": ((8,) * 32, None),
+    "out": ((5,) * 2, None),
 }
 
 

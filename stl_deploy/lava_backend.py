@@ -2,7 +2,8 @@
 
 The worker is a standalone script (exporters/templates) that runs in the environment of
 ``lava_env``. Lava hangs where it should fail, so a worker that shows no progress for a while is
-ended, with everything that it started; whatever happens to it is one error here.
+ended, with everything that it started; whatever happens to it is one error here. A worker whose
+starter is killed ends as well.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ Steps = Callable[[int], None]
 STALL_S = 600.0
 # A worker's Lava processes are many; threads of BLAS on top only get in each other's way.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# The shell becomes the command that it is given. Before, it leaves a guard in the worker's group, which
+# reads from a pipe that we hold: its end means that we are gone, even if killed. The group is then asked
+# to end, which lets Python's keeper of shared memory tidy up, and killed if it has not.
+GUARDED = """
+exec 3<&0
+{ read -r _; trap '' TERM; kill -TERM 0; kill -CONT 0; sleep 3; kill -KILL 0; } \\
+  <&3 3<&- >/dev/null 2>&1 &
+exec "$@" 3<&- </dev/null
+"""
 
 
 def check(tool: str, network: IntegerNetwork) -> None:
@@ -191,13 +201,13 @@ class _Listener(threading.Thread):
 
 @contextmanager
 def _group(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own; when the block ends, the whole group does."""
+    """A process in a group of its own; when the block or this process ends, the whole group does."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     process = subprocess.Popen(
-        command,
+        ["/bin/sh", "-c", GUARDED, "sh", *command],
         cwd=folder,
         env={**environment, **ONE_THREAD, "TMPDIR": str(folder / "tmp")},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -208,6 +218,8 @@ def _group(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[st
         yield process
     finally:
         _end(process)
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _end(process: subprocess.Popen[str]) -> None:

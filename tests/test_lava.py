@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -296,6 +298,58 @@ def test_an_interrupt_ends_the_worker(tmp_path, temporary, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         lava_backend.work("lava", [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path)
     assert_gone(workers[0], temporary)
+
+
+def test_a_killed_command_leaves_no_worker(python, lowered, model, raster, tmp_path):
+    """Lava's own processes are still being started or at work when the command is killed."""
+    args = [str(model), str(lowered), "--input", str(raster), "--backend", "lava"]
+    code = "from stl_deploy.commands.parity import main; main()"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = subprocess.Popen([sys.executable, "-c", code, *args], env=environment)
+    try:
+        group = wait_for(lambda: next(iter(children(command.pid)), 0), 60)
+        memory = wait_for(lambda: len(children(group)) > 8 and shared_memory(group), 60)
+    finally:
+        command.kill()
+        command.wait()
+    wait_for(lambda: not lava_backend._alive(group), 10)
+    assert not [path for path in memory if path.exists()]
+
+
+def test_a_killed_caller_leaves_not_even_what_ignores_signals(tmp_path):
+    script = (
+        "import os, signal, subprocess, sys, time\n"
+        "deaf = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)'\n"
+        "subprocess.Popen([sys.executable, '-c', deaf])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: open('asked', 'w').close())\n"
+        "time.sleep(0.5)\n"
+        "open('group', 'w').write(str(os.getpgid(0)))\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "time.sleep(600)"
+    )
+    code = (
+        "import sys; from pathlib import Path; from stl_deploy import lava_backend\n"
+        "lava_backend.work('lava', [sys.executable, '-c', sys.argv[1]], Path(sys.argv[2]))"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code, script, str(tmp_path)])
+    try:
+        path = tmp_path / "group"
+        group = int(wait_for(lambda: path.is_file() and path.read_text(), 60))
+        assert lava_backend._alive(group)
+    finally:
+        caller.kill()
+        caller.wait()
+    wait_for(lambda: not lava_backend._alive(group), 10)
+    assert (tmp_path / "asked").exists()  # politely first, and even what was stopped
+
+
+def wait_for(answer: Callable[[], Any], seconds: float) -> Any:
+    """What ``answer`` gives as soon as that is true."""
+    until = time.monotonic() + seconds
+    while not (result := answer()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return result
 
 
 def test_a_dead_process_of_lava_is_noticed(python, zoo, temporary, monkeypatch):
