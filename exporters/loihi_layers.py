@@ -20,6 +20,7 @@ from stl_deploy.network import (
     Layer,
     LifLayer,
     OrPool,
+    refuse_recurrence,
     row_sums,
 )
 
@@ -80,6 +81,7 @@ def largest_sum(layer: LifLayer, levels: int) -> int:
 
 def problems(network: IntegerNetwork) -> list[Problem]:
     """What neither Lava nor netx can carry, the whole network at once."""
+    refuse_recurrence(network, "Lava")
     # An ideal network runs as it is when it happens to fit the registers of the larger chip.
     chip = chips.load("loihi2" if network.chip == "ideal" else network.chip)
     found: list[Problem] = []

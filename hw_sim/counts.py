@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.hw_sim import kernels
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.network import IntArray, IntegerNetwork, in_bounds_synapses
+from stl_deploy.network import IntArray, IntegerNetwork, in_bounds_synapses, refuse_recurrence
 
 Int64 = NDArray[np.int64]
 
@@ -72,6 +72,7 @@ class Counter:
     """Adds up counts batch by batch; use ``add`` on each, in order."""
 
     def __init__(self, network: IntegerNetwork) -> None:
+        refuse_recurrence(network, "the count of synops")
         self.network = network
         self.fan_out = {layer.name: in_bounds_synapses(layer) for layer in network.layers}
         self.parts: list[Counts] = []

@@ -162,7 +162,7 @@ def _plan(
     match layer:
         case OrPool():
             return None if states else _PoolPlan.of(layer, cores)
-        case LifLayer(synapses=Conv() | Dense()):
+        case LifLayer(synapses=Conv() | Dense(), recurrent=None):
             return _LifPlan.of(network, layer, steps, states, cores)
     return None
 
@@ -401,8 +401,9 @@ class _LifPlan:
         if synapses is None:
             return None
         # A linear layer has few neurons for its synapses: a proof costs more than it saves.
-        proven = isinstance(layer.synapses, Conv) and never_overflows(network, layer, steps)
-        plain = proven and not states
+        plain = isinstance(layer.synapses, Conv) and not states
+        plain &= layer.du == 4095 and layer.reset == "zero"
+        plain = plain and never_overflows(network, layer, steps)
         pieces = _Pieces.of(layer, synapses.first, synapses.at, cores)
         kind = np.int32 if plain else np.int64
         far = np.iinfo(kind)
@@ -417,6 +418,7 @@ class _LifPlan:
             exp=layer.exp,
             limit=chip.state_limit or 0,
             too_large=1 << 62 if limit is None else limit,
+            subtract=layer.reset == "subtract",
             block_first=np.searchsorted(pieces.first, ends).astype(np.int64),
             first=pieces.first,
             length=pieces.length,
@@ -458,19 +460,25 @@ def fits_32_bits(layer: LifLayer, levels: int) -> bool:
 def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
     """Whether no input of so many steps can bring a register to its limit, or past 32 bits.
 
-    Such a layer without current memory (du = 4095) neither wraps nor saturates nor counts overflow.
+    Such a layer neither wraps nor saturates nor counts overflow.
     """
     chip = chips.load(network.chip)
-    if layer.du != 4095 or not 0 <= layer.dv <= 4096 or not 0 <= layer.exp <= 16:
+    if not (0 <= layer.du <= 4095 and 0 <= layer.dv <= 4096 and 0 <= layer.exp <= 16):
         return False
     levels = network.input_limit(layer)
     register = 1 << 31 if chip.state_limit is None else min(chip.state_limit, 1 << 31)
-    low, high = bounds.one_sided_sums(layer, levels)
-    down, up = bounds.voltage_range(layer, levels, steps)
-    worst = max(-int(low.min()), int(high.max()))
-    voltage = max(-int(down.min()), int(up.max()), int(np.abs(layer.bias).max()))
     accumulator = register if chip.accumulator_limit is None else chip.accumulator_limit
-    return worst < accumulator and worst << 6 < register and voltage < register
+    worst = _largest(bounds.one_sided_sums(layer, levels))
+    if worst >= accumulator or worst << 6 >= register:
+        return False
+    current = _largest(bounds.current_range(layer, levels, steps))
+    voltage = _largest(bounds.voltage_range(layer, levels, steps))
+    return max(current, voltage, int(np.abs(layer.bias).max())) < register
+
+
+def _largest(span: tuple[Int64, Int64]) -> int:
+    """The largest magnitude between lower bounds of at most and upper bounds of at least zero."""
+    return max(-int(span[0].min()), int(span[1].max()))
 
 
 def _synapses(layer: LifLayer, levels: int) -> _Synapses | None:

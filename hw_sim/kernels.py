@@ -60,8 +60,9 @@ class Neurons(NamedTuple):
 
     ``bias`` and ``threshold`` (of v, strict) are in memory order, int32 for ``fire_plain`` and int64 for
     ``fire_wide``. ``u_keep`` and ``v_keep`` are what a decay leaves, of 4096. ``limit`` is M, 0 without
-    limit; an abs(a) of ``too_large`` or more overflows. Piece i is ``length[i]`` neurons from
-    ``first[i]``, their accumulators from ``at[i]``, all on core ``core[i]``; block b has the pieces
+    limit; an abs(a) of ``too_large`` or more overflows. ``subtract`` says that a spike takes the
+    threshold off v, not all of it. Piece i is ``length[i]`` neurons from ``first[i]``, their accumulators
+    from ``at[i]``, all on core ``core[i]``; block b has the pieces
     ``block_first[b]..block_first[b+1]``.
     """
 
@@ -72,6 +73,7 @@ class Neurons(NamedTuple):
     exp: int
     limit: int
     too_large: int
+    subtract: bool
     block_first: Array
     first: Array
     length: Array
@@ -233,6 +235,7 @@ def fire_wide(
     exp: int,
     limit: int,
     too_large: int,
+    subtract: bool,
     spikes: Array,
 ) -> tuple[Int, Int]:
     """One step of any neurons in 64 bits, rule by rule as in the reference.
@@ -268,7 +271,8 @@ def fire_wide(
         overflow += beyond
         spikes[i] = fires
         u[i] = current
-        v[i] = 0 if fires else voltage
+        reset = voltage - threshold[i] if subtract else 0
+        v[i] = reset if fires else voltage
     return active, overflow
 
 
@@ -309,6 +313,7 @@ def update(
             neurons.exp,
             neurons.limit,
             neurons.too_large,
+            neurons.subtract,
             did.spikes[n, t, to],
         )
         did.active[n, t, core] += active

@@ -46,6 +46,19 @@ class Registers(_Table):
     graded_spike_bits: Count | None = None
 
 
+class Ability(_Table):
+    """Whether a chip can do something, and where that comes from."""
+
+    value: bool
+    source: str = Field(min_length=10)
+
+
+class Neurons(_Table):
+    """What the neurons of a chip can do beyond a leaky integrate-and-fire with reset to zero."""
+
+    subtract_reset: Ability
+
+
 class Limits(_Table):
     """What one core and one chip hold; a missing one has no limit."""
 
@@ -182,6 +195,7 @@ class Chip(_Table):
     name: str
     title: str
     registers: Registers
+    neurons: Neurons
     limits: Limits
     packing: Packing | None = None
     mesh: Mesh | None = None

@@ -51,6 +51,7 @@ from stl_deploy.network import (
     Rounding,
     Sparse,
     Synapses,
+    refuse_recurrence,
 )
 
 MAX_BYTES = 4 << 30
@@ -142,6 +143,7 @@ class IntegerMeta(_Meta):
 
 def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
     """The NIR graph that carries ``network``."""
+    refuse_recurrence(network, "model.nir")
     nodes: dict[str, nir.ir.NIRNode] = {}
     metas: list[LayerMeta] = []
     for layer in network.layers:

@@ -41,6 +41,7 @@ from stl_deploy.network import (
     Limit,
     OrPool,
     Placement,
+    refuse_recurrence,
 )
 
 LIMITS: tuple[Limit, ...] = get_args(Limit)
@@ -146,6 +147,7 @@ def _placement(
     blocks: Mapping[str, _Blocks] | None,
     spread: Mapping[str, int] | None = None,
 ) -> Placement | None:
+    refuse_recurrence(network, "placement")
     per_chip, per_tile = chip.limits.cores_per_chip, chip.limits.cores_per_tile
     if per_chip is None or per_tile is None or chip.packing is None:
         return None

@@ -415,11 +415,13 @@ class _Fit:
             low, high = bounds.one_sided_sums(layer, self.levels)
             excess = np.maximum(-low, high) / (self.chip.accumulator_limit - 1)
         if self.chip.state_limit is not None:
-            if self.chip.limits.thresholds_per_core and self.options.thresholds != "native":
-                # Rounding thresholds may raise them, never above the highest of the layer.
-                layer = replace(layer, vth=np.full_like(layer.vth, layer.vth.max()))
-            down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
-            excess = np.maximum(excess, np.maximum(-down, up) / (self.chip.state_limit - 1))
+            # Rounding moves thresholds between the lowest and the highest of the layer.
+            rounded = self.options.thresholds != "native" and self.chip.limits.thresholds_per_core
+            for low, high in (
+                bounds.current_range(layer, self.levels, self.timesteps),
+                bounds.voltage_range(layer, self.levels, self.timesteps, bool(rounded)),
+            ):
+                excess = np.maximum(excess, np.maximum(-low, high) / (self.chip.state_limit - 1))
         return excess
 
     def _calibrated(self, units: Float) -> Float:

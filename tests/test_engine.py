@@ -234,7 +234,8 @@ def test_the_plain_step(dv, exp):
 @pytest.mark.parametrize("limit", [None, 1 << 23])
 @pytest.mark.parametrize("du", [0, 7, 4095])
 @pytest.mark.parametrize("dv", [0, 2048, 3001])
-def test_the_wide_step(limit, du, dv):
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_the_wide_step(limit, du, dv, reset):
     """The reference's, at the edges of every register: u and v one short of M, at M and beyond."""
     rng = np.random.default_rng(du + dv)
     size, big = 40_000, 1 << 23
@@ -249,7 +250,7 @@ def test_the_wide_step(limit, du, dv):
     bias = np.where(rng.random(size) < 0.9, target - reference.decay(v, dv) - wanted_u, 0)
     wanted_v, saturated = reference.step_voltage(v, wanted_u, bias, dv, limit)
     vth = (wanted_v + rng.integers(-40, 100, size)) >> 6
-    wanted_v, spikes = reference.fire(wanted_v, vth)
+    wanted_v, spikes = reference.fire(wanted_v, vth, reset)
     active = (reference.decay(u, du + 1) != 0) | (v != 0) | (a != 0) | (bias != 0)
     overflow = (abs(a) >= 1 << 17) | wrapped | saturated
     mine_u, mine_v, fired = u.copy(), v.copy(), np.zeros(size, np.uint8)
@@ -264,6 +265,7 @@ def test_the_wide_step(limit, du, dv):
         0,
         limit or 0,
         1 << 17,
+        reset == "subtract",
         fired,
     )
     assert (mine_u == wanted_u).all()
