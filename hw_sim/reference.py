@@ -98,14 +98,14 @@ def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:
     return sums << layer.exp
 
 
-def feed_back(layer: LifLayer, spikes: IntArray) -> Int64 | int:
+def feed_back(layer: LifLayer, spikes: NDArray[Any]) -> Int64:
     """What the layer's own ``spikes`` [N, *shape] of the step before add to a [N, *shape]."""
     if layer.recurrent is None:
-        return 0
+        return np.zeros(spikes.shape, np.int64)
     return product(layer.recurrent, spikes, 1).reshape(-1, *layer.shape) << layer.exp
 
 
-def product(dense: Dense, spikes: IntArray, levels: int) -> Int64:
+def product(dense: Dense, spikes: NDArray[Any], levels: int) -> Int64:
     """The weighted sums [N, out] of inputs 0..levels [N, ...]."""
     dtype = _exact(dense, levels)
     x: NDArray[Any] = spikes.reshape(len(spikes), -1).astype(dtype)
@@ -183,7 +183,7 @@ def run_lif(
     u = v = np.zeros((n, *layer.shape), np.int64)
     s = np.zeros((n, *layer.shape), np.bool_)
     for t in range(steps):
-        now: Int64 = a[:, t] + feed_back(layer, s)
+        now = a[:, t] + feed_back(layer, s)
         active = (decay(u, layer.du + 1) != 0) | (v != 0) | (now != 0) | (layer.bias != 0)
         u, wrapped = step_current(u, now, layer.du, chip.state_limit)
         v, saturated = step_voltage(v, u, layer.bias, layer.dv, chip.state_limit)

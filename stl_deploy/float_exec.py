@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stl_deploy import graph as G
 from stl_deploy.conv import convolve
+from stl_deploy.errors import LoweringError, Problem
 
 Array = NDArray[Any]
 
@@ -31,6 +32,8 @@ def run(
         raster: input [N, T, *input_shape].
         observe: called with (name, output [N*T, ...]) of every node with weights.
     """
+    if beside := G.recurrent(graph):
+        raise LoweringError([Problem(name, "recurrent nodes cannot be run yet") for name in beside])
     n, steps = raster.shape[:2]
     x: Array = raster.reshape(n * steps, *raster.shape[2:]).astype(np.float64)
     spikes: dict[str, NDArray[np.uint8]] = {}

@@ -233,7 +233,9 @@ class _Block:
 def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
     """Pair the nodes of the chain up. Raises LoweringError naming every node that does not fit."""
     out: list[_Block | OrPool] = []
-    problems: list[Problem] = []
+    problems = [
+        Problem(name, "hears itself, which cannot be lowered yet") for name in G.recurrent(graph)
+    ]
     shape = population = G.in_shape(graph)
     pending: tuple[str, nir.ir.NIRNode] | None = None
     for name, node in G.inner(graph).items():
