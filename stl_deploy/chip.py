@@ -203,6 +203,19 @@ class Chip(_Table):
     static: Static | None = None
     profiles: dict[str, Profile] = Field(default_factory=dict)
 
+    def reset_problems(self, layer: str, reset: str) -> list[Problem]:
+        """Why the neurons of ``layer`` cannot have this ``reset``; empty where they can."""
+        if reset == "zero" or self.neurons.subtract_reset.value:
+            return []
+        able = [name for name in names() if load(name).neurons.subtract_reset.value]
+        return [
+            Problem(
+                layer,
+                f"reset {reset!r}: a spike of {self.title} sets v to zero, and nothing else",
+                f"use --chip {' or '.join(able)}, or train with a reset to zero",
+            )
+        ]
+
     @property
     def state_limit(self) -> int | None:
         """M: u and v lie within -M .. M. None without limit."""
