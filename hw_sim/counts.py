@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.hw_sim import kernels
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.network import IntArray, IntegerNetwork, in_bounds_synapses, refuse_recurrence
+from stl_deploy.network import IntArray, IntegerNetwork, in_bounds_synapses, recurrent_synapses
 
 Int64 = NDArray[np.int64]
 
@@ -23,13 +23,16 @@ Int64 = NDArray[np.int64]
 class LayerCounts:
     """Counts of one layer, int64 [N, T] each, at logical (hop-aligned) steps.
 
-    ``inputs`` are the events that reach the layer, ``overflow`` the neuron steps outside a register.
+    ``inputs`` are the events that reach the layer from before it, ``overflow`` the neuron steps outside a
+    register. ``recurrent`` are those of the synops that are; they count in the step of the spike, one
+    before it is heard.
     """
 
     name: str
     neurons: int
     inputs: Int64
     synops: Int64
+    recurrent: Int64
     active: Int64
     spikes: Int64
     overflow: Int64
@@ -72,9 +75,9 @@ class Counter:
     """Adds up counts batch by batch; use ``add`` on each, in order."""
 
     def __init__(self, network: IntegerNetwork) -> None:
-        refuse_recurrence(network, "the count of synops")
         self.network = network
         self.fan_out = {layer.name: in_bounds_synapses(layer) for layer in network.layers}
+        self.own = {layer.name: recurrent_synapses(layer) for layer in network.layers}
         self.parts: list[Counts] = []
 
     def add(self, raster: IntArray, trace: Trace) -> None:
@@ -84,12 +87,16 @@ class Counter:
         for layer in self.network.layers:
             did = trace.layers[layer.name]
             events, synops = weighted_events(inputs, self.fan_out[layer.name])
+            own = np.zeros_like(synops)
+            if self.own[layer.name].any():
+                own = weighted_events(did.spikes, self.own[layer.name])[1]
             layers.append(
                 LayerCounts(
                     name=layer.name,
                     neurons=layer.neurons,
                     inputs=events,
-                    synops=synops,
+                    synops=synops + own,
+                    recurrent=own,
                     active=did.active,
                     spikes=np.zeros_like(events),
                     overflow=did.overflow,
@@ -104,7 +111,7 @@ class Counter:
 
     def total(self) -> Counts:
         """All batches as one."""
-        fields = ("inputs", "synops", "active", "spikes", "overflow")
+        fields = ("inputs", "synops", "recurrent", "active", "spikes", "overflow")
         layers = tuple(
             LayerCounts(
                 first.name,

@@ -7,12 +7,13 @@ long as the largest of all G, all R and the network, and the barrier.
 
 Layer i of 0..D-1 updates its neurons for logical step k in physical step k + i + 1, and receives what
 they need in the step before, in which the layer before it sends: N samples of T steps take N*T + D.
+What it hears of itself for step k + 1 it sends, and receives, in the step of its update for k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -204,6 +205,9 @@ class OnChip:
             name: [np.zeros(len(n), np.int64) for n in self.neurons] for name in COUNTERS
         }
         self.link_packets = [np.zeros(self.mesh.links, np.int64) for _ in self.network.layers]
+        self.from_host = 0
+        # What each layer's spikes of the last step cause on its own cores, in the next batch: [1, G].
+        self.unheard: dict[int, tuple[Int64, Int64]] = {}
         self.schedule = Schedule(len(self.network.layers), self.mesh.links)
 
     def add(
@@ -213,7 +217,12 @@ class OnChip:
         return self.take(self.work.count(inputs, trace, active))
 
     def take(self, layers: list[LayerWork]) -> tuple[list[LayerWork], Float]:
-        """Add work that was counted already."""
+        """Add work that was counted already.
+
+        What layers hear of themselves is with ``packets_in`` and ``synops`` afterwards, one step later.
+        """
+        self.from_host += int(layers[0].packets_in.sum())
+        layers = [self._heard(i, work) for i, work in enumerate(layers)]
         for i, work in enumerate(layers):
             for name in COUNTERS:
                 self.totals[name][i] += getattr(work, name).sum(axis=0, dtype=np.int64)
@@ -223,9 +232,36 @@ class OnChip:
         )
         return layers, loads.max(axis=1)
 
+    def _heard(self, i: int, work: LayerWork) -> LayerWork:
+        """The work of layer ``i`` with what it hears of itself; that of the last step is kept."""
+        if work.heard_packets is None or work.heard_synops is None:
+            return work
+        none = np.zeros((1, work.heard_synops.shape[1]), np.int64)
+        rows = [
+            np.concatenate([before, heard])
+            for before, heard in zip(
+                self.unheard.get(i, (none, none)),
+                (work.heard_packets, work.heard_synops),
+                strict=True,
+            )
+        ]
+        self.unheard[i] = rows[0][-1:], rows[1][-1:]
+        return replace(
+            work, packets_in=work.packets_in + rows[0][:-1], synops=work.synops + rows[1][:-1]
+        )
+
+    def total(self, name: str, i: int) -> Int64:
+        """The events of layer ``i`` by core, with what was sent and not heard yet."""
+        total = self.totals[name][i]
+        if i in self.unheard and name in ("packets_in", "synops"):
+            packets, synops = self.unheard[i]
+            total = total + (packets if name == "packets_in" else synops)[0]
+        return total
+
     def traffic(self) -> Traffic:
         """Everything added so far."""
-        events = {name: np.concatenate(self.totals[name]) for name in COUNTERS}
+        layers = range(len(self.network.layers))
+        events = {name: np.concatenate([self.total(name, i) for i in layers]) for name in COUNTERS}
         return Traffic(
             placed=self.placed,
             mesh=self.mesh,
@@ -233,8 +269,8 @@ class OnChip:
             neurons=np.concatenate(self.neurons),
             **events,
             link_packets=np.sum(self.link_packets, axis=0),
-            in_from_host=int(self.totals["packets_in"][0].sum()),
-            out_to_host=int(self.totals["packets_out"][-1].sum()),
+            in_from_host=self.from_host,
+            out_to_host=int(self.totals["spikes"][-1].sum()),
         )
 
 
@@ -294,27 +330,43 @@ class Meter:
         """What each logical step of a layer takes, in ns and pJ."""
         p = self.profile
         updates, way_ns = p.update_ns, work.ways @ [p.hop_ns.east_west, p.hop_ns.north_south]
+        received = self._received(layer, work.packets_in, work.synops)
         generate = (
             updates.always * neurons
             + updates.active * work.active
             + updates.spike * work.spikes
             + p.packet_ns.out * work.packets_out
         )
-        receive = p.packet_ns.in_ * work.packets_in + synop_cost(layer, p.synop_ns) * work.synops
         way_pj = work.ways @ [p.hop_pj.east_west, p.hop_pj.north_south]
         return _Steps(
             generate=generate.max(axis=1),
             generate_core=generate.argmax(axis=1),
-            receive=receive.max(axis=1),
-            receive_core=receive.argmax(axis=1),
+            **received,
             way=((work.sent > 0) * way_ns).max(axis=1, initial=0.0),
             sent_pj=p.update_pj.active * work.active.sum(axis=1)
             + p.update_pj.spike * work.spikes.sum(axis=1)
             + p.packet_pj.out * work.packets_out.sum(axis=1)
             + work.sent @ way_pj,
-            received_pj=p.packet_pj.in_ * work.packets_in.sum(axis=1)
-            + synop_cost(layer, p.synop_pj) * work.synops.sum(axis=1),
         )
+
+    def _received(
+        self, layer: Layer, packets: NDArray[Any], synops: NDArray[Any]
+    ) -> dict[str, NDArray[Any]]:
+        """The entries of RECEIVING for packets and synops [S, G]."""
+        p = self.profile
+        ns = p.packet_ns.in_ * packets + synop_cost(layer, p.synop_ns) * synops
+        pj = p.packet_pj.in_ * packets.sum(axis=1) + synop_cost(layer, p.synop_pj) * synops.sum(
+            axis=1
+        )
+        return {"receive": ns.max(axis=1), "receive_core": ns.argmax(axis=1), "received_pj": pj}
+
+    def _open(self) -> dict[str, Float]:
+        """The steps that no batch completed, with what the last spikes cause on their own layer."""
+        steps = {name: schedule.open.copy() for name, schedule in self.schedules.items()}
+        for i, unheard in self.on.unheard.items():
+            for name, values in self._received(self.layers[i], *unheard).items():
+                steps[name][i, i] += values[0]
+        return steps
 
     def _settle(self, landed: dict[str, Float], load: Float) -> tuple[Float, Int64, Int64, Float]:
         """Of physical steps: ns without the barrier, the part of PARTS and the core, and pJ."""
@@ -341,10 +393,7 @@ class Meter:
 
     def energy(self, timesteps: int) -> Energy:
         """Energy and time of everything added."""
-        last = self._settle(
-            {name: schedule.open for name, schedule in self.schedules.items()},
-            self.on.schedule.open.max(axis=1),
-        )
+        last = self._settle(self._open(), self.on.schedule.open.max(axis=1))
         settled = zip(*self.parts, last, strict=True)
         ns, part, core, pj = (np.concatenate(each) for each in settled)
         placed, chip = self.on.placed, self.on.chip
@@ -382,7 +431,7 @@ class Meter:
         east_west = on.mesh.east_west
         table = {}
         for i, layer in enumerate(self.layers):
-            events = {name: int(on.totals[name][i].sum()) for name in COUNTERS}
+            events = {name: int(on.total(name, i).sum()) for name in COUNTERS}
             across = int(on.link_packets[i][east_west].sum())
             along = int(on.link_packets[i][~east_west].sum())
             picojoules = (

@@ -1,8 +1,9 @@
 """Where the work falls: events of every core and link, for every sample and logical step.
 
 A spike becomes one packet for each core of the next layer that it has a synapse into (the last
-layer's: one, to the host), and on that core one synop for each such synapse. Everything here is
-linear in the spikes, so a batch is one product of a sparse integer matrix with them.
+layer's: one, to the host), one for each core of its own layer that hears it, and on that core one synop
+for each such synapse. Everything here is linear in the spikes, so a batch is one product of a sparse
+integer matrix with them.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ Rows = dict[str, csr_array]
 class LayerWork:
     """Events of one layer in a batch of S = N*T steps: integers [S, G] by core, [S, links] by link.
 
-    ``links`` and ``sent`` are about the packets that the layer sends to the next: over each link, and
-    by their way, [S, ways] with the hops of each way (east-west, north-south) in ``ways``.
+    ``links`` and ``sent`` are about the packets that the layer sends, to the next and to itself: over
+    each link, and by their way, [S, ways] with the hops of each way (east-west, north-south) in ``ways``.
+    ``heard_packets`` and ``heard_synops`` are what its own spikes of the step cause on its own cores, in
+    the physical step after that of ``packets_in`` and ``synops``; None where it does not hear itself.
     """
 
     active: Int64
@@ -50,6 +53,8 @@ class LayerWork:
     links: Int32
     sent: Int32
     ways: Int64
+    heard_packets: Int32 | None = None
+    heard_synops: Int32 | None = None
 
 
 def synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array:
@@ -67,6 +72,14 @@ def synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array:
         entries = np.ones(len(row), np.int32), (cores[row], column)
         return csr_array(entries, shape=(count, layer.synapses.size[1]))
     return _by_core_conv(layer.synapses, layer.input_shape, layer.shape, cores, count)
+
+
+def own_synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array | None:
+    """The same for the synapses from ``layer`` into itself, int32 [G, neurons]; None without."""
+    if isinstance(layer, OrPool) or layer.recurrent is None:
+        return None
+    on_core = csr_array(_one_hot(cores, count))
+    return csr_array(on_core @ (layer.recurrent.weight != 0).astype(np.int32))
 
 
 def _one_hot(classes: IntArray, count: int) -> csr_array:
@@ -149,31 +162,35 @@ class Work:
         placed = self.placed.layers[layer.name]
         own = self.cores[layer.name]
         on_core = _one_hot(own, placed.cores)
-        if following is None or into is None:
-            nowhere = _nothing(self.mesh.links, layer.neurons)
-            still = _nothing(0, layer.neurons)
-            rows: Rows = {
-                "spikes": on_core,
-                "packets_out": on_core,
-                "links": nowhere,
-                "ways": still,
-            }
+        heard = own_synapses_by_core(layer, own, placed.cores)
+        rows: Rows = {}
+        # Where packets go: the first core of a layer, and which cores after it each neuron reaches.
+        goals: list[tuple[int, csr_array]] = []
+        if following is not None and into is not None:
+            rows |= {"packets_in": _reach(into), "synops": into}
+            goals.append((self.placed.layers[following.name].first_core, rows["packets_in"]))
+        if heard is not None:
+            rows |= {"heard_packets": _reach(heard), "heard_synops": heard}
+            goals.append((placed.first_core, rows["heard_packets"]))
+        sent = np.full(layer.neurons, following is None, np.int32)  # to the host
+        sent += sum(reach.sum(axis=0, dtype=np.int32) for _, reach in goals)
+        rows |= {"spikes": on_core, "packets_out": csr_array(on_core * sent)}
+        if not goals:
+            rows["links"] = _nothing(self.mesh.links, layer.neurons)
+            rows["ways"] = _nothing(0, layer.neurons)
             return _Spike(rows, np.zeros((0, 2), np.int64))
-        reach = _reach(into)
-        core, neuron = (index.astype(np.int64) for index in reach.nonzero())
-        source = self.mesh.tile(own[neuron] + placed.first_core)
-        target = self.mesh.tile(core + self.placed.layers[following.name].first_core)
+        ends = [
+            (first + core, neuron) for first, reach in goals for core, neuron in [reach.nonzero()]
+        ]
+        core, neuron = (np.concatenate(each).astype(np.int64) for each in zip(*ends, strict=True))
+        source, target = self.mesh.tile(own[neuron] + placed.first_core), self.mesh.tile(core)
         ways, way = np.unique(
             np.stack(self.mesh.hops(source, target), axis=1), axis=0, return_inverse=True
         )
         packets = _one_hot(neuron, layer.neurons)
-        rows = {
-            "spikes": on_core,
-            "packets_out": csr_array(on_core * reach.sum(axis=0, dtype=np.int32)),
+        rows |= {
             "links": csr_array((packets @ self.mesh.routes(source, target)).T),
             "ways": csr_array(_one_hot(way.reshape(-1), len(ways)) @ packets.T),
-            "packets_in": reach,
-            "synops": into,
         }
         return _Spike(rows, ways)
 
@@ -196,6 +213,8 @@ class Work:
                     links=sent["links"],
                     sent=sent["ways"],
                     ways=wires.ways,
+                    heard_packets=sent.get("heard_packets"),
+                    heard_synops=sent.get("heard_synops"),
                 )
             )
             arriving = sent

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.errors import LoweringError, Problem
+from stl_deploy.errors import Problem
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -153,6 +153,12 @@ class LifLayer:
     def neurons(self) -> int:
         """Size of the population."""
         return math.prod(self.shape)
+
+    @property
+    def stored_weights(self) -> int:
+        """Weights that are not zero, recurrent ones included; one of a kernel counts once."""
+        own = 0 if self.recurrent is None else np.count_nonzero(self.recurrent.weight)
+        return int(np.count_nonzero(self.synapses.weight) + own)
 
 
 @dataclass(frozen=True)
@@ -314,17 +320,6 @@ class IntegerNetwork:
     def input_limit(self, layer: Layer) -> int:
         """Largest value on the inputs of ``layer``: 1 for spikes, ``input_levels`` at the first."""
         return self.input_levels if layer is self.layers[0] else 1
-
-
-def refuse_recurrence(network: IntegerNetwork, who: str) -> None:
-    """Raise LoweringError where a layer has what ``who`` does not know yet."""
-    problems = [
-        Problem(layer.name, f"recurrent weights or reset by subtraction, which {who} does not know")
-        for layer in network.lif_layers
-        if layer.recurrent is not None or layer.reset != "zero"
-    ]
-    if problems:
-        raise LoweringError(problems)
 
 
 def synapse_count(layer: Layer) -> int:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import ZOO, ZOO_RASTER, random_net, synapses
+from nets import ZOO, ZOO_RASTER, random_net, recurrent_synapses, synapses
 from random_networks import single
 
 import stl_deploy
@@ -141,7 +141,7 @@ def by_brute_force(network, placed, chip):
             entries[source, cores[i][target]] += 1
             if sources:
                 reached.add((sources[source], source, cores[i][target]))
-        for at, of in recurrent(layer):
+        for of, at in recurrent_synapses(layer):
             entries[("own", of), cores[i][at]] += 1
             reached.add((cores[i][of], ("own", of), cores[i][at]))
         for (_, core), n in entries.items():
@@ -159,16 +159,6 @@ def by_brute_force(network, placed, chip):
     for core in cores[-1].values():
         needs[core]["out_axons"] += 1
     return needs
-
-
-def recurrent(layer):
-    """(neuron, neuron that it hears) of every stored recurrent synapse."""
-    if isinstance(layer, OrPool) or layer.recurrent is None:
-        return
-    for at, row in enumerate(layer.recurrent.weight):
-        for of, weight in enumerate(row):
-            if weight:
-                yield (at,), (of,)
 
 
 TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons": 300}
