@@ -3,7 +3,8 @@
 NIR 1.0 knows no BatchNorm, Dropout, MaxPool or population readout. Importers put them into the
 graph as the node classes here; ``passes.PIPELINE`` folds, drops or lowers each. Graphs are chains
 Input -> ... -> Output, with one exception: a LIF or CubaLIF node may have a Linear node of its own
-that leads from it back to it. What NIR cannot say stands as one JSON string in the graph's metadata.
+that leads from it back to it. What NIR cannot say stands as one JSON string in the graph's metadata,
+and the reset by subtraction as ``reset: "subtract"`` in the metadata of a LIF or CubaLIF node.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast, get_args
 
 import nir
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.network import Pair, Shape
+from stl_deploy.network import Pair, Reset, Shape
 
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
@@ -156,6 +157,19 @@ def cuba_lif(
         v_threshold=threshold,
         w_in=np.full(shape, w_in),
     )
+
+
+def reset_of(node: nir.LIF | nir.CubaLIF) -> Reset:
+    """What a spike does to v: ``reset`` of the node's metadata, "zero" (to v_reset) without.
+
+    NIR's equations cannot say "subtract" (v_threshold). Raises ValueError for anything else.
+    """
+    word = node.metadata.get("reset", "zero")
+    word = word.decode("utf-8", "replace") if isinstance(word, bytes) else word
+    for known in get_args(Reset):
+        if isinstance(word, str) and word == known:
+            return cast(Reset, known)
+    raise ValueError(f"reset {word!r} in its metadata is not one of {', '.join(get_args(Reset))}")
 
 
 def chain_graph(
@@ -307,6 +321,10 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
         case nir.LIF() | nir.CubaLIF():
             if shape != node.v_threshold.shape:
                 raise problem
+            try:
+                reset_of(node)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
             return shape
         case nir.Threshold():
             if shape != node.threshold.shape:
@@ -359,14 +377,14 @@ def verify(graph: nir.NIRGraph) -> None:
         except ValueError as error:
             raise LoweringError(Problem(name, str(error))) from None
         if name in beside:
-            _verify_recurrent(name, *beside[name], shape)
+            verify_recurrent(name, *beside[name], shape)
     if shape != out_shape(graph):
         raise LoweringError(
             Problem("output", f"declared as {out_shape(graph)}, but the last layer gives {shape}")
         )
 
 
-def _verify_recurrent(neurons: str, name: str, node: nir.Linear, shape: Shape) -> None:
+def verify_recurrent(neurons: str, name: str, node: nir.Linear, shape: Shape) -> None:
     """Raise LoweringError unless ``node`` leads from a flat population of ``shape`` to itself."""
     if len(shape) != 1:
         raise LoweringError(

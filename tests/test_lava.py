@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import random_networks
 from nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
+from test_recurrent import random_graph
 
 from stl_deploy import agreement, from_torch, lava_backend, lava_env, load, quantize, simulate
 from stl_deploy.checkpoint import save_checkpoint
@@ -177,6 +178,20 @@ def differs(network, spikes, layers):
     """Whether ``network`` spikes otherwise than the traces ``layers``."""
     other = simulate(network, spikes).layers
     return any((layers[name].spikes != other[name].spikes).any() for name in layers)
+
+
+@pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
+def test_a_quantized_recurrent_graph_is_the_same_on_lava(python, chip):
+    """On Loihi 1 with thresholds rounded and neurons laid onto cores by them."""
+    rng = np.random.default_rng(4)
+    graph = random_graph(rng)
+    if chip == "loihi2":
+        graph.nodes["lif1"].metadata["reset"] = "subtract"
+    spikes = (rng.random((3, 6, 40)) < 0.5).astype(np.uint8)
+    network = quantize(graph, chip=chip)
+    assert agreement.measure("lava", network, spikes).exact
+    with pytest.raises(LoweringError, match="recurrent weights rec, for which netx has no field"):
+        agreement.measure("netx", network, spikes)
 
 
 def test_a_spike_of_the_sample_before_is_not_heard_on_lava(python):
