@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -164,6 +164,8 @@ def _plan(
             return None if states else _PoolPlan.of(layer, cores)
         case LifLayer(synapses=Conv() | Dense(), recurrent=None):
             return _LifPlan.of(network, layer, steps, states, cores)
+        case LifLayer(synapses=Dense(), recurrent=Dense()):
+            return _RecurrentPlan.of(network, layer, steps, cores)
     return None
 
 
@@ -446,6 +448,44 @@ class _LifPlan:
         )
 
 
+@dataclass(frozen=True)
+class _RecurrentPlan:
+    """A linear layer that hears itself: its plan without that, and its own weights."""
+
+    layer: _LifPlan
+    own: _Synapses
+
+    @classmethod
+    def of(
+        cls, network: IntegerNetwork, layer: LifLayer, steps: int, cores: IntArray | None
+    ) -> _RecurrentPlan | None:
+        """None where the reference has to do it, see ``_LifPlan``."""
+        assert layer.recurrent is not None  # by the caller's match
+        alone = _LifPlan.of(network, layer, steps, states=True, cores=cores)
+        own = _dense(replace(layer, input_shape=layer.shape), layer.recurrent, levels=1)
+        return None if alone is None or own is None else cls(alone, own)
+
+    def run(self, x: Bytes, did: kernels.Did) -> None:
+        """Run the samples of ``x`` from a state of zero."""
+        mine, neurons = self.layer.synapses, self.layer.neurons
+        size = len(mine.blocks), x.shape[0] * x.shape[1], mine.accumulators
+        kernels.run_recurrent(
+            x.reshape(*x.shape[:2], 1, -1),
+            np.empty(x.size + 1, np.uint8) if self.layer.graded else None,
+            mine.weights,
+            mine.wiring,
+            self.own.weights,
+            self.own.wiring,
+            neurons,
+            np.zeros(mine.accumulators, np.int32 if self.layer.graded else np.int16),
+            np.zeros(self.own.accumulators, np.int16),
+            np.empty(size, np.int32),
+            np.zeros_like(neurons.bias),
+            np.zeros_like(neurons.bias),
+            did,
+        )
+
+
 def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
     """One value for each neuron, in memory order."""
     return _memory_order(np.broadcast_to(values, layer.shape), layer.shape)
@@ -453,8 +493,12 @@ def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
 
 def fits_32_bits(layer: LifLayer, levels: int) -> bool:
     """Whether no sum of inputs 0..``levels``, and no part of one, can pass 32 bits before ``exp``."""
-    weight = layer.synapses.weight
-    return weight.dtype == np.int8 and weight[0].size * levels * 128 < 1 << 31
+    weight, largest = layer.synapses.weight, 0
+    if layer.recurrent is not None:
+        if layer.recurrent.weight.dtype != np.int8:
+            return False
+        largest = layer.neurons * 128
+    return weight.dtype == np.int8 and largest + weight[0].size * levels * 128 < 1 << 31
 
 
 def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:

@@ -373,6 +373,64 @@ def run_lif(
 
 
 @compiled
+def run_recurrent(
+    x: Array,
+    values: Array | None,
+    weights: Array,
+    wiring: Wiring,
+    own_weights: Array,
+    own_wiring: Wiring,
+    neurons: Neurons,
+    acc: Array,
+    own_acc: Array,
+    sums: Array,
+    u: Array,
+    v: Array,
+    did: Did,
+) -> None:
+    """Run a linear layer that hears itself; the arguments are those of ``run_lif``, and its own weights.
+
+    ``sums`` is int32 [blocks, N * T, len(acc)]: all sums of the inputs come first, then step by step
+    those of the spikes of the step before, of all blocks before any neuron is updated.
+    """
+    samples, steps, pixels, channels = x.shape
+    phases, own_phases = len(wiring.phases) - 1, len(own_wiring.phases) - 1
+    per_row = pixels * phases
+    pointers = np.empty(samples * steps * per_row + 1, np.int64)
+    found = np.empty(x.size + 1, np.int32)
+    find_events(x.reshape(-1, channels), wiring.phases, pointers, found, values)
+    own_pointers = np.empty(own_phases + 1, np.int64)
+    own_found = np.empty(len(v) + 1, np.int32)
+    blocks = len(neurons.block_first) - 1
+    for block in range(blocks):
+        for row in range(samples * steps):
+            for phase in range(phases):
+                at = pointers[row * per_row + phase : (row + 1) * per_row + 1]
+                scatter(wiring, weights, block, at, found, values, acc)
+                flush(acc, sums[block, row], phase == 0)
+    for row in range(samples * steps):
+        n, t = row // steps, row % steps
+        if t == 0:
+            for i in range(len(v)):
+                u[i] = v[i] = 0
+        else:
+            before = did.spikes[n, t - 1].reshape(1, -1)
+            find_events(before, own_wiring.phases, own_pointers, own_found, None)
+            for block in range(blocks):
+                for phase in range(own_phases):
+                    at = own_pointers[phase:]
+                    scatter(own_wiring, own_weights, block, at, own_found, None, own_acc)
+                    flush(own_acc, sums[block, row], False)
+        for block in range(blocks):
+            for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
+                update(neurons, piece, sums[block, row], u, v, did, n, t)
+        if did.u.size:
+            for i in range(len(v)):
+                did.u[n, t, i] = u[i]
+                did.v[n, t, i] = v[i]
+
+
+@compiled
 def or_pool(x: Array, out: Array) -> None:
     """Or over windows: x uint8 [rows, H, W * C] to out uint8 [rows, H/kh, W/kw, C].
 
