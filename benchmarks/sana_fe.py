@@ -168,24 +168,19 @@ def specification(net: IntegerNetwork, placed: Placement, trace: Trace) -> dict[
     }
 
 
-def assess(net: IntegerNetwork, on: OnChip, raster: IntArray, trace: Trace, whole: bool) -> Energy:
+def assess(
+    net: IntegerNetwork, on: OnChip, work: Work, raster: IntArray, trace: Trace, whole: bool
+) -> Energy:
     """Our energy and time; unless ``whole``, without what SANA-FE does not have."""
-    fresh = OnChip.__new__(OnChip)
-    fresh.__dict__.update(on.__dict__)
-    fresh.reset()
-    meter = Meter(net, fresh, chips.profiles()[PROFILE][1])
-    active = {
-        name: did.active_by_core.reshape(-1, did.active_by_core.shape[-1])
-        for name, did in trace.layers.items()
-        if did.active_by_core is not None
-    }
-    layers = fresh.work.count(raster, trace, active)
+    on.reset()
+    meter = Meter(net, on, chips.profiles()[PROFILE][1])
+    (layers,) = work.count(raster, trace)
     if not whole:
         first, last = layers[0], layers[-1]
         nothing = np.zeros_like(first.synops)
         layers[0] = replace(first, synops=nothing, packets_in=nothing)
         layers[-1] = replace(last, packets_out=np.zeros_like(last.packets_out))
-    meter.add(*fresh.take(layers))
+    meter.add(*on.take(layers))
     return meter.energy(net.timesteps)
 
 

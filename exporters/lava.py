@@ -10,6 +10,7 @@ layer i of the chain, what lava-nc 0.10.0 takes, with populations (C, H, W) as (
   nothing is lost. Its columns count the inputs in the order C, H, W. Sparse: 2 w of each single
   connection, for the same reason (lava/proc/sparse/models.py), with ``i/row`` (neuron) and
   ``i/column`` (input) int32, which count in the order W, H, C.
+- ``i/recurrent`` int32, where the layer hears itself: 2 w, a Dense like the others.
 - ``i/vth``, ``i/bias_mant`` int32 of the population's shape.
 
 ``network`` is a JSON string with the rest.
@@ -30,7 +31,7 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import loihi_layers
 from stl_deploy.network import Conv, IntegerNetwork, LifLayer, Shape, Sparse
 
-FORMAT = "stl-deploy-lava/1"
+FORMAT = "stl-deploy-lava/2"
 
 
 def write(network: IntegerNetwork, folder: Path) -> None:
@@ -60,6 +61,8 @@ def params(network: IntegerNetwork) -> dict[str, Any]:
         if isinstance(layer.synapses, Sparse):
             arrays[f"{i}/row"] = _reversed(layer.shape)[layer.synapses.row]
             arrays[f"{i}/column"] = _reversed(layer.input_shape)[layer.synapses.column]
+        if layer.recurrent is not None:
+            arrays[f"{i}/recurrent"] = 2 * layer.recurrent.weight.astype(np.int32)
         arrays[f"{i}/vth"] = layer.vth.astype(np.int32).T
         bias = layer.per_neuron(layer.bias_mant.astype(np.int32))
         arrays[f"{i}/bias_mant"] = np.broadcast_to(bias, layer.shape).T
@@ -74,14 +77,15 @@ def _description(layer: LifLayer) -> dict[str, Any]:
         "bias_exp": layer.bias_exp,
         "du": layer.du,
         "dv": layer.dv,
+        "weight_exp": layer.exp - 1,  # of Dense and Sparse
+        "recurrent": layer.recurrent is not None,
+        "reset": layer.reset,
     }
     if isinstance(layer.synapses, Conv):
         conv = layer.synapses
         row["groups"] = conv.groups
         # Lava wants (W, H).
         row |= {key: getattr(conv, key)[::-1] for key in ("stride", "padding", "dilation")}
-    else:
-        row["weight_exp"] = layer.exp - 1
     return row
 
 

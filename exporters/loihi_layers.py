@@ -73,9 +73,16 @@ def _merge_groups(conv: Conv) -> Conv:
 
 
 def largest_sum(layer: LifLayer, levels: int) -> int:
-    """Largest |w @ s| of any neuron for inputs 0..``levels`` of one sign, before the exponent."""
+    """Largest |w @ s| of any neuron for inputs 0..``levels`` of one sign, before the exponent.
+
+    The layer's own spikes count with it.
+    """
     weight = np.abs(layer.synapses.weight.astype(np.int64))
-    return levels * int(row_sums(layer.synapses, weight).max())
+    largest = levels * int(row_sums(layer.synapses, weight).max())
+    if layer.recurrent is not None:
+        own = np.abs(layer.recurrent.weight.astype(np.int64))
+        largest += int(row_sums(layer.recurrent, own).max())
+    return largest
 
 
 def problems(network: IntegerNetwork) -> list[Problem]:
@@ -86,6 +93,7 @@ def problems(network: IntegerNetwork) -> list[Problem]:
     for layer in network.layers:
         lif, levels = lif_form(layer), network.input_limit(layer)
         found += _range_problems(lif, chip)
+        found += chip.reset_problems(lif.name, lif.reset)
         found += _synapse_problems(lif, levels)
         if network.chip == "ideal":
             found += _state_problems(lif, levels, network.timesteps, chip)
@@ -97,8 +105,10 @@ def _range_problems(layer: LifLayer, chip: chips.Chip) -> Iterator[Problem]:
     requantize = f"quantize for chip {chip.name}"
     decays, weights = _field(registers.decay_bits), 1 << (registers.weight_bits.value - 1)
     exponents = registers.weight_exp_max.value if registers.weight_exp_max else 0
+    own = np.zeros(0, np.int8) if layer.recurrent is None else layer.recurrent.weight
     for what, values, low, high, remedy in (
         ("weight", layer.synapses.weight, -weights, weights - 1, requantize),
+        ("recurrent weight", own, -weights, weights - 1, requantize),
         (
             "threshold vth",
             layer.vth,
@@ -129,6 +139,12 @@ def _field(bits: chips.Count | None) -> int:
 def _synapse_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
     where = f"{layer.name} ({layer.synapse_name})"
     worst = largest_sum(layer, levels)
+    if layer.recurrent is not None and len(layer.shape) != 1:
+        yield Problem(
+            layer.name,
+            f"neurons of shape {layer.shape} hear themselves; Lava's Dense has (N,)",
+            "flatten the population",
+        )
     if not isinstance(layer.synapses, Conv):
         kind = layer.synapses.kind.capitalize()
         if kind == "Dense" and len(layer.shape) != 1:

@@ -3,7 +3,8 @@
 Layout as in lava-dl 0.6.0, lava/lib/dl/netx/hdf5.py: groups ``layer/0``, ``layer/1``, ... of type
 input, conv, flatten or dense; kernels in PyTorch's order, which netx flips itself; thresholds as
 arrays (W, H, C) or (N,), which Lava's LIF takes although it declares one. netx knows no weight
-exponent, fixes the bias exponent at 6, and finds sign mode and exponent of a dense matrix itself.
+exponent, no recurrent weights and no reset but that to zero, fixes the bias exponent at 6, and finds
+sign mode and exponent of a dense matrix itself.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def notes(network: IntegerNetwork) -> tuple[Diagnostic, ...]:
     scaled = [layer.name for layer in network.lif_layers if layer.exp]
     single = [layer.name for layer in network.lif_layers if isinstance(layer.synapses, Sparse)]
     found = []
+    for layer in network.lif_layers:
+        found += [(f"{layer.name}: {what}", remedy) for what, remedy in _beyond_cuba(layer)]
     if scaled:
         what = f"{', '.join(scaled)} have a weight exponent, which netx does not know"
         found.append((what, "export with --weight-exp 0 for netx"))
@@ -68,7 +71,17 @@ def problems(network: IntegerNetwork) -> list[Problem]:
     return found
 
 
+def _beyond_cuba(layer: LifLayer) -> Iterator[tuple[str, str]]:
+    """What the neurons do that netx's CUBA neurons cannot."""
+    remedy = "use the process graph, lava_network.py"
+    if layer.recurrent is not None:
+        yield f"recurrent weights {layer.recurrent_name}, for which netx has no field", remedy
+    if layer.reset != "zero":
+        yield f"reset {layer.reset!r}; netx's neurons reset to zero", remedy
+
+
 def _refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
+    yield from _beyond_cuba(layer)
     if layer.exp:
         yield (
             f"weight exponent {layer.exp}; netx knows 0 only",

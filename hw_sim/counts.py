@@ -24,13 +24,16 @@ Int64 = NDArray[np.int64]
 class LayerCounts:
     """Counts of one layer, int64 [N, T] each, at logical (hop-aligned) steps.
 
-    ``inputs`` are the events that reach the layer, ``overflow`` the neuron steps outside a register.
+    ``inputs`` are the events that reach the layer from before it, ``overflow`` the neuron steps outside a
+    register. ``recurrent`` are those of the synops that are; they count in the step of the spike, one
+    before it is heard.
     """
 
     name: str
     neurons: int
     inputs: Int64
     synops: Int64
+    recurrent: Int64
     active: Int64
     spikes: Int64
     overflow: Int64
@@ -85,13 +88,16 @@ class Counter:
         layers = []
         for layer, done in zip(self.network.layers, work, strict=True):
             did = trace.layers[layer.name]
-            size = did.active.shape
+            size, arrived = did.active.shape, done.synops.sum(axis=0, dtype=np.int64)
+            heard = done.heard_synops
+            own = np.zeros_like(arrived) if heard is None else heard.sum(axis=0, dtype=np.int64)
             layers.append(
                 LayerCounts(
                     name=layer.name,
                     neurons=layer.neurons,
                     inputs=done.inputs.reshape(size),
-                    synops=done.synops.sum(axis=0, dtype=np.int64).reshape(size),
+                    synops=(arrived + own).reshape(size),
+                    recurrent=own.reshape(size),
                     active=did.active,
                     spikes=done.spikes.sum(axis=0, dtype=np.int64).reshape(size),
                     overflow=did.overflow,
@@ -101,7 +107,7 @@ class Counter:
 
     def total(self) -> Counts:
         """All batches as one."""
-        fields = ("inputs", "synops", "active", "spikes", "overflow")
+        fields = ("inputs", "synops", "recurrent", "active", "spikes", "overflow")
         layers = tuple(
             LayerCounts(
                 first.name,

@@ -7,12 +7,13 @@ long as the largest of all G, all R and the network, and the barrier.
 
 Layer i of 0..D-1 updates its neurons for logical step k in physical step k + i + 1, and receives what
 they need in the step before, in which the layer before it sends: N samples of T steps take N*T + D.
+What it hears of itself for step k + 1 it sends, and receives, in the step of its update for k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from stl_deploy.hw_sim.work import LayerWork, Work
 from stl_deploy.network import IntArray, IntegerNetwork, Layer, OrPool, Placement
 
 Float = NDArray[np.float64]
+Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Sums = dict[str, Int64]
 
@@ -165,7 +167,7 @@ class Assessment:
             taken = on.take(layers)
             for meter in self.meters.values():
                 if meter.on is on:
-                    meter.add(layers, *taken)
+                    meter.add(*taken)
         return works[0]
 
     def energies(self) -> dict[str, Energy]:
@@ -195,14 +197,20 @@ class OnChip:
             name: [np.zeros(len(n), np.int64) for n in self.neurons] for name in COUNTERS
         }
         self.link_packets = [np.zeros(self.mesh.links, np.int64) for _ in self.network.layers]
+        self.from_host = 0
+        # What each layer's spikes of the last step cause on its own cores, in the next batch: [G, 1].
+        self.unheard: dict[int, tuple[Int32, Int32]] = {}
         self.schedule = Schedule(len(self.network.layers), self.mesh.links)
 
-    def take(self, layers: list[LayerWork]) -> tuple[list[Sums], Float]:
+    def take(self, layers: list[LayerWork]) -> tuple[list[LayerWork], list[Sums], Float]:
         """Add the work of a batch.
 
-        Returns the sums over cores for each layer, and the packets [S] of the busiest link in the steps
-        that the batch completes.
+        Returns it with what layers hear of themselves among ``packets_in`` and ``synops``, one step later,
+        the sums over cores for each layer, and the packets [S] of the busiest link in the steps that the
+        batch completes.
         """
+        self.from_host += int(layers[0].packets_in.sum())
+        layers = [self._heard(i, work) for i, work in enumerate(layers)]
         sums: list[Sums] = []
         for i, work in enumerate(layers):
             sums.append({})
@@ -214,11 +222,40 @@ class OnChip:
             len(layers[0].inputs),
             ((i + 1, work.link_ids, work.links) for i, work in enumerate(layers)),
         )
-        return sums, loads.max(axis=0)
+        return layers, sums, loads.max(axis=0)
+
+    def _heard(self, i: int, work: LayerWork) -> LayerWork:
+        """The work of layer ``i`` with what it hears of itself; that of the last step is kept."""
+        if work.heard_packets is None or work.heard_synops is None:
+            return work
+        none = np.zeros((len(work.heard_synops), 1), np.int32)
+        packets, synops = (
+            np.concatenate([before, heard], axis=1)
+            for before, heard in zip(
+                self.unheard.get(i, (none, none)),
+                (work.heard_packets, work.heard_synops),
+                strict=True,
+            )
+        )
+        self.unheard[i] = packets[:, -1:].copy(), synops[:, -1:].copy()
+        return replace(
+            work,
+            packets_in=work.packets_in + packets[:, :-1],
+            synops=work.synops + synops[:, :-1],
+        )
+
+    def total(self, name: str, i: int) -> Int64:
+        """The events of layer ``i`` by core, with what was sent and not heard yet."""
+        total = self.totals[name][i]
+        if i in self.unheard and name in ("packets_in", "synops"):
+            packets, synops = self.unheard[i]
+            total = total + (packets if name == "packets_in" else synops)[:, 0]
+        return total
 
     def traffic(self) -> Traffic:
         """Everything added so far."""
-        events = {name: np.concatenate(self.totals[name]) for name in COUNTERS}
+        layers = range(len(self.network.layers))
+        events = {name: np.concatenate([self.total(name, i) for i in layers]) for name in COUNTERS}
         return Traffic(
             placed=self.placed,
             mesh=self.mesh,
@@ -226,8 +263,8 @@ class OnChip:
             neurons=np.concatenate(self.neurons),
             **events,
             link_packets=np.sum(self.link_packets, axis=0),
-            in_from_host=int(self.totals["packets_in"][0].sum()),
-            out_to_host=int(self.totals["packets_out"][-1].sum()),
+            in_from_host=self.from_host,
+            out_to_host=int(self.totals["spikes"][-1].sum()),
         )
 
 
@@ -290,21 +327,14 @@ class Meter:
     def _price(self, layer: Layer, work: LayerWork, neurons: Int64, sums: Sums) -> _Steps:
         """What each logical step of a layer takes, in ns and pJ."""
         p, steps = self.profile, len(work.inputs)
-        generate, receive, way, sent = np.zeros((4, steps))
-        cores = np.zeros((2, steps), np.int64)
+        generate, way, sent = np.zeros((3, steps))
+        slowest = np.zeros(steps, np.int64)
         kernels.slowest(
             p.update_ns.always * neurons,
             np.array([p.update_ns.active, p.update_ns.spike, p.packet_ns.out]),
             (work.active, work.spikes, work.packets_out),
             generate,
-            cores[0],
-        )
-        kernels.slowest(
-            np.zeros(len(neurons)),
-            np.array([0.0, p.packet_ns.in_, synop_cost(layer, p.synop_ns)]),
-            (work.active, work.packets_in, work.synops),
-            receive,
-            cores[1],
+            slowest,
         )
         kernels.travel(
             work.ways @ [p.hop_ns.east_west, p.hop_ns.north_south],
@@ -315,17 +345,36 @@ class Meter:
         )
         return _Steps(
             generate=generate,
-            generate_core=cores[0],
-            receive=receive,
-            receive_core=cores[1],
+            generate_core=slowest,
             way=way,
             sent_pj=p.update_pj.active * sums["active"]
             + p.update_pj.spike * sums["spikes"]
             + p.packet_pj.out * sums["packets_out"]
             + sent,
-            received_pj=p.packet_pj.in_ * sums["packets_in"]
-            + synop_cost(layer, p.synop_pj) * sums["synops"],
+            **self._received(
+                layer, work.packets_in, work.synops, sums["packets_in"], sums["synops"]
+            ),
         )
+
+    def _received(
+        self, layer: Layer, packets: Int32, synops: Int32, all_packets: Int64, all_synops: Int64
+    ) -> dict[str, NDArray[Any]]:
+        """The entries of RECEIVING for packets and synops [G, S] and their sums [S]."""
+        p = self.profile
+        ns, core = np.zeros(len(all_packets)), np.zeros(len(all_packets), np.int64)
+        costs = np.array([p.packet_ns.in_, synop_cost(layer, p.synop_ns), 0.0])
+        kernels.slowest(np.zeros(len(packets)), costs, (packets, synops, synops), ns, core)
+        pj = p.packet_pj.in_ * all_packets + synop_cost(layer, p.synop_pj) * all_synops
+        return {"receive": ns, "receive_core": core, "received_pj": pj}
+
+    def _open(self) -> dict[str, Float]:
+        """The steps that no batch completed, with what the last spikes cause on their own layer."""
+        steps = {name: schedule.open.copy() for name, schedule in self.schedules.items()}
+        for i, heard in self.on.unheard.items():
+            sums = (events.sum(axis=0, dtype=np.int64) for events in heard)
+            for name, values in self._received(self.layers[i], *heard, *sums).items():
+                steps[name][i, i] += values[0]
+        return steps
 
     def _settle(self, landed: dict[str, Float], load: Float) -> tuple[Float, Int64, Int64, Float]:
         """Of physical steps: ns without the barrier, the part of PARTS and the core, and pJ."""
@@ -352,10 +401,7 @@ class Meter:
 
     def energy(self, timesteps: int) -> Energy:
         """Energy and time of everything added."""
-        last = self._settle(
-            {name: schedule.open for name, schedule in self.schedules.items()},
-            self.on.schedule.open.max(axis=0),
-        )
+        last = self._settle(self._open(), self.on.schedule.open.max(axis=0))
         settled = zip(*self.parts, last, strict=True)
         ns, part, core, pj = (np.concatenate(each) for each in settled)
         placed, chip = self.on.placed, self.on.chip
@@ -393,7 +439,7 @@ class Meter:
         east_west = on.mesh.east_west
         table = {}
         for i, layer in enumerate(self.layers):
-            events = {name: int(on.totals[name][i].sum()) for name in COUNTERS}
+            events = {name: int(on.total(name, i).sum()) for name in COUNTERS}
             across = int(on.link_packets[i][east_west].sum())
             along = int(on.link_packets[i][~east_west].sum())
             picojoules = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -148,8 +148,10 @@ def _plan(
     match layer:
         case OrPool():
             return None if states else _PoolPlan.of(layer, cores)
-        case LifLayer(synapses=Conv() | Dense()):
+        case LifLayer(synapses=Conv() | Dense(), recurrent=None):
             return _LifPlan.of(network, layer, steps, states, cores)
+        case LifLayer(synapses=Dense(), recurrent=Dense()):
+            return _RecurrentPlan.of(network, layer, steps, cores)
     return None
 
 
@@ -389,8 +391,9 @@ class _LifPlan:
         if synapses is None:
             return None
         # A linear layer has few neurons for its synapses: a proof costs more than it saves.
-        proven = isinstance(layer.synapses, Conv) and never_overflows(network, layer, steps)
-        plain = proven and not states
+        plain = isinstance(layer.synapses, Conv) and not states
+        plain &= layer.du == 4095 and layer.reset == "zero"
+        plain = plain and never_overflows(network, layer, steps)
         runs = _Runs.of(layer, synapses.blocks, cores)
         # A bias keeps a neuron busy in every step: then there is nothing to count.
         busy = np.bincount(runs.core, runs.length).astype(np.int64) if layer.bias.all() else None
@@ -407,6 +410,7 @@ class _LifPlan:
             exp=layer.exp,
             limit=chip.state_limit or 0,
             too_large=1 << 62 if limit is None else limit,
+            subtract=layer.reset == "subtract",
             block_first=np.searchsorted(synapses.first, ends).astype(np.int64),
             first=synapses.first,
             length=np.diff(synapses.first, append=layer.neurons),
@@ -441,6 +445,47 @@ class _LifPlan:
         )
 
 
+@dataclass(frozen=True)
+class _RecurrentPlan:
+    """A linear layer that hears itself: its plan without that, and its own weights."""
+
+    layer: _LifPlan
+    own: _Synapses
+
+    @classmethod
+    def of(
+        cls, network: IntegerNetwork, layer: LifLayer, steps: int, cores: IntArray | None
+    ) -> _RecurrentPlan | None:
+        """None where the reference has to do it, see ``_LifPlan``."""
+        assert layer.recurrent is not None  # by the caller's match
+        alone = _LifPlan.of(network, layer, steps, states=True, cores=cores)
+        own = _dense(replace(layer, input_shape=layer.shape), layer.recurrent, levels=1)
+        return None if alone is None or own is None else cls(alone, own)
+
+    def run(self, x: Bytes, did: kernels.Did) -> None:
+        """Run the samples of ``x`` from a state of zero."""
+        mine, neurons = self.layer.synapses, self.layer.neurons
+        size = len(mine.blocks), x.shape[0] * x.shape[1], mine.accumulators
+        if self.layer.busy is not None:
+            did.active[:] = self.layer.busy
+        kernels.run_recurrent(
+            x.reshape(*x.shape[:2], 1, -1),
+            np.empty(x.size + 1, np.uint8) if self.layer.graded else None,
+            mine.weights,
+            mine.wiring,
+            self.own.weights,
+            self.own.wiring,
+            neurons,
+            np.zeros(mine.accumulators, np.int32 if self.layer.graded else np.int16),
+            np.zeros(self.own.accumulators, np.int16),
+            np.empty(size, np.int32),
+            np.zeros(len(neurons.bias), np.uint8),
+            np.zeros_like(neurons.bias),
+            np.zeros_like(neurons.bias),
+            did,
+        )
+
+
 def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
     """One value for each neuron, in memory order."""
     return memory_order(np.broadcast_to(values, layer.shape), layer.shape)
@@ -448,26 +493,36 @@ def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
 
 def fits_32_bits(layer: LifLayer, levels: int) -> bool:
     """Whether no sum of inputs 0..``levels``, and no part of one, can pass 32 bits before ``exp``."""
-    weight = layer.synapses.weight
-    return weight.dtype == np.int8 and weight[0].size * levels * 128 < 1 << 31
+    weight, largest = layer.synapses.weight, 0
+    if layer.recurrent is not None:
+        if layer.recurrent.weight.dtype != np.int8:
+            return False
+        largest = layer.neurons * 128
+    return weight.dtype == np.int8 and largest + weight[0].size * levels * 128 < 1 << 31
 
 
 def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
     """Whether no input of so many steps can bring a register to its limit, or past 32 bits.
 
-    Such a layer without current memory (du = 4095) neither wraps nor saturates nor counts overflow.
+    Such a layer neither wraps nor saturates nor counts overflow.
     """
     chip = chips.load(network.chip)
-    if layer.du != 4095 or not 0 <= layer.dv <= 4096 or not 0 <= layer.exp <= 16:
+    if not (0 <= layer.du <= 4095 and 0 <= layer.dv <= 4096 and 0 <= layer.exp <= 16):
         return False
     levels = network.input_limit(layer)
     register = 1 << 31 if chip.state_limit is None else min(chip.state_limit, 1 << 31)
-    low, high = bounds.one_sided_sums(layer, levels)
-    down, up = bounds.voltage_range(layer, levels, steps)
-    worst = max(-int(low.min()), int(high.max()))
-    voltage = max(-int(down.min()), int(up.max()), int(np.abs(layer.bias).max()))
     accumulator = register if chip.accumulator_limit is None else chip.accumulator_limit
-    return worst < accumulator and worst << 6 < register and voltage < register
+    worst = _largest(bounds.one_sided_sums(layer, levels))
+    if worst >= accumulator or worst << 6 >= register:
+        return False
+    current = _largest(bounds.current_range(layer, levels, steps))
+    voltage = _largest(bounds.voltage_range(layer, levels, steps))
+    return max(current, voltage, int(np.abs(layer.bias).max())) < register
+
+
+def _largest(span: tuple[Int64, Int64]) -> int:
+    """The largest magnitude between lower bounds of at most and upper bounds of at least zero."""
+    return max(-int(span[0].min()), int(span[1].max()))
 
 
 def _synapses(layer: LifLayer, levels: int) -> _Synapses | None:

@@ -109,10 +109,11 @@ class Neurons(NamedTuple):
 
     ``bias`` and ``threshold`` (of v, strict) are in memory order, int32 for ``fire_plain`` and int64 for
     ``fire_wide``. ``u_keep`` and ``v_keep`` are what a decay leaves, of 4096. ``limit`` is M, 0 without
-    limit; an abs(a) of ``too_large`` or more overflows. Piece i is ``length[i]`` neurons from
-    ``first[i]``, their accumulators from ``at[i]``; block b has the pieces ``block_first[b]`` to
-    ``block_first[b+1]``. Run i is ``run_length[i]`` neurons from ``run_first[i]``, all on core
-    ``run_core[i]``; block b has the runs ``block_run[b]`` to ``block_run[b+1]``.
+    limit; an abs(a) of ``too_large`` or more overflows. ``subtract`` says that a spike takes the
+    threshold off v, not all of it. Piece i is ``length[i]`` neurons from ``first[i]``, their accumulators
+    from ``at[i]``; block b has the pieces ``block_first[b]`` to ``block_first[b+1]``. Run i is
+    ``run_length[i]`` neurons from ``run_first[i]``, all on core ``run_core[i]``; block b has the runs
+    ``block_run[b]`` to ``block_run[b+1]``.
     """
 
     bias: Array
@@ -122,6 +123,7 @@ class Neurons(NamedTuple):
     exp: int
     limit: int
     too_large: int
+    subtract: bool
     block_first: Array
     first: Array
     length: Array
@@ -309,6 +311,7 @@ def fire_wide(
     exp: int,
     limit: int,
     too_large: int,
+    subtract: bool,
     spikes: Array,
     active: Array,
 ) -> Int:
@@ -344,7 +347,8 @@ def fire_wide(
         overflow += beyond
         spikes[i] = fires
         u[i] = current
-        v[i] = 0 if fires else voltage
+        reset = voltage - threshold[i] if subtract else 0
+        v[i] = reset if fires else voltage
     return overflow
 
 
@@ -395,6 +399,7 @@ def update(
         neurons.exp,
         neurons.limit,
         neurons.too_large,
+        neurons.subtract,
         did.spikes[n, t, to],
         active[to],
     )
@@ -472,6 +477,67 @@ def count_rows(marks: Array, first: Array, length: Array, kind: Array, counts: A
     """``count_runs`` for each row of marks [rows, neurons] and counts [rows, kinds]."""
     for row in range(len(marks)):
         count_runs(marks[row], first, length, kind, counts[row])
+
+
+@compiled
+def run_recurrent(
+    x: Array,
+    values: Array | None,
+    weights: Array,
+    wiring: Wiring,
+    own_weights: Array,
+    own_wiring: Wiring,
+    neurons: Neurons,
+    acc: Array,
+    own_acc: Array,
+    sums: Array,
+    active: Array,
+    u: Array,
+    v: Array,
+    did: Did,
+) -> None:
+    """Run a linear layer that hears itself; the arguments are those of ``run_lif``, and its own weights.
+
+    ``sums`` is int32 [blocks, N * T, len(acc)]: all sums of the inputs come first, then step by step
+    those of the spikes of the step before, of all blocks before any neuron is updated. ``active`` is
+    uint8 [neurons].
+    """
+    samples, steps, pixels, channels = x.shape
+    phases, own_phases = len(wiring.phases) - 1, len(own_wiring.phases) - 1
+    per_row = pixels * phases
+    pointers = np.empty(samples * steps * per_row + 1, np.int64)
+    found = np.empty(x.size + 1, np.int32)
+    find_events(x.reshape(-1, channels), wiring.phases, pointers, found, values)
+    own_pointers = np.empty(own_phases + 1, np.int64)
+    own_found = np.empty(len(v) + 1, np.int32)
+    blocks = len(neurons.block_first) - 1
+    for block in range(blocks):
+        for row in range(samples * steps):
+            for phase in range(phases):
+                at = pointers[row * per_row + phase : (row + 1) * per_row + 1]
+                scatter(wiring, weights, block, at, found, values, acc)
+                flush(acc, sums[block, row], phase == 0)
+    for row in range(samples * steps):
+        n, t = row // steps, row % steps
+        if t > 0:
+            before = did.spikes[n, t - 1].reshape(1, -1)
+            find_events(before, own_wiring.phases, own_pointers, own_found, None)
+            for block in range(blocks):
+                for phase in range(own_phases):
+                    at = own_pointers[phase:]
+                    scatter(own_wiring, own_weights, block, at, own_found, None, own_acc)
+                    flush(own_acc, sums[block, row], False)
+        for block in range(blocks):
+            for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
+                update(neurons, piece, sums[block, row], u, v, did, row, active)
+        runs = neurons.block_run[blocks]
+        count_runs(
+            active,
+            neurons.run_first[:runs],
+            neurons.run_length[:runs],
+            neurons.run_core[:runs],
+            did.active[n, t],
+        )
 
 
 @compiled

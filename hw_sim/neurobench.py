@@ -53,11 +53,13 @@ def metrics(network: IntegerNetwork, counts: Counts) -> NeuroBench:
     lif = network.lif_layers
     synops = {layer.name: float(of[layer.name].synops.sum()) / counts.samples for layer in lif}
     first = network.layers[0].name
-    graded = synops.get(first, 0.0) if network.input_levels > 1 else 0.0
+    graded = 0.0
+    if network.input_levels > 1 and first in synops:  # what a layer hears of itself are spikes
+        graded = synops[first] - float(of[first].recurrent.sum()) / counts.samples
     outputs = sum(layer.neurons for layer in lif) * counts.samples * counts.timesteps
     spikes = sum(int(of[layer.name].spikes.sum()) for layer in lif)
     weights = sum(map(_weights, lif))
-    stored = sum(int(np.count_nonzero(layer.synapses.weight)) for layer in lif)
+    stored = sum(layer.stored_weights for layer in lif)
     return NeuroBench(
         effective_acs=sum(synops.values()) - graded,
         effective_macs=graded,
@@ -78,7 +80,14 @@ def convention_45nm(network: IntegerNetwork, measured: NeuroBench) -> Convention
 
 def _weights(layer: LifLayer) -> int:
     """Weights that could be stored: in a folded convolution every in-bounds synapse has its own."""
-    return _dense(layer) if isinstance(layer.synapses, Sparse) else layer.synapses.weight.size
+    if isinstance(layer.synapses, Sparse):
+        return _dense(layer)
+    return layer.synapses.weight.size + _recurrent(layer)
+
+
+def _recurrent(layer: LifLayer) -> int:
+    """Recurrent synapses of a layer as if no weight were zero."""
+    return 0 if layer.recurrent is None else layer.recurrent.weight.size
 
 
 def _arrays(layer: LifLayer) -> Iterator[IntArray]:
@@ -86,12 +95,14 @@ def _arrays(layer: LifLayer) -> Iterator[IntArray]:
     yield from (layer.synapses.weight, layer.bias_mant, layer.vth)
     if isinstance(layer.synapses, Sparse):
         yield from (layer.synapses.row, layer.synapses.column)
+    if layer.recurrent is not None:
+        yield layer.recurrent.weight
 
 
 def _dense(layer: LifLayer) -> int:
     """In-bounds synapses of a layer as if no weight were zero."""
     if isinstance(layer.synapses, Dense):
-        return layer.synapses.weight.size
+        return layer.synapses.weight.size + _recurrent(layer)
     c, h, w = layer.input_shape
     conv = layer.synapses.kernel if isinstance(layer.synapses, Sparse) else layer.synapses
     every = np.ones(conv.weight.shape, np.bool_)

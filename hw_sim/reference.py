@@ -3,10 +3,13 @@
 Units: a weight is an integer; u and v carry six fractional bits; vth counts 64 units of v. One
 time step of one neuron, as Loihi and Lava's ``fixed_pt`` model take it (docs/numerics.md):
 
-    a   = (sum of w * s_in) << exp
+    a   = (sum of w * s_in  +  sum of w_recurrent * s) << exp
     u'  = wrap32( u * (4096 - (du + 1)) / 4096, toward zero  +  wrap32(a << 6) ), wrapped once into M
     v'  = saturate( wrap32( v * (4096 - dv) / 4096, toward zero  +  u' + (bias_mant << bias_exp) ) )
-    s   = v' > vth << 6;   v' = 0 where s
+    s'  = v' > vth << 6;   where s':  v' = 0, or with reset "subtract" v' - (vth << 6)
+
+s_in are the inputs of this step, s the layer's own spikes of the step before. u, v and s are 0 before
+the first step of every sample. du = 4095 remembers no current, any other du makes a CUBA neuron.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ from numpy.typing import NDArray
 from stl_deploy import chip as chips
 from stl_deploy.conv import convolve
 from stl_deploy.network import (
+    Conv,
     Dense,
     IntArray,
     IntegerNetwork,
     Layer,
     LifLayer,
     OrPool,
+    Reset,
     Sparse,
     row_sums,
 )
@@ -65,10 +70,11 @@ def step_voltage(
     return np.clip(v, -limit + 1, limit - 1), np.abs(v) > limit - 1
 
 
-def fire(v: Int64, vth: IntArray) -> tuple[Int64, NDArray[np.bool_]]:
+def fire(v: Int64, vth: IntArray, reset: Reset = "zero") -> tuple[Int64, NDArray[np.bool_]]:
     """The voltage after the reset, and the spikes."""
-    s = v > (vth.astype(np.int64) << 6)
-    return np.where(s, 0, v), s
+    threshold = vth.astype(np.int64) << 6
+    s = v > threshold
+    return np.where(s, 0 if reset == "zero" else v - threshold, v), s
 
 
 def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:
@@ -81,18 +87,37 @@ def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:
         flat = spikes.reshape(len(spikes), -1).astype(np.int64)
         single: Int64 = np.asarray(layer.synapses.matrix @ flat.T).T
         return single.reshape(len(spikes), *layer.shape) << layer.exp
-    weight = layer.synapses.weight
-    worst = levels * int(row_sums(layer.synapses, np.abs(weight.astype(np.int64))).max())
-    dtype = np.float32 if worst < 1 << 24 else np.float64
-    x: NDArray[Any] = spikes.astype(dtype)
-    w: NDArray[Any] = weight.astype(dtype)
     if isinstance(layer.synapses, Dense):
-        total: NDArray[Any] = x.reshape(len(x), -1) @ w.T
-    else:
-        conv = layer.synapses
-        total = convolve(x, w, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return product(layer.synapses, spikes, levels).reshape(-1, *layer.shape) << layer.exp
+    conv = layer.synapses
+    dtype = _exact(conv, levels)
+    x: NDArray[Any] = spikes.astype(dtype)
+    w: NDArray[Any] = conv.weight.astype(dtype)
+    total = convolve(x, w, conv.stride, conv.padding, conv.dilation, conv.groups)
     sums: Int64 = total.astype(np.int64).reshape(len(x), *layer.shape)
     return sums << layer.exp
+
+
+def feed_back(layer: LifLayer, spikes: NDArray[Any]) -> Int64:
+    """What the layer's own ``spikes`` [N, *shape] of the step before add to a [N, *shape]."""
+    if layer.recurrent is None:
+        return np.zeros(spikes.shape, np.int64)
+    return product(layer.recurrent, spikes, 1).reshape(-1, *layer.shape) << layer.exp
+
+
+def product(dense: Dense, spikes: NDArray[Any], levels: int) -> Int64:
+    """The weighted sums [N, out] of inputs 0..levels [N, ...]."""
+    dtype = _exact(dense, levels)
+    x: NDArray[Any] = spikes.reshape(len(spikes), -1).astype(dtype)
+    w: NDArray[Any] = dense.weight.astype(dtype)
+    sums: Int64 = (x @ w.T).astype(np.int64)
+    return sums
+
+
+def _exact(synapses: Conv | Dense, levels: int) -> type[np.floating[Any]]:
+    """The type in which sums of inputs 0..levels are exact."""
+    weight = np.abs(synapses.weight.astype(np.int64))
+    return np.float32 if levels * int(row_sums(synapses, weight).max()) < 1 << 24 else np.float64
 
 
 @dataclass
@@ -156,16 +181,18 @@ def run_lif(
     axes = tuple(range(1, len(layer.shape) + 1))
     too_large = (1 << 62) if chip.accumulator_limit is None else chip.accumulator_limit
     u = v = np.zeros((n, *layer.shape), np.int64)
+    s = np.zeros((n, *layer.shape), np.bool_)
     for t in range(steps):
-        active = (decay(u, layer.du + 1) != 0) | (v != 0) | (a[:, t] != 0) | (layer.bias != 0)
-        u, wrapped = step_current(u, a[:, t], layer.du, chip.state_limit)
+        now = a[:, t] + feed_back(layer, s)
+        active = (decay(u, layer.du + 1) != 0) | (v != 0) | (now != 0) | (layer.bias != 0)
+        u, wrapped = step_current(u, now, layer.du, chip.state_limit)
         v, saturated = step_voltage(v, u, layer.bias, layer.dv, chip.state_limit)
-        v, s = fire(v, layer.vth)
+        v, s = fire(v, layer.vth, layer.reset)
         trace.spikes[:, t] = s
         trace.active[:, t] = active.sum(axes)
         if by_core is not None and trace.active_by_core is not None:
             trace.active_by_core[:, t] = by_core(active.reshape(n, -1))
-        trace.overflow[:, t] = ((np.abs(a[:, t]) >= too_large) | wrapped | saturated).sum(axes)
+        trace.overflow[:, t] = ((np.abs(now) >= too_large) | wrapped | saturated).sum(axes)
         if trace.u is not None and trace.v is not None:
             trace.u[:, t], trace.v[:, t] = u, v
     return trace

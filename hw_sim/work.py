@@ -48,9 +48,12 @@ ROWS = 128  # steps that one thread counts at a time
 class LayerWork:
     """Events of one layer in a batch of S = N*T steps: integers [G, S] by core, [links, S] by link.
 
-    ``inputs`` [S] are the events that reach the layer. ``links`` and ``sent`` are about the packets
-    that it sends to the next one: over each of the links ``link_ids``, which are all that carry any,
-    and by their way, [ways, S] with the hops of each way (east-west, north-south) in ``ways``.
+    ``inputs`` [S] are the events that reach the layer from before it. ``links`` and ``sent`` are about
+    the packets that it sends, to the next one and to itself: over each of the links ``link_ids``, which
+    are all that carry any, and by their way, [ways, S] with the hops of each way (east-west, north-south)
+    in ``ways``. ``heard_packets`` and ``heard_synops`` are what its own spikes of the step cause on its
+    own cores, in the physical step after that of ``packets_in`` and ``synops``; None where it does not
+    hear itself.
     """
 
     inputs: Int64
@@ -63,6 +66,8 @@ class LayerWork:
     link_ids: Int64
     sent: Int32
     ways: Int64
+    heard_packets: Int32 | None = None
+    heard_synops: Int32 | None = None
 
 
 def synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array:
@@ -80,6 +85,14 @@ def synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array:
         entries = np.ones(len(row), np.int32), (cores[row], column)
         return csr_array(entries, shape=(count, layer.synapses.size[1]))
     return _by_core_conv(layer.synapses, layer.input_shape, layer.shape, cores, count)
+
+
+def own_synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array | None:
+    """The same for the synapses from ``layer`` into itself, int32 [G, neurons]; None without."""
+    if isinstance(layer, OrPool) or layer.recurrent is None:
+        return None
+    on_core = csr_array(_one_hot(cores, count))
+    return csr_array(on_core @ (layer.recurrent.weight != 0).astype(np.int32))
 
 
 def _one_hot(classes: IntArray, count: int) -> csr_array:
@@ -161,17 +174,34 @@ class _Place:
             self._wires(layer, following, after)
 
     def _wires(self, layer: Layer, following: Layer | None, into: csr_array | None) -> None:
-        """What a spike of ``layer`` causes on its cores, on the way and in the layer after it."""
+        """What a spike of ``layer`` causes on its cores, on the way and where it is heard."""
         placed = self.placed.layers[layer.name]
         own = self.cores[layer.name]
         on_core = _one_hot(own, placed.cores)
-        rows: Rows = {"spikes": on_core, "packets_out": on_core}
-        ids, ways = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+        heard = own_synapses_by_core(layer, own, placed.cores)
+        rows: Rows = {}
+        # Where packets go: the first core of a layer, and which cores after it each neuron reaches.
+        goals: list[tuple[int, csr_array]] = []
         if following is not None and into is not None:
-            reach = _reach(into)
-            core, neuron = (index.astype(np.int64) for index in reach.nonzero())
-            source = self.mesh.tile(own[neuron] + placed.first_core)
-            target = self.mesh.tile(core + self.placed.layers[following.name].first_core)
+            rows |= {"packets_in": _reach(into), "synops": into}
+            goals.append((self.placed.layers[following.name].first_core, rows["packets_in"]))
+        if heard is not None:
+            rows |= {"heard_packets": _reach(heard), "heard_synops": heard}
+            goals.append((placed.first_core, rows["heard_packets"]))
+        sent = np.full(layer.neurons, following is None, np.int32)  # to the host
+        sent += sum(reach.sum(axis=0, dtype=np.int32) for _, reach in goals)
+        rows |= {"spikes": on_core, "packets_out": csr_array(on_core * sent)}
+        ids, ways = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+        if goals:
+            ends = [
+                (first + core, neuron)
+                for first, reach in goals
+                for core, neuron in [reach.nonzero()]
+            ]
+            core, neuron = (
+                np.concatenate(each).astype(np.int64) for each in zip(*ends, strict=True)
+            )
+            source, target = self.mesh.tile(own[neuron] + placed.first_core), self.mesh.tile(core)
             ways, way = np.unique(
                 np.stack(self.mesh.hops(source, target), axis=1), axis=0, return_inverse=True
             )
@@ -179,11 +209,8 @@ class _Place:
             links = csr_array((packets @ self.mesh.routes(source, target)).T)
             ids = np.flatnonzero(np.diff(links.indptr)).astype(np.int64)
             rows |= {
-                "packets_out": csr_array(on_core * reach.sum(axis=0, dtype=np.int32)),
                 "links": csr_array(links[ids]),
                 "ways": csr_array(_one_hot(way.reshape(-1), len(ways)) @ packets.T),
-                "packets_in": reach,
-                "synops": into,
             }
         self.rows.append(rows)
         self.link_ids.append(ids)
@@ -253,6 +280,8 @@ class Work:
                     link_ids=place.link_ids[i],
                     sent=sent.get("ways", nothing),
                     ways=place.ways[i],
+                    heard_packets=sent.get("heard_packets"),
+                    heard_synops=sent.get("heard_synops"),
                 )
             )
         return layers
@@ -272,8 +301,8 @@ class _Spike:
     def __init__(self, shape: Shape, rows: Sequence[Rows]) -> None:
         self.shape = shape
         named = [(chip, name) for chip, own in enumerate(rows) for name in own]
-        synops = [key for key in named if key[1] == "synops"]
-        alike = [key for key in named if key[1] != "synops"]
+        synops = [key for key in named if key[1] in ("synops", "heard_synops")]
+        alike = [key for key in named if key not in synops]
         order = engine.memory_order(np.arange(math.prod(shape)), shape)
 
         def columns(keys: list[tuple[int, str]]) -> csc_array:

@@ -46,6 +46,19 @@ class Registers(_Table):
     graded_spike_bits: Count | None = None
 
 
+class Ability(_Table):
+    """Whether a chip can do something, and where that comes from."""
+
+    value: bool
+    source: str = Field(min_length=10)
+
+
+class Neurons(_Table):
+    """What the neurons of a chip can do beyond a leaky integrate-and-fire with reset to zero."""
+
+    subtract_reset: Ability
+
+
 class Limits(_Table):
     """What one core and one chip hold; a missing one has no limit."""
 
@@ -182,12 +195,26 @@ class Chip(_Table):
     name: str
     title: str
     registers: Registers
+    neurons: Neurons
     limits: Limits
     packing: Packing | None = None
     mesh: Mesh | None = None
     pilotnet: PilotNet | None = None
     static: Static | None = None
     profiles: dict[str, Profile] = Field(default_factory=dict)
+
+    def reset_problems(self, layer: str, reset: str) -> list[Problem]:
+        """Why the neurons of ``layer`` cannot have this ``reset``; empty where they can."""
+        if reset == "zero" or self.neurons.subtract_reset.value:
+            return []
+        able = [name for name in names() if load(name).neurons.subtract_reset.value]
+        return [
+            Problem(
+                layer,
+                f"reset {reset!r}: a spike of {self.title} sets v to zero, and nothing else",
+                f"use --chip {' or '.join(able)}, or train with a reset to zero",
+            )
+        ]
 
     @property
     def state_limit(self) -> int | None:

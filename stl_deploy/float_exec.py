@@ -1,12 +1,16 @@
 """A small executor of float NIR graphs in numpy: what the float graph means, step by step.
 
 A LIF follows NIR's equation by forward Euler with dt = 1e-4:
-v = (1 - dt/tau) v + (dt/tau) (v_leak + r I);  spike = v > v_threshold;  v = v_reset where it spikes.
+v = (1 - dt/tau) v + (dt/tau) (v_leak + r I);  spike = v > v_threshold;  v = v_reset where it spikes,
+or v - v_threshold with ``reset: "subtract"`` in its metadata. For a CubaLIF tau is tau_mem, and
+I = (1 - dt/tau_syn) I + (dt/tau_syn) w_in S. What leads from the neurons back to them adds the weighted
+spikes of the step before to the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import nir
@@ -24,25 +28,34 @@ def run(
     raster: Array,
     observe: Callable[[str, Array], None] | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
-    """Spikes [N, T, *shape] of every LIF and Threshold node, in float64.
+    """Spikes [N, T, *shape] of every LIF, CubaLIF and Threshold node, in float64.
 
     Args:
         graph: a lowered float graph (after ``passes.lower``).
         raster: input [N, T, *input_shape].
-        observe: called with (name, output [N*T, ...]) of every node with weights.
+        observe: called with (name, output [N*T, ...]) of every node with weights in the chain; where
+            the neurons behind it hear themselves, that is added.
     """
     n, steps = raster.shape[:2]
     x: Array = raster.reshape(n * steps, *raster.shape[2:]).astype(np.float64)
     spikes: dict[str, NDArray[np.uint8]] = {}
-    for name, node in G.inner(graph).items():
-        if isinstance(node, nir.LIF):
-            x = _lif(node, x.reshape(n, steps, *x.shape[1:])).reshape(x.shape)
+    nodes, beside = G.inner(graph), G.recurrent(graph)
+    before = dict(pairwise(reversed(nodes)))
+    for name, node in nodes.items():
+        if isinstance(node, nir.LIF | nir.CubaLIF):
+            own = beside[name][1].weight.astype(np.float64) if name in beside else None
+            total = x.reshape(n, steps, *x.shape[1:])
+            x = _neurons(node, total, own).reshape(x.shape)
+            if own is not None and observe is not None and name in before:
+                observe(before[name], total.reshape(x.shape))
         else:
             x = _stateless(node, x)
-        if isinstance(node, nir.LIF | nir.Threshold):
+        if isinstance(node, nir.LIF | nir.CubaLIF | nir.Threshold):
             spikes[name] = x.astype(np.uint8).reshape(n, steps, *x.shape[1:])
-        elif observe is not None and isinstance(node, nir.Conv2d | nir.Linear | nir.Affine):
-            observe(name, x)
+        elif isinstance(node, nir.Conv2d | nir.Linear | nir.Affine) and observe is not None:
+            observed_later = name in [before.get(neurons) for neurons in beside]
+            if not observed_later:
+                observe(name, x)
     return spikes
 
 
@@ -72,14 +85,27 @@ def _stateless(node: nir.ir.NIRNode, x: Array) -> Array:
     raise TypeError(f"cannot run {type(node).__name__}")
 
 
-def _lif(node: nir.LIF, current: Array) -> Array:
-    step = G.DT / node.tau.astype(np.float64)
+def _neurons(node: nir.LIF | nir.CubaLIF, inputs: Array, own: Array | None) -> Array:
+    """Spikes [N, T, *shape] for ``inputs`` of that shape.
+
+    What the neurons hear of themselves through the weights ``own`` is added to ``inputs``, in place.
+    """
+    cuba = isinstance(node, nir.CubaLIF)
+    step = G.DT / (node.tau_mem if cuba else node.tau).astype(np.float64)
     keep, gain, leak = 1 - step, step * node.r, step * node.v_leak
-    v = np.zeros_like(current[:, 0])
-    spikes = np.zeros_like(current)
-    for t in range(current.shape[1]):
-        v = keep * v + gain * current[:, t] + leak
+    subtract = G.reset_of(node) == "subtract"
+    synapse = G.DT / node.tau_syn.astype(np.float64) if cuba else None
+    held = v = s = np.zeros_like(inputs[:, 0])
+    spikes = np.zeros_like(inputs)
+    for t in range(inputs.shape[1]):
+        if own is not None:
+            inputs[:, t] += s @ own.T
+        current = inputs[:, t]
+        if synapse is not None:
+            held = (1 - synapse) * held + synapse * node.w_in * current
+            current = held
+        v = keep * v + gain * current + leak
         s = v > node.v_threshold
         spikes[:, t] = s
-        v = np.where(s, node.v_reset, v)
+        v = np.where(s, v - node.v_threshold if subtract else node.v_reset, v)
     return spikes

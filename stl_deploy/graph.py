@@ -2,7 +2,9 @@
 
 NIR 1.0 knows no BatchNorm, Dropout, MaxPool or population readout. Importers put them into the
 graph as the node classes here; ``passes.PIPELINE`` folds, drops or lowers each. Graphs are chains
-Input -> ... -> Output; what NIR cannot say stands as one JSON string in the graph's metadata.
+Input -> ... -> Output, with one exception: a LIF or CubaLIF node may have a Linear node of its own
+that leads from it back to it. What NIR cannot say stands as one JSON string in the graph's metadata,
+and the reset by subtraction as ``reset: "subtract"`` in the metadata of a LIF or CubaLIF node.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast, get_args
 
 import nir
 import numpy as np
@@ -19,11 +21,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.network import Pair, Shape
+from stl_deploy.network import Pair, Reset, Shape
 
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
 Array = NDArray[Any]
+Recurrent = dict[str, tuple[str, nir.Linear]]
 
 
 class FloatMeta(BaseModel):
@@ -140,43 +143,107 @@ def lif(threshold: Array, tau: Array | float, r: Array | float) -> nir.LIF:
     )
 
 
+def cuba_lif(
+    threshold: Array, tau_syn: float, tau_mem: float, r: float, w_in: float, v_leak: Array
+) -> nir.CubaLIF:
+    """``nir.CubaLIF`` with v_reset = 0; every parameter gets the threshold's full shape."""
+    shape = threshold.shape
+    return nir.CubaLIF(
+        tau_syn=np.full(shape, tau_syn),
+        tau_mem=np.full(shape, tau_mem),
+        r=np.full(shape, r),
+        v_leak=np.broadcast_to(v_leak, shape).copy(),
+        v_reset=np.zeros(shape),
+        v_threshold=threshold,
+        w_in=np.full(shape, w_in),
+    )
+
+
+def reset_of(node: nir.LIF | nir.CubaLIF) -> Reset:
+    """What a spike does to v: ``reset`` of the node's metadata, "zero" (to v_reset) without.
+
+    NIR's equations cannot say "subtract" (v_threshold). Raises ValueError for anything else.
+    """
+    word = node.metadata.get("reset", "zero")
+    word = word.decode("utf-8", "replace") if isinstance(word, bytes) else word
+    for known in get_args(Reset):
+        if isinstance(word, str) and word == known:
+            return cast(Reset, known)
+    raise ValueError(f"reset {word!r} in its metadata is not one of {', '.join(get_args(Reset))}")
+
+
 def chain_graph(
-    nodes: dict[str, nir.ir.NIRNode], in_shape: Shape, out_shape: Shape, meta: str
+    nodes: dict[str, nir.ir.NIRNode],
+    in_shape: Shape,
+    out_shape: Shape,
+    meta: str,
+    recurrent: Recurrent | None = None,
 ) -> nir.NIRGraph:
-    """A graph Input -> nodes in order -> Output with ``meta`` as its JSON string."""
+    """A graph Input -> nodes in order -> Output with ``meta`` as its JSON string.
+
+    ``recurrent`` holds, by the name of the neurons, the node that leads from them back to them.
+    """
     every = {
         "input": nir.Input(input_type={"input": np.array(in_shape)}),
         **nodes,
         "output": nir.Output(output_type={"output": np.array(out_shape)}),
     }
-    names = list(every)
+    edges = list(pairwise(every))
+    for neurons, (name, node) in (recurrent or {}).items():
+        every[name] = node
+        edges += [(neurons, name), (name, neurons)]
     return nir.NIRGraph(
         nodes=every,
-        edges=list(pairwise(names)),
+        edges=edges,
         metadata={KEY: meta},
         type_check=False,
     )
 
 
 def rebuild(graph: nir.NIRGraph, nodes: dict[str, nir.ir.NIRNode]) -> nir.NIRGraph:
-    """``graph`` with other inner ``nodes``; input, output and metadata stay."""
-    return chain_graph(nodes, in_shape(graph), out_shape(graph), graph.metadata[KEY])
+    """``graph`` with other inner ``nodes``; input, output, recurrent nodes and metadata stay."""
+    meta = graph.metadata[KEY]
+    return chain_graph(nodes, in_shape(graph), out_shape(graph), meta, recurrent(graph))
+
+
+def recurrent(graph: nir.NIRGraph) -> Recurrent:
+    """By the name of the neurons, the Linear node that leads from them back to them.
+
+    Such a node has one edge from a LIF or CubaLIF node, one back to it, and no other.
+    """
+    found: Recurrent = {}
+    for name, node in graph.nodes.items():
+        sources = [a for a, b in graph.edges if b == name]
+        targets = [b for a, b in graph.edges if a == name]
+        if not isinstance(node, nir.Linear) or len(sources) != 1 or sources != targets:
+            continue
+        if isinstance(graph.nodes.get(sources[0]), nir.LIF | nir.CubaLIF):
+            # A second one at the same neurons stays in the chain, where it is refused.
+            found.setdefault(sources[0], (name, node))
+    return found
 
 
 def inner(graph: nir.NIRGraph) -> dict[str, nir.ir.NIRNode]:
     """The nodes between Input and Output in the order of the edges (a file's own order is not).
 
-    Raises LoweringError when the graph is not one chain.
+    Recurrent nodes are left out. Raises LoweringError when the rest is not one chain.
     """
     problems: list[Problem] = []
     following: dict[str, str] = {}
     preceding: dict[str, str] = {}
+    beside = {name for name, _ in recurrent(graph).values()}
     for source, target in graph.edges:
+        if beside & {source, target}:
+            continue
         for missing in {source, target} - set(graph.nodes):
             problems.append(Problem(missing, "an edge names this node, but there is none"))
         if source in following or target in preceding:
             problems.append(
-                Problem(f"{source} -> {target}", "branches or joins; only chains can be lowered")
+                Problem(
+                    f"{source} -> {target}",
+                    "branches or joins; only chains can be lowered, and LIF neurons with a Linear "
+                    "node from them back to them",
+                )
             )
         following[source], preceding[target] = target, source
     starts = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
@@ -187,7 +254,7 @@ def inner(graph: nir.NIRGraph) -> dict[str, nir.ir.NIRNode]:
     order: list[str] = [starts[0]]
     while order[-1] in following and len(order) <= len(graph.nodes):
         order.append(following[order[-1]])
-    left = set(graph.nodes) - set(order)
+    left = set(graph.nodes) - set(order) - beside
     if left or not isinstance(graph.nodes[order[-1]], nir.Output):
         where = ", ".join(sorted(left)) or order[-1]
         raise LoweringError(Problem(where, "not on a chain from Input to Output"))
@@ -251,9 +318,13 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
             if shape != node.scale.shape:
                 raise problem
             return shape
-        case nir.LIF():
+        case nir.LIF() | nir.CubaLIF():
             if shape != node.v_threshold.shape:
                 raise problem
+            try:
+                reset_of(node)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
             return shape
         case nir.Threshold():
             if shape != node.threshold.shape:
@@ -299,15 +370,34 @@ def pair(value: Any) -> Pair:
 
 def verify(graph: nir.NIRGraph) -> None:
     """Raise LoweringError unless every node fits the one before it."""
-    shape = in_shape(graph)
+    shape, beside = in_shape(graph), recurrent(graph)
     for name, node in inner(graph).items():
         try:
             shape = node_output(name, node, shape)
         except ValueError as error:
             raise LoweringError(Problem(name, str(error))) from None
+        if name in beside:
+            verify_recurrent(name, *beside[name], shape)
     if shape != out_shape(graph):
         raise LoweringError(
             Problem("output", f"declared as {out_shape(graph)}, but the last layer gives {shape}")
+        )
+
+
+def verify_recurrent(neurons: str, name: str, node: nir.Linear, shape: Shape) -> None:
+    """Raise LoweringError unless ``node`` leads from a flat population of ``shape`` to itself."""
+    if len(shape) != 1:
+        raise LoweringError(
+            Problem(
+                name,
+                f"leads from {neurons} of shape {shape} back to it; only a flat population can hear "
+                "itself",
+                "flatten it, or use a linear layer",
+            )
+        )
+    if node.weight.shape != (*shape, *shape):
+        raise LoweringError(
+            Problem(name, f"has weights {node.weight.shape}; {neurons} needs {(*shape, *shape)}")
         )
 
 

@@ -1,8 +1,8 @@
 """The integer network: what every backend runs, held as plain arrays, carried by ``model.nir``.
 
 A network is a chain of layers. A ``LifLayer`` is a weight matrix or kernel and the neurons behind
-it; an ``OrPool`` fires where any input in its window does. The arithmetic of a step is defined in
-``hw_sim/reference.py``.
+it, which may hear each other through a matrix of their own; an ``OrPool`` fires where any input in
+its window does. The arithmetic of a step is defined in ``hw_sim/reference.py``.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Sparse:
 
 
 Synapses = Conv | Dense | Sparse
+Reset = Literal["zero", "subtract"]
 
 
 def row_sums(synapses: Synapses, values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -109,6 +110,10 @@ class LifLayer:
         name: of the neurons, as in the PyTorch model; ``synapse_name`` of the weights.
         input_shape, shape: of the population before and of this one, without batch and time.
         exp: weights count 2^exp; the accumulator receives ``(w @ s) << exp``.
+        recurrent: int8 [neurons, neurons], from the neurons' own spikes of the step before, of a flat
+            population; added to the same sum, so that unit and ``exp`` are those of ``synapses``.
+        recurrent_name: of its weights, "" without.
+        reset: what a spike does to v: "zero", or "subtract" vth << 6.
         bias_mant, bias_exp: int32 [O], one a channel; added to v every step as mant << exp.
         du, dv: decay constants of current and voltage, 0..4095 (see hw_sim/reference.py).
         vth: int32 of ``shape``; fires where v > vth << 6.
@@ -129,6 +134,9 @@ class LifLayer:
     bias_exp: int = 6
     du: int = 4095
     dv: int = 2048
+    recurrent: Dense | None = None
+    recurrent_name: str = ""
+    reset: Reset = "zero"
 
     @property
     def bias(self) -> NDArray[np.int64]:
@@ -145,6 +153,12 @@ class LifLayer:
     def neurons(self) -> int:
         """Size of the population."""
         return math.prod(self.shape)
+
+    @property
+    def stored_weights(self) -> int:
+        """Weights that are not zero, recurrent ones included; one of a kernel counts once."""
+        own = 0 if self.recurrent is None else np.count_nonzero(self.recurrent.weight)
+        return int(np.count_nonzero(self.synapses.weight) + own)
 
 
 @dataclass(frozen=True)
@@ -306,6 +320,19 @@ class IntegerNetwork:
     def input_limit(self, layer: Layer) -> int:
         """Largest value on the inputs of ``layer``: 1 for spikes, ``input_levels`` at the first."""
         return self.input_levels if layer is self.layers[0] else 1
+
+
+def synapse_count(layer: Layer) -> int:
+    """Stored, non-zero, in-bounds synapses of ``layer``, recurrent ones included."""
+    return int(in_bounds_synapses(layer).sum()) + int(recurrent_synapses(layer).sum())
+
+
+def recurrent_synapses(layer: Layer) -> NDArray[np.int64]:
+    """Stored, non-zero synapses that leave each neuron for its own layer: int64 of ``shape``."""
+    if isinstance(layer, OrPool) or layer.recurrent is None:
+        return np.zeros(layer.shape, np.int64)
+    count: NDArray[np.int64] = (layer.recurrent.weight != 0).sum(axis=0, dtype=np.int64)
+    return count.reshape(layer.shape)
 
 
 def in_bounds_synapses(layer: Layer) -> NDArray[np.int64]:

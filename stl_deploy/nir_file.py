@@ -6,6 +6,12 @@ gives v = v*(4096-dv)/4096 + 2^exp * I; ``bias`` = (mant << bias_exp) / 2^(6+exp
 SumPool2d -> Threshold(0). What NIR cannot say stands in one JSON string (``IntegerMeta``). The loader
 rebuilds the integers from both and refuses what is not an integer or contradicts.
 
+Neurons that remember a current (du not 4095) are a CubaLIF: ``tau_syn`` = dt*4096/(du+1) and ``w_in`` =
+4096/(du+1), so that NIR's equation gives I = I*(4096-(du+1))/4096 + S and the rest is as above. The bias
+goes to v past the current, so it is ``v_leak`` = (mant << bias_exp)/2^6 * 4096/dv; the weights' own is 0.
+Neurons that hear themselves have edges to a Linear node of int8 and back from it. The reset by
+subtraction stands in the JSON alone. With any of these it is version 2, which older readers refuse.
+
 NIR knows no single connections, which a folded convolution becomes. They stand in the ``metadata`` of
 its Conv2d node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order, ``weight`` int8
 [n], and ``bias_mant`` int32, one a neuron. The nodes themselves say the same before rounding: a Conv2d
@@ -17,6 +23,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +32,15 @@ import h5py
 import nir
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from stl_deploy import chip as chips
 from stl_deploy import folding
@@ -48,6 +63,7 @@ from stl_deploy.network import (
     Placement,
     Precision,
     Readout,
+    Reset,
     Rounding,
     Sparse,
     Synapses,
@@ -56,6 +72,8 @@ from stl_deploy.network import (
 MAX_BYTES = 4 << 30
 MAX_OBJECTS = 20_000
 FORMAT = "stl-deploy/integer"
+ResetText = Literal["same-step, to zero", "same-step, as its layer says"]
+RESETS: dict[int, ResetText] = {1: "same-step, to zero", 2: "same-step, as its layer says"}
 
 
 class _Meta(BaseModel):
@@ -82,7 +100,8 @@ class RoundingMeta(_Meta):
 class LayerMeta(_Meta):
     """What NIR cannot say of a layer; ``weights`` names its weight (or SumPool2d) node.
 
-    ``folded`` says that the weight node carries single connections.
+    ``folded`` says that the weight node carries single connections. ``recurrent`` names the node from
+    the neurons back to them. Files of version 1 do not have it, nor ``reset``.
     """
 
     name: str
@@ -97,6 +116,21 @@ class LayerMeta(_Meta):
     precision: PrecisionMeta | None = None
     rounding: RoundingMeta | None = None
     folded: bool = False
+    recurrent: str | None = None
+    reset: Reset = "zero"
+
+    @property
+    def version(self) -> int:
+        """The version of the file that can say this."""
+        plain = self.du == 4095 and self.recurrent is None and self.reset == "zero"
+        return 1 if plain else 2
+
+    @model_serializer(mode="wrap")
+    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if self.version == 1:
+            del row["recurrent"], row["reset"]
+        return row
 
 
 class LayerPlacementMeta(_Meta):
@@ -124,10 +158,10 @@ class IntegerMeta(_Meta):
     """The JSON string of ``model.nir``."""
 
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     chip: str
     timesteps: int = Field(ge=1, le=4096)
-    reset: Literal["same-step, to zero"] = "same-step, to zero"
+    reset: ResetText = "same-step, to zero"
     compare: Literal[">"] = ">"
     input_levels: int = Field(ge=1, le=255)
     classes: int = Field(ge=1)
@@ -139,15 +173,32 @@ class IntegerMeta(_Meta):
     placement: PlacementMeta | None = None
     diagnostics: list[tuple[str, str, str]] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _says_what_it_can(self) -> IntegerMeta:
+        if self.reset != RESETS[self.version]:
+            raise ValueError(f"version {self.version} resets {RESETS[self.version]!r}")
+        for layer in self.layers:
+            if layer.version > self.version:
+                raise ValueError(
+                    f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero and does not "
+                    "hear itself"
+                )
+        return self
+
 
 def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
-    """The NIR graph that carries ``network``."""
+    """The NIR graph that carries ``network``. Raises LoweringError naming what NIR cannot."""
+    if problems := [p for layer in network.lif_layers for p in _unwritable(layer)]:
+        raise LoweringError(problems)
     nodes: dict[str, nir.ir.NIRNode] = {}
     metas: list[LayerMeta] = []
     for layer in network.layers:
         nodes |= _nodes(layer)
         metas.append(_layer_meta(layer, network))
+    version: Literal[1, 2] = 2 if any(meta.version == 2 for meta in metas) else 1
     meta = IntegerMeta(
+        version=version,
+        reset=RESETS[version],
         chip=network.chip,
         timesteps=network.timesteps,
         input_levels=network.input_levels,
@@ -159,9 +210,31 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
         placement=None if network.placement is None else _placement_meta(network.placement),
         diagnostics=[(d.where, d.what, d.remedy) for d in network.diagnostics],
     )
-    return G.chain_graph(
-        nodes, network.input_shape, network.layers[-1].shape, meta.model_dump_json()
-    )
+    recurrent: G.Recurrent = {
+        layer.name: (layer.recurrent_name, nir.Linear(weight=layer.recurrent.weight))
+        for layer in network.lif_layers
+        if layer.recurrent is not None
+    }
+    shapes = network.input_shape, network.layers[-1].shape
+    return G.chain_graph(nodes, *shapes, meta.model_dump_json(), recurrent)
+
+
+def _unwritable(layer: LifLayer) -> Iterator[Problem]:
+    """What no node of NIR can say."""
+    if layer.dv == 0:
+        yield Problem(layer.name, "dv 0: NIR's neurons leak", "use a dv from 1 to 4095")
+    if layer.du != 4095 and isinstance(layer.synapses, Sparse):
+        yield Problem(
+            layer.name,
+            f"a folded convolution into neurons with a current (du {layer.du})",
+            "use --thresholds native",
+        )
+    if layer.recurrent is not None and len(layer.shape) != 1:
+        yield Problem(
+            layer.name,
+            f"neurons of shape {layer.shape} hear themselves; only a flat population can",
+            "flatten the population",
+        )
 
 
 def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
@@ -170,12 +243,13 @@ def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
             layer.synapse_name: G.sum_pool(layer.kernel, layer.input_shape),
             layer.name: nir.Threshold(threshold=np.zeros(layer.shape, np.int32)),
         }
-    gain = 4096 / layer.dv
-    neurons = G.lif(layer.vth, tau=G.DT * gain, r=gain * 2.0**layer.exp)
+    neurons = _neurons(layer)
     if isinstance(layer.synapses, Sparse):
         return _folded_nodes(layer, layer.synapses) | {layer.name: neurons}
     out: dict[str, nir.ir.NIRNode] = {}
     bias = layer.bias.reshape(-1) / 2.0 ** (6 + layer.exp)
+    if layer.du != 4095:
+        bias = np.zeros_like(bias)
     synapses = layer.synapses
     if isinstance(synapses, Conv):
         out[layer.synapse_name] = G.conv2d(
@@ -192,11 +266,38 @@ def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
             out[f"{layer.synapse_name}_flatten"] = G.flatten(layer.input_shape)
         out[layer.synapse_name] = (
             nir.Affine(weight=synapses.weight, bias=bias)
-            if layer.bias_mant.any()
+            if bias.any()
             else nir.Linear(weight=synapses.weight)
         )
     out[layer.name] = neurons
     return out
+
+
+def _neurons(layer: LifLayer) -> nir.LIF | nir.CubaLIF:
+    tau, r = _membrane(layer.dv, layer.exp)
+    if layer.du == 4095:
+        return G.lif(layer.vth, tau=tau, r=r)
+    tau_syn, w_in = _current(layer.du)
+    leak = _leak(layer.bias, layer.dv)
+    return G.cuba_lif(layer.vth, tau_syn=tau_syn, tau_mem=tau, r=r, w_in=w_in, v_leak=leak)
+
+
+def _membrane(dv: int, exp: int) -> tuple[float, float]:
+    """(tau or tau_mem, r) of a LIF or CubaLIF node."""
+    gain = 4096 / dv
+    return G.DT * gain, gain * 2.0**exp
+
+
+def _current(du: int) -> tuple[float, float]:
+    """(tau_syn, w_in) of a CubaLIF node."""
+    gain = 4096 / (du + 1)
+    return G.DT * gain, gain
+
+
+def _leak(bias: NDArray[Any], dv: int) -> NDArray[np.float64]:
+    """v_leak of a CubaLIF node, whose step adds ``bias`` to v."""
+    leak: NDArray[np.float64] = bias / 2.0**6 * (4096 / dv)
+    return leak
 
 
 def _folded_nodes(layer: LifLayer, synapses: Sparse) -> dict[str, nir.ir.NIRNode]:
@@ -244,6 +345,8 @@ def _layer_meta(layer: Layer, network: IntegerNetwork) -> LayerMeta:
         precision=None if precision is None else PrecisionMeta(**vars(precision)),
         rounding=None if rounding is None else RoundingMeta(**vars(rounding)),
         folded=isinstance(layer.synapses, Sparse),
+        recurrent=None if layer.recurrent is None else layer.recurrent_name,
+        reset=layer.reset,
     )
 
 
@@ -280,7 +383,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     layers: list[Layer] = []
     try:
         G.verify(graph)
-        chain = G.inner(graph)
+        chain, beside = G.inner(graph), G.recurrent(graph)
     except LoweringError as error:
         raise InputError([Problem(f"{where}: {p.where}", p.what) for p in error.problems]) from None
     shape = G.in_shape(graph)
@@ -295,6 +398,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
                 layer: Layer = _folded_layer(entry, node, factor, neurons, shape, chip)
             else:
                 layer = _layer(entry, node, neurons, shape, chip)
+            layer = _with_recurrent(entry, layer, beside.get(entry.name))
         except ValueError as error:
             problems.append(Problem(f"{where}: {entry.name}", str(error)))
             continue
@@ -410,6 +514,8 @@ def _layer(
             raise ValueError(f"its windows {kernel} do not tile the plane")
         if np.any(neurons.threshold != 0):
             raise ValueError("the threshold of an OR pool is 0")
+        if entry.version > 1:
+            raise ValueError("an OR pool has no current, does not hear itself and resets to zero")
         return OrPool(entry.name, entry.weights, shape, neurons.threshold.shape, kernel)
     if not isinstance(node, nir.Conv2d | nir.Affine | nir.Linear):
         raise ValueError(
@@ -417,14 +523,46 @@ def _layer(
         )
     qmax = 2 ** (entry.weight_bits - 1)
     weight = _integers(node.weight, f"{entry.weights}.weight", -qmax, qmax - 1).astype(np.int8)
-    bias = getattr(node, "bias", np.zeros(len(weight)))
-    mant = np.asarray(bias, np.float64) * 2.0 ** (6 + entry.exp - entry.bias_exp)
+    bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), np.float64)
+    mant = bias * 2.0 ** (6 + entry.exp - entry.bias_exp)
+    if isinstance(neurons, nir.CubaLIF):
+        if bias.any():
+            raise ValueError(f"{entry.weights} has a bias; that of a CubaLIF is its v_leak")
+        mant = _leaked(neurons, len(weight), entry)
     synapses: Synapses = (
         Conv(weight, *G.conv_geometry(node), int(node.groups))
         if isinstance(node, nir.Conv2d)
         else Dense(weight)
     )
     return _lif_layer(entry, synapses, mant, len(weight), neurons, shape, chip)
+
+
+def _leaked(neurons: nir.CubaLIF, channels: int, entry: LayerMeta) -> NDArray[np.float64]:
+    """The bias mantissa of each channel, from v_leak. Raises ValueError where they differ within one."""
+    leak = np.asarray(neurons.v_leak, np.float64)
+    if entry.dv == 0 or leak.size % channels:
+        raise ValueError(f"dv {entry.dv}, {leak.size} neurons for {channels} channels")
+    unit = 2.0 ** (entry.bias_exp - 6) * (4096 / entry.dv)
+    mant = np.rint(leak.reshape(channels, -1)[:, 0] / unit)
+    bias = mant.reshape(-1, *[1] * (leak.ndim - 1)) * 2.0**entry.bias_exp
+    if not np.isfinite(leak).all() or (leak != _leak(bias, entry.dv)).any():
+        raise ValueError("v_leak is not a bias, one for each channel")
+    return mant
+
+
+def _with_recurrent(entry: LayerMeta, layer: Layer, found: tuple[str, nir.Linear] | None) -> Layer:
+    """``layer`` with its recurrent weights. Raises ValueError saying what contradicts."""
+    name, node = found or (None, None)
+    if name != entry.recurrent:
+        raise ValueError(
+            f"hears itself through {name or 'no node'}, in the metadata through "
+            f"{entry.recurrent or 'none'}"
+        )
+    if node is None or name is None or isinstance(layer, OrPool):
+        return layer
+    qmax = 2 ** (entry.weight_bits - 1)
+    weight = _integers(node.weight, f"{name}.weight", -qmax, qmax - 1).astype(np.int8)
+    return replace(layer, recurrent=Dense(weight), recurrent_name=name)
 
 
 def _lif_layer(
@@ -437,19 +575,23 @@ def _lif_layer(
     chip: chips.Chip,
 ) -> LifLayer:
     """The layer with these synapses. Raises ValueError saying what contradicts."""
-    if not isinstance(neurons, nir.LIF):
-        raise ValueError(f"is a {type(neurons).__name__}, not a LIF")
-    if entry.dv == 0 or entry.du != 4095:
-        raise ValueError(f"du {entry.du}, dv {entry.dv}: a LIF has du = 4095 and dv from 1")
-    gain = 4096 / entry.dv
-    for key, value in (
-        ("tau", G.DT * gain),
-        ("r", gain * 2.0**entry.exp),
-        ("v_leak", 0.0),
-        ("v_reset", 0.0),
-    ):
+    kind = nir.LIF if entry.du == 4095 else nir.CubaLIF
+    if not isinstance(neurons, kind):
+        raise ValueError(f"is a {type(neurons).__name__}, with du {entry.du} not a {kind.__name__}")
+    if entry.dv == 0:
+        raise ValueError("dv 0: neurons have a dv from 1")
+    tau, r = _membrane(entry.dv, entry.exp)
+    expected = {"tau": tau, "r": r, "v_leak": 0.0, "v_reset": 0.0}
+    if kind is nir.CubaLIF:
+        tau_syn, w_in = _current(entry.du)
+        expected = {"tau_syn": tau_syn, "w_in": w_in, "tau_mem": tau, "r": r, "v_reset": 0.0}
+    for key, value in expected.items():
         if np.any(np.asarray(getattr(neurons, key)) != value):
-            raise ValueError(f"{key} contradicts the metadata (dv {entry.dv}, exp {entry.exp})")
+            raise ValueError(
+                f"{key} contradicts the metadata (du {entry.du}, dv {entry.dv}, exp {entry.exp})"
+            )
+    if entry.reset == "subtract" and not chip.neurons.subtract_reset.value:
+        raise ValueError(f"reset {entry.reset!r}: a neuron of {chip.name} resets to zero")
     vth = _integers(neurons.v_threshold, "v_threshold", *chip.threshold_range)
     scale = np.array(entry.scale, np.float64)
     if scale.shape != (channels,) or not (np.isfinite(scale) & (scale > 0)).all():
@@ -468,6 +610,7 @@ def _lif_layer(
         bias_exp=entry.bias_exp,
         du=entry.du,
         dv=entry.dv,
+        reset=entry.reset,
     )
 
 

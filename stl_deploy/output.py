@@ -19,7 +19,7 @@ from stl_deploy import __version__, nir_file, placement
 from stl_deploy import chip as chips
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import sha256
-from stl_deploy.network import IntegerNetwork, Layer, LifLayer, Placement, in_bounds_synapses
+from stl_deploy.network import IntegerNetwork, Layer, LifLayer, Placement, synapse_count
 
 MANIFEST = "manifest.json"
 FORMAT = "stl-deploy/export"
@@ -185,8 +185,11 @@ def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
         "kind": layer.synapses.kind if isinstance(layer, LifLayer) else "or_pool",
         "shape": list(layer.shape),
         "neurons": layer.neurons,
-        "synapses": int(in_bounds_synapses(layer).sum()),
+        "synapses": synapse_count(layer),
         "weight_bits": layer.weight_bits if isinstance(layer, LifLayer) else 1,
+        "recurrent": isinstance(layer, LifLayer) and layer.recurrent is not None,
+        "reset": layer.reset if isinstance(layer, LifLayer) else "zero",
+        "decays": {"du": layer.du, "dv": layer.dv} if isinstance(layer, LifLayer) else None,
         "thresholds": {
             "distinct": len(np.unique(vth)),
             "min": int(vth.min()),

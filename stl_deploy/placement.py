@@ -7,14 +7,17 @@ chips are filled in that order. What a block needs:
 - *compartments*: its neurons.
 - *synapse memory*: every stored synapse on its own, also of a convolution (kernels are not shared),
   packed as ``[packing]`` of the chip's file says. Weights take the layer's ``weight_bits``.
-- *in-axons*: one for each neuron before the layer that has a synapse into the block.
-- *out-axons*: one for each neuron of the block and core of the next layer that it reaches; a neuron
-  of the last layer has one, to the host.
+- *in-axons*: one for each neuron before the layer, or of the layer itself, that has a synapse into the
+  block.
+- *out-axons*: one for each neuron of the block and core that it reaches, of the next layer or of its
+  own; a neuron of the last layer has one more, to the host.
 - *distinct thresholds*: counted but never the reason for a cut: thresholds of neighbouring neurons
   differ, so that a core would be left with a handful of them. Where the limit shall hold, neurons
   are laid onto cores in another order and thresholds are rounded (``profiles.py``).
 
-Out-axons depend on where the next layer's blocks end, so the last layer is placed first.
+Out-axons depend on where the next layer's blocks end, so the last layer is placed first. Where a layer
+hears itself they depend on its own blocks too: it is cut again, with as many as the cut before made
+necessary, until a cut keeps to what it was made for.
 """
 
 from __future__ import annotations
@@ -154,12 +157,13 @@ def _placement(
     found: list[tuple[_Demand, tuple[int, ...]]] = []
     for layer in reversed(network.layers):
         fan_out = wiring.dealt(reach, layer.shape)
-        sizes, order = (None, None) if blocks is None else blocks[layer.name]
-        demand = _Demand(layer, chip, chip.packing, fan_out, order)
-        if sizes is None:
-            sizes = demand.cut()
-            if (over := (spread or {}).get(layer.name, 1)) > 1:
-                demand, sizes = demand.spread(sizes, over)
+        if blocks is None:
+            over = (spread or {}).get(layer.name, 1)
+            demand, sizes = _cut(layer, chip, chip.packing, fan_out, over)
+        else:
+            sizes, order = blocks[layer.name]
+            own = _own_reach(layer, sizes, order)
+            demand = _Demand(layer, chip, chip.packing, fan_out + own, order)
         found.insert(0, (demand, tuple(sizes)))
         reach = demand.reach(sizes)
     layers: dict[str, LayerPlacement] = {}
@@ -173,8 +177,40 @@ def _placement(
         cores=cores,
         tiles=math.ceil(cores / per_tile.value),
         chips=math.ceil(cores / per_chip.value),
-        beyond=tuple(problem for demand, _ in found for problem in demand.beyond()),
+        beyond=tuple(
+            problem
+            for demand, _ in found
+            for problem in demand.beyond(layers[demand.layer.name].fullest)
+        ),
     )
+
+
+def _cut(
+    layer: Layer, chip: Chip, packing: Packing, fan_out: Int64, over: int
+) -> tuple[_Demand, Sequence[int]]:
+    """The blocks of a layer that reaches ``fan_out`` cores of the next one, and what they need."""
+    assumed = np.zeros_like(fan_out)
+    while True:
+        demand = _Demand(layer, chip, packing, fan_out + assumed)
+        sizes: Sequence[int] = demand.cut()
+        if over > 1:
+            demand, sizes = demand.spread(sizes, over)
+        own = _own_reach(layer, sizes, demand.order)
+        if (own <= assumed).all():
+            break
+        assumed = np.maximum(assumed, own)
+    if (own < assumed).any():
+        demand = _Demand(layer, chip, packing, fan_out + own, demand.order)
+    return demand, sizes
+
+
+def _own_reach(layer: Layer, sizes: Sequence[int], order: Sequence[int] | None) -> Int64:
+    """How many cores of its own layer, with these blocks, each neuron reaches, as they are dealt."""
+    reach = np.zeros(layer.neurons, np.int64)
+    if (own := wiring.own(layer, order)) is not None:
+        for low, high in _ranges(sizes):
+            own.mark(low, high, reach)
+    return wiring.dealt(reach, layer.shape)
 
 
 def synapse_bits(packing: Packing, weight_bits: int) -> int:
@@ -213,7 +249,7 @@ def packed_bytes(packing: Packing, weight_bits: int, largest: int) -> Int64:
 
 
 class _Demand:
-    """What blocks of one layer's neurons need; ``fan_out`` are the next layer's cores by neuron.
+    """What blocks of one layer's neurons need; ``fan_out`` are the cores that each neuron reaches.
 
     With an ``order`` the neurons are numbered in that.
     """
@@ -229,7 +265,7 @@ class _Demand:
         self.layer, self.chip, self.packing, self.order = layer, chip, packing, order
         self.in_order_fan_out = fan_out
         self.fan_out = fan_out if order is None else fan_out[np.asarray(order)]
-        self.wiring = wiring.of(layer, order)
+        self.wiring, self.own = wiring.of(layer, order), wiring.own(layer, order)
         bits = layer.weight_bits if isinstance(layer, LifLayer) else 1
         self.bytes = packed_bytes(packing, bits, layer.neurons)
         self.synapse_bits = synapse_bits(packing, bits)
@@ -246,6 +282,8 @@ class _Demand:
     def alone(self) -> dict[Limit, Int64]:
         """What every neuron would need on a core of its own, but for its threshold."""
         fan_in = self.wiring.fan_in()
+        if self.own is not None:
+            fan_in = fan_in + self.own.fan_in()
         return {
             "compartments": np.ones_like(fan_in),
             "synapse_bytes": fan_in * self.bytes[1],
@@ -256,6 +294,8 @@ class _Demand:
     def needs(self, low: int, high: int) -> dict[Limit, int]:
         """What neurons low..high-1 need on one core, but for their thresholds."""
         counts = self.wiring.counts(low, high)
+        if self.own is not None:
+            counts = np.concatenate([counts.reshape(-1), self.own.counts(low, high)])
         return {
             "compartments": high - low,
             "synapse_bytes": int(self.bytes[counts].sum()),
@@ -344,11 +384,15 @@ class _Demand:
             order=None if self.order is None else tuple(self.order),
         )
 
-    def beyond(self) -> list[Problem]:
-        """Neurons that no core can hold, limit by limit."""
+    def beyond(self, fullest: Mapping[Limit, int]) -> list[Problem]:
+        """Neurons that no core can hold, limit by limit; ``fullest`` is what the fullest core needs."""
         problems = []
         for name, held in limits(self.chip).items():
-            if name == "thresholds" or name in self.held:
+            if name == "thresholds":
+                continue
+            if name in self.held:
+                if fullest[name] > held:
+                    problems.append(self._beyond_by_itself(name, fullest[name], held))
                 continue
             alone = self.alone[name]
             worst = int(alone.argmax())
@@ -364,6 +408,15 @@ class _Demand:
                 )
             )
         return problems
+
+    def _beyond_by_itself(self, name: Limit, needed: int, held: int) -> Problem:
+        """The problem of a layer that is cut into so many cores that it cannot reach them all."""
+        return Problem(
+            self.layer.name,
+            f"hears itself on {len(self.fan_out):,} neurons, of which a core needs {needed:,} "
+            f"{UNITS[name]}; a core of {self.chip.name} holds {held:,}",
+            "use a --chip with larger cores, or a smaller layer",
+        )
 
 
 def _ranges(sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -41,6 +41,7 @@ from stl_deploy.network import (
     OrPool,
     Precision,
     Readout,
+    Reset,
 )
 
 Float = NDArray[np.float64]
@@ -77,7 +78,9 @@ def quantize(
     """Quantize a lowered float graph (``passes.lower``) for ``chip``.
 
     Args:
-        graph: chain of Conv2d/Linear/Affine -> LIF, SumPool2d -> Threshold and Flatten nodes.
+        graph: chain of Conv2d/Linear/Affine -> LIF or CubaLIF, SumPool2d -> Threshold and Flatten
+            nodes; flat neurons may have a Linear node from them back to them, and ``reset: "subtract"``
+            in their metadata.
         chip: name of a file in ``chips/``.
         calib: raster [N, T, *input] for ``overflow="checked"``; labels are never used.
         weight_bits: 2..8, the grid +-(2^(B-1)-1).
@@ -188,6 +191,17 @@ def _fold_problems(
     for block in blocks:
         if isinstance(block, OrPool):
             continue
+        unfit = "hears itself" if block.recurrent is not None else ""
+        if folding.needs_unrolling(block.node, block.threshold) and block.du != 4095:
+            unfit = "has a current behind a convolution"
+        if unfit:
+            problems.append(
+                Problem(
+                    block.name,
+                    f"{unfit}, which cannot be folded",
+                    f"use --thresholds {folding.instead(chip)}",
+                )
+            )
         low = block.threshold <= 0
         if low.any():
             where = [tuple(map(int, index)) for index in np.argwhere(low)[:NAMED]]
@@ -216,7 +230,11 @@ def _synapses(node: nir.ir.NIRNode, weight: NDArray[np.int8]) -> Conv | Dense:
 
 @dataclass(frozen=True)
 class _Block:
-    """One weight node and the LIF behind it, in float."""
+    """One weight node and the neurons behind it, in float, as v counts.
+
+    ``gain`` is what turns the sums of the graph into that, ``decay`` and ``current_decay`` what a step
+    leaves of v and of the current, before they are rounded to ``dv`` and ``du``.
+    """
 
     name: str
     synapse_name: str
@@ -228,24 +246,37 @@ class _Block:
     decay: float
     gain: float
     input_shape: tuple[int, ...]
+    du: int = 4095
+    current_decay: float = 0.0
+    recurrent: Float | None = None
+    recurrent_name: str = ""
+    reset: Reset = "zero"
 
 
 def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
     """Pair the nodes of the chain up. Raises LoweringError naming every node that does not fit."""
     out: list[_Block | OrPool] = []
     problems: list[Problem] = []
+    beside = G.recurrent(graph)
     shape = population = G.in_shape(graph)
     pending: tuple[str, nir.ir.NIRNode] | None = None
     for name, node in G.inner(graph).items():
-        after = G.node_output(name, node, shape)
+        try:
+            after = G.node_output(name, node, shape)
+        except ValueError as error:
+            raise LoweringError([*problems, Problem(name, str(error))]) from None
         match pending, node:
             case None, nir.Flatten():
                 pass
             case None, nir.Conv2d() | nir.Linear() | nir.Affine() | nir.SumPool2d():
                 pending = (name, node)
-            case (synapse, nir.Conv2d() | nir.Linear() | nir.Affine() as source), nir.LIF():
+            case (
+                (synapse, nir.Conv2d() | nir.Linear() | nir.Affine() as source),
+                nir.LIF() | nir.CubaLIF(),
+            ):
                 try:
-                    out.append(_block(name, node, synapse, source, population))
+                    block = _block(name, node, synapse, source, population)
+                    out.append(_with_recurrent(block, beside.get(name)))
                 except LoweringError as error:
                     problems += error.problems
                 pending, population = None, after
@@ -261,7 +292,7 @@ def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
                     Problem(
                         name,
                         f"{type(node).__name__} follows {before}; what can be lowered is "
-                        "convolution or linear -> LIF, and max pooling of spikes",
+                        "convolution or linear -> LIF or CubaLIF, and max pooling of spikes",
                     )
                 )
                 pending = None
@@ -274,29 +305,55 @@ def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
 
 
 def _block(
-    name: str, node: nir.LIF, synapse: str, source: nir.ir.NIRNode, input_shape: tuple[int, ...]
+    name: str,
+    node: nir.LIF | nir.CubaLIF,
+    synapse: str,
+    source: nir.ir.NIRNode,
+    input_shape: tuple[int, ...],
 ) -> _Block:
-    step, gain = G.DT / node.tau, G.DT / node.tau * node.r
+    """The block in the units of v. Raises LoweringError with all that the neurons cannot have."""
+    cuba = isinstance(node, nir.CubaLIF)
+    step = G.DT / (node.tau_mem if cuba else node.tau)
+    current = G.DT / node.tau_syn if cuba else np.ones(1)
+    gain = step * node.r * (current * node.w_in if cuba else 1)
     # dv = 0 would be no leak and 4096 does not fit 12 bits; what rounding changes is reported.
     dv = np.clip(np.rint(4096 * step), 1, 4095)
+    du = np.clip(np.rint(4096 * current) - 1, 0, 4095)
     problems = []
-    if (node.v_leak != 0).any() or (node.v_reset != 0).any():
+    if (node.v_reset != 0).any() or (not cuba and (node.v_leak != 0).any()):
         problems.append(Problem(name, "v_leak or v_reset is not zero"))
-    if np.ptp(dv) != 0 or not (step.min() > 0 and step.max() <= 1):
+    for tau, decays, rounded in (("tau", step, dv), ("tau_syn", current, du)):
+        if np.ptp(rounded) != 0 or not (decays.min() > 0 and decays.max() <= 1):
+            problems.append(
+                Problem(
+                    name,
+                    f"decay 1 - dt/{tau} from {(1 - decays).min():g} to {(1 - decays).max():g}; one "
+                    "value a layer, from 0 to less than 1, can be held",
+                    f"give all neurons of the layer one {tau}",
+                )
+            )
+    if np.ptp(gain) > 1e-12 or not gain.flat[0] > 0:
+        what = "w_in * dt / tau_syn * r * dt / tau_mem" if cuba else "r * dt / tau"
+        problems.append(Problem(name, f"{what} differs between neurons or is not positive"))
+    weight = source.weight.astype(np.float64) * gain.flat[0]
+    bias = np.zeros(len(weight))
+    if hasattr(source, "bias"):
+        bias = source.bias.astype(np.float64) * gain.flat[0]
+    if cuba and bias.any() and (current != 1).any():
         problems.append(
             Problem(
-                name,
-                f"decay 1 - dt/tau from {(1 - step).min():g} to {(1 - step).max():g}; one "
-                "value a layer, from 0 to less than 1, can be held",
-                "give all neurons of the layer one tau",
+                synapse,
+                f"has a bias, which would pass through the current of {name}; a chip adds it to v",
+                "give it as v_leak, or train the layer without a bias",
             )
         )
-    if np.ptp(gain) > 1e-12 or not gain.flat[0] > 0:
-        problems.append(Problem(name, "r * dt / tau differs between neurons or is not positive"))
+    if cuba:
+        leak = (step * node.v_leak).reshape(len(weight), -1)
+        bias = bias + leak[:, 0]
+        if (leak != leak[:, :1]).any():
+            problems.append(Problem(name, "v_leak differs between the neurons of a channel"))
     if problems:
         raise LoweringError(problems)
-    weight = source.weight.astype(np.float64) * gain.flat[0]
-    bias = source.bias if hasattr(source, "bias") else np.zeros(len(weight))
     # The float file holds nextafter(theta, -inf) behind NIR's strict >; theta itself is meant here.
     threshold = np.nextafter(node.v_threshold, np.inf) + 0.0  # and no negative zero
     return _Block(
@@ -304,13 +361,26 @@ def _block(
         synapse,
         source,
         weight,
-        bias.astype(np.float64) * gain.flat[0],
+        bias,
         threshold,
         int(dv.flat[0]),
         float(1 - step.flat[0]),
         float(gain.flat[0]),
         input_shape,
+        int(du.flat[0]),
+        float(1 - current.flat[0]),
+        reset=G.reset_of(node),
     )
+
+
+def _with_recurrent(block: _Block, found: tuple[str, nir.Linear] | None) -> _Block:
+    """``block`` with the weights from its neurons back to them, in the units of v."""
+    if found is None:
+        return block
+    name, node = found
+    G.verify_recurrent(block.name, name, node, block.threshold.shape)
+    weight = node.weight.astype(np.float64) * block.gain
+    return replace(block, recurrent=weight, recurrent_name=name)
 
 
 class _Fit:
@@ -335,11 +405,14 @@ class _Fit:
         self.diagnostics: list[Diagnostic] = []
         self.flat = block.threshold.reshape(len(block.weight), -1)
         self.peak = np.abs(block.weight).reshape(len(block.weight), -1).max(axis=1)
+        if block.recurrent is not None:
+            self.peak = np.maximum(self.peak, np.abs(block.recurrent).max(axis=1))
         self.qmax = 2 ** (options.weight_bits - 1) - 1
 
     def choose(self) -> tuple[LifLayer, Precision]:
         """The layer in integers and how its overflow was settled."""
-        self._report_decay()
+        self._report_decays()
+        self.problems += self.chip.reset_problems(self.block.name, self.block.reset)
         base = self._held(self._plain_units())
         limit = self.chip.accumulator_limit
         mode: Literal["proven", "checked"] = "checked"
@@ -364,18 +437,21 @@ class _Fit:
         low, high = bounds.one_sided_sums(layer, self.levels)
         return layer, Precision(mode, bits, int(max(-low.min(), high.max())), limit)
 
-    def _report_decay(self) -> None:
-        """Say where the decay is not a multiple of 1/4096."""
-        held = 1 - self.block.dv / 4096
-        if abs(held - self.block.decay) > 1e-12:
-            self.diagnostics.append(
-                Diagnostic(
-                    self.block.name,
-                    f"decay {self.block.decay:.8g} is rounded to {4096 - self.block.dv}/4096 = "
-                    f"{held:.8g}",
-                    "train with that value to lose nothing",
+    def _report_decays(self) -> None:
+        """Say where a decay is not a multiple of 1/4096."""
+        block = self.block
+        for what, decay, held in (
+            ("decay", block.decay, 4096 - block.dv),
+            ("decay of the current", block.current_decay, 4095 - block.du),
+        ):
+            if abs(held / 4096 - decay) > 1e-12:
+                self.diagnostics.append(
+                    Diagnostic(
+                        block.name,
+                        f"{what} {decay:.8g} is rounded to {held}/4096 = {held / 4096:.8g}",
+                        "train with that value to lose nothing",
+                    )
                 )
-            )
 
     def _plain_units(self) -> Float:
         """max|w| / qmax a channel; for a channel without weights, one that holds bias and theta."""
@@ -415,20 +491,29 @@ class _Fit:
             low, high = bounds.one_sided_sums(layer, self.levels)
             excess = np.maximum(-low, high) / (self.chip.accumulator_limit - 1)
         if self.chip.state_limit is not None:
-            if self.chip.limits.thresholds_per_core and self.options.thresholds != "native":
-                # Rounding thresholds may raise them, never above the highest of the layer.
-                layer = replace(layer, vth=np.full_like(layer.vth, layer.vth.max()))
-            down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
-            excess = np.maximum(excess, np.maximum(-down, up) / (self.chip.state_limit - 1))
+            # Rounding moves thresholds between the lowest and the highest of the layer.
+            rounded = self.options.thresholds != "native" and self.chip.limits.thresholds_per_core
+            for low, high in (
+                bounds.current_range(layer, self.levels, self.timesteps),
+                bounds.voltage_range(layer, self.levels, self.timesteps, bool(rounded)),
+            ):
+                excess = np.maximum(excess, np.maximum(-low, high) / (self.chip.state_limit - 1))
         return excess
 
     def _calibrated(self, units: Float) -> Float:
-        """``units`` grown until HEADROOM times the largest sum seen stays in the accumulator."""
-        limit = self.chip.accumulator_limit
+        """``units`` grown until HEADROOM times the largest sum seen stays in the accumulator.
+
+        A current is held to its register as if that sum came in every step.
+        """
+        limit, register = self.chip.accumulator_limit, self.chip.state_limit
         if self.seen is None or limit is None:
             return units
         seen = self.seen * self.block.gain * 2.0**self.options.weight_exp
-        return np.maximum(units, HEADROOM * seen / limit)
+        units = np.maximum(units, HEADROOM * seen / limit)
+        if self.block.du != 4095 and register is not None:
+            kept = (1 - (self.block.du + 1) / 4096) ** np.arange(self.timesteps)
+            units = np.maximum(units, HEADROOM * seen * kept.sum() * 64 / register)
+        return units
 
     def _warn_checked(self, base: Float, why: str) -> None:
         """Say how far the layer could go, and that nothing but the data keeps it from there."""
@@ -467,7 +552,13 @@ class _Fit:
             scale=scale,
             weight_bits=self.options.weight_bits,
             exp=self.options.weight_exp,
+            du=block.du,
             dv=block.dv,
+            recurrent=None
+            if block.recurrent is None
+            else Dense(np.rint(block.recurrent / units[:, None]).astype(np.int8)),
+            recurrent_name=block.recurrent_name,
+            reset=block.reset,
         )
 
     def _folded(self, mode: Literal["proven", "checked"]) -> LifLayer:

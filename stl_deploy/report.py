@@ -32,7 +32,7 @@ from stl_deploy.network import (
     Placement,
     Precision,
     Sparse,
-    in_bounds_synapses,
+    synapse_count,
 )
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ def _layer_row(network: IntegerNetwork, layer: Layer) -> LayerRow:
     return LayerRow(
         layer=layer,
         kind=_kind(layer),
-        weights=None if lif is None else int(np.count_nonzero(lif.synapses.weight)),
-        synapses=int(in_bounds_synapses(layer).sum()),
+        weights=None if lif is None else lif.stored_weights,
+        synapses=synapse_count(layer),
         precision=network.precision.get(layer.name),
         thresholds=None if lif is None else np.unique(lif.vth),
     )
@@ -199,8 +199,11 @@ def _layer_row(network: IntegerNetwork, layer: Layer) -> LayerRow:
 def _kind(layer: Layer) -> str:
     if isinstance(layer, OrPool):
         return f"OR pool {_times(layer.kernel)}"
+    beyond = ["recurrent"] if layer.recurrent is not None else []
+    beyond += ["current"] if layer.du != 4095 else []
+    beyond += ["soft reset"] if layer.reset == "subtract" else []
     if isinstance(layer.synapses, Dense):
-        return "dense"
+        return ", ".join(["dense", *beyond])
     folded = isinstance(layer.synapses, Sparse)
     conv = layer.synapses.kernel if isinstance(layer.synapses, Sparse) else layer.synapses
     words = [f"{'folded ' if folded else ''}conv {_times(conv.weight.shape[2:])}"]
@@ -212,7 +215,7 @@ def _kind(layer: Layer) -> str:
         words.append(f"dilation {_pair(conv.dilation)}")
     if conv.groups != 1:
         words.append(f"{conv.groups} groups")
-    return ", ".join(words)
+    return ", ".join([*words, *beyond])
 
 
 def _times(sizes: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Which input neurons reach which neurons of a layer, and by how many stored synapses.
+"""Which neurons reach which neurons of a layer, and by how many stored synapses.
 
 Neurons are numbered here in the order in which placement deals them out: position by position, row
 after row, and at each position channel by channel ([H, W, C] of a population [C, H, W]). Neurons of
@@ -46,6 +46,14 @@ def of(layer: Layer, order: Sequence[int] | None = None) -> Wiring:
     if isinstance(layer.synapses, Dense):
         return DenseWiring(layer.synapses)
     return ConvWiring(layer.synapses, layer.input_shape, layer.shape)
+
+
+def own(layer: Layer, order: Sequence[int] | None = None) -> Wiring | None:
+    """The synapses from ``layer`` into itself, its neurons renumbered in ``order``; None without."""
+    if isinstance(layer, OrPool) or layer.recurrent is None:
+        return None
+    rows = dealt(np.arange(layer.neurons), layer.shape)
+    return DenseWiring(Dense(layer.recurrent.weight[rows if order is None else rows[list(order)]]))
 
 
 def dealt(values: Int, shape: Shape) -> NDArray[np.int64]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import tomllib
 from collections import Counter, defaultdict
+from dataclasses import replace
 from importlib import resources
 from itertools import pairwise
 
 import numpy as np
-from nets import synapses
+from nets import recurrent_synapses, synapses
 
 from stl_deploy import chip as chips
 from stl_deploy import placement
@@ -81,6 +82,29 @@ def large(timesteps=2):
     )
 
 
+def hears(network):
+    """``network``, its flat layers hearing themselves through weights a third of which are zero."""
+    rng = np.random.default_rng(9)
+    return replace(
+        network,
+        layers=tuple(
+            replace(n, recurrent=Dense(weights(rng, n.neurons, n.neurons)), recurrent_name="rec")
+            if len(n.shape) == 1
+            else n
+            for n in network.layers
+        ),
+    )
+
+
+def alone(timesteps=3):
+    """One layer, first and last, on three cores of Loihi 1, each neuron of which hears a few."""
+    rng = np.random.default_rng(10)
+    layer = lif("lif", Dense(weights(rng, 2100, 6)), (6,), (2100,), 20)
+    own = Dense(weights(rng, 2100, 2100) * (rng.random((2100, 2100)) < 0.002))
+    layer = replace(layer, recurrent=own, recurrent_name="rec")
+    return IntegerNetwork("loihi1", timesteps, (6,), 1, (layer,), Readout(2100, 1))
+
+
 def raster(network, samples, density=0.5, seed=3):
     rng = np.random.default_rng(seed)
     size = (samples, network.timesteps, *network.input_shape)
@@ -137,20 +161,24 @@ class ByHand:
         source = inputs
         for i, layer in enumerate(network.layers):
             did = trace.layers[layer.name]
-            self._receive(i, layer, source)
+            self._receive(i, layer, source, synapses(layer))
+            if i == 0:
+                self.from_host = sum(self.received[layer.name].values())
+            # What a layer hears of itself it receives in the step in which the next one does.
+            self._receive(i + 1, layer, did.spikes, recurrent_synapses(layer))
             self._update(i, layer, did)
             self._send(i, layer, did.spikes)
             source = did.spikes
 
-    def _receive(self, i, layer, source):
+    def _receive(self, delay, layer, source, wires):
         on, into = self.cores[layer.name], defaultdict(Counter)
-        for before, after in synapses(layer):
+        for before, after in wires:
             into[before][on[after]] += 1
-        for k, step in enumerate(source.reshape(-1, *layer.input_shape)):
+        for k, step in enumerate(source.reshape(-1, *source.shape[2:])):
             for where in map(tuple, np.argwhere(step).tolist()):
                 for core, n in into[where].items():
-                    self.received[layer.name][k + i, core] += 1
-                    self.synops[layer.name][k + i, core] += n
+                    self.received[layer.name][k + delay, core] += 1
+                    self.synops[layer.name][k + delay, core] += n
 
     def _update(self, i, layer, did):
         """Active: anything in v, in what arrives (all that is in u) or in the bias; pools: fired."""
@@ -172,11 +200,13 @@ class ByHand:
             following = self.network.layers[i + 1]
             for before, after in synapses(following):
                 targets[before].add(self.cores[following.name][after])
+        for before, after in recurrent_synapses(layer):
+            targets[before].add(on[after])
         for k, step in enumerate(spikes.reshape(-1, *layer.shape)):
             for where in map(tuple, np.argwhere(step).tolist()):
                 at = k + i + 1
                 self.spikes[layer.name][at, on[where]] += 1
-                self.out[layer.name][at, on[where]] += 1 if last else len(targets[where])
+                self.out[layer.name][at, on[where]] += last + len(targets[where])
                 for target in targets[where]:
                     visited = way(on[where], target)
                     across = sum(abs(b - a) >= 4 for a, b in pairwise(visited))

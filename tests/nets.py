@@ -72,3 +72,10 @@ def synapses(layer: Layer) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
                 x = j * conv.stride[1] + q * conv.dilation[1] - conv.padding[1]
                 if 0 <= y < height and 0 <= x < width:
                     yield (c, y, x), (o, i, j)
+
+
+def recurrent_synapses(layer: Layer) -> Iterator[tuple[tuple[int], tuple[int]]]:
+    """(neuron that spikes, neuron that hears it) of every stored, non-zero recurrent synapse."""
+    if not isinstance(layer, OrPool) and layer.recurrent is not None:
+        for o, k in np.argwhere(layer.recurrent.weight).tolist():
+            yield (k,), (o,)

@@ -29,15 +29,16 @@ LOW, HIGH = 0.02, 0.60
 Made = tuple[IntegerNetwork, NDArray[np.uint8]]
 
 
-def draw(seed: int, process_graph: bool = False) -> Made:
+def draw(seed: int, process_graph: bool = False, recurrent: bool = False) -> Made:
     """A network and a raster of two to four samples, the same for the same seed.
 
     With ``process_graph`` it has what netx cannot carry: folded convolutions, whose neurons have
-    kernels of their own, and weight exponents.
+    kernels of their own, and weight exponents. With ``recurrent`` at least one layer hears itself, and
+    on Loihi 2 every other layer resets by subtraction.
     """
     rng = np.random.default_rng(seed)
     while True:
-        made = _attempt(rng, process_graph)
+        made = _attempt(rng, process_graph, recurrent)
         if made is not None:
             return made
 
@@ -84,7 +85,18 @@ def single(rng: np.random.Generator, layer: LifLayer) -> LifLayer:
     return replace(layer, synapses=synapses, bias_mant=bias, scale=np.ones(layer.neurons))
 
 
-def _attempt(rng: np.random.Generator, process_graph: bool) -> Made | None:
+def hears_itself(rng: np.random.Generator, layer: LifLayer, chip: str) -> LifLayer:
+    """The layer with weights of its own where it is flat, now and then, and with either reset."""
+    if len(layer.shape) == 1 and rng.random() < 0.8:
+        weight = _weights(rng, layer.weight_bits, (layer.neurons, layer.neurons))
+        own = {"recurrent": Dense(weight), "recurrent_name": f"{layer.name}_r"}
+        layer = replace(layer, **own, exp=int(rng.integers(0, 3)))
+    if chip == "loihi2" and rng.random() < 0.5:
+        layer = replace(layer, reset="subtract")
+    return layer
+
+
+def _attempt(rng: np.random.Generator, process_graph: bool, recurrent: bool) -> Made | None:
     """One try; None when a layer cannot be brought to work or a tool refuses it."""
     chip = "loihi2" if rng.random() < 0.8 else "loihi1"
     timesteps = int(rng.integers(1, 7))
@@ -104,6 +116,8 @@ def _attempt(rng: np.random.Generator, process_graph: bool) -> Made | None:
         if isinstance(layer, LifLayer):
             if process_graph:
                 layer = replace(single(rng, layer), exp=int(rng.integers(0, 4)))
+            if recurrent:
+                layer = hears_itself(rng, layer, chip)
             layer = _tuned(rng, layer, spikes, chips.load(chip), levels if i == 0 else 1)
         if layer is None:
             return None
@@ -112,7 +126,10 @@ def _attempt(rng: np.random.Generator, process_graph: bool) -> Made | None:
         spikes = reference.run_layer(network, layer, spikes).spikes
         if not LOW <= spikes.mean() <= HIGH:
             return None
-    if loihi_layers.problems(network) or (not process_graph and netx.problems(network)):
+    elsewhere = process_graph or recurrent
+    if loihi_layers.problems(network) or (not elsewhere and netx.problems(network)):
+        return None
+    if recurrent and all(n.recurrent is None for n in network.lif_layers):
         return None
     if process_graph and not any(isinstance(n.synapses, Sparse) for n in network.lif_layers):
         return None

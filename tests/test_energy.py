@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from loads import ByHand, barrier_us, facts, large, lif, raster, tiny, weights
-from nets import synapses
+from loads import ByHand, barrier_us, facts, hears, large, lif, raster, tiny, weights
+from nets import recurrent_synapses, synapses
 from pydantic import ValidationError
 
 from stl_deploy import chip as chips
@@ -73,9 +73,9 @@ def test_synapses_that_leave_a_neuron_of_a_convolution(groups, stride, padding, 
     assert (in_bounds_synapses(layer) == expected).all()
 
 
-def test_counts_by_brute_force():
+@pytest.mark.parametrize("network", [tiny(), hears(tiny())], ids=["tiny", "heard"])
+def test_counts_by_brute_force(network):
     """Every spike at every synapse, one at a time; a graded input is one event whatever its value."""
-    network = tiny()
     inputs = raster(network, 5)
     trace = reference.run(network, inputs, states=True)
     counts = counted(network, inputs)
@@ -88,7 +88,9 @@ def test_counts_by_brute_force():
         assert (did.name, did.neurons) == (layer.name, math.prod(layer.shape))
         for n, t in np.ndindex(5, 3):
             assert did.inputs[n, t] == sum(1 for x in source[n, t].flat if x), layer.name
-            assert did.synops[n, t] == sum(1 for i, _ in wires if source[n, t][i]), layer.name
+            met = sum(1 for i, _ in wires if source[n, t][i])
+            heard = sum(1 for i, _ in recurrent_synapses(layer) if spikes[n, t][i])
+            assert (did.synops[n, t], did.recurrent[n, t]) == (met + heard, heard), layer.name
             assert did.spikes[n, t] == sum(map(int, spikes[n, t].flat)), layer.name
             assert did.active[n, t] == trace.layers[layer.name].active[n, t]
             assert did.overflow[n, t] == 0
@@ -104,7 +106,7 @@ def test_batches_do_not_change_counts():
     inputs = raster(network, 7)
     one, two = counted(network, inputs, 7), counted(network, inputs, 3)
     for a, b in zip(one.layers, two.layers, strict=True):
-        for field in ("inputs", "synops", "active", "spikes", "overflow"):
+        for field in ("inputs", "synops", "recurrent", "active", "spikes", "overflow"):
             assert (getattr(a, field) == getattr(b, field)).all()
     assert (one.predictions == two.predictions).all()
 
@@ -131,8 +133,13 @@ def assessed(network, inputs, batch=2):
 
 @pytest.mark.parametrize(
     ("network", "samples", "cores"),
-    [(tiny(), 5, (4, 4)), (large(), 3, (30, 19))],
-    ids=["tiny", "large"],
+    [
+        (tiny(), 5, (4, 4)),
+        (large(), 3, (30, 19)),
+        (hears(tiny()), 5, (4, 4)),
+        (hears(large()), 3, (37, 25)),
+    ],
+    ids=["tiny", "large", "tiny, heard", "large, heard"],
 )
 def test_energy_and_time_by_hand(network, samples, cores):
     inputs = raster(network, samples)
@@ -209,7 +216,7 @@ def test_the_network_can_bind():
     meter = Meter(network, on, slow)
     work = Work(network, [(on.placed, on.mesh)])
     (layers,) = work.count(inputs, reference.run(network, inputs, cores=work.cores))
-    meter.add(layers, *on.take(layers))
+    meter.add(*on.take(layers))
     got = meter.energy(network.timesteps)
     hand = ByHand(network, inputs, "loihi1")
     load = Counter()
@@ -224,9 +231,10 @@ def test_the_network_can_bind():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_batches_do_not_change_energy(batch):
+@pytest.mark.parametrize("heard", [False, True])
+def test_batches_do_not_change_energy(batch, heard):
     """Also batches of fewer steps than the network has hops."""
-    network = tiny(timesteps=2)
+    network = hears(tiny(timesteps=2)) if heard else tiny(timesteps=2)
     inputs = raster(network, 7)
     whole, parts = assessed(network, inputs, 7), assessed(network, inputs, batch)
     for profile, one in whole.items():

@@ -84,6 +84,52 @@ def test_folded_convolutions_and_exponents(seed):
     assert_same(engine.run(network, raster), reference.run(network, raster))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_working_networks_that_hear_themselves(seed):
+    """Also with currents and the soft reset; no layer of these needs the reference."""
+    network, raster = draw(seed, recurrent=True)
+    cores = random_cores(np.random.default_rng(seed), network)
+    for layer in network.lif_layers:
+        assert engine._plan(network, layer, network.timesteps, False, None) is not None
+    for states in (False, True):
+        want = reference.run(network, raster, states, cores)
+        assert_same(engine.run(network, raster, states, cores), want)
+
+
+@pytest.mark.parametrize("weight", [-128, 127, None])
+@pytest.mark.parametrize("levels", [1, 255])
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_a_large_layer_that_hears_itself(weight, levels, reset):
+    """Three blocks of outputs, two phases of its own spikes, which are all there in some steps."""
+    rng = np.random.default_rng(levels)
+    own = rng.integers(-128, 128, (300, 300)) if weight is None else np.full((300, 300), weight)
+    forward = rng.integers(-128, 128, (300, 40)).astype(np.int8)
+    network = one_layer(rng, "ideal", Dense(forward), (40,), levels, 100, du=900, reset=reset)
+    layer = replace(network.layers[0], recurrent=Dense(own.astype(np.int8)), recurrent_name="rec")
+    # In the first step everything fires.
+    layer = replace(layer, bias_mant=np.full(300, 1 << 20, np.int32), vth=layer.vth - 50)
+    network = replace(network, layers=(layer,), timesteps=6)
+    raster = random_raster(rng, network, 5, 0.3)
+    cores = {"lif": rng.integers(0, 3, 300)}
+    for states in (False, True):
+        want = reference.run(network, raster, states, cores)
+        assert want.layers["lif"].spikes[:, 0].all()
+        assert_same(engine.run(network, raster, states, cores), want)
+    assert engine._plan(network, layer, 6, False, None) is not None
+
+
+def test_a_layer_whose_own_sums_could_pass_32_bits_runs_in_the_reference():
+    """2^31 / 128 / 255 inputs are 65793: not with neurons that add more."""
+    weight = np.ones((9, 65_793), np.int8)
+    layer = one_layer(np.random.default_rng(0), "ideal", Dense(weight), (65_793,), 255).layers[0]
+    assert engine.fits_32_bits(layer, 255)
+    own = Dense(np.ones((9, 9), np.int8))
+    assert not engine.fits_32_bits(replace(layer, recurrent=own), 255)
+    assert engine.fits_32_bits(replace(layer, recurrent=own), 254)
+    wide = Dense(np.ones((9, 9), np.int16))
+    assert not engine.fits_32_bits(replace(layer, recurrent=wide), 1)
+
+
 @pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2)])
@@ -236,7 +282,8 @@ def test_the_plain_step(dv, exp):
 @pytest.mark.parametrize("limit", [None, 1 << 23])
 @pytest.mark.parametrize("du", [0, 7, 4095])
 @pytest.mark.parametrize("dv", [0, 2048, 3001])
-def test_the_wide_step(limit, du, dv):
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_the_wide_step(limit, du, dv, reset):
     """The reference's, at the edges of every register: u and v one short of M, at M and beyond."""
     rng = np.random.default_rng(du + dv)
     size, big = 40_000, 1 << 23
@@ -251,7 +298,7 @@ def test_the_wide_step(limit, du, dv):
     bias = np.where(rng.random(size) < 0.9, target - reference.decay(v, dv) - wanted_u, 0)
     wanted_v, saturated = reference.step_voltage(v, wanted_u, bias, dv, limit)
     vth = (wanted_v + rng.integers(-40, 100, size)) >> 6
-    wanted_v, spikes = reference.fire(wanted_v, vth)
+    wanted_v, spikes = reference.fire(wanted_v, vth, reset)
     active = (reference.decay(u, du + 1) != 0) | (v != 0) | (a != 0) | (bias != 0)
     overflow = (abs(a) >= 1 << 17) | wrapped | saturated
     mine_u, mine_v, fired = u.copy(), v.copy(), np.zeros(size, np.uint8)
@@ -267,6 +314,7 @@ def test_the_wide_step(limit, du, dv):
         0,
         limit or 0,
         1 << 17,
+        reset == "subtract",
         fired,
         busy,
     )

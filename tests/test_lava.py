@@ -26,13 +26,14 @@ import numpy as np
 import pytest
 import random_networks
 from nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
+from test_recurrent import random_graph
 
 from stl_deploy import agreement, from_torch, lava_backend, lava_env, load, quantize, simulate
 from stl_deploy.checkpoint import save_checkpoint
 from stl_deploy.commands import parity as parity_command
 from stl_deploy.errors import BackendError, LoweringError, StlError
 from stl_deploy.exporters import lava, netx
-from stl_deploy.network import Dense, LifLayer
+from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
 from stl_deploy.nir_file import to_nir
 from stl_deploy.nir_file import write as write_nir
 from stl_deploy.raster import Raster
@@ -136,6 +137,89 @@ def test_what_only_the_process_graph_carries_is_the_same_on_lava(python, short):
             expected = simulate(network, spikes, states=True)
             result = agreement.compare(network, expected, traces[seed])
             assert result.exact, f"seed {seed}: {result}"
+
+
+def test_networks_that_hear_themselves_are_the_same_on_lava(python, short):
+    """Recurrent weights, currents and the reset by subtraction, several samples in a row."""
+    print(f"seeds {SEED} to {SEED + NETWORKS - 1}")  # shown when the test fails
+    for start in range(SEED, SEED + NETWORKS, AT_ONCE):
+        seeds = range(start, min(start + AT_ONCE, SEED + NETWORKS))
+        drawn = {seed: random_networks.draw(seed, recurrent=True) for seed in seeds}
+        traces = run_many(python, "lava", drawn, short / f"{start}")
+        for seed, (network, spikes) in drawn.items():
+            expected = simulate(network, spikes, states=True)
+            result = agreement.compare(network, expected, traces[seed])
+            assert result.exact, f"seed {seed}: {result}"
+
+
+def test_random_networks_mind_what_they_hear_of_themselves():
+    """Leaving it out, taking it over from sample to sample, or another reset changes most of them."""
+    without = carried = reset = 0
+    for seed in range(SEED, SEED + 20):
+        network, spikes = random_networks.draw(seed, recurrent=True)
+        right = simulate(network, spikes).layers
+        quiet = tuple(
+            replace(n, recurrent=None) if isinstance(n, LifLayer) else n for n in network.layers
+        )
+        hard = tuple(
+            replace(n, reset="zero") if isinstance(n, LifLayer) else n for n in network.layers
+        )
+
+        without += differs(replace(network, layers=quiet), spikes, right)
+        reset += differs(replace(network, layers=hard), spikes, right)
+        carried += any(
+            did.spikes[:-1, -1].any() and layer.recurrent is not None
+            for layer, did in zip(network.layers, right.values(), strict=True)
+            if isinstance(layer, LifLayer)
+        )
+    assert min(without, carried) >= 15
+    assert reset >= 5
+
+
+def differs(network, spikes, layers):
+    """Whether ``network`` spikes otherwise than the traces ``layers``."""
+    other = simulate(network, spikes).layers
+    return any((layers[name].spikes != other[name].spikes).any() for name in layers)
+
+
+@pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
+def test_a_quantized_recurrent_graph_is_the_same_on_lava(python, chip):
+    """On Loihi 1 with thresholds rounded and neurons laid onto cores by them."""
+    rng = np.random.default_rng(4)
+    graph = random_graph(rng)
+    if chip == "loihi2":
+        graph.nodes["lif1"].metadata["reset"] = "subtract"
+    spikes = (rng.random((3, 6, 40)) < 0.5).astype(np.uint8)
+    network = quantize(graph, chip=chip)
+    assert agreement.measure("lava", network, spikes).exact
+    with pytest.raises(LoweringError, match="recurrent weights rec, for which netx has no field"):
+        agreement.measure("netx", network, spikes)
+
+
+def test_a_spike_of_the_sample_before_is_not_heard_on_lava(python):
+    """Every neuron fires in the last step of a sample and would fire in the first of the next one."""
+    layer = LifLayer(
+        "lif",
+        "fc",
+        Dense(np.eye(3, dtype=np.int8) * 9),
+        (3,),
+        (3,),
+        np.zeros(3, np.int32),
+        np.array([4, 5, 6], np.int32),
+        np.ones(3),
+        du=2000,
+        recurrent=Dense(np.full((3, 3), 20, np.int8)),
+        recurrent_name="rec",
+        reset="subtract",
+    )
+    network = IntegerNetwork("loihi2", 2, (3,), 1, (layer,), Readout(3, 1))
+    spikes = np.zeros((4, 2, 3), np.uint8)
+    spikes[:, 1] = 1
+    expected = simulate(network, spikes).layers["lif"].spikes
+    assert (expected == spikes).all()
+    assert agreement.measure("lava", network, spikes).exact
+    silent = replace(layer, recurrent=Dense(np.zeros((3, 3), np.int8)))
+    assert agreement.measure("lava", replace(network, layers=(silent,)), spikes).exact
 
 
 def run_many(python, tool, drawn, folder):

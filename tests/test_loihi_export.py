@@ -429,6 +429,64 @@ def test_a_weight_exponent_leaves_netx_out_and_says_so(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lava_network.py", "lava_params.npz"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"recurrent": 1}, "recurrent weights rec, for which netx has no field"),
+        ({"reset": "subtract"}, "reset 'subtract'; netx's neurons reset to zero"),
+    ],
+)
+def test_what_cuba_neurons_cannot_leaves_netx_out_and_says_so(fields, what, tmp_path):
+    if "recurrent" in fields:
+        fields = {"recurrent": Dense(np.full((6, 6), -3, np.int8)), "recurrent_name": "rec"}
+    net = one_dense(one_signed(-9, 9), du=100, **fields)
+    (line,) = problems(netx.write, net, tmp_path)
+    assert line.startswith(f"network.net (netx), fc: {what}")
+    assert line.endswith("use the process graph, lava_network.py")
+    (note,) = loihi.write(net, tmp_path)
+    assert note.where == "network.net (netx)"
+    assert note.what == f"not written: fc: {what}"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lava_network.py", "lava_params.npz"]
+    arrays = np.load(tmp_path / "lava_params.npz")
+    (row,) = json.loads(str(arrays["network"]))["layers"]
+    assert row["reset"] == fields.get("reset", "zero")
+    assert row["recurrent"] == ("0/recurrent" in arrays) == ("recurrent" in fields)
+
+
+def heard(weight: int, n: int = 1, **fields: Any) -> LifLayer:
+    """A layer of ``n`` neurons that hear each other with this weight, and their input with 1."""
+    own = Dense(np.full((n, n), weight, np.int16).astype(fields.pop("kind", np.int8)))
+    fields = {"bias_mant": np.zeros(n, np.int32), **fields}
+    ones = Dense(np.ones((n, 1), np.int8))
+    return lif("fc", ones, (1,), (n,), recurrent=own, recurrent_name="rec", **fields)
+
+
+def test_neurons_of_loihi_1_reset_to_zero(tmp_path):
+    net = network(heard(1, reset="subtract"), chip="loihi1")
+    for write in (loihi.write, lava.write):
+        (line,) = problems(write, net, tmp_path)
+        assert line.startswith("fc: reset 'subtract': a spike of Intel Loihi (first generation) se")
+        assert line.endswith("use --chip ideal or loihi2, or train with a reset to zero")
+
+
+def test_registers_of_what_a_layer_hears_of_itself(tmp_path):
+    (line,) = problems(lava.write, network(heard(200, kind=np.int16)), tmp_path)
+    assert line.startswith("fc: recurrent weight 200 is outside -128..127")
+    image = replace(heard(1), shape=(1, 1, 1), vth=np.zeros((1, 1, 1), np.int32))
+    lines = problems(lava.write, network(image), tmp_path)
+    assert any("fc: neurons of shape (1, 1, 1) hear themselves" in line for line in lines)
+    # 1 + 127 n, a step of u in 64ths, of which nothing is lost, against 2^23.
+    for n, fits in ((344, True), (345, False)):
+        ideal = network(heard(127, n, du=0, dv=4095), chip="ideal", timesteps=3)
+        if fits:
+            lava.write(ideal, tmp_path)
+            (tmp_path / "lava_params.npz").unlink()
+            (tmp_path / "lava_network.py").unlink()
+        else:
+            (line,) = problems(lava.write, ideal, tmp_path)
+            assert line.startswith("fc: u or v can reach 8")
+
+
 def test_an_unused_bias_exponent_is_no_problem_for_netx(tmp_path):
     net = one_dense(one_signed(-9, 9), bias_exp=0, bias_mant=np.zeros(6, np.int32))
     loihi.write(net, tmp_path)

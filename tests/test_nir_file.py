@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import h5py
 import nir
 import numpy as np
 import pytest
+from hypothesis import given, settings
 from nets import random_net, random_spikes
+from test_reference import networks
 
 import stl_deploy
 from stl_deploy import nir_file
-from stl_deploy.errors import InputError
+from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.graph import KEY
-from stl_deploy.network import LifLayer
+from stl_deploy.hw_sim import reference
+from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
 
 
 def network(text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
@@ -151,12 +157,16 @@ NODES = "node/nodes"
         (put(f"{NODES}/pool1/threshold", np.full((4, 4, 4), 1)), "threshold of an OR pool is 0"),
         (put(f"{NODES}/fc1/weight", np.zeros((20, 7), np.int8)), "does not fit"),
         (meta(chip="tpu"), "'tpu' is not one of"),
-        (meta(version=2), "version"),
+        (meta(version=2), "version 2 resets 'same-step, as its layer says'"),
+        (meta(version=3), "version"),
+        (meta(reset="same-step, as its layer says"), "version 1 resets 'same-step, to zero'"),
         (meta(surprise=1), "surprise"),
         (meta(population=3), "20 outputs for 10 classes of 3"),
         (meta(timesteps=0), "timesteps"),
         (layer_meta(du=0), "a LIF has du = 4095"),
-        (layer_meta(dv=0), "a LIF has du = 4095"),
+        (layer_meta(dv=0), "dv 0: neurons have a dv from 1"),
+        (layer_meta(reset="subtract"), "a LIF has du = 4095, resets to zero"),
+        (layer_meta(recurrent="rec"), "resets to zero and does not hear itself"),
         (layer_meta(scale=[1.0]), "1 scales for 4 channels"),
         (put(f"node/metadata/{KEY}", "[" * 100_000), "no stl-deploy metadata"),
         (put(f"{NODES}/conv1/stride", np.array([0, 0])), "nir can read"),
@@ -174,6 +184,224 @@ NODES = "node/nodes"
 def test_contradictions_are_refused(path, change, what):
     edit(path, change)
     assert what in refused(path)
+
+
+# Currents, recurrence, reset by subtraction
+
+
+def equal(before, after):
+    """Whether two networks are the same, array by array."""
+    assert len(before.layers) == len(after.layers)
+    for a, b in zip(before.layers, after.layers, strict=True):
+        assert type(a) is type(b)
+        for key, value in vars(a).items():
+            if key in ("synapses", "recurrent") and value is not None:
+                assert vars(value).keys() == vars(getattr(b, key)).keys()
+                for k, v in vars(value).items():
+                    np.testing.assert_array_equal(v, getattr(getattr(b, key), k), k)
+            else:
+                np.testing.assert_array_equal(value, getattr(b, key), key)
+
+
+@settings(deadline=None, max_examples=100)
+@given(networks())
+def test_any_network_comes_back(case):
+    before, raster = case
+    layers = [replace(n, dv=max(n.dv, 1)) if isinstance(n, LifLayer) else n for n in before.layers]
+    before = replace(before, layers=tuple(layers))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "m.nir"
+        nir_file.write(nir_file.to_nir(before), path)
+        after = nir_file.read_network(path)
+        version = json.loads(nir_file.read(path).metadata[KEY])["version"]
+    equal(before, after)
+    plain = all(
+        n.du == 4095 and n.recurrent is None and n.reset == "zero" for n in before.lif_layers
+    )
+    assert version == (1 if plain else 2)
+    ran = reference.run(before, raster).predictions
+    np.testing.assert_array_equal(reference.run(after, raster).predictions, ran)
+
+
+def remembering():
+    """Two flat layers: a current, weights of its own and a soft reset; then a plain one."""
+    rng = np.random.default_rng(3)
+
+    def lif(name, inputs, outputs, vth, **fields):
+        weight = Dense(rng.integers(-50, 80, (outputs, inputs)).astype(np.int8))
+        bias = rng.integers(-20, 20, outputs).astype(np.int32)
+        vth = rng.integers(vth // 2, vth, outputs).astype(np.int32)
+        ones = np.ones(outputs)
+        return LifLayer(name, f"{name}_w", weight, (inputs,), (outputs,), bias, vth, ones, **fields)
+
+    own = Dense(rng.integers(-60, 60, (12, 12)).astype(np.int8))
+    first = lif("lif1", 9, 12, 400, du=2047, exp=1, recurrent=own, recurrent_name="rec")
+    layers = (replace(first, reset="subtract"), lif("lif2", 12, 6, 150))
+    return IntegerNetwork("loihi2", 5, (9,), 1, layers, Readout(6, 1))
+
+
+@pytest.fixture
+def newer(tmp_path):
+    file = tmp_path / "model.nir"
+    nir_file.write(nir_file.to_nir(remembering()), file)
+    return file
+
+
+def test_a_reader_of_currents_and_recurrence_computes_the_same_spikes(newer):
+    """NIR's equations by forward Euler, 1e-4 a step, and the edges of the graph, one step late."""
+    graph, net = nir.read(newer), nir_file.read_network(newer)
+    assert sorted(map(tuple, graph.edges)) == [
+        ("input", "lif1_w"),
+        ("lif1", "lif2_w"),
+        ("lif1", "rec"),
+        ("lif1_w", "lif1"),
+        ("lif2", "output"),
+        ("lif2_w", "lif2"),
+        ("rec", "lif1"),
+    ]
+    raster = (np.random.default_rng(0).random((20, 5, 9)) < 0.5).astype(np.uint8)
+    trace = reference.run(net, raster, states=True)
+    node, weight, own = (graph.nodes[name] for name in ("lif1", "lif1_w", "rec"))
+    assert (node.tau_syn == 2e-4).all()
+    assert own.weight.dtype == np.int8
+    i = v = s = np.zeros((20, 12))
+    for t in range(5):
+        inputs = raster[:, t] @ weight.weight.astype(float).T + s @ own.weight.astype(float).T
+        i = i + 1e-4 / node.tau_syn * (node.w_in * inputs - i)
+        v = v + 1e-4 / node.tau_mem * (node.v_leak - v + node.r * i)
+        s = (v > node.v_threshold).astype(float)
+        v = v - s * node.v_threshold  # what the metadata says
+        np.testing.assert_array_equal(s, trace.layers["lif1"].spikes[:, t])
+        np.testing.assert_array_equal(64 * v, trace.layers["lif1"].v[:, t])
+        np.testing.assert_array_equal(64 * node.r * i / 2, trace.layers["lif1"].u[:, t])
+    assert 0.1 < trace.layers["lif1"].spikes.mean() < 0.9
+    assert isinstance(graph.nodes["lif2"], nir.LIF)
+
+
+def edges(*pairs):
+    def change(file):
+        kept = [tuple(map(bytes.decode, edge)) for edge in file["node/edges"][()]]
+        del file["node/edges"]
+        file["node/edges"] = np.array([*kept, *pairs], dtype="S9")
+
+    return change
+
+
+def without_edges(*pairs):
+    def change(file):
+        kept = [tuple(map(bytes.decode, edge)) for edge in file["node/edges"][()]]
+        del file["node/edges"]
+        file["node/edges"] = np.array([e for e in kept if e not in pairs], dtype="S9")
+
+    return change
+
+
+def all_of(*changes):
+    def change(file):
+        for one in changes:
+            one(file)
+
+    return change
+
+
+OLD = meta(version=1, reset="same-step, to zero")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (put(f"{NODES}/rec/weight", np.full((12, 12), 0.5)), "rec.weight holds values that are no"),
+        (put(f"{NODES}/rec/weight", np.full((12, 12), 128)), "rec.weight spans 128..128"),
+        (put(f"{NODES}/rec/weight", np.zeros((12, 11), np.int8)), "lif1 needs (12, 12)"),
+        (put(f"{NODES}/rec/weight", np.zeros((9, 12), np.int8)), "lif1 needs (12, 12)"),
+        (put(f"{NODES}/lif1/tau_syn", np.full(12, 1e-4)), "tau_syn contradicts"),
+        (put(f"{NODES}/lif1/tau_mem", np.full(12, 1e-4)), "tau_mem contradicts"),
+        (put(f"{NODES}/lif1/w_in", np.full(12, 1.0)), "w_in contradicts"),
+        (put(f"{NODES}/lif1/r", np.full(12, 2.0)), "r contradicts"),
+        (put(f"{NODES}/lif1/v_reset", np.full(12, 1.0)), "v_reset contradicts"),
+        (put(f"{NODES}/lif1/v_leak", np.full(12, 0.3)), "v_leak is not a bias"),
+        (put(f"{NODES}/lif1/v_leak", np.full(12, 2.0 * 4096)), "bias spans 4096..4096"),
+        (put(f"{NODES}/lif1/v_leak", np.full(12, np.nan)), "v_leak is not a bias"),
+        (put(f"{NODES}/lif1/v_threshold", np.full(12, -1)), "v_threshold spans -1..-1"),
+        (layer_meta(du=4095), "is a CubaLIF, with du 4095 not a LIF"),
+        (layer_meta(du=2046), "tau_syn contradicts the metadata (du 2046"),
+        (layer_meta(dv=0), "dv 0"),
+        (layer_meta(recurrent=None), "hears itself through rec, in the metadata through none"),
+        (layer_meta(recurrent="other"), "through rec, in the metadata through other"),
+        (layer_meta(reset="half"), "'zero' or 'subtract'"),
+        (OLD, "lif1: in version 1 a LIF has du = 4095"),
+        (meta(version=1), "version 1 resets 'same-step, to zero'"),
+        (meta(chip="loihi1"), "reset 'subtract': a neuron of loihi1 resets to zero"),
+        (without_edges(("rec", "lif1")), "branches or joins"),
+        (without_edges(("lif1", "rec")), "rec -> lif1: branches or joins"),
+        (without_edges(("lif1", "rec"), ("rec", "lif1")), "rec: not on a chain"),
+        (edges(("rec", "lif2")), "branches or joins"),
+        (edges(("lif2", "rec")), "branches or joins"),
+        (edges(("lif1", "lif1")), "lif1 -> lif1: branches or joins"),
+        (edges(("lif2", "lif1_w")), "branches or joins"),
+        (all_of(without_edges(("rec", "lif1")), edges(("rec", "lif1_w"))), "branches or joins"),
+        (
+            all_of(
+                without_edges(("rec", "lif1"), ("lif1", "rec")),
+                edges(("rec", "lif2"), ("lif2", "rec")),
+                put(f"{NODES}/rec/weight", np.zeros((6, 6), np.int8)),
+            ),
+            "hears itself through no node, in the metadata through rec",
+        ),
+        (put(f"{NODES}/rec/type", "Threshold"), "nir can read"),
+    ],
+)
+def test_contradictions_of_the_newer_kind_are_refused(newer, change, what):
+    edit(newer, change)
+    assert what in refused(newer)
+
+
+def test_a_current_takes_its_bias_from_the_leak_alone(newer):
+    graph = nir.read(newer)
+    graph.nodes["lif1_w"] = nir.Affine(weight=graph.nodes["lif1_w"].weight, bias=np.ones(12))
+    with pytest.raises(InputError, match="lif1_w has a bias; that of a CubaLIF is its v_leak"):
+        nir_file.from_nir(graph)
+
+
+def test_two_nodes_cannot_be_heard_at_once(newer):
+    graph = nir.read(newer)
+    graph.nodes["rec2"] = graph.nodes["rec"]
+    graph.edges += [("lif1", "rec2"), ("rec2", "lif1")]
+    with pytest.raises(InputError, match="branches or joins"):
+        nir_file.from_nir(graph)
+
+
+def test_neurons_hear_themselves_through_a_linear_node_alone(newer):
+    graph = nir.read(newer)
+    weight = graph.nodes["rec"].weight
+    for node in (nir.Affine(weight=weight, bias=np.zeros(12)), nir.Scale(scale=np.ones(12))):
+        graph.nodes["rec"] = node
+        with pytest.raises(InputError, match="branches or joins"):
+            nir_file.from_nir(graph)
+
+
+def test_what_nir_cannot_say_is_not_written():
+    net = remembering()
+    first, second = net.layers
+    image = replace(second, shape=(6, 1, 1), recurrent=Dense(np.zeros((6, 6), np.int8)))
+    broken = replace(net, layers=(replace(first, dv=0), image))
+    with pytest.raises(LoweringError) as error:
+        nir_file.to_nir(broken)
+    assert [p.where for p in error.value.problems] == ["lif1", "lif2"]
+    assert "dv 0" in str(error.value)
+    assert "neurons of shape (6, 1, 1) hear themselves" in str(error.value)
+    pool = replace(net, layers=(first, replace(second, du=0)))
+    assert nir_file.from_nir(nir_file.to_nir(pool)).layers[1].du == 0
+
+
+def test_an_or_pool_has_none_of_it(path):
+    def change(file):
+        layers = json.loads(file[f"node/metadata/{KEY}"][()])["layers"]
+        layers[1].update(reset="subtract", recurrent=None)
+        meta(layers=layers, version=2, reset="same-step, as its layer says")(file)
+
+    edit(path, change)
+    assert "pool1: an OR pool has no current" in refused(path)
 
 
 def test_links_out_of_the_file_are_refused(path, tmp_path):

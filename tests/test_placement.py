@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import ZOO, ZOO_RASTER, random_net, synapses
+from nets import ZOO, ZOO_RASTER, random_net, recurrent_synapses, synapses
 from random_networks import single
 
 import stl_deploy
@@ -81,6 +81,19 @@ def random_network(seed):
     return IntegerNetwork("loihi1", 2, first, 1, tuple(layers), Readout(4, 1))
 
 
+def hears_itself(network, rng):
+    """``network`` with recurrent weights in its dense layers."""
+    return replace(
+        network,
+        layers=tuple(
+            replace(n, recurrent=Dense(weights(rng, n.neurons, n.neurons)), recurrent_name="rec")
+            if isinstance(n, LifLayer) and isinstance(n.synapses, Dense)
+            else n
+            for n in network.layers
+        ),
+    )
+
+
 def chip_with(base="loihi1", **limits):
     """``base`` with other limits a core, and a few cores a chip."""
     chip = chips.load(base)
@@ -128,6 +141,9 @@ def by_brute_force(network, placed, chip):
             entries[source, cores[i][target]] += 1
             if sources:
                 reached.add((sources[source], source, cores[i][target]))
+        for of, at in recurrent_synapses(layer):
+            entries[("own", of), cores[i][at]] += 1
+            reached.add((cores[i][of], ("own", of), cores[i][at]))
         for (_, core), n in entries.items():
             needs[core]["in_axons"] += 1
             needs[core]["synapse_bytes"] += axon_bytes(chip, bits, n)
@@ -161,11 +177,14 @@ TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons"
     ),
     folded=st.booleans(),
     spread=st.none() | st.integers(1, 6),
+    own=st.booleans(),
 )
 def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
-    seed, limits, folded, spread
+    seed, limits, folded, spread, own
 ):
     network, chip = random_network(seed), chip_with(**limits)
+    if own:
+        network = hears_itself(network, np.random.default_rng(seed))
     if folded:
         rng = np.random.default_rng(seed)
         layers = [single(rng, n) if isinstance(n, LifLayer) else n for n in network.layers]
@@ -185,9 +204,9 @@ def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
     beyond = {(p.where, kind) for p in placed.beyond for kind in KINDS if unit(kind) in p.what}
     for layer in network.layers:
         on = placed.layers[layer.name]
-        own = [needs[core] for core in range(on.first_core, on.first_core + on.cores)]
-        assert on.fullest == {kind: max(n[kind] for n in own) for kind in (*KINDS, "thresholds")}
-        assert on.total == {kind: sum(n[kind] for n in own) for kind in KINDS}
+        each = [needs[core] for core in range(on.first_core, on.first_core + on.cores)]
+        assert on.fullest == {kind: max(n[kind] for n in each) for kind in (*KINDS, "thresholds")}
+        assert on.total == {kind: sum(n[kind] for n in each) for kind in KINDS}
         for kind in KINDS:
             assert on.fullest[kind] <= limits[kind] or (layer.name, kind) in beyond
     if not placed.beyond:
@@ -197,6 +216,49 @@ def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
 
 def unit(kind):
     return placement.UNITS[kind]
+
+
+def ring(neurons, reach):
+    """A layer in which every neuron hears ``reach`` others, and has one input."""
+    rng = np.random.default_rng(0)
+    own = np.zeros((neurons, neurons), np.int8)
+    for k in range(1, reach + 1):
+        own[np.arange(neurons), (np.arange(neurons) + k) % neurons] = 1
+    layer = lif("lif", Dense(np.ones((neurons, 1), np.int8)), (1,), (neurons,), rng)
+    layer = replace(layer, recurrent=Dense(own), recurrent_name="rec")
+    return IntegerNetwork("loihi1", 2, (1,), 1, (layer,), Readout(neurons, 1))
+
+
+def test_axons_and_memory_of_a_layer_that_hears_itself_by_hand():
+    """12 neurons in blocks of 4 that hear the next 2: each core hears the first 2 of the next one."""
+    network = ring(12, 2)
+    on = placement.place(network, chip_with(compartments=4)).layers["lif"]
+    assert on.blocks == (4, 4, 4)
+    # The input, 4 of its own but the first of all, which only the core before hears, and 2.
+    assert on.fullest["in_axons"] == 1 + 3 + 2
+    # To the host, to the own core but for the first, and the first 2 to the core before.
+    assert on.fullest["out_axons"] == 4 + 3 + 2
+    (layer,) = network.layers
+    chip = chips.load("loihi1")
+    # The axon of the input has 4 synapses; those of 5 neurons 1, 2, 2, 2, 1.
+    each = [axon_bytes(chip, layer.weight_bits, n) for n in (4, 1, 2, 2, 2, 1)]
+    assert on.fullest["synapse_bytes"] == sum(each)
+
+
+def test_a_layer_is_cut_again_where_its_own_cores_need_more_axons():
+    """Everybody hears everybody: k cores of n / k neurons need n / k (1 + k) axons out, k is many."""
+    network = ring(60, 60)
+    assert placement.place(network, chip_with(out_axons=120)).layers["lif"].blocks == (60,)
+    on = placement.place(network, chip_with(out_axons=119)).layers["lif"]
+    assert len(on.blocks) > 1
+    assert on.fullest["out_axons"] == max(on.blocks) * (1 + len(on.blocks)) <= 119
+    again = placement.rebuild(network, chip_with(out_axons=119), {"lif": (on.blocks, None)})
+    assert again.layers["lif"] == on
+    with pytest.raises(ValueError, match="out-axons"):
+        placement.rebuild(network, chip_with(out_axons=60), {"lif": (on.blocks, None)})
+    # 61 cores of one neuron: no core reaches so many.
+    (problem,) = placement.place(network, chip_with(out_axons=10)).beyond
+    assert "out-axons" in problem.what
 
 
 @settings(max_examples=25, deadline=None)

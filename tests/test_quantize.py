@@ -275,7 +275,7 @@ def test_different_decays_in_a_layer_are_named():
 
 @st.composite
 def layers(draw):
-    """A dense layer with du = 4095 and anything else at random, and its input's largest value."""
+    """A dense layer with anything at random, and its input's largest value."""
     rng = np.random.default_rng(draw(SEEDS))
     inputs, outputs = draw(st.integers(1, 12)), draw(st.integers(1, 4))
     weight = rng.integers(-127, 128, (outputs, inputs)).astype(np.int8)
@@ -292,8 +292,13 @@ def layers(draw):
         np.ones(outputs),
         exp=draw(st.integers(0, 2)),
         bias_exp=draw(st.integers(0, 7)),
+        du=draw(st.sampled_from([4095, 4095, 0, 1000, 4094])),
         dv=draw(st.sampled_from([0, 1, 163, 2048, 4095])),
+        reset=draw(st.sampled_from(["zero", "subtract"])),
     )
+    if draw(st.booleans()):
+        own = rng.integers(-reach, reach, (outputs, outputs)) // inputs
+        layer = replace(layer, recurrent=Dense(own.astype(np.int8)), recurrent_name="rec")
     return layer, draw(st.sampled_from([1, 1, 7, 255])), rng
 
 
@@ -319,34 +324,82 @@ def patterns(weight, levels, timesteps, rng):
 
 
 def voltages(layer, raster, levels):
-    """a and v before the threshold, [N, T, neurons], without any limit."""
+    """a, u, and v before the threshold, [N, T, neurons], without any limit."""
     n, steps = raster.shape[:2]
-    a = reference.accumulate(layer, raster.reshape(n * steps, -1), levels).reshape(n, steps, -1)
-    u = v = np.zeros(a[:, 0].shape, np.int64)
-    before = []
+    given = reference.accumulate(layer, raster.reshape(n * steps, -1), levels).reshape(n, steps, -1)
+    u = v = s = np.zeros(given[:, 0].shape, np.int64)
+    sums, currents, before = [], [], []
     for t in range(steps):
-        u, _ = reference.step_current(u, a[:, t], layer.du, None)
+        a = given[:, t] + reference.feed_back(layer, s)
+        u, _ = reference.step_current(u, a, layer.du, None)
         v, _ = reference.step_voltage(v, u, layer.bias, layer.dv, None)
-        before.append(v)
-        v, _ = reference.fire(v, layer.vth)
-    return a, np.stack(before, 1)
+        for trace, value in ((sums, a), (currents, u), (before, v)):
+            trace.append(value)
+        v, s = reference.fire(v, layer.vth, layer.reset)
+    return np.stack(sums, 1), np.stack(currents, 1), np.stack(before, 1)
 
 
 @EXAMPLES
 @given(layers(), st.integers(1, 6))
 def test_bounds_are_sound(case, timesteps):
-    """No input passes them, and those made for it reach the sums and the lowest voltage exactly."""
+    """No input passes them, and those made for it reach the sums and the lowest values exactly.
+
+    Where neurons hear each other, not all of them can fire at will.
+    """
     layer, levels, rng = case
     raster = patterns(layer.synapses.weight, levels, timesteps, rng)
-    a, v = voltages(layer, raster, levels)
-    low, high = bounds.one_sided_sums(layer, levels)
-    assert (a.min(axis=(0, 1)) == low).all()
-    assert (a.max(axis=(0, 1)) == high).all()
-    down, up = bounds.voltage_range(layer, levels, timesteps)
-    assert (v.min(axis=(0, 1)) >= down).all()
-    assert (v.max(axis=(0, 1)) <= up).all()
-    no_lift = (layer.bias[:] <= 0) & (layer.vth >= 0)
-    assert (v.min(axis=(0, 1)) == down)[no_lift].all()
+    a, u, v = voltages(layer, raster, levels)
+    sums = bounds.one_sided_sums(layer, levels)
+    currents = bounds.current_range(layer, levels, timesteps)
+    voltage = bounds.voltage_range(layer, levels, timesteps)
+    for values, (low, high) in ((a, sums), (u, currents), (v, voltage)):
+        assert (values.min(axis=(0, 1)) >= low).all()
+        assert (values.max(axis=(0, 1)) <= high).all()
+    if layer.recurrent is None:
+        for values, (low, high) in ((a, sums), (u, currents)):
+            # Currents only grow while their input lasts, but are never pulled below zero.
+            assert (values.min(axis=(0, 1)) == low).all()
+            assert (values.max(axis=(0, 1)) == high).all()
+        no_lift = (layer.bias[:] <= 0) & (layer.vth >= 0)
+        assert (v.min(axis=(0, 1)) == voltage[0])[no_lift].all()
+    lowest, highest = bounds.voltage_range(layer, levels, timesteps, anywhere=True)
+    assert (lowest <= voltage[0]).all()
+    assert (highest >= voltage[1]).all()
+    vth = rng.integers(layer.vth.min(), layer.vth.max() + 1, layer.shape)
+    v = voltages(replace(layer, vth=vth.astype(np.int32)), raster, levels)[2]
+    assert (v.max(axis=(0, 1)) <= highest).all()
+
+
+def test_bounds_of_neurons_that_hear_each_other():
+    """By hand: 2 x 3 from outside, 5 from inside; u halves; a spike takes 4 of v, which stays else."""
+    layer = LifLayer(
+        "lif",
+        "fc",
+        Dense(np.array([[2, -1], [0, 1]], np.int8)),
+        (2,),
+        (2,),
+        np.zeros(2, np.int32),
+        np.array([4, 4], np.int32),
+        np.ones(2),
+        exp=1,
+        du=2047,
+        dv=0,
+        recurrent=Dense(np.array([[5, -3], [1, 0]], np.int8)),
+        recurrent_name="rec",
+        reset="subtract",
+    )
+    low, high = bounds.one_sided_sums(layer, 3)
+    assert low.tolist() == [-12, 0]
+    assert high.tolist() == [22, 8]
+    low, high = bounds.current_range(layer, 3, 3)
+    assert (low / 64).tolist() == [-21, 0]
+    assert (high / 64).tolist() == [22 + 11 + 5.5, 8 + 4 + 2]
+    low, high = bounds.voltage_range(layer, 3, 2)
+    assert (low / 64).tolist() == [-12 - 18, 0]
+    # 22, of which a spike leaves 18, and 33 more; 8, 4, 12 more.
+    assert (high / 64).tolist() == [18 + 33, 4 + 12]
+    reset = replace(layer, reset="zero")
+    assert (bounds.voltage_range(reset, 3, 2)[1] / 64).tolist() == [4 + 33, 4 + 12]
 
 
 def test_voltage_bound_is_reached():
@@ -359,7 +412,7 @@ def test_voltage_bound_is_reached():
         bias_mant=np.array([10], np.int32),
     )
     raster = np.array([[[1, 0], [1, 1]]], np.uint8)
-    _, v = voltages(layer, raster, 1)
+    _, _, v = voltages(layer, raster, 1)
     assert v.ravel().tolist() == [64 * 100, 64 * 50 + 64 * 170]
     _, up = bounds.voltage_range(layer, 1, 2)
     assert up.tolist() == [64 * 220]

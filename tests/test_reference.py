@@ -72,7 +72,8 @@ def neuron(layer, index, sums, chip):
             if abs(v) >= big:
                 v, overflow = (big - 1) * (1 if v > 0 else -1), True
         s = int(v > 64 * vth)
-        v = 0 if s else v
+        if s:
+            v = v - 64 * vth if layer.reset == "subtract" else 0
         yield Did(u, v, s, active, overflow)
 
 
@@ -96,6 +97,16 @@ def weighted_sum(layer, x, index):
     return total
 
 
+def sums(layer, index, steps, fired):
+    """The sum that one neuron gets in each step; ``fired`` are its layer's spikes of the one before."""
+    for x in steps:
+        total = weighted_sum(layer, x, index)
+        if layer.recurrent is not None:
+            weights = layer.recurrent.weight[index[0]]
+            total += sum(int(w) * fired.get((j,), 0) for j, w in enumerate(weights))
+        yield total
+
+
 def naive(network, raster):
     """Arrays u, v, s [N, T, *shape] and counts active, overflow [N, T] of every layer, by name."""
     out = {}
@@ -106,13 +117,18 @@ def naive(network, raster):
         active, overflow = (np.zeros(size[:2], object) for _ in range(2))
         for n in range(size[0]):
             steps = [inputs[n, t].astype(object).tolist() for t in range(size[1])]
-            for index in np.ndindex(layer.shape):
-                if isinstance(layer, OrPool):
-                    did = [pooled(layer, x, index) for x in steps]
-                else:
-                    sums = [weighted_sum(layer, x, index) for x in steps]
-                    did = neuron(layer, index, sums, network.chip)
-                for t, d in enumerate(did):
+            fired = {}
+            every = {
+                index: iter([pooled(layer, x, index) for x in steps])
+                if isinstance(layer, OrPool)
+                else neuron(layer, index, sums(layer, index, steps, fired), network.chip)
+                for index in np.ndindex(layer.shape)
+            }
+            for t in range(size[1]):
+                # All neurons take the step before any of them hears of its spikes.
+                did = {index: next(steps_of) for index, steps_of in every.items()}
+                fired.update({index: d.s for index, d in did.items()})
+                for index, d in did.items():
                     u[n, t][index], v[n, t][index], s[n, t][index] = d.u, d.v, d.s
                     active[n, t] += d.active
                     overflow[n, t] += d.overflow
@@ -151,6 +167,10 @@ def random_lif(draw, rng, name, synapses, input_shape, shape, chip, levels):
     bias = rng.integers(-4096, 4096, shape[0]) if wild else rng.integers(-30, 31, shape[0])
     if draw(st.booleans()):
         bias *= 0
+    recurrent = None
+    if len(shape) == 1 and draw(st.booleans()):
+        own = rng.integers(-reach // 2, reach // 2 + 1, (*shape, *shape)) >> exp
+        recurrent = Dense(np.clip(own, -128, 127).astype(np.int8))
     return LifLayer(
         name,
         f"{name}_w",
@@ -164,6 +184,9 @@ def random_lif(draw, rng, name, synapses, input_shape, shape, chip, levels):
         bias_exp=draw(st.integers(0, 7)) if wild else 6,
         du=draw(st.sampled_from([4095, 4095, 0, 1000, 4094])),
         dv=draw(st.sampled_from([2048, 2048, 0, 1, 163, 3001, 4095])),
+        recurrent=recurrent,
+        recurrent_name="" if recurrent is None else f"{name}_rec",
+        reset=draw(st.sampled_from(["zero", "subtract"])) if chip != "loihi1" else "zero",
     )
 
 
@@ -304,6 +327,58 @@ def dense_layer(weight, **fields):
         np.ones(n),
         **fields,
     )
+
+
+# Recurrence and the reset by subtraction, by hand
+
+
+def test_a_neuron_hears_itself_one_step_late_and_nothing_of_the_sample_before():
+    """Weight 3 on the input, 2 on itself, vth 2, nothing kept: fires on 3, then again on 3 + 2."""
+    layer = dense_layer([[3]], vth=np.array([2], np.int32), dv=4095, recurrent=Dense(ONE_OF_TWO))
+    raster = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], np.uint8).reshape(2, 4, 1)
+    trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
+    assert (trace.u[..., 0] // 64).tolist() == [[3, 5, 2, 0], [0, 0, 3, 5]]
+    assert trace.spikes[..., 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    # The first spike of the second sample comes after steps in which nothing was heard.
+    assert trace.active.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    shifted = replace(layer, exp=2, vth=np.array([11], np.int32))
+    trace = reference.run_lif(shifted, raster, chips.load("loihi2"), states=True)
+    assert (trace.u[0, :, 0] // 64).tolist() == [12, 20, 8, 0]
+
+
+ONE_OF_TWO = np.array([[2]], np.int8)
+
+
+def test_a_row_of_recurrent_weights_belongs_to_the_neuron_that_hears():
+    layer = dense_layer([[9], [0]], vth=np.array([3, 3], np.int32), dv=4095)
+    own = np.array([[0, 0], [5, 0]], np.int8)
+    layer = replace(layer, recurrent=Dense(own), recurrent_name="rec")
+    raster = np.array([1, 0, 0], np.uint8).reshape(1, 3, 1)
+    trace = reference.run_lif(layer, raster, chips.load("loihi2"))
+    assert trace.spikes[0].tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_what_a_spike_leaves_by_hand():
+    """Weight 10, vth 4, no leak: 10 - 4 = 6, then 6 - 4 = 2; not delayed, and not above its limit."""
+    layer = dense_layer([[10]], vth=np.array([4], np.int32), dv=0, reset="subtract")
+    raster = np.array([1, 0, 0], np.uint8).reshape(1, 3, 1)
+    trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
+    assert (trace.v[0, :, 0] / 64).tolist() == [6, 2, 2]
+    assert trace.spikes[0, :, 0].tolist() == [1, 1, 0]
+    edge = replace(layer, vth=np.array([10], np.int32))
+    trace = reference.run_lif(edge, raster, chips.load("loihi2"), states=True)
+    assert (trace.v[0, :, 0] / 64).tolist() == [10, 10, 10]
+    assert not trace.spikes.any()
+
+
+@pytest.mark.parametrize(("own", "overflows"), [(1, 0), (2, 1)])
+def test_the_accumulator_holds_both_sums(own, overflows):
+    """127 * 258 = 32766 from outside; 1 more from inside fits below 2^15, 2 do not."""
+    layer = dense_layer(np.full((1, 258), 127), vth=np.zeros(1, np.int32), dv=4095)
+    layer = replace(layer, recurrent=Dense(np.array([[own]], np.int8)), recurrent_name="rec")
+    raster = np.ones((1, 2, 258), np.uint8)
+    trace = reference.run_lif(layer, raster, chips.load("loihi1"))
+    assert trace.overflow.tolist() == [[0, overflows]]
 
 
 # Counts, by hand

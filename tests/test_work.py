@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import random_networks
-from loads import ByHand, core_by_neuron, large, lif, raster, tiny, way, weights
+from loads import ByHand, alone, core_by_neuron, hears, large, lif, raster, tiny, way, weights
 from nets import random_net, random_spikes, synapses
 from scipy.sparse import csc_array, csr_array
 
@@ -23,7 +23,11 @@ from stl_deploy.hw_sim.work import _ByKind, _kinds, _Spike, synapses_by_core
 from stl_deploy.network import Conv, Dense, IntegerNetwork, OrPool, Readout
 
 LOIHI1 = chips.load("loihi1")
-NETWORKS = pytest.mark.parametrize("network", [tiny(), large()], ids=["tiny", "large"])
+NETWORKS = pytest.mark.parametrize(
+    "network",
+    [tiny(), large(), hears(tiny()), hears(large()), alone()],
+    ids=["tiny", "large", "tiny, heard", "large, heard", "alone"],
+)
 
 
 def recorded(network, inputs):
@@ -292,15 +296,15 @@ def test_cores_and_links_by_hand(network):
         links = {(link.source, link.target): n for link, n in traffic.links}
         assert links == hand.total("links")
         assert list(links.values()) == sorted(links.values(), reverse=True)
-        assert traffic.in_from_host == sum(hand.received[network.layers[0].name].values())
+        assert traffic.in_from_host == hand.from_host
         assert traffic.out_to_host == sum(hand.spikes[network.layers[-1].name].values())
         for layer in network.layers:
             for core in set(hand.cores[layer.name].values()):
                 assert traffic.layer_of(core) == layer.name
 
 
-def test_totals_are_those_of_the_layers():
-    network = large()
+@NETWORKS
+def test_totals_are_those_of_the_layers(network):
     done = recorded(network, raster(network, 2))
     for energy in done.energies.values():
         traffic = energy.traffic
@@ -349,6 +353,19 @@ def test_neurobench_by_hand():
     energy = neurobench.convention_45nm(network, got)
     assert energy.snn_j == pytest.approx(1e-12 * (0.9 * acs + 4.6 * macs) / 3)
     assert energy.ann_j == pytest.approx(1e-12 * 4.6 * dense / network.timesteps)
+
+
+def test_neurobench_counts_what_a_layer_hears_of_itself():
+    """Input 2 meets both weights in each of two steps; a neuron fires in both and meets one weight."""
+    layer = lif("one", Dense(np.array([[9], [1]], np.int8)), (1,), (2,), vth=6)
+    own = Dense(np.array([[0, 3], [-4, 0]], np.int8))
+    layer = dataclasses.replace(layer, recurrent=own, recurrent_name="rec")
+    network = IntegerNetwork("loihi1", 2, (1,), 2, (layer,), Readout(2, 1))
+    got = neurobench.metrics(network, recorded(network, np.full((1, 2, 1), 2, np.uint8)).counts)
+    assert (got.effective_macs, got.effective_acs) == (4, 2)
+    assert got.dense == 2 * (2 + 4)
+    assert got.connection_sparsity == pytest.approx(2 / 6)
+    assert got.footprint_bytes == 2 + 4 + 4 * 2 + 4 * 2
 
 
 def test_binary_input_has_no_multiplications():

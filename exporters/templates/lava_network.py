@@ -13,7 +13,7 @@ Output: ``spikes/<layer>`` uint8 [N, T, *shape]; with ``--states`` also ``u/<lay
 Inside Lava a population (C, H, W) is held as (W, H, C), all axes reversed. Each Conv, Dense and
 Sparse delays by one step, so layer l works on step t of sample k at Lava's time step k T + t + l + 2
 (Lava counts from 1). The samples run back to back; every layer clears its state when the first
-step of a sample reaches it.
+step of a sample reaches it, and does not hear its own spikes of the sample before.
 """
 
 # mypy: disable-error-code="import-not-found, misc, untyped-decorator"
@@ -51,7 +51,7 @@ from lava.proc.sparse.process import Sparse
 from lava.utils.weightutils import SignMode
 from scipy.sparse import csr_matrix
 
-FORMAT = "stl-deploy-lava/1"
+FORMAT = "stl-deploy-lava/2"
 PARAMS = Path(__file__).resolve().parent / "lava_params.npz"
 
 
@@ -137,7 +137,10 @@ class ThresholdLIF(AbstractLIF):
     """LIF with a threshold for every neuron, cleared when a sample begins.
 
     At time step t with t % reset_interval == reset_offset % reset_interval, u and v are set to 0
-    before the input of the step. ``u_out`` and ``v_out`` show the state after the step.
+    before the input of the step. ``r_in`` takes what the neurons' own spikes of the step before add
+    to ``a_in``; in such a step those are of the sample before, and left out. ``reset`` is what a spike
+    does to v: "zero", or "subtract" the threshold. ``u_out`` and ``v_out`` show the state after the
+    step.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class ThresholdLIF(AbstractLIF):
         bias_exp: int,
         du: int,
         dv: int,
+        reset: str,
         reset_interval: int,
         reset_offset: int,
     ) -> None:
@@ -162,11 +166,13 @@ class ThresholdLIF(AbstractLIF):
             bias_exp=bias_exp,
             name=None,
             log_config=None,
+            reset=reset,
             reset_interval=reset_interval,
             reset_offset=reset_offset,
         )
         # Lava's own LIF declares a single threshold; this Var has one for each neuron.
         self.vth = Var(shape=shape, init=vth)
+        self.r_in = InPort(shape=shape)
         self.u_out = OutPort(shape=shape)
         self.v_out = OutPort(shape=shape)
 
@@ -177,6 +183,7 @@ class ThresholdLIF(AbstractLIF):
 class PyThresholdLIF(AbstractPyLifModelFixed):
     """Lava's bit-accurate Loihi neuron (lava/proc/lif/models.py) with the array of thresholds."""
 
+    r_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     v_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
@@ -184,6 +191,7 @@ class PyThresholdLIF(AbstractPyLifModelFixed):
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
+        self.subtracts = proc_params["reset"] == "subtract"
         self.reset_interval = proc_params["reset_interval"]
         self.reset_offset = proc_params["reset_offset"] % self.reset_interval
         self.effective_vth: Any = 0
@@ -198,9 +206,26 @@ class PyThresholdLIF(AbstractPyLifModelFixed):
         spikes: np.ndarray = self.v > self.effective_vth
         return spikes
 
+    def begins(self) -> bool:
+        """Whether this is the first step of a sample."""
+        first: bool = self.time_step % self.reset_interval == self.reset_offset
+        return first
+
+    def subthr_dynamics(self, activation_in: np.ndarray) -> None:
+        """Current and voltage before the threshold, with what the neurons hear of themselves."""
+        own = self.r_in.recv()  # in every step, or it would be heard in a later one
+        super().subthr_dynamics(activation_in if self.begins() else activation_in + own)
+
+    def reset_voltage(self, spike_vector: np.ndarray) -> None:
+        """What a spike does to the voltage."""
+        if self.subtracts:
+            self.v[spike_vector] -= self.effective_vth[spike_vector]
+        else:
+            super().reset_voltage(spike_vector)
+
     def run_spk(self) -> None:
         """One time step."""
-        if self.time_step % self.reset_interval == self.reset_offset:
+        if self.begins():
             self.u[:] = 0
             self.v[:] = 0
         super().run_spk()
@@ -266,10 +291,14 @@ def build(params: Any, network: dict[str, Any], folder: Path, states: bool) -> A
             bias_exp=layer["bias_exp"],
             du=layer["du"],
             dv=layer["dv"],
+            reset=layer["reset"],
             reset_interval=reset_interval,
             reset_offset=i + 2,
         )
         weighted.connect(neurons.a_in)
+        if layer["recurrent"]:
+            own = {**layer, "kind": "dense"}, {"weight": params[f"{i}/recurrent"]}
+            synapses(*own, neurons.s_out, 0).connect(neurons.r_in)
         sink = SpikeSink(
             shape=neurons.s_out.shape, folder=folder / str(i), first=i + 2, states=states
         )
@@ -358,8 +387,13 @@ def read_params(path: Path) -> dict[str, np.ndarray]:
                     sizes = {params[f"{i}/{name}"].shape for name in ("weight", "row", "column")}
                     if len(sizes) > 1:
                         raise ValueError(f"layer {i}: row, column and weight differ in length")
+                size = tuple(layer["shape"])
+                if layer["recurrent"] and params[f"{i}/recurrent"].shape != size * 2:
+                    raise ValueError(f"{i}/recurrent does not fit its layer")
+                if layer["reset"] not in ("zero", "subtract"):
+                    raise ValueError(f"layer {i}: reset {layer['reset']!r}")
                 for name in ("vth", "bias_mant"):
-                    if params[f"{i}/{name}"].shape != tuple(layer["shape"])[::-1]:
+                    if params[f"{i}/{name}"].shape != size[::-1]:
                         raise ValueError(f"{i}/{name} has another shape than its layer")
     except DAMAGED as error:
         raise InputError(f"{path}: cannot be read ({error}); {remedy}") from error
