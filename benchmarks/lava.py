@@ -6,10 +6,10 @@ Lava runs as ``stl-parity`` runs it: the exported process graph (``lava``) and t
 (``netx``), in worker processes of their own, recording the spikes of every layer and no states. Each
 run is timed from outside, from staging its files to the trace in memory. A sample's time without
 process start, imports and compiling is the slope between runs of few and of many samples; with them it is
-that of a run of many samples. ``hw_sim`` is ``simulate.run`` on a loaded network and raster, in this
-process and warm, with the counts of every layer and neuron and the energies by every profile: on 1,000
-samples, which begin with those of Lava, and on the same many; for comparison also with the counts alone,
-without cores and energies. Every spike of Lava's runs has to be that of hw_sim.
+that of a run of many samples. ``hw_sim`` runs in this process and warm, on a loaded and placed network
+and a loaded raster, with the counts of every core and link and the energies by every profile: on 1,000
+samples, which begin with those of Lava, and on the same many. Every spike of Lava's runs has to be that
+of hw_sim.
 
 ``zoo``: the shipped model on Fashion-MNIST test images. ``dense``: 784-256-100-10, random weights, a fifth
 of the inputs firing.
@@ -39,18 +39,13 @@ from numpy.typing import NDArray
 import stl_deploy
 from stl_deploy import idx, lava_backend, lava_env
 from stl_deploy import raster as rasters
-from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim import simulate as sim
-from stl_deploy.hw_sim.counts import Counter
 from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 DATA = Path("/usr/share/datasets/fashion-mnist")
 SAMPLES = 1000
-FEW, MANY = (
-    5,
-    {"zoo": 65, "dense": 485},
-)  # of Lava: enough that its start varies less than they take
+FEW, MANY = 5, {"zoo": 65, "dense": 485}  # of Lava: its start varies less than the many take
 LIMIT = 300
 Spikes = NDArray[np.uint8]
 
@@ -96,8 +91,8 @@ def compare(name: str, repeat: int) -> bool:
     """Time both, print the ratios, and whether they reach the limit."""
     network, spikes = CASES[name]()
     many = MANY[name]
-    for size in (many, SAMPLES):
-        counts = sim.run(network, rasters.Raster(spikes[:size])).counts  # compiles the engine
+    simulator = sim.Simulator(network)
+    counts = simulator.run(rasters.Raster(spikes)).counts  # compiles the engine
     expected = stl_deploy.simulate(network, spikes[:many])
     rates = ", ".join(
         f"{c.name} {c.spikes.sum() / (c.neurons * counts.samples * counts.timesteps):.1%}"
@@ -114,30 +109,17 @@ def compare(name: str, repeat: int) -> bool:
             check(tool, trace, expected, size)
             if turn:
                 lava.setdefault((tool, size), []).append(took)
-        for job, work, size in (
-            ("same", sim.run, many),
-            ("warm", sim.run, SAMPLES),
-            ("counts", count, SAMPLES),
-        ):
+        for job, size in (("same", many), ("warm", SAMPLES)):
             start = time.perf_counter()
-            work(network, rasters.Raster(spikes[:size]))
+            simulator.run(rasters.Raster(spikes[:size]))
             if turn:
                 ours.setdefault(job, []).append((time.perf_counter() - start) / size)
     print(f"  hw_sim, {SAMPLES:,} samples: {spread(ours['warm'])}")
-    print(f"  hw_sim, {SAMPLES:,} samples, counts alone: {spread(ours['counts'])}")
     print(f"  hw_sim, the same {many} samples: {spread(ours['same'])}")
     kept = [
         verdict(tool, lava[tool, FEW], lava[tool, many], many, ours) for tool in lava_backend.TOOLS
     ]
     return all(kept)
-
-
-def count(network: IntegerNetwork, raster: rasters.Raster) -> None:
-    """Run and count, without cores and energies."""
-    counter = Counter(network)
-    batches = raster.batches(engine.batch_size(network))
-    engine.in_batches(network, batches, lambda _, inputs, trace: counter.add(inputs, trace))
-    counter.total()
 
 
 def check(tool: str, trace: dict[str, Any], expected: Any, samples: int) -> None:
@@ -165,9 +147,8 @@ def verdict(
     kept = min(ratios) >= LIMIT
     print(
         f"  {tool} takes {ratios[0]:,.0f} times as long a sample without its start, by the fastest runs "
-        f"{ratios[1]:,.0f} times, limit {LIMIT}: {'kept' if kept else 'MISSED'} (of the counts alone "
-        f"{slope / usually['counts']:,.0f} times; with its start, on the same {many} samples, "
-        f"{statistics.median(whole) / usually['same']:,.0f} times)",
+        f"{ratios[1]:,.0f} times, limit {LIMIT}: {'kept' if kept else 'MISSED'} (with its start, on the "
+        f"same {many} samples, {statistics.median(whole) / usually['same']:,.0f} times)",
         flush=True,
     )
     return kept

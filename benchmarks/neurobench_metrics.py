@@ -20,7 +20,7 @@ import torch
 import stl_deploy
 from stl_deploy import raster as rasters
 from stl_deploy.hw_sim import neurobench, reference
-from stl_deploy.hw_sim.counts import Counter
+from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.network import Conv, IntegerNetwork, LifLayer
 
 ZOO = Path(__file__).parents[1] / "models" / "zoo"
@@ -104,10 +104,10 @@ def main() -> None:
     model = stl_deploy.load(ZOO / "fashion-stl.pt")
     network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2")
     spikes = rasters.load(ZOO / "fashion-mnist-test500.npz").first(args.limit).spikes
-    trace = reference.run(network, spikes)
-    counter = Counter(network)
-    counter.add(spikes, trace)
-    ours = neurobench.metrics(network, counter.total())
+    recorder = Recorder(network)
+    trace = reference.run(network, spikes, cores=recorder.cores)
+    recorder.add(spikes, trace)
+    ours = neurobench.metrics(network, recorder.done().counts)
 
     theirs = TorchModel(Net(network, trace))
     theirs.add_activation_module(Replay)
