@@ -293,10 +293,11 @@ def test_proven_networks_never_overflow(seed, chip):
         rng,
         neurons,
         tau_syn=np.full(neurons, DT / step),
-        tau_mem=np.full(neurons, DT / rng.choice([1 / 4096, 0.5])),
+        tau_mem=np.full(neurons, DT / rng.choice([1 / 4096, 0.5, 1.0])),
         r=np.ones(neurons),
         w_in=np.ones(neurons),
-        v_leak=np.zeros(neurons),
+        # Against the inputs: the current can be the first to leave its register.
+        v_leak=-sign[:, 0] * step * rng.choice([0, inputs / 40]),
         v_reset=np.zeros(neurons),
         v_threshold=step * rng.uniform(0.01, 3, neurons) / 4096,
     )
