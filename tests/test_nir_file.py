@@ -72,6 +72,9 @@ def test_the_file_is_plain_nir_in_the_documented_units(path):
     np.testing.assert_array_equal(conv.bias, lif.bias_mant)
     meta = json.loads(graph.metadata[KEY])
     assert (meta["format"], meta["version"]) == ("stl-deploy/integer", 1)
+    # What readers of version 1 know, and refuse anything else.
+    known = "name kind weights du dv exp bias_exp weight_bits scale precision rounding folded"
+    assert all(row.keys() == set(known.split()) for row in meta["layers"])
 
 
 def test_a_reader_that_knows_only_nir_computes_the_same_spikes(path):
