@@ -397,6 +397,31 @@ def test_what_nir_cannot_say_is_not_written():
     assert nir_file.from_nir(nir_file.to_nir(pool)).layers[1].du == 0
 
 
+def test_a_folded_convolution_has_no_current(tmp_path):
+    folded = network(chip="loihi2", thresholds="fold")
+    current = replace(folded.layers[0], du=100)
+    with pytest.raises(LoweringError, match="folded convolution into neurons with a current"):
+        nir_file.to_nir(replace(folded, layers=(current, *folded.layers[1:])))
+    graph = nir_file.to_nir(folded)
+    lif = graph.nodes["lif1"]
+    gain = 4096 / 101
+    graph.nodes["lif1"] = nir.CubaLIF(
+        tau_syn=np.full_like(lif.tau, 1e-4 * gain),
+        tau_mem=lif.tau,
+        r=lif.r,
+        v_leak=lif.v_leak,
+        v_reset=lif.v_reset,
+        v_threshold=lif.v_threshold,
+        w_in=np.full_like(lif.tau, gain),
+    )
+    data = json.loads(graph.metadata[KEY])
+    data |= {"version": 2, "reset": "same-step, as its layer says"}
+    data["layers"][0]["du"] = 100
+    graph.metadata[KEY] = json.dumps(data)
+    with pytest.raises(InputError, match="du 100: the neurons of a folded convolution have no cur"):
+        nir_file.from_nir(graph)
+
+
 def test_an_or_pool_has_none_of_it(path):
     def change(file):
         layers = json.loads(file[f"node/metadata/{KEY}"][()])["layers"]
