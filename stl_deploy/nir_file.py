@@ -625,6 +625,8 @@ def _folded_layer(
     """A folded convolution. Raises ValueError unless its connections are the nodes', rounded."""
     if not isinstance(node, nir.Conv2d) or not isinstance(factor, nir.Scale):
         raise ValueError("a folded convolution is Conv2d -> Scale -> LIF")
+    if entry.du != 4095:
+        raise ValueError(f"du {entry.du}: the neurons of a folded convolution have no current")
     kernel = Kernel(
         np.asarray(node.weight, np.float64),
         np.asarray(node.bias, np.float64),

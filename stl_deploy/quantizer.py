@@ -264,7 +264,8 @@ def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
         try:
             after = G.node_output(name, node, shape)
         except ValueError as error:
-            raise LoweringError([*problems, Problem(name, str(error))]) from None
+            what = str(error).removeprefix(f"{name}: ")
+            raise LoweringError([*problems, Problem(name, what)]) from None
         match pending, node:
             case None, nir.Flatten():
                 pass
@@ -332,7 +333,7 @@ def _block(
                     f"give all neurons of the layer one {tau}",
                 )
             )
-    if np.ptp(gain) > 1e-12 or not gain.flat[0] > 0:
+    if np.ptp(gain) > 1e-12 * np.abs(gain).max() or not gain.flat[0] > 0:
         what = "w_in * dt / tau_syn * r * dt / tau_mem" if cuba else "r * dt / tau"
         problems.append(Problem(name, f"{what} differs between neurons or is not positive"))
     weight = source.weight.astype(np.float64) * gain.flat[0]

@@ -72,6 +72,9 @@ def test_the_file_is_plain_nir_in_the_documented_units(path):
     np.testing.assert_array_equal(conv.bias, lif.bias_mant)
     meta = json.loads(graph.metadata[KEY])
     assert (meta["format"], meta["version"]) == ("stl-deploy/integer", 1)
+    # What readers of version 1 know, and refuse anything else.
+    known = "name kind weights du dv exp bias_exp weight_bits scale precision rounding folded"
+    assert all(row.keys() == set(known.split()) for row in meta["layers"])
 
 
 def test_a_reader_that_knows_only_nir_computes_the_same_spikes(path):
@@ -392,6 +395,31 @@ def test_what_nir_cannot_say_is_not_written():
     assert "neurons of shape (6, 1, 1) hear themselves" in str(error.value)
     pool = replace(net, layers=(first, replace(second, du=0)))
     assert nir_file.from_nir(nir_file.to_nir(pool)).layers[1].du == 0
+
+
+def test_a_folded_convolution_has_no_current(tmp_path):
+    folded = network(chip="loihi2", thresholds="fold")
+    current = replace(folded.layers[0], du=100)
+    with pytest.raises(LoweringError, match="folded convolution into neurons with a current"):
+        nir_file.to_nir(replace(folded, layers=(current, *folded.layers[1:])))
+    graph = nir_file.to_nir(folded)
+    lif = graph.nodes["lif1"]
+    gain = 4096 / 101
+    graph.nodes["lif1"] = nir.CubaLIF(
+        tau_syn=np.full_like(lif.tau, 1e-4 * gain),
+        tau_mem=lif.tau,
+        r=lif.r,
+        v_leak=lif.v_leak,
+        v_reset=lif.v_reset,
+        v_threshold=lif.v_threshold,
+        w_in=np.full_like(lif.tau, gain),
+    )
+    data = json.loads(graph.metadata[KEY])
+    data |= {"version": 2, "reset": "same-step, as its layer says"}
+    data["layers"][0]["du"] = 100
+    graph.metadata[KEY] = json.dumps(data)
+    with pytest.raises(InputError, match="du 100: the neurons of a folded convolution have no cur"):
+        nir_file.from_nir(graph)
 
 
 def test_an_or_pool_has_none_of_it(path):

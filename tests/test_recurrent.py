@@ -293,10 +293,11 @@ def test_proven_networks_never_overflow(seed, chip):
         rng,
         neurons,
         tau_syn=np.full(neurons, DT / step),
-        tau_mem=np.full(neurons, DT / rng.choice([1 / 4096, 0.5])),
+        tau_mem=np.full(neurons, DT / rng.choice([1 / 4096, 0.5, 1.0])),
         r=np.ones(neurons),
         w_in=np.ones(neurons),
-        v_leak=np.zeros(neurons),
+        # Against the inputs: the current can be the first to leave its register.
+        v_leak=-sign[:, 0] * step * rng.choice([0, inputs / 40]),
         v_reset=np.zeros(neurons),
         v_threshold=step * rng.uniform(0.01, 3, neurons) / 4096,
     )
@@ -374,6 +375,7 @@ RAMP = np.linspace(1e-4, 9e-4, 60)
         ({"tau_syn": 5e-5}, "lif1: decay 1 - dt/tau_syn from -1 to -1"),
         ({"w_in": RAMP}, "lif1: w_in * dt / tau_syn * r * dt / tau_mem differs between neurons"),
         ({"w_in": -1.0}, "lif1: w_in * dt / tau_syn * r * dt / tau_mem differs between neurons or"),
+        ({"r": 1e-9 * RAMP}, "lif1: w_in * dt / tau_syn * r * dt / tau_mem differs between neur"),
         ({"v_reset": 0.1}, "lif1: v_leak or v_reset is not zero"),
     ],
 )
@@ -455,7 +457,7 @@ def test_what_cannot_be_heard():
     graph = random_graph(np.random.default_rng(0))
     graph.nodes["lif2"].metadata["reset"] = "delayed"
     (line,) = refused(graph)
-    assert line.startswith("lif2: lif2: reset 'delayed' in its metadata is not one of zero, subtr")
+    assert line.startswith("lif2: reset 'delayed' in its metadata is not one of zero, subtract")
 
 
 @pytest.mark.parametrize("reset", [b"subtract", "subtract", "zero", b"zero", None])
