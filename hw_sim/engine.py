@@ -17,12 +17,24 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
 from stl_deploy import bounds
 from stl_deploy import chip as chips
 from stl_deploy.hw_sim import kernels, reference
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.network import Conv, Dense, IntArray, IntegerNetwork, Layer, LifLayer, OrPool, Shape
+from stl_deploy.hw_sim.windows import Windows, in_words
+from stl_deploy.network import (
+    Conv,
+    Dense,
+    IntArray,
+    IntegerNetwork,
+    Layer,
+    LifLayer,
+    OrPool,
+    Shape,
+    Sparse,
+)
 
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
@@ -152,6 +164,8 @@ def _plan(
             return _LifPlan.of(network, layer, steps, states, cores)
         case LifLayer(synapses=Dense(), recurrent=Dense()):
             return _RecurrentPlan.of(network, layer, steps, cores)
+        case LifLayer(synapses=Sparse() as single, recurrent=None):
+            return _SinglePlan.of(network, layer, single, steps, states, cores)
     return None
 
 
@@ -384,7 +398,7 @@ class _LifPlan:
         cores: IntArray | None,
     ) -> _LifPlan | None:
         """None where sums of 32 bits are not known to hold every input's, or shapes do not match."""
-        levels, chip = network.input_limit(layer), chips.load(network.chip)
+        levels = network.input_limit(layer)
         if not (fits_32_bits(layer, levels) and 0 <= layer.exp < 64):
             return None
         synapses = _synapses(layer, levels)
@@ -392,33 +406,9 @@ class _LifPlan:
             return None
         # A linear layer has few neurons for its synapses: a proof costs more than it saves.
         plain = isinstance(layer.synapses, Conv) and not states
-        plain &= layer.du == 4095 and layer.reset == "zero"
-        plain = plain and never_overflows(network, layer, steps)
-        runs = _Runs.of(layer, synapses.blocks, cores)
-        # A bias keeps a neuron busy in every step: then there is nothing to count.
-        busy = np.bincount(runs.core, runs.length).astype(np.int64) if layer.bias.all() else None
-        kind = np.int32 if plain else np.int64
-        far = np.iinfo(kind)
-        threshold = np.clip(layer.vth.astype(np.int64) << 6, far.min, far.max)
-        ends = np.append(synapses.blocks, layer.neurons)
-        limit = chip.accumulator_limit
-        neurons = kernels.Neurons(
-            bias=_spread(layer.bias, layer).astype(kind),
-            threshold=_spread(threshold, layer).astype(kind),
-            u_keep=4096 - (layer.du + 1),
-            v_keep=4096 - layer.dv,
-            exp=layer.exp,
-            limit=chip.state_limit or 0,
-            too_large=1 << 62 if limit is None else limit,
-            subtract=layer.reset == "subtract",
-            block_first=np.searchsorted(synapses.first, ends).astype(np.int64),
-            first=synapses.first,
-            length=np.diff(synapses.first, append=layer.neurons),
-            at=synapses.at,
-            block_run=np.searchsorted(runs.first, ends).astype(np.int64) * (busy is None),
-            run_first=runs.first,
-            run_length=runs.length,
-            run_core=runs.core,
+        plain = plain and takes_the_plain_step(network, layer, steps)
+        neurons, busy = _neurons(
+            network, layer, (synapses.first, synapses.at, synapses.blocks), plain, cores
         )
         return cls(synapses, neurons, plain, levels > 1, busy)
 
@@ -486,6 +476,96 @@ class _RecurrentPlan:
         )
 
 
+@dataclass(frozen=True)
+class _SinglePlan:
+    """Single connections: each input has its own weights to its own neurons."""
+
+    weights: Windows
+    neurons: kernels.Neurons
+    plain: bool
+    busy: Int64 | None
+
+    @classmethod
+    def of(
+        cls,
+        network: IntegerNetwork,
+        layer: LifLayer,
+        synapses: Sparse,
+        steps: int,
+        states: bool,
+        cores: IntArray | None,
+    ) -> _SinglePlan | None:
+        """None where inputs are graded, or sums of 32 bits are not known to hold every input's."""
+        fits = synapses.size[1] * 128 < 1 << 31 and synapses.weight.dtype == np.int8
+        if not fits or network.input_limit(layer) > 1 or not 0 <= layer.exp < 64:
+            return None
+        plain = not states and takes_the_plain_step(network, layer, steps)
+        start = np.zeros(1, np.int64)
+        neurons, busy = _neurons(network, layer, (start, start, start), plain, cores)
+        after, before = (
+            memory_order(np.arange(size), shape)
+            for size, shape in zip(synapses.size, (layer.shape, layer.input_shape), strict=True)
+        )
+        matrix = csc_array(synapses.matrix[after][:, before])
+        matrix.sort_indices()
+        return cls(Windows.of(matrix), neurons, plain, busy)
+
+    def run(self, x: Bytes, did: kernels.Did) -> None:
+        """Run the samples of ``x`` from a state of zero."""
+        if self.busy is not None:
+            did.active[:] = self.busy
+        v = np.zeros_like(self.neurons.bias)
+        kernels.run_sums(
+            self.weights.add(in_words(x.reshape(x.shape[0] * x.shape[1], -1))),
+            self.neurons,
+            np.zeros(len(v), np.uint8),
+            None if self.plain else np.zeros_like(v),
+            v,
+            did,
+        )
+
+
+def _neurons(
+    network: IntegerNetwork,
+    layer: LifLayer,
+    pieces: tuple[Int64, Int64, Int64],
+    plain: bool,
+    cores: IntArray | None,
+) -> tuple[kernels.Neurons, Int64 | None]:
+    """The neurons in pieces (first neurons, first accumulators, first neurons of blocks).
+
+    Also the neurons of each core where all are active in every step, else None.
+    """
+    (first, at, blocks), chip = pieces, chips.load(network.chip)
+    runs = _Runs.of(layer, blocks, cores)
+    # A bias keeps a neuron busy in every step: then there is nothing to count.
+    busy = np.bincount(runs.core, runs.length).astype(np.int64) if layer.bias.all() else None
+    kind = np.int32 if plain else np.int64
+    far = np.iinfo(kind)
+    threshold = np.clip(layer.vth.astype(np.int64) << 6, far.min, far.max)
+    ends = np.append(blocks, layer.neurons)
+    limit = chip.accumulator_limit
+    neurons = kernels.Neurons(
+        bias=_spread(layer.bias, layer).astype(kind),
+        threshold=_spread(threshold, layer).astype(kind),
+        u_keep=4096 - (layer.du + 1),
+        v_keep=4096 - layer.dv,
+        exp=layer.exp,
+        limit=chip.state_limit or 0,
+        too_large=1 << 62 if limit is None else limit,
+        subtract=layer.reset == "subtract",
+        block_first=np.searchsorted(first, ends).astype(np.int64),
+        first=first,
+        length=np.diff(first, append=layer.neurons),
+        at=at,
+        block_run=np.searchsorted(runs.first, ends).astype(np.int64) * (busy is None),
+        run_first=runs.first,
+        run_length=runs.length,
+        run_core=runs.core,
+    )
+    return neurons, busy
+
+
 def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
     """One value for each neuron, in memory order."""
     return memory_order(np.broadcast_to(values, layer.shape), layer.shape)
@@ -499,6 +579,12 @@ def fits_32_bits(layer: LifLayer, levels: int) -> bool:
             return False
         largest = layer.neurons * 128
     return weight.dtype == np.int8 and largest + weight[0].size * levels * 128 < 1 << 31
+
+
+def takes_the_plain_step(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
+    """Whether ``fire_plain`` does all that a layer can need in so many steps."""
+    simple = layer.du == 4095 and layer.reset == "zero"
+    return simple and never_overflows(network, layer, steps)
 
 
 def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:

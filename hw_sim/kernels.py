@@ -459,6 +459,25 @@ def run_lif(
 
 
 @compiled
+def run_sums(
+    sums: Array, neurons: Neurons, active: Array, u: Array | None, v: Array, did: Did
+) -> None:
+    """Run a layer of one block whose sums int32 [N * T, accumulators] are known; see ``run_lif``."""
+    steps = did.spikes.shape[1]
+    runs = neurons.block_run[1]
+    for row in range(len(sums)):
+        for piece in range(neurons.block_first[1]):
+            update(neurons, piece, sums[row], u, v, did, row, active)
+        count_runs(
+            active,
+            neurons.run_first[:runs],
+            neurons.run_length[:runs],
+            neurons.run_core[:runs],
+            did.active[row // steps, row % steps],
+        )
+
+
+@compiled
 def count_runs(marks: Array, first: Array, length: Array, kind: Array, counts: Array) -> None:
     """Add the marks uint8 [neurons] of each run to the counts int64 [kinds] of its kind.
 

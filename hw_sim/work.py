@@ -21,6 +21,7 @@ from stl_deploy import placement
 from stl_deploy.hw_sim import engine, kernels
 from stl_deploy.hw_sim.mesh import Mesh
 from stl_deploy.hw_sim.reference import Trace
+from stl_deploy.hw_sim.windows import Windows, in_words
 from stl_deploy.network import (
     Conv,
     Dense,
@@ -312,11 +313,11 @@ class _Spike:
         # Synapses differ from neuron to neuron where weights are zero, all else by place alone.
         whole = _ByKind.of(columns([*alike, *synops]))
         self.keys = [*alike, *synops]
-        self.parts: list[_ByKind | _ByNeuron] = (
+        self.parts: list[_ByKind | Windows] = (
             [whole]
             if whole is not None
             else [
-                _ByKind.of(matrix) or _ByNeuron.of(matrix)
+                _ByKind.of(matrix) or Windows.of(matrix)
                 for matrix in map(columns, filter(None, (alike, synops)))
             ]
         )
@@ -333,21 +334,20 @@ class _Spike:
 
         Silent neurons are added where the number of neurons is no multiple of eight.
         """
-        if spikes.dtype != np.uint8:
-            spikes = (spikes != 0).view(np.uint8)
-        ordered = spikes.reshape(*spikes.shape[:2], *self.shape)
+        marks: NDArray[Any] = spikes if spikes.dtype == np.uint8 else (spikes != 0).view(np.uint8)
+        ordered = marks.reshape(*spikes.shape[:2], *self.shape)
         if len(self.shape) == 3:
             ordered = np.moveaxis(ordered, 2, -1)
-        flat = ordered.reshape(spikes.shape[0] * spikes.shape[1], -1)
-        if flat.shape[1] % 8:
-            flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8)))
-        return np.require(flat, requirements=["C", "W"])
+        return in_words(ordered.reshape(spikes.shape[0] * spikes.shape[1], -1))
 
     def count(self, spikes: Bytes, table: Int32) -> None:
         """Write the counters [counters, S] for spikes [S, neurons]."""
         at = 0
         for part in self.parts:
-            part.count(spikes, table[at : at + part.counters])
+            found = part.add(spikes)
+            if isinstance(part, Windows):
+                found = found[:, : part.counters].T
+            table[at : at + part.counters] = found
             at += part.counters
 
     def by_name(self, table: Int32) -> list[Table]:
@@ -385,60 +385,12 @@ class _ByKind:
     def counters(self) -> int:
         return int(self.matrix.shape[0])
 
-    def count(self, spikes: Bytes, table: Int32) -> None:
-        """Write the counters [counters, S] for spikes [S, neurons]."""
+    def add(self, spikes: Bytes) -> Int32:
+        """The counters [counters, S] for spikes [S, neurons]."""
         found = np.zeros((len(spikes), self.matrix.shape[1]), np.int64)
         kernels.count_rows(spikes, self.first, self.length, self.kind, found)
-        table[:] = self.matrix @ np.ascontiguousarray(found.T, np.int32)
-
-
-@dataclass(frozen=True)
-class _ByNeuron:
-    """Counters of neurons one by one: windows of LANES counters that hold the entries of a column.
-
-    Neuron n has the windows ``windows[n]..windows[n + 1]``; the ``values`` of each, LANES together,
-    belong to the counters from ``start`` on.
-    """
-
-    counters: int
-    windows: Int64
-    start: Int64
-    values: NDArray[np.int16 | np.int32]
-
-    @classmethod
-    def of(cls, columns: csc_array) -> _ByNeuron:
-        """For columns [counters, neurons], their entries in order."""
-        counters, neurons = columns.shape
-        neuron = np.repeat(np.arange(neurons), np.diff(columns.indptr))
-        opens = _opens(columns.indptr, columns.indices)
-        window = np.cumsum(opens) - 1
-        start = columns.indices[opens].astype(np.int64)
-        kind = np.int16 if columns.data.max(initial=0) < 1 << 15 else np.int32
-        values = np.zeros((len(start), kernels.LANES), kind)
-        values[window, columns.indices - start[window]] = columns.data
-        windows = np.searchsorted(neuron[opens], np.arange(neurons + 1))
-        return cls(counters, windows.astype(np.int64), start, values.reshape(-1))
-
-    def count(self, spikes: Bytes, table: Int32) -> None:
-        """Write the counters [counters, S] for spikes [S, neurons]."""
-        # A window may reach beyond the last counter, with zeros.
-        total = np.zeros((len(spikes), self.counters + kernels.LANES), np.int32)
-        words = spikes.view(np.uint64)
-        kernels.add_windows(words, self.windows, self.start, self.values, total)
-        table[:] = total[:, : self.counters].T
-
-
-def _opens(pointers: NDArray[Any], indices: NDArray[Any]) -> NDArray[np.bool_]:
-    """Entries [n] of columns that begin a window: those that the one before does not reach."""
-    opens = np.zeros(len(indices), np.bool_)
-    # The entry that opens the next window of each column that has one, all columns at once.
-    at, end = pointers[:-1].astype(np.int64), pointers[1:].astype(np.int64)
-    keys = indices.astype(np.int64) + np.repeat(np.arange(len(at)) * (1 << 32), end - at)
-    while len(at):
-        at, end = at[at < end], end[at < end]
-        opens[at] = True
-        at = np.searchsorted(keys, keys[at] + kernels.LANES)
-    return opens
+        total: Int32 = self.matrix @ np.ascontiguousarray(found.T, np.int32)
+        return total
 
 
 def _kinds(matrix: csc_array) -> tuple[Int64, Int64]:

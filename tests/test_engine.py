@@ -11,7 +11,7 @@ from test_reference import networks
 
 from stl_deploy.errors import InputError
 from stl_deploy.hw_sim import engine, kernels, reference
-from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.network import Conv, Dense, IntegerNetwork, Kernel, LifLayer, Readout, Sparse
 from stl_deploy.raster import Raster, RasterFile, check_fits, load, save, stream
 
 EXAMPLES = settings(deadline=None, max_examples=200)
@@ -77,11 +77,62 @@ def test_working_networks(seed):
         assert_same(engine.run(network, raster, states), reference.run(network, raster, states))
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_folded_convolutions_and_exponents(seed):
-    """Single connections run in the reference, the layers around them in the engine."""
+@pytest.mark.parametrize("seed", range(20))
+def test_single_connections(seed):
+    """Folded convolutions, some with a soft reset or bounds that prove nothing, and weight exponents."""
+    rng = np.random.default_rng(seed)
     network, raster = draw(seed, process_graph=True)
-    assert_same(engine.run(network, raster), reference.run(network, raster))
+    layers = [
+        replace(layer, reset="subtract", vth=np.maximum(layer.vth, 0))
+        if isinstance(layer, LifLayer) and rng.random() < 0.3
+        else layer
+        for layer in network.layers
+    ]
+    network = replace(network, chip=str(rng.choice(["ideal", "loihi2"])), layers=tuple(layers))
+    cores = random_cores(rng, network)
+    assert any(layer.synapses.kind == "sparse" for layer in network.lif_layers)
+    for layer in network.layers[1:]:
+        assert engine._plan(network, layer, network.timesteps, False, None) is not None
+    for states in (False, True):
+        want = reference.run(network, raster, states, cores)
+        assert_same(engine.run(network, raster, states, cores), want)
+
+
+def single(weight, vth, **fields):
+    """A layer of single connections, weights [neurons, *input shape], zero where there is none."""
+    rows = weight.reshape(len(weight), -1)
+    row, column = (index.astype(np.int32) for index in np.nonzero(rows))
+    kernel = Kernel(np.zeros((1, 1, 1, 1)), np.zeros(1), (1, 1), (0, 0), (1, 1), 1)
+    found = Sparse(row, column, rows[row, column].astype(np.int8), rows.shape, kernel)
+    neurons = (len(weight),)
+    return LifLayer(
+        "lif",
+        "w",
+        found,
+        weight.shape[1:],
+        neurons,
+        np.zeros(neurons, np.int32),
+        np.full(neurons, vth, np.int32),
+        np.ones(neurons),
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("levels", [1, 7])
+@pytest.mark.parametrize("vth", [-5, 3000, 1 << 17])
+def test_single_connections_at_the_edge(levels, vth):
+    """Sums beyond 16 bits and registers that overflow; graded inputs run in the reference."""
+    rng = np.random.default_rng(vth & 7)
+    weight = rng.choice([-128, 127, 0], (9, 3, 19, 17), p=[0.1, 0.8, 0.1])
+    for chip in ("loihi1", "ideal"):
+        layer = single(weight, vth, dv=0)
+        network = IntegerNetwork(chip, 5, (3, 19, 17), levels, (layer,), Readout(9, 1))
+        raster = rng.integers(0, levels + 1, (20, 5, 3, 19, 17)).astype(np.uint8)
+        assert (engine._plan(network, layer, 5, False, None) is None) == (levels > 1)
+        for states in (False, True):
+            want = reference.run(network, raster, states)
+            assert chip == "ideal" or want.layers["lif"].overflow.any()
+            assert_same(engine.run(network, raster, states), want)
 
 
 @pytest.mark.parametrize("seed", range(20))
