@@ -322,12 +322,25 @@ def _weighted(node: nir.ir.NIRNode, x: Float, weight: Float) -> Float:
 
 def _exact_decays(layer: LifLayer) -> int:
     """How many decays in a row, from a reset on, lose nothing because the bits lost are zero."""
+    lost = _bits_lost(layer)
+    return _zero_bits(layer) // lost if lost else 1 << 30
+
+
+def _bits_lost(layer: LifLayer) -> int:
+    """Bits that one decay shifts out."""
     kept = 4096 - layer.dv
-    lost = 12 - min(12, (kept & -kept).bit_length() - 1)  # bits that one decay shifts out
+    return 12 - min(12, (kept & -kept).bit_length() - 1)
+
+
+def _zero_bits(layer: LifLayer) -> int:
+    """Lowest bits of v that no input and no bias sets."""
     zeros = 6 + layer.exp
-    if layer.bias_mant.any():
-        zeros = min(zeros, layer.bias_exp)
-    return zeros // lost if lost else 1 << 30
+    return min(zeros, layer.bias_exp) if layer.bias_mant.any() else zeros
+
+
+def grain(layer: LifLayer, decays: int) -> int:
+    """What v is a multiple of, so many decays after it was zero, unless a register cut it off."""
+    return 1 << max(0, _zero_bits(layer) - _bits_lost(layer) * decays)
 
 
 def _check(layer: LifLayer, floats: FloatLayer) -> None:

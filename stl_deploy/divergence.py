@@ -16,6 +16,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy import certificates
 from stl_deploy import chip as chips
 from stl_deploy import faults as F
 from stl_deploy import graph as G
@@ -27,6 +28,7 @@ Bytes = NDArray[np.uint8]
 Part = Literal["weight", "bias", "decay", "register"]
 Blame = Part | Literal["threshold", "float rounding", "execution", "unknown"]
 STRONGEST = 5  # incoming synapses that are listed
+SPOKEN = 3  # of them in the paragraph
 WORDS: dict[Blame, str] = {
     "weight": "the rounding of the weights",
     "bias": "the rounding of the bias",
@@ -83,16 +85,18 @@ class Voltages:
     """Both sides in the step in which they part, before the reset.
 
     ``v``, ``theta`` of the float model; ``v_int``, ``vth`` the integers (v counts 1/64 of vth's
-    units, fires where v_int > 64 vth), ``v_lowered`` and ``theta_lowered`` the same in the float
-    model's units. ``margin`` is |v - theta|, ``error`` v_lowered - v, ``bound`` what was proved of
-    its magnitude. ``reset`` is the step of the neuron's last spike, None if it had none.
-    ``contributions`` of weights, bias, decay and registers add up to ``error``.
+    units), ``fires_from`` the smallest v_int above 64 vth that the neuron can have in this step.
+    ``v_lowered`` and ``theta_lowered`` are v_int and fires_from in the float model's units. ``margin``
+    is |v - theta|, ``error`` v_lowered - v, ``bound`` what was proved of its magnitude. ``reset`` is
+    the step of the neuron's last spike, None if it had none. ``contributions`` of weights, bias,
+    decay and registers add up to ``error``.
     """
 
     v: float
     theta: float
     v_int: int
     vth: int
+    fires_from: int
     v_lowered: float
     theta_lowered: float
     margin: float
@@ -160,7 +164,8 @@ class Divergence:
         elif self.voltages is not None:
             parts.append(f"To blame: {self._blamed(self.voltages)}.")
         if self.synapses and self.blame == "weight":
-            parts.append("Most of it came through " + "; ".join(map(_synapse, self.synapses)) + ".")
+            strongest = map(_synapse, self.synapses[:SPOKEN])
+            parts.append("Most of it came through " + "; ".join(strongest) + ".")
         parts += [f"Not rounding: {fault.layer}: {fault.text}." for fault in self.faults]
         if not self.faults and self.blame not in ("execution", "unknown"):
             parts.append("Everything the network holds is what the float model rounds to.")
@@ -236,7 +241,7 @@ def explain(
         integer_spike=bool(got[at]),
         blame=blame,
         voltages=voltages,
-        synapses=synapses if blame == "weight" else (),
+        synapses=synapses,
         faults=tuple(sorted(faults, key=lambda fault: fault.layer != place.layer)),
         why=why,
     )
@@ -283,13 +288,17 @@ def _compare(
             parts = nothing
     theta, vth = float(floats.threshold[place.neuron]), int(layer.vth[place.neuron])
     lowered = held * unit
+    grain = certificates.grain(layer, place.step - (-1 if reset is None else reset) - 1)
+    grain = grain if held % grain == 0 else 1
+    fires_from = (64 * vth // grain + 1) * grain
     voltages = Voltages(
         v=v,
         theta=theta,
         v_int=held,
         vth=vth,
+        fires_from=fires_from,
         v_lowered=lowered,
-        theta_lowered=(64 * vth + 1) * unit,
+        theta_lowered=fires_from * unit,
         margin=abs(v - theta),
         error=lowered - v,
         bound=float(bound[0, place.step, *place.neuron]),
@@ -438,14 +447,15 @@ def _in_words(voltages: Voltages) -> list[str]:
     since = "its first step" if x.reset is None else f"its spike in step {x.reset}"
     side = "above" if x.v >= x.theta else "below"
     parts = [
-        f"Since {since} the float voltage has come to {x.v:.6g}, {x.margin:.3g} {side} theta "
-        f"{x.theta:.6g}; the integer voltage is {x.v_int:,} against 64 * vth = {64 * x.vth:,}, in "
-        f"float units {x.v_lowered:.6g} against {x.theta_lowered:.6g}."
+        f"Since {since} the float voltage has come to {x.v:.6g}, which is {x.margin:.3g} {side} "
+        f"theta = {x.theta:.6g}. The integer voltage has come to {x.v_int:,}, in float units "
+        f"{x.v_lowered:.6g}, and with vth = {x.vth:,} the neuron spikes from {x.fires_from:,} on, "
+        f"{x.theta_lowered:.6g}."
     ]
     if x.bound > x.margin:
         parts.append(
-            f"That is an error of {x.error:+.3g}; up to {x.bound:.3g} was proved possible, more "
-            "than the margin."
+            f"That is an error of {x.error:+.3g}; up to {x.bound:.3g} was proved possible, which is "
+            "more than the margin."
         )
     else:
         parts.append(

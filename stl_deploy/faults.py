@@ -175,13 +175,15 @@ def _thresholds(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) ->
     """Thresholds that are not ceil(theta / scale) - 1, nor the end of the register."""
     low, high = chips.load(network.chip).threshold_range
     ratio = floats.threshold / layer.per_neuron(layer.scale)
-    # A folded threshold is theta_ref as nearly as a division gives it.
-    error = np.maximum(np.abs(ratio), 1) * 1e-12
-    least, most = (np.clip(np.ceil(ratio + e) - 1, low, high) for e in (-error, error))
-    off = (layer.vth < least) | (layer.vth > most)
+    if network.lowering == "fold":
+        # The unit is theta over a whole number, which a division gives back but nearly.
+        whole = np.rint(ratio)
+        ratio = np.where(np.abs(ratio - whole) < TIE, whole, ratio)
+    nearest = np.clip(np.ceil(ratio) - 1, low, high)
+    off = layer.vth != nearest
     if not off.any():
         return []
-    listed = [(i, int(layer.vth[i]), int(most[i])) for i in _indices(off)]
+    listed = [(i, int(layer.vth[i]), int(nearest[i])) for i in _indices(off)]
     text = _list(int(off.sum()), off.size, "thresholds", listed)
     return [Fault(layer.name, "threshold", int(off.sum()), text)]
 

@@ -257,7 +257,7 @@ def test_where_every_decay_is_exact_everything_is_known(seed, kind):
     ],
 )
 def test_decays_are_exact_as_long_as_the_bits_lost_are_zero(dv, exp, bias_exp, exact):
-    """An odd sum of weight and bias, then the bias alone: the first decay that may lose something is known."""
+    """An odd sum of weight and bias, then the bias alone: which decay may lose something is known."""
     steps = exact + 2
     layer = LifLayer(
         name="lif",
@@ -532,7 +532,7 @@ def test_samples_are_counted_across_batches(net, lowered_net, monkeypatch):
 
 def test_a_proof_that_is_too_narrow_is_an_error(net, lowered_net, monkeypatch):
     """The bounds forget the weights' error: the run shows that they are wrong."""
-    graph, network = lowered_net
+    graph, _ = lowered_net
     small = quantize(graph, "loihi2", weight_bits=4)
     monkeypatch.setattr(
         certificates, "weight_errors", lambda layer, floats: np.zeros_like(floats.weight)
