@@ -138,10 +138,10 @@ class PoolCertifier:
 
     def run(self, inputs: Bytes, spikes: Bytes, bounds: bool = False) -> Verdicts:
         """See ``LifCertifier.run``; a pool has no voltage and no bound."""
-        n, steps = inputs.shape[:2]
-        (c, h, w), (kh, kw) = self.layer.shape, self.layer.kernel
-        windows = inputs.reshape(n, steps, c, h, kh, w, kw)
-        fires: NDArray[np.bool_] = windows.max(axis=(4, 6)) != 0
+        kh, kw = self.layer.kernel
+        fires = np.zeros(spikes.shape, np.bool_)
+        for i, j in np.ndindex(kh, kw):
+            fires |= inputs[..., i::kh, j::kw] != 0
         return Verdicts(~fires, fires, fires != (spikes != 0))
 
 
