@@ -165,7 +165,7 @@ class Divergence:
             parts.append(f"To blame: {self._blamed(self.voltages)}.")
         if self.synapses and self.blame == "weight":
             strongest = map(_synapse, self.synapses[:SPOKEN])
-            parts.append("Most of it came through " + "; ".join(strongest) + ".")
+            parts.append("The synapses that erred most: " + "; ".join(strongest) + ".")
         parts += [f"Not rounding: {fault.layer}: {fault.text}." for fault in self.faults]
         if not self.faults and self.blame not in ("execution", "unknown"):
             parts.append("Everything the network holds is what the float model rounds to.")
