@@ -1,4 +1,4 @@
-"""Float against integer, measured: spike mismatch per layer, accuracy, agreement of predictions.
+"""Float against integer: spike mismatch per layer, certificates, first divergence, predictions.
 
 The reference is the PyTorch model's float32 parameters evaluated in float64. Beside the integer
 network stand the float NIR graph (which must agree exactly) and the same model in float32 (which
@@ -8,7 +8,7 @@ shows how much rounding alone flips).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import nir
@@ -21,6 +21,8 @@ from stl_deploy.network import IntArray, IntegerNetwork
 from stl_deploy.raster import Raster
 
 if TYPE_CHECKING:
+    from stl_deploy.audit import Audit
+    from stl_deploy.divergence import Divergence
     from stl_deploy.hw_sim.engine import Engine
     from stl_deploy.hw_sim.reference import Trace
     from stl_deploy.models.net import STLNet
@@ -36,6 +38,10 @@ class LayerParity:
     ``mismatch``: integer network, errors of earlier layers included; ``mismatch_forced``: this
     layer alone, fed with the float model's spikes; ``float32_mismatch``: the PyTorch model in
     float32; ``nir_mismatch``: the float NIR graph.
+
+    ``certified``: the fraction of entries whose forced spike is proved equal (``certificates.py``),
+    ``certified_spiking`` that of the entries where either side spikes. None where nothing is proved
+    of the layer, or no side ever spikes.
     """
 
     name: str
@@ -44,17 +50,24 @@ class LayerParity:
     mismatch_forced: float
     float32_mismatch: float
     nir_mismatch: float
+    certified: float | None = None
+    certified_spiking: float | None = None
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The whole comparison; accuracies are None without labels."""
+    """The whole comparison; accuracies are None without labels.
+
+    ``first_divergence`` is None where no spike differs. ``not_certified`` says of layers why not.
+    """
 
     samples: int
     layers: tuple[LayerParity, ...]
     accuracy_float: float | None
     accuracy_lowered: float | None
     prediction_agreement: float
+    first_divergence: Divergence | None = None
+    not_certified: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data with the keys that scripts use."""
@@ -63,6 +76,10 @@ class ParityReport:
             "accuracy": {"float": self.accuracy_float, "lowered": self.accuracy_lowered},
             "prediction_agreement": self.prediction_agreement,
             "layers": [vars(layer) for layer in self.layers],
+            "first_divergence": None
+            if self.first_divergence is None
+            else self.first_divergence.to_json(),
+            "not_certified": self.not_certified,
         }
 
 
@@ -82,14 +99,19 @@ def compare(
     ``visit(inputs, trace)`` is called with every batch of the integer run, so that whoever counts
     events need not run the network again, with active neurons by ``cores`` (see ``reference.run``);
     ``on_progress(done)`` with the number of samples done.
+
+    Raises CertificateError when a spike contradicts what was proved of it: a bug, and no statistic.
     """
     import torch
 
+    from stl_deploy.audit import Audit
     from stl_deploy.hw_sim.engine import Engine
+    from stl_deploy.importers import stl
     from stl_deploy.models.net import infer
 
     _check_same(model, network)
     engine = Engine(network, cores)
+    audit = Audit(graph, network, stl.to_graph(model.arch, stl.params_of(model)))
     tallies: dict[str, NDArray[np.int64]] = {}
     entries: dict[str, int] = {}
     hits = np.zeros(3, np.int64)
@@ -100,6 +122,7 @@ def compare(
         others = [_numpy(infer(model, tensor, torch.float32)), float_exec.run(graph, inputs)]
         trace, forced = _integer(engine, inputs, double)
         lowered = {name: did.spikes for name, did in trace.layers.items()}
+        audit.add(inputs, double, forced, lowered)
         for name, expected in double.items():
             differing = [
                 np.count_nonzero(got[name] != expected) for got in (lowered, forced, *others)
@@ -121,12 +144,27 @@ def compare(
     return ParityReport(
         samples=n,
         layers=tuple(
-            LayerParity(name, entries[name], *(float(t) / entries[name] for t in tallies[name]))
-            for name in tallies
+            _layer(name, tallies[name] / entries[name], entries[name], audit) for name in tallies
         ),
         accuracy_float=float(hits[0] / n) if labelled else None,
         accuracy_lowered=float(hits[1] / n) if labelled else None,
         prediction_agreement=float(hits[2] / n),
+        first_divergence=audit.first,
+        not_certified=audit.not_covered,
+    )
+
+
+def _layer(name: str, fractions: NDArray[np.float64], entries: int, audit: Audit) -> LayerParity:
+    mismatch, forced, float32, lowered_float = map(float, fractions)
+    return LayerParity(
+        name,
+        entries,
+        mismatch,
+        forced,
+        float32,
+        lowered_float,
+        audit.certified(name),
+        audit.certified_spiking(name),
     )
 
 

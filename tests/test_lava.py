@@ -660,11 +660,12 @@ def test_parity_on_all_backends(python, parity, model, lowered, raster):
     assert data["failures"] == []
     assert set(data["accuracy"]) == {"float", "lowered"}
     assert 0 <= data["prediction_agreement"] <= 1
-    assert data["first_divergence"] is None
+    assert data["first_divergence"]["layer"] in {row["name"] for row in data["layers"]}
     assert data["overflows"] == 0
     assert [row["name"] for row in data["layers"]] == [layer.name for layer in load(lowered).layers]
     for row in data["layers"]:
-        assert row["certified"] is None
+        assert row["certified"] + row["mismatch_forced"] <= 1 + 1e-12
+        assert row["certified"] > 0.9
         assert {"mismatch", "mismatch_forced", "float32_mismatch"} <= set(row)
     entries = 4 * 4 * sum(layer.neurons for layer in load(lowered).layers)
     exact = {"entries": entries, "spike_mismatches": 0, "state_mismatches": 0, "first": None}

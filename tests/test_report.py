@@ -16,6 +16,8 @@ from matplotlib.image import imread
 from stl_deploy import chip as chips
 from stl_deploy import report
 from stl_deploy.comparison import LayerParity, ParityReport
+from stl_deploy.divergence import Divergence, Place, Synapse, Voltages
+from stl_deploy.faults import Fault
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.counts import Counts
 from stl_deploy.hw_sim.mesh import Mesh
@@ -89,12 +91,35 @@ def run(network: IntegerNetwork, profiles: bool = True) -> report.Activity:
 PARITY = ParityReport(
     samples=200,
     layers=(
-        LayerParity("lif1", 115200, 0.00159, 0.00159, 1 / 115200, 0.0),
+        LayerParity("lif1", 115200, 0.00159, 0.00159, 1 / 115200, 0.0, 0.9984, 0.97),
         LayerParity("lif2", 4800, 0.25, 0.0, 0.0, 0.0),
     ),
     accuracy_float=0.985,
     accuracy_lowered=0.98,
     prediction_agreement=0.99,
+    first_divergence=Divergence(
+        place=Place(3, 1, "lif1", (2, 4, 5)),
+        float_spike=True,
+        integer_spike=False,
+        blame="weight",
+        voltages=Voltages(
+            v=0.51,
+            theta=0.5,
+            v_int=3100,
+            vth=48,
+            fires_from=3136,
+            v_lowered=0.484,
+            theta_lowered=0.49,
+            margin=0.01,
+            error=-0.026,
+            bound=0.027,
+            reset=0,
+            contributions={"weight": -0.03, "bias": 0.004, "decay": 0.0, "register": 0.0},
+        ),
+        synapses=(Synapse((0, 3, 4), (2, 0, 0, 1), 17, 17.4375, 2, -0.025),),
+        faults=(Fault("lif2", "threshold", 1, "one & only <threshold>"),),
+    ),
+    not_certified={"lif2": "its reset is not known here"},
 )
 
 
@@ -365,9 +390,38 @@ def test_energy_without_static_power_or_synops(activity: report.Activity):
 
 def test_parity_table(page: Page):
     table = page.table("Mismatch")
-    assert table["lif1"] == ["115,200", "0.159 %", "0.159 %", "0.000868 %", "0 %"]
-    assert table["lif2"] == ["4,800", "25.00 %", "0 %", "0 %", "0 %"]
+    row = ["115,200", "0.159 %", "0.159 %", "99.84 %", "97.00 %", "0.000868 %", "0 %"]
+    assert table["lif1"] == row
+    assert table["lif2"] == ["4,800", "25.00 %", "0 %", "-", "-", "0 %", "0 %"]
+    assert "lif2 is not certified: its reset is not known here." in page.text
     assert "The same class is predicted in 99.00 % of them" in page.text
+
+
+def test_the_first_divergence(page: Page):
+    found = PARITY.first_divergence
+    assert found is not None
+    assert found.text in page.text
+    for words in (
+        "sample 3, step 1, at lif1 channel 2, row 4, column 5, with equal inputs",
+        "the float model spikes, the integer network does not spike",
+        "Since its spike in step 0 the float voltage has come to 0.51, which is 0.01 above theta",
+        "come to 3,100, in float units 0.484, and with vth = 48 the neuron spikes from 3,136 on",
+        "an error of -0.026; up to 0.027 was proved possible, which is more than the margin",
+        "To blame: the rounding of the weights",
+        "made of weight -0.03, bias +0.004)",
+        "weight (2, 0, 0, 1) from input (0, 3, 4), which is 17 for 17.44 (-0.025)",
+        "Not rounding: lif2: one & only <threshold>.",
+    ):
+        assert words in found.text
+    table = page.table("What the rounding of single weights did")
+    assert table["0, 3, 4"] == ["2, 0, 0, 1", "17", "17.438", "2", "-0.025"]
+
+
+def test_parity_without_any_difference():
+    same = replace(PARITY, first_divergence=None)
+    text = Page(report.render("x", network(), parity=same)).text
+    assert "No spike differs." in text
+    assert "first divergence" not in text
 
 
 def test_parity_without_labels():

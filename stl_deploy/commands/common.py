@@ -147,9 +147,11 @@ def warn_overflows(overflows: Mapping[str, int]) -> None:
 
 
 def percent(fraction: float) -> str:
-    """A fraction as a percentage, fine enough for small mismatches; only zero is 0."""
+    """A fraction as a percentage, fine enough for small mismatches; only zero is 0, only one 100."""
     if 0 < fraction < 5e-7:
         return "< 0.0001 %"
+    if 1 - 5e-7 < fraction < 1:
+        return "> 99.9999 %"
     return "0" if fraction == 0 else f"{100 * fraction:.4f} %"
 
 
@@ -168,15 +170,17 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def print_parity(parity: ParityReport) -> None:
-    """Mismatch of every layer, accuracies, agreement."""
+    """Mismatch and certificates of every layer, accuracies, agreement, first divergence."""
     table(
         f"Spike mismatch against the float64 model, {parity.samples:,} samples",
-        ("layer", "integer", "integer, forced", "float32", "float NIR"),
+        ("layer", "integer", "forced", "certified", "of spiking", "float32", "float NIR"),
         [
             (
                 layer.name,
                 percent(layer.mismatch),
                 percent(layer.mismatch_forced),
+                "-" if layer.certified is None else percent(layer.certified),
+                "-" if layer.certified_spiking is None else percent(layer.certified_spiking),
                 percent(layer.float32_mismatch),
                 percent(layer.nir_mismatch),
             )
@@ -189,6 +193,13 @@ def print_parity(parity: ParityReport) -> None:
             f"integer {100 * parity.accuracy_lowered:.2f} %"
         )
     say(f"same prediction: {100 * parity.prediction_agreement:.2f} % of the samples")
+    for name, why in parity.not_certified.items():
+        say(f"{name} is not certified: {why}")
+    say("")
+    if parity.first_divergence is None:
+        say("No spike differs.")
+    else:
+        say(parity.first_divergence.text)
 
 
 def complain_diagnostics(diagnostics: Sequence[Mapping[str, str]]) -> None:
