@@ -662,3 +662,22 @@ def test_a_network_off_by_one_is_named_by_the_command(files, command, tmp_path):
     (fault,) = data["first_divergence"]["faults"]
     assert (fault["layer"], fault["kind"], fault["count"]) == ("lif1", "threshold", 1)
     assert f"(2, 3, 4) is {vth[2, 3, 4]}, not {vth[2, 3, 4] - 1} (one too high)" in fault["text"]
+
+
+def test_what_truncation_takes_is_the_decays_and_no_registers():
+    seen = 0
+    for seed in range(8):
+        model = random_net("FC20-LIF-FC10-LIF", seed)
+        arch = model.arch.model_dump()
+        for spec in arch["layers"]:
+            spec.update({"tau": 0.3} if spec["kind"] == "lif" else {})
+        slow = STLNet(Architecture.from_dict(arch))
+        slow.load_state_dict(model.state_dict())
+        graph = stl_deploy.from_torch(slow.eval())
+        network = quantize(graph, "loihi2", weight_bits=4)
+        data = Raster(random_spikes(slow, 20, seed))
+        found = compare(slow, graph, network, data).first_divergence
+        if found is not None and found.voltages is not None:
+            assert found.voltages.contributions["register"] == 0
+            seen += found.voltages.contributions["decay"] != 0
+    assert seen
