@@ -232,7 +232,7 @@ def explain(
     else:
         why = str(certifier) if isinstance(layer, LifLayer) else "a pool has none"
     ran = reference.run_layer(network, layer, inputs[None]).spikes[0]
-    if (ran != forced).any() or (ran != got)[: place.step + 1, *place.neuron].any():
+    if (ran != got)[: place.step + 1, *place.neuron].any():
         blame = "execution"
         faults = (*F.of_execution(network, layer, inputs, forced), *faults)
     return Divergence(
@@ -255,61 +255,77 @@ def _compare(
     expected: Bytes,
 ) -> tuple[Voltages, tuple[Synapse, ...], Blame]:
     """Both voltages of the neuron in this step, what made them differ, and what of it matters."""
-    layer, floats = certifier.layer, certifier.floats
-    flat = int(np.ravel_multi_index(place.neuron, layer.shape))
-    steps = place.step + 1
-    bound = certifier.run(inputs[None, :steps], expected[None, :steps], bounds=True).bound
+    layer = certifier.layer
+    inputs, expected = inputs[: place.step + 1], expected[: place.step + 1]
+    bound = certifier.run(inputs[None], expected[None], bounds=True).bound
     assert bound is not None
-    sums = certifier.sums(inputs[None, :steps])[0, :, :, flat]
-    spikes = expected[:steps].reshape(steps, -1)[:, flat]
-    cells = certifier.cells
-    unit, kept, keep = float(cells.unit[flat]), certifier.kept, floats.keep
-    integers = _integer_path(network, layer, place, inputs[:steps])
-    v = 0.0
-    nothing: dict[Part, float] = {"weight": 0.0, "bias": 0.0, "decay": 0.0, "register": 0.0}
-    parts = nothing
-    reset: int | None = None
-    held = 0
-    for t in range(steps):
-        # What both voltages lose and gain in this step, and so their difference.
-        decayed = _decayed(held, layer.dv)
-        parts = {name: kept * value for name, value in parts.items()}
-        parts["decay"] += (kept - keep) * v + (decayed - kept * held) * unit
-        parts["weight"] += float(sums[t, 1])
-        parts["bias"] += float(cells.bias_error[flat])
-        v = keep * v + float(sums[t, 0]) + float(cells.bias[flat])
-        held = integers[t]
-        # A register that wrapped or saturated is all that is left over.
-        left = held * unit - v - sum(parts.values())
-        if abs(left) > 2 * float(cells.slack[flat]):
-            parts["register"] += left
-        if t < place.step and spikes[t]:
-            v, held, reset = 0.0, 0, t
-            parts = nothing
-    theta, vth = float(floats.threshold[place.neuron]), int(layer.vth[place.neuron])
-    lowered = held * unit
-    grain = certificates.grain(layer, place.step - (-1 if reset is None else reset) - 1)
-    grain = grain if held % grain == 0 else 1
+    course = _follow(certifier, place, inputs, expected, _integers(network, layer, place, inputs))
+    flat = _flat(place.neuron, layer.shape)
+    unit, slack = (float(x[flat]) for x in (certifier.cells.unit, certifier.cells.slack))
+    theta = float(certifier.floats.threshold[place.neuron])
+    vth = int(layer.vth[place.neuron])
+    since = place.step if course.reset is None else place.step - course.reset - 1
+    grain = certificates.grain(layer, since)
+    grain = grain if course.v_int % grain == 0 else 1
     fires_from = (64 * vth // grain + 1) * grain
     voltages = Voltages(
-        v=v,
+        v=course.v,
         theta=theta,
-        v_int=held,
+        v_int=course.v_int,
         vth=vth,
         fires_from=fires_from,
-        v_lowered=lowered,
+        v_lowered=course.v_int * unit,
         theta_lowered=fires_from * unit,
-        margin=abs(v - theta),
-        error=lowered - v,
-        bound=float(bound[0, place.step, *place.neuron]),
-        reset=reset,
-        contributions=parts,
+        margin=abs(course.v - theta),
+        error=course.v_int * unit - course.v,
+        bound=float(bound[(0, place.step, *place.neuron)]),
+        reset=course.reset,
+        contributions=course.parts,
     )
-    weights = np.zeros(steps)
-    first = 0 if reset is None else reset + 1
-    weights[first:] = kept ** np.arange(steps - first)[::-1]
-    synapses = _synapses(certifier, place.neuron, inputs[:steps], weights)
-    return voltages, synapses, _blame(voltages, bool(spikes[-1]), float(cells.slack[flat]))
+    left = np.zeros(len(inputs))
+    left[place.step - since :] = certifier.kept ** np.arange(since + 1)[::-1]
+    synapses = _synapses(certifier, place.neuron, inputs, left)
+    fires = bool(expected[(place.step, *place.neuron)])
+    return voltages, synapses, _blame(voltages, fires, slack)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """Where a neuron's voltages have come to, before the reset, and what their difference is made of."""
+
+    v: float
+    v_int: int
+    reset: int | None
+    parts: dict[Part, float]
+
+
+def _follow(
+    certifier: LifCertifier, place: Place, inputs: Bytes, expected: Bytes, integers: list[int]
+) -> _Course:
+    """Follow a neuron up to the step of ``place``; ``integers`` are its integer voltages so far."""
+    flat = _flat(place.neuron, certifier.layer.shape)
+    sums = certifier.sums(inputs[None])[0, :, :, flat]
+    spikes = expected.reshape(len(expected), -1)[:, flat]
+    cells, keep, kept = certifier.cells, certifier.floats.keep, certifier.kept
+    unit, slack = float(cells.unit[flat]), float(cells.slack[flat])
+    nothing: dict[Part, float] = {"weight": 0.0, "bias": 0.0, "decay": 0.0, "register": 0.0}
+    course = _Course(0.0, 0, None, nothing)
+    for t, v_int in enumerate(integers):
+        if t and spikes[t - 1]:
+            course = _Course(0.0, 0, t - 1, nothing)
+        # What both voltages lose and gain in this step, and so their difference.
+        parts = {name: kept * value for name, value in course.parts.items()}
+        cut = _decayed(course.v_int, certifier.layer.dv) - kept * course.v_int
+        parts["decay"] += (kept - keep) * course.v + cut * unit
+        parts["weight"] += float(sums[t, 1])
+        parts["bias"] += float(cells.bias_error[flat])
+        v = keep * course.v + float(sums[t, 0]) + float(cells.bias[flat])
+        # A register that wrapped or saturated is all that can be left over.
+        left = v_int * unit - v - sum(parts.values())
+        if abs(left) > 2 * slack:
+            parts["register"] += left
+        course = _Course(v, v_int, course.reset, parts)
+    return course
 
 
 def _blame(voltages: Voltages, fires: bool, slack: float) -> Blame:
@@ -338,9 +354,7 @@ def _decayed(v: int, dv: int) -> int:
     return int(reference.decay(np.array([v], np.int64), dv)[0])
 
 
-def _integer_path(
-    network: IntegerNetwork, layer: LifLayer, place: Place, inputs: Bytes
-) -> list[int]:
+def _integers(network: IntegerNetwork, layer: LifLayer, place: Place, inputs: Bytes) -> list[int]:
     """The neuron's integer voltage in every step, before the reset, by the reference's own steps."""
     from stl_deploy.hw_sim import reference
 

@@ -17,6 +17,7 @@ import stl_deploy
 from stl_deploy import certificates, float_layers, raster
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
+from stl_deploy.audit import Audit
 from stl_deploy.certificates import LifCertifier, PoolCertifier, Verdicts
 from stl_deploy.comparison import compare
 from stl_deploy.conv import convolve, unroll
@@ -27,7 +28,16 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.importers import stl
 from stl_deploy.models.net import infer
-from stl_deploy.network import Conv, Dense, Kernel, LifLayer, OrPool, Sparse
+from stl_deploy.network import (
+    Conv,
+    Dense,
+    IntegerNetwork,
+    Kernel,
+    LifLayer,
+    OrPool,
+    Readout,
+    Sparse,
+)
 from stl_deploy.quantizer import quantize
 from stl_deploy.raster import Raster
 
@@ -401,6 +411,32 @@ def test_float_rounding_is_bounded_by_the_model_before_folding():
     assert not verdicts.wrong(Engine(network).run(spikes).layers["lif1"].spikes).any()
 
 
+def test_fractions_are_counted_over_what_they_say(net):
+    """Of all entries, and of those where either side spikes, over several batches."""
+    graph = stl_deploy.from_torch(net)
+    network = quantize(graph, "loihi2", weight_bits=3)
+    audit, engine = Audit(graph, network), Engine(network)
+    counts = {layer.name: np.zeros(4) for layer in network.layers}
+    for seed in range(3):
+        spikes = random_spikes(net, 5, seed)
+        double = infer(net, torch.from_numpy(spikes), torch.float64)
+        expected = {name: s.numpy().astype(np.uint8) for name, s in double.items()}
+        forced, before = {}, spikes
+        for layer in network.layers:
+            forced[layer.name] = engine.run_layer(layer, before).spikes
+            before = expected[layer.name]
+        lowered = {name: did.spikes for name, did in engine.run(spikes).layers.items()}
+        audit.add(spikes, expected, forced, lowered)
+        for name, want in expected.items():
+            # In four steps every halving is exact: what agrees is certified.
+            equal, spiking = want == forced[name], (want != 0) | (forced[name] != 0)
+            counts[name] += [equal.size, equal.sum(), spiking.sum(), (equal & spiking).sum()]
+    for name, (entries, equal, spiking, both) in counts.items():
+        assert audit.certified(name) == equal / entries
+        assert audit.certified_spiking(name) == both / spiking
+    assert any(equal < entries for entries, equal, _, _ in counts.values())
+
+
 # What is not covered is not certified
 
 
@@ -431,6 +467,24 @@ def test_uncovered_layers_are_not_certified(changed, why):
     assert isinstance(got["lif1"], LifCertifier)
     assert isinstance(got["lif2"], str)
     assert why in got["lif2"]
+
+
+def test_pools_of_graded_inputs_and_other_windows_are_not_certified():
+    nodes = {
+        "sum": G.sum_pool((2, 2), (1, 4, 4)),
+        "pool": nir.Threshold(threshold=np.full((1, 2, 2), 0.5)),
+    }
+
+    def why(levels: int, kernel: tuple[int, int] = (2, 2)):
+        meta = G.FloatMeta(timesteps=2, input_levels=levels, classes=4, population=1)
+        graph = G.chain_graph(nodes, (1, 4, 4), (1, 2, 2), meta.model_dump_json())
+        pool = OrPool("pool", "sum", (1, 4, 4), (1, 2, 2), kernel)
+        network = IntegerNetwork("ideal", 2, (1, 4, 4), levels, (pool,), Readout(4, 1))
+        return certificates.certifiers(network, graph)["pool"]
+
+    assert isinstance(why(1), PoolCertifier)
+    assert why(3) == "it pools graded inputs"
+    assert why(1, (1, 4)) == "its windows are not those of the float layer"
 
 
 def test_an_unknown_field_is_certified_only_at_its_default():

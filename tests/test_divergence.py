@@ -18,6 +18,7 @@ import stl_deploy
 from stl_deploy import divergence, faults, float_layers, nir_file
 from stl_deploy import graph as G
 from stl_deploy.arch import Architecture
+from stl_deploy.audit import Audit
 from stl_deploy.checkpoint import save_checkpoint
 from stl_deploy.commands import parity as parity_command
 from stl_deploy.comparison import compare
@@ -27,7 +28,7 @@ from stl_deploy.float_layers import FloatLayer
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.models.net import STLNet, infer
-from stl_deploy.network import Conv, Dense, LifLayer, Sparse
+from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, Readout, Sparse
 from stl_deploy.quantizer import quantize
 from stl_deploy.raster import Raster
 from stl_deploy.raster import save as save_raster
@@ -504,6 +505,44 @@ def test_a_layer_without_certificates_still_has_a_first_divergence(exact):
     assert found.to_json()["voltages"] is None
 
 
+def test_an_account_begins_after_the_last_spike():
+    """By hand: both sides spike in step 0, then 0.3 comes as 15/64, halves, and 0.86 as 55/64."""
+    weight = np.array([[1.0, 0.86, 0.3]])
+    meta = G.FloatMeta(timesteps=3, classes=1, population=1).model_dump_json()
+    theta = np.full(1, np.nextafter(1.0, -np.inf))
+    nodes = {"fc": nir.Linear(weight=weight), "lif": G.lif(theta, 2e-4, 2.0)}
+    graph = G.chain_graph(nodes, (3,), (1,), meta)
+    layer = LifLayer(
+        name="lif",
+        synapse_name="fc",
+        synapses=Dense(np.array([[64, 55, 15]], np.int8)),
+        input_shape=(3,),
+        shape=(1,),
+        bias_mant=np.zeros(1, np.int32),
+        vth=np.array([63], np.int32),
+        scale=np.full(1, 1 / 64),
+    )
+    network = IntegerNetwork("loihi2", 3, (3,), 1, (layer,), Readout(1, 1))
+    inputs = np.array([[[1, 0, 1], [0, 0, 1], [0, 1, 0]]], np.uint8)
+    expected = {"lif": np.array([1, 0, 1], np.uint8).reshape(1, 3, 1)}
+    ran = {"lif": reference.run(network, inputs).layers["lif"].spikes}
+    audit = Audit(graph, network)
+    audit.add(inputs, expected, ran, ran)
+    found = audit.first
+    assert found is not None
+    x = found.voltages
+    assert x is not None
+    assert (found.place.step, x.reset, found.blame) == (2, 0, "weight")
+    # One halving since: multiples of 32, and 64 * 63 itself does not fire.
+    assert (x.v_int, x.vth, x.fires_from) == (4000, 63, 4064)
+    assert x.v == pytest.approx(1.01)
+    assert [(s.input, s.held, s.spikes) for s in found.synapses] == [((2,), 15, 1), ((1,), 55, 1)]
+    errors = (15 / 64 - 0.3) / 2, 55 / 64 - 0.86
+    assert [s.error for s in found.synapses] == pytest.approx(errors)
+    assert x.contributions["weight"] == pytest.approx(sum(errors))
+    assert "Since its spike in step 0 the float voltage has come to 1.01" in found.text
+
+
 def test_a_saturating_register_is_blamed():
     """A voltage that the register cuts off, with nothing rounded."""
     weight = np.full((1, 40), 100.0)
@@ -521,9 +560,6 @@ def test_a_saturating_register_is_blamed():
         vth=np.array([999_999], np.int32),
         scale=np.ones(1),
     )
-    from stl_deploy.audit import Audit
-    from stl_deploy.network import IntegerNetwork, Readout
-
     network = IntegerNetwork("loihi2", 2, (40,), 255, (layer,), Readout(1, 1))
     inputs = np.full((1, 2, 40), 255, np.uint8)
     spikes = {"lif": np.ones((1, 2, 1), np.uint8)}
@@ -626,3 +662,22 @@ def test_a_network_off_by_one_is_named_by_the_command(files, command, tmp_path):
     (fault,) = data["first_divergence"]["faults"]
     assert (fault["layer"], fault["kind"], fault["count"]) == ("lif1", "threshold", 1)
     assert f"(2, 3, 4) is {vth[2, 3, 4]}, not {vth[2, 3, 4] - 1} (one too high)" in fault["text"]
+
+
+def test_what_truncation_takes_is_the_decays_and_no_registers():
+    seen = 0
+    for seed in range(8):
+        model = random_net("FC20-LIF-FC10-LIF", seed)
+        arch = model.arch.model_dump()
+        for spec in arch["layers"]:
+            spec.update({"tau": 0.3} if spec["kind"] == "lif" else {})
+        slow = STLNet(Architecture.from_dict(arch))
+        slow.load_state_dict(model.state_dict())
+        graph = stl_deploy.from_torch(slow.eval())
+        network = quantize(graph, "loihi2", weight_bits=4)
+        data = Raster(random_spikes(slow, 20, seed))
+        found = compare(slow, graph, network, data).first_divergence
+        if found is not None and found.voltages is not None:
+            assert found.voltages.contributions["register"] == 0
+            seen += found.voltages.contributions["decay"] != 0
+    assert seen
