@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from random_networks import draw
 from test_reference import networks
 
+from stl_deploy import bounds
 from stl_deploy.errors import InputError
 from stl_deploy.hw_sim import engine, kernels, reference
 from stl_deploy.network import Conv, Dense, IntegerNetwork, Kernel, LifLayer, Readout, Sparse
@@ -295,6 +296,18 @@ def test_a_proof_ends_where_a_register_does(chip):
         network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
         fits = bias + 64 <= edge and bias >= -edge
         assert engine.never_overflows(network, tried, 1) == fits, bias
+
+
+@pytest.mark.parametrize(("steps", "fits"), [(2, True), (3, False)])
+def test_a_proof_minds_currents_that_a_bias_hides_from_the_voltage(steps, fits):
+    """65,000 * 64 a step, of which all is kept: 2^23 is passed in the third; v is held far below."""
+    weight = np.full((1, 520), 125, np.int8)
+    network = one_layer(np.random.default_rng(0), "loihi2", Dense(weight), (520,), 1, du=0, dv=4096)
+    bias = np.array([-((1 << 23) - 99)], np.int64)
+    layer = replace(network.layers[0], bias_mant=bias, bias_exp=0)
+    up = bounds.voltage_range(layer, 1, steps)[1]
+    assert up.max() < 1 << 23
+    assert engine.never_overflows(network, layer, steps) == fits
 
 
 @pytest.mark.parametrize("dv", [0, 1, 2048, 3001, 4095, 4096])

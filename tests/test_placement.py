@@ -256,6 +256,11 @@ def test_a_layer_is_cut_again_where_its_own_cores_need_more_axons():
     assert again.layers["lif"] == on
     with pytest.raises(ValueError, match="out-axons"):
         placement.rebuild(network, chip_with(out_axons=60), {"lif": (on.blocks, None)})
+    # One neuron alone hears the input and 60 others.
+    placed = placement.place(network, chip_with(in_axons=61))
+    assert not placed.beyond
+    (problem,) = placement.place(network, chip_with(in_axons=60)).beyond
+    assert "neuron 0 alone needs 61 in-axons" in problem.what
     # 61 cores of one neuron: no core reaches so many.
     (problem,) = placement.place(network, chip_with(out_axons=10)).beyond
     assert "out-axons" in problem.what
