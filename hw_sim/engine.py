@@ -9,6 +9,7 @@ runs in the reference.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ Int64 = NDArray[np.int64]
 # first-level cache. INPUTS weights of -128 are more than -2^15.
 BLOCK = 128  # outputs
 INPUTS = 255
-STEPS = 64
+SUMS = 256 << 10  # bytes of sums that a task keeps
 TASK = 16  # samples that one thread takes at a time
 TASK_BYTES = 8 << 20  # and no more than so many bytes of one layer's spikes
 MEMORY = 128 << 20  # bytes that the traces of a batch may take
@@ -362,7 +363,7 @@ class _Synapses:
     """Weights as the kernels read them, and the pieces in which a block's accumulators lie.
 
     The neurons from ``first[i]`` on have their accumulators from ``at[i]`` on; block b begins at
-    neuron ``blocks[b]``. The weights of a block are read for ``steps`` steps in a row.
+    neuron ``blocks[b]``.
     """
 
     weights: NDArray[np.int8]
@@ -372,7 +373,11 @@ class _Synapses:
     at: Int64
     blocks: Int64
     accumulators: int
-    steps: int
+
+    @property
+    def phases(self) -> int:
+        """How many sums of each accumulator are added up at the end."""
+        return len(self.wiring.phases) - 1
 
 
 @dataclass(frozen=True)
@@ -405,7 +410,7 @@ class _LifPlan:
         if synapses is None:
             return None
         # A linear layer has few neurons for its synapses: a proof costs more than it saves.
-        plain = isinstance(layer.synapses, Conv) and not states
+        plain = isinstance(layer.synapses, Conv) and not states and in_lanes(synapses.first, layer)
         plain = plain and takes_the_plain_step(network, layer, steps)
         neurons, busy = _neurons(
             network, layer, (synapses.first, synapses.at, synapses.blocks), plain, cores
@@ -416,23 +421,34 @@ class _LifPlan:
         """Run the samples of ``x`` from a state of zero."""
         mine = self.synapses
         rows, columns = mine.pixels
-        v = np.zeros_like(self.neurons.bias)
-        together = min(mine.steps, x.shape[0] * x.shape[1])
+        size = mine.phases, mine.accumulators
+        kind = np.int32 if self.graded else np.int16
+        together = _together(x.shape[0], x.shape[1], math.prod(size) * np.dtype(kind).itemsize)
         if self.busy is not None:
             did.active[:] = self.busy
-        kernels.run_lif(
+        synapses = (
             x.reshape(*x.shape[:2], rows * columns, -1),
             np.empty(x.size + 1, np.uint8) if self.graded else None,
             mine.weights,
             mine.wiring,
             self.neurons,
-            np.zeros(mine.accumulators, np.int32 if self.graded else np.int16),
-            np.zeros((together, mine.accumulators), np.int32),
-            np.zeros((together, len(v)), np.uint8),
-            None if self.plain else np.zeros_like(v),
-            v,
-            did,
+            np.zeros((together, *size), kind),
         )
+        bias = self.neurons.bias
+        if self.plain:
+            marks, v = np.zeros((together, len(bias)), np.uint8), np.stack([bias, bias])
+            kernels.run_plain(*synapses, marks, v, did)
+        else:
+            sums, active = np.zeros(mine.accumulators, np.int32), np.zeros(len(bias), np.uint8)
+            kernels.run_wide(
+                *synapses, sums, active, np.zeros_like(bias), np.zeros_like(bias), did
+            )
+
+
+def _together(samples: int, steps: int, size: int) -> int:
+    """Steps whose sums, ``size`` bytes each, are kept at a time: of whole samples, or of a part of one."""
+    fit = max(1, SUMS // size)
+    return fit if fit < steps else min(samples, fit // steps) * steps
 
 
 @dataclass(frozen=True)
@@ -466,9 +482,12 @@ class _RecurrentPlan:
             self.own.weights,
             self.own.wiring,
             neurons,
-            np.zeros(mine.accumulators, np.int32 if self.layer.graded else np.int16),
-            np.zeros(self.own.accumulators, np.int16),
+            np.zeros(
+                (1, mine.phases, mine.accumulators), np.int32 if self.layer.graded else np.int16
+            ),
+            np.zeros((self.own.phases, self.own.accumulators), np.int16),
             np.empty(size, np.int32),
+            np.empty(self.own.accumulators, np.int32),
             np.zeros(len(neurons.bias), np.uint8),
             np.zeros_like(neurons.bias),
             np.zeros_like(neurons.bias),
@@ -499,8 +518,9 @@ class _SinglePlan:
         fits = synapses.size[1] * 128 < 1 << 31 and synapses.weight.dtype == np.int8
         if not fits or network.input_limit(layer) > 1 or not 0 <= layer.exp < 64:
             return None
-        plain = not states and takes_the_plain_step(network, layer, steps)
         start = np.zeros(1, np.int64)
+        plain = not states and in_lanes(start, layer)
+        plain = plain and takes_the_plain_step(network, layer, steps)
         neurons, busy = _neurons(network, layer, (start, start, start), plain, cores)
         after, before = (
             memory_order(np.arange(size), shape)
@@ -514,15 +534,14 @@ class _SinglePlan:
         """Run the samples of ``x`` from a state of zero."""
         if self.busy is not None:
             did.active[:] = self.busy
-        v = np.zeros_like(self.neurons.bias)
-        kernels.run_sums(
-            self.weights.add(in_words(x.reshape(x.shape[0] * x.shape[1], -1))),
-            self.neurons,
-            np.zeros(len(v), np.uint8),
-            None if self.plain else np.zeros_like(v),
-            v,
-            did,
-        )
+        sums = self.weights.add(in_words(x.reshape(x.shape[0] * x.shape[1], -1)))
+        sums, bias = sums.reshape(*x.shape[:2], 1, -1), self.neurons.bias
+        if self.plain:
+            active, v = np.zeros((x.shape[1], len(bias)), np.uint8), np.stack([bias, bias])
+            kernels.sums_plain(sums, self.neurons, active, v, did)
+        else:
+            active, u, v = np.zeros(len(bias), np.uint8), np.zeros_like(bias), np.zeros_like(bias)
+            kernels.sums_wide(sums, self.neurons, active, u, v, did)
 
 
 def _neurons(
@@ -581,8 +600,13 @@ def fits_32_bits(layer: LifLayer, levels: int) -> bool:
     return weight.dtype == np.int8 and largest + weight[0].size * levels * 128 < 1 << 31
 
 
+def in_lanes(first: Int64, layer: LifLayer) -> bool:
+    """Whether all pieces of neurons, from ``first`` on, are as many as the plain step takes together."""
+    return bool(np.diff(first, append=layer.neurons).min() >= kernels.LANES)
+
+
 def takes_the_plain_step(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
-    """Whether ``fire_plain`` does all that a layer can need in so many steps."""
+    """Whether ``kernels.step`` does all that a layer can need in so many steps."""
     simple = layer.du == 4095 and layer.reset == "zero"
     return simple and never_overflows(network, layer, steps)
 
@@ -648,7 +672,6 @@ def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
         at=np.zeros_like(starts),
         blocks=starts,
         accumulators=run,
-        steps=STEPS,
     )
 
 
@@ -704,7 +727,6 @@ def _convolution(layer: LifLayer, conv: Conv, levels: int) -> _Synapses | None:
         blocks=np.zeros(1, np.int64),
         # The padding of the last run adds zeros behind the last output.
         accumulators=height * row_width * outputs + run,
-        steps=1,
     )
 
 

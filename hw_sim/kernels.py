@@ -6,12 +6,14 @@ Python's lock: the engine runs them on several threads, each on samples of its o
 """
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
-from numba import int32, njit, types, uint8, uintp
+from numba import int32, njit, types, uintp
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -37,25 +39,27 @@ def inlined(function: Callable[..., Any]) -> Any:
     return intrinsic(function)
 
 
+def _lanes(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """The place of LANES elements of an array as a whole vector, which need not lie at a multiple."""
+    if kind.layout != "C":
+        raise TypeError(f"{kind} is not contiguous")
+    of = context.make_array(kind)(context, builder, array)
+    lanes = ir.VectorType(context.get_data_type(kind.dtype), LANES)
+    return builder.bitcast(builder.gep(of.data, [index]), lanes.as_pointer())
+
+
 def _add(sig: Any, context: Any, builder: Any, args: tuple[Any, ...]) -> Any:
     """LLVM for ``to[at:at + LANES] += sum(values[v:v + LANES] for v in ...)``, in whole vectors.
 
     Left to itself LLVM has to ask each time whether ``to`` and ``values`` overlap, which takes longer
     than the sum. Nothing is checked: the arrays must reach that far.
     """
-
-    def vector(which: int, index: Any) -> tuple[Any, Any]:
-        array = context.make_array(sig.args[which])(context, builder, args[which])
-        lanes = ir.VectorType(context.get_data_type(sig.args[which].dtype), LANES)
-        place = builder.bitcast(builder.gep(array.data, [index]), lanes.as_pointer())
-        return place, lanes
-
-    place, lanes = vector(0, args[1])
+    place = _lanes(context, builder, sig.args[0], args[0], args[1])
     # Places are those of elements, not of whole vectors.
     total = builder.load(place, align=1)
     for index in args[3:]:
-        values = builder.load(vector(2, index)[0], align=1)
-        total = builder.add(total, builder.sext(values, lanes))
+        at = _lanes(context, builder, sig.args[2], args[2], index)
+        total = builder.add(total, builder.sext(builder.load(at, align=1), total.type))
     builder.store(total, place, align=1)
     return context.get_dummy_value()
 
@@ -76,6 +80,157 @@ def add_two(typing: Any, to: Any, at: Any, values: Any, a: Any, b: Any) -> Any:
 def add_four(typing: Any, to: Any, at: Any, values: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """``_add`` with four runs of values."""
     return types.void(to, at, values, a, b, c, d), lambda *how: _add(how[2], how[0], how[1], how[3])
+
+
+@inlined
+def marked(typing: Any, marks: Any, at: Any) -> Any:
+    """Which of ``marks[at:at + LANES]``, uint8, are not zero: bit i of an int64 for the i-th."""
+
+    def code(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
+        values = builder.load(_lanes(context, builder, sig.args[0], *args), align=1)
+        bits = builder.icmp_unsigned("!=", values, ir.Constant(values.type, None))
+        return builder.zext(builder.bitcast(bits, ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(marks, at), code
+
+
+@inlined
+def lowest(typing: Any, bits: Any) -> Any:
+    """The number of the lowest bit of ``bits`` that is set, of those that are not zero."""
+
+    def code(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(bits), code
+
+
+@inlined
+def how_many(typing: Any, bits: Any) -> Any:
+    """How many bits of ``bits`` are set."""
+    return types.int64(bits), lambda context, builder, sig, args: builder.ctpop(args[0])
+
+
+class Lanes(NamedTuple):
+    """What ``step`` reads and writes, flat: sums ``acc`` int16 or int32, marks uint8, the rest int32."""
+
+    acc: Array
+    before: Array
+    after: Array
+    bias: Array
+    threshold: Array
+    spikes: Array
+    active: Array
+
+
+class Steps(NamedTuple):
+    """Where ``step`` finds it, all int64.
+
+    The LANES neurons from ``neuron`` on are stepped ``steps`` times. Step i takes the sum of ``phases``
+    runs of ``acc``, from ``acc_at + i * acc_step`` on, each ``acc_phase`` after the one before, times
+    2^shift. ``keep`` is what the decay leaves, of 4096. Voltages come from ``before``, or are zero where
+    ``begins`` is not. Marks go to ``spikes`` and ``active`` from ``spikes_at`` and ``active_at`` on, and
+    ``marks_step`` further with every step.
+    """
+
+    neuron: int
+    steps: int
+    begins: int
+    acc_at: int
+    acc_step: int
+    phases: int
+    acc_phase: int
+    shift: int
+    keep: int
+    spikes_at: int
+    active_at: int
+    marks_step: int
+
+
+@inlined
+def step(typing: Any, lanes: Any, steps: Any) -> Any:
+    """Step neurons without current memory in 32 bits, where no register can overflow.
+
+    ``active`` tells whether a neuron had anything to compute.
+    """
+    return types.void(lanes, steps), _step
+
+
+def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
+    """LLVM for ``step``: voltages stay in registers from step to step."""
+    kinds = dict(zip(sig.args[0].fields, sig.args[0].types, strict=True))
+    arrays = dict(zip(kinds, cgutils.unpack_tuple(builder, args[0]), strict=True))
+    numbers = cgutils.unpack_tuple(builder, args[1])
+    given = dict(zip(sig.args[1].fields, numbers, strict=True))
+    wide = ir.VectorType(ir.IntType(32), LANES)
+    zero = ir.Constant(wide, [0] * LANES)
+
+    def place(name: str, *indices: Any) -> Any:
+        index = functools.reduce(builder.add, indices)
+        return _lanes(context, builder, kinds[name], arrays[name], index)
+
+    def load(name: str, *indices: Any) -> Any:
+        return builder.load(place(name, *indices), align=1)
+
+    def every(value: Any) -> Any:
+        one = builder.trunc(value, wide.element)
+        first = builder.insert_element(ir.Constant(wide, ir.Undefined), one, ir.IntType(32)(0))
+        return builder.shuffle_vector(first, first, zero)
+
+    bias, threshold = load("bias", given["neuron"]), load("threshold", given["neuron"])
+    shift, keep = every(given["shift"]), every(given["keep"])
+    begins = cgutils.is_not_null(builder, given["begins"])
+    start = builder.select(begins, zero, load("before", given["neuron"]))
+    v = cgutils.alloca_once_value(builder, start)
+    total = cgutils.alloca_once(builder, wide)
+
+    def loop(halves: bool) -> None:
+        with cgutils.for_range(builder, given["steps"]) as each:
+            row = builder.mul(each.index, given["acc_step"])
+            builder.store(zero, total)
+            with cgutils.for_range(builder, given["phases"]) as phase:
+                at = builder.mul(phase.index, given["acc_phase"])
+                part = load("acc", given["acc_at"], row, at)
+                part = part if part.type == wide else builder.sext(part, wide)
+                builder.store(builder.add(builder.load(total), part), total)
+            a, old = builder.load(total), builder.load(v)
+            left = _halved(builder, old) if halves else _decayed(builder, old, keep)
+            new = builder.add(builder.add(left, builder.shl(a, shift)), bias)
+            fires = builder.icmp_signed(">", new, threshold)
+            builder.store(builder.select(fires, zero, new), v)
+            active = builder.icmp_signed("!=", builder.or_(builder.or_(old, a), bias), zero)
+            row = builder.mul(each.index, given["marks_step"])
+            for name, marks in (("spikes", fires), ("active", active)):
+                to = place(name, given[f"{name}_at"], row)
+                builder.store(builder.zext(marks, to.type.pointee), to, align=1)
+
+    half = builder.icmp_signed("==", given["keep"], given["keep"].type(2048))
+    with builder.if_else(half) as (then, otherwise):
+        with then:
+            loop(halves=True)
+        with otherwise:
+            loop(halves=False)
+    builder.store(builder.load(v), place("after", given["neuron"]), align=1)
+    return context.get_dummy_value()
+
+
+def _halved(builder: Any, v: Any) -> Any:
+    """Half of the voltages ``v``, truncated toward zero."""
+    one, sign = (ir.Constant(v.type, [n] * LANES) for n in (1, 31))
+    return builder.ashr(builder.add(v, builder.lshr(v, sign)), one)
+
+
+def _decayed(builder: Any, v: Any, keep: Any) -> Any:
+    """What ``keep`` of 4096 leaves of the voltages ``v``, truncated toward zero.
+
+    ``abs(v) * keep >> 12`` is split at bit 12, which is exact and stays within 32 bits.
+    """
+    zero, twelve, low = (ir.Constant(v.type, [n] * LANES) for n in (0, 12, 4095))
+    negative = builder.icmp_signed("<", v, zero)
+    size = builder.select(negative, builder.sub(zero, v), v)
+    high = builder.mul(builder.lshr(size, twelve), keep)
+    left = builder.lshr(builder.mul(builder.and_(size, low), keep), twelve)
+    left = builder.add(high, left)
+    return builder.select(negative, builder.sub(zero, left), left)
 
 
 class Wiring(NamedTuple):
@@ -107,7 +262,7 @@ class Wiring(NamedTuple):
 class Neurons(NamedTuple):
     """Parameters of the neurons and the contiguous pieces in which they are updated.
 
-    ``bias`` and ``threshold`` (of v, strict) are in memory order, int32 for ``fire_plain`` and int64 for
+    ``bias`` and ``threshold`` (of v, strict) are in memory order, int32 for ``step`` and int64 for
     ``fire_wide``. ``u_keep`` and ``v_keep`` are what a decay leaves, of 4096. ``limit`` is M, 0 without
     limit; an abs(a) of ``too_large`` or more overflows. ``subtract`` says that a spike takes the
     threshold off v, not all of it. Piece i is ``length[i]`` neurons from ``first[i]``, their accumulators
@@ -155,32 +310,36 @@ def find_events(
 
     Those of row i in phase k, channels ``phases[k]..phases[k+1]``, are the entries from ``pointers[j]``
     to ``pointers[j+1]`` with j = i * number of phases + k; so are their values where these are wanted.
-    The lists have room for one entry more than there are events. Eight channels without any event are
-    passed at once.
+    The lists have room for one entry more than there are events.
     """
-    found = uintp(0)
-    j = 0
-    for i in range(x.shape[0]):
-        row = x[i]
+    flat = x.reshape(-1)
+    found, j, row = 0, 0, 0
+    for _ in range(x.shape[0]):
         for k in range(len(phases) - 1):
             pointers[j] = found
             j += 1
-            c, end = uintp(phases[k]), uintp(phases[k + 1])
+            c, end = phases[k], phases[k + 1]
             while c < end:
-                last = min(c + uintp(8), end)
-                if last - c == uintp(8):
-                    some = uint8(0)
-                    for m in range(8):
-                        some |= row[c + uintp(m)]
-                    if not some:
-                        c = last
-                        continue
-                while c < last:
-                    channels[found] = c
+                at = row + c
+                if c + 8 <= end and at + LANES <= len(flat):
+                    bits = marked(flat, at)
+                    if end - c < LANES:
+                        bits &= (1 << (end - c)) - 1
+                    while bits:
+                        i = lowest(bits)
+                        bits &= bits - 1
+                        channels[uintp(found)] = c + i
+                        if values is not None:
+                            values[uintp(found)] = flat[uintp(at + i)]
+                        found += 1
+                    c += LANES
+                else:
+                    channels[uintp(found)] = c
                     if values is not None:
-                        values[found] = row[c]
-                    found += uintp(row[c] != 0)
-                    c += uintp(1)
+                        values[uintp(found)] = flat[uintp(at)]
+                    found += flat[uintp(at)] != 0
+                    c += 1
+        row += x.shape[1]
     pointers[j] = found
 
 
@@ -255,48 +414,23 @@ def scatter(
 
 
 @compiled
-def flush(acc: Array, sums: Array, begin: bool) -> None:
-    """Move the accumulators of a phase into the sums, int32."""
-    if begin:
-        for i in range(len(acc)):
-            sums[i] = acc[i]
-            acc[i] = 0
-    else:
-        for i in range(len(acc)):
-            sums[i] += acc[i]
-            acc[i] = 0
+def add_phases(acc: Array, sums: Array) -> None:
+    """Move the sums of all phases, ``acc`` [phases, accumulators], into ``sums``, int32."""
+    for i in range(len(sums)):
+        sums[i] = 0
+    for phase in range(len(acc)):
+        part = acc[phase]
+        for i in range(len(sums)):
+            sums[i] += part[i]
+    clear(acc)
 
 
 @compiled
-def fire_plain(
-    acc: Array,
-    v: Array,
-    bias: Array,
-    threshold: Array,
-    v_keep: Int,
-    exp: int,
-    spikes: Array,
-    active: Array,
-) -> None:
-    """One step in 32 bits of neurons without current memory, where no register can overflow.
-
-    ``active`` tells whether a neuron had anything to compute. Every result is cast at once, or numba
-    would go on in 64 bits. The decay splits ``abs(v) * keep >> 12`` at bit 12, which is exact and stays
-    within 32 bits.
-    """
-    shift = int32(exp + 6)
-    for i in range(len(v)):
-        a = int32(acc[i])
-        old = v[i]
-        size = int32(-old) if old < 0 else old
-        high = int32(int32(size >> 12) * v_keep)
-        left = int32(high + int32(int32(int32(size & 4095) * v_keep) >> 12))
-        left = int32(-left) if old < 0 else left
-        new = int32(int32(left + int32(a << shift)) + bias[i])
-        fires = new > threshold[i]
-        active[i] = (old != 0) | (a != 0) | (bias[i] != 0)
-        spikes[i] = fires
-        v[i] = int32(0) if fires else new
+def clear(acc: Array) -> None:
+    """Set all accumulators to zero."""
+    flat = acc.reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = 0
 
 
 @compiled
@@ -353,64 +487,173 @@ def fire_wide(
 
 
 @compiled
-def update(
+def update_plain(
+    neurons: Neurons, block: int, acc: Array, v: Array, did: Did, row: int, active: Array
+) -> None:
+    """Step the neurons of a block, pieces of at least LANES, through steps of one sample from ``row`` on.
+
+    ``acc`` is [steps, phases, accumulators], ``v`` int32 [2, neurons] what the steps before left and what
+    these leave, and ``active`` [steps, neurons].
+    """
+    before, after = v[0], v[1]
+    lanes = Lanes(
+        acc.reshape(-1),
+        before,
+        after,
+        neurons.bias,
+        neurons.threshold,
+        did.spikes.reshape(-1),
+        active.reshape(-1),
+    )
+    size, steps = did.spikes.shape[2], did.spikes.shape[1]
+    for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
+        first, length = neurons.first[piece], neurons.length[piece]
+        for start in range(0, length, LANES):
+            # The last of a piece may step neurons again, which start as they did.
+            i = min(start, length - LANES)
+            where = Steps(
+                neuron=np.int64(first + i),
+                steps=np.int64(acc.shape[0]),
+                begins=np.int64(row % steps == 0),
+                acc_at=np.int64(neurons.at[piece] + i),
+                acc_step=np.int64(acc.shape[1] * acc.shape[2]),
+                phases=np.int64(acc.shape[1]),
+                acc_phase=np.int64(acc.shape[2]),
+                shift=np.int64(neurons.exp + 6),
+                keep=np.int64(neurons.v_keep),
+                spikes_at=np.int64(row * size + first + i),
+                active_at=np.int64(first + i),
+                marks_step=np.int64(size),
+            )
+            step(lanes, where)
+
+
+@compiled
+def update_wide(
     neurons: Neurons,
-    piece: int,
+    block: int,
     sums: Array,
-    u: Array | None,
+    u: Array,
     v: Array,
     did: Did,
     row: int,
     active: Array,
 ) -> None:
-    """Step one piece of the neurons in ``row``, a step of a sample, from its ``sums``."""
+    """Step the neurons of a block in ``row``, a step of a sample, from its ``sums``."""
     steps = did.spikes.shape[1]
     n, t = row // steps, row % steps
-    first, size, at = neurons.first[piece], neurons.length[piece], neurons.at[piece]
-    to = slice(first, first + size)
-    acc = sums[at : at + size]
-    # Element by element: numba compiles a slice's assignment for seconds.
-    if t == 0:
-        for i in range(first, first + size):
-            v[i] = 0
-    if u is None:
-        fire_plain(
-            acc,
+    for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
+        first, size, at = neurons.first[piece], neurons.length[piece], neurons.at[piece]
+        to = slice(first, first + size)
+        # Element by element: numba compiles a slice's assignment for seconds.
+        if t == 0:
+            for i in range(first, first + size):
+                u[i] = 0
+                v[i] = 0
+        did.overflow[n, t] += fire_wide(
+            sums[at : at + size],
+            u[to],
             v[to],
             neurons.bias[to],
             neurons.threshold[to],
-            int32(neurons.v_keep),
+            neurons.u_keep,
+            neurons.v_keep,
             neurons.exp,
+            neurons.limit,
+            neurons.too_large,
+            neurons.subtract,
             did.spikes[n, t, to],
             active[to],
         )
-        return
-    if t == 0:
-        for i in range(first, first + size):
-            u[i] = 0
-    did.overflow[n, t] += fire_wide(
-        acc,
-        u[to],
-        v[to],
-        neurons.bias[to],
-        neurons.threshold[to],
-        neurons.u_keep,
-        neurons.v_keep,
-        neurons.exp,
-        neurons.limit,
-        neurons.too_large,
-        neurons.subtract,
-        did.spikes[n, t, to],
-        active[to],
-    )
-    if did.u.size:
-        for i in range(first, first + size):
-            did.u[n, t, i] = u[i]
-            did.v[n, t, i] = v[i]
+        if did.u.size:
+            for i in range(first, first + size):
+                did.u[n, t, i] = u[i]
+                did.v[n, t, i] = v[i]
 
 
 @compiled
-def run_lif(
+def count_active(neurons: Neurons, block: int, active: Array, counts: Array) -> None:
+    """Add the ``active`` neurons [neurons] of a block to the ``counts`` of their cores."""
+    runs = slice(neurons.block_run[block], neurons.block_run[block + 1])
+    count_runs(
+        active, neurons.run_first[runs], neurons.run_length[runs], neurons.run_core[runs], counts
+    )
+
+
+@compiled
+def list_events(x: Array, wiring: Wiring, values: Array | None) -> tuple[Array, Array]:
+    """``find_events`` of inputs x uint8 [N, T, pixels, channels], with new lists."""
+    pointers = np.empty(x.size // x.shape[3] * (len(wiring.phases) - 1) + 1, np.int64)
+    channels = np.empty(x.size + 1, np.int32)
+    find_events(x.reshape(-1, x.shape[3]), wiring.phases, pointers, channels, values)
+    return pointers, channels
+
+
+@compiled
+def collect(
+    wiring: Wiring,
+    weights: Array,
+    block: int,
+    pointers: Array,
+    channels: Array,
+    values: Array | None,
+    first: int,
+    pixels: int,
+    acc: Array,
+) -> None:
+    """Add the events of some steps, from row ``first`` on, to ``acc`` [steps, phases, accumulators]."""
+    per_row = pixels * acc.shape[1]
+    for phase in range(acc.shape[1]):
+        for i in range(len(acc)):
+            row = first + i
+            at = pointers[row * per_row + phase : (row + 1) * per_row + 1]
+            scatter(wiring, weights, block, at, channels, values, acc[i, phase])
+
+
+@compiled
+def run_plain(
+    x: Array,
+    values: Array | None,
+    weights: Array,
+    wiring: Wiring,
+    neurons: Neurons,
+    acc: Array,
+    active: Array,
+    v: Array,
+    did: Did,
+) -> None:
+    """Run a layer on inputs x uint8 [N, T, pixels, channels] from zero by the plain step.
+
+    ``acc`` [R, phases, accumulators] (zero; int16 or int32) takes the sums of R steps of a block, whose
+    weights stay in the cache meanwhile. R is less than T, or a multiple of it. ``values`` is room for those
+    of the events, None where x is binary. ``active`` uint8 [R, neurons] and ``v`` int32 [2, neurons] are
+    scratch.
+    """
+    steps, pixels = x.shape[1], x.shape[2]
+    rows = x.shape[0] * steps
+    pointers, channels = list_events(x, wiring, values)
+    for block in range(len(neurons.block_first) - 1):
+        first = 0
+        while first < rows:
+            last = min(first + len(acc), rows)
+            if len(acc) < steps:
+                last = min(last, (first // steps + 1) * steps)
+            some = acc[: last - first]
+            collect(wiring, weights, block, pointers, channels, values, first, pixels, some)
+            for at in range(0, last - first, steps):
+                update_plain(neurons, block, some[at : at + steps], v, did, first + at, active[at:])
+            clear(some)
+            for row in range(first, last):
+                to = did.active[row // steps, row % steps]
+                count_active(neurons, block, active[row - first], to)
+            if last % steps:
+                for i in range(v.shape[1]):
+                    v[0, i] = v[1, i]
+            first = last
+
+
+@compiled
+def run_wide(
     x: Array,
     values: Array | None,
     weights: Array,
@@ -419,62 +662,49 @@ def run_lif(
     acc: Array,
     sums: Array,
     active: Array,
-    u: Array | None,
+    u: Array,
     v: Array,
     did: Did,
 ) -> None:
-    """Run a layer on inputs x uint8 [N, T, pixels, channels] from zero, and write what it did.
+    """Run a layer as ``run_plain``, by a step for any neurons.
 
-    ``acc`` (zero; int16 or int32) takes the sums of one phase and ``sums`` int32 [R, len(acc)] those of
-    R steps of a block: its weights stay in the cache meanwhile, and then each piece of its neurons.
-    ``values`` is room for those of the events, None where x is binary. ``active`` uint8 [R, neurons], and
-    ``u`` and ``v`` [neurons] of the type of ``bias`` are scratch; without ``u`` the step is the plain one.
+    ``sums`` int32 [accumulators], ``active`` uint8 [neurons], ``u`` and ``v`` int64 [neurons] are scratch.
     """
-    samples, steps, pixels, channels = x.shape
-    rows, phases = samples * steps, len(wiring.phases) - 1
-    per_row = pixels * phases
-    pointers = np.empty(rows * per_row + 1, np.int64)
-    found = np.empty(x.size + 1, np.int32)
-    find_events(x.reshape(-1, channels), wiring.phases, pointers, found, values)
+    steps, pixels = x.shape[1], x.shape[2]
+    rows = x.shape[0] * steps
+    pointers, channels = list_events(x, wiring, values)
     for block in range(len(neurons.block_first) - 1):
-        runs = slice(neurons.block_run[block], neurons.block_run[block + 1])
-        for first in range(0, rows, len(sums)):
-            last = min(first + len(sums), rows)
-            for phase in range(phases):
-                for row in range(first, last):
-                    at = pointers[row * per_row + phase : (row + 1) * per_row + 1]
-                    scatter(wiring, weights, block, at, found, values, acc)
-                    flush(acc, sums[row - first], phase == 0)
-            for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
-                for row in range(first, last):
-                    update(neurons, piece, sums[row - first], u, v, did, row, active[row - first])
-            for row in range(first, last):
-                count_runs(
-                    active[row - first],
-                    neurons.run_first[runs],
-                    neurons.run_length[runs],
-                    neurons.run_core[runs],
-                    did.active[row // steps, row % steps],
-                )
+        for first in range(0, rows, len(acc)):
+            some = acc[: min(len(acc), rows - first)]
+            collect(wiring, weights, block, pointers, channels, values, first, pixels, some)
+            for i in range(len(some)):
+                row = first + i
+                add_phases(some[i], sums)
+                update_wide(neurons, block, sums, u, v, did, row, active)
+                count_active(neurons, block, active, did.active[row // steps, row % steps])
 
 
 @compiled
-def run_sums(
-    sums: Array, neurons: Neurons, active: Array, u: Array | None, v: Array, did: Did
-) -> None:
-    """Run a layer of one block whose sums int32 [N * T, accumulators] are known; see ``run_lif``."""
-    steps = did.spikes.shape[1]
-    runs = neurons.block_run[1]
-    for row in range(len(sums)):
-        for piece in range(neurons.block_first[1]):
-            update(neurons, piece, sums[row], u, v, did, row, active)
-        count_runs(
-            active,
-            neurons.run_first[:runs],
-            neurons.run_length[:runs],
-            neurons.run_core[:runs],
-            did.active[row // steps, row % steps],
-        )
+def sums_plain(sums: Array, neurons: Neurons, active: Array, v: Array, did: Did) -> None:
+    """Run a layer of one block whose sums int32 [N, T, 1, accumulators] are known by the plain step.
+
+    ``active`` uint8 [T, neurons] and ``v`` int32 [2, neurons] are scratch.
+    """
+    steps = sums.shape[1]
+    for n in range(len(sums)):
+        update_plain(neurons, 0, sums[n], v, did, n * steps, active)
+        for t in range(steps):
+            count_active(neurons, 0, active[t], did.active[n, t])
+
+
+@compiled
+def sums_wide(sums: Array, neurons: Neurons, active: Array, u: Array, v: Array, did: Did) -> None:
+    """Run a layer as ``sums_plain``, by a step for any neurons; the scratch is that of ``run_wide``."""
+    steps = sums.shape[1]
+    for n in range(len(sums)):
+        for t in range(steps):
+            update_wide(neurons, 0, sums[n, t, 0], u, v, did, n * steps + t, active)
+            count_active(neurons, 0, active, did.active[n, t])
 
 
 @compiled
@@ -484,10 +714,18 @@ def count_runs(marks: Array, first: Array, length: Array, kind: Array, counts: A
     Run i are the ``length[i]`` neurons from ``first[i]``; a mark is whatever is not zero.
     """
     for i in range(len(first)):
-        run = marks[first[i] : first[i] + length[i]]
-        count = int32(0)
-        for k in range(len(run)):
-            count += int32(run[k] != 0)
+        at, count = first[i], 0
+        end = at + length[i]
+        while at < end:
+            if at + LANES <= len(marks):
+                bits = marked(marks, at)
+                if end - at < LANES:
+                    bits &= (1 << (end - at)) - 1
+                count += how_many(bits)
+                at += LANES
+            else:
+                count += marks[uintp(at)] != 0
+                at += 1
         counts[kind[i]] += count
 
 
@@ -510,32 +748,28 @@ def run_recurrent(
     acc: Array,
     own_acc: Array,
     sums: Array,
+    own_sums: Array,
     active: Array,
     u: Array,
     v: Array,
     did: Did,
 ) -> None:
-    """Run a linear layer that hears itself; the arguments are those of ``run_lif``, and its own weights.
+    """Run a linear layer that hears itself; the arguments are those of ``run_wide``, and its own weights.
 
-    ``sums`` is int32 [blocks, N * T, len(acc)]: all sums of the inputs come first, then step by step
-    those of the spikes of the step before, of all blocks before any neuron is updated. ``active`` is
-    uint8 [neurons].
+    ``acc`` is [1, phases, accumulators], ``own_acc`` [phases, accumulators]. ``sums`` is int32 [blocks, N * T, accumulators]: all
+    sums of the inputs come first, then step by step those of the spikes of the step before, of all blocks
+    before any neuron is updated. ``active``, ``u`` and ``v`` are [neurons].
     """
-    samples, steps, pixels, channels = x.shape
-    phases, own_phases = len(wiring.phases) - 1, len(own_wiring.phases) - 1
-    per_row = pixels * phases
-    pointers = np.empty(samples * steps * per_row + 1, np.int64)
-    found = np.empty(x.size + 1, np.int32)
-    find_events(x.reshape(-1, channels), wiring.phases, pointers, found, values)
+    samples, steps = x.shape[:2]
+    own_phases = len(own_wiring.phases) - 1
+    pointers, found = list_events(x, wiring, values)
     own_pointers = np.empty(own_phases + 1, np.int64)
     own_found = np.empty(len(v) + 1, np.int32)
     blocks = len(neurons.block_first) - 1
     for block in range(blocks):
         for row in range(samples * steps):
-            for phase in range(phases):
-                at = pointers[row * per_row + phase : (row + 1) * per_row + 1]
-                scatter(wiring, weights, block, at, found, values, acc)
-                flush(acc, sums[block, row], phase == 0)
+            collect(wiring, weights, block, pointers, found, values, row, 1, acc)
+            add_phases(acc[0], sums[block, row])
     for row in range(samples * steps):
         n, t = row // steps, row % steps
         if t > 0:
@@ -544,11 +778,12 @@ def run_recurrent(
             for block in range(blocks):
                 for phase in range(own_phases):
                     at = own_pointers[phase:]
-                    scatter(own_wiring, own_weights, block, at, own_found, None, own_acc)
-                    flush(own_acc, sums[block, row], False)
+                    scatter(own_wiring, own_weights, block, at, own_found, None, own_acc[phase])
+                add_phases(own_acc, own_sums)
+                for i in range(len(own_sums)):
+                    sums[block, row, i] += own_sums[i]
         for block in range(blocks):
-            for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
-                update(neurons, piece, sums[block, row], u, v, did, row, active)
+            update_wide(neurons, block, sums[block, row], u, v, did, row, active)
         runs = neurons.block_run[blocks]
         count_runs(
             active,
