@@ -783,9 +783,9 @@ def _wiring(
     """
 
     def table(taps: Taps, size: int) -> tuple[NDArray[np.uintp], ...]:
-        flat = np.array([pair for some in taps for pair in some], np.uintp).reshape(-1, 2)
-        first = np.cumsum([0, *map(len, taps)]).astype(np.uintp)
-        return first, flat[:, 0] * np.uintp(size), np.ascontiguousarray(flat[:, 1])
+        flat = np.array([pair for some in taps for pair in some], np.int64).reshape(-1, 2)
+        first = np.cumsum([0, *map(len, taps)]).astype(np.int64)
+        return first, flat[:, 0] * size, np.ascontiguousarray(flat[:, 1])
 
     row_first, row_tap, row_at = table(rows, runs[1] * runs[2])
     col_first, col_tap, col_at = table(columns, runs[2])
@@ -796,9 +796,9 @@ def _wiring(
         col_first,
         col_tap,
         col_at,
-        channel_at.astype(np.uintp),
-        np.uintp(_size(runs)),
-        np.uintp(runs[2]),
+        channel_at.astype(np.int64),
+        _size(runs),
+        runs[2],
         grouped,
         phases.astype(np.int64),
     )

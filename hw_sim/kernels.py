@@ -22,7 +22,7 @@ Int = int | np.integer[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Runs of weights are padded with zeros to a multiple of this many, which whole vector registers hold.
 LANES = 32
-STRIDE = np.uintp(LANES)
+WIDTH = 4  # as many vectors of LANES stay in registers; a power of two
 
 
 def compiled(function: Function) -> Function:
@@ -48,38 +48,66 @@ def _lanes(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
     return builder.bitcast(builder.gep(of.data, [index]), lanes.as_pointer())
 
 
-def _add(sig: Any, context: Any, builder: Any, args: tuple[Any, ...]) -> Any:
-    """LLVM for ``to[at:at + LANES] += sum(values[v:v + LANES] for v in ...)``, in whole vectors.
+@inlined
+def add_runs(
+    typing: Any,
+    to: Any,
+    at: Any,
+    values: Any,
+    base: Any,
+    events: Any,
+    first: Any,
+    end: Any,
+    size: Any,
+    run: Any,
+) -> Any:
+    """Add a run of values for each of ``events[first:end]``, that of e from ``base + e * size`` on.
+
+    They are added to ``to`` from ``at`` on. ``run`` is a multiple of LANES. Nothing is checked: the arrays
+    must reach that far.
+    """
+    return types.void(to, at, values, base, events, first, end, size, run), _add_runs
+
+
+def _add_runs(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
+    """LLVM for ``add_runs``: a part of a run stays in registers for all events.
 
     Left to itself LLVM has to ask each time whether ``to`` and ``values`` overlap, which takes longer
-    than the sum. Nothing is checked: the arrays must reach that far.
+    than the sum.
     """
-    place = _lanes(context, builder, sig.args[0], args[0], args[1])
-    # Places are those of elements, not of whole vectors.
-    total = builder.load(place, align=1)
-    for index in args[3:]:
-        at = _lanes(context, builder, sig.args[2], args[2], index)
-        total = builder.add(total, builder.sext(builder.load(at, align=1), total.type))
-    builder.store(total, place, align=1)
+    to, at, values, base, events, first, end, size, run = args
+    listed = context.make_array(sig.args[4])(context, builder, events)
+
+    def add(done: Any, width: int) -> None:
+        """Add ``width`` vectors of each run, those after ``done`` values."""
+
+        def places(kind: Any, array: Any, index: Any) -> list[Any]:
+            starts = (builder.add(index, index.type(LANES * i)) for i in range(width))
+            return [_lanes(context, builder, kind, array, start) for start in starts]
+
+        targets = places(sig.args[0], to, builder.add(at, done))
+        # Places are those of elements, not of whole vectors.
+        sums = [cgutils.alloca_once_value(builder, builder.load(p, align=1)) for p in targets]
+        with cgutils.for_range_slice(builder, first, end, first.type(1)) as (i, _):
+            event = builder.zext(builder.load(builder.gep(listed.data, [i])), base.type)
+            start = builder.add(builder.add(base, done), builder.mul(event, size))
+            for total, place in zip(sums, places(sig.args[2], values, start), strict=True):
+                old = builder.load(total)
+                more = builder.load(place, align=1)
+                more = more if more.type == old.type else builder.sext(more, old.type)
+                builder.store(builder.add(old, more), total)
+        for total, place in zip(sums, targets, strict=True):
+            builder.store(builder.load(total), place, align=1)
+
+    widest = LANES * WIDTH
+    whole = builder.and_(run, run.type(-widest))
+    with cgutils.for_range_slice(builder, run.type(0), whole, run.type(widest)) as (done, _):
+        add(done, WIDTH)
+    for width in (2, 1):
+        some = builder.and_(run, run.type(LANES * width))
+        with builder.if_then(cgutils.is_not_null(builder, some)):
+            add(builder.and_(run, run.type(-2 * LANES * width)), width)
     return context.get_dummy_value()
-
-
-@inlined
-def add_one(typing: Any, to: Any, at: Any, values: Any, a: Any) -> Any:
-    """``_add`` with one run of values."""
-    return types.void(to, at, values, a), lambda *how: _add(how[2], how[0], how[1], how[3])
-
-
-@inlined
-def add_two(typing: Any, to: Any, at: Any, values: Any, a: Any, b: Any) -> Any:
-    """``_add`` with two runs of values."""
-    return types.void(to, at, values, a, b), lambda *how: _add(how[2], how[0], how[1], how[3])
-
-
-@inlined
-def add_four(typing: Any, to: Any, at: Any, values: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """``_add`` with four runs of values."""
-    return types.void(to, at, values, a, b, c, d), lambda *how: _add(how[2], how[0], how[1], how[3])
 
 
 @inlined
@@ -240,7 +268,7 @@ class Wiring(NamedTuple):
     and each ``m`` in ``col_first[x]..col_first[x+1]``, the ``run`` weights from
     ``c * channel_size + row_tap[k] + col_tap[m]`` on, which are added to the accumulators from
     ``row_at[k] + col_at[m] + channel_at[c]`` on. Weights are int8 [blocks, channels, channel_size],
-    flattened. All entries are uintp, which spares numba its test for indices from the end.
+    flattened.
 
     Channels ``phases[k]..phases[k+1]`` are summed together: what they can add up to fits the type of
     the accumulators.
@@ -253,8 +281,8 @@ class Wiring(NamedTuple):
     col_tap: Array
     col_at: Array
     channel_at: Array
-    channel_size: np.uintp
-    run: np.uintp
+    channel_size: int
+    run: int
     grouped: bool
     phases: Array
 
@@ -356,61 +384,35 @@ def scatter(
     """Add the events of one step and phase to the accumulators ``acc``, known not to overflow.
 
     ``pointers`` are those of the step's pixels and begin at the phase; ``values`` is None where all
-    events are ones. Four events of one pixel go together, then two: they have the same accumulators,
-    which are then read and written once.
+    events are ones. The events of one pixel go together: they have the same accumulators, which are then
+    read and written once.
     """
     width = len(wiring.col_first) - 1
     phases = len(wiring.phases) - 1
-    run, channel_size = wiring.run, wiring.channel_size
-    start = uintp(block) * uintp(len(wiring.channel_at)) * channel_size
+    run, size = wiring.run, wiring.channel_size
+    start = block * len(wiring.channel_at) * size
     for pixel in range((len(pointers) + phases - 2) // phases):
-        e, end = pointers[pixel * phases], pointers[pixel * phases + 1]
-        if e == end:
+        first, last = pointers[pixel * phases], pointers[pixel * phases + 1]
+        if first == last:
             continue
         y = pixel // width
         x = pixel - y * width
-        rows = range(wiring.row_first[y], wiring.row_first[y + 1])
-        cols = range(wiring.col_first[x], wiring.col_first[x + 1])
-        if values is None and not wiring.grouped:
-            while e + 4 <= end:
-                w0 = start + uintp(channels[e]) * channel_size
-                w1 = start + uintp(channels[e + 1]) * channel_size
-                w2 = start + uintp(channels[e + 2]) * channel_size
-                w3 = start + uintp(channels[e + 3]) * channel_size
-                for k in rows:
-                    for m in cols:
-                        at = wiring.row_at[k] + wiring.col_at[m]
-                        tap = wiring.row_tap[k] + wiring.col_tap[m]
-                        a0, a1, a2, a3 = w0 + tap, w1 + tap, w2 + tap, w3 + tap
-                        for i in range(uintp(0), run, STRIDE):
-                            add_four(acc, at + i, weights, a0 + i, a1 + i, a2 + i, a3 + i)
-                e += 4
-            while e + 2 <= end:
-                w0 = start + uintp(channels[e]) * channel_size
-                w1 = start + uintp(channels[e + 1]) * channel_size
-                for k in rows:
-                    for m in cols:
-                        at = wiring.row_at[k] + wiring.col_at[m]
-                        tap = wiring.row_tap[k] + wiring.col_tap[m]
-                        a0, a1 = w0 + tap, w1 + tap
-                        for i in range(uintp(0), run, STRIDE):
-                            add_two(acc, at + i, weights, a0 + i, a1 + i)
-                e += 2
-        while e < end:
-            channel = uintp(channels[e])
-            w0 = start + channel * channel_size
-            to = wiring.channel_at[channel]
-            for k in rows:
-                for m in cols:
-                    at = to + wiring.row_at[k] + wiring.col_at[m]
-                    a0 = w0 + wiring.row_tap[k] + wiring.col_tap[m]
-                    if values is None:
-                        for i in range(uintp(0), run, STRIDE):
-                            add_one(acc, at + i, weights, a0 + i)
-                    else:
+        for k in range(wiring.row_first[y], wiring.row_first[y + 1]):
+            for m in range(wiring.col_first[x], wiring.col_first[x + 1]):
+                at = wiring.row_at[k] + wiring.col_at[m]
+                base = start + wiring.row_tap[k] + wiring.col_tap[m]
+                if values is not None:
+                    for e in range(first, last):
+                        to = at + wiring.channel_at[channels[e]]
+                        here = base + channels[e] * size
                         for i in range(run):
-                            acc[at + i] += values[e] * weights[a0 + i]
-            e += 1
+                            acc[to + i] += values[e] * weights[here + i]
+                elif wiring.grouped:
+                    for e in range(first, last):
+                        to = at + wiring.channel_at[channels[e]]
+                        add_runs(acc, to, weights, base, channels, e, e + 1, size, run)
+                else:
+                    add_runs(acc, at, weights, base, channels, first, last, size, run)
 
 
 @compiled
@@ -834,6 +836,7 @@ def add_windows(words: Array, windows: Array, start: Array, values: Array, total
     rows, size = words.shape
     spikes = words.view(np.uint8)
     found = np.empty(8 * size + 1, np.int64)
+    one = np.zeros(1, np.int32)
     for row in range(rows):
         train, out = spikes[row], total[row]
         count = 0
@@ -844,7 +847,7 @@ def add_windows(words: Array, windows: Array, start: Array, values: Array, total
                     count += train[i] != 0
         for i in range(count):
             for w in range(windows[found[i]], windows[found[i] + 1]):
-                add_one(out, uintp(start[w]), values, uintp(w) * STRIDE)
+                add_runs(out, start[w], values, w * LANES, one, 0, 1, 0, LANES)
 
 
 @compiled
