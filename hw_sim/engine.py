@@ -24,7 +24,7 @@ from stl_deploy import bounds
 from stl_deploy import chip as chips
 from stl_deploy.hw_sim import kernels, reference
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.hw_sim.windows import Windows, in_words
+from stl_deploy.hw_sim.windows import Windows
 from stl_deploy.network import (
     Conv,
     Dense,
@@ -534,7 +534,7 @@ class _SinglePlan:
         """Run the samples of ``x`` from a state of zero."""
         if self.busy is not None:
             did.active[:] = self.busy
-        sums = self.weights.add(in_words(x.reshape(x.shape[0] * x.shape[1], -1)))
+        sums = self.weights.add(x.reshape(x.shape[0] * x.shape[1], -1))
         sums, bias = sums.reshape(*x.shape[:2], 1, -1), self.neurons.bias
         if self.plain:
             active, v = np.zeros((x.shape[1], len(bias)), np.uint8), np.stack([bias, bias])

@@ -48,6 +48,13 @@ def _lanes(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any
     return builder.bitcast(builder.gep(of.data, [index]), lanes.as_pointer())
 
 
+def _every(builder: Any, value: Any, lanes: Any) -> Any:
+    """A vector of the type ``lanes`` that has ``value`` everywhere."""
+    first = builder.insert_element(ir.Constant(lanes, ir.Undefined), value, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, first, zeros)
+
+
 @inlined
 def add_runs(
     typing: Any,
@@ -60,13 +67,14 @@ def add_runs(
     end: Any,
     size: Any,
     run: Any,
+    factors: Any,
 ) -> Any:
     """Add a run of values for each of ``events[first:end]``, that of e from ``base + e * size`` on.
 
-    They are added to ``to`` from ``at`` on. ``run`` is a multiple of LANES. Nothing is checked: the arrays
-    must reach that far.
+    They are added to ``to`` from ``at`` on, times ``factors[first:end]`` unless that is None. ``run`` is a
+    multiple of LANES. Nothing is checked: the arrays must reach that far.
     """
-    return types.void(to, at, values, base, events, first, end, size, run), _add_runs
+    return types.void(to, at, values, base, events, first, end, size, run, factors), _add_runs
 
 
 def _add_runs(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
@@ -75,8 +83,9 @@ def _add_runs(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> An
     Left to itself LLVM has to ask each time whether ``to`` and ``values`` overlap, which takes longer
     than the sum.
     """
-    to, at, values, base, events, first, end, size, run = args
+    to, at, values, base, events, first, end, size, run, factors = args
     listed = context.make_array(sig.args[4])(context, builder, events)
+    times = None if sig.args[9] == types.none else context.make_array(sig.args[9])
 
     def add(done: Any, width: int) -> None:
         """Add ``width`` vectors of each run, those after ``done`` values."""
@@ -95,6 +104,9 @@ def _add_runs(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> An
                 old = builder.load(total)
                 more = builder.load(place, align=1)
                 more = more if more.type == old.type else builder.sext(more, old.type)
+                if times is not None:
+                    factor = builder.gep(times(context, builder, factors).data, [i])
+                    more = builder.mul(more, _every(builder, builder.load(factor), more.type))
                 builder.store(builder.add(old, more), total)
         for total, place in zip(sums, targets, strict=True):
             builder.store(builder.load(total), place, align=1)
@@ -199,13 +211,10 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
     def load(name: str, *indices: Any) -> Any:
         return builder.load(place(name, *indices), align=1)
 
-    def every(value: Any) -> Any:
-        one = builder.trunc(value, wide.element)
-        first = builder.insert_element(ir.Constant(wide, ir.Undefined), one, ir.IntType(32)(0))
-        return builder.shuffle_vector(first, first, zero)
-
     bias, threshold = load("bias", given["neuron"]), load("threshold", given["neuron"])
-    shift, keep = every(given["shift"]), every(given["keep"])
+    shift, keep = (
+        _every(builder, builder.trunc(given[name], wide.element), wide) for name in ("shift", "keep")
+    )
     begins = cgutils.is_not_null(builder, given["begins"])
     start = builder.select(begins, zero, load("before", given["neuron"]))
     v = cgutils.alloca_once_value(builder, start)
@@ -410,9 +419,9 @@ def scatter(
                 elif wiring.grouped:
                     for e in range(first, last):
                         to = at + wiring.channel_at[channels[e]]
-                        add_runs(acc, to, weights, base, channels, e, e + 1, size, run)
+                        add_runs(acc, to, weights, base, channels, e, e + 1, size, run, None)
                 else:
-                    add_runs(acc, at, weights, base, channels, first, last, size, run)
+                    add_runs(acc, at, weights, base, channels, first, last, size, run, None)
 
 
 @compiled
@@ -826,28 +835,61 @@ def or_pool(x: Array, out: Array) -> None:
 
 
 @compiled
-def add_windows(words: Array, windows: Array, start: Array, values: Array, total: Array) -> None:
-    """Add the windows of every spike to the totals int32 [rows, counters].
+def list_marks(marks: Array, found: Array) -> int:
+    """List which of marks uint8 [neurons] are not zero, and return how many; ``found`` has room for all."""
+    at, count = 0, 0
+    while at + LANES <= len(marks):
+        bits = marked(marks, at)
+        while bits:
+            found[uintp(count)] = at + lowest(bits)
+            bits &= bits - 1
+            count += 1
+        at += LANES
+    while at < len(marks):
+        if marks[uintp(at)]:
+            found[uintp(count)] = at
+            count += 1
+        at += 1
+    return count
 
-    Spikes are uint8 [rows, neurons], seen eight at a time as ``words`` uint64 [rows, neurons / 8].
+
+@compiled
+def add_windows(spikes: Array, windows: Array, start: Array, values: Array, total: Array) -> None:
+    """Add the windows of every spike uint8 [rows, neurons] to the totals int32 [rows, counters].
+
     Neuron n has the windows ``windows[n]..windows[n + 1]``; window w adds ``values[w * LANES]`` and those
     after it to the counters from ``start[w]`` on.
     """
-    rows, size = words.shape
-    spikes = words.view(np.uint8)
-    found = np.empty(8 * size + 1, np.int64)
-    one = np.zeros(1, np.int32)
-    for row in range(rows):
-        train, out = spikes[row], total[row]
-        count = 0
-        for word in range(size):
-            if words[row, word]:
-                for i in range(8 * word, 8 * word + 8):
-                    found[count] = i
-                    count += train[i] != 0
-        for i in range(count):
+    found, one = np.empty(spikes.shape[1], np.int32), np.zeros(1, np.int32)
+    for row in range(len(spikes)):
+        out = total[row]
+        for i in range(list_marks(spikes[row], found)):
             for w in range(windows[found[i]], windows[found[i] + 1]):
-                add_runs(out, start[w], values, w * LANES, one, 0, 1, 0, LANES)
+                add_runs(out, start[w], values, w * LANES, one, 0, 1, 0, LANES, None)
+
+
+@compiled
+def multiply(pointers: Array, indices: Array, factors: Array, x: Array, out: Array) -> None:
+    """Add the product of a matrix int32 by rows and x int32 or int8 [rows, S] to ``out`` [rows, S].
+
+    S is a multiple of LANES.
+    """
+    flat, size = x.reshape(-1), x.shape[1]
+    for i in range(len(out)):
+        add_runs(
+            out[i], 0, flat, 0, indices, pointers[i], pointers[i + 1], size, size, factors
+        )
+
+
+@compiled
+def transpose(spikes: Array, marks: Array) -> None:
+    """Write 1 to marks int8 [neurons, S] for every spike uint8 [rows, neurons]; ``marks`` is zero."""
+    rows, neurons = spikes.shape
+    for first in range(0, neurons, LANES):
+        last = min(first + LANES, neurons)
+        for row in range(rows):
+            for n in range(first, last):
+                marks[n, row] = spikes[row, n] != 0
 
 
 @compiled

@@ -44,21 +44,13 @@ class Windows:
         return cls(counters, windows.astype(np.int64), start, values.reshape(-1))
 
     def add(self, spikes: Bytes) -> Int32:
-        """The sums of the columns of all spikes [rows, neurons] ``in_words``: int32 [rows, counters + LANES].
+        """The sums of the columns of all spikes uint8 [rows, neurons]: int32 [rows, counters + LANES].
 
         A window may reach beyond the last counter, with zeros.
         """
         total = np.zeros((len(spikes), self.counters + kernels.LANES), np.int32)
-        words = spikes.view(np.uint64)
-        kernels.add_windows(words, self.windows, self.start, self.values, total)
+        kernels.add_windows(spikes, self.windows, self.start, self.values, total)
         return total
-
-
-def in_words(spikes: Bytes) -> Bytes:
-    """Spikes [rows, neurons], with silent neurons behind them up to a multiple of eight."""
-    if spikes.shape[1] % 8:
-        spikes = np.pad(spikes, ((0, 0), (0, -spikes.shape[1] % 8)))
-    return np.require(spikes, requirements=["C", "W"])
 
 
 def _opens(pointers: NDArray[Any], indices: NDArray[Any]) -> NDArray[np.bool_]:

@@ -2,8 +2,7 @@
 
 A spike becomes one packet for each core of the next layer that it has a synapse into (the last
 layer's: one, to the host), and on that core one synop for each such synapse. Everything here is
-linear in the spikes: each neuron has a column of counters that one spike of it adds to. Neurons with
-the same column, mostly those of one place and one core, are counted together first.
+linear in the spikes (``counters``).
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csc_array, csr_array, vstack
+from scipy.sparse import csr_array
 
 from stl_deploy import placement
-from stl_deploy.hw_sim import engine, kernels
+from stl_deploy.hw_sim import engine
+from stl_deploy.hw_sim.counters import Columns, Population, Table
 from stl_deploy.hw_sim.mesh import Mesh
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.hw_sim.windows import Windows, in_words
 from stl_deploy.network import (
     Conv,
     Dense,
@@ -37,11 +36,7 @@ from stl_deploy.network import (
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
-Rows = dict[str, csr_array]
-Table = dict[str, Int32]
 
-# Counting by kind takes a counter for each kind and step, which few equal columns do not repay.
-KINDS = 4096
 ROWS = 128  # steps that one thread counts at a time
 
 
@@ -147,7 +142,7 @@ def _by_core_conv(
 class _Place:
     """A network on one chip: the cores of its neurons, and what each of their spikes causes there.
 
-    ``rows[0]`` are for the input, ``rows[i + 1]`` for layer i: counters [counters, neurons] by name.
+    ``columns[0]`` are for the input, ``columns[i + 1]`` for layer i: counters by name.
     """
 
     def __init__(self, network: IntegerNetwork, placed: Placement, mesh: Mesh) -> None:
@@ -160,11 +155,12 @@ class _Place:
             synapses_by_core(layer, self.cores[layer.name], placed.layers[layer.name].cores)
             for layer in network.layers
         ]
-        self.rows: list[Rows] = [
+        one = csr_array(np.ones((1, 1), np.int32))
+        self.columns: list[dict[str, Columns]] = [
             {
-                "inputs": csr_array(np.ones((1, into[0].shape[1]), np.int32)),
+                "inputs": Columns(np.zeros(into[0].shape[1], np.int64), one),
                 "packets_in": _reach(into[0]),
-                "synops": into[0],
+                "synops": Columns.of(into[0]),
             }
         ]
         self.link_ids: list[Int64] = []
@@ -178,44 +174,60 @@ class _Place:
         """What a spike of ``layer`` causes on its cores, on the way and where it is heard."""
         placed = self.placed.layers[layer.name]
         own = self.cores[layer.name]
-        on_core = _one_hot(own, placed.cores)
         heard = own_synapses_by_core(layer, own, placed.cores)
-        rows: Rows = {}
+        columns: dict[str, Columns] = {}
         # Where packets go: the first core of a layer, and which cores after it each neuron reaches.
-        goals: list[tuple[int, csr_array]] = []
+        goals: list[tuple[int, Columns]] = []
         if following is not None and into is not None:
-            rows |= {"packets_in": _reach(into), "synops": into}
-            goals.append((self.placed.layers[following.name].first_core, rows["packets_in"]))
+            columns |= {"packets_in": _reach(into), "synops": Columns.of(into)}
+            goals.append((self.placed.layers[following.name].first_core, columns["packets_in"]))
         if heard is not None:
-            rows |= {"heard_packets": _reach(heard), "heard_synops": heard}
-            goals.append((placed.first_core, rows["heard_packets"]))
-        sent = np.full(layer.neurons, following is None, np.int32)  # to the host
-        sent += sum(reach.sum(axis=0, dtype=np.int32) for _, reach in goals)
-        rows |= {"spikes": on_core, "packets_out": csr_array(on_core * sent)}
+            columns |= {"heard_packets": _reach(heard), "heard_synops": Columns.of(heard)}
+            goals.append((placed.first_core, columns["heard_packets"]))
+        # Neurons on one core that reach the same cores are alike.
+        kind = np.asarray(own, np.int64)
+        for _, reach in goals:
+            _, kind = np.unique(kind * reach.kinds + reach.kind, return_inverse=True)
+        _, example, kind = np.unique(kind, return_index=True, return_inverse=True)
+        goal = [(first, csr_array(reach.matrix[:, reach.kind[example]])) for first, reach in goals]
+        sent = np.full(len(example), following is None, np.int32)  # to the host
+        sent += sum(reach.sum(axis=0, dtype=np.int32) for _, reach in goal)
+        on_core = _one_hot(own[example], placed.cores)
+        columns |= {
+            "spikes": Columns(np.asarray(own, np.int64), _one_hot(np.arange(placed.cores), placed.cores)),
+            "packets_out": _joined(kind, csr_array(on_core * sent)),
+        }
         ids, ways = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
-        if goals:
-            ends = [
-                (first + core, neuron)
-                for first, reach in goals
-                for core, neuron in [reach.nonzero()]
-            ]
-            core, neuron = (
-                np.concatenate(each).astype(np.int64) for each in zip(*ends, strict=True)
-            )
-            source, target = self.mesh.tile(own[neuron] + placed.first_core), self.mesh.tile(core)
-            ways, way = np.unique(
-                np.stack(self.mesh.hops(source, target), axis=1), axis=0, return_inverse=True
-            )
-            packets = _one_hot(neuron, layer.neurons)
-            links = csr_array((packets @ self.mesh.routes(source, target)).T)
+        if goal:
+            links, by_way, ways = self._ways(own[example] + placed.first_core, goal)
             ids = np.flatnonzero(np.diff(links.indptr)).astype(np.int64)
-            rows |= {
-                "links": csr_array(links[ids]),
-                "ways": csr_array(_one_hot(way.reshape(-1), len(ways)) @ packets.T),
+            columns |= {
+                "links": _joined(kind, csr_array(links[ids])),
+                "ways": _joined(kind, by_way),
             }
-        self.rows.append(rows)
+        self.columns.append(columns)
         self.link_ids.append(ids)
         self.ways.append(ways)
+
+    def _ways(
+        self, source_core: IntArray, goals: list[tuple[int, csr_array]]
+    ) -> tuple[csr_array, csr_array, Int64]:
+        """Links [links, kinds] and ways [ways, kinds] that the packets of kinds of neurons take.
+
+        ``goals`` are the first core of a layer and [cores, kinds]: 1 where a packet goes to. Also the
+        hops of each way, [ways, 2].
+        """
+        ends = [
+            (first + core, kind) for first, reach in goals for core, kind in [reach.nonzero()]
+        ]
+        core, kind = (np.concatenate(each).astype(np.int64) for each in zip(*ends, strict=True))
+        source, target = self.mesh.tile(source_core[kind]), self.mesh.tile(core)
+        ways, way = np.unique(
+            np.stack(self.mesh.hops(source, target), axis=1), axis=0, return_inverse=True
+        )
+        packets = _one_hot(kind, len(source_core))
+        links = csr_array((packets @ self.mesh.routes(source, target)).T)
+        return links, csr_array(_one_hot(way.reshape(-1), len(ways)) @ packets.T), ways
 
 
 class Work:
@@ -240,7 +252,7 @@ class Work:
             ]
         shapes = [network.input_shape, *(layer.shape for layer in network.layers)]
         self._spikes = [
-            _Spike(shape, [place.rows[i] for place in self.places])
+            Population(shape, [place.columns[i] for place in self.places])
             for i, shape in enumerate(shapes)
         ]
 
@@ -296,125 +308,12 @@ class Work:
         return total
 
 
-class _Spike:
-    """What a spike of each neuron of a population causes, by chip: rows [counters, neurons] by name."""
-
-    def __init__(self, shape: Shape, rows: Sequence[Rows]) -> None:
-        self.shape = shape
-        named = [(chip, name) for chip, own in enumerate(rows) for name in own]
-        synops = [key for key in named if key[1] in ("synops", "heard_synops")]
-        alike = [key for key in named if key not in synops]
-        order = engine.memory_order(np.arange(math.prod(shape)), shape)
-
-        def columns(keys: list[tuple[int, str]]) -> csc_array:
-            matrix = vstack([rows[chip][name] for chip, name in keys], format="csc")
-            return csc_array(csc_array(matrix)[:, order])
-
-        # Synapses differ from neuron to neuron where weights are zero, all else by place alone.
-        whole = _ByKind.of(columns([*alike, *synops]))
-        self.keys = [*alike, *synops]
-        self.parts: list[_ByKind | Windows] = (
-            [whole]
-            if whole is not None
-            else [
-                _ByKind.of(matrix) or Windows.of(matrix)
-                for matrix in map(columns, filter(None, (alike, synops)))
-            ]
-        )
-        self.ends = np.cumsum([rows[chip][name].shape[0] for chip, name in self.keys])
-        self.chips = len(rows)
-
-    @property
-    def counters(self) -> int:
-        """How many there are, of all chips."""
-        return int(self.ends[-1])
-
-    def rows(self, spikes: IntArray) -> Bytes:
-        """Spikes [N, T, ...] as uint8 [S, neurons] in memory order, not zero where there is one.
-
-        Silent neurons are added where the number of neurons is no multiple of eight.
-        """
-        marks: NDArray[Any] = spikes if spikes.dtype == np.uint8 else (spikes != 0).view(np.uint8)
-        ordered = marks.reshape(*spikes.shape[:2], *self.shape)
-        if len(self.shape) == 3:
-            ordered = np.moveaxis(ordered, 2, -1)
-        return in_words(ordered.reshape(spikes.shape[0] * spikes.shape[1], -1))
-
-    def count(self, spikes: Bytes, table: Int32) -> None:
-        """Write the counters [counters, S] for spikes [S, neurons]."""
-        at = 0
-        for part in self.parts:
-            found = part.add(spikes)
-            if isinstance(part, Windows):
-                found = found[:, : part.counters].T
-            table[at : at + part.counters] = found
-            at += part.counters
-
-    def by_name(self, table: Int32) -> list[Table]:
-        """Counters [counters, S] by chip and name."""
-        named: list[Table] = [{} for _ in range(self.chips)]
-        for (chip, name), part in zip(self.keys, np.split(table, self.ends[:-1]), strict=True):
-            named[chip][name] = part
-        return named
+def _reach(into: csr_array) -> Columns:
+    """1 where there is any synapse."""
+    return Columns.of(csr_array((into > 0).astype(np.int32)))
 
 
-@dataclass(frozen=True)
-class _ByKind:
-    """Counters of neurons of few kinds, a kind being those with equal columns.
-
-    ``kind[i]`` is that of the ``length[i]`` neurons from ``first[i]``; ``matrix`` is [counters, kinds].
-    """
-
-    matrix: csr_array
-    first: Int64
-    length: Int64
-    kind: Int64
-
-    @classmethod
-    def of(cls, columns: csc_array) -> _ByKind | None:
-        """For columns [counters, neurons], None where they are of many kinds."""
-        neurons = columns.shape[1]
-        kinds, examples = _kinds(columns)
-        if 2 * len(examples) > neurons or len(examples) > KINDS:
-            return None
-        first = np.append(0, np.flatnonzero(np.diff(kinds)) + 1)
-        length = np.diff(first, append=neurons)
-        return cls(csr_array(columns[:, examples]), first, length, kinds[first])
-
-    @property
-    def counters(self) -> int:
-        return int(self.matrix.shape[0])
-
-    def add(self, spikes: Bytes) -> Int32:
-        """The counters [counters, S] for spikes [S, neurons]."""
-        found = np.zeros((len(spikes), self.matrix.shape[1]), np.int64)
-        kernels.count_rows(spikes, self.first, self.length, self.kind, found)
-        total: Int32 = self.matrix @ np.ascontiguousarray(found.T, np.int32)
-        return total
-
-
-def _kinds(matrix: csc_array) -> tuple[Int64, Int64]:
-    """For each column the number of its kind, equal columns being of one, and a column of each kind.
-
-    Columns are told apart by a sum of random numbers. Should two different ones ever have the same,
-    every column is of its own kind.
-    """
-    matrix.sum_duplicates()
-    columns = matrix.shape[1]
-    numbers = np.random.default_rng(0).integers(1 << 63, size=matrix.shape[0], dtype=np.uint64)
-    terms = numbers[matrix.indices] * matrix.data.astype(np.uint64)
-    sums = np.append(np.uint64(0), np.cumsum(terms))[matrix.indptr]
-    _, first, kinds = np.unique(np.diff(sums), return_index=True, return_inverse=True)
-    lengths, starts = np.diff(matrix.indptr), matrix.indptr[:-1]
-    example = first[kinds]
-    if (lengths == lengths[example]).all():
-        same = np.arange(len(terms)) + np.repeat(starts[example] - starts, lengths)
-        equal = (matrix.indices[same] == matrix.indices) & (matrix.data[same] == matrix.data)
-        if equal.all():
-            return kinds.astype(np.int64), first.astype(np.int64)
-    return np.arange(columns), np.arange(columns)
-
-
-def _reach(into: csr_array) -> csr_array:
-    """int32 of the same shape: 1 where there is any synapse."""
-    return csr_array((into > 0).astype(np.int32))
+def _joined(kind: Int64, matrix: csr_array) -> Columns:
+    """Columns by ``kind`` of neurons, equal ones joined."""
+    joined = Columns.of(matrix)
+    return Columns(joined.kind[kind], joined.matrix)

@@ -19,7 +19,7 @@ from stl_deploy.hw_sim import neurobench, reference
 from stl_deploy.hw_sim.energy import Assessment
 from stl_deploy.hw_sim.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.hw_sim.work import _ByKind, _kinds, _Spike, synapses_by_core
+from stl_deploy.hw_sim.work import synapses_by_core
 from stl_deploy.network import Conv, Dense, IntegerNetwork, OrPool, Readout
 
 LOIHI1 = chips.load("loihi1")
