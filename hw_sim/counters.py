@@ -114,7 +114,7 @@ class Population:
         total = self.alike.add(spikes)
         if self.rest is not None:
             marks = np.zeros((spikes.shape[1], total.shape[1]), np.int8)
-            kernels.transpose(spikes, marks)
+            np.not_equal(spikes.T, 0, out=marks[:, :steps].view(np.bool_))
             kernels.multiply(
                 self.rest.indptr, self.rest.indices, self.rest.data, marks, total
             )

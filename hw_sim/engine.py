@@ -409,8 +409,7 @@ class _LifPlan:
         synapses = _synapses(layer, levels)
         if synapses is None:
             return None
-        # A linear layer has few neurons for its synapses: a proof costs more than it saves.
-        plain = isinstance(layer.synapses, Conv) and not states and in_lanes(synapses.first, layer)
+        plain = not states and in_lanes(synapses.first, layer)
         plain = plain and takes_the_plain_step(network, layer, steps)
         neurons, busy = _neurons(
             network, layer, (synapses.first, synapses.at, synapses.blocks), plain, cores
@@ -647,7 +646,6 @@ def _synapses(layer: LifLayer, levels: int) -> _Synapses | None:
 def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
     """One pixel with all inputs as channels, and one run of weights a block of outputs.
 
-    INPUTS binary inputs add up to less than 2^15 whatever the weights.
     """
     outputs, inputs = dense.weight.shape
     if layer.shape != (outputs,) or _size(layer.input_shape) != inputs:
@@ -662,8 +660,7 @@ def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
         channel = 1 if len(layer.input_shape) == 3 else 0
         target[:] = np.moveaxis(np.moveaxis(source, channel, -1) if channel else source, 0, -1)
     one = [[(0, 0)]]
-    step = INPUTS if levels == 1 else inputs
-    phases = np.append(np.arange(0, inputs, step), inputs)
+    phases = _linear_phases(weights) if levels == 1 else np.array([0, inputs])
     return _Synapses(
         weights=weights.reshape(-1),
         wiring=_wiring(one, one, np.zeros(inputs), (1, 1, run), phases, grouped=False),
@@ -728,6 +725,29 @@ def _convolution(layer: LifLayer, conv: Conv, levels: int) -> _Synapses | None:
         # The padding of the last run adds zeros behind the last output.
         accumulators=height * row_width * outputs + run,
     )
+
+
+def _linear_phases(weights: NDArray[np.int8]) -> Int64:
+    """Bounds of inputs which, if binary, add up to less than 2^15, for weights [blocks, inputs, outputs].
+
+    INPUTS of them do so whatever the weights.
+    """
+    inputs = weights.shape[1]
+    units = np.arange(0, inputs, INPUTS)
+    sides = np.stack(
+        [
+            np.abs(np.add.reduceat(limit(weights, 0), units, axis=1, dtype=np.int32))
+            for limit in (np.maximum, np.minimum)
+        ]
+    )
+    found, total = [0], np.zeros_like(sides[:, :, 0])
+    for unit, start in enumerate(units):
+        part = sides[:, :, unit]
+        if (total + part).max() >= 1 << 15:
+            found.append(int(start))
+            total[:] = 0
+        total += part
+    return np.array([*found, inputs])
 
 
 def _phases(conv: Conv) -> Int64 | None:

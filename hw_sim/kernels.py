@@ -882,17 +882,6 @@ def multiply(pointers: Array, indices: Array, factors: Array, x: Array, out: Arr
 
 
 @compiled
-def transpose(spikes: Array, marks: Array) -> None:
-    """Write 1 to marks int8 [neurons, S] for every spike uint8 [rows, neurons]; ``marks`` is zero."""
-    rows, neurons = spikes.shape
-    for first in range(0, neurons, LANES):
-        last = min(first + LANES, neurons)
-        for row in range(rows):
-            for n in range(first, last):
-                marks[n, row] = spikes[row, n] != 0
-
-
-@compiled
 def add_up(events: Array, by_core: Array, by_step: Array) -> None:
     """Add the sums of events [cores, steps] to ``by_core`` and to ``by_step``."""
     for g in range(events.shape[0]):
