@@ -37,7 +37,7 @@ Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
 
-ROWS = 128  # steps that one thread counts at a time
+ROWS = 256  # steps that one thread counts at a time
 
 
 @dataclass(frozen=True)
