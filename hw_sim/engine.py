@@ -9,6 +9,7 @@ runs in the reference.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -190,11 +191,18 @@ def in_parallel(task: Callable[[slice], None], parts: list[slice]) -> None:
 
 
 def _parts(raster: IntArray, layers: tuple[Layer, ...]) -> list[slice]:
-    """Samples of each task: few enough for the caches and for every thread to have some."""
+    """Samples of each task: few enough for the caches."""
     samples, steps = raster.shape[:2]
     largest = steps * max(max(layer.neurons, _size(layer.input_shape)) for layer in layers)
-    size = max(1, min(TASK, -(-samples // threads()), TASK_BYTES // max(1, largest)))
-    return [slice(i, min(i + size, samples)) for i in range(0, samples, size)]
+    return in_turns(samples, min(TASK, max(1, TASK_BYTES // max(1, largest))))
+
+
+def in_turns(count: int, most: int) -> list[slice]:
+    """Parts of at most ``most`` of ``count``, as alike as can be and as many for every thread."""
+    tasks = -(-count // most)
+    tasks = min(count, -(-tasks // threads()) * threads())
+    ends = [count * i // tasks for i in range(tasks + 1)] if tasks else [0]
+    return [slice(*ends) for ends in itertools.pairwise(ends)]
 
 
 # Memory order: channels innermost

@@ -271,7 +271,7 @@ class Work:
             for spike, train, table in zip(self._spikes, trains, tables, strict=True):
                 spike.count(train[part], table[:, part])
 
-        engine.in_parallel(task, [slice(at, min(at + ROWS, steps)) for at in range(0, steps, ROWS)])
+        engine.in_parallel(task, engine.in_turns(steps, ROWS))
         named = [s.by_name(table) for s, table in zip(self._spikes, tables, strict=True)]
         return [self._layers(chip, trace, named) for chip in range(len(self.places))]
 
