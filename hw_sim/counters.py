@@ -91,7 +91,9 @@ class Population:
         split = [_split(own) for own in lie.values()]
         self.alike = _Alike.of([own for own, _ in split])
         rest = csr_array(vstack([rest for _, rest in split], "csr"), dtype=np.int32)
-        self.rest = rest if rest.nnz else None
+        # Most of what misses is one synapse, and ones need no multiplication.
+        ones = rest.data == -1
+        self.missing, self.rest = _chosen(rest, ones), _chosen(rest, ~ones)
 
     @property
     def counters(self) -> int:
@@ -112,12 +114,13 @@ class Population:
         """Write the counters [counters, S] for spikes [S, neurons]."""
         steps = len(spikes)
         total = self.alike.add(spikes)
-        if self.rest is not None:
+        if self.rest.nnz or self.missing.nnz:
             marks = np.zeros((spikes.shape[1], total.shape[1]), np.int8)
             np.not_equal(spikes.T, 0, out=marks[:, :steps].view(np.bool_))
-            kernels.multiply(
-                self.rest.indptr, self.rest.indices, self.rest.data, marks, total
-            )
+            rest, missing = self.rest, self.missing
+            kernels.multiply(rest.indptr, rest.indices, rest.data, marks, total)
+            np.negative(marks, out=marks)
+            kernels.multiply(missing.indptr, missing.indices, None, marks, total)
         table[:] = total[:, :steps]
 
     def by_name(self, table: Int32) -> list[Table]:
@@ -191,13 +194,19 @@ def _split(columns: Columns) -> tuple[Columns, csr_array]:
         at = Columns(pattern.kind, csr_array(place)).each().data
         largest = np.zeros(pattern.matrix.nnz, np.int32)
         np.maximum.at(largest, at, each.data)
-        rest = csc_array((each.data - largest[at], each.indices, each.indptr), size)
+        rest = csc_array((each.data - largest[at], each.indices, each.indptr), size, copy=True)
         rest.eliminate_zeros()
         if 2 * rest.nnz <= each.nnz:
             alike = csc_array((largest, *_places(pattern.matrix)), pattern.matrix.shape)
             return Columns(pattern.kind, csr_array(alike)), csr_array(rest)
     nothing = csr_array((size[0], 1), dtype=np.int32)
     return Columns(np.zeros(size[1], np.int64), nothing), csr_array(each)
+
+
+def _chosen(matrix: csr_array, which: NDArray[np.bool_]) -> csr_array:
+    """A matrix with some of its entries."""
+    pointers = np.append(0, np.cumsum(which))[matrix.indptr]
+    return csr_array((matrix.data[which], matrix.indices[which], pointers), matrix.shape)
 
 
 def _places(matrix: csr_array) -> tuple[IntArray, IntArray]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ from stl_deploy.network import (
 
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
+Part = TypeVar("Part")
 
 # A tile of a linear layer is read for all samples of a task before the next one; it fits into a
 # first-level cache. INPUTS weights of -128 are more than -2^15.
@@ -178,7 +179,7 @@ def threads() -> int:
     return os.cpu_count() or 1
 
 
-def in_parallel(task: Callable[[slice], None], parts: list[slice]) -> None:
+def in_parallel(task: Callable[[Part], None], parts: Sequence[Part]) -> None:
     """Do all parts; the compiled loops run without Python's lock."""
     workers = min(threads(), len(parts))
     if workers <= 1:

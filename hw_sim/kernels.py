@@ -869,10 +869,12 @@ def add_windows(spikes: Array, windows: Array, start: Array, values: Array, tota
 
 
 @compiled
-def multiply(pointers: Array, indices: Array, factors: Array, x: Array, out: Array) -> None:
+def multiply(
+    pointers: Array, indices: Array, factors: Array | None, x: Array, out: Array
+) -> None:
     """Add the product of a matrix int32 by rows and x int32 or int8 [rows, S] to ``out`` [rows, S].
 
-    S is a multiple of LANES.
+    S is a multiple of LANES; without ``factors`` all entries are ones.
     """
     flat, size = x.reshape(-1), x.shape[1]
     for i in range(len(out)):
