@@ -26,6 +26,7 @@ Table = dict[str, Int32]
 
 FEW = 4  # Kinds are few where so many neurons or more are of each.
 
+
 @dataclass(frozen=True)
 class Columns:
     """Counters of the neurons of a population: neuron n has column ``kind[n]`` of [counters, kinds]."""
@@ -183,7 +184,8 @@ def _split(columns: Columns) -> tuple[Columns, csr_array]:
     """Columns of few kinds, and what those of each neuron [counters, neurons] have beside them."""
     size = columns.matrix.shape[0], len(columns.kind)
     if FEW * columns.kinds <= size[1]:
-        return columns, csr_array(size, dtype=np.int32)
+        nothing = np.zeros(0, np.int32), (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return columns, csr_array(nothing, shape=size)
     each = columns.each()
     pattern = Columns.of(csc_array((np.ones_like(each.data), each.indices, each.indptr), size))
     if FEW * pattern.kinds <= size[1]:
@@ -198,9 +200,10 @@ def _split(columns: Columns) -> tuple[Columns, csr_array]:
         rest.eliminate_zeros()
         if 2 * rest.nnz <= each.nnz:
             alike = csc_array((largest, *_places(pattern.matrix)), pattern.matrix.shape)
-            return Columns(pattern.kind, csr_array(alike)), csr_array(rest)
-    nothing = csr_array((size[0], 1), dtype=np.int32)
-    return Columns(np.zeros(size[1], np.int64), nothing), csr_array(each)
+            return Columns(pattern.kind, csr_array(alike)), csr_array(rest, shape=size)
+    return Columns(
+        np.zeros(size[1], np.int64), csr_array(np.zeros((size[0], 1), np.int32))
+    ), csr_array(each)
 
 
 def _chosen(matrix: csr_array, which: NDArray[np.bool_]) -> csr_array:

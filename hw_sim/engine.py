@@ -448,9 +448,7 @@ class _LifPlan:
             kernels.run_plain(*synapses, marks, v, did)
         else:
             sums, active = np.zeros(mine.accumulators, np.int32), np.zeros(len(bias), np.uint8)
-            kernels.run_wide(
-                *synapses, sums, active, np.zeros_like(bias), np.zeros_like(bias), did
-            )
+            kernels.run_wide(*synapses, sums, active, np.zeros_like(bias), np.zeros_like(bias), did)
 
 
 def _together(samples: int, steps: int, size: int) -> int:
@@ -545,8 +543,8 @@ class _SinglePlan:
         sums = self.weights.add(x.reshape(x.shape[0] * x.shape[1], -1))
         sums, bias = sums.reshape(*x.shape[:2], 1, -1), self.neurons.bias
         if self.plain:
-            active, v = np.zeros((x.shape[1], len(bias)), np.uint8), np.stack([bias, bias])
-            kernels.sums_plain(sums, self.neurons, active, v, did)
+            marks, v = np.zeros((x.shape[1], len(bias)), np.uint8), np.stack([bias, bias])
+            kernels.sums_plain(sums, self.neurons, marks, v, did)
         else:
             active, u, v = np.zeros(len(bias), np.uint8), np.zeros_like(bias), np.zeros_like(bias)
             kernels.sums_wide(sums, self.neurons, active, u, v, did)
@@ -653,9 +651,7 @@ def _synapses(layer: LifLayer, levels: int) -> _Synapses | None:
 
 
 def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
-    """One pixel with all inputs as channels, and one run of weights a block of outputs.
-
-    """
+    """One pixel with all inputs as channels, and one run of weights a block of outputs."""
     outputs, inputs = dense.weight.shape
     if layer.shape != (outputs,) or _size(layer.input_shape) != inputs:
         return None
@@ -811,10 +807,10 @@ def _wiring(
     ``runs`` is the shape of one channel's weights, [kernel rows, kernel columns, run].
     """
 
-    def table(taps: Taps, size: int) -> tuple[NDArray[np.uintp], ...]:
+    def table(taps: Taps, size: int) -> tuple[Int64, Int64, Int64]:
         flat = np.array([pair for some in taps for pair in some], np.int64).reshape(-1, 2)
         first = np.cumsum([0, *map(len, taps)]).astype(np.int64)
-        return first, flat[:, 0] * size, np.ascontiguousarray(flat[:, 1])
+        return first, np.ascontiguousarray(flat[:, 0] * size), np.ascontiguousarray(flat[:, 1])
 
     row_first, row_tap, row_at = table(rows, runs[1] * runs[2])
     col_first, col_tap, col_at = table(columns, runs[2])

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 from llvmlite import ir
 from numba import int32, njit, types, uintp
-from numba.core import cgutils
+from numba.core import cgutils as untyped
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+cgutils: Any = untyped
 Array = NDArray[Any]
 Int = int | np.integer[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -172,18 +173,18 @@ class Steps(NamedTuple):
     ``marks_step`` further with every step.
     """
 
-    neuron: int
-    steps: int
-    begins: int
-    acc_at: int
-    acc_step: int
-    phases: int
-    acc_phase: int
-    shift: int
-    keep: int
-    spikes_at: int
-    active_at: int
-    marks_step: int
+    neuron: Int
+    steps: Int
+    begins: Int
+    acc_at: Int
+    acc_step: Int
+    phases: Int
+    acc_phase: Int
+    shift: Int
+    keep: Int
+    spikes_at: Int
+    active_at: Int
+    marks_step: Int
 
 
 @inlined
@@ -213,7 +214,8 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
 
     bias, threshold = load("bias", given["neuron"]), load("threshold", given["neuron"])
     shift, keep = (
-        _every(builder, builder.trunc(given[name], wide.element), wide) for name in ("shift", "keep")
+        _every(builder, builder.trunc(given[name], wide.element), wide)
+        for name in ("shift", "keep")
     )
     begins = cgutils.is_not_null(builder, given["begins"])
     start = builder.select(begins, zero, load("before", given["neuron"]))
@@ -767,9 +769,9 @@ def run_recurrent(
 ) -> None:
     """Run a linear layer that hears itself; the arguments are those of ``run_wide``, and its own weights.
 
-    ``acc`` is [1, phases, accumulators], ``own_acc`` [phases, accumulators]. ``sums`` is int32 [blocks, N * T, accumulators]: all
-    sums of the inputs come first, then step by step those of the spikes of the step before, of all blocks
-    before any neuron is updated. ``active``, ``u`` and ``v`` are [neurons].
+    ``acc`` is [1, phases, accumulators], ``own_acc`` [phases, accumulators]. ``sums`` is int32
+    [blocks, N * T, accumulators]: all sums of the inputs come first, then step by step those of the spikes of
+    the step before, of all blocks before any neuron is updated. ``active``, ``u`` and ``v`` are [neurons].
     """
     samples, steps = x.shape[:2]
     own_phases = len(own_wiring.phases) - 1
@@ -869,18 +871,14 @@ def add_windows(spikes: Array, windows: Array, start: Array, values: Array, tota
 
 
 @compiled
-def multiply(
-    pointers: Array, indices: Array, factors: Array | None, x: Array, out: Array
-) -> None:
+def multiply(pointers: Array, indices: Array, factors: Array | None, x: Array, out: Array) -> None:
     """Add the product of a matrix int32 by rows and x int32 or int8 [rows, S] to ``out`` [rows, S].
 
     S is a multiple of LANES; without ``factors`` all entries are ones.
     """
     flat, size = x.reshape(-1), x.shape[1]
     for i in range(len(out)):
-        add_runs(
-            out[i], 0, flat, 0, indices, pointers[i], pointers[i + 1], size, size, factors
-        )
+        add_runs(out[i], 0, flat, 0, indices, pointers[i], pointers[i + 1], size, size, factors)
 
 
 @compiled

@@ -7,10 +7,8 @@ linear in the spikes (``counters``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +27,6 @@ from stl_deploy.network import (
     Layer,
     OrPool,
     Placement,
-    Shape,
     Sparse,
 )
 
@@ -194,12 +191,16 @@ class _Place:
         sent += sum(reach.sum(axis=0, dtype=np.int32) for _, reach in goal)
         on_core = _one_hot(own[example], placed.cores)
         columns |= {
-            "spikes": Columns(np.asarray(own, np.int64), _one_hot(np.arange(placed.cores), placed.cores)),
+            "spikes": Columns(
+                np.asarray(own, np.int64), _one_hot(np.arange(placed.cores), placed.cores)
+            ),
             "packets_out": _joined(kind, csr_array(on_core * sent)),
         }
         ids, ways = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
         if goal:
-            links, by_way, ways = self._ways(own[example] + placed.first_core, goal)
+            links, by_way, ways = self._ways(
+                np.asarray(own[example], np.int64) + placed.first_core, goal
+            )
             ids = np.flatnonzero(np.diff(links.indptr)).astype(np.int64)
             columns |= {
                 "links": _joined(kind, csr_array(links[ids])),
@@ -210,16 +211,14 @@ class _Place:
         self.ways.append(ways)
 
     def _ways(
-        self, source_core: IntArray, goals: list[tuple[int, csr_array]]
+        self, source_core: Int64, goals: list[tuple[int, csr_array]]
     ) -> tuple[csr_array, csr_array, Int64]:
         """Links [links, kinds] and ways [ways, kinds] that the packets of kinds of neurons take.
 
         ``goals`` are the first core of a layer and [cores, kinds]: 1 where a packet goes to. Also the
         hops of each way, [ways, 2].
         """
-        ends = [
-            (first + core, kind) for first, reach in goals for core, kind in [reach.nonzero()]
-        ]
+        ends = [(first + core, kind) for first, reach in goals for core, kind in [reach.nonzero()]]
         core, kind = (np.concatenate(each).astype(np.int64) for each in zip(*ends, strict=True))
         source, target = self.mesh.tile(source_core[kind]), self.mesh.tile(core)
         ways, way = np.unique(

@@ -324,23 +324,45 @@ def test_the_plain_step(dv, exp):
     vth = (want + rng.integers(-40, 100, len(v))) >> 6
     want, spikes = reference.fire(want, vth)
     active = (v != 0) | (a != 0) | (bias != 0)
-    mine, fired = v.astype(np.int32), np.zeros(len(v), np.uint8)
-    busy = np.zeros(len(v), np.uint8)
-    kernels.fire_plain(
-        a.astype(np.int32),
-        mine,
-        bias.astype(np.int32),
-        (vth << 6).astype(np.int32),
-        np.int32(4096 - dv),
-        exp,
-        fired,
-        busy,
-    )
+    mine, fired, busy = plainly(v, a, bias, vth, exp, 4096 - dv)
     assert (mine == want).all()
     assert (fired == spikes).all()
     assert 0.1 < spikes.mean() < 0.9
     assert (busy == active).all()
     assert not active.all()
+
+
+def plainly(v, a, bias, vth, exp, keep):
+    """One plain step from voltages ``v`` on, as the second of two."""
+    n = len(v)
+    neurons = kernels.Neurons(
+        bias=bias.astype(np.int32),
+        threshold=(vth << 6).astype(np.int32),
+        u_keep=0,
+        v_keep=keep,
+        exp=exp,
+        limit=0,
+        too_large=1 << 62,
+        subtract=False,
+        block_first=np.array([0, 1]),
+        first=np.array([0]),
+        length=np.array([n]),
+        at=np.array([0]),
+        block_run=np.array([0, 0]),
+        run_first=np.array([0]),
+        run_length=np.array([n]),
+        run_core=np.array([0]),
+    )
+    both = np.stack([v, v]).astype(np.int32)
+    spikes, active = np.zeros((1, 2, n), np.uint8), np.zeros((1, n), np.uint8)
+    none, counts = np.zeros((0, 0, 0), np.int32), np.zeros((1, 2, 1), np.int64)
+    did = kernels.Did(spikes, counts, counts[..., 0], none, none)
+    # Two phases, whose sum is what counts.
+    acc = np.stack([a - 7, np.full(n, 7)]).astype(np.int32)[None]
+    kernels.update_plain(neurons, 0, acc, both, did, 1, active)
+    assert (both[0] == v).all()
+    assert not spikes[0, 0].any()
+    return both[1], spikes[0, 1], active[0]
 
 
 @pytest.mark.parametrize("limit", [None, 1 << 23])
