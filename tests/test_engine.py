@@ -78,6 +78,21 @@ def test_working_networks(seed):
         assert_same(engine.run(network, raster, states), reference.run(network, raster, states))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("seed", [0, 4, 30, 32, 34, 39])  # with layers that take the plain step
+def test_sums_of_a_part_of_a_sample(seed, steps, monkeypatch):
+    """Where the sums of a sample are too large, voltages go from part to part."""
+    network, raster = draw(seed)
+    monkeypatch.setattr(engine, "_together", lambda samples, all_steps, size: steps)
+    plain = [
+        plan.plain
+        for layer in network.lif_layers
+        if (plan := engine._plan(network, layer, network.timesteps, False, None)) is not None
+    ]
+    assert any(plain)
+    assert_same(engine.run(network, raster), reference.run(network, raster))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_single_connections(seed):
     """Folded convolutions, some with a soft reset or bounds that prove nothing, and weight exponents."""

@@ -256,6 +256,22 @@ def test_counters_are_a_product_with_the_spikes(shape, few, largest):
                 np.testing.assert_array_equal(got[name], matrix @ flat)
 
 
+def test_columns_that_miss_little():
+    """Equal columns but for a few ones and twos: they are counted together, and what misses is taken off."""
+    rng = np.random.default_rng(0)
+    alike = columns_by(rng.integers(0, 3, 200), 50, rng) * 10
+    missing = rng.choice([0, 1, 2], alike.shape, p=[0.9, 0.06, 0.04]) * (alike > 0)
+    columns = csr_array((alike - missing).astype(np.int32))
+    spike = Population((200,), [{"synops": Columns.of(columns)}])
+    assert spike.missing.nnz
+    assert spike.rest.nnz
+    assert spike.missing.nnz + spike.rest.nnz < columns.nnz / 2
+    fired = rng.random((2, 33, 200)) < 0.3
+    table = np.empty((50, 66), np.int32)
+    spike.count(spike.rows(fired), table)
+    np.testing.assert_array_equal(table, columns @ fired.reshape(66, -1).T.astype(np.int32))
+
+
 def test_kinds_are_equal_columns(monkeypatch):
     rng = np.random.default_rng(0)
     dense = columns_by(rng.integers(0, 5, 300), 40, rng)
