@@ -42,8 +42,7 @@ def connect(address: str) -> Iterator[Cluster]:
         from distributed import Client
     except ImportError:
         raise InputError(Problem("--dask", "needs the package distributed", EXTRA)) from None
-    if not address.strip():
-        raise InputError(Problem("--dask", "names no scheduler", "give one as tcp://host:8786"))
+    _check(address)
     with _silence():
         try:
             client = Client(address, timeout=CONNECT_S, set_as_default=False)
@@ -60,6 +59,20 @@ def connect(address: str) -> Iterator[Cluster]:
             yield Cluster(client, address)
         finally:
             client.close(timeout=CONNECT_S)
+
+
+def _check(address: str) -> None:
+    """Raise InputError for what cannot be an address; Dask would begin to connect first."""
+    from distributed.comm.addressing import parse_address
+    from distributed.comm.registry import get_backend
+
+    remedy = "give one as tcp://host:8786"
+    if not address.strip():
+        raise InputError(Problem("--dask", "names no scheduler", remedy))
+    try:
+        get_backend(parse_address(address)[0])
+    except ValueError as error:
+        raise InputError(Problem("--dask", f"{address!r}: {error}", remedy)) from None
 
 
 @contextmanager
@@ -82,7 +95,10 @@ class Cluster:
         self._seen = time.monotonic()  # when there last was a worker
 
     def run(self, job: Job, batches: Iterable[Any]) -> Iterator[Any]:
-        """See Spread. Raises BackendError when the cluster is lost, or what a worker raised."""
+        """See Spread. Raises BackendError when the cluster is lost, or what a worker raised.
+
+        What nobody waits for any more the scheduler drops as soon as its future is.
+        """
         ahead = 2 * self._threads() + 2
         data = pickle.dumps(job)
         key = hashlib.sha256(data).hexdigest()
@@ -91,25 +107,21 @@ class Cluster:
             # A job is large on purpose: only what lies in a task can be sent again.
             warnings.filterwarnings("ignore", message="Sending large graph")
             shared = self.client.submit(_whole, data, pure=False)
-            try:
-                for batch in batches:
-                    packed = pickle.dumps(batch)
-                    waiting.append(
-                        self.client.submit(_work, shared, key, __version__, packed, pure=False)
-                    )
-                    if len(waiting) >= ahead:
-                        yield self._result(waiting.popleft())
-                while waiting:
+            for batch in batches:
+                packed = pickle.dumps(batch)
+                waiting.append(
+                    self.client.submit(_work, shared, key, __version__, packed, pure=False)
+                )
+                if len(waiting) >= ahead:
                     yield self._result(waiting.popleft())
-            finally:
-                if self.client.status == "running":
-                    self.client.cancel([*waiting, shared])
+            while waiting:
+                yield self._result(waiting.popleft())
 
     def _threads(self) -> int:
         """Threads of all workers; waits for the first."""
         try:
             self.client.wait_for_workers(1, timeout=WORKERS_S)
-            return sum(self.client.nthreads().values())
+            return sum(self._workers().values())
         except TimeoutError:
             raise InputError(
                 Problem(
@@ -121,17 +133,27 @@ class Cluster:
         except OSError as error:
             raise self._lost(str(error)) from None
 
+    def _workers(self) -> dict[str, int]:
+        """Threads by worker. Raises TimeoutError where the scheduler does not say."""
+        workers: dict[str, int] = self.client.sync(
+            self.client.scheduler.ncores, callback_timeout=CONNECT_S
+        )
+        return workers
+
     def _result(self, future: Future[Any]) -> Any:
         """What a worker found."""
         from concurrent.futures import CancelledError
 
         from distributed import KilledWorker
+        from distributed.comm.core import CommClosedError
 
         while True:
             try:
                 return future.result(timeout=POLL_S)
             except TimeoutError:
                 self._look()
+            except CommClosedError as error:
+                raise self._lost(str(error)) from None
             except CancelledError:
                 raise self._lost("the scheduler no longer knows this work") from None
             except KilledWorker as error:
@@ -144,8 +166,10 @@ class Cluster:
     def _look(self) -> None:
         """Raise BackendError where nobody is left to wait for."""
         try:
-            if self.client.status == "running" and self.client.nthreads():
+            if self.client.status == "running" and self._workers():
                 self._seen = time.monotonic()
+        except TimeoutError:
+            pass  # Nobody was seen.
         except OSError as error:
             raise self._lost(str(error)) from None
         if time.monotonic() - self._seen > WORKERS_S:
