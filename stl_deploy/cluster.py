@@ -7,6 +7,7 @@ code on its workers and here: Dask's messages are pickles.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import pickle
@@ -45,20 +46,33 @@ def connect(address: str) -> Iterator[Cluster]:
     _check(address)
     with _silence():
         try:
+            kind = asyncio.run(asyncio.wait_for(_identity(address), CONNECT_S))
+            if kind != "Scheduler":
+                raise OSError(f"it is a {kind}")
             client = Client(address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError, TypeError, ImportError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).splitlines()[0] if str(error) else "it is silent"
             raise InputError(
                 Problem(
                     "--dask",
                     f"no scheduler answers at {address!r} within {CONNECT_S:g} s: {reason}",
-                    "start one with dask-scheduler, or correct the address",
+                    "start one with `dask scheduler`, or correct the address",
                 )
             ) from None
         try:
             yield Cluster(client, address)
         finally:
             client.close(timeout=CONNECT_S)
+
+
+async def _identity(address: str) -> str:
+    """What answers at ``address``. A Client would wait for ever for what only listens there."""
+    from distributed.core import rpc
+    from distributed.security import Security
+
+    secrets = Security().get_connection_args("client")
+    async with rpc(address, timeout=CONNECT_S, connection_args=secrets) as remote:
+        return str((await remote.identity()).get("type"))
 
 
 def _check(address: str) -> None:
@@ -127,7 +141,7 @@ class Cluster:
                 Problem(
                     "--dask",
                     f"{self.address} has no worker after {WORKERS_S:g} s",
-                    f"start some with dask-worker {self.address}",
+                    f"start some with `dask worker {self.address}`",
                 )
             ) from None
         except OSError as error:
@@ -135,9 +149,10 @@ class Cluster:
 
     def _workers(self) -> dict[str, int]:
         """Threads by worker. Raises TimeoutError where the scheduler does not say."""
-        workers: dict[str, int] = self.client.sync(
-            self.client.scheduler.ncores, callback_timeout=CONNECT_S
-        )
+        scheduler = self.client.scheduler
+        if scheduler is None:
+            return {}
+        workers: dict[str, int] = self.client.sync(scheduler.ncores, callback_timeout=CONNECT_S)
         return workers
 
     def _result(self, future: Future[Any]) -> Any:
