@@ -38,16 +38,15 @@ Fraction = Annotated[
 Text = Annotated[str, Field(min_length=1, description="a text that is not empty")]
 
 
-def _dashed(name: str) -> str:
+def dashed(name: str) -> str:
+    """A name as the table and the command line have it."""
     return name.replace("_", "-")
 
 
 class LayerBudgets(BaseModel):
     """Budgets of one layer, or of every layer; None sets no limit."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_dashed, populate_by_name=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=dashed)
     max_mismatch: Fraction | None = None
     max_mismatch_forced: Fraction | None = None
     min_certified: Fraction | None = None
@@ -121,7 +120,7 @@ class Budgets:
         """Names as in the table, and the limits."""
 
         def plain(limits: Mapping[str, Limit]) -> dict[str, Any]:
-            return {_dashed(name): limit.value for name, limit in limits.items()}
+            return {dashed(name): limit.value for name, limit in limits.items()}
 
         layers = {name: plain(limits) for name, limits in self.layers.items()}
         return plain(self.overall) | {"layers": layers}
@@ -216,7 +215,9 @@ def read(path: Path, required: bool = True) -> Table | None:
 
     Raises InputError naming every key that is not known and every value that is not allowed.
     """
-    check_readable(path, MAX_BYTES)
+    empty = path.is_file() and not path.stat().st_size  # no table, but nothing wrong with it
+    if not empty:
+        check_readable(path, MAX_BYTES)
     try:
         document = tomllib.loads(path.read_bytes().decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -254,7 +255,7 @@ def _unknown_tools(path: Path, ours: Any) -> list[Problem]:
 
 
 def validate(values: Any, where: str) -> Table:
-    """A table from plain data. Raises InputError with everything that is wrong, at ``where``."""
+    """A table from plain data, names with dashes. Raises InputError with everything that is wrong, at ``where``."""
     try:
         return Table.model_validate(values)
     except ValidationError as error:
@@ -273,9 +274,9 @@ def _problem(where: str, error: Mapping[str, Any]) -> Problem:
         fields, key = LayerBudgets.model_fields, path[2]
         where, path = f"{where[:-1]}.layers.{path[1]}]", path[2:]
     place = f"{where} {key}" if key else where
-    known = sorted(map(_dashed, fields))
+    known = sorted(map(dashed, fields))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(_dashed(key), known, 1)
+        near = difflib.get_close_matches(dashed(key), known, 1)
         remedy = f"did you mean {near[0]}?" if near else "remove it"
         return Problem(place, f"is not known; there are {', '.join(known)}", remedy)
     about = fields.get(key.replace("-", "_"))
@@ -313,12 +314,12 @@ def merge(table: Table | None, config: str, given: Mapping[str, float | None]) -
     if table is not None:
         for name in BUDGETS:
             if (value := getattr(table, name)) is not None:
-                overall[name] = Limit(value, f"{_dashed(name)} ({config})")
+                overall[name] = Limit(value, f"{dashed(name)} ({config})")
         for layer, limits in table.layers.items():
             layers[layer] = {
-                name: Limit(value, f"{_dashed(name)} of {layer} ({config})")
+                name: Limit(value, f"{dashed(name)} of {layer} ({config})")
                 for name in OF_A_LAYER
                 if (value := getattr(limits, name)) is not None and name not in told
             }
-    overall |= {name: Limit(value, f"--{_dashed(name)}") for name, value in told.items()}
+    overall |= {name: Limit(value, f"--{dashed(name)}") for name, value in told.items()}
     return Budgets(overall, layers)

@@ -174,7 +174,8 @@ def settings(
     if "layers" in said:
         raise InputError(Problem("layers", "stands in the table alone", f"set [{B.TABLE}.layers]"))
     # typer's own ranges let a NaN through, above which nothing is.
-    B.validate({key: str(v) if isinstance(v, Path) else v for key, v in said.items()}, "given:")
+    plain = {B.dashed(k): str(v) if isinstance(v, Path) else v for k, v in said.items()}
+    B.validate(plain, "given:")
     base = Path() if config is None else config.parent
     problems = []
     paths = {}
