@@ -255,7 +255,10 @@ def _unknown_tools(path: Path, ours: Any) -> list[Problem]:
 
 
 def validate(values: Any, where: str) -> Table:
-    """A table from plain data, names with dashes. Raises InputError with everything that is wrong, at ``where``."""
+    """A table from plain data, names with dashes.
+
+    Raises InputError with everything that is wrong, at ``where``.
+    """
     try:
         return Table.model_validate(values)
     except ValidationError as error:
