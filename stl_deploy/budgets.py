@@ -67,7 +67,7 @@ class Table(LayerBudgets):
     model: Text | None = None
     lowered: Text | None = None
     input: Text | None = None
-    backend: Text | list[Text] | None = Field(
+    backend: str | list[str] | None = Field(
         default=None, description='a text such as "hw_sim,lava", or a list of names'
     )
     limit: Annotated[int, Field(ge=1, description="a whole number from 1 on")] | None = None

@@ -104,7 +104,11 @@ class Watcher(SchedulerPlugin):
 
 
 class Killer:
-    """Kills a worker that is in the middle of something, once; call it with every progress."""
+    """Kills a worker that is in the middle of something, once; call it with every progress.
+
+    The worker is stopped first: it cannot finish what it is given then, and is killed as soon as it has
+    something.
+    """
 
     def __init__(self, made):
         self.made, self.victim, self.unfinished = made, None, []
@@ -112,19 +116,19 @@ class Killer:
         made.scheduler.add_plugin(self.watcher)
 
     def __call__(self, _done):
-        if self.victim is not None:
-            return
-        for nanny in self.made.workers.values():
-            # A worker that stands still cannot finish what it has; what is on its way arrives.
+        if self.victim is None:
+            nanny = next(iter(self.made.workers.values()))
+            self.victim = nanny.worker_address
             os.kill(nanny.pid, signal.SIGSTOP)
-            time.sleep(0.3)
-            state = self.made.scheduler.workers[nanny.worker_address]
-            busy = [task.key for task in state.processing if "_work" in str(task.key)]
-            if busy:
-                self.victim, self.unfinished = nanny.worker_address, busy
-                os.kill(nanny.pid, signal.SIGKILL)
-                return
-            os.kill(nanny.pid, signal.SIGCONT)
+            threading.Thread(target=self.kill, args=(nanny.pid,), daemon=True).start()
+
+    def kill(self, pid):
+        time.sleep(0.3)  # what it had sent arrives
+        state = self.made.scheduler.workers[self.victim]
+        while not self.unfinished:
+            self.unfinished = [t.key for t in list(state.processing) if "_work" in str(t.key)]
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
 
     def check(self):
         """A worker was lost with work in hand, and the work was done again."""

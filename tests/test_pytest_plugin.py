@@ -60,8 +60,8 @@ def properties(path):
 
 def test_parity_within_its_budgets_passes_and_its_figures_are_in_the_xml(project, pytester):
     project(0.5)
-    result = pytester.runpytest("--junitxml=report.xml")
-    result.assert_outcomes(passed=1)
+    result = pytester.runpytest_subprocess("--junitxml=report.xml")
+    result.assert_outcomes(passed=1, warnings=0)
     found, case = properties(pytester.path / "report.xml")
     assert case.find("failure") is None
     assert found["stl_parity.passed"] == "True"
@@ -81,7 +81,7 @@ def test_parity_within_its_budgets_passes_and_its_figures_are_in_the_xml(project
 
 def test_parity_beyond_a_budget_fails_with_the_first_divergence(project, pytester):
     project(0.001)
-    result = pytester.runpytest("--junitxml=report.xml")
+    result = pytester.runpytest_subprocess("--junitxml=report.xml")
     result.assert_outcomes(failed=1)
     config = pytester.path / "pyproject.toml"
     result.stdout.fnmatch_lines(
@@ -113,7 +113,7 @@ def test_arguments_go_before_the_table(project, pytester):
             stl_parity(max_mismach=0.9)
         """
     )
-    result = pytester.runpytest()
+    result = pytester.runpytest_subprocess()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*max-mismach: is not known*did you mean max-mismatch?*"])
 
@@ -128,7 +128,7 @@ def test_arguments_go_before_the_table(project, pytester):
 )
 def test_a_table_that_is_wrong_fails(project, pytester, text, what):
     pytester.makepyprojecttoml(text)
-    result = pytester.runpytest()
+    result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["parity could not be checked:", what])
 
@@ -136,7 +136,7 @@ def test_a_table_that_is_wrong_fails(project, pytester, text, what):
 def test_another_file_can_be_named(project, pytester):
     project(0.001)
     (pytester.path / "loose.toml").write_text(TABLE.format(limit=0.9))
-    result = pytester.runpytest("-o", "stl_parity_config=loose.toml")
+    result = pytester.runpytest_subprocess("-o", "stl_parity_config=loose.toml")
     result.assert_outcomes(passed=1)
 
 
