@@ -34,6 +34,16 @@ max-mismatch = {limit}
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def everything_imported(tmp_path_factory):
+    """pytester forgets modules that its tests imported first, and numpy's cannot be imported twice."""
+    model = random_net()
+    graph = stl_deploy.from_torch(model)
+    network = quantize(graph, "loihi2")
+    stl_deploy.export(network, "nir", tmp_path_factory.mktemp("warm") / "out", graph=graph)
+    stl_deploy.parity(model, network, random_spikes(model, 2))
+
+
 @pytest.fixture
 def project(pytester):
     """A folder with a network and its files; ``project(limit)`` writes the table."""
