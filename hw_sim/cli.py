@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import typer
 
 from stl_deploy.commands.common import (
+    Dask,
     Debug,
     Force,
     Json,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from stl_deploy.hw_sim.counts import Counts
     from stl_deploy.hw_sim.energy import Bound, Energy, Traffic
     from stl_deploy.network import IntegerNetwork
+    from stl_deploy.spread import Spread
 
 
 def simulate(
@@ -39,6 +42,7 @@ def simulate(
     states: Annotated[bool, typer.Option("--states", help="Write u and v too (--out).")] = False,
     report: Annotated[Path | None, typer.Option(metavar="HTML", help="Write a report.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First N samples only.")] = None,
+    dask: Dask = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -67,10 +71,10 @@ def simulate(
             check_writable(path)
     network = nir_file.read_network(model)
     raster = rasters.check_fits(rasters.stream(data).first(limit), str(data), network)
-    with progress(as_json) as bar:
+    with _spread(dask) as spread, progress(as_json) as bar:
         task = bar.add_task("simulate", total=raster.shape[0], note="samples")
         done = sim.Simulator(network, profile).run(
-            raster, out, states, lambda n: bar.update(task, completed=n)
+            raster, out, states, lambda n: bar.update(task, completed=n), spread
         )
     activity, counts = sim.summarize(network, done, raster), done.counts
     if report is not None:
@@ -83,6 +87,15 @@ def simulate(
         _print(model, result, counts, activity.energies)
         if report is not None:
             say(f"report: {report}")
+
+
+def _spread(address: str | None) -> AbstractContextManager[Spread | None]:
+    """The Dask cluster at ``address``; None for this process."""
+    if address is None:
+        return nullcontext(None)
+    from stl_deploy.cluster import connect
+
+    return connect(address)
 
 
 def to_json(

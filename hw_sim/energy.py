@@ -162,7 +162,10 @@ class Assessment:
 
         Returns the work of each layer by the cores of one of the chips.
         """
-        works = self.work.count(inputs, trace)
+        return self.take(self.work.count(inputs, trace))
+
+    def take(self, works: list[list[LayerWork]]) -> list[LayerWork]:
+        """Price what ``work.count`` found in a batch."""
         for on, layers in zip(self.chips.values(), works, strict=True):
             taken = on.take(layers)
             for meter in self.meters.values():

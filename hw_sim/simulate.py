@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from stl_deploy.files import atomic
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.counts import Counter, Counts
 from stl_deploy.hw_sim.energy import Assessment, Energy
-from stl_deploy.hw_sim.reference import Trace
+from stl_deploy.hw_sim.reference import LayerTrace, Trace
+from stl_deploy.hw_sim.work import LayerWork
 from stl_deploy.network import IntArray, IntegerNetwork
 from stl_deploy.raster import Source
 from stl_deploy.report import Activity
+from stl_deploy.spread import Spread
 
 MEMORY = 512 << 20  # bytes that one batch may take, roughly
+SPREAD_BATCH = 64  # samples that one of many workers takes at a time
 BYTES_PER_ENTRY = 64  # of the largest layer, all temporaries together
 
 
@@ -63,6 +66,10 @@ class Recorder:
         """Take in one batch."""
         self.counter.add(self.assessment.add(inputs, trace), trace)
 
+    def take(self, works: list[list[LayerWork]], trace: Trace) -> None:
+        """Take in one batch whose work ``assessment.work`` has counted."""
+        self.counter.add(self.assessment.take(works), trace)
+
     def done(self) -> Run:
         """Everything taken in."""
         return Run(self.counter.total(), self.assessment.energies())
@@ -75,7 +82,7 @@ class Simulator:
     """
 
     def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
-        self.network = network
+        self.network, self.profile = network, profile
         self.recorder = Recorder(network, profile)
         self.engine = engine.Engine(network, self.recorder.cores)
 
@@ -85,28 +92,81 @@ class Simulator:
         out: Path | None = None,
         states: bool = False,
         on_progress: Callable[[int], None] | None = None,
+        spread: Spread | None = None,
     ) -> Run:
         """Run ``raster`` batch by batch, count and price events, and with ``out`` write the whole trace.
 
         The trace holds ``spikes/<layer>`` uint8 [N, T, *shape], with ``states`` ``v/<layer>`` and
-        ``u/<layer>``. ``on_progress(done)`` is called with the number of samples done.
+        ``u/<layer>``. ``on_progress(done)`` is called with the number of samples done. With ``spread``
+        others run and count the batches; they are priced here, in order, and nothing changes.
         """
         self.recorder.reset()
         done = 0
         with tempfile.TemporaryDirectory() as folder:
             arrays: dict[str, NDArray[Any]] = {}
-            for inputs in raster.batches(engine.batch_size(self.network, states)):
-                trace = self.engine.run(inputs, states)
-                self.recorder.add(inputs, trace)
+            traces = (
+                self._here(raster, states)
+                if spread is None
+                else self._elsewhere(spread, raster, states, out is not None)
+            )
+            for trace in traces:
                 if out is not None:
                     _store(arrays, Path(folder), trace, done, raster.shape[0])
-                done += len(inputs)
+                done += len(trace.predictions)
                 if on_progress is not None:
                     on_progress(done)
             if out is not None:
                 with atomic(out) as temporary, temporary.open("wb") as file:
                     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         return self.recorder.done()
+
+    def _here(self, raster: Source, states: bool) -> Iterator[Trace]:
+        """Run and record batch by batch."""
+        for inputs in raster.batches(engine.batch_size(self.network, states)):
+            trace = self.engine.run(inputs, states)
+            self.recorder.add(inputs, trace)
+            yield trace
+
+    def _elsewhere(
+        self, spread: Spread, raster: Source, states: bool, keep: bool
+    ) -> Iterator[Trace]:
+        """Have batches run and counted, and record them in order."""
+        size = min(SPREAD_BATCH, engine.batch_size(self.network, states))
+        job = Batches(self.network, self.profile, states, keep)
+        for works, trace in spread.run(job, raster.batches(size)):
+            self.recorder.take(works, trace)
+            yield trace
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batches to run and to count the work of (a ``spread.Job``); ``keep``: spikes and states return."""
+
+    network: IntegerNetwork
+    profile: str | None
+    states: bool
+    keep: bool
+
+    def prepare(self) -> Callable[[NDArray[np.uint8]], tuple[list[list[LayerWork]], Trace]]:
+        """What does one batch, inputs [N, T, *input_shape]: its work by chip and layer, and the trace."""
+        work = Recorder(self.network, self.profile).assessment.work
+        ready = engine.Engine(self.network, work.cores)
+
+        def do(inputs: NDArray[np.uint8]) -> tuple[list[list[LayerWork]], Trace]:
+            trace = ready.run(inputs, self.states)
+            works = work.count(inputs, trace)
+            return works, trace if self.keep else _counts_only(trace)
+
+        return do
+
+
+def _counts_only(trace: Trace) -> Trace:
+    """The trace without what is as large as the network."""
+    none = np.zeros(0, np.uint8)
+    layers = {
+        name: LayerTrace(none, did.active, did.overflow) for name, did in trace.layers.items()
+    }
+    return Trace(layers, trace.predictions)
 
 
 def _store(

@@ -94,8 +94,13 @@ def from_params(arch: Architecture, params: Mapping[str, NDArray[Any]]) -> STLNe
 
 def infer(model: STLNet, raster: Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Spikes of every layer in evaluation mode and in ``dtype``; the model itself is not changed."""
-    copy = STLNet(model.arch).to(dtype)
-    copy.load_state_dict(model.state_dict())
-    copy.eval()
+    copy = converted(model, dtype)
     with torch.inference_mode():
         return copy.run(raster)
+
+
+def converted(model: STLNet, dtype: torch.dtype) -> STLNet:
+    """A copy of ``model`` in ``dtype`` and in evaluation mode."""
+    copy = STLNet(model.arch).to(dtype)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()

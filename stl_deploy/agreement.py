@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.network import IntegerNetwork
+from stl_deploy.spread import Spread, Threads
 
 if TYPE_CHECKING:
     from stl_deploy.hw_sim.reference import Trace
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Kind = Literal["u", "v", "spikes"]
 # In the order in which a step computes them.
 KINDS: tuple[Kind, ...] = ("u", "v", "spikes")
+ENGINE_BATCH = 25  # samples; the reference works on them in numpy
 
 
 @dataclass(frozen=True)
@@ -103,37 +105,78 @@ def measure(
     *,
     stall_s: float | None = None,
     on_steps: Callable[[int], None] | None = None,
+    spread: Spread | None = None,
 ) -> Agreement:
     """Run ``backend`` ("hw_sim", "lava", "netx") on a raster [N, T, *input_shape], in batches.
 
-    "hw_sim" is the reference itself, so it agrees by definition. ``on_steps(done)`` is called with
-    the number of time steps done; ``stall_s``: see ``lava_backend.run``.
+    "hw_sim" is the engine that the command of that name runs, worked on by ``spread``; the others run in
+    processes of their own on this machine. ``on_steps(done)`` is called with the number of time steps
+    done; ``stall_s``: see ``lava_backend.run``.
 
     Raises LoweringError when the backend cannot carry the network, BackendError when it fails.
     """
-    from stl_deploy import lava_backend
-    from stl_deploy.hw_sim import reference
     from stl_deploy.hw_sim.simulate import batch_size
 
-    per_sample = network.timesteps * sum(layer.neurons for layer in network.layers)
+    tell = on_steps or (lambda _: None)
+    batch = batch_size(network) if backend != "hw_sim" else min(ENGINE_BATCH, batch_size(network))
+    batches = [(start, raster[start : start + batch]) for start in range(0, len(raster), batch)]
     if backend == "hw_sim":
-        return Agreement(entries=len(raster) * per_sample)
-    total, batch = Agreement(), batch_size(network)
-    for start in range(0, len(raster), batch):
-        inputs = raster[start : start + batch]
-        done = start * network.timesteps
+        results = (spread or Threads()).run(EngineCheck(network), batches)
+    else:
+        results = _on_lava(backend, network, batches, stall_s, tell)
+    total = Agreement()
+    for (start, inputs), found in zip(batches, results, strict=True):
+        total += found
+        tell((start + len(inputs)) * network.timesteps)
+    return total
 
-        def tell(steps: int, done: int = done) -> None:
-            if on_steps is not None:
-                on_steps(done + steps)
+
+@dataclass(frozen=True, eq=False)
+class EngineCheck:
+    """The compiled engine against the reference (a ``spread.Job``)."""
+
+    network: IntegerNetwork
+
+    def prepare(self) -> Callable[[tuple[int, NDArray[np.uint8]]], Agreement]:
+        """What does one batch: (number of its first sample, inputs)."""
+        from stl_deploy.hw_sim import reference
+        from stl_deploy.hw_sim.engine import Engine
+
+        engine = Engine(self.network)
+
+        def check(batch: tuple[int, NDArray[np.uint8]]) -> Agreement:
+            start, inputs = batch
+            expected = reference.run(self.network, inputs, states=True)
+            # Without states the engine takes other ways, those that hw_sim takes.
+            fast, full = engine.run(inputs), engine.run(inputs, states=True)
+            got: dict[str, NDArray[Any]] = {}
+            for name, did in full.layers.items():
+                want, bare = expected.layers[name].spikes, fast.layers[name].spikes
+                got[f"spikes/{name}"] = np.where(bare != want, bare, did.spikes)
+                got[f"u/{name}"], got[f"v/{name}"] = np.asarray(did.u), np.asarray(did.v)
+            return compare(self.network, expected, got, start)
+
+        return check
+
+
+def _on_lava(
+    backend: str,
+    network: IntegerNetwork,
+    batches: list[tuple[int, NDArray[np.uint8]]],
+    stall_s: float | None,
+    tell: Callable[[int], None],
+) -> Iterator[Agreement]:
+    """Every batch on Lava, against the reference."""
+    from stl_deploy import lava_backend
+    from stl_deploy.hw_sim import reference
+
+    for start, inputs in batches:
+        before = start * network.timesteps
+
+        def step(steps: int, before: int = before) -> None:
+            tell(before + steps)
 
         got = lava_backend.run(
-            backend,
-            network,
-            inputs,
-            stall_s=stall_s or lava_backend.STALL_S,
-            on_step=tell,
+            backend, network, inputs, stall_s=stall_s or lava_backend.STALL_S, on_step=step
         )
-        total += compare(network, reference.run(network, inputs, states=True), got, start)
-        tell(len(inputs) * network.timesteps)
-    return total
+        yield compare(network, reference.run(network, inputs, states=True), got, start)

@@ -1,13 +1,14 @@
 """The audit of a comparison: certificates of every layer, and the first divergence.
 
-``Audit.add`` takes a batch at a time and keeps counts only, so that a run over any number of samples
-needs no more memory than one batch.
+It goes batch by batch and keeps counts only, so that a run over any number of samples needs no more
+memory than one batch. ``Audit.examine`` may run anywhere and in any order; ``Audit.take`` adds up what
+it found, in the order of the samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import nir
 import numpy as np
@@ -15,12 +16,54 @@ from numpy.typing import NDArray
 
 from stl_deploy import certificates, divergence, faults
 from stl_deploy.certificates import LifCertifier, Verdicts
-from stl_deploy.divergence import CertificateError, Divergence
+from stl_deploy.divergence import CertificateError, Divergence, Place
 from stl_deploy.errors import Problem
-from stl_deploy.network import IntegerNetwork, Layer
+from stl_deploy.network import IntegerNetwork, Shape
 
 Bytes = NDArray[np.uint8]
+Counts = NDArray[np.int64]
 BUG = "this is a bug, of the run or of the proof: please report it with the model"
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A batch's first divergence: where, counted from the batch's first sample, and that sample.
+
+    ``inputs`` [T, *input_shape] of the layer in the float model; ``expected``, ``forced`` and ``lowered``
+    are its spikes uint8 [T, *shape], as in ``Audit.examine``.
+    """
+
+    place: Place
+    inputs: Bytes
+    expected: Bytes
+    forced: Bytes
+    lowered: Bytes
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """The first of ``count`` spikes of a layer that are not what was proved; sample as in Evidence."""
+
+    layer: str
+    count: int
+    sample: int
+    step: int
+    neuron: Shape
+    what: str
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What ``Audit.examine`` found in a batch.
+
+    ``counts`` int64 [4] of each certified layer: entries, certified, entries with a spike on either
+    side, certified of those.
+    """
+
+    samples: int
+    counts: dict[str, Counts]
+    first: Evidence | None
+    contradiction: Contradiction | None
 
 
 class Audit:
@@ -44,7 +87,7 @@ class Audit:
             for fault in faults.of_network(network, layer, known.floats)
         )
         self.first: Divergence | None = None
-        # Of each layer: entries, certified, entries with a spike on either side, certified of those.
+        self._names = [layer.name for layer in network.layers]
         self._counts = {layer.name: np.zeros(4, np.int64) for layer in network.layers}
         self._samples = 0
 
@@ -72,59 +115,64 @@ class Audit:
         forced: Mapping[str, Bytes],
         lowered: Mapping[str, Bytes],
     ) -> None:
-        """Audit one batch.
+        """Audit one batch: ``take`` of what ``examine`` finds in it."""
+        self.take(self.examine(inputs, expected, forced, lowered))
+
+    def examine(
+        self,
+        inputs: Bytes,
+        expected: Mapping[str, Bytes],
+        forced: Mapping[str, Bytes],
+        lowered: Mapping[str, Bytes],
+    ) -> Findings:
+        """What is found in one batch; nothing here is changed by it, so batches may run at once.
 
         Args:
             inputs: [N, T, *input_shape]; the rest are spikes uint8 [N, T, *shape] by layer:
             expected: of the float model; forced: of each integer layer on the float model's spikes;
             lowered: of the integer network as it runs.
+        """
+        counts: dict[str, Counts] = {}
+        contradiction: Contradiction | None = None
+        before = inputs
+        for layer in self.network.layers:
+            certifier = self.certifiers[layer.name]
+            want, got = expected[layer.name], forced[layer.name]
+            if not isinstance(certifier, str):
+                verdicts = certifier.run(before, want)
+                counts[layer.name] = _count(verdicts, want, got)
+                contradiction = contradiction or _contradicted(layer.name, verdicts, got)
+            before = want
+        first = self._find(inputs, expected, forced, lowered)
+        return Findings(len(inputs), counts, first, contradiction)
+
+    def take(self, found: Findings) -> None:
+        """Add up what was found in the next batch.
 
         Raises:
             CertificateError: a spike contradicts what was proved, or the network's own arithmetic.
         """
-        if self.first is None:
-            self.first = self._find(inputs, expected, forced, lowered)
-        before = inputs
-        for layer in self.network.layers:
-            certifier = self.certifiers[layer.name]
-            if not isinstance(certifier, str):
-                want, got = expected[layer.name], forced[layer.name]
-                self._certify(layer, certifier.run(before, want), want, got)
-            before = expected[layer.name]
+        if self.first is None and found.first is not None:
+            self.first = self._explain(found.first)
+        if found.contradiction is not None:
+            self._refuse(found.contradiction)
         if self.first is not None and self.first.blame == "execution":
             # What the definition of the network's arithmetic says needs no certificate.
             raise CertificateError(
                 Problem(self.first.place.layer, self.first.text, BUG), self.first
             )
-        self._samples += len(inputs)
+        for name, counts in found.counts.items():
+            self._counts[name] += counts
+        self._samples += found.samples
 
-    def _certify(self, layer: Layer, verdicts: Verdicts, expected: Bytes, forced: Bytes) -> None:
-        """Count one layer's certificates; raise CertificateError where one is wrong."""
-        wrong = verdicts.wrong(forced)
-        if wrong.any():
-            self._refuse(layer, verdicts, wrong)
-        certified = verdicts.certified(expected)
-        spiking = (expected | forced) != 0
-        both = certified & spiking
-        counts = [certified.size, *map(np.count_nonzero, (certified, spiking, both))]
-        self._counts[layer.name] += np.array(counts, np.int64)
-
-    def _refuse(self, layer: Layer, verdicts: Verdicts, wrong: NDArray[np.bool_]) -> None:
-        """Raise CertificateError about the first of the ``wrong`` entries."""
-        at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        if verdicts.refuted[at]:
-            what = "the float voltage that it rests on contradicts the float model's own spike"
-        elif verdicts.fires[at]:
-            what = "the integer neuron was proved to spike and did not"
-        else:
-            what = "the integer neuron was proved to stay silent and did not"
-        sample, step, *neuron = at
+    def _refuse(self, wrong: Contradiction) -> None:
+        """Raise CertificateError about a contradiction."""
         raise CertificateError(
             Problem(
-                layer.name,
-                f"{np.count_nonzero(wrong):,} certificates are wrong, the first in sample "
-                f"{self._samples + sample}, step {step}, neuron {tuple(neuron)}: {what}."
-                + ("" if self.first is None else f" {self.first.text}"),
+                wrong.layer,
+                f"{wrong.count:,} certificates are wrong, the first in sample "
+                f"{self._samples + wrong.sample}, step {wrong.step}, neuron {wrong.neuron}: "
+                f"{wrong.what}." + ("" if self.first is None else f" {self.first.text}"),
                 BUG,
             ),
             self.first,
@@ -136,22 +184,52 @@ class Audit:
         expected: Mapping[str, Bytes],
         forced: Mapping[str, Bytes],
         lowered: Mapping[str, Bytes],
-    ) -> Divergence | None:
+    ) -> Evidence | None:
         """The batch's first divergence, if it has one."""
         place = divergence.find(self.network, expected, lowered)
         if place is None:
             return None
-        names = [layer.name for layer in self.network.layers]
-        index, sample = names.index(place.layer), place.sample
-        before = inputs if index == 0 else expected[names[index - 1]]
+        index = self._names.index(place.layer)
+        before = inputs if index == 0 else expected[self._names[index - 1]]
+        of_sample = (before, *(spikes[place.layer] for spikes in (expected, forced, lowered)))
+        # Copies: a view would keep the whole batch.
+        return Evidence(place, *(spikes[place.sample].copy() for spikes in of_sample))
+
+    def _explain(self, evidence: Evidence) -> Divergence:
+        """Take the first divergence apart."""
+        place = evidence.place
         return divergence.explain(
             self.network,
-            self.network.layers[index],
+            self.network.layers[self._names.index(place.layer)],
             self.certifiers[place.layer],
-            replace(place, sample=self._samples + sample),
-            before[sample],
-            expected[place.layer][sample],
-            forced[place.layer][sample],
-            lowered[place.layer][sample],
+            replace(place, sample=self._samples + place.sample),
+            evidence.inputs,
+            evidence.expected,
+            evidence.forced,
+            evidence.lowered,
             self.faults,
         )
+
+
+def _count(verdicts: Verdicts, expected: Bytes, forced: Bytes) -> Counts:
+    """Entries, certified, entries with a spike on either side, certified of those."""
+    certified = verdicts.certified(expected)
+    spiking = (expected | forced) != 0
+    numbers = map(np.count_nonzero, (certified, spiking, certified & spiking))
+    return np.array([certified.size, *numbers], np.int64)
+
+
+def _contradicted(layer: str, verdicts: Verdicts, forced: Bytes) -> Contradiction | None:
+    """The first of the entries whose spike in ``forced`` is not what was proved."""
+    wrong = verdicts.wrong(forced)
+    if not wrong.any():
+        return None
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    if verdicts.refuted[at]:
+        what = "the float voltage that it rests on contradicts the float model's own spike"
+    elif verdicts.fires[at]:
+        what = "the integer neuron was proved to spike and did not"
+    else:
+        what = "the integer neuron was proved to stay silent and did not"
+    sample, step, *neuron = at
+    return Contradiction(layer, int(np.count_nonzero(wrong)), sample, step, tuple(neuron), what)

@@ -53,6 +53,9 @@ class CertificateError(StlError):
         super().__init__(problem)
         self.divergence = divergence
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems[0], self.divergence)
+
 
 @dataclass(frozen=True)
 class Place:

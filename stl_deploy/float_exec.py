@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy import graph as G
-from stl_deploy.conv import convolve
+from stl_deploy.conv import Pair, convolve
 
 Array = NDArray[Any]
 
@@ -68,9 +68,7 @@ def _stateless(node: nir.ir.NIRNode, x: Array) -> Array:
             out += node.bias.astype(np.float64)[:, None, None]
             return out
         case nir.SumPool2d():
-            kernel = G.pair(node.kernel_size)
-            ones = np.ones((x.shape[1], 1, *kernel))
-            return convolve(x, ones, G.pair(node.stride), G.pair(node.padding), groups=x.shape[1])
+            return _sum_pool(x, *map(G.pair, (node.kernel_size, node.stride, node.padding)))
         case nir.Flatten():
             return x.reshape(len(x), -1)
         case nir.Affine():
@@ -83,6 +81,18 @@ def _stateless(node: nir.ir.NIRNode, x: Array) -> Array:
             fired: Array = (x > node.threshold).astype(np.float64)
             return fired
     raise TypeError(f"cannot run {type(node).__name__}")
+
+
+def _sum_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    """The sum over every window of x [N, C, H, W], one place of the window after the other."""
+    x = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)))
+    rows, columns = (
+        (size - k) // s + 1 for size, k, s in zip(x.shape[2:], kernel, stride, strict=True)
+    )
+    total = np.zeros((*x.shape[:2], rows, columns))
+    for i, j in np.ndindex(kernel):
+        total += x[:, :, i :: stride[0], j :: stride[1]][:, :, :rows, :columns]
+    return total
 
 
 def _neurons(node: nir.LIF | nir.CubaLIF, inputs: Array, own: Array | None) -> Array:

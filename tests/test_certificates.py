@@ -40,6 +40,7 @@ from stl_deploy.network import (
 )
 from stl_deploy.quantizer import quantize
 from stl_deploy.raster import Raster
+from stl_deploy.spread import Threads
 
 EXAMPLES = settings(deadline=None, max_examples=150)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -581,7 +582,7 @@ def test_samples_are_counted_across_batches(net, lowered_net, monkeypatch):
     with pytest.raises(
         CertificateError, match=r"1 certificates are wrong, the first in sample 7, step 3"
     ):
-        compare(net, graph, network, Raster(random_spikes(net, 9)), batch=3)
+        compare(net, graph, network, Raster(random_spikes(net, 9)), batch=3, spread=Threads(1))
 
 
 def test_a_proof_that_is_too_narrow_is_an_error(net, lowered_net, monkeypatch):

@@ -9,7 +9,7 @@ import zipfile
 
 from nets import ROOT
 
-HEAVY = ("torch", "numba", "matplotlib", "h5py", "nir", "pydantic", "rich", "typer")
+HEAVY = ("torch", "numba", "matplotlib", "h5py", "nir", "pydantic", "rich", "typer", "distributed")
 
 
 def test_the_wheel_has_every_module_and_imports_outside_the_checkout(tmp_path):

@@ -44,6 +44,15 @@ DEFAULT_DATA = Path("/usr/share/datasets/fashion-mnist")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Spread the samples over the Dask cluster with this scheduler, e.g. "
+        "--dask tcp://10.0.0.1:8786 (needs stl-deploy\\[dask]).",
+    ),
+]
 Data = Annotated[
     Path,
     typer.Option(
@@ -146,8 +155,13 @@ def warn_overflows(overflows: Mapping[str, int]) -> None:
     )
 
 
-def percent(fraction: float) -> str:
-    """A fraction as a percentage, fine enough for small mismatches; only zero is 0, only one 100."""
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage, fine enough for small mismatches; only zero is 0, only one 100.
+
+    None, what was not measured, is a dash.
+    """
+    if fraction is None:
+        return "-"
     if 0 < fraction < 5e-7:
         return "< 0.0001 %"
     if 1 - 5e-7 < fraction < 1:
@@ -179,8 +193,8 @@ def print_parity(parity: ParityReport) -> None:
                 layer.name,
                 percent(layer.mismatch),
                 percent(layer.mismatch_forced),
-                "-" if layer.certified is None else percent(layer.certified),
-                "-" if layer.certified_spiking is None else percent(layer.certified_spiking),
+                percent(layer.certified),
+                percent(layer.certified_spiking),
                 percent(layer.float32_mismatch),
                 percent(layer.nir_mismatch),
             )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stl_deploy.commands.common import (
+    Dask,
     Debug,
     Json,
     print_json,
@@ -20,34 +22,66 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
-from stl_deploy.errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from stl_deploy.agreement import Agreement
-    from stl_deploy.comparison import ParityReport
-    from stl_deploy.network import IntegerNetwork
-    from stl_deploy.raster import Raster
+    from stl_deploy.budgets import Table
+    from stl_deploy.parity_check import Outcome, Watch
 
-BACKENDS = ("hw_sim", "lava", "netx")
-PLANNED = ("onnx",)
+ARGUMENTS = {"model": "MODEL.pt", "lowered": "MODEL.nir"}
+
+
+def _rate(text: str) -> Any:
+    """An option for a fraction."""
+    return typer.Option(metavar="R", min=0, max=1, help=text)
 
 
 def parity(
     model: Annotated[
-        Path, typer.Argument(help="Checkpoint: ours, or a state_dict.", metavar="MODEL.pt")
-    ],
-    lowered: Annotated[Path, typer.Argument(help="model.nir of stl-export.", metavar="MODEL.nir")],
-    data: Annotated[Path, typer.Option("--input", metavar="NPZ", help="Raster (see stl-raster).")],
-    backend: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES", help="Of hw_sim, lava, netx, with commas: what is to equal hw_sim."
+        Path | None,
+        typer.Argument(
+            help="Checkpoint (ours, or a state_dict), or model.float.nir of stl-export.",
+            metavar="[MODEL.pt|FLOAT.nir]",
+            show_default=False,
         ),
-    ] = "hw_sim",
+    ] = None,
+    lowered: Annotated[
+        Path | None,
+        typer.Argument(help="model.nir of stl-export.", metavar="[MODEL.nir]", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--input", metavar="NPZ", help="Raster (see stl-raster).")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PYPROJECT",
+            help="File with a table \\[tool.stl-deploy.parity] for all that is not given here, e.g. "
+            "--config ci/pyproject.toml; default: the nearest pyproject.toml.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Of hw_sim, lava, netx, with commas: what is to equal the reference in every spike, "
+            "u and v, e.g. --backend hw_sim,lava. [default: hw_sim]",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First N samples only.")] = None,
     max_mismatch: Annotated[
-        float | None,
-        typer.Option(metavar="R", min=0, max=1, help="Fail above this mismatch of a layer, 0..1."),
+        float | None, _rate("Fail above this mismatch of a layer, e.g. --max-mismatch 0.02.")
+    ] = None,
+    max_mismatch_forced: Annotated[
+        float | None, _rate("Fail above this mismatch of a layer on the float model's spikes.")
+    ] = None,
+    min_certified: Annotated[
+        float | None, _rate("Fail below this certified fraction of a layer, e.g. 0.99.")
+    ] = None,
+    min_certified_spiking: Annotated[
+        float | None, _rate("The same of entries where either side spikes, e.g. 0.97.")
+    ] = None,
+    min_agreement: Annotated[
+        float | None, _rate("Fail below this fraction of equal predictions, e.g. 0.97.")
     ] = None,
     max_accuracy_drop: Annotated[
         float | None,
@@ -57,189 +91,98 @@ def parity(
         float | None, typer.Option(help="Decay of an official state_dict. [default: 0.5]")
     ] = None,
     timeout: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=1, help="End a backend that stands still so long."),
-    ] = 600,
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=1, help="End a backend that stands still so long. [default: 600]"
+        ),
+    ] = None,
+    dask: Dask = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare a float model with its integer network, and the integer network on other backends.
+    """Compare float with float, integers with integers, and float with integers.
 
-    Spikes are certified, proved equal without running the integers, and the first that differs is
-    explained. Exit code 1 means that a backend differs from hw_sim in a spike, u or v, that a budget
-    (--max-mismatch, --max-accuracy-drop) is exceeded, or that a certificate is wrong, which is a bug.
+    (a) The float NIR graph with the PyTorch model: exact. (b) Integer backends with the reference: exact
+    in every spike, u and v. (c) The integer network with the float model: within budgets; spikes are
+    certified, proved equal without running the integers, and the first that differs is explained.
+
+    What is not given comes from the table \\[tool.stl-deploy.parity] of pyproject.toml. Exit code 1 means
+    that (a) or (b) differs, that a budget is exceeded, or that a certificate is wrong, which is a bug.
 
     Example: stl-parity model.pt out/model.nir --input test.npz --backend lava,netx --limit 20
     """
-    from stl_deploy import lava_backend, lava_env, nir_file
-    from stl_deploy import raster as rasters
+    from stl_deploy import parity_check
 
-    names = _backends(backend)
-    network = nir_file.read_network(lowered)
-    raster = rasters.load(data).first(limit)
-    rasters.check_fits(raster, str(data), network)
-    if max_accuracy_drop is not None and raster.labels is None:
-        raise InputError(
-            Problem("--max-accuracy-drop", f"{data} has no labels", "use a raster with labels")
-        )
-    # What cannot work is said before anything long begins.
-    tools = [name for name in names if name in lava_backend.TOOLS]
-    for tool in tools:
-        lava_backend.check(tool, network)
-    if tools:
-        lava_env.python()
-    report, overflows = _against_float(model, tau, network, raster, as_json)
-    agreements = _agreements(names, network, raster, timeout, as_json)
-    failures = [
-        *_over_budget(report, max_mismatch, max_accuracy_drop),
-        *(_difference(name, a) for name, a in agreements.items() if not a.exact),
-    ]
+    table, config = _table(config)
+    settings = parity_check.settings(
+        table,
+        config,
+        {
+            "model": model,
+            "lowered": lowered,
+            "input": data,
+            "backend": backend,
+            "limit": limit,
+            "tau": tau,
+            "timeout": timeout,
+            "dask": dask,
+            "max_mismatch": max_mismatch,
+            "max_mismatch_forced": max_mismatch_forced,
+            "min_certified": min_certified,
+            "min_certified_spiking": min_certified_spiking,
+            "min_agreement": min_agreement,
+            "max_accuracy_drop": max_accuracy_drop,
+        },
+        lambda key: ARGUMENTS.get(key, f"--{key}"),
+    )
+    outcome = parity_check.run(settings, _watch(as_json))
     if as_json:
-        print_json(_to_json(report, agreements, failures, overflows))
+        print_json(outcome.to_json())
     else:
-        _print(report, agreements, overflows)
-    for failure in failures:
-        stderr.print(f"[bold red]failed[/] {failure}")
-    if failures:
+        _print(outcome)
+    for failure in outcome.failures:
+        stderr.print("[bold red]failed[/]", end=" ")
+        stderr.print(failure, markup=False)
+    if not outcome.passed:
         raise typer.Exit(1)
 
 
-def _backends(text: str) -> list[str]:
-    """The names in ``--backend``, each once. Raises InputError for others."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    there = f"there are {', '.join(BACKENDS)}"
-    problems = [
-        Problem("--backend", f"{name!r} is not there yet; {there}")
-        if name in PLANNED
-        else Problem("--backend", f"{name!r} is not one that is known; {there}")
-        for name in names
-        if name not in BACKENDS
-    ]
-    if problems:
-        raise InputError(problems)
-    return names
+def _table(config: Path | None) -> tuple[Table | None, Path | None]:
+    """The table of the file that was named, or of the nearest that may have one, and that file."""
+    from stl_deploy import budgets
+
+    path = config or budgets.find(Path.cwd())
+    if path is None:
+        return None, None
+    found = budgets.read(path, required=config is not None)
+    return found, path if found is not None else None
 
 
-def _against_float(
-    model: Path, tau: float | None, network: IntegerNetwork, raster: Raster, quiet: bool
-) -> tuple[ParityReport, int]:
-    """The comparison with the float model, and the neuron steps outside a register."""
-    from stl_deploy import passes
-    from stl_deploy.comparison import compare
-    from stl_deploy.hw_sim.reference import Trace
-    from stl_deploy.hw_sim.simulate import batch_size
-    from stl_deploy.importers import stl
-    from stl_deploy.models.net import from_params
+def _watch(quiet: bool) -> Watch:
+    """Progress bars on a terminal."""
 
-    steps, classes = network.timesteps, network.readout.classes
-    try:
-        # The lowered network holds what an official state_dict does not.
-        checkpoint = stl.read(model, tau, steps, classes)
-    except InputError as error:
-        if {p.where for p in error.problems} <= {"--timesteps", "--classes"}:
-            what = f"is not what the network was made from, which has T = {steps}"
-            raise InputError(
-                Problem(str(model), f"{what} and {classes} classes", "export this model")
-            ) from None
-        raise
-    overflows = 0
-
-    def count(_inputs: Any, trace: Trace) -> None:
-        nonlocal overflows
-        overflows += sum(int(layer.overflow.sum()) for layer in trace.layers.values())
-
-    with progress(quiet) as bar:
-        task = bar.add_task("float and integer", total=len(raster.spikes), note="samples")
-        report = compare(
-            from_params(checkpoint.arch, checkpoint.params),
-            passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params)),
-            network,
-            raster,
-            batch=min(25, batch_size(network)),
-            visit=count,
-            on_progress=lambda done: bar.update(task, completed=done),
-        )
-    return report, overflows
-
-
-def _agreements(
-    names: list[str], network: IntegerNetwork, raster: Raster, timeout: float, quiet: bool
-) -> dict[str, Agreement]:
-    """Every backend against the reference."""
-    from stl_deploy.agreement import measure
-
-    agreements = {}
-    for name in names:
+    @contextmanager
+    def watch(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         with progress(quiet) as bar:
-            task = bar.add_task(
-                name, total=len(raster.spikes) * network.timesteps, note="time steps"
-            )
+            task = bar.add_task(what, total=total, note=unit)
+            yield lambda done: bar.update(task, completed=done)
 
-            def show(done: int, bar: Any = bar, task: Any = task) -> None:
-                bar.update(task, completed=done)
-
-            agreements[name] = measure(name, network, raster.spikes, stall_s=timeout, on_steps=show)
-    return agreements
+    return watch
 
 
-def _over_budget(
-    report: ParityReport, max_mismatch: float | None, max_drop: float | None
-) -> list[str]:
-    """What exceeds a budget, in words."""
-    failures = [
-        f"{layer.name}: mismatch {layer.mismatch:.6g} is above --max-mismatch {max_mismatch:g}"
-        for layer in report.layers
-        if max_mismatch is not None and layer.mismatch > max_mismatch
-    ]
-    if (
-        max_drop is not None
-        and report.accuracy_float is not None
-        and report.accuracy_lowered is not None
-    ):
-        # Both are counts of the same samples: in counts, no rounding decides.
-        right = [
-            round(accuracy * report.samples)
-            for accuracy in (report.accuracy_float, report.accuracy_lowered)
-        ]
-        drop = 100 * (right[0] - right[1]) / report.samples
-        if drop > max_drop:
-            failures.append(
-                f"accuracy drops by {drop:.4g} points, above --max-accuracy-drop {max_drop:g}"
-            )
-    return failures
-
-
-def _difference(name: str, agreement: Agreement) -> str:
-    text = (
-        f"{name} differs from hw_sim in {agreement.spike_mismatches:,} spikes and "
-        f"{agreement.state_mismatches:,} states"
-    )
-    if first := agreement.first:
-        text += (
-            f"; first {first.kind} of {first.layer} {first.neuron}, sample {first.sample}, "
-            f"step {first.step}: {first.got} instead of {first.expected}"
+def _print(outcome: Outcome) -> None:
+    """The three comparisons, each under its name."""
+    report = outcome.report
+    if report.nir_differing is None:
+        say("(a) Float against float: not compared, the float NIR graph is itself the reference")
+    else:
+        say(
+            "(a) Float against float: the float NIR graph differs from PyTorch in "
+            f"{report.nir_differing:,} of {report.entries:,} spikes, both in float64; it must be 0"
         )
-    return text
-
-
-def _to_json(
-    report: ParityReport, agreements: dict[str, Agreement], failures: list[str], overflows: int
-) -> dict[str, Any]:
-    """The object that ``--json`` prints."""
-    return {
-        "passed": not failures,
-        **report.to_json(),
-        "backends": {name: asdict(agreement) for name, agreement in agreements.items()},
-        "overflows": overflows,
-        "failures": failures,
-    }
-
-
-def _print(report: ParityReport, agreements: dict[str, Agreement], overflows: int) -> None:
-    print_parity(report)
     say("")
     table(
-        "Backends against hw_sim, the reference",
+        "(b) Integers against integers: backends and the reference; nothing may differ",
         ("backend", "spikes", "differing", "u and v", "differing"),
         [
             (
@@ -249,11 +192,20 @@ def _print(report: ParityReport, agreements: dict[str, Agreement], overflows: in
                 f"{2 * a.entries:,}",
                 f"{a.state_mismatches:,}",
             )
-            for name, a in agreements.items()
+            for name, a in outcome.agreements.items()
         ],
     )
-    if overflows:
-        warn(f"{overflows:,} neuron steps left a register: this is no prediction of the chip")
+    limits = outcome.budgets.to_json()
+    bare = limits == {"layers": {}}
+    say(
+        f"(c) Float against integers: {outcome.reference} and the integer network; "
+        + ("no budget is set" if bare else f"budgets {limits}")
+    )
+    print_parity(report)
+    if report.overflows:
+        warn(
+            f"{report.overflows:,} neuron steps left a register: this is no prediction of the chip"
+        )
 
 
 def main() -> None:
