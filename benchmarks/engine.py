@@ -138,7 +138,7 @@ def compare(name: str, repeat: int, threads: int) -> bool:
     """Time both, print the ratio, and whether it is within the limit."""
     model, network, raster = {"zoo": zoo_case, "official": official_case}[name]()
     torch.set_num_threads(threads)
-    engine.threads = lambda: min(threads, os.cpu_count() or 1)
+    engine.cores = lambda: min(threads, os.cpu_count() or 1)
     tensor = torch.from_numpy(raster.spikes)
     forms: dict[str, Callable[[Tensor], Tensor]] = {
         "as it is": model,

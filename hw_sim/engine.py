@@ -37,6 +37,7 @@ from stl_deploy.network import (
     Shape,
     Sparse,
 )
+from stl_deploy.spread import cores
 
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
@@ -172,16 +173,9 @@ def _plan(
     return None
 
 
-def threads() -> int:
-    """Threads to run on: one for each core that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def in_parallel(task: Callable[[Part], None], parts: Sequence[Part]) -> None:
     """Do all parts; the compiled loops run without Python's lock."""
-    workers = min(threads(), len(parts))
+    workers = min(cores(), len(parts))
     if workers <= 1:
         for part in parts:
             task(part)
@@ -201,7 +195,7 @@ def _parts(raster: IntArray, layers: tuple[Layer, ...]) -> list[slice]:
 def in_turns(count: int, most: int) -> list[slice]:
     """Parts of at most ``most`` of ``count``, as alike as can be and as many for every thread."""
     tasks = -(-count // most)
-    tasks = min(count, -(-tasks // threads()) * threads())
+    tasks = min(count, -(-tasks // cores()) * cores())
     ends = [count * i // tasks for i in range(tasks + 1)] if tasks else [0]
     return [slice(*ends) for ends in itertools.pairwise(ends)]
 
