@@ -206,7 +206,8 @@ def settings(
         lowered=paths["lowered"],
         data=paths["input"],
         backends=names,
-        limit=value("limit"),
+        # The table's limit is about the table's input.
+        limit=said.get("limit") if "input" in said else value("limit"),
         tau=value("tau"),
         timeout=value("timeout") or TIMEOUT_S,
         dask=value("dask"),

@@ -96,6 +96,19 @@ def test_the_command_line_wins_also_over_single_layers(tmp_path):
     assert failure == "pool1: mismatch 0.03 is above --max-mismatch 0.02"
 
 
+def test_the_limit_of_the_table_is_about_its_input():
+    table = budgets.Table.model_validate(
+        {"model": "m.pt", "lowered": "l.nir", "input": "i.npz", "limit": 9}
+    )
+
+    def limit(**given):
+        return parity_check.settings(table, Path("pyproject.toml"), given).limit
+
+    assert limit() == 9
+    assert limit(input="other.npz") is None
+    assert limit(input="other.npz", limit=3) == 3
+
+
 def test_what_is_not_certified_fails_a_budget_of_certificates(tmp_path):
     bare = replace(LAYERS[0], certified=None, certified_spiking=None)
     report = replace(REPORT, layers=(bare,), not_certified={"lif1": "its current has a memory"})

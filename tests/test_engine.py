@@ -504,7 +504,7 @@ def test_what_the_engine_does_not_know_runs_in_the_reference(monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_samples_are_independent(monkeypatch, workers):
-    monkeypatch.setattr(engine, "threads", lambda: workers)
+    monkeypatch.setattr(engine, "cores", lambda: workers)
     network, raster = draw(5)
     rng = np.random.default_rng(0)
     many = (rng.random((37, *raster.shape[1:])) < 0.5).astype(np.uint8)
