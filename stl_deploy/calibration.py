@@ -20,7 +20,7 @@ Every layer is fed with the float model's spikes. Grids, units and registers sta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import nir
@@ -41,7 +41,7 @@ ROWS = 2**18  # patches of a convolution that are looked at, evenly spread over 
 BATCH = 32
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: inputs seldom seen stay near to nearest
 BLOCK = 128  # columns whose corrections are applied to all later ones at once
-WINDOW = 8  # steps of vth to either side that are tried
+WINDOW = 8  # steps of vth to either side that are tried: as many units of a weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +68,24 @@ class Recording:
             yield bits.reshape(*bits.shape[:2], *self.shapes[name])
 
 
-def record(graph: nir.NIRGraph, calib: Spikes) -> Recording:
-    """Run the float ``graph`` on the first SAMPLES of ``calib`` uint8 [N, T, *input_shape]."""
-    inputs = calib[:SAMPLES]
+def record(
+    graph: nir.NIRGraph, calib: Spikes, observe: Callable[[str, Float], None] | None = None
+) -> Recording:
+    """Run the float ``graph`` on ``calib`` uint8 [N, T, *input_shape], and keep the first SAMPLES.
+
+    ``observe`` is called as in ``float_exec.run``, for all samples.
+    """
     parts: dict[str, list[Spikes]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for start in range(0, len(inputs), BATCH):
-        for name, spikes in float_exec.run(graph, inputs[start : start + BATCH]).items():
+    for start in range(0, len(calib), BATCH):
+        for name, spikes in float_exec.run(graph, calib[start : start + BATCH], observe).items():
             shapes[name] = spikes.shape[2:]
-            parts.setdefault(name, []).append(
-                np.packbits(spikes.reshape(*spikes.shape[:2], -1), axis=-1)
+            kept = spikes[: max(0, SAMPLES - start)].reshape(
+                -1, spikes.shape[1], math.prod(shapes[name])
             )
-    return Recording(inputs, {name: np.concatenate(part) for name, part in parts.items()}, shapes)
+            parts.setdefault(name, []).append(np.packbits(kept, axis=-1))
+    packed = {name: np.concatenate(part) for name, part in parts.items()}
+    return Recording(calib[:SAMPLES], packed, shapes)
 
 
 def moments(layer: LifLayer, before: str, recording: Recording) -> Float:
@@ -191,13 +197,15 @@ def thresholds(
 ) -> NDArray[np.int32]:
     """The vth of every neuron, int32 of ``layer.shape``, whose spikes agree most with the float ones.
 
-    Tried are WINDOW steps to either side of ``layer.vth``, as far as the register of ``chip`` goes; of
-    equals the nearest one to it is taken, then the lower. ``levels`` is the largest input.
+    Tried are WINDOW steps to either side of ``layer.vth``, and WINDOW steps of 2, 4, .. 2^exp, as far as
+    the register of ``chip`` goes; of equals the nearest one to it is taken, then the lower. ``levels``
+    is the largest input.
     """
     from stl_deploy.hw_sim.engine import Engine
 
     low, high = chip.threshold_range
-    moved = sorted(range(-WINDOW, WINDOW + 1), key=lambda by: (abs(by), by))
+    window = range(-WINDOW, WINDOW + 1)
+    moved = sorted({by << e for by in window for e in range(layer.exp + 1)}, key=_by_distance)
     tried = [replace(layer, vth=np.clip(layer.vth + by, low, high)) for by in moved]
     engines = [Engine(_alone(candidate, chip, levels, recording)) for candidate in tried]
     wrong = np.zeros((len(tried), *layer.shape), np.int64)
@@ -212,6 +220,10 @@ def thresholds(
     of_all = np.stack([one.vth for one in tried])
     vth: NDArray[np.int32] = np.take_along_axis(of_all, best[None], axis=0)[0].astype(np.int32)
     return vth
+
+
+def _by_distance(by: int) -> tuple[int, int]:
+    return abs(by), by
 
 
 def _alone(layer: LifLayer, chip: Chip, levels: int, recording: Recording) -> IntegerNetwork:

@@ -27,7 +27,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import bounds, calibration, float_exec, folding, placement, profiles
+from stl_deploy import bounds, calibration, folding, placement, profiles
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -127,10 +127,11 @@ def quantize(
         problems += _fold_problems(blocks, options, facts)
         if problems:
             raise LoweringError(problems)
-    seen = _largest_sums(graph, calib) if calib is not None else {}
+    seen: dict[str, Float] = {}
     recording = None
-    if calib is not None and thresholds != "fold":
-        recording = calibration.record(graph, calib)
+    if calib is not None:
+        recorded, seen = _recorded(graph, calib)
+        recording = None if thresholds == "fold" else recorded
     layers: list[Layer] = []
     precision: dict[str, Precision] = {}
     for block in blocks:
@@ -786,8 +787,10 @@ def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
     return Diagnostic("calib", f"weights and thresholds are fitted to {used:,} unlabelled inputs")
 
 
-def _largest_sums(graph: nir.NIRGraph, calib: NDArray[np.uint8]) -> dict[str, Float]:
-    """Largest |sum of w*s| of each weight node's channels on the calibration data, in float."""
+def _recorded(
+    graph: nir.NIRGraph, calib: NDArray[np.uint8]
+) -> tuple[calibration.Recording, dict[str, Float]]:
+    """What the float model fires on ``calib``, and the largest |sum of w*s| of each node's channels."""
     nodes = G.inner(graph)
     largest: dict[str, Float] = {}
 
@@ -796,9 +799,7 @@ def _largest_sums(graph: nir.NIRGraph, calib: NDArray[np.uint8]) -> dict[str, Fl
         x = np.abs(np.moveaxis(out, 1, 0).reshape(out.shape[1], -1) - bias[:, None]).max(axis=1)
         largest[name] = np.maximum(largest.get(name, 0.0), x)
 
-    for start in range(0, len(calib), 64):
-        float_exec.run(graph, calib[start : start + 64], observe)
-    return largest
+    return calibration.record(graph, calib, observe), largest
 
 
 def _distinct_thresholds(network: IntegerNetwork, chip: chips.Chip) -> list[Diagnostic]:

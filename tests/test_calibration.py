@@ -167,15 +167,16 @@ def test_compensation_lowers_the_error_of_sums():
 # Thresholds
 
 
-@pytest.mark.parametrize("chip", ["ideal", "loihi2"])
-def test_no_threshold_of_the_window_agrees_more_often(chip):
+@pytest.mark.parametrize(("chip", "exp"), [("ideal", 0), ("loihi2", 0), ("loihi2", 2)])
+def test_no_threshold_of_the_window_agrees_more_often(chip, exp):
     rng = np.random.default_rng(7)
     dense = Dense(rng.integers(-20, 60, (9, 15)).astype(np.int8))
-    layer = layer_of(dense, (15,), (9,), rng)
-    layer = replace(layer, vth=np.array([0, 1, 3, 60, 70, 80, 90, 20_000, 110], np.int32))
+    layer = layer_of(dense, (15,), (9,), rng, exp=exp)
+    layer = replace(layer, vth=np.array([0, 1, 3, 60, 70, 80, 90, 20_000, 110], np.int32) << exp)
     inputs = (rng.random((70, 4, 15)) < 0.3).astype(np.uint8)
     facts = chips.load(chip)
-    wanted = replace(layer, vth=layer.vth + rng.integers(-3, 4, 9).astype(np.int32))
+    moved = np.append([-2, -3], rng.integers(-3, 4, 7)).astype(np.int32)
+    wanted = replace(layer, vth=layer.vth + (moved << exp))
     fired = reference.run_lif(wanted, inputs, facts).spikes
     recording = calibration.Recording(inputs, {"lif": np.packbits(fired, axis=-1)}, {"lif": (9,)})
     got = calibration.thresholds(layer, facts, 1, "", recording)
@@ -183,13 +184,14 @@ def test_no_threshold_of_the_window_agrees_more_often(chip):
     low, high = facts.threshold_range
     for i in range(9):
         costs = {}
-        for by in range(-calibration.WINDOW, calibration.WINDOW + 1):
+        window = np.arange(-calibration.WINDOW, calibration.WINDOW + 1)
+        for by in {k * 2**e for k in window.tolist() for e in range(exp + 1)}:
             vth = min(max(int(layer.vth[i]) + by, low), high)
             run = reference.run_lif(replace(layer, vth=np.full(9, vth, np.int32)), inputs, facts)
             wrong = int((run.spikes[..., i] != fired[..., i]).sum())
             costs[vth] = wrong, abs(vth - layer.vth[i]), vth
         assert got[i] == min(costs, key=costs.get)
-    assert got[7] == 20_000  # never fires, wherever it stands: it stays
+    assert got[7] == 20_000 << exp  # never fires, wherever it stands: it stays
 
 
 # The whole
@@ -235,6 +237,7 @@ def test_what_is_proven_stays_proven():
     (layer,), how = fitted.lif_layers, fitted.precision["lif"]
     low, high = bounds.one_sided_sums(layer, 1)
     assert how.mode == "proven"
+    assert not layer.bias_mant.any()  # the layer has none, and gets none
     assert how.worst_sum == max(-low.min(), high.max()) < facts.accumulator_limit
     down, up = bounds.voltage_range(layer, 1, 4)
     assert max(-down.min(), up.max()) < facts.state_limit
