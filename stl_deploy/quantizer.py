@@ -476,7 +476,12 @@ class _Fit:
         fitted = corrected
         low, high = bounds.one_sided_sums(fitted, self.levels)
         worst = int(max(-low.min(), high.max()))
-        return fitted, replace(how, effective_bits=self._bits(fitted), worst_sum=worst)
+        return fitted, replace(
+            how,
+            effective_bits=self._bits(fitted),
+            worst_sum=worst,
+            calibrated=len(recording.inputs),
+        )
 
     def _safe_thresholds(self, corrected: LifLayer, fitted: LifLayer) -> LifLayer:
         """``corrected``, with the thresholds of ``fitted`` in the channels where v could overflow."""

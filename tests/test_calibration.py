@@ -11,10 +11,13 @@ import stl_deploy
 from stl_deploy import bounds, calibration, float_exec, nir_file
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
+from stl_deploy.audit import Audit
+from stl_deploy.comparison import compare
 from stl_deploy.conv import convolve
 from stl_deploy.errors import InputError
 from stl_deploy.hw_sim import reference
 from stl_deploy.network import Conv, Dense, LifLayer
+from stl_deploy.raster import Raster
 
 
 def layer_of(synapses, input_shape, shape, rng, **fields):
@@ -288,6 +291,7 @@ def test_it_is_an_ordinary_network_made_the_same_way_twice(tmp_path):
         nir_file.write(nir_file.to_nir(network), path)
     read = nir_file.read_network(files[0])
     assert read.diagnostics == one.diagnostics
+    assert read.precision == one.precision
     assert "fitted to 40 unlabelled inputs" in " ".join(note.what for note in read.diagnostics)
     for a, b in zip(one.lif_layers, read.lif_layers, strict=True):
         np.testing.assert_array_equal(a.synapses.weight, b.synapses.weight)
@@ -296,6 +300,20 @@ def test_it_is_an_ordinary_network_made_the_same_way_twice(tmp_path):
         np.testing.assert_array_equal(a.synapses.weight, b.synapses.weight)
         np.testing.assert_array_equal(a.vth, b.vth)
         np.testing.assert_array_equal(a.bias_mant, b.bias_mant)
+
+
+def test_parity_certifies_it_and_finds_no_fault():
+    """Fitted weights are no faults, a wrong decay still is; certificates are sound (else an error)."""
+    net = random_net()
+    graph, spikes = stl_deploy.from_torch(net), random_spikes(net, 60)
+    network = stl_deploy.quantize(graph, "loihi2", spikes[:40], weight_bits=4)
+    assert Audit(graph, network).faults == ()
+    report = compare(net, graph, network, Raster(spikes))
+    assert all(layer.certified > 0.3 for layer in report.layers)
+    assert report.first_divergence is not None
+    first = network.lif_layers[0]
+    wrong = replace(network, layers=(replace(first, dv=2000), *network.layers[1:]))
+    assert [fault.kind for fault in Audit(graph, wrong).faults] == ["decay"]
 
 
 def test_no_more_samples_than_said_are_looked_at(monkeypatch):
