@@ -115,7 +115,8 @@ def moments(layer: LifLayer, before: str, recording: Recording) -> Float:
         if own is not None:
             heard = np.zeros((n, steps, layer.neurons), np.float32)
             heard[:, 1:] = next(own).reshape(n, steps, -1)[:, :-1]
-            parts.append(_traced(heard, layer.dv, layer.du).reshape(1, n * steps, -1))
+            own_part = _traced(heard, layer.dv, layer.du).reshape(1, n * steps, -1)
+            parts.append(own_part[:, chosen])
         parts.append(np.broadcast_to(constant[step][:, None], (len(x), len(step), 1)))
         x = np.concatenate(parts, axis=2)
         total = total + np.matmul(x.transpose(0, 2, 1), x).astype(np.float64)
@@ -207,15 +208,13 @@ def thresholds(
     window = range(-WINDOW, WINDOW + 1)
     moved = sorted({by << e for by in window for e in range(layer.exp + 1)}, key=_by_distance)
     tried = [replace(layer, vth=np.clip(layer.vth + by, low, high)) for by in moved]
-    engines = [Engine(_alone(candidate, chip, levels, recording)) for candidate in tried]
     wrong = np.zeros((len(tried), *layer.shape), np.int64)
-    for inputs, expected in zip(
-        recording.batches(before), recording.batches(layer.name), strict=True
-    ):
-        inputs = inputs.reshape(*inputs.shape[:2], *layer.input_shape)
-        for count, candidate, engine in zip(wrong, tried, engines, strict=True):
-            spikes = engine.run_layer(candidate, inputs).spikes
-            count += (spikes != expected).sum(axis=(0, 1))
+    for count, candidate in zip(wrong, tried, strict=True):
+        engine = Engine(_alone(candidate, chip, levels, recording))
+        pairs = zip(recording.batches(before), recording.batches(layer.name), strict=True)
+        for inputs, expected in pairs:
+            shaped = inputs.reshape(*inputs.shape[:2], *layer.input_shape)
+            count += (engine.run_layer(candidate, shaped).spikes != expected).sum(axis=(0, 1))
     best = np.argmin(wrong, axis=0)
     of_all = np.stack([one.vth for one in tried])
     vth: NDArray[np.int32] = np.take_along_axis(of_all, best[None], axis=0)[0].astype(np.int32)

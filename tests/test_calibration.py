@@ -122,6 +122,20 @@ def test_patches_beyond_the_budget_are_drawn(monkeypatch):
     np.testing.assert_allclose(drawn, whole, rtol=0.15)
 
 
+def test_a_layer_that_hears_itself_over_many_steps(monkeypatch):
+    """More steps than are looked at: inputs and own spikes are drawn together."""
+    rng = np.random.default_rng(16)
+    inputs = (rng.random((50, 6, 4)) < 0.4).astype(np.uint8)
+    recording = calibration.Recording(inputs, {"lif": np.packbits(inputs, axis=-1)}, {"lif": (4,)})
+    own = Dense(np.zeros((4, 4), np.int8))
+    layer = layer_of(Dense(np.zeros((4, 4), np.int8)), (4,), (4,), rng, recurrent=own)
+    whole = calibration.moments(layer, "", recording)
+    monkeypatch.setattr(calibration, "ROWS", 200)
+    np.testing.assert_allclose(
+        calibration.moments(layer, "", recording), whole, rtol=0.4, atol=0.05
+    )
+
+
 # Rounding
 
 
