@@ -325,6 +325,7 @@ def test_parity_certifies_it_and_finds_no_fault():
     report = compare(net, graph, network, Raster(spikes))
     assert all(layer.certified > 0.3 for layer in report.layers)
     assert report.first_divergence is not None
+    assert "This layer was fitted to calibration data" in report.first_divergence.text
     first = network.lif_layers[0]
     wrong = replace(network, layers=(replace(first, dv=2000), *network.layers[1:]))
     assert [fault.kind for fault in Audit(graph, wrong).faults] == ["decay"]
