@@ -25,17 +25,24 @@ def convolve(
     Both are of one floating dtype and so is the result [N, O, H', W']. Integers come out exact as
     long as every sum of magnitudes stays below 2^24 (float32) or 2^53 (float64).
     """
-    (ph, pw), (dh, dw), (sh, sw) = padding, dilation, stride
-    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    reach = (dh * (weight.shape[2] - 1) + 1, dw * (weight.shape[3] - 1) + 1)
-    windows = sliding_window_view(x, reach, axis=(2, 3))[:, :, ::sh, ::sw, ::dh, ::dw]
+    seen = windows(x, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
     parts = [
         np.tensordot(part, w, axes=([1, 4, 5], [1, 2, 3]))
         for part, w in zip(
-            np.split(windows, groups, axis=1), np.split(weight, groups, axis=0), strict=True
+            np.split(seen, groups, axis=1), np.split(weight, groups, axis=0), strict=True
         )
     ]
     return np.moveaxis(np.concatenate(parts, axis=3), 3, 1)
+
+
+def windows(
+    x: NDArray[Any], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> NDArray[Any]:
+    """What each output of a convolution sees of x [N, C, H, W]: a view [N, C, H', W', kh, kw]."""
+    (ph, pw), (dh, dw), (sh, sw) = padding, dilation, stride
+    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    reach = (dh * (kernel[0] - 1) + 1, dw * (kernel[1] - 1) + 1)
+    return sliding_window_view(x, reach, axis=(2, 3))[:, :, ::sh, ::sw, ::dh, ::dw]
 
 
 def fan_out(

@@ -115,7 +115,8 @@ class Divergence:
 
     ``float_spike`` and ``integer_spike`` differ. ``voltages`` is None, and ``synapses`` empty, where
     certificates do not cover the layer; ``why`` says why not. ``faults`` are what of the network, or
-    of its run, is no rounding: those of this layer first.
+    of its run, is no rounding: those of this layer first. ``calibrated``: the layer's values were
+    fitted to data (``calibration.py``), so that single ones are no fault.
     """
 
     place: Place
@@ -126,6 +127,7 @@ class Divergence:
     synapses: tuple[Synapse, ...] = ()
     faults: tuple[F.Fault, ...] = ()
     why: str = ""
+    calibrated: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; ``text`` is the paragraph."""
@@ -171,7 +173,11 @@ class Divergence:
             parts.append("The synapses that erred most: " + "; ".join(strongest) + ".")
         parts += [f"Not rounding: {fault.layer}: {fault.text}." for fault in self.faults]
         if not self.faults and self.blame not in ("execution", "unknown"):
-            parts.append("Everything the network holds is what the float model rounds to.")
+            parts.append(
+                "This layer was fitted to calibration data: its values need not be the nearest ones."
+                if self.calibrated
+                else "Everything the network holds is what the float model rounds to."
+            )
         return " ".join(parts)
 
     def _blamed(self, voltages: Voltages) -> str:
@@ -234,6 +240,7 @@ def explain(
         voltages, synapses, blame = _compare(network, certifier, place, inputs, expected)
     else:
         why = str(certifier) if isinstance(layer, LifLayer) else "a pool has none"
+    how = network.precision.get(layer.name)
     ran = reference.run_layer(network, layer, inputs[None]).spikes[0]
     if (ran != got)[: place.step + 1, *place.neuron].any():
         blame = "execution"
@@ -247,6 +254,7 @@ def explain(
         synapses=synapses,
         faults=tuple(sorted(faults, key=lambda fault: fault.layer != place.layer)),
         why=why,
+        calibrated=how is not None and how.calibrated > 0,
     )
 
 

@@ -43,10 +43,16 @@ class Fault:
 
 
 def of_network(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
-    """What ``layer`` holds that its float layer does not round to, of any cause."""
-    faults = [*_weights(layer, floats), *_biases(layer, floats)]
-    if network.lowering != "profiles":  # which rounds thresholds once more, as it likes
-        faults += _thresholds(network, layer, floats)
+    """What ``layer`` holds that its float layer does not round to, of any cause.
+
+    Of a calibrated layer only the decay is looked at: its values are no rounding of single ones.
+    """
+    faults: list[Fault] = []
+    how = network.precision.get(layer.name)
+    if how is None or not how.calibrated:
+        faults += [*_weights(layer, floats), *_biases(layer, floats)]
+        if network.lowering != "profiles":  # which rounds thresholds once more, as it likes
+            faults += _thresholds(network, layer, floats)
     step = 4096 * (1 - floats.keep)
     if abs(layer.dv - min(max(step, 1), 4095)) > 0.5 + TIE:
         text = f"dv is {layer.dv} where a decay to {floats.keep:.6g} rounds to {round(step)}"

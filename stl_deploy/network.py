@@ -210,13 +210,15 @@ class Precision:
 
     ``mode`` is "proven" (no input can overflow) or "checked" (some could; hw_sim flags it).
     ``effective_bits`` is that of the worst channel; ``worst_sum`` the largest |a_in| any input can
-    reach and ``limit`` what the chip holds (None: no limit).
+    reach and ``limit`` what the chip holds (None: no limit). ``calibrated`` is the number of inputs that
+    weights, bias and thresholds were fitted to, 0 where they are rounded each for itself.
     """
 
     mode: Literal["proven", "checked"]
     effective_bits: float
     worst_sum: int
     limit: int | None
+    calibrated: int = 0
 
 
 Lowering = Literal["native", "fold", "profiles"]

@@ -10,7 +10,8 @@ Neurons that remember a current (du not 4095) are a CubaLIF: ``tau_syn`` = dt*40
 4096/(du+1), so that NIR's equation gives I = I*(4096-(du+1))/4096 + S and the rest is as above. The bias
 goes to v past the current, so it is ``v_leak`` = (mant << bias_exp)/2^6 * 4096/dv; the weights' own is 0.
 Neurons that hear themselves have edges to a Linear node of int8 and back from it. The reset by
-subtraction stands in the JSON alone. With any of these it is version 2, which older readers refuse.
+subtraction stands in the JSON alone, and so does how many inputs a layer was calibrated on
+(``precision``). With any of these it is version 2, which older readers refuse.
 
 NIR knows no single connections, which a folded convolution becomes. They stand in the ``metadata`` of
 its Conv2d node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order, ``weight`` int8
@@ -87,6 +88,14 @@ class PrecisionMeta(_Meta):
     effective_bits: float
     worst_sum: int
     limit: int | None
+    calibrated: int = Field(default=0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if not self.calibrated:
+            del row["calibrated"]
+        return row
 
 
 class RoundingMeta(_Meta):
@@ -123,7 +132,8 @@ class LayerMeta(_Meta):
     def version(self) -> int:
         """The version of the file that can say this."""
         plain = self.du == 4095 and self.recurrent is None and self.reset == "zero"
-        return 1 if plain else 2
+        rounded = self.precision is None or not self.precision.calibrated
+        return 1 if plain and rounded else 2
 
     @model_serializer(mode="wrap")
     def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -180,8 +190,8 @@ class IntegerMeta(_Meta):
         for layer in self.layers:
             if layer.version > self.version:
                 raise ValueError(
-                    f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero and does not "
-                    "hear itself"
+                    f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero, does not hear "
+                    "itself and is not calibrated"
                 )
         return self
 
@@ -515,7 +525,10 @@ def _layer(
         if np.any(neurons.threshold != 0):
             raise ValueError("the threshold of an OR pool is 0")
         if entry.version > 1:
-            raise ValueError("an OR pool has no current, does not hear itself and resets to zero")
+            raise ValueError(
+                "an OR pool has no current, does not hear itself, resets to zero and has no weights "
+                "to calibrate"
+            )
         return OrPool(entry.name, entry.weights, shape, neurons.threshold.shape, kernel)
     if not isinstance(node, nir.Conv2d | nir.Affine | nir.Linear):
         raise ValueError(

@@ -9,7 +9,8 @@ output channel c gets a unit of its own, ``unit[c]``, the float value of one wei
     with scale = unit / 2^exp, the float value of 64 units of v
 
 "Plain" units are max|w| / (2^(B-1)-1). A unit grows where a register would not hold the bias or
-the threshold, or where sums could leave the accumulator; each doubling costs one effective bit.
+the threshold, or where sums could leave the accumulator; each doubling costs one effective bit. With
+calibration data ``calibration.py`` rounds instead, on the same grid.
 
 That is the *native* lowering of thresholds: a vth for every neuron. Where the chip wants fewer
 values, ``folding.py`` gives the neurons units of their own and one vth, and ``profiles.py`` rounds
@@ -26,7 +27,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import bounds, float_exec, folding, placement, profiles
+from stl_deploy import bounds, calibration, folding, placement, profiles
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -82,7 +83,8 @@ def quantize(
             nodes; flat neurons may have a Linear node from them back to them, and ``reset: "subtract"``
             in their metadata.
         chip: name of a file in ``chips/``.
-        calib: raster [N, T, *input] for ``overflow="checked"``; labels are never used.
+        calib: raster [N, T, *input] that weights and thresholds are fitted to (``calibration.py``; not
+            with thresholds "fold") and that sets scales with ``overflow="checked"``; no labels.
         weight_bits: 2..8, the grid +-(2^(B-1)-1).
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
         thresholds: "native", a threshold per neuron; "fold", one a layer, inputs scaled instead;
@@ -118,12 +120,18 @@ def quantize(
                 "use another --chip, or train with --encoding bernoulli",
             )
         )
+    if calib is not None and not len(calib):
+        raise InputError(Problem("calib", "holds no samples", "give a raster with some inputs"))
     blocks = _blocks(graph)
     if options.thresholds == "fold":
         problems += _fold_problems(blocks, options, facts)
         if problems:
             raise LoweringError(problems)
-    seen = _largest_sums(graph, calib) if calib is not None else {}
+    seen: dict[str, Float] = {}
+    recording = None
+    if calib is not None:
+        recorded, seen = _recorded(graph, calib)
+        recording = None if thresholds == "fold" else recorded
     layers: list[Layer] = []
     precision: dict[str, Precision] = {}
     for block in blocks:
@@ -133,14 +141,15 @@ def quantize(
         levels = meta.input_levels if not layers else 1
         fitted = _Fit(block, options, facts, levels, meta.timesteps, seen.get(block.synapse_name))
         layer, how = fitted.choose()
+        if recording is not None and not fitted.problems:
+            before = layers[-1].name if layers else ""
+            layer, how = fitted.calibrated(layer, how, before, recording)
         problems += fitted.problems
         diagnostics += fitted.diagnostics
         layers.append(layer)
         precision[block.name] = how
-    if calib is not None and all(how.mode == "proven" for how in precision.values()):
-        diagnostics.append(
-            Diagnostic("calib", "was not needed: no input at all can overflow this network")
-        )
+    if calib is not None:
+        diagnostics.append(_fitted_to(recording))
     network = IntegerNetwork(
         chip=chip,
         timesteps=meta.timesteps,
@@ -438,6 +447,81 @@ class _Fit:
         low, high = bounds.one_sided_sums(layer, self.levels)
         return layer, Precision(mode, bits, int(max(-low.min(), high.max())), limit)
 
+    def calibrated(
+        self, layer: LifLayer, how: Precision, before: str, recording: calibration.Recording
+    ) -> tuple[LifLayer, Precision]:
+        """``layer`` with weights, bias and thresholds fitted to what the float model did.
+
+        ``before`` names the population that feeds it, "" for the inputs. Where nothing may overflow, a
+        unit grows as in ``_proven``, and thresholds that could make v overflow stay what they were.
+        """
+        second = calibration.moments(layer, before, recording)
+        units = layer.scale * 2.0**self.options.weight_exp
+        fitted = self._compensated(self._layer(units), second)
+        for _ in range(200):
+            excess = np.broadcast_to(self._excess(fitted), units.shape)
+            if how.mode != "proven" or (excess <= 1).all():
+                break
+            units = np.where(excess > 1, units * np.maximum(excess, 1 + 2**-8), units)
+            fitted = self._compensated(self._layer(units), second)
+        else:
+            self.diagnostics.append(
+                Diagnostic(self.block.name, "is not fitted: no fitted weights keep overflow proven")
+            )
+            return layer, how
+        vth = calibration.thresholds(fitted, self.chip, self.levels, before, recording)
+        corrected = replace(fitted, vth=vth)
+        if how.mode == "proven":
+            corrected = self._safe_thresholds(corrected, fitted)
+        fitted = corrected
+        low, high = bounds.one_sided_sums(fitted, self.levels)
+        worst = int(max(-low.min(), high.max()))
+        return fitted, replace(
+            how,
+            effective_bits=self._bits(fitted),
+            worst_sum=worst,
+            calibrated=len(recording.inputs),
+        )
+
+    def _safe_thresholds(self, corrected: LifLayer, fitted: LifLayer) -> LifLayer:
+        """``corrected``, with the thresholds of ``fitted`` in the channels where v could overflow."""
+        excess = self._excess(corrected).reshape(-1, 1)
+        channels = len(self.block.weight), -1
+        vth = np.where(excess > 1, fitted.vth.reshape(channels), corrected.vth.reshape(channels))
+        mixed = replace(corrected, vth=vth.reshape(fitted.shape))
+        # With thresholds "anywhere" one channel's bound hangs on all of the layer's.
+        return mixed if (self._excess(mixed) <= 1).all() else fitted
+
+    def _compensated(self, layer: LifLayer, second: Float) -> LifLayer:
+        """``layer`` with weights and bias rounded by ``calibration.compensate``; H is ``second``."""
+        block, groups, channels = self.block, len(second), len(self.block.weight)
+        units = (layer.scale * 2.0**layer.exp)[:, None]
+        parts = [block.weight.reshape(channels, -1), block.bias[:, None]]
+        if block.recurrent is not None:
+            parts.insert(1, block.recurrent)
+        exact = np.concatenate(parts, axis=1) / units
+        n = exact.shape[1]
+        steps, most = np.ones(n), np.full(n, float(self.qmax))
+        steps[-1] = 2.0**-layer.exp
+        most[-1] = steps[-1] * self.chip.bias_mant_range[1] if block.bias.any() else 0.0
+        rounded = np.concatenate(
+            [
+                calibration.compensate(rows, moment, steps, most)
+                for rows, moment in zip(np.split(exact, groups), second, strict=True)
+            ]
+        )
+        feeding = block.weight[0].size
+        weight = rounded[:, :feeding].reshape(block.weight.shape).astype(np.int8)
+        recurrent = None
+        if block.recurrent is not None:
+            recurrent = Dense(rounded[:, feeding:-1].astype(np.int8))
+        return replace(
+            layer,
+            synapses=_synapses(block.node, weight),
+            recurrent=recurrent,
+            bias_mant=np.rint(rounded[:, -1] / steps[-1]).astype(np.int32),
+        )
+
     def _report_decays(self) -> None:
         """Say where a decay is not a multiple of 1/4096."""
         block = self.block
@@ -696,8 +780,22 @@ class _Fit:
         return float(self.options.weight_bits) if not used.size else math.log2(used.min() + 1) + 1
 
 
-def _largest_sums(graph: nir.NIRGraph, calib: NDArray[np.uint8]) -> dict[str, Float]:
-    """Largest |sum of w*s| of each weight node's channels on the calibration data, in float."""
+def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
+    """How calibration data was used, as a note that goes with the network."""
+    if recording is None:
+        return Diagnostic(
+            "calib",
+            "set scales only: a folded layer's weights are rounded to nearest",
+            "use --thresholds native or profiles to have weights and thresholds fitted",
+        )
+    used = len(recording.inputs)
+    return Diagnostic("calib", f"weights and thresholds are fitted to {used:,} unlabelled inputs")
+
+
+def _recorded(
+    graph: nir.NIRGraph, calib: NDArray[np.uint8]
+) -> tuple[calibration.Recording, dict[str, Float]]:
+    """What the float model fires on ``calib``, and the largest |sum of w*s| of each node's channels."""
     nodes = G.inner(graph)
     largest: dict[str, Float] = {}
 
@@ -706,9 +804,7 @@ def _largest_sums(graph: nir.NIRGraph, calib: NDArray[np.uint8]) -> dict[str, Fl
         x = np.abs(np.moveaxis(out, 1, 0).reshape(out.shape[1], -1) - bias[:, None]).max(axis=1)
         largest[name] = np.maximum(largest.get(name, 0.0), x)
 
-    for start in range(0, len(calib), 64):
-        float_exec.run(graph, calib[start : start + 64], observe)
-    return largest
+    return calibration.record(graph, calib, observe), largest
 
 
 def _distinct_thresholds(network: IntegerNetwork, chip: chips.Chip) -> list[Diagnostic]:

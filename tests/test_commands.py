@@ -19,6 +19,7 @@ from stl_deploy.commands import export as export_command
 from stl_deploy.commands import raster as raster_command
 from stl_deploy.hw_sim import cli as hw_sim_command
 from stl_deploy.models import cli as train_command
+from stl_deploy.nir_file import read_network
 from stl_deploy.raster import Raster
 from stl_deploy.raster import save as save_raster
 
@@ -433,6 +434,36 @@ def test_exports_at_once_to_one_folder_take_turns(here):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(400)))
     assert [p.name for p in here.iterdir()] == ["o"]
+
+
+def test_calibration_reads_no_labels_and_is_noted(command, here, model, net):
+    """The same inputs with other labels, or none, give the same network, unlike none at all."""
+    spikes = random_spikes(net, 30)
+    networks = []
+    for number, labels in enumerate(({}, {"labels": np.arange(30) % 10}, None)):
+        given = ()
+        if labels is not None:
+            np.savez(f"c{number}.npz", spikes=spikes, **labels)
+            given = "--calib", f"c{number}.npz"
+        code, out, _ = command(
+            "stl-export", model, "--target", "loihi", *given, "-o", f"o{number}", "--json"
+        )
+        assert code == 0
+        notes = [note["what"] for note in json.loads(out)["diagnostics"]]
+        fitted = "weights and thresholds are fitted to 30 unlabelled inputs"
+        assert (fitted in notes) == (labels is not None)
+        networks.append(read_network(here / f"o{number}" / "model.nir"))
+    for a, b, plain in zip(*(network.lif_layers for network in networks), strict=True):
+        np.testing.assert_array_equal(a.synapses.weight, b.synapses.weight)
+        np.testing.assert_array_equal(a.vth, b.vth)
+        np.testing.assert_array_equal(a.scale, plain.scale)
+    assert any(
+        (a.synapses.weight != plain.synapses.weight).any()
+        for a, plain in zip(networks[0].lif_layers, networks[2].lif_layers, strict=True)
+    )
+    (*fitted_ones, plain) = networks
+    assert all(how.calibrated == 30 for n in fitted_ones for how in n.precision.values())
+    assert all(how.calibrated == 0 for how in plain.precision.values())
 
 
 def test_calibration_data_must_fit(command, here, model, net):

@@ -169,7 +169,19 @@ NODES = "node/nodes"
         (layer_meta(du=0), "a LIF has du = 4095"),
         (layer_meta(dv=0), "dv 0: neurons have a dv from 1"),
         (layer_meta(reset="subtract"), "a LIF has du = 4095, resets to zero"),
-        (layer_meta(recurrent="rec"), "resets to zero and does not hear itself"),
+        (layer_meta(recurrent="rec"), "does not hear itself and is not calibrated"),
+        (
+            layer_meta(
+                precision={
+                    "mode": "proven",
+                    "effective_bits": 8,
+                    "worst_sum": 1,
+                    "limit": None,
+                    "calibrated": 5,
+                }
+            ),
+            "is not calibrated",
+        ),
         (layer_meta(scale=[1.0]), "1 scales for 4 channels"),
         (put(f"node/metadata/{KEY}", "[" * 100_000), "no stl-deploy metadata"),
         (put(f"{NODES}/conv1/stride", np.array([0, 0])), "nir can read"),

@@ -73,7 +73,10 @@ def export(
         typer.Option(help="proven: no input can overflow; checked: calibrated, hw_sim flags it."),
     ] = "auto",
     calib: Annotated[
-        Path | None, typer.Option(metavar="NPZ", help="Raster for --overflow checked, no labels.")
+        Path | None,
+        typer.Option(
+            metavar="NPZ", help="Raster that weights and thresholds are fitted to, no labels."
+        ),
     ] = None,
     evaluate: Annotated[
         Path | None,

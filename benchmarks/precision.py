@@ -1,0 +1,253 @@
+"""What each dial of precision costs the shipped model: mismatch, accuracy, synapses, memory, energy.
+
+    stl-raster --split train --seed 1 --timesteps 4 --limit 1000 -o calib.npz
+    stl-raster --split test --seed 0 --timesteps 4 --limit 2000 -o test.npz
+    python benchmarks/precision.py --calib calib.npz --raster test.npz [--limit 500] [--write]
+
+``--write`` puts the table into docs/precision.md and the picture into docs/precision.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import stl_deploy
+from stl_deploy import float_exec
+from stl_deploy import graph as G
+from stl_deploy import raster as rasters
+from stl_deploy.hw_sim.engine import Engine
+from stl_deploy.hw_sim.simulate import Recorder
+from stl_deploy.network import IntegerNetwork, synapse_count
+
+ROOT = Path(__file__).resolve().parents[1]
+DOC = ROOT / "docs" / "precision.md"
+MARKS = "<!-- table: benchmarks/precision.py -->", "<!-- end of table -->"
+IN_TABLE = (8, 4)
+CHIP, PROFILE = "loihi2", "loihi2-pilotnet"
+Spikes = dict[str, NDArray[np.uint8]]
+
+
+class Measured:
+    """One network's counts of differing entries, right predictions and energy, batch by batch.
+
+    ``floor`` counts what differs when only the first layer is integer and the rest is float.
+    """
+
+    def __init__(self, network: IntegerNetwork, full: bool) -> None:
+        self.network, self.full = network, full
+        self.recorder = Recorder(network, PROFILE) if full else None
+        self.engine = Engine(network, None if self.recorder is None else self.recorder.cores)
+        self.forced = dict.fromkeys((layer.name for layer in network.lif_layers), 0)
+        self.cascaded, self.floor = dict(self.forced), dict(self.forced)
+        self.right = self.floor_right = self.samples = 0
+
+    def take(
+        self, inputs: NDArray[np.uint8], labels: NDArray[np.int64], want: Spikes, rest: nir.NIRGraph
+    ) -> None:
+        """Run one batch, whose float spikes are ``want``; ``rest`` is the graph after layer one."""
+        trace = self.engine.run(inputs)
+        before = inputs
+        for layer in self.network.layers:
+            if layer.name in self.forced:
+                forced = self.engine.run_layer(layer, before).spikes
+                self.forced[layer.name] += differing(forced, want[layer.name])
+                self.cascaded[layer.name] += differing(
+                    trace.layers[layer.name].spikes, want[layer.name]
+                )
+            before = want[layer.name]
+        self.samples += len(inputs)
+        self.right += int((trace.predictions == labels).sum())
+        if self.recorder is None:
+            return
+        self.recorder.add(inputs, trace)
+        first = self.network.layers[0].name
+        mixed = {first: trace.layers[first].spikes}
+        mixed |= float_exec.run(rest, mixed[first])
+        for name in self.floor:
+            self.floor[name] += differing(mixed[name], want[name])
+        votes = self.network.readout.predict(mixed[self.network.layers[-1].name])
+        self.floor_right += int((votes == labels).sum())
+
+    def percent(self, counts: dict[str, int]) -> list[float]:
+        """Mismatch of every LIF layer, percent."""
+        steps = self.samples * self.network.timesteps
+        sizes = {layer.name: layer.neurons for layer in self.network.lif_layers}
+        return [100 * count / (steps * sizes[name]) for name, count in counts.items()]
+
+
+def differing(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
+    """Entries in which two layers' spikes differ."""
+    return int(np.count_nonzero(a != b))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table; mismatches in percent by layer, memory in MiB, energy in uJ."""
+
+    name: str
+    forced: list[float] | None
+    cascaded: list[float]
+    accuracy: float
+    synapses: int | None = None
+    memory: float | None = None
+    energy: float | None = None
+
+    def cells(self) -> list[str]:
+        """As text."""
+        forced = (
+            ["-", "-"]
+            if self.forced is None
+            else [" / ".join(f"{x:.3f}" for x in self.forced), f"{np.mean(self.forced):.4f}"]
+        )
+        return [
+            self.name,
+            *forced,
+            " / ".join(f"{x:.3f}" for x in self.cascaded),
+            f"{self.accuracy:.2f}",
+            "-" if self.synapses is None else f"{self.synapses:,}",
+            "-" if self.memory is None else f"{self.memory:.1f}",
+            "-" if self.energy is None else f"{self.energy:.1f}",
+        ]
+
+
+HEAD = (
+    "weights",
+    "forced, %",
+    "mean, %",
+    "cascaded, %",
+    "accuracy, %",
+    "synapses",
+    "memory, MiB",
+    "dynamic, uJ",
+)
+
+
+def rows_of(name: str, done: Measured) -> list[Row]:
+    """The network's row and its floor's."""
+    assert done.recorder is not None
+    placed = done.network.placement
+    assert placed is not None
+    energy = done.recorder.done().energies[PROFILE]
+    return [
+        Row(
+            name,
+            done.percent(done.forced),
+            done.percent(done.cascaded),
+            100 * done.right / done.samples,
+            sum(synapse_count(layer) for layer in done.network.layers),
+            sum(layer.total["synapse_bytes"] for layer in placed.layers.values()) / 2**20,
+            1e6 * sum(energy.by_event_j.values()),
+        ),
+        Row(
+            f"{name}, first layer only",
+            None,
+            done.percent(done.floor),
+            100 * done.floor_right / done.samples,
+        ),
+    ]
+
+
+def after_first(graph: nir.NIRGraph, first: str) -> nir.NIRGraph:
+    """The float graph behind the neurons ``first``."""
+    nodes = G.inner(graph)
+    shape = G.in_shape(graph)
+    for name in list(nodes):
+        node = nodes.pop(name)
+        shape = G.node_output(name, node, shape)
+        if name == first:
+            break
+    meta = G.float_meta(graph).model_dump_json()
+    return G.chain_graph(nodes, shape, G.out_shape(graph), meta)
+
+
+def draw(means: dict[tuple[int, str], tuple[float, float]], path: Path) -> None:
+    """Mismatch against bits: forced (mean over layers) and cascaded (last layer)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True)
+    bits = sorted({b for b, _ in means})
+    for at, title in enumerate(("forced, mean of the layers", "cascaded, last layer")):
+        for kind, style in (("plain", "o--"), ("calibrated", "o-")):
+            axes[at].semilogy(bits, [means[b, kind][at] for b in bits], style, label=kind)
+        axes[at].set(title=title, xlabel="bits of a weight", ylabel="mismatch, %", xticks=bits)
+        axes[at].grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+def write(rows: list[Row], note: str) -> None:
+    """Put the table between its marks in the page."""
+    text = DOC.read_text()
+    start, end = (text.index(mark) for mark in MARKS)
+    lines = [f"| {' | '.join(HEAD)} |", "| --- " * len(HEAD) + "|"]
+    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
+    table = "\n".join([MARKS[0], note, "", *lines, ""])
+    DOC.write_text(text[:start] + table + text[end:])
+
+
+def main() -> None:
+    """Quantize the shipped model in every way, run all on the same batches, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--calib", type=Path, required=True, help="unlabelled inputs")
+    parser.add_argument("--raster", type=Path, required=True, help="labelled, other inputs")
+    parser.add_argument("--limit", type=int, help="first N samples only")
+    parser.add_argument("--write", action="store_true", help="update docs/precision.md and .png")
+    options = parser.parse_args()
+    raster = rasters.load(options.raster).first(options.limit)
+    calib = rasters.load(options.calib).spikes
+    if raster.labels is None:
+        parser.error(f"{options.raster} has no labels")
+    graph = stl_deploy.from_torch(stl_deploy.load(ROOT / "models" / "zoo" / "fashion-stl.pt"))
+    runs: dict[tuple[int, str], Measured] = {}
+    for bits in track(range(8, 1, -1), "quantizing"):
+        for kind, data in (("plain", None), ("calibrated", calib)):
+            network = stl_deploy.quantize(graph, CHIP, data, weight_bits=bits)
+            runs[bits, kind] = Measured(network, bits in IN_TABLE)
+    network = runs[8, "plain"].network
+    rest = after_first(graph, network.layers[0].name)
+    right = 0
+    for start in track(range(0, len(raster.spikes), 50), "running"):
+        part = slice(start, start + 50)
+        inputs, labels = raster.spikes[part], raster.labels[part]
+        want = float_exec.run(graph, inputs)
+        right += int((network.readout.predict(want[network.layers[-1].name]) == labels).sum())
+        for done in runs.values():
+            done.take(inputs, labels, want, rest)
+    rows = [
+        row
+        for bits in IN_TABLE
+        for kind in ("plain", "calibrated")
+        for row in rows_of(f"{bits} bit, {kind}", runs[bits, kind])
+    ]
+    note = (
+        f"{len(raster.spikes):,} test images, float {100 * right / len(raster.spikes):.2f} %, "
+        f"{len(calib):,} images for calibration, chip {CHIP}, energy by {PROFILE}; layers "
+        f"{', '.join(layer.name for layer in network.lif_layers)}:"
+    )
+    table = Table(*HEAD, title=note)
+    for row in rows:
+        table.add_row(*row.cells())
+    Console(width=160).print(table)
+    means: dict[tuple[int, str], tuple[float, float]] = {}
+    for key, done in runs.items():
+        means[key] = float(np.mean(done.percent(done.forced))), done.percent(done.cascaded)[-1]
+        forced, last = means[key]
+        accuracy = 100 * done.right / done.samples
+        print(f"{key[0]} bit {key[1]}: forced {forced:.4f} %, last {last:.3f} %, {accuracy:.2f} %")
+    if options.write:
+        write(rows, note)
+        draw(means, DOC.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
