@@ -378,9 +378,16 @@ def test_an_interrupt_ends_the_worker(tmp_path, temporary, monkeypatch):
     main = threading.main_thread().ident
     assert main is not None
     timer = threading.Timer(1, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        lava_backend.work("lava", [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path)
+    # Python keeps ignoring what its parent ignored, as a shell does for its background jobs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            lava_backend.work(
+                "lava", [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert_gone(workers[0], temporary)
 
 
