@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,18 +110,19 @@ class Simulator:
                 if spread is None
                 else self._elsewhere(spread, raster, states, out is not None)
             )
-            for trace in traces:
-                if out is not None:
-                    _store(arrays, Path(folder), trace, done, raster.shape[0])
-                done += len(trace.predictions)
-                if on_progress is not None:
-                    on_progress(done)
+            with closing(traces):
+                for trace in traces:
+                    if out is not None:
+                        _store(arrays, Path(folder), trace, done, raster.shape[0])
+                    done += len(trace.predictions)
+                    if on_progress is not None:
+                        on_progress(done)
             if out is not None:
                 with atomic(out) as temporary, temporary.open("wb") as file:
                     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         return self.recorder.done()
 
-    def _here(self, raster: Source, states: bool) -> Iterator[Trace]:
+    def _here(self, raster: Source, states: bool) -> Generator[Trace]:
         """Run and record batch by batch."""
         for inputs in raster.batches(engine.batch_size(self.network, states)):
             trace = self.engine.run(inputs, states)
@@ -129,13 +131,14 @@ class Simulator:
 
     def _elsewhere(
         self, spread: Spread, raster: Source, states: bool, keep: bool
-    ) -> Iterator[Trace]:
+    ) -> Generator[Trace]:
         """Have batches run and counted, and record them in order."""
         size = min(SPREAD_BATCH, engine.batch_size(self.network, states))
         job = Batches(self.network, self.profile, states, keep)
-        for works, trace in spread.run(job, raster.batches(size)):
-            self.recorder.take(works, trace)
-            yield trace
+        with closing(spread.run(job, raster.batches(size))) as results:
+            for works, trace in results:
+                self.recorder.take(works, trace)
+                yield trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,9 +126,10 @@ def measure(
     else:
         results = _on_lava(backend, network, batches, stall_s, tell)
     total = Agreement()
-    for (start, inputs), found in zip(batches, results, strict=True):
-        total += found
-        tell((start + len(inputs)) * network.timesteps)
+    with closing(results):
+        for (start, inputs), found in zip(batches, results, strict=True):
+            total += found
+            tell((start + len(inputs)) * network.timesteps)
     return total
 
 
@@ -165,7 +167,7 @@ def _on_lava(
     batches: list[tuple[int, NDArray[np.uint8]]],
     stall_s: float | None,
     tell: Callable[[int], None],
-) -> Iterator[Agreement]:
+) -> Generator[Agreement]:
     """Every batch on Lava, against the reference."""
     from stl_deploy import lava_backend
     from stl_deploy.hw_sim import reference

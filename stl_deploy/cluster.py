@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ class Cluster:
         self.client, self.address = client, address
         self._seen = time.monotonic()  # when there last was a worker
 
-    def run(self, job: Job, batches: Iterable[Any]) -> Iterator[Any]:
+    def run(self, job: Job, batches: Iterable[Any]) -> Generator[Any]:
         """See Spread. Raises BackendError when the cluster is lost, or what a worker raised.
 
         What nobody waits for any more the scheduler drops as soon as its future is.

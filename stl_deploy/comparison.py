@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -132,14 +132,14 @@ def compare(
         )
         for start in starts
     )
-    results = (spread or Threads()).run(job, batches)
-    for start, found in zip(starts, results, strict=True):
-        audit.take(found.findings)
-        total.add(found.tally)
-        if visit is not None and found.trace is not None:
-            visit(raster.spikes[start : start + batch], found.trace)
-        if on_progress is not None:
-            on_progress(total.samples)
+    with closing((spread or Threads()).run(job, batches)) as results:
+        for start, found in zip(starts, results, strict=True):
+            audit.take(found.findings)
+            total.add(found.tally)
+            if visit is not None and found.trace is not None:
+                visit(raster.spikes[start : start + batch], found.trace)
+            if on_progress is not None:
+                on_progress(total.samples)
     labelled = raster.labels is not None
     return ParityReport(
         samples=total.samples,

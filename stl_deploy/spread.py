@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -25,8 +25,11 @@ class Job(Protocol):
 class Spread(Protocol):
     """Where the batches of a job are worked on."""
 
-    def run(self, job: Job, batches: Iterable[Any]) -> Iterator[Any]:
-        """The result for every batch, in order; few batches are taken before they are needed."""
+    def run(self, job: Job, batches: Iterable[Any]) -> Generator[Any]:
+        """The result for every batch, in order; few batches are taken before they are needed.
+
+        Whoever may leave early closes it: until then work that was begun goes on.
+        """
 
 
 class Threads:
@@ -35,7 +38,7 @@ class Threads:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or cores()
 
-    def run(self, job: Job, batches: Iterable[Any]) -> Iterator[Any]:
+    def run(self, job: Job, batches: Iterable[Any]) -> Generator[Any]:
         """See Spread."""
         do = job.prepare()
         if self.workers == 1:
