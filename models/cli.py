@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,10 +25,14 @@ from stl_deploy.commands.common import (
     say,
     stderr,
 )
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, LoweringError, Problem
+
+if TYPE_CHECKING:
+    from stl_deploy.models.qat import QatNet
 
 
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
     data: Data = DEFAULT_DATA,
     arch: Annotated[
@@ -49,11 +53,33 @@ def train(
     timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
     tau: Annotated[float, typer.Option(min=0, max=0.999, help="Decay per step.")] = 0.5,
     threshold: Annotated[float, typer.Option(min=0, max=1e3, help="Initial threshold.")] = 1.0,
-    epochs: Annotated[int, typer.Option(min=1)] = 24,
+    qat: Annotated[
+        bool,
+        typer.Option(
+            "--qat", help="Fine-tune --init on integers: what comes out is exported as it is."
+        ),
+    ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Checkpoint that --qat begins with; it says the network."
+        ),
+    ] = None,
+    weight_bits: Annotated[
+        int | None, typer.Option(min=2, max=8, help="Bits of a weight, with --qat. [default: 8]")
+    ] = None,
+    chip: Annotated[
+        Literal["ideal", "loihi1", "loihi2"] | None,
+        typer.Option(help="Whose registers nothing may leave, with --qat. [default: loihi2]"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="[default: 24, with --qat 4]")] = None,
     batch: Annotated[int, typer.Option(min=2)] = 128,
     lr: Annotated[
-        float, typer.Option(min=0, max=1, help="Initial learning rate (Adam, cosine).")
-    ] = 2e-3,
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Initial rate (Adam, cosine). [default: 2e-3, with --qat 5e-4]"
+        ),
+    ] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Annotated[int | None, typer.Option(min=2, help="Use the first N images only.")] = None,
@@ -65,6 +91,8 @@ def train(
     """Train an STL-SNN; an interrupted run continues with --resume from its last epoch.
 
     Example: stl-train --arch 24C5-BN-LIF-P14-FC100-LIF-AvgPool10 --epochs 4 -o model.pt
+
+    Example: stl-train --qat --init model.pt --weight-bits 4 -o model4.pt
     """
     import numpy as np
     import torch
@@ -74,41 +102,46 @@ def train(
     from stl_deploy.files import check_writable, sha256
     from stl_deploy.models.train import Settings, Trainer
 
+    _check_usage(context, qat, init)
     refuse_existing(out, force)
     snapshot = out.with_suffix(".resume.pt")
     check_writable(snapshot)
     check_writable(out)
     images, labels = idx.load(data, "train", limit)
-    architecture = Architecture.parse(
-        arch,
-        (images.shape[1], images.shape[2], images.shape[3]),
-        levels=255 if encoding == "graded" else 1,
-        timesteps=timesteps,
-        tau=tau,
-    )
+    pixels = images.shape[1], images.shape[2], images.shape[3]
+    model = None
+    if init is not None:
+        model = _integers(init, weight_bits or 8, chip or "loihi2", pixels)
+        architecture = model.arch
+        encoding = "graded" if architecture.input.levels > 1 else "bernoulli"
+    else:
+        levels = 255 if encoding == "graded" else 1
+        architecture = Architecture.parse(arch, pixels, levels=levels, timesteps=timesteps, tau=tau)
     if labels.max() >= architecture.classes:
         raise InputError(
             Problem(
-                "--arch",
-                f"{arch} tells {architecture.classes} classes apart, the labels go up to "
-                f"{labels.max()}",
-                "let FC<n>-LIF-AvgPool<p> end it, with n = classes * p",
+                "--arch" if init is None else str(init),
+                f"tells {architecture.classes} classes apart, the labels go up to {labels.max()}",
+                "let FC<n>-LIF-AvgPool<p> end the network, with n = classes * p",
             )
         )
     digest = sha256(idx.find(data, "train", "images"))
     settings = Settings(
         mode=mode,
         encoding=encoding,
-        epochs=epochs,
+        epochs=epochs or (4 if qat else 24),
         batch=batch,
-        lr=lr,
+        lr=lr if lr is not None else 5e-4 if qat else 2e-3,
         seed=seed,
         threshold=threshold,
         flip=flip,
         data=f"{len(images)} images of {digest}",
+        weight_bits=None if init is None else weight_bits or 8,
+        chip="" if init is None else chip or "loihi2",
+        start="" if init is None else sha256(init),
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trainer = Trainer(architecture, settings, device)
+    trainer = Trainer(architecture, settings, device, model)
     if resume and snapshot.exists():
         trainer.resume(snapshot)
     elif resume:
@@ -123,27 +156,82 @@ def train(
 
         for report in trainer.run(x, y, show):
             trainer.save(snapshot)
-            bar.update(task, description=f"epoch {report.epoch + 2}/{epochs}")
+            bar.update(task, description=f"epoch {report.epoch + 2}/{settings.epochs}")
             if not as_json:
                 stderr.print(
-                    f"epoch {report.epoch + 1:3}/{epochs}  loss {report.loss:.4f}  "
+                    f"epoch {report.epoch + 1:3}/{settings.epochs}  loss {report.loss:.4f}  "
                     f"training accuracy {100 * report.accuracy:.2f} %  "
                     f"{time.monotonic() - started:.0f} s"
                 )
     record = {
-        "arch": arch,
+        "arch": arch if init is None else str(init.name),
         "settings": asdict(settings),
         "data": {"images": len(images), "sha256": digest},
         "torch": str(torch.__version__),
         "history": [asdict(e) for e in trainer.history],
     }
-    save_checkpoint(trainer.model, out, record)
+    save_checkpoint(trainer.trained(), out, record)
     snapshot.unlink(missing_ok=True)
     last = trainer.history[-1]
     if as_json:
         print_json({"out": str(out), **record})
     else:
         say(f"{out}: training accuracy {100 * last.accuracy:.2f} % (last epoch)")
+
+
+GIVEN = {"arch": "--arch", "tau": "--tau", "timesteps": "--timesteps", "encoding": "--encoding"}
+GIVEN |= {"threshold": "--threshold"}
+
+
+def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
+    """Raise InputError for options that do not go together."""
+    # By name: typer brings a click of its own, or not.
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    asked = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    problems = []
+    if qat and init is None:
+        problems.append(
+            Problem("--qat", "begins with a trained network", "name its checkpoint with --init")
+        )
+    if qat:
+        problems += [
+            Problem(GIVEN[name], "comes from the checkpoint of --init", "leave it out")
+            for name in asked
+            if name in GIVEN
+        ]
+    else:
+        problems += [
+            Problem(option, "goes with --qat", "give --qat, or leave it out")
+            for name, option in (
+                ("init", "--init"),
+                ("weight_bits", "--weight-bits"),
+                ("chip", "--chip"),
+            )
+            if name in asked
+        ]
+    if problems:
+        raise InputError(problems)
+
+
+def _integers(init: Path, bits: int, chip: str, pixels: tuple[int, int, int]) -> QatNet:
+    """What training on integers begins with."""
+    from stl_deploy.importers import stl
+    from stl_deploy.models import qat
+
+    checkpoint = stl.read(init)
+    if checkpoint.arch.quantized is not None:
+        raise InputError(
+            Problem(str(init), "is trained on integers already", "name the float checkpoint")
+        )
+    if checkpoint.arch.input.shape != pixels:
+        what = f"reads {checkpoint.arch.input.shape}, the images are {pixels}"
+        raise InputError(Problem(str(init), what, "give the --data it was trained on"))
+    try:
+        return qat.from_checkpoint(checkpoint, bits, chip)
+    except LoweringError as error:
+        raise LoweringError(
+            [Problem(f"{init}: {p.where}", p.what, p.remedy) for p in error.problems]
+        ) from None
 
 
 @contextmanager

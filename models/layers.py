@@ -78,6 +78,74 @@ class LIF(nn.Module):
         return f"shape={tuple(self.thresh.shape)}, tau={self.tau}"
 
 
+class IntegerLIF(LIF):
+    """The neuron of ``hw_sim/reference.py`` in PyTorch, bit for bit where no register overflows.
+
+    ``thresh`` holds vth, whole numbers; ``scale`` [C] is what a unit of it stands for in floating point
+    and plays no part in the result. A current of whole numbers comes in, and v counts 1/64 of them:
+
+        v = trunc(v * 4096*tau / 4096) + 64 * I;  s = v > 64 * vth;  v = 0 where s
+
+    float32 holds whole numbers up to 2^24, so that v, below 2^23, is exact; only the product of v and
+    4096*tau needs float64, unless tau is 1/2.
+    """
+
+    def __init__(self, shape: tuple[int, ...], tau: float = 0.5) -> None:
+        super().__init__(shape, tau)
+        self.register_buffer("scale", torch.ones(shape[0]))
+        self.scale: Tensor
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Spikes [batch, time, *shape] for a current of that shape and of whole numbers."""
+        return cast(Tensor, _IntegerSteps.apply(current, self.thresh, self.unit, self.tau))  # type: ignore[no-untyped-call]
+
+    @property
+    def unit(self) -> Tensor:
+        """``scale``, broadcastable to the population's shape."""
+        return self.scale.reshape(-1, *[1] * (self.thresh.dim() - 1))
+
+
+class _IntegerSteps(torch.autograd.Function):
+    """All time steps of an ``IntegerLIF``; gradients are those of the float neuron it stands for.
+
+    With h = v * unit / 64 and theta = vth * unit that is ``_LifSteps``' backward pass; the gradients it
+    returns are those of the whole numbers, so that a unit enters nowhere else.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, vth: Tensor, unit: Tensor, tau: float) -> Tensor:
+        wide = current if tau == 0.5 else current.double()
+        membrane = torch.empty_like(current)
+        spikes = torch.empty_like(current)
+        v = torch.zeros_like(wide[:, 0])
+        for t in range(current.shape[1]):
+            v = v.mul_(4096 * tau).div_(4096).trunc_().add_(wide[:, t], alpha=64)
+            s = (v > 64 * vth).to(v.dtype)
+            membrane[:, t] = v
+            spikes[:, t] = s
+            v = v * (1 - s)
+        ctx.save_for_backward(membrane, spikes, vth, unit)
+        ctx.tau = tau
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
+        (grad_spikes,) = grads
+        membrane, spikes, vth, unit = ctx.saved_tensors
+        grad_current = torch.empty_like(membrane)
+        grad_vth = torch.zeros_like(vth)
+        grad_v = torch.zeros_like(membrane[:, 0])
+        for t in reversed(range(membrane.shape[1])):
+            h, s = membrane[:, t] * (unit / 64), spikes[:, t]
+            surrogate = (h - vth * unit).mul_(math.pi / 2 * ALPHA).square_().add_(1).reciprocal_()
+            through_spike = (grad_spikes[:, t] - grad_v * h).mul_(surrogate).mul_(ALPHA / 2)
+            grad_vth -= through_spike.sum(0)
+            grad_h = grad_v.mul_(1 - s).add_(through_spike)
+            grad_current[:, t] = grad_h * unit
+            grad_v = grad_h * ctx.tau
+        return grad_current, grad_vth * unit, None, None
+
+
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` over [batch, time, C, H, W], all time steps in one call."""
 

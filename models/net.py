@@ -29,7 +29,8 @@ class STLNet(nn.Module):
     """Spiking network with learned thresholds, [batch, time, *input] to class rates [batch, K].
 
     Args:
-        arch: the description; its layer names become module names and state_dict keys.
+        arch: the description; its layer names become module names and state_dict keys. Where it is
+            ``quantized``, parameters are whole numbers, and so is all that is computed.
         threshold: initial firing threshold of every neuron.
     """
 
@@ -38,7 +39,10 @@ class STLNet(nn.Module):
         self.arch = arch
         shape: Shape = arch.input.shape
         for spec in arch.layers:
-            self.add_module(spec.name, _module(spec, shape, threshold))
+            if isinstance(spec, Lif) and arch.quantized is not None:
+                self.add_module(spec.name, layers.IntegerLIF(shape, spec.tau))
+            else:
+                self.add_module(spec.name, _module(spec, shape, threshold))
             shape = output_shape(spec, shape)
         self.readout = layers.PopulationReadout(arch.population)
 
@@ -48,7 +52,9 @@ class STLNet(nn.Module):
 
     def run(self, raster: Tensor) -> dict[str, Tensor]:
         """Spikes [batch, time, *shape] of every LIF and max-pool layer, by name."""
-        x = raster.to(next(self.parameters()).dtype) / self.arch.input.levels
+        x = raster.to(next(self.parameters()).dtype)
+        if self.arch.quantized is None:
+            x = x / self.arch.input.levels
         spikes: dict[str, Tensor] = {}
         for spec in self.arch.layers:
             x = self.get_submodule(spec.name)(x)
@@ -85,7 +91,7 @@ def _module(spec: object, shape: Shape, threshold: float) -> nn.Module:
 def from_params(arch: Architecture, params: Mapping[str, NDArray[Any]]) -> STLNet:
     """A model in evaluation mode from checked parameters, in their own precision."""
     model = STLNet(arch)
-    if any(value.dtype == np.float64 for value in params.values()):
+    if arch.quantized is None and any(value.dtype == np.float64 for value in params.values()):
         model = model.double()
     # num_batches_tracked plays no part in evaluation and is not kept.
     model.load_state_dict({k: torch.from_numpy(v) for k, v in params.items()}, strict=False)

@@ -3,7 +3,7 @@
 ``synergistic`` learns weights and thresholds, ``synaptic`` weights alone (thresholds stay at their
 initial value), ``threshold`` thresholds alone (weights stay random). Everything random comes from
 (seed, epoch), so that a run resumed after any epoch ends in the same parameters as one that was
-never interrupted.
+never interrupted. A ``QatNet`` is trained the same way (``models/qat.py``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.files import atomic
 from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet
+from stl_deploy.models.qat import QatNet
 
 Mode = Literal["synergistic", "synaptic", "threshold"]
 Encoding = Literal["bernoulli", "graded"]
@@ -44,6 +45,9 @@ class Settings:
     threshold: float = 1.0
     flip: bool = False
     data: str = ""  # what it is trained on, so that no other data continues the run
+    weight_bits: int | None = None  # of training on integers, with the chip, and what it began with
+    chip: str = ""
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,18 @@ def encode(images: Tensor, timesteps: int, encoding: Encoding, rng: torch.Genera
 
 
 class Trainer:
-    """One run: ``for report in trainer.run(...)`` trains an epoch at a time."""
+    """One run: ``for report in trainer.run(...)`` trains an epoch at a time.
 
-    def __init__(self, arch: Architecture, settings: Settings, device: str = "cpu") -> None:
+    It begins with ``model``, or with a network of ``arch`` that nothing was learned by.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        settings: Settings,
+        device: str = "cpu",
+        model: STLNet | None = None,
+    ) -> None:
         if (settings.encoding == "graded") != (arch.input.levels > 1):
             raise InputError(
                 Problem(
@@ -88,7 +101,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.device = device
-        self.model = STLNet(arch, threshold=settings.threshold).to(device)
+        self.model = (model or STLNet(arch, threshold=settings.threshold)).to(device)
         self.optimizer = torch.optim.Adam(freeze(self.model, settings.mode), lr=settings.lr)
         self.history: list[Epoch] = []
 
@@ -118,6 +131,8 @@ class Trainer:
         order = torch.from_numpy(order_rng.permutation(len(images))).to(self.device)
         batches = torch.split(order, settings.batch)
         self.model.train()
+        if isinstance(self.model, QatNet):
+            self.model.settle()
         loss_sum = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)
         for i, index in enumerate(batches):
@@ -149,13 +164,17 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
+    def trained(self) -> STLNet:
+        """The network to keep; of a ``QatNet`` its integers."""
+        return self.model.frozen() if isinstance(self.model, QatNet) else self.model
+
     def save(self, path: Path) -> None:
         """Write everything that a later ``resume`` needs."""
         with atomic(path) as temporary:
             torch.save(
                 {
                     "format": RESUME_FORMAT,
-                    "arch": self.model.arch.model_dump(mode="json"),
+                    "arch": self.model.arch.to_dict(),
                     "settings": asdict(self.settings),
                     "history": [asdict(e) for e in self.history],
                     "state_dict": self.model.state_dict(),
@@ -169,7 +188,7 @@ class Trainer:
         data: dict[str, Any] = read_tensors(path)
         mine = {
             "format": RESUME_FORMAT,
-            "arch": self.model.arch.model_dump(mode="json"),
+            "arch": self.model.arch.to_dict(),
             "settings": asdict(self.settings),
         }
         differing = [key for key, value in mine.items() if data.get(key) != value]

@@ -99,11 +99,24 @@ class Input(BaseModel):
     levels: Annotated[int, Field(ge=1, le=255)] = 1
 
 
+class Quantized(BaseModel):
+    """The parameters are integers in register units (``models/qat.py``); weights have so many bits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    weight_bits: Annotated[int, Field(ge=2, le=8)]
+
+    @property
+    def largest(self) -> int:
+        """The largest weight of the grid, 2^(B-1) - 1."""
+        return (1 << (self.weight_bits - 1)) - 1
+
+
 class Architecture(BaseModel):
     """A feed-forward spiking network with a population readout.
 
     ``population`` neurons of the last LIF vote for each class: class k owns neurons
     k*population .. (k+1)*population-1, and the output is their mean over neurons and time.
+    ``quantized``: the network counts in integers, None for one in floating point.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -111,13 +124,18 @@ class Architecture(BaseModel):
     layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=256)]
     population: PositiveInt
     timesteps: Annotated[int, Field(ge=1, le=4096)] = 4
+    quantized: Quantized | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Architecture:
-        problems = self._shape_problems()
+        problems = self._shape_problems() + self._integer_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that ``from_dict`` reads, without what does not apply."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -156,6 +174,24 @@ class Architecture(BaseModel):
                 f"{self.population}"
             )
         return problems
+
+    def _integer_problems(self) -> list[str]:
+        """What a network that counts in integers cannot have."""
+        if self.quantized is None:
+            return []
+        return [
+            f"{layer.name}: {what}, in a network of integers"
+            for layer in self.layers
+            for what, wrong in (
+                ("BatchNorm", isinstance(layer, BatchNorm)),
+                (
+                    f"tau = {getattr(layer, 'tau', 0)} is no multiple of 1/4096 below 1",
+                    isinstance(layer, Lif)
+                    and not (layer.tau < 1 and (4096 * layer.tau).is_integer()),
+                ),
+            )
+            if wrong
+        ]
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "arch") -> Architecture:

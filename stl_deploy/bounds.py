@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.chip import Chip
 from stl_deploy.network import LifLayer, row_sums
 
 Int64 = NDArray[np.int64]
@@ -59,6 +60,26 @@ def voltage_range(
         up = decay(np.maximum(left, 0), layer.dv) + high + bias
         worst_down, worst_up = np.minimum(worst_down, down), np.maximum(worst_up, up)
     return worst_down, worst_up
+
+
+def excess(
+    layer: LifLayer, chip: Chip, levels: int, timesteps: int, anywhere: bool = False
+) -> NDArray[np.float64]:
+    """Worst case over limit of the registers of ``chip``, float64 [O] or [1]; above 1 it can overflow.
+
+    ``anywhere``: see ``voltage_range``.
+    """
+    most: NDArray[np.float64] = np.zeros(1)
+    if chip.accumulator_limit is not None:
+        low, high = one_sided_sums(layer, levels)
+        most = np.maximum(-low, high) / (chip.accumulator_limit - 1)
+    if chip.state_limit is not None:
+        for low, high in (
+            current_range(layer, levels, timesteps),
+            voltage_range(layer, levels, timesteps, anywhere),
+        ):
+            most = np.maximum(most, np.maximum(-low, high) / (chip.state_limit - 1))
+    return most
 
 
 def _currents(layer: LifLayer, levels: int, timesteps: int) -> Iterator[tuple[Int64, Int64]]:

@@ -1,7 +1,8 @@
 """Checkpoints ``model.pt``: read as data alone (``weights_only=True``), written whole or not at all.
 
 Layout: ``{"format": "stl-deploy/1", "arch": {...}, "state_dict": {...}, "training": {...}}``, the
-last for people and scripts, never read by the compiler.
+last for people and scripts, never read by the compiler. Where ``arch`` says ``quantized``, weights are
+int8, biases and thresholds int32, and ``lif<i>.scale`` float32 is what a unit of them stood for.
 """
 
 from __future__ import annotations
@@ -72,9 +73,22 @@ def save_checkpoint(
         torch.save(
             {
                 "format": FORMAT,
-                "arch": model.arch.model_dump(mode="json"),
-                "state_dict": {k: v.detach().cpu() for k, v in model.state_dict().items()},
+                "arch": model.arch.to_dict(),
+                "state_dict": _state(model),
                 "training": dict(training or {}),
             },
             temporary,
         )
+
+
+def _state(model: STLNet) -> dict[str, torch.Tensor]:
+    """Parameters on the CPU; those of a network of integers as integers."""
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    if model.arch.quantized is None:
+        return state
+    weights = {spec.name for spec in model.arch.layers if spec.kind in ("conv", "linear")}
+    types = {f"{name}.weight": torch.int8 for name in weights}
+    return {
+        k: v if k.endswith(".scale") else v.round().to(types.get(k, torch.int32))
+        for k, v in state.items()
+    }

@@ -5,6 +5,9 @@ v = (1 - dt/tau) v + (dt/tau) (v_leak + r I);  spike = v > v_threshold;  v = v_r
 or v - v_threshold with ``reset: "subtract"`` in its metadata. For a CubaLIF tau is tau_mem, and
 I = (1 - dt/tau_syn) I + (dt/tau_syn) w_in S. What leads from the neurons back to them adds the weighted
 spikes of the step before to the input.
+
+Of a graph that was ``trained`` on integers v is a multiple of 1/64 of a unit, and the first term is
+truncated to one, toward zero.
 """
 
 from __future__ import annotations
@@ -40,12 +43,16 @@ def run(
     x: Array = raster.reshape(n * steps, *raster.shape[2:]).astype(np.float64)
     spikes: dict[str, NDArray[np.uint8]] = {}
     nodes, beside = G.inner(graph), G.recurrent(graph)
+    trained = G.float_meta(graph).trained
     before = dict(pairwise(reversed(nodes)))
     for name, node in nodes.items():
         if isinstance(node, nir.LIF | nir.CubaLIF):
             own = beside[name][1].weight.astype(np.float64) if name in beside else None
             total = x.reshape(n, steps, *x.shape[1:])
-            x = _neurons(node, total, own).reshape(x.shape)
+            if trained is not None:
+                x = _whole(node, total, np.array(trained.scale[name])).reshape(x.shape)
+            else:
+                x = _neurons(node, total, own).reshape(x.shape)
             if own is not None and observe is not None and name in before:
                 observe(before[name], total.reshape(x.shape))
         else:
@@ -118,4 +125,19 @@ def _neurons(node: nir.LIF | nir.CubaLIF, inputs: Array, own: Array | None) -> A
         s = v > node.v_threshold
         spikes[:, t] = s
         v = np.where(s, v - node.v_threshold if subtract else node.v_reset, v)
+    return spikes
+
+
+def _whole(node: nir.LIF, inputs: Array, scale: Array) -> Array:
+    """``_neurons`` for a LIF that was trained on integers; ``scale`` [C] is its unit."""
+    step = G.DT / node.tau.astype(np.float64)
+    least = scale.reshape(-1, *[1] * (inputs.ndim - 3)) / 64
+    kept = np.rint(4096 * (1 - step))
+    v = np.zeros_like(inputs[:, 0])
+    spikes = np.zeros_like(inputs)
+    for t in range(inputs.shape[1]):
+        # What comes in is a whole multiple of 64, but for the rounding of a sum of floats.
+        v = np.trunc(v * kept / 4096) + np.rint(step * node.r * inputs[:, t] / least)
+        spikes[:, t] = s = v * least > node.v_threshold
+        v[s] = 0
     return spikes

@@ -8,7 +8,7 @@ import nir
 import numpy as np
 
 from stl_deploy import graph as G
-from stl_deploy import nir_file
+from stl_deploy import nir_file, trained
 from stl_deploy.errors import InputError, LoweringError, Problem
 
 RUNS = (
@@ -58,7 +58,9 @@ def read(path: Path) -> nir.NIRGraph:
         if not problems:
             G.verify(graph)
             problems += _parameters(path, graph)
-    except LoweringError as error:
+            if (known := G.float_meta(graph).trained) is not None:
+                trained.check_graph(graph, known)
+    except (InputError, LoweringError) as error:
         problems += [Problem(f"{path}: {p.where}", p.what, p.remedy) for p in error.problems]
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         # What shapes and types from a broken file can do to arithmetic on them.

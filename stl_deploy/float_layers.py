@@ -15,6 +15,7 @@ from stl_deploy import graph as G
 from stl_deploy.network import Pair, Shape
 
 Float = NDArray[np.float64]
+EXACT = 7  # steps in which halving v loses none of its six fractional bits
 Weights = nir.Conv2d | nir.Linear | nir.Affine
 
 
@@ -47,6 +48,7 @@ class FloatPool:
 def read(graph: nir.NIRGraph) -> dict[str, FloatLayer | FloatPool | str]:
     """Every population of a lowered graph; a text says what of it is not understood here."""
     out: dict[str, FloatLayer | FloatPool | str] = {}
+    meta = G.float_meta(graph)
     shape = population = G.in_shape(graph)
     before: nir.ir.NIRNode | None = None
     for name, node in G.inner(graph).items():
@@ -59,6 +61,9 @@ def read(graph: nir.NIRGraph) -> dict[str, FloatLayer | FloatPool | str]:
                 continue
             case nir.LIF() if isinstance(before, Weights):
                 out[name] = _lif(name, node, before, population)
+                halved = np.rint(4096 * G.DT / node.tau) == 2048
+                if meta.trained is not None and not (halved.all() and meta.timesteps <= EXACT):
+                    out[name] = "it was trained on integers, and its decay truncates as theirs does"
             case nir.Threshold() if isinstance(before, nir.SumPool2d):
                 out[name] = _pool(name, node, before, population)
             case _:

@@ -13,12 +13,12 @@ import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.network import Pair, Reset, Shape
@@ -29,16 +29,41 @@ Array = NDArray[Any]
 Recurrent = dict[str, tuple[str, nir.Linear]]
 
 
+class Trained(BaseModel):
+    """The numbers of the graph are whole ones times a unit, from training on integers.
+
+    ``scale`` holds, by the name of the neurons, the unit of each output channel: of weights, biases and
+    thresholds; v counts 1/64 of it, and a decay truncates toward zero. ``weight_bits`` is the grid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    weight_bits: int = Field(ge=2, le=8)
+    scale: dict[str, list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]]
+
+
 class FloatMeta(BaseModel):
-    """The JSON string of a float graph."""
+    """The JSON string of a float graph; version 2 has ``trained``, which version 1 does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: str = Field(default="stl-deploy/float", pattern="^stl-deploy/float$")
-    version: int = Field(default=1, ge=1, le=1)
+    version: int = Field(default=1, ge=1, le=2)
     timesteps: int = Field(ge=1, le=4096)
     input_levels: int = Field(default=1, ge=1, le=255)
     classes: int = Field(ge=1)
     population: int = Field(ge=1)
+    trained: Trained | None = None
+
+    @model_validator(mode="after")
+    def _versioned(self) -> FloatMeta:
+        if (self.version == 2) != (self.trained is not None):
+            raise ValueError(
+                f"version {self.version} {'without' if self.version == 2 else 'with'} trained"
+            )
+        return self
+
+    def text(self) -> str:
+        """The string."""
+        return self.model_dump_json(exclude_none=True)
 
 
 @dataclass(eq=False)

@@ -27,7 +27,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import bounds, calibration, folding, placement, profiles
+from stl_deploy import bounds, calibration, folding, placement, profiles, trained
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -70,7 +70,7 @@ def quantize(
     chip: str = "ideal",
     calib: NDArray[np.uint8] | None = None,
     *,
-    weight_bits: int = 8,
+    weight_bits: int | None = None,
     weight_exp: int = 0,
     thresholds: Thresholds = "auto",
     overflow: Overflow = "auto",
@@ -85,7 +85,7 @@ def quantize(
         chip: name of a file in ``chips/``.
         calib: raster [N, T, *input] that weights and thresholds are fitted to (``calibration.py``; not
             with thresholds "fold") and that sets scales with ``overflow="checked"``; no labels.
-        weight_bits: 2..8, the grid +-(2^(B-1)-1).
+        weight_bits: 2..8, the grid +-(2^(B-1)-1); 8 without, or what the model was trained on.
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
         thresholds: "native", a threshold per neuron; "fold", one a layer, inputs scaled instead;
             "profiles", rounded to what a core of ``chip`` holds, neurons placed by threshold;
@@ -94,17 +94,26 @@ def quantize(
             overflow), "auto": proven where it costs at most one effective bit.
         clamp_thresholds: put thresholds outside the chip's register onto its nearest value.
 
+    A graph that was trained on integers (``stl-train --qat``) is taken as it is.
+
     Raises:
-        InputError: an option out of range. LoweringError: every problem of the model at once.
+        InputError: an option out of range, or one that contradicts such a training.
+        LoweringError: every problem of the model at once.
     """
     facts = chips.load(chip)
     if not isinstance(graph, nir.NIRGraph):
         raise InputError(
             Problem("graph", f"is a {type(graph).__name__}, not a NIR graph", "see from_torch")
         )
+    meta = G.float_meta(graph)
+    if weight_bits is None:
+        weight_bits = 8 if meta.trained is None else meta.trained.weight_bits
     options = Options(weight_bits, weight_exp, thresholds, overflow, clamp_thresholds)
     _check_options(options, facts)
-    meta = G.float_meta(graph)
+    if meta.trained is not None:
+        asked = {"weight_bits": weight_bits, "weight_exp": weight_exp, "thresholds": thresholds}
+        trained.check_asked(meta.trained, {**asked, "calib": calib})
+        trained.check_graph(graph, meta.trained)
     if calib is not None and calib.shape[2:] != G.in_shape(graph):
         raise InputError(
             Problem("calib", f"has inputs {calib.shape[2:]}, the network {G.in_shape(graph)}")
@@ -140,7 +149,10 @@ def quantize(
             continue
         levels = meta.input_levels if not layers else 1
         fitted = _Fit(block, options, facts, levels, meta.timesteps, seen.get(block.synapse_name))
-        layer, how = fitted.choose()
+        if meta.trained is None:
+            layer, how = fitted.choose()
+        else:
+            layer, how = fitted.as_trained(np.array(meta.trained.scale[block.name]))
         if recording is not None and not fitted.problems:
             before = layers[-1].name if layers else ""
             layer, how = fitted.calibrated(layer, how, before, recording)
@@ -163,7 +175,10 @@ def quantize(
     problems += () if network.placement is None else network.placement.beyond
     if problems:
         raise LoweringError(problems)
-    network = _lowered(network, options.thresholds, facts)
+    if meta.trained is not None:
+        network = replace(network, lowering_reason="the integers are taken as they were trained")
+    else:
+        network = _lowered(network, options.thresholds, facts)
     diagnostics += _distinct_thresholds(network, facts)
     if network.placement is not None and network.placement.chips > 1:
         diagnostics.append(placement.more_than_one_chip(network.placement, facts))
@@ -447,6 +462,33 @@ class _Fit:
         low, high = bounds.one_sided_sums(layer, self.levels)
         return layer, Precision(mode, bits, int(max(-low.min(), high.max())), limit)
 
+    def as_trained(self, units: Float) -> tuple[LifLayer, Precision]:
+        """The layer of the integers that were trained, ``units`` being theirs."""
+        block = self.block
+        most = {"weight": float(self.qmax), "bias": float(self.chip.bias_mant_range[1])}
+        values = {"weight": block.weight, "bias": block.bias}
+        self.problems += trained.check_layer(block.name, values, units, most)
+        self._report_decays()
+        if self.problems:
+            return self._layer(self._plain_units()), Precision("checked", 0.0, 0, None)
+        layer = self._layer(units, final=True)
+        proven = bool((self._excess(layer) <= 1).all())
+        if not proven and self.options.overflow == "proven":
+            self.problems.append(
+                Problem(
+                    block.name,
+                    f"its integers could leave the registers of {self.chip.name}",
+                    "train it again for this chip (stl-train --qat --chip), or use --overflow checked",
+                )
+            )
+        elif not proven:
+            self._warn_checked(units, "as the integers were not trained for this chip")
+        low, high = bounds.one_sided_sums(layer, self.levels)
+        worst = int(max(-low.min(), high.max()))
+        bits = float(self.options.weight_bits)
+        mode: Literal["proven", "checked"] = "proven" if proven else "checked"
+        return layer, Precision(mode, bits, worst, self.chip.accumulator_limit)
+
     def calibrated(
         self, layer: LifLayer, how: Precision, before: str, recording: calibration.Recording
     ) -> tuple[LifLayer, Precision]:
@@ -571,19 +613,9 @@ class _Fit:
 
     def _excess(self, layer: LifLayer) -> Float:
         """Worst case over limit, a channel; above 1 it can overflow."""
-        excess = np.zeros(1)
-        if self.chip.accumulator_limit is not None:
-            low, high = bounds.one_sided_sums(layer, self.levels)
-            excess = np.maximum(-low, high) / (self.chip.accumulator_limit - 1)
-        if self.chip.state_limit is not None:
-            # Rounding moves thresholds between the lowest and the highest of the layer.
-            rounded = self.options.thresholds != "native" and self.chip.limits.thresholds_per_core
-            for low, high in (
-                bounds.current_range(layer, self.levels, self.timesteps),
-                bounds.voltage_range(layer, self.levels, self.timesteps, bool(rounded)),
-            ):
-                excess = np.maximum(excess, np.maximum(-low, high) / (self.chip.state_limit - 1))
-        return excess
+        # Rounding moves thresholds between the lowest and the highest of the layer.
+        rounded = self.options.thresholds != "native" and self.chip.limits.thresholds_per_core
+        return bounds.excess(layer, self.chip, self.levels, self.timesteps, bool(rounded))
 
     def _calibrated(self, units: Float) -> Float:
         """``units`` grown until HEADROOM times the largest sum seen stays in the accumulator.

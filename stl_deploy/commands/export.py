@@ -57,7 +57,14 @@ def export(
         Literal["ideal", "loihi1", "loihi2"] | None,
         typer.Option(help="Registers and limits; default loihi2 for loihi, ideal for nir alone."),
     ] = None,
-    weight_bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of a weight.")] = 8,
+    weight_bits: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=8,
+            help="Bits of a weight. [default: 8, or what the model was trained on]",
+        ),
+    ] = None,
     weight_exp: Annotated[
         int, typer.Option(min=0, max=7, help="Weights count 2^E; finer thresholds, not for netx.")
     ] = 0,

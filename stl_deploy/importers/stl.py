@@ -53,7 +53,8 @@ def read(
                 )
             )
         architecture = A.Architecture.from_dict(data.get("arch"), f"{path}: arch")
-        params = _arrays(path, data.get("state_dict"))
+        integers = architecture.quantized is not None
+        params = _arrays(path, data.get("state_dict"), integers)
         _refuse_contradictions(path, architecture, tau, timesteps, classes)
     else:
         params = _arrays(path, data.get("state_dict", data))
@@ -61,6 +62,7 @@ def read(
             path, params, 0.5 if tau is None else tau, timesteps or 4, classes or 10
         )
     _check_params(path, architecture, params)
+    _check_integers(path, architecture, params)
     return Checkpoint(architecture, params)
 
 
@@ -78,10 +80,16 @@ def params_of(model: torch.nn.Module) -> Params:
 
 
 def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
-    """The float graph of a network, before any pass. Values keep the checkpoint's precision."""
+    """The float graph of a network, before any pass. Values keep the checkpoint's precision.
+
+    Integers become what they stand for, multiples of their unit, in float64.
+    """
     shape: A.Shape = architecture.input.shape
     nodes: dict[str, nir.ir.NIRNode] = {}
-    if architecture.input.levels > 1:
+    trained = None
+    if architecture.quantized is not None:
+        trained, params = _in_units(architecture, params)
+    elif architecture.input.levels > 1:
         nodes["input_scale"] = G.InputScale(shape, shape, architecture.input.levels)
     for layer in architecture.layers:
         out = A.output_shape(layer, shape)
@@ -95,8 +103,36 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
         input_levels=architecture.input.levels,
         classes=architecture.classes,
         population=architecture.population,
+        version=1 if trained is None else 2,
+        trained=trained,
     )
-    return G.chain_graph(nodes, architecture.input.shape, shape, meta.model_dump_json())
+    return G.chain_graph(nodes, architecture.input.shape, shape, meta.text())
+
+
+def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, Params]:
+    """The units of a network of integers, and its parameters as multiples of them in float64.
+
+    A threshold is put half a 1/64 above vth: v, a multiple of 1/64, passes it when it passes vth, and
+    no rounding of a float sum can change that.
+    """
+    assert architecture.quantized is not None
+    out: Params = {}
+    scales: dict[str, list[float]] = {}
+    source = ""
+    for spec in architecture.layers:
+        if isinstance(spec, A.Conv | A.Linear):
+            source = spec.name
+        elif isinstance(spec, A.Lif):
+            scale = params[f"{spec.name}.scale"].astype(np.float64)
+            scales[spec.name] = scale.tolist()
+            whole = {
+                key: params[key].astype(np.float64)
+                for key in (f"{source}.weight", f"{source}.bias", f"{spec.name}.thresh")
+                if key in params
+            }
+            whole[f"{spec.name}.thresh"] += 1 / 128
+            out |= {k: v * scale.reshape(-1, *[1] * (v.ndim - 1)) for k, v in whole.items()}
+    return G.Trained(weight_bits=architecture.quantized.weight_bits, scale=scales), out
 
 
 def _node(layer: A.Layer, shape: A.Shape, out: A.Shape, params: Params) -> nir.ir.NIRNode:
@@ -151,6 +187,8 @@ def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
                     expected[f"{layer.name}.{key}"] = (shape[0],)
             case A.Lif():
                 expected[f"{layer.name}.thresh"] = out
+                if architecture.quantized is not None:
+                    expected[f"{layer.name}.scale"] = out[:1]
         if isinstance(layer, A.Conv | A.Linear) and layer.bias:
             expected[f"{layer.name}.bias"] = out[:1]
         shape = out
@@ -314,8 +352,11 @@ def _refuse_contradictions(
         raise InputError(problems)
 
 
-def _arrays(path: Path, state: Any) -> Params:
-    """Tensors as arrays in their own precision. Raises InputError naming all that are not."""
+def _arrays(path: Path, state: Any, integers: bool = False) -> Params:
+    """Tensors as arrays in their own precision; integers where they may be.
+
+    Raises InputError naming all that are not.
+    """
     if not isinstance(state, dict) or not state:
         raise InputError(Problem(f"{path}: state_dict", "is missing or empty", HOW_TO_CONVERT))
     if all(isinstance(key, str) and key.startswith("module.") for key in state):
@@ -340,6 +381,8 @@ def _arrays(path: Path, state: Any) -> Params:
             )
         elif key.endswith("num_batches_tracked"):
             continue
+        elif integers and value.dtype in (torch.int8, torch.int32):
+            params[key] = value.detach().numpy()
         elif not value.is_floating_point():
             problems.append(Problem(where, f"has type {value.dtype}, not a floating one"))
         else:
@@ -377,5 +420,25 @@ def _check_params(path: Path, architecture: A.Architecture, params: Params) -> N
             problems.append(
                 Problem(f"{path}: {key}", f"has shape {value.shape}, expected {expected[key]}")
             )
+    if problems:
+        raise InputError(problems)
+
+
+def _check_integers(path: Path, architecture: A.Architecture, params: Params) -> None:
+    """Raise InputError for numbers that a network trained on integers cannot hold."""
+    if architecture.quantized is None:
+        return
+    most, bits = architecture.quantized.largest, architecture.quantized.weight_bits
+    problems = []
+    for key, value in params.items():
+        where, wide = f"{path}: {key}", value.astype(np.float64)
+        if key.endswith(".scale"):
+            if not (wide > 0).all():
+                problems.append(Problem(where, "holds a unit that is not above zero"))
+        elif (wide != np.rint(wide)).any():
+            problems.append(Problem(where, "holds a value that is no whole number"))
+        elif key.endswith(".weight") and np.abs(wide).max(initial=0) > most:
+            what = f"holds {np.abs(wide).max():g}, outside the grid of {bits} bits, -{most}..{most}"
+            problems.append(Problem(where, what))
     if problems:
         raise InputError(problems)
