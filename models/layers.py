@@ -108,8 +108,8 @@ class IntegerLIF(LIF):
 class _IntegerSteps(torch.autograd.Function):
     """All time steps of an ``IntegerLIF``; gradients are those of the float neuron it stands for.
 
-    With h = v * unit / 64 and theta = vth * unit that is ``_LifSteps``' backward pass; the gradients it
-    returns are those of the whole numbers, so that a unit enters nowhere else.
+    With h = v * unit / 64 and theta half a 1/64 above vth that is ``_LifSteps``' backward pass; the
+    gradients it returns are those of the whole numbers, so that a unit enters nowhere else.
     """
 
     @staticmethod
@@ -135,9 +135,10 @@ class _IntegerSteps(torch.autograd.Function):
         grad_current = torch.empty_like(membrane)
         grad_vth = torch.zeros_like(vth)
         grad_v = torch.zeros_like(membrane[:, 0])
+        theta = (vth + 1 / 128) * unit
         for t in reversed(range(membrane.shape[1])):
             h, s = membrane[:, t] * (unit / 64), spikes[:, t]
-            surrogate = (h - vth * unit).mul_(math.pi / 2 * ALPHA).square_().add_(1).reciprocal_()
+            surrogate = (h - theta).mul_(math.pi / 2 * ALPHA).square_().add_(1).reciprocal_()
             through_spike = (grad_spikes[:, t] - grad_v * h).mul_(surrogate).mul_(ALPHA / 2)
             grad_vth -= through_spike.sum(0)
             grad_h = grad_v.mul_(1 - s).add_(through_spike)

@@ -35,6 +35,7 @@ from stl_deploy.network import Dense, LifLayer
 Float = NDArray[np.float64]
 CUTS = np.linspace(0.2, 1.0, 81)  # of max|w|, where a grid may end
 TRIES = 200
+EXACT = 1 << 24  # float32 holds every whole number up to this
 
 
 class _Rounded(torch.autograd.Function):
@@ -118,6 +119,8 @@ class QatNet(STLNet):
     def settle(self) -> None:
         """Let units grow until no input can make the integers leave a register of the chip.
 
+        A chip without registers leaves those of float32, in which the integers are computed.
+
         Raises LoweringError where that cannot be.
         """
         levels = self.arch.input.levels
@@ -125,10 +128,11 @@ class QatNet(STLNet):
             scale = self._lif(name).scale
             for _ in range(TRIES):
                 layer = self._layer(name, source)
-                excess = bounds.excess(
-                    layer, self.chip, 1 if index else levels, self.arch.timesteps
-                )
-                needed = np.maximum(excess, self._outside(name, source))
+                most = 1 if index else levels
+                excess = bounds.excess(layer, self.chip, most, self.arch.timesteps)
+                low, high = bounds.voltage_range(layer, most, self.arch.timesteps)
+                exact = np.maximum(-low, high) / (EXACT - 1)
+                needed = np.maximum(np.maximum(excess, exact), self._outside(name, source))
                 if (needed <= 1).all():
                     break
                 grown = np.where(needed > 1, np.maximum(needed, 1 + 2**-8), 1.0)
@@ -195,13 +199,13 @@ def units(weight: Float, largest: int) -> Float:
 
 
 def quantized(arch: Architecture, weight_bits: int) -> Architecture:
-    """``arch`` for integers: BatchNorm in the weights before it, tau a multiple of 1/4096."""
+    """``arch`` for integers: BatchNorm in the weights before it, tau 1/4096 to 4095/4096."""
     layers: list[Any] = []
     for spec in arch.layers:
         if isinstance(spec, BatchNorm):
             layers[-1] = layers[-1].model_copy(update={"bias": True})
         elif isinstance(spec, Lif):
-            tau = min(4095, round(4096 * spec.tau)) / 4096
+            tau = min(4095, max(1, round(4096 * spec.tau))) / 4096
             layers.append(spec.model_copy(update={"tau": tau}))
         else:
             layers.append(spec)

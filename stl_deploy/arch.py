@@ -185,9 +185,8 @@ class Architecture(BaseModel):
             for what, wrong in (
                 ("BatchNorm", isinstance(layer, BatchNorm)),
                 (
-                    f"tau = {getattr(layer, 'tau', 0)} is no multiple of 1/4096 below 1",
-                    isinstance(layer, Lif)
-                    and not (layer.tau < 1 and (4096 * layer.tau).is_integer()),
+                    f"tau = {getattr(layer, 'tau', 0)} is none of 1/4096, 2/4096, ... 4095/4096",
+                    isinstance(layer, Lif) and 4096 * layer.tau not in range(1, 4096),
                 ),
             )
             if wrong

@@ -43,7 +43,7 @@ def run(
     x: Array = raster.reshape(n * steps, *raster.shape[2:]).astype(np.float64)
     spikes: dict[str, NDArray[np.uint8]] = {}
     nodes, beside = G.inner(graph), G.recurrent(graph)
-    trained = G.float_meta(graph).trained
+    trained = G.float_meta(graph).trained if G.KEY in graph.metadata else None
     before = dict(pairwise(reversed(nodes)))
     for name, node in nodes.items():
         if isinstance(node, nir.LIF | nir.CubaLIF):
