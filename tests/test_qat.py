@@ -105,7 +105,7 @@ def test_the_random_networks_fire():
     assert fires >= 16
 
 
-@pytest.mark.parametrize(("tau", "timesteps"), [(0.9, 12), (0.3, 12), (0.5, 12)])
+@pytest.mark.parametrize(("tau", "timesteps"), [(0.9, 12), (0.3, 12), (0.5, 12), (51 / 64, 12)])
 def test_a_decay_truncates_as_the_chip_does(tau, timesteps):
     """Where bits are lost a network without truncation, which the graph is without its note, differs."""
     arch = Architecture.parse("FC300-LIF", (6,), timesteps=timesteps, tau=tau)
@@ -270,6 +270,57 @@ def test_a_network_that_no_unit_holds_is_an_error():
         model.settle()
 
 
+def test_no_decay_is_rounded():
+    """Voltages of 22 bits that a product in float32 would carry over the threshold."""
+    kept = 3686  # of 4096
+    first = np.arange(40_000, 69_000)
+    left = first * 64 * kept // 4096
+    chosen = (left % 64 == 0) & (first * kept % 64 >= 48)
+    first, left = first[chosen], left[chosen]
+    assert len(first) > 50
+    lif = layers.IntegerLIF((len(first),), kept / 4096)
+    current = torch.from_numpy(np.stack([first, first])[None]).float()
+    with torch.no_grad():
+        lif.thresh.copy_(torch.from_numpy(left // 64 + first))
+        assert not lif(current).any()
+        lif.thresh.sub_(1)
+        assert lif(current)[0, 1].all()
+
+
+def test_thresholds_are_rounded_as_the_exporter_does():
+    """ceil(theta / unit) - 1: one unit below, and v fires where it passes that."""
+    model = qat.from_checkpoint(checkpoint_of(random_net()), 6, "loihi2")
+    whole = model.integers()
+    for name in model.pairs:
+        lif = model.get_submodule(name)
+        wanted = torch.ceil(lif.thresh / lif.unit) - 1
+        assert torch.equal(whole[f"{name}.thresh"], wanted)
+
+
+def learned(model):
+    """What learning may do: weights that grow until all lie at the ends of the grid."""
+    with torch.no_grad():
+        model.fc1.weight.mul_(40)
+    return model
+
+
+def test_units_grow_with_what_is_learned():
+    arch = Architecture.parse("FC40-LIF-FC10-LIF", (900,))
+    torch.manual_seed(0)
+    begun = qat.from_checkpoint(checkpoint_of(STLNet(arch)), 8, "loihi1")
+    before = begun.lif1.scale.clone()
+    kept = learned(begun).frozen()
+    assert (kept.lif1.scale > 1.01 * before).all()
+    quantize(stl_deploy.from_torch(kept), "loihi1", overflow="proven")
+
+    model = learned(qat.from_checkpoint(checkpoint_of(STLNet(arch)), 8, "loihi1"))
+    before = model.lif1.scale.clone()
+    images = torch.zeros(20, 900, dtype=torch.uint8)
+    trainer = Trainer(model.arch, Settings(epochs=1, batch=20, lr=0.0), model=model)
+    list(trainer.run(images, torch.zeros(20, dtype=torch.int64)))
+    assert (model.lif1.scale > 1.01 * before).all()
+
+
 # What it becomes
 
 
@@ -332,6 +383,27 @@ def test_another_chip_that_cannot_hold_it_says_so(kept):
         LoweringError, match="lif1: its integers could leave the registers of loihi2"
     ):
         quantize(graph, "loihi2", overflow="proven")
+
+
+def test_a_graph_beyond_its_grid_is_refused(kept):
+    graph = stl_deploy.from_torch(kept)
+    graph.nodes["fc1"].weight[2, 3] = 9 * kept.lif3.scale[2].item()
+    with pytest.raises(LoweringError, match="lif3: its weight reaches 9; at most 7 can be held"):
+        quantize(graph, "loihi2")
+
+
+@pytest.mark.parametrize("kind", ["current", "recurrent"])
+def test_a_memory_that_training_does_not_know_is_refused(kind):
+    fc, n = nir.Linear(weight=np.eye(3)), np.ones(3)
+    lif = G.lif(2.5 * n, 2 * G.DT, 2.0)
+    if kind == "current":
+        lif = G.cuba_lif(2.5 * n, 2 * G.DT, 2 * G.DT, 2.0, 2.0, 0 * n)
+    recurrent = {"lif": ("own", nir.Linear(weight=np.eye(3)))} if kind == "recurrent" else None
+    trained = G.Trained(weight_bits=4, scale={"lif": [1.0, 1.0, 1.0]})
+    meta = G.FloatMeta(timesteps=4, classes=3, population=1, version=2, trained=trained)
+    graph = G.chain_graph({"fc": fc, "lif": lif}, (3,), (3,), meta.text(), recurrent)
+    with pytest.raises(InputError, match="lif: has a memory"):
+        quantize(graph, "loihi2")
 
 
 def test_every_spike_is_certified(kept):
