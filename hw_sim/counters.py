@@ -154,12 +154,12 @@ class _Alike:
             _, joined = np.unique(joined * own.kinds + own.kind, return_inverse=True)
         _, examples = np.unique(joined, return_index=True)
         first = np.append(0, np.flatnonzero(np.diff(joined)) + 1)
-        one_hot = [_one_hot(own.kind[examples], own.kinds) for own in columns]
+        of_kinds = [one_hot(own.kind[examples], own.kinds) for own in columns]
         return cls(
             first.astype(np.int64),
             np.diff(first, append=len(joined)).astype(np.int64),
             joined[first].astype(np.int64),
-            csr_array(vstack(one_hot, "csr"), dtype=np.int32),
+            csr_array(vstack(of_kinds, "csr"), dtype=np.int32),
             csr_array(block_diag([own.matrix for own in columns], "csr"), dtype=np.int32),
         )
 
@@ -219,7 +219,7 @@ def _places(matrix: csr_array) -> tuple[IntArray, IntArray]:
     return columns.indices, columns.indptr
 
 
-def _one_hot(classes: IntArray, count: int) -> csr_array:
+def one_hot(classes: IntArray, count: int) -> csr_array:
     """int32 [count, n]: 1 at the class of each of n items."""
     n = len(classes)
     ones = np.ones(n, np.int32)

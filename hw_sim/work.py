@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 
 from stl_deploy import placement
 from stl_deploy.hw_sim import engine
-from stl_deploy.hw_sim.counters import Columns, Population, Table
+from stl_deploy.hw_sim.counters import Columns, Population, Table, one_hot
 from stl_deploy.hw_sim.mesh import Mesh
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.network import (
@@ -71,7 +71,7 @@ def synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array:
     if isinstance(layer, OrPool):
         return _by_core_pool(layer, cores, count)
     if isinstance(layer.synapses, Dense):
-        on_core = csr_array(_one_hot(cores, count))
+        on_core = csr_array(one_hot(cores, count))
         return csr_array(on_core @ (layer.synapses.weight != 0).astype(np.int32))
     if isinstance(layer.synapses, Sparse):
         row, column = layer.synapses.row, layer.synapses.column
@@ -84,22 +84,15 @@ def own_synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array
     """The same for the synapses from ``layer`` into itself, int32 [G, neurons]; None without."""
     if isinstance(layer, OrPool) or layer.recurrent is None:
         return None
-    on_core = csr_array(_one_hot(cores, count))
+    on_core = csr_array(one_hot(cores, count))
     return csr_array(on_core @ (layer.recurrent.weight != 0).astype(np.int32))
-
-
-def _one_hot(classes: IntArray, count: int) -> csr_array:
-    """int32 [count, n]: 1 at the class of each of n items."""
-    n = len(classes)
-    ones = np.ones(n, np.int32)
-    return csr_array((ones, (classes, np.arange(n))), shape=(count, n))
 
 
 def _by_core_pool(layer: OrPool, cores: IntArray, count: int) -> csr_array:
     (kh, kw), (_, height, width) = layer.kernel, layer.input_shape
     c, i, j = np.indices(layer.input_shape).reshape(3, -1)
     target = (c * (height // kh) + i // kh) * (width // kw) + j // kw
-    return _one_hot(cores[target], count)
+    return one_hot(cores[target], count)
 
 
 def _by_core_conv(
@@ -189,10 +182,10 @@ class _Place:
         goal = [(first, csr_array(reach.matrix[:, reach.kind[example]])) for first, reach in goals]
         sent = np.full(len(example), following is None, np.int32)  # to the host
         sent += sum(reach.sum(axis=0, dtype=np.int32) for _, reach in goal)
-        on_core = _one_hot(own[example], placed.cores)
+        on_core = one_hot(own[example], placed.cores)
         columns |= {
             "spikes": Columns(
-                np.asarray(own, np.int64), _one_hot(np.arange(placed.cores), placed.cores)
+                np.asarray(own, np.int64), one_hot(np.arange(placed.cores), placed.cores)
             ),
             "packets_out": _joined(kind, csr_array(on_core * sent)),
         }
@@ -224,9 +217,9 @@ class _Place:
         ways, way = np.unique(
             np.stack(self.mesh.hops(source, target), axis=1), axis=0, return_inverse=True
         )
-        packets = _one_hot(kind, len(source_core))
+        packets = one_hot(kind, len(source_core))
         links = csr_array((packets @ self.mesh.routes(source, target)).T)
-        return links, csr_array(_one_hot(way.reshape(-1), len(ways)) @ packets.T), ways
+        return links, csr_array(one_hot(way.reshape(-1), len(ways)) @ packets.T), ways
 
 
 class Work:
@@ -246,7 +239,7 @@ class Work:
             distinct, number = np.unique(each, axis=1, return_inverse=True)
             self.cores[layer.name] = number.reshape(-1)
             self._means[layer.name] = [
-                _one_hot(cores, place.placed.layers[layer.name].cores)
+                one_hot(cores, place.placed.layers[layer.name].cores)
                 for cores, place in zip(distinct, self.places, strict=True)
             ]
         shapes = [network.input_shape, *(layer.shape for layer in network.layers)]
