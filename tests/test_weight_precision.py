@@ -14,7 +14,7 @@ from test_engine import assert_same, random_cores
 
 import stl_deploy
 from stl_deploy import chip as chips
-from stl_deploy import nir_file, placement, slices
+from stl_deploy import folding, nir_file, placement, quantizer, slices
 from stl_deploy.comparison import compare
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.exporters import lava, loihi, netx
@@ -26,8 +26,8 @@ from stl_deploy.network import (
     Dense,
     IntegerNetwork,
     LifLayer,
+    OrPool,
     Readout,
-    Sparse,
     in_bounds_synapses,
     synapse_count,
 )
@@ -273,18 +273,14 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     block = next(b for b in quantizer._blocks(graph) if not isinstance(b, OrPool))
     some = {"lif1": (block.weight, block.input_shape, block.node)}
     total = folding.connections(block.weight != 0, block.input_shape, block.node)
-    cores = replace_limit(chip, -(-total * 21 // (8 * 131072)))
-    for per_weight, refused in ((1, 0), (2, 1)):
-        assert len(folding.too_large(some, 8, per_weight, cores)) == refused
-
-
-def replace_limit(chip, cores):
-    """``chip`` with so many cores of a hundredth of the memory."""
+    holds = -(-total * (8 + 13) // 8)  # bytes
     facts = chip.limits
-    memory = facts.synapse_bytes_per_core.model_copy(update={"value": 131072})
-    count = facts.cores_per_chip.model_copy(update={"value": cores})
-    limits = facts.model_copy(update={"synapse_bytes_per_core": memory, "cores_per_chip": count})
-    return chip.model_copy(update={"limits": limits})
+    memory = facts.synapse_bytes_per_core.model_copy(update={"value": holds})
+    one = facts.cores_per_chip.model_copy(update={"value": 1})
+    limits = facts.model_copy(update={"synapse_bytes_per_core": memory, "cores_per_chip": one})
+    small = chip.model_copy(update={"limits": limits})
+    for per_weight, refused in ((1, 0), (2, 1)):
+        assert len(folding.too_large(some, 8, per_weight, small)) == refused
 
 
 @PRECISIONS
