@@ -151,6 +151,17 @@ def test_the_engine_adds_up_the_largest_weights(precision):
         assert_same(engine.run(network, raster), reference.run(network, raster))
 
 
+def test_sums_beyond_32_bits_are_left_to_the_reference():
+    weight = np.full((40, 600), 16319)
+    network = one_layer(weight, "2x8", vth=np.full(40, 1 << 30, np.int32))
+    network = replace(network, chip="ideal", input_levels=255)
+    raster = np.full((1, 2, 600), 255, np.uint8)
+    want = reference.run(network, raster, states=True)
+    assert want.layers["lif"].u.max() == 600 * 255 * 16319 << 6
+    assert engine._plan(network, network.layers[0], 2, True, None) is None
+    assert_same(engine.run(network, raster, states=True), want)
+
+
 # What it costs
 
 
