@@ -14,7 +14,7 @@ from test_engine import assert_same, random_cores
 
 import stl_deploy
 from stl_deploy import chip as chips
-from stl_deploy import folding, nir_file, placement, quantizer, slices
+from stl_deploy import faults, float_layers, folding, nir_file, placement, quantizer, slices
 from stl_deploy.comparison import compare
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.exporters import lava, loihi, netx
@@ -310,6 +310,24 @@ def test_more_bits_are_nearer_to_the_float_model(precision, calibrated):
         if calibrated:
             assert all(how.calibrated == 60 for how in network.precision.values())
     assert wrong[precision] <= {"split": 0.75, "2x8": 0.2}[precision] * wrong["8"]
+
+
+@PRECISIONS
+@pytest.mark.parametrize("thresholds", ["native", "fold"])
+def test_a_weight_off_by_one_is_told_from_rounding(precision, thresholds):
+    graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
+    network = quantized(precision, thresholds=thresholds)
+    known = float_layers.read(graph)
+    for layer in network.lif_layers:
+        floats = known[layer.name]
+        assert isinstance(floats, float_layers.FloatLayer)
+        assert faults.of_network(network, layer, floats) == []
+        weight = layer.synapses.weight.copy()
+        at = np.unravel_index(np.abs(weight.astype(int)).argmin(), weight.shape)
+        weight[at] += 3
+        wrong = replace(layer, synapses=replace(layer.synapses, weight=weight))
+        (fault,) = faults.of_network(network, wrong, floats)
+        assert (fault.kind, fault.count) == ("weight", 1)
 
 
 # Files
