@@ -4,13 +4,15 @@
 layer i of the chain, what lava-nc 0.10.0 takes, with populations (C, H, W) as (W, H, C):
 
 - ``i/weight`` int32. Conv: [O, kw, kh, C/groups], spatially flipped because lava/proc/conv/utils.py
-  convolves where PyTorch correlates, and times 2^exp because Conv ignores exponents. Dense: 2 w,
-  because a matrix of mixed sign keeps even weights only (lava/utils/weightutils.py), with
-  ``weight_exp`` = exp - 1, which Dense applies after the sum (lava/proc/dense/models.py), so that
-  nothing is lost. Its columns count the inputs in the order C, H, W. Sparse: 2 w of each single
-  connection, for the same reason (lava/proc/sparse/models.py), with ``i/row`` (neuron) and
-  ``i/column`` (input) int32, which count in the order W, H, C.
-- ``i/recurrent`` int32, where the layer hears itself: 2 w, a Dense like the others.
+  convolves where PyTorch correlates, and times 2^exp because Conv ignores exponents. It does not look
+  at the size of weights either, so that it holds w of any precision, all groups in one.
+- ``i/weight/g`` int32, for each group g of synapses (``slices.py``) that holds anything, all into the
+  same neurons. Dense: 2 w where signs are mixed, because such a matrix keeps even weights only
+  (lava/utils/weightutils.py), with ``weight_exp`` = exp - 1, which Dense applies after the sum
+  (lava/proc/dense/models.py), so that nothing is lost; w where they are not. Its columns count the
+  inputs in the order C, H, W. Sparse: the same of each single connection (lava/proc/sparse/models.py),
+  with ``i/row/g`` (neuron) and ``i/column/g`` (input) int32, which count in the order W, H, C.
+- ``i/recurrent/g`` int32, where the layer hears itself: a Dense like the others.
 - ``i/vth``, ``i/bias_mant`` int32 of the population's shape.
 
 ``network`` is a JSON string with the rest.
@@ -27,11 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy import slices
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import loihi_layers
-from stl_deploy.network import Conv, IntegerNetwork, LifLayer, Shape, Sparse
+from stl_deploy.network import Conv, IntegerNetwork, LifLayer, Shape, Sparse, Synapses
+from stl_deploy.slices import Sign
 
-FORMAT = "stl-deploy-lava/2"
+FORMAT = "stl-deploy-lava/3"
 
 
 def write(network: IntegerNetwork, folder: Path) -> None:
@@ -57,12 +61,7 @@ def params(network: IntegerNetwork) -> dict[str, Any]:
     }
     arrays: dict[str, Any] = {"network": np.array(json.dumps(description, sort_keys=True))}
     for i, layer in enumerate(layers):
-        arrays[f"{i}/weight"] = _weight(layer)
-        if isinstance(layer.synapses, Sparse):
-            arrays[f"{i}/row"] = _reversed(layer.shape)[layer.synapses.row]
-            arrays[f"{i}/column"] = _reversed(layer.input_shape)[layer.synapses.column]
-        if layer.recurrent is not None:
-            arrays[f"{i}/recurrent"] = 2 * layer.recurrent.weight.astype(np.int32)
+        arrays |= {f"{i}/{key}": array for key, array in _synapses(layer).items()}
         arrays[f"{i}/vth"] = layer.vth.astype(np.int32).T
         bias = layer.per_neuron(layer.bias_mant.astype(np.int32))
         arrays[f"{i}/bias_mant"] = np.broadcast_to(bias, layer.shape).T
@@ -77,8 +76,8 @@ def _description(layer: LifLayer) -> dict[str, Any]:
         "bias_exp": layer.bias_exp,
         "du": layer.du,
         "dv": layer.dv,
-        "weight_exp": layer.exp - 1,  # of Dense and Sparse
-        "recurrent": layer.recurrent is not None,
+        "synapse_groups": [],
+        "recurrent_groups": [],
         "reset": layer.reset,
     }
     if isinstance(layer.synapses, Conv):
@@ -86,17 +85,59 @@ def _description(layer: LifLayer) -> dict[str, Any]:
         row["groups"] = conv.groups
         # Lava wants (W, H).
         row |= {key: getattr(conv, key)[::-1] for key in ("stride", "padding", "dilation")}
+    else:
+        row["synapse_groups"] = [_group(*group) for group in _feeding(layer)]
+    row["recurrent_groups"] = [_group(*group) for group in _own(layer)]
     return row
+
+
+def _group(sign: Sign, exp: int, _: Synapses) -> dict[str, Any]:
+    """How Lava is told of a group."""
+    return {"sign": sign.upper(), "weight_exp": exp - (sign == "mixed")}
+
+
+def _feeding(layer: LifLayer) -> list[tuple[Sign, int, Synapses]]:
+    """Sign, exponent and weights of each group from the inputs."""
+    each = zip(slices.GROUPS[layer.weight_precision], layer.groups(), strict=True)
+    return _holding([(group.sign, one.exp, one.synapses) for group, one in each])
+
+
+def _own(layer: LifLayer) -> list[tuple[Sign, int, Synapses]]:
+    """The same from the layer's own neurons, none where it does not hear itself."""
+    each = zip(slices.GROUPS[layer.weight_precision], layer.groups(), strict=True)
+    return _holding(
+        [(group.sign, one.exp, one.recurrent) for group, one in each if one.recurrent is not None]
+    )
+
+
+def _holding(groups: list[tuple[Sign, int, Synapses]]) -> list[tuple[Sign, int, Synapses]]:
+    """Those that hold any weight, the first if none does."""
+    return [group for group in groups if group[2].weight.any()] or groups[:1]
+
+
+def _synapses(layer: LifLayer) -> dict[str, Any]:
+    """The arrays of a layer's synapses."""
+    arrays: dict[str, Any] = {}
+    if isinstance(layer.synapses, Conv):
+        weight = layer.synapses.weight.astype(np.int32)
+        arrays["weight"] = weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1) << layer.exp
+    else:
+        for g, (sign, _, held) in enumerate(_feeding(layer)):
+            arrays[f"weight/{g}"] = _doubled(sign, held)
+            if isinstance(held, Sparse):
+                arrays[f"row/{g}"] = _reversed(layer.shape)[held.row]
+                arrays[f"column/{g}"] = _reversed(layer.input_shape)[held.column]
+    for g, (sign, _, held) in enumerate(_own(layer)):
+        arrays[f"recurrent/{g}"] = _doubled(sign, held)
+    return arrays
+
+
+def _doubled(sign: Sign, held: Synapses) -> NDArray[np.int32]:
+    weight = held.weight.astype(np.int32)
+    return 2 * weight if sign == "mixed" else weight
 
 
 def _reversed(shape: Shape) -> NDArray[np.int32]:
     """The place of each neuron, in C order of ``shape``, when all axes are reversed."""
     place = np.arange(math.prod(shape), dtype=np.int32).reshape(shape[::-1])
     return place.T.reshape(-1)
-
-
-def _weight(layer: LifLayer) -> NDArray[np.int32]:
-    weight = layer.synapses.weight.astype(np.int32)
-    if isinstance(layer.synapses, Conv):
-        return weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1) << layer.exp
-    return 2 * weight

@@ -12,10 +12,10 @@ from stl_deploy.network import Diagnostic, IntegerNetwork
 def write(network: IntegerNetwork, folder: Path) -> tuple[Diagnostic, ...]:
     """Write the files into ``folder``, which exists and is empty; what was left out is returned.
 
-    netx knows no weight exponent and no single connections, which are asked for by name
-    (``--weight-exp``, ``--thresholds fold``), and no neurons that hear themselves or reset by
-    subtraction: the process graph is then written alone. Anything else that one of the two cannot
-    carry is an error.
+    netx knows no weight exponent, no single connections and no weights in more than one group, which are
+    asked for by name (``--weight-exp``, ``--thresholds fold``, ``--weight-precision``), and no neurons
+    that hear themselves or reset by subtraction: the process graph is then written alone. Anything else
+    that one of the two cannot carry is an error.
 
     Raises:
         LoweringError: something cannot be carried; all problems at once, and nothing is written.

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from stl_deploy import chip as chips
+from stl_deploy import slices
 from stl_deploy.errors import Problem
 from stl_deploy.network import (
     Conv,
@@ -103,12 +104,13 @@ def problems(network: IntegerNetwork) -> list[Problem]:
 def _range_problems(layer: LifLayer, chip: chips.Chip) -> Iterator[Problem]:
     registers = chip.registers
     requantize = f"quantize for chip {chip.name}"
-    decays, weights = _field(registers.decay_bits), 1 << (registers.weight_bits.value - 1)
+    decays = _field(registers.decay_bits)
+    weights = slices.span(layer.weight_precision, registers.weight_bits.value)
     exponents = registers.weight_exp_max.value if registers.weight_exp_max else 0
     own = np.zeros(0, np.int8) if layer.recurrent is None else layer.recurrent.weight
     for what, values, low, high, remedy in (
-        ("weight", layer.synapses.weight, -weights, weights - 1, requantize),
-        ("recurrent weight", own, -weights, weights - 1, requantize),
+        ("weight", layer.synapses.weight, *weights, requantize),
+        ("recurrent weight", own, *weights, requantize),
         (
             "threshold vth",
             layer.vth,
@@ -153,7 +155,11 @@ def _synapse_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
                 f"the neurons behind a dense layer have shape {layer.shape}; Lava's Dense has (N,)",
                 "flatten the population",
             )
-        if 2 * worst >= DENSE_SUM_LIMIT:
+        # What a group adds up is twice as large where signs are mixed (lava.py), and then shifted.
+        most = max(
+            2 * largest_sum(group, levels) << (group.exp - layer.exp) for group in layer.groups()
+        )
+        if most >= DENSE_SUM_LIMIT:
             yield Problem(
                 where, f"a sum can reach {worst}; Lava's {kind} adds in 32 bits", FEWER_BITS
             )

@@ -2,9 +2,9 @@
 
 Layout as in lava-dl 0.6.0, lava/lib/dl/netx/hdf5.py: groups ``layer/0``, ``layer/1``, ... of type
 input, conv, flatten or dense; kernels in PyTorch's order, which netx flips itself; thresholds as
-arrays (W, H, C) or (N,), which Lava's LIF takes although it declares one. netx knows no weight
-exponent, no recurrent weights and no reset but that to zero, fixes the bias exponent at 6, and finds
-sign mode and exponent of a dense matrix itself.
+arrays (W, H, C) or (N,), which Lava's LIF takes although it declares one. netx knows one group of
+synapses a layer, no weight exponent, no recurrent weights and no reset but that to zero, fixes the bias
+exponent at 6, and finds sign mode and exponent of a dense matrix itself.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from stl_deploy.network import (
 
 WHERE = "network.net (netx)"
 BIAS_EXP = 6
+ONE_GROUP = "where netx has one group of 8 bits a layer"
 
 
 def write(network: IntegerNetwork, folder: Path) -> None:
@@ -49,6 +50,7 @@ def write(network: IntegerNetwork, folder: Path) -> None:
 def notes(network: IntegerNetwork) -> tuple[Diagnostic, ...]:
     """Why the file is not written, where that follows from what the user asked for."""
     scaled = [layer.name for layer in network.lif_layers if layer.exp]
+    wide = [layer.name for layer in network.lif_layers if layer.weight_precision != "8"]
     single = [layer.name for layer in network.lif_layers if isinstance(layer.synapses, Sparse)]
     found = []
     for layer in network.lif_layers:
@@ -56,6 +58,9 @@ def notes(network: IntegerNetwork) -> tuple[Diagnostic, ...]:
     if scaled:
         what = f"{', '.join(scaled)} have a weight exponent, which netx does not know"
         found.append((what, "export with --weight-exp 0 for netx"))
+    if wide:
+        what = f"{', '.join(wide)} have weight precision {network.weight_precision}, {ONE_GROUP}"
+        found.append((what, "export with --weight-precision 8 for netx"))
     if single:
         what = f"{', '.join(single)} are folded convolutions, whose connections netx does not know"
         found.append((what, "export with --thresholds native for netx"))
@@ -91,6 +96,11 @@ def _refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
         yield (
             f"bias exponent {layer.bias_exp}; netx fixes {BIAS_EXP}",
             f"quantize with bias exponent {BIAS_EXP}",
+        )
+    if layer.weight_precision != "8":
+        yield (
+            f"weight precision {layer.weight_precision}, {ONE_GROUP}",
+            "quantize with --weight-precision 8, or use the process graph, lava_network.py",
         )
     if isinstance(layer.synapses, Sparse):
         yield (

@@ -1,10 +1,10 @@
 """The integer network again, fast: equal to ``reference`` bit for bit, and tested against it.
 
-Weights stay int8 and sums are int16 or int32, whichever the layer's worst one-sided sum fits: every
-partial sum of any input lies between the sum of the negative and the sum of the positive weights, times
-the largest input. Voltages are int32 where ``bounds.voltage_range`` shows that no register can
-overflow, else int64 with the reference's rules (docs/numerics.md, "The engine"). What neither covers
-runs in the reference.
+Weights stay int8 and sums are int16 or int32, whichever the layer's worst one-sided sum fits; weights of more
+than 8 bits stay int16, with sums of int32. Every partial sum of any input lies between the sum of the
+negative and the sum of the positive weights, times the largest input. Voltages are int32 where
+``bounds.voltage_range`` shows that no register can overflow, else int64 with the reference's rules
+(docs/numerics.md, "The engine"). What neither covers runs in the reference.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from stl_deploy.network import (
     Shape,
     Sparse,
 )
+from stl_deploy.slices import Weights
 from stl_deploy.spread import cores
 
 Bytes = NDArray[np.uint8]
@@ -369,13 +370,18 @@ class _Synapses:
     neuron ``blocks[b]``.
     """
 
-    weights: NDArray[np.int8]
+    weights: Weights
     wiring: kernels.Wiring
     pixels: tuple[int, int]
     first: Int64
     at: Int64
     blocks: Int64
     accumulators: int
+
+    @property
+    def sum_type(self) -> type[np.int16 | np.int32]:
+        """What the sums of binary inputs of a phase fit into."""
+        return np.int16 if self.weights.dtype == np.int8 else np.int32
 
     @property
     def phases(self) -> int:
@@ -424,7 +430,7 @@ class _LifPlan:
         mine = self.synapses
         rows, columns = mine.pixels
         size = mine.phases, mine.accumulators
-        kind = np.int32 if self.graded else np.int16
+        kind = np.int32 if self.graded else mine.sum_type
         together = _together(x.shape[0], x.shape[1], math.prod(size) * np.dtype(kind).itemsize)
         if self.busy is not None:
             did.active[:] = self.busy
@@ -483,9 +489,10 @@ class _RecurrentPlan:
             self.own.wiring,
             neurons,
             np.zeros(
-                (1, mine.phases, mine.accumulators), np.int32 if self.layer.graded else np.int16
+                (1, mine.phases, mine.accumulators),
+                np.int32 if self.layer.graded else mine.sum_type,
             ),
-            np.zeros((self.own.phases, self.own.accumulators), np.int16),
+            np.zeros((self.own.phases, self.own.accumulators), self.own.sum_type),
             np.empty(size, np.int32),
             np.empty(self.own.accumulators, np.int32),
             np.zeros(len(neurons.bias), np.uint8),
@@ -515,7 +522,7 @@ class _SinglePlan:
         cores: IntArray | None,
     ) -> _SinglePlan | None:
         """None where inputs are graded, or sums of 32 bits are not known to hold every input's."""
-        fits = synapses.size[1] * 128 < 1 << 31 and synapses.weight.dtype == np.int8
+        fits = synapses.size[1] * _most(synapses.weight) < 1 << 31
         if not fits or network.input_limit(layer) > 1 or not 0 <= layer.exp < 64:
             return None
         start = np.zeros(1, np.int64)
@@ -594,10 +601,13 @@ def fits_32_bits(layer: LifLayer, levels: int) -> bool:
     """Whether no sum of inputs 0..``levels``, and no part of one, can pass 32 bits before ``exp``."""
     weight, largest = layer.synapses.weight, 0
     if layer.recurrent is not None:
-        if layer.recurrent.weight.dtype != np.int8:
-            return False
-        largest = layer.neurons * 128
-    return weight.dtype == np.int8 and largest + weight[0].size * levels * 128 < 1 << 31
+        largest = layer.neurons * _most(layer.recurrent.weight)
+    return largest + int(weight[0].size) * levels * _most(weight) < 1 << 31
+
+
+def _most(weight: Weights) -> int:
+    """What no weight of this type exceeds; more than 32 bits hold for types that are not foreseen."""
+    return {np.dtype(np.int8): 1 << 7, np.dtype(np.int16): 1 << 15}.get(weight.dtype, 1 << 62)
 
 
 def in_lanes(first: Int64, layer: LifLayer) -> bool:
@@ -651,7 +661,7 @@ def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
         return None
     starts = np.arange(0, outputs, BLOCK)
     run = _padded(min(BLOCK, outputs))
-    weights = np.zeros((len(starts), inputs, run), np.int8)
+    weights = np.zeros((len(starts), inputs, run), dense.weight.dtype)
     for part, start in zip(weights, starts, strict=True):
         rows = dense.weight[start : start + BLOCK]
         target = part[:, : len(rows)].reshape(*_memory_shape(layer.input_shape), len(rows))
@@ -659,7 +669,8 @@ def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
         channel = 1 if len(layer.input_shape) == 3 else 0
         target[:] = np.moveaxis(np.moveaxis(source, channel, -1) if channel else source, 0, -1)
     one = [[(0, 0)]]
-    phases = _linear_phases(weights) if levels == 1 else np.array([0, inputs])
+    narrow = levels == 1 and weights.dtype == np.int8
+    phases = _linear_phases(weights) if narrow else np.array([0, inputs])
     return _Synapses(
         weights=weights.reshape(-1),
         wiring=_wiring(one, one, np.zeros(inputs), (1, 1, run), phases, grouped=False),
@@ -687,7 +698,8 @@ def _convolution(layer: LifLayer, conv: Conv, levels: int) -> _Synapses | None:
         return None
     if channels != weights.shape[1] * conv.groups or outputs % conv.groups:
         return None
-    phases = np.array([0, channels]) if levels > 1 else _phases(conv)
+    narrow = levels == 1 and weights.dtype == np.int8
+    phases = _phases(conv) if narrow else np.array([0, channels])
     if phases is None:
         return None
     rows = [_taps(y, height, *geometry[0][1:]) for y in range(plane[0])]
@@ -705,7 +717,7 @@ def _convolution(layer: LifLayer, conv: Conv, levels: int) -> _Synapses | None:
         grouped = weights.reshape(conv.groups, per_group, -1, kh, kw)
         runs = grouped.transpose(0, 2, 3, 4, 1).reshape(channels, kh, kw, per_group)
     run = _padded(runs.shape[3])
-    padded = np.zeros((*runs.shape[:3], run), np.int8)
+    padded = np.zeros((*runs.shape[:3], run), weights.dtype)
     padded[..., : runs.shape[3]] = runs
     return _Synapses(
         weights=padded.reshape(-1),
@@ -726,7 +738,7 @@ def _convolution(layer: LifLayer, conv: Conv, levels: int) -> _Synapses | None:
     )
 
 
-def _linear_phases(weights: NDArray[np.int8]) -> Int64:
+def _linear_phases(weights: Weights) -> Int64:
     """Bounds of inputs which, if binary, add up to less than 2^15, for weights [blocks, inputs, outputs].
 
     INPUTS of them do so whatever the weights.

@@ -278,8 +278,8 @@ class Wiring(NamedTuple):
     An event at row y, column x, channel c meets, for each ``k`` in ``row_first[y]..row_first[y+1]``
     and each ``m`` in ``col_first[x]..col_first[x+1]``, the ``run`` weights from
     ``c * channel_size + row_tap[k] + col_tap[m]`` on, which are added to the accumulators from
-    ``row_at[k] + col_at[m] + channel_at[c]`` on. Weights are int8 [blocks, channels, channel_size],
-    flattened.
+    ``row_at[k] + col_at[m] + channel_at[c]`` on. Weights are int8, or int16 into accumulators of int32,
+    [blocks, channels, channel_size], flattened.
 
     Channels ``phases[k]..phases[k+1]`` are summed together: what they can add up to fits the type of
     the accumulators.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stl_deploy import slices
 from stl_deploy.conv import fan_out
 from stl_deploy.hw_sim.counts import Counts
 from stl_deploy.network import Dense, IntArray, IntegerNetwork, LifLayer, Sparse
@@ -79,10 +80,14 @@ def convention_45nm(network: IntegerNetwork, measured: NeuroBench) -> Convention
 
 
 def _weights(layer: LifLayer) -> int:
-    """Weights that could be stored: in a folded convolution every in-bounds synapse has its own."""
+    """Weights that could be stored: in a folded convolution every in-bounds synapse has its own.
+
+    Both slices of a weight count where it has two.
+    """
     if isinstance(layer.synapses, Sparse):
         return _dense(layer)
-    return layer.synapses.weight.size + _recurrent(layer)
+    per_weight = slices.PER_WEIGHT[layer.weight_precision]
+    return per_weight * (layer.synapses.weight.size + _recurrent(layer))
 
 
 def _recurrent(layer: LifLayer) -> int:
@@ -100,12 +105,13 @@ def _arrays(layer: LifLayer) -> Iterator[IntArray]:
 
 
 def _dense(layer: LifLayer) -> int:
-    """In-bounds synapses of a layer as if no weight were zero."""
+    """In-bounds synapses of a layer as if no weight, and no slice of one, were zero."""
+    per_weight = slices.PER_WEIGHT[layer.weight_precision]
     if isinstance(layer.synapses, Dense):
-        return layer.synapses.weight.size + _recurrent(layer)
+        return per_weight * (layer.synapses.weight.size + _recurrent(layer))
     c, h, w = layer.input_shape
     conv = layer.synapses.kernel if isinstance(layer.synapses, Sparse) else layer.synapses
     every = np.ones(conv.weight.shape, np.bool_)
-    return int(
+    return per_weight * int(
         fan_out(every, (c, h, w), conv.stride, conv.padding, conv.dilation, conv.groups).sum()
     )

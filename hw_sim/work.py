@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from stl_deploy import placement
+from stl_deploy import placement, slices
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.counters import Columns, Population, Table, one_hot
 from stl_deploy.hw_sim.mesh import Mesh
@@ -25,6 +25,7 @@ from stl_deploy.network import (
     IntArray,
     IntegerNetwork,
     Layer,
+    LifLayer,
     OrPool,
     Placement,
     Sparse,
@@ -70,6 +71,12 @@ def synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array:
     """
     if isinstance(layer, OrPool):
         return _by_core_pool(layer, cores, count)
+    first, *rest = (_by_core(group, cores, count) for group in layer.groups())
+    return csr_array(sum(rest, first))
+
+
+def _by_core(layer: LifLayer, cores: IntArray, count: int) -> csr_array:
+    """``synapses_by_core`` of a layer whose weights take one synapse each."""
     if isinstance(layer.synapses, Dense):
         on_core = csr_array(one_hot(cores, count))
         return csr_array(on_core @ (layer.synapses.weight != 0).astype(np.int32))
@@ -85,7 +92,8 @@ def own_synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array
     if isinstance(layer, OrPool) or layer.recurrent is None:
         return None
     on_core = csr_array(one_hot(cores, count))
-    return csr_array(on_core @ (layer.recurrent.weight != 0).astype(np.int32))
+    stored = slices.synapses(layer.recurrent.weight, layer.weight_precision)
+    return csr_array(on_core @ stored.astype(np.int32))
 
 
 def _by_core_pool(layer: OrPool, cores: IntArray, count: int) -> csr_array:

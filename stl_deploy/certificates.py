@@ -48,6 +48,7 @@ KNOWN = {
     "vth",
     "scale",
     "weight_bits",
+    "weight_precision",
     "exp",
     "bias_exp",
     "du",

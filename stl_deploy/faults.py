@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy import chip as chips
+from stl_deploy import slices
 from stl_deploy.certificates import unrolled
 from stl_deploy.float_layers import FloatLayer
 from stl_deploy.network import Conv, IntegerNetwork, Layer, LifLayer, Sparse
+from stl_deploy.slices import Weights
 
 Kind = Literal["weight", "threshold", "bias", "decay", "kernel", "input scale", "time step"]
 Row = tuple[tuple[int, ...], int, int]  # where a value stands, what it is, what it should be
@@ -92,7 +94,7 @@ def _single_weights(layer: LifLayer, mine: Sparse, floats: FloatLayer) -> list[F
     at = np.searchsorted(row.astype(np.int64) * inputs + column, stored)
     held = np.zeros(len(row), np.int64)
     held[at] = mine.weight
-    top = 2 ** (layer.weight_bits - 1) - 1
+    top = slices.largest(layer.weight_precision, layer.weight_bits)
     exact = np.clip(weight / (layer.scale * 2.0**layer.exp)[row], -top, top)
     off = np.abs(held - exact) > 0.5 + TIE
     if not off.any():
@@ -108,7 +110,7 @@ def _single_weights(layer: LifLayer, mine: Sparse, floats: FloatLayer) -> list[F
 
 def _exact(layer: LifLayer, weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Float weights in the layer's units, at most as large as its grid."""
-    top = 2 ** (layer.weight_bits - 1) - 1
+    top = slices.largest(layer.weight_precision, layer.weight_bits)
     unit = (layer.scale * 2.0**layer.exp).reshape(-1, *[1] * (weight.ndim - 1))
     exact: NDArray[np.float64] = np.clip(weight / unit, -top, top)
     return exact
@@ -119,7 +121,7 @@ def _nearest(layer: LifLayer, weight: NDArray[np.float64]) -> NDArray[np.float64
     return nearest
 
 
-def _off(held: NDArray[np.int8], layer: LifLayer, weight: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _off(held: Weights, layer: LifLayer, weight: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which integers are not the nearest to ``weight``."""
     off: NDArray[np.bool_] = np.abs(held - _exact(layer, weight)) > 0.5 + TIE
     return off
@@ -152,7 +154,7 @@ def _arrangements(
                 yield f"with inputs flattened as {letters}, not CHW", moved.reshape(weight.shape)
 
 
-def _factor(held: NDArray[np.int8], layer: LifLayer, weight: NDArray[np.float64]) -> float | None:
+def _factor(held: Weights, layer: LifLayer, weight: NDArray[np.float64]) -> float | None:
     """The one factor by which all weights are larger than the float ones, if that explains them."""
     unit = (layer.scale * 2.0**layer.exp).reshape(-1, *[1] * (weight.ndim - 1))
     mine = held * unit

@@ -23,12 +23,13 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import conv
+from stl_deploy import conv, slices
 from stl_deploy import graph as G
 from stl_deploy.chip import Chip
 from stl_deploy.errors import Problem
 from stl_deploy.network import Kernel, LifLayer, Shape, Sparse, Synapses
 from stl_deploy.placement import synapse_bits
+from stl_deploy.slices import Weights
 
 Float = NDArray[np.float64]
 FINENESS = 2**0.25  # the ratio of neighbouring theta_ref that are tried
@@ -51,7 +52,7 @@ class Fold:
         self.rows = len(weight)
         self.bias = bias
         self.grid = 2.0**plain.exp
-        self.qmax = 2 ** (plain.weight_bits - 1) - 1
+        self.qmax = slices.largest(plain.weight_precision, plain.weight_bits)
         self.single: tuple[NDArray[np.int32], NDArray[np.int32], Kernel] | None = None
         self.weight: Float = weight.reshape(self.rows, -1)
         self.threshold = threshold.reshape(self.rows, -1)
@@ -93,7 +94,8 @@ class Fold:
     def layer(self, theta_ref: int) -> LifLayer:
         """The layer with every threshold at ``theta_ref`` (fires where v >= theta_ref)."""
         scaled, _ = self._in_units(theta_ref)
-        weight = np.clip(np.rint(scaled), -self.qmax, self.qmax).astype(np.int8)
+        kind = slices.kind(self.plain.weight_precision)
+        weight = np.clip(np.rint(scaled), -self.qmax, self.qmax).astype(kind)
         scale = self.threshold / theta_ref
         return replace(
             self.plain,
@@ -103,7 +105,7 @@ class Fold:
             scale=scale.reshape(-1),
         )
 
-    def _synapses(self, weight: NDArray[np.int8]) -> Synapses:
+    def _synapses(self, weight: Weights) -> Synapses:
         plain = self.plain.synapses
         if self.single is None or isinstance(plain, Sparse):
             return replace(plain, weight=weight.reshape(plain.weight.shape))
@@ -130,7 +132,7 @@ def check(layer: LifLayer, synapses: Sparse) -> None:
     geometry = kernel.stride, kernel.padding, kernel.dilation, kernel.groups
     row, column, weight = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
     unit = layer.scale * 2.0**layer.exp
-    qmax = 2 ** (layer.weight_bits - 1) - 1
+    qmax = slices.largest(layer.weight_precision, layer.weight_bits)
     expected = np.clip(weight / unit[row], -qmax, qmax)
     place = row.astype(np.int64) * synapses.size[1] + column
     given = synapses.row.astype(np.int64) * synapses.size[1] + synapses.column
@@ -154,21 +156,25 @@ def needs_unrolling(node: nir.ir.NIRNode, threshold: Float) -> bool:
 
 
 def too_large(
-    convolutions: Mapping[str, tuple[Float, Shape, nir.Conv2d]], weight_bits: int, chip: Chip
+    convolutions: Mapping[str, tuple[Float, Shape, nir.Conv2d]],
+    weight_bits: int,
+    per_weight: int,
+    chip: Chip,
 ) -> list[Problem]:
     """The problem of more single connections than ``chip`` has memory for.
 
-    ``convolutions`` are the weight, input shape and node of those to unroll, by layer.
+    ``convolutions`` are the weight, input shape and node of those to unroll, by layer; a weight takes up
+    to ``per_weight`` synapses.
     """
     total = sum(connections(w != 0, shape, node) for w, shape, node in convolutions.values())
     cores, memory = chip.limits.cores_per_chip, chip.limits.synapse_bytes_per_core
     held, holds = MOST, f"{MOST:,} are the most that are written"
     if chip.packing is not None and cores is not None and memory is not None:
         bits = synapse_bits(chip.packing, weight_bits)
-        held = cores.value * memory.value * 8 // bits
+        held = cores.value * memory.value * 8 // (bits * per_weight)
         holds = (
             f"the {cores.value * memory.value / 2**20:g} MiB of synapse memory of one {chip.name} "
-            f"hold {held:,} of {bits} bits"
+            f"hold {held:,} of {bits * per_weight} bits"
         )
     if (
         total <= held

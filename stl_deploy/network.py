@@ -8,14 +8,17 @@ its window does. The arithmetic of a step is defined in ``hw_sim/reference.py``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy import slices
 from stl_deploy.errors import Problem
+from stl_deploy.slices import WeightPrecision, Weights
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -27,9 +30,9 @@ IntArray = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution, weight int8 [O, C/groups, kh, kw], as PyTorch's cross-correlation."""
+    """Convolution, weight [O, C/groups, kh, kw], as PyTorch's cross-correlation."""
 
-    weight: NDArray[np.int8]
+    weight: Weights
     stride: Pair
     padding: Pair
     dilation: Pair
@@ -40,9 +43,9 @@ class Conv:
 
 @dataclass(frozen=True)
 class Dense:
-    """All-to-all, weight int8 [out, in], on the input flattened in C order."""
+    """All-to-all, weight [out, in], on the input flattened in C order."""
 
-    weight: NDArray[np.int8]
+    weight: Weights
 
     kind: Literal["dense"] = "dense"
 
@@ -64,13 +67,13 @@ class Sparse:
     """Single connections, what a folded convolution becomes: one weight each, none of them zero.
 
     ``row`` int32 [n] is the neuron, ``column`` int32 [n] the input, both counted in C order;
-    ``weight`` int8 [n]. Sorted by row, then column, no pair twice. ``size`` is (neurons, inputs),
+    ``weight`` [n]. Sorted by row, then column, no pair twice. ``size`` is (neurons, inputs),
     ``kernel`` what they were made from, which NIR's own nodes show.
     """
 
     row: NDArray[np.int32]
     column: NDArray[np.int32]
-    weight: NDArray[np.int8]
+    weight: Weights
     size: Pair
     kernel: Kernel
 
@@ -86,6 +89,16 @@ class Sparse:
 
 
 Synapses = Conv | Dense | Sparse
+
+
+def with_weights(synapses: Synapses, weight: Weights) -> Synapses:
+    """``synapses`` with other weights, of the same shape; single connections of zero are left out."""
+    if not isinstance(synapses, Sparse):
+        return replace(synapses, weight=weight)
+    at = weight != 0
+    return replace(synapses, row=synapses.row[at], column=synapses.column[at], weight=weight[at])
+
+
 Reset = Literal["zero", "subtract"]
 
 
@@ -110,7 +123,7 @@ class LifLayer:
         name: of the neurons, as in the PyTorch model; ``synapse_name`` of the weights.
         input_shape, shape: of the population before and of this one, without batch and time.
         exp: weights count 2^exp; the accumulator receives ``(w @ s) << exp``.
-        recurrent: int8 [neurons, neurons], from the neurons' own spikes of the step before, of a flat
+        recurrent: [neurons, neurons], from the neurons' own spikes of the step before, of a flat
             population; added to the same sum, so that unit and ``exp`` are those of ``synapses``.
         recurrent_name: of its weights, "" without.
         reset: what a spike does to v: "zero", or "subtract" vth << 6.
@@ -118,7 +131,9 @@ class LifLayer:
         du, dv: decay constants of current and voltage, 0..4095 (see hw_sim/reference.py).
         vth: int32 of ``shape``; fires where v > vth << 6.
         scale: float64 [O], the float value of 64 units of v (of one unit of vth), a channel.
-        weight_bits: the grid of the weights, +-(2^(bits-1) - 1).
+        weight_bits: the grid of the weights, +-(2^(bits-1) - 1) at precision "8".
+        weight_precision: how a chip stores a weight and what its grid is (``slices.py``); weights are
+            int8 at "8", else int16.
     """
 
     name: str
@@ -137,6 +152,7 @@ class LifLayer:
     recurrent: Dense | None = None
     recurrent_name: str = ""
     reset: Reset = "zero"
+    weight_precision: WeightPrecision = "8"
 
     @property
     def bias(self) -> NDArray[np.int64]:
@@ -155,10 +171,40 @@ class LifLayer:
         return math.prod(self.shape)
 
     @property
+    def grid_bits(self) -> float:
+        """Effective bits of a weight at the end of the grid."""
+        return slices.effective_bits(slices.largest(self.weight_precision, self.weight_bits))
+
+    @property
     def stored_weights(self) -> int:
-        """Weights that are not zero, recurrent ones included; one of a kernel counts once."""
-        own = 0 if self.recurrent is None else np.count_nonzero(self.recurrent.weight)
-        return int(np.count_nonzero(self.synapses.weight) + own)
+        """Numbers that are not zero, recurrent ones included; one of a kernel counts once.
+
+        A weight of two slices is two where neither is zero.
+        """
+        own = 0 if self.recurrent is None else self._synapses_of(self.recurrent.weight).sum()
+        return int(self._synapses_of(self.synapses.weight).sum() + own)
+
+    def _synapses_of(self, weight: Weights) -> NDArray[np.int64]:
+        return slices.synapses(weight, self.weight_precision)
+
+    def groups(self) -> Iterator[LifLayer]:
+        """The layer with the weights of each group of synapses alone, one after the other.
+
+        Their weights, each counted with the ``exp`` of its layer, add up to those of this one.
+        """
+        if self.weight_precision == "8":
+            yield self
+            return
+        own = () if self.recurrent is None else (self.recurrent.weight,)
+        held = [slices.cut(w, self.weight_precision) for w in (self.synapses.weight, *own)]
+        for group, weight, *heard in zip(slices.GROUPS[self.weight_precision], *held, strict=True):
+            yield replace(
+                self,
+                synapses=with_weights(self.synapses, weight),
+                recurrent=Dense(heard[0]) if heard else None,
+                exp=self.exp + group.exp,
+                weight_precision="8",
+            )
 
 
 @dataclass(frozen=True)
@@ -319,13 +365,21 @@ class IntegerNetwork:
         """The layers with weights."""
         return tuple(layer for layer in self.layers if isinstance(layer, LifLayer))
 
+    @property
+    def weight_precision(self) -> str:
+        """How weights are stored; those of its layers with commas between where they differ."""
+        return ", ".join(dict.fromkeys(layer.weight_precision for layer in self.lif_layers))
+
     def input_limit(self, layer: Layer) -> int:
         """Largest value on the inputs of ``layer``: 1 for spikes, ``input_levels`` at the first."""
         return self.input_levels if layer is self.layers[0] else 1
 
 
 def synapse_count(layer: Layer) -> int:
-    """Stored, non-zero, in-bounds synapses of ``layer``, recurrent ones included."""
+    """Stored, non-zero, in-bounds synapses of ``layer``, recurrent ones included.
+
+    A weight of two slices is two synapses where neither is zero.
+    """
     return int(in_bounds_synapses(layer).sum()) + int(recurrent_synapses(layer).sum())
 
 
@@ -333,24 +387,33 @@ def recurrent_synapses(layer: Layer) -> NDArray[np.int64]:
     """Stored, non-zero synapses that leave each neuron for its own layer: int64 of ``shape``."""
     if isinstance(layer, OrPool) or layer.recurrent is None:
         return np.zeros(layer.shape, np.int64)
-    count: NDArray[np.int64] = (layer.recurrent.weight != 0).sum(axis=0, dtype=np.int64)
+    stored = slices.synapses(layer.recurrent.weight, layer.weight_precision)
+    count: NDArray[np.int64] = stored.sum(axis=0)
     return count.reshape(layer.shape)
 
 
 def in_bounds_synapses(layer: Layer) -> NDArray[np.int64]:
     """Stored, non-zero, in-bounds synapses that leave each input neuron: int64 of ``input_shape``."""
+    if isinstance(layer, OrPool):
+        return np.ones(layer.input_shape, np.int64)
+    total = np.zeros(layer.input_shape, np.int64)
+    for group in layer.groups():
+        total += _fan_out(group)
+    return total
+
+
+def _fan_out(layer: LifLayer) -> NDArray[np.int64]:
+    """``in_bounds_synapses`` of a layer whose weights take one synapse each."""
     from stl_deploy.conv import fan_out
 
-    match layer:
-        case OrPool():
-            return np.ones(layer.input_shape, np.int64)
-        case LifLayer(synapses=Dense(weight=weight)):
+    match layer.synapses:
+        case Dense(weight=weight):
             count: NDArray[np.int64] = (weight != 0).sum(axis=0, dtype=np.int64)
             return count.reshape(layer.input_shape)
-        case LifLayer(synapses=Sparse(column=column)):
+        case Sparse(column=column):
             inputs = math.prod(layer.input_shape)
             return np.bincount(column, minlength=inputs).astype(np.int64).reshape(layer.input_shape)
-        case LifLayer(synapses=Conv() as conv):
+        case Conv() as conv:
             c, h, w = layer.input_shape
             return fan_out(
                 conv.weight != 0, (c, h, w), conv.stride, conv.padding, conv.dilation, conv.groups

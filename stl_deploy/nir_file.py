@@ -13,6 +13,9 @@ Neurons that hear themselves have edges to a Linear node of int8 and back from i
 subtraction stands in the JSON alone, and so does how many inputs a layer was calibrated on
 (``precision``). With any of these it is version 2, which older readers refuse.
 
+Weights of a precision other than "8" (``slices.py``) are int16, and their layer's ``weight_precision``
+says what they may be. With one of them it is version 3.
+
 NIR knows no single connections, which a folded convolution becomes. They stand in the ``metadata`` of
 its Conv2d node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order, ``weight`` int8
 [n], and ``bias_mant`` int32, one a neuron. The nodes themselves say the same before rounding: a Conv2d
@@ -32,6 +35,7 @@ from typing import Any, Literal
 import h5py
 import nir
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
@@ -44,7 +48,7 @@ from pydantic import (
 )
 
 from stl_deploy import chip as chips
-from stl_deploy import folding
+from stl_deploy import folding, slices
 from stl_deploy import graph as G
 from stl_deploy import placement as place
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -69,12 +73,18 @@ from stl_deploy.network import (
     Sparse,
     Synapses,
 )
+from stl_deploy.slices import WeightPrecision, Weights
 
 MAX_BYTES = 4 << 30
 MAX_OBJECTS = 20_000
 FORMAT = "stl-deploy/integer"
 ResetText = Literal["same-step, to zero", "same-step, as its layer says"]
-RESETS: dict[int, ResetText] = {1: "same-step, to zero", 2: "same-step, as its layer says"}
+RESETS: dict[int, ResetText] = {
+    1: "same-step, to zero",
+    2: "same-step, as its layer says",
+    3: "same-step, as its layer says",
+}
+Version = Literal[1, 2, 3]
 
 
 class _Meta(BaseModel):
@@ -110,7 +120,8 @@ class LayerMeta(_Meta):
     """What NIR cannot say of a layer; ``weights`` names its weight (or SumPool2d) node.
 
     ``folded`` says that the weight node carries single connections. ``recurrent`` names the node from
-    the neurons back to them. Files of version 1 do not have it, nor ``reset``.
+    the neurons back to them. Files of version 1 do not have it, nor ``reset``; files before version 3
+    have no ``weight_precision``.
     """
 
     name: str
@@ -127,10 +138,13 @@ class LayerMeta(_Meta):
     folded: bool = False
     recurrent: str | None = None
     reset: Reset = "zero"
+    weight_precision: WeightPrecision = "8"
 
     @property
-    def version(self) -> int:
+    def version(self) -> Version:
         """The version of the file that can say this."""
+        if self.weight_precision != "8":
+            return 3
         plain = self.du == 4095 and self.recurrent is None and self.reset == "zero"
         rounded = self.precision is None or not self.precision.calibrated
         return 1 if plain and rounded else 2
@@ -140,6 +154,8 @@ class LayerMeta(_Meta):
         row: dict[str, Any] = write(self)
         if self.version == 1:
             del row["recurrent"], row["reset"]
+        if self.version < 3:
+            del row["weight_precision"]
         return row
 
 
@@ -168,7 +184,7 @@ class IntegerMeta(_Meta):
     """The JSON string of ``model.nir``."""
 
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
-    version: Literal[1, 2] = 1
+    version: Version = 1
     chip: str
     timesteps: int = Field(ge=1, le=4096)
     reset: ResetText = "same-step, to zero"
@@ -188,6 +204,8 @@ class IntegerMeta(_Meta):
         if self.reset != RESETS[self.version]:
             raise ValueError(f"version {self.version} resets {RESETS[self.version]!r}")
         for layer in self.layers:
+            if layer.version > max(self.version, 2):
+                raise ValueError(f"{layer.name}: before version 3 weights have precision '8'")
             if layer.version > self.version:
                 raise ValueError(
                     f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero, does not hear "
@@ -205,7 +223,7 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
     for layer in network.layers:
         nodes |= _nodes(layer)
         metas.append(_layer_meta(layer, network))
-    version: Literal[1, 2] = 2 if any(meta.version == 2 for meta in metas) else 1
+    version: Version = max(meta.version for meta in metas)
     meta = IntegerMeta(
         version=version,
         reset=RESETS[version],
@@ -357,6 +375,7 @@ def _layer_meta(layer: Layer, network: IntegerNetwork) -> LayerMeta:
         folded=isinstance(layer.synapses, Sparse),
         recurrent=None if layer.recurrent is None else layer.recurrent_name,
         reset=layer.reset,
+        weight_precision=layer.weight_precision,
     )
 
 
@@ -527,15 +546,14 @@ def _layer(
         if entry.version > 1:
             raise ValueError(
                 "an OR pool has no current, does not hear itself, resets to zero and has no weights "
-                "to calibrate"
+                "to calibrate or to store in another precision"
             )
         return OrPool(entry.name, entry.weights, shape, neurons.threshold.shape, kernel)
     if not isinstance(node, nir.Conv2d | nir.Affine | nir.Linear):
         raise ValueError(
             f"{entry.weights} is a {type(node).__name__}, not a Conv2d, Affine or Linear"
         )
-    qmax = 2 ** (entry.weight_bits - 1)
-    weight = _integers(node.weight, f"{entry.weights}.weight", -qmax, qmax - 1).astype(np.int8)
+    weight = _weights(node.weight, f"{entry.weights}.weight", entry)
     bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), np.float64)
     mant = bias * 2.0 ** (6 + entry.exp - entry.bias_exp)
     if isinstance(neurons, nir.CubaLIF):
@@ -548,6 +566,12 @@ def _layer(
         else Dense(weight)
     )
     return _lif_layer(entry, synapses, mant, len(weight), neurons, shape, chip)
+
+
+def _weights(values: NDArray[Any], what: str, entry: LayerMeta) -> Weights:
+    """Weights as the layer's precision holds them. Raises ValueError where it cannot."""
+    span = slices.span(entry.weight_precision, entry.weight_bits)
+    return _integers(values, what, *span).astype(slices.kind(entry.weight_precision))
 
 
 def _leaked(neurons: nir.CubaLIF, channels: int, entry: LayerMeta) -> NDArray[np.float64]:
@@ -573,8 +597,7 @@ def _with_recurrent(entry: LayerMeta, layer: Layer, found: tuple[str, nir.Linear
         )
     if node is None or name is None or isinstance(layer, OrPool):
         return layer
-    qmax = 2 ** (entry.weight_bits - 1)
-    weight = _integers(node.weight, f"{name}.weight", -qmax, qmax - 1).astype(np.int8)
+    weight = _weights(node.weight, f"{name}.weight", entry)
     return replace(layer, recurrent=Dense(weight), recurrent_name=name)
 
 
@@ -593,6 +616,9 @@ def _lif_layer(
         raise ValueError(f"is a {type(neurons).__name__}, with du {entry.du} not a {kind.__name__}")
     if entry.dv == 0:
         raise ValueError("dv 0: neurons have a dv from 1")
+    wrong = slices.contradictions(entry.weight_precision, entry.weight_bits, entry.exp)
+    if wrong:
+        raise ValueError(f"weight precision {'; '.join(wrong)}")
     tau, r = _membrane(entry.dv, entry.exp)
     expected = {"tau": tau, "r": r, "v_leak": 0.0, "v_reset": 0.0}
     if kind is nir.CubaLIF:
@@ -624,6 +650,7 @@ def _lif_layer(
         du=entry.du,
         dv=entry.dv,
         reset=entry.reset,
+        weight_precision=entry.weight_precision,
     )
 
 
@@ -663,11 +690,11 @@ def _folded_layer(
 
 def _triplets(node: nir.Conv2d, size: tuple[int, int], entry: LayerMeta) -> dict[str, Any]:
     """The arrays in the metadata of a folded convolution's node, within their ranges."""
-    qmax = 2 ** (entry.weight_bits - 1) - 1
-    ranges = {
+    qmax = slices.largest(entry.weight_precision, entry.weight_bits)
+    ranges: dict[str, tuple[npt.DTypeLike, int, int]] = {
         "row": (np.int32, 0, size[0] - 1),
         "column": (np.int32, 0, size[1] - 1),
-        "weight": (np.int8, -qmax, qmax),
+        "weight": (slices.kind(entry.weight_precision), -qmax, qmax),
         "bias_mant": (np.int32, -(1 << 31), (1 << 31) - 1),
     }
     found: dict[str, Any] = {}

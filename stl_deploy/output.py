@@ -167,11 +167,23 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
         "chip": network.chip,
         "timesteps": network.timesteps,
         "thresholds": {"lowering": network.lowering, "reason": network.lowering_reason},
+        "weights": _weights(network, placed),
         "layers": [_row(layer, network) | _cores(placed, layer, chip) for layer in network.layers],
         "cores": None if placed is None else placed.cores,
         "tiles": None if placed is None else placed.tiles,
         "chips": None if placed is None else placed.chips,
         "diagnostics": [asdict(d) for d in network.diagnostics],
+    }
+
+
+def _weights(network: IntegerNetwork, placed: Placement | None) -> dict[str, Any]:
+    """How weights are stored, and what all layers take for it; bytes None without cores."""
+    rows = () if placed is None else placed.layers.values()
+    memory = sum(row.total["synapse_bytes"] for row in rows)
+    return {
+        "precision": network.weight_precision,
+        "synapses": sum(synapse_count(layer) for layer in network.layers),
+        "synapse_bytes": None if placed is None else memory,
     }
 
 
@@ -187,6 +199,8 @@ def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
         "neurons": layer.neurons,
         "synapses": synapse_count(layer),
         "weight_bits": layer.weight_bits if isinstance(layer, LifLayer) else 1,
+        "weight_precision": layer.weight_precision if isinstance(layer, LifLayer) else None,
+        "grid_bits": layer.grid_bits if isinstance(layer, LifLayer) else 1,
         "recurrent": isinstance(layer, LifLayer) and layer.recurrent is not None,
         "reset": layer.reset if isinstance(layer, LifLayer) else "zero",
         "decays": {"du": layer.du, "dv": layer.dv} if isinstance(layer, LifLayer) else None,

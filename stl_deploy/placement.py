@@ -220,8 +220,10 @@ def synapse_bits(packing: Packing, weight_bits: int) -> int:
     )
 
 
-def more_than_one_chip(placement: Placement, chip: Chip) -> Diagnostic:
-    """What a network needs that one ``chip`` does not hold, in numbers."""
+def more_than_one_chip(
+    placement: Placement, chip: Chip, fewer: str = "fewer --weight-bits"
+) -> Diagnostic:
+    """What a network needs that one ``chip`` does not hold, in numbers; ``fewer`` is what would help."""
     most, placed = max(placement.layers.items(), key=lambda item: item[1].cores)
     memory = sum(layer.total["synapse_bytes"] for layer in placement.layers.values())
     why = "" if placed.bound_by is None else f", bound by {NAMES[placed.bound_by]}"
@@ -231,7 +233,7 @@ def more_than_one_chip(placement: Placement, chip: Chip) -> Diagnostic:
         f"needs {placement.cores:,} cores with {memory / 2**20:,.1f} MiB of synapses, that is "
         f"{placement.chips:,} chips; one {chip.name} has {per_chip and per_chip.value} cores. Most "
         f"take the neurons of {most}: {placed.cores:,}{why}",
-        "for one chip, use fewer channels or neurons, or fewer --weight-bits",
+        f"for one chip, use fewer channels or neurons, or {fewer}",
     )
 
 
@@ -266,11 +268,16 @@ class _Demand:
         self.in_order_fan_out = fan_out
         self.fan_out = fan_out if order is None else fan_out[np.asarray(order)]
         self.wiring, self.own = wiring.of(layer, order), wiring.own(layer, order)
+        # An axon has entries of its own for each group of synapses, and is one axon all the same.
+        self.groups = [(self.wiring, self.own)]
+        if isinstance(layer, LifLayer) and layer.weight_precision != "8":
+            each = layer.groups()
+            self.groups = [(wiring.of(one, order), wiring.own(one, order)) for one in each]
         bits = layer.weight_bits if isinstance(layer, LifLayer) else 1
         self.bytes = packed_bytes(packing, bits, layer.neurons)
         self.synapse_bits = synapse_bits(packing, bits)
         self.out_axons = np.concatenate([[0], self.fan_out.cumsum()])
-        self.synapses = np.concatenate([[0], self.alone["in_axons"].cumsum()])
+        self.synapses = np.concatenate([[0], self._fan_in(self.groups).cumsum()])
         vth = np.zeros(layer.shape, np.int32) if isinstance(layer, OrPool) else layer.vth
         self.vth = wiring.dealt(vth, layer.shape)
         self.vth = self.vth if order is None else self.vth[np.asarray(order)]
@@ -281,27 +288,35 @@ class _Demand:
     @cached_property
     def alone(self) -> dict[Limit, Int64]:
         """What every neuron would need on a core of its own, but for its threshold."""
-        fan_in = self.wiring.fan_in()
-        if self.own is not None:
-            fan_in = fan_in + self.own.fan_in()
+        fan_in = self._fan_in([(self.wiring, self.own)])
         return {
             "compartments": np.ones_like(fan_in),
-            "synapse_bytes": fan_in * self.bytes[1],
+            "synapse_bytes": self._fan_in(self.groups) * self.bytes[1],
             "in_axons": fan_in,
             "out_axons": self.fan_out,
         }
 
     def needs(self, low: int, high: int) -> dict[Limit, int]:
         """What neurons low..high-1 need on one core, but for their thresholds."""
-        counts = self.wiring.counts(low, high)
-        if self.own is not None:
-            counts = np.concatenate([counts.reshape(-1), self.own.counts(low, high)])
+        counts = [self._counts(*group, low, high) for group in self.groups]
         return {
             "compartments": high - low,
-            "synapse_bytes": int(self.bytes[counts].sum()),
-            "in_axons": int(np.count_nonzero(counts)),
+            "synapse_bytes": sum(int(self.bytes[n].sum()) for n in counts),
+            "in_axons": int(np.count_nonzero(sum(counts[1:], counts[0]))),
             "out_axons": int(self.out_axons[high] - self.out_axons[low]),
         }
+
+    @staticmethod
+    def _counts(into: wiring.Wiring, own: wiring.Wiring | None, low: int, high: int) -> wiring.Int:
+        """Synapses of each input, and of each neuron of the layer itself, into neurons low..high-1."""
+        counts = into.counts(low, high).reshape(-1)
+        return counts if own is None else np.concatenate([counts, own.counts(low, high)])
+
+    @staticmethod
+    def _fan_in(groups: Sequence[tuple[wiring.Wiring, wiring.Wiring | None]]) -> Int64:
+        """Synapses of every neuron in these groups."""
+        each = [into.fan_in() + (0 if own is None else own.fan_in()) for into, own in groups]
+        return np.asarray(sum(each[1:], each[0]), np.int64)
 
     def exceeded(self, needs: Mapping[Limit, int]) -> list[Limit]:
         """The limits that ``needs`` exceed."""

@@ -3,14 +3,15 @@
 A LIF neuron does not change when its weights, bias and threshold are scaled together. So every
 output channel c gets a unit of its own, ``unit[c]``, the float value of one weight step:
 
-    w_q  = round(w / unit)                  -(2^(B-1)-1) .. 2^(B-1)-1
+    w_q  = round(w / unit)                  -(2^(B-1)-1) .. 2^(B-1)-1, or another grid of slices.py
     vth  = ceil(theta / scale) - 1          fires where v > vth, that is v >= theta on the grid
     bias = round(b / scale)                 as mantissa << exponent
     with scale = unit / 2^exp, the float value of 64 units of v
 
 "Plain" units are max|w| / (2^(B-1)-1). A unit grows where a register would not hold the bias or
-the threshold, or where sums could leave the accumulator; each doubling costs one effective bit. With
-calibration data ``calibration.py`` rounds instead, on the same grid.
+the threshold, or where sums could leave the accumulator; each doubling costs one effective bit. The grid
+of "2x8" is finer than registers let most layers use: there it is they that set the unit. With calibration
+data ``calibration.py`` rounds instead, on the same grid.
 
 That is the *native* lowering of thresholds: a vth for every neuron. Where the chip wants fewer
 values, ``folding.py`` gives the neurons units of their own and one vth, and ``profiles.py`` rounds
@@ -27,7 +28,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import bounds, calibration, folding, placement, profiles, trained
+from stl_deploy import bounds, calibration, folding, placement, profiles, slices, trained
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -44,6 +45,7 @@ from stl_deploy.network import (
     Readout,
     Reset,
 )
+from stl_deploy.slices import WeightPrecision, Weights
 
 Float = NDArray[np.float64]
 Overflow = Literal["auto", "proven", "checked"]
@@ -63,6 +65,12 @@ class Options:
     thresholds: Thresholds = "auto"
     overflow: Overflow = "auto"
     clamp_thresholds: bool = False
+    weight_precision: WeightPrecision = "8"
+
+    @property
+    def qmax(self) -> int:
+        """The end of the weight grid."""
+        return slices.largest(self.weight_precision, self.weight_bits)
 
 
 def quantize(
@@ -75,6 +83,7 @@ def quantize(
     thresholds: Thresholds = "auto",
     overflow: Overflow = "auto",
     clamp_thresholds: bool = False,
+    weight_precision: WeightPrecision = "8",
 ) -> IntegerNetwork:
     """Quantize a lowered float graph (``passes.lower``) for ``chip``.
 
@@ -85,14 +94,18 @@ def quantize(
         chip: name of a file in ``chips/``.
         calib: raster [N, T, *input] that weights and thresholds are fitted to (``calibration.py``; not
             with thresholds "fold") and that sets scales with ``overflow="checked"``; no labels.
-        weight_bits: 2..8, the grid +-(2^(B-1)-1); 8 without, or what the model was trained on.
+        weight_bits: 2..8, the grid +-(2^(B-1)-1) of precision "8"; 8 without, or what the model was
+            trained on.
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
         thresholds: "native", a threshold per neuron; "fold", one a layer, inputs scaled instead;
             "profiles", rounded to what a core of ``chip`` holds, neurons placed by threshold;
             "auto", native where the chip can hold that, else profiles.
         overflow: "proven" (no input can overflow), "checked" (units from ``calib``; hw_sim flags an
-            overflow), "auto": proven where it costs at most one effective bit.
+            overflow), "auto": proven where it costs at most one effective bit, and always with "2x8".
         clamp_thresholds: put thresholds outside the chip's register onto its nearest value.
+        weight_precision: how a weight is stored (``slices.py``): "8", one synapse; "split", one of two
+            one-signed groups, the grid +-(2^B-1); "2x8", two slices of 8 bits, the grid +-16,319 as far
+            as registers let it be used, at up to two synapses a weight (weight_bits 8, weight_exp 0).
 
     A graph that was trained on integers (``stl-train --qat``) is taken as it is.
 
@@ -108,10 +121,17 @@ def quantize(
     meta = G.float_meta(graph)
     if weight_bits is None:
         weight_bits = 8 if meta.trained is None else meta.trained.weight_bits
-    options = Options(weight_bits, weight_exp, thresholds, overflow, clamp_thresholds)
-    _check_options(options, facts)
+    options = Options(
+        weight_bits, weight_exp, thresholds, overflow, clamp_thresholds, weight_precision
+    )
+    _check_options(options, facts, calib is not None)
     if meta.trained is not None:
-        asked = {"weight_bits": weight_bits, "weight_exp": weight_exp, "thresholds": thresholds}
+        asked = {
+            "weight_bits": weight_bits,
+            "weight_exp": weight_exp,
+            "weight_precision": weight_precision,
+            "thresholds": thresholds,
+        }
         trained.check_asked(meta.trained, {**asked, "calib": calib})
         trained.check_graph(graph, meta.trained)
     if calib is not None and calib.shape[2:] != G.in_shape(graph):
@@ -181,7 +201,8 @@ def quantize(
         network = _lowered(network, options.thresholds, facts)
     diagnostics += _distinct_thresholds(network, facts)
     if network.placement is not None and network.placement.chips > 1:
-        diagnostics.append(placement.more_than_one_chip(network.placement, facts))
+        fewer = "--weight-precision split" if weight_precision == "2x8" else "fewer --weight-bits"
+        diagnostics.append(placement.more_than_one_chip(network.placement, facts, fewer))
     return replace(network, diagnostics=tuple(diagnostics))
 
 
@@ -243,10 +264,11 @@ def _fold_problems(
             )
         if folding.needs_unrolling(block.node, block.threshold):
             unrolled[block.name] = block.weight, block.input_shape, block.node
-    return problems + folding.too_large(unrolled, options.weight_bits, chip)
+    per_weight = slices.PER_WEIGHT[options.weight_precision]
+    return problems + folding.too_large(unrolled, options.weight_bits, per_weight, chip)
 
 
-def _synapses(node: nir.ir.NIRNode, weight: NDArray[np.int8]) -> Conv | Dense:
+def _synapses(node: nir.ir.NIRNode, weight: Weights) -> Conv | Dense:
     if isinstance(node, nir.Conv2d):
         return Conv(weight, *G.conv_geometry(node), int(node.groups))
     return Dense(weight)
@@ -432,7 +454,8 @@ class _Fit:
         self.peak = np.abs(block.weight).reshape(len(block.weight), -1).max(axis=1)
         if block.recurrent is not None:
             self.peak = np.maximum(self.peak, np.abs(block.recurrent).max(axis=1))
-        self.qmax = 2 ** (options.weight_bits - 1) - 1
+        self.qmax = options.qmax
+        self.kind = slices.kind(options.weight_precision)
 
     def choose(self) -> tuple[LifLayer, Precision]:
         """The layer in integers and how its overflow was settled."""
@@ -448,7 +471,9 @@ class _Fit:
         else:
             mode, units = "proven", self._proven(base)
             cost = self._bits(self._layer(base)) - self._bits(self._layer(units))
-            if self.options.overflow == "auto" and cost > 1:
+            # The grid of 2x8 has bits that no accumulator holds: not using them costs nothing.
+            spare = self.options.weight_precision == "2x8"
+            if self.options.overflow == "auto" and cost > 1 and not spare:
                 mode, units = "checked", self._calibrated(base)
                 self._warn_checked(base, "because proving it safe would cost more than one bit")
         least = min(MIN_BITS, self.options.weight_bits)
@@ -553,10 +578,10 @@ class _Fit:
             ]
         )
         feeding = block.weight[0].size
-        weight = rounded[:, :feeding].reshape(block.weight.shape).astype(np.int8)
+        weight = rounded[:, :feeding].reshape(block.weight.shape).astype(self.kind)
         recurrent = None
         if block.recurrent is not None:
-            recurrent = Dense(rounded[:, feeding:-1].astype(np.int8))
+            recurrent = Dense(rounded[:, feeding:-1].astype(self.kind))
         return replace(
             layer,
             synapses=_synapses(block.node, weight),
@@ -652,7 +677,7 @@ class _Fit:
         """The layer with these units; ``final`` reports thresholds outside the register."""
         block = self.block
         ones = [1] * (block.weight.ndim - 1)
-        weight = np.rint(block.weight / units.reshape(-1, *ones)).astype(np.int8)
+        weight = np.rint(block.weight / units.reshape(-1, *ones)).astype(self.kind)
         scale = units / 2.0**self.options.weight_exp
         vth = np.ceil(self.flat / scale[:, None]) - 1
         low, high = self.chip.threshold_range
@@ -673,9 +698,10 @@ class _Fit:
             dv=block.dv,
             recurrent=None
             if block.recurrent is None
-            else Dense(np.rint(block.recurrent / units[:, None]).astype(np.int8)),
+            else Dense(np.rint(block.recurrent / units[:, None]).astype(self.kind)),
             recurrent_name=block.recurrent_name,
             reset=block.reset,
+            weight_precision=self.options.weight_precision,
         )
 
     def _folded(self, mode: Literal["proven", "checked"]) -> LifLayer:
@@ -809,7 +835,7 @@ class _Fit:
     def _bits(self, layer: LifLayer) -> float:
         """Effective bits of the worst channel or neuron with weights: log2(steps + 1) + 1."""
         used = self._steps(layer)[self.peak > 0]
-        return float(self.options.weight_bits) if not used.size else math.log2(used.min() + 1) + 1
+        return slices.effective_bits(float(used.min()) if used.size else float(self.qmax))
 
 
 def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
@@ -857,8 +883,8 @@ def _distinct_thresholds(network: IntegerNetwork, chip: chips.Chip) -> list[Diag
     ]
 
 
-def _check_options(options: Options, chip: chips.Chip) -> None:
-    problems = []
+def _check_options(options: Options, chip: chips.Chip, calib: bool) -> None:
+    problems = _precision_problems(options, chip, calib)
     fact = chip.registers.weight_exp_max
     for name, value, low, high in (
         ("weight_bits", options.weight_bits, 2, chip.registers.weight_bits.value),
@@ -883,3 +909,32 @@ def _check_options(options: Options, chip: chips.Chip) -> None:
         )
     if problems:
         raise InputError(problems)
+
+
+def _precision_problems(options: Options, chip: chips.Chip, calib: bool) -> list[Problem]:
+    """Why a weight precision is not one, or does not go with the other options or the chip."""
+    given, where = options.weight_precision, "weight_precision"
+    if given not in slices.PRECISIONS:
+        what = f"{given!r} is not one of {', '.join(slices.PRECISIONS)}"
+        return [Problem(where, what)]
+    problems = [
+        Problem(where, what, "leave that option out, or use --weight-precision split")
+        for what in slices.contradictions(given, options.weight_bits, options.weight_exp)
+    ]
+    exponents = chip.registers.weight_exp_max
+    needed = max(group.exp for group in slices.GROUPS[given])
+    if exponents is not None and exponents.value < needed:
+        what = (
+            f"{given} needs the weight exponent {needed}; {chip.name} has up to {exponents.value}"
+        )
+        problems.append(Problem(where, what, "use --weight-precision split"))
+    limited = chip.accumulator_limit is not None
+    if given == "2x8" and options.overflow == "checked" and limited and not calib:
+        problems.append(
+            Problem(
+                where,
+                f"2x8 with overflow checked: without data the full grid overflows {chip.name}",
+                "give --calib, or use --overflow proven",
+            )
+        )
+    return problems

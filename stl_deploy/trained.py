@@ -20,12 +20,13 @@ NEAR = 1e-6  # of a unit; a float64 product of an integer and its unit is nearer
 def check_asked(trained: G.Trained, asked: dict[str, object]) -> None:
     """Raise InputError for options that contradict the training.
 
-    ``asked`` holds "weight_bits", "weight_exp", "thresholds" and "calib" of ``quantize``, None for what
-    was not asked for.
+    ``asked`` holds "weight_bits", "weight_exp", "weight_precision", "thresholds" and "calib" of
+    ``quantize``, None for what was not asked for.
     """
     may = {
         "weight_bits": (None, trained.weight_bits),
         "weight_exp": (None, 0),
+        "weight_precision": (None, "8"),
         "thresholds": (None, "auto", "native"),
         "calib": (None,),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -44,8 +45,33 @@ def random_spikes(net: STLNet, samples: int, seed: int = 0) -> np.ndarray:
     return (rng.random(size) < 0.4).astype(np.uint8)
 
 
+def taken(weight: int, precision: str) -> int:
+    """How many synapses a weight takes: one where any one of 8 bits can be it, none for zero."""
+    if precision == "2x8" and not -128 <= weight <= 127 and weight % 128:
+        return 2
+    return int(weight != 0)
+
+
 def synapses(layer: Layer) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(source, target) of every stored, non-zero, in-bounds synapse, as indices of neurons."""
+    if isinstance(layer, OrPool):
+        yield from _single(layer)
+        return
+    weight = layer.synapses.weight
+    for most in (1, 2):
+        held = np.array([taken(w, layer.weight_precision) >= most for w in weight.ravel().tolist()])
+        kept = held.reshape(weight.shape).astype(weight.dtype)
+        if not isinstance(layer.synapses, Sparse):
+            yield from _single(replace(layer, synapses=replace(layer.synapses, weight=kept)))
+            continue
+        at = kept != 0
+        row, column = layer.synapses.row[at], layer.synapses.column[at]
+        some = replace(layer.synapses, row=row, column=column, weight=kept[at])
+        yield from _single(replace(layer, synapses=some))
+
+
+def _single(layer: Layer) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The same where every weight is one synapse."""
     if isinstance(layer, OrPool):
         kh, kw = layer.kernel
         for c, i, j in np.ndindex(layer.input_shape):
@@ -77,5 +103,7 @@ def synapses(layer: Layer) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
 def recurrent_synapses(layer: Layer) -> Iterator[tuple[tuple[int], tuple[int]]]:
     """(neuron that spikes, neuron that hears it) of every stored, non-zero recurrent synapse."""
     if not isinstance(layer, OrPool) and layer.recurrent is not None:
-        for o, k in np.argwhere(layer.recurrent.weight).tolist():
-            yield (k,), (o,)
+        weight = layer.recurrent.weight
+        for o, k in np.argwhere(weight).tolist():
+            for _ in range(taken(int(weight[o, k]), layer.weight_precision)):
+                yield (k,), (o,)

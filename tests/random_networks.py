@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy import chip as chips
+from stl_deploy import slices
 from stl_deploy.conv import unroll
 from stl_deploy.exporters import loihi_layers, netx
 from stl_deploy.hw_sim import reference
@@ -24,21 +25,27 @@ from stl_deploy.network import (
     Readout,
     Sparse,
 )
+from stl_deploy.slices import WeightPrecision
 
 LOW, HIGH = 0.02, 0.60
 Made = tuple[IntegerNetwork, NDArray[np.uint8]]
 
 
-def draw(seed: int, process_graph: bool = False, recurrent: bool = False) -> Made:
+def draw(
+    seed: int,
+    process_graph: bool = False,
+    recurrent: bool = False,
+    precision: WeightPrecision = "8",
+) -> Made:
     """A network and a raster of two to four samples, the same for the same seed.
 
     With ``process_graph`` it has what netx cannot carry: folded convolutions, whose neurons have
     kernels of their own, and weight exponents. With ``recurrent`` at least one layer hears itself, and
-    on Loihi 2 every other layer resets by subtraction.
+    on Loihi 2 every other layer resets by subtraction. Weights are of ``precision``.
     """
     rng = np.random.default_rng(seed)
     while True:
-        made = _attempt(rng, process_graph, recurrent)
+        made = _attempt(rng, process_graph, recurrent, precision)
         if made is not None:
             return made
 
@@ -96,7 +103,31 @@ def hears_itself(rng: np.random.Generator, layer: LifLayer, chip: str) -> LifLay
     return layer
 
 
-def _attempt(rng: np.random.Generator, process_graph: bool, recurrent: bool) -> Made | None:
+def widened(rng: np.random.Generator, layer: LifLayer, precision: WeightPrecision) -> LifLayer:
+    """The layer with weights all over the grid of ``precision``, small ones as often as large ones."""
+    if precision == "8":
+        return layer
+    if precision == "2x8":
+        layer = replace(layer, weight_bits=8, exp=0)
+    top = slices.largest(precision, layer.weight_bits)
+
+    def drawn(old: NDArray[Any]) -> NDArray[np.int16]:
+        size = np.minimum(np.floor(2 ** rng.uniform(0, np.log2(top + 1), old.shape)), top)
+        some = size * rng.choice([-1, 1], old.shape) * (old != 0)
+        return some.astype(np.int16)
+
+    own = layer.recurrent
+    return replace(
+        layer,
+        weight_precision=precision,
+        synapses=replace(layer.synapses, weight=drawn(layer.synapses.weight)),
+        recurrent=None if own is None else Dense(drawn(own.weight)),
+    )
+
+
+def _attempt(
+    rng: np.random.Generator, process_graph: bool, recurrent: bool, precision: WeightPrecision
+) -> Made | None:
     """One try; None when a layer cannot be brought to work or a tool refuses it."""
     chip = "loihi2" if rng.random() < 0.8 else "loihi1"
     timesteps = int(rng.integers(1, 7))
@@ -118,6 +149,7 @@ def _attempt(rng: np.random.Generator, process_graph: bool, recurrent: bool) -> 
                 layer = replace(single(rng, layer), exp=int(rng.integers(0, 4)))
             if recurrent:
                 layer = hears_itself(rng, layer, chip)
+            layer = widened(rng, layer, precision)
             layer = _tuned(rng, layer, spikes, chips.load(chip), levels if i == 0 else 1)
         if layer is None:
             return None
@@ -126,7 +158,7 @@ def _attempt(rng: np.random.Generator, process_graph: bool, recurrent: bool) -> 
         spikes = reference.run_layer(network, layer, spikes).spikes
         if not LOW <= spikes.mean() <= HIGH:
             return None
-    elsewhere = process_graph or recurrent
+    elsewhere = process_graph or recurrent or precision != "8"
     if loihi_layers.problems(network) or (not elsewhere and netx.problems(network)):
         return None
     if recurrent and all(n.recurrent is None for n in network.lif_layers):

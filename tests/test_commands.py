@@ -51,6 +51,47 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def test_a_weight_precision_is_written_and_told(command, here, model, raster):
+    code, out, _ = command(
+        "stl-export", model, "--target", "loihi", "--weight-precision", "2x8", "-o", "o"
+    )
+    assert code == 0
+    manifest = json.loads(Path("o/manifest.json").read_text())
+    synapses = manifest["weights"]["synapses"]
+    assert (
+        f"weights: 2x8, weights in two slices of 8 bits, each a synapse of its own: {synapses:,}"
+        in out
+    )
+    assert "8.00 of 8" not in out
+    assert not Path("o/loihi/network.net").exists()
+    assert read_network(Path("o/model.nir")).weight_precision == "2x8"
+    # Counts of the file that was written, slice by slice.
+    code, out, _ = command("hw_sim", "o/model.nir", "--input", raster, "--json")
+    first = json.loads(out)["layers"][0]
+    network = read_network(Path("o/model.nir"))
+    reach = sum(part.synapses.weight.astype(bool).sum() for part in network.lif_layers[0].groups())
+    assert reach > np.count_nonzero(network.lif_layers[0].synapses.weight)
+    assert (code, first["synops"] > 0) == (0, True)
+
+
+def test_a_weight_precision_that_does_not_go_is_bad_usage(command, here, model):
+    args = (
+        "--target",
+        "loihi",
+        "--weight-precision",
+        "2x8",
+        "--weight-bits",
+        "4",
+        "--weight-exp",
+        "2",
+    )
+    code, out, err = command("stl-export", model, *args, "-o", "o")
+    assert (code, out) == (2, "")
+    assert "2 problems" in err
+    assert "2x8 has slices of 8 bits, not of 4" in err
+    assert not Path("o").exists()
+
+
 def test_export_for_loihi_writes_what_is_documented(command, here, model, raster):
     code, out, err = command(
         "stl-export", model, "--target", "loihi", "--target", "nir", "--eval", raster, "-o", "o"

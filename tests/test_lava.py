@@ -7,6 +7,7 @@ set they fail.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -150,6 +151,34 @@ def test_networks_that_hear_themselves_are_the_same_on_lava(python, short):
             expected = simulate(network, spikes, states=True)
             result = agreement.compare(network, expected, traces[seed])
             assert result.exact, f"seed {seed}: {result}"
+
+
+def test_weights_in_groups_are_the_same_on_lava(python, short):
+    """Dense, Sparse and Conv, from the inputs and from the layer itself, binary and graded."""
+    count = max(1, NETWORKS // 5)
+    print(f"seeds {SEED} to {SEED + count - 1}")  # shown when the test fails
+    kinds = [{}, {"process_graph": True}, {"recurrent": True}]
+    cases = list(itertools.product(range(SEED, SEED + count), kinds, ["split", "2x8"]))
+    for start in range(0, len(cases), 2 * AT_ONCE):
+        part = cases[start : start + 2 * AT_ONCE]
+        drawn = {
+            start + i: random_networks.draw(seed, **kind, precision=precision)
+            for i, (seed, kind, precision) in enumerate(part)
+        }
+        traces = run_many(python, "lava", drawn, short / str(start))
+        for i, (network, spikes) in drawn.items():
+            expected = simulate(network, spikes, states=True)
+            result = agreement.compare(network, expected, traces[i])
+            assert result.exact, f"{cases[i]}: {result}"
+
+
+def test_a_model_quantized_to_slices_is_the_same_on_lava(python):
+    net = random_net()
+    network = quantize(from_torch(net), chip="loihi2", weight_precision="2x8")
+    spikes = random_spikes(net, 2)
+    assert agreement.measure("lava", network, spikes).exact
+    with pytest.raises(LoweringError, match="weight precision 2x8"):
+        agreement.measure("netx", network, spikes)
 
 
 def test_random_networks_mind_what_they_hear_of_themselves():

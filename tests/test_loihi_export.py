@@ -140,11 +140,12 @@ def lava_conv(s: Ints, w: Ints, stride: Any, padding: Any, dilation: Any, groups
     return (a + M) % (2 * M) - M
 
 
-def lava_dense(s: Ints, w: Ints, exp: int, bits: int = 8, mixed: bool | None = None) -> Ints:
+def lava_dense(s: Ints, w: Ints, exp: int, bits: int = 8, mode: str | None = None) -> Ints:
     """Weights clipped and truncated by sign mode, the exponent after the sum."""
-    sign = -1 if mixed is None and w.max() <= 0 and w.min() < 0 else 1
-    if mixed is None:
-        mixed = bool(w.min() < 0 < w.max())
+    if mode is None:
+        inhibits = w.max() <= 0 and w.min() < 0
+        mode = "INHIBITORY" if inhibits else "MIXED" if w.min() < 0 else "EXCITATORY"
+    sign, mixed = -1 if mode == "INHIBITORY" else 1, mode == "MIXED"
     drop = 8 - bits + mixed
     w = sign * ((np.clip(sign * w, -256 if mixed else 0, 255) >> drop) << drop)
     return w @ s << exp if exp > 0 else w @ s >> -exp
@@ -175,6 +176,11 @@ def run(populations: list[Population], spikes: NDArray[np.uint8]) -> list[Ints]:
     return outputs
 
 
+def groups(row: dict[str, Any], key: str) -> list[str]:
+    """Names of the arrays of a layer's groups of synapses."""
+    return [f"{key}/{g}" for g in range(len(row["synapse_groups"]))]
+
+
 def read_lava(path: Path) -> list[Population]:
     """lava_params.npz as lava_network.py hands it to Lava."""
     arrays = dict(np.load(path))
@@ -182,12 +188,17 @@ def read_lava(path: Path) -> list[Population]:
     assert description["format"] in (path.parent / "lava_network.py").read_text()
     populations = []
     for i, row in enumerate(description["layers"]):
-        w = arrays[f"{i}/weight"].astype(np.int64)
+        keys = [f"{i}/weight"] if row["kind"] == "conv" else groups(row, f"{i}/weight")
+        weights = [arrays[key].astype(np.int64) for key in keys]
 
-        def weigh(s: Ints, row: dict[str, Any] = row, w: Ints = w) -> Ints:
+        def weigh(s: Ints, row: dict[str, Any] = row, weights: list[Ints] = weights) -> Ints:
             if row["kind"] == "dense":
                 flat = channels_first(s) if s.ndim > 1 else s
-                return lava_dense(flat, w, row["weight_exp"], mixed=True)
+                pairs = zip(weights, row["synapse_groups"], strict=True)
+                return np.sum(
+                    [lava_dense(flat, w, g["weight_exp"], mode=g["sign"]) for w, g in pairs], axis=0
+                )
+            (w,) = weights
             return lava_conv(s, w, row["stride"], row["padding"], row["dilation"], row["groups"])
 
         bias = arrays[f"{i}/bias_mant"].astype(np.int64) << row["bias_exp"]
@@ -450,7 +461,8 @@ def test_what_cuba_neurons_cannot_leaves_netx_out_and_says_so(fields, what, tmp_
     arrays = np.load(tmp_path / "lava_params.npz")
     (row,) = json.loads(str(arrays["network"]))["layers"]
     assert row["reset"] == fields.get("reset", "zero")
-    assert row["recurrent"] == ("0/recurrent" in arrays) == ("recurrent" in fields)
+    has_own = "recurrent" in fields
+    assert bool(row["recurrent_groups"]) == ("0/recurrent/0" in arrays) == has_own
 
 
 def heard(weight: int, n: int = 1, **fields: Any) -> LifLayer:

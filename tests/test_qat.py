@@ -350,10 +350,19 @@ def test_what_contradicts_the_training_is_refused(kept):
     graph = stl_deploy.from_torch(kept)
     calib = random_spikes(kept, 4)
     with pytest.raises(InputError) as caught:
-        quantize(graph, "loihi1", calib, weight_bits=8, weight_exp=1, thresholds="fold")
+        quantize(
+            graph,
+            "loihi1",
+            calib,
+            weight_bits=8,
+            weight_exp=1,
+            weight_precision="split",
+            thresholds="fold",
+        )
     assert {p.where for p in caught.value.problems} == {
         "weight_bits",
         "weight_exp",
+        "weight_precision",
         "thresholds",
         "calib",
     }

@@ -51,7 +51,7 @@ from lava.proc.sparse.process import Sparse
 from lava.utils.weightutils import SignMode
 from scipy.sparse import csr_matrix
 
-FORMAT = "stl-deploy-lava/2"
+FORMAT = "stl-deploy-lava/3"
 PARAMS = Path(__file__).resolve().parent / "lava_params.npz"
 
 
@@ -233,45 +233,66 @@ class PyThresholdLIF(AbstractPyLifModelFixed):
         self.v_out.send(self.v)
 
 
-def synapses(
-    layer: dict[str, Any], arrays: dict[str, np.ndarray], source: OutPort, bits: int
-) -> OutPort:
-    """Connect ``source`` to a Conv, Dense or Sparse of ``layer`` and return its output.
-
-    ``bits`` is the width of the payload of a spike, 0 where spikes are binary.
-    """
-    weight = arrays["weight"]
-    if layer["kind"] == "conv":
-        process = Conv(
-            weight=weight,
-            input_shape=source.shape,
-            stride=tuple(layer["stride"]),
-            padding=tuple(layer["padding"]),
-            dilation=tuple(layer["dilation"]),
-            groups=layer["groups"],
-            num_message_bits=bits,
-        )
-        source.connect(process.s_in)
-        return process.a_out
-    # The sign mode is named because Lava would clip a matrix without positive weights at -255.
-    how = {
-        "weight_exp": layer["weight_exp"],
-        "sign_mode": SignMode.MIXED,
-        "num_message_bits": bits,
-    }
-    if layer["kind"] == "sparse":
-        shape = tuple(layer["shape"])[::-1]
-        size = int(np.prod(shape)), int(np.prod(source.shape))
-        matrix = csr_matrix((weight, (arrays["row"], arrays["column"])), shape=size)
-        process = Sparse(weights=matrix, **how)
-        source.flatten().connect(process.s_in)
-        return process.a_out.reshape(shape)
-    process = Dense(weights=weight, **how)
-    if len(source.shape) > 1:  # the columns count the inputs in the order C, H, W
-        axes = list(range(len(source.shape)))[::-1]
-        source = source.transpose(axes).flatten()
+def convolution(
+    layer: dict[str, Any], weight: np.ndarray, source: OutPort, bits: int
+) -> list[OutPort]:
+    """Connect ``source`` to a Conv and return its output; ``bits`` as in ``synapses``."""
+    process = Conv(
+        weight=weight,
+        input_shape=source.shape,
+        stride=tuple(layer["stride"]),
+        padding=tuple(layer["padding"]),
+        dilation=tuple(layer["dilation"]),
+        groups=layer["groups"],
+        num_message_bits=bits,
+    )
     source.connect(process.s_in)
-    return process.a_out
+    return [process.a_out]
+
+
+def synapses(
+    layer: dict[str, Any], params: Any, i: int, which: str, source: OutPort, bits: int
+) -> list[OutPort]:
+    """Connect ``source`` to the synapses of layer ``i`` and return their outputs, one a group.
+
+    ``which`` names their weights, "weight" or "recurrent". ``bits`` is the width of the payload of a
+    spike, 0 where spikes are binary.
+    """
+    if which == "weight" and layer["kind"] == "conv":
+        return convolution(layer, params[f"{i}/weight"], source, bits)
+    outputs = []
+    for g, group in enumerate(groups_of(layer, which)):
+        weight = params[f"{i}/{which}/{g}"]
+        # The sign mode is named because Lava would clip a mixed matrix without positive weights at -255.
+        how = {
+            "weight_exp": group["weight_exp"],
+            "sign_mode": SignMode[group["sign"]],
+            "num_message_bits": bits,
+        }
+        if which == "weight" and layer["kind"] == "sparse":
+            shape = tuple(layer["shape"])[::-1]
+            size = int(np.prod(shape)), int(np.prod(source.shape))
+            places = params[f"{i}/row/{g}"], params[f"{i}/column/{g}"]
+            single = Sparse(weights=csr_matrix((weight, places), shape=size), **how)
+            source.flatten().connect(single.s_in)
+            outputs.append(single.a_out.reshape(shape))
+            continue
+        dense = Dense(weights=weight, **how)
+        inputs = source
+        if len(source.shape) > 1:  # the columns count the inputs in the order C, H, W
+            axes = list(range(len(source.shape)))[::-1]
+            inputs = source.transpose(axes).flatten()
+        inputs.connect(dense.s_in)
+        outputs.append(dense.a_out)
+    return outputs
+
+
+def groups_of(layer: dict[str, Any], which: str) -> list[dict[str, Any]]:
+    """The groups of synapses, of one sign mode and exponent each, from the inputs or the layer itself."""
+    groups: list[dict[str, Any]] = layer[
+        "synapse_groups" if which == "weight" else "recurrent_groups"
+    ]
+    return groups
 
 
 def build(params: Any, network: dict[str, Any], folder: Path, states: bool) -> Any:
@@ -282,8 +303,7 @@ def build(params: Any, network: dict[str, Any], folder: Path, states: bool) -> A
     before = source.s_out
     bits = network["input_levels"].bit_length() if network["input_levels"] > 1 else 0
     for i, layer in enumerate(network["layers"]):
-        arrays = {key: params.get(f"{i}/{key}") for key in ("weight", "row", "column")}
-        weighted = synapses(layer, arrays, before, bits)
+        weighted = synapses(layer, params, i, "weight", before, bits)
         neurons = ThresholdLIF(
             shape=tuple(layer["shape"])[::-1],
             vth=params[f"{i}/vth"],
@@ -295,10 +315,10 @@ def build(params: Any, network: dict[str, Any], folder: Path, states: bool) -> A
             reset_interval=reset_interval,
             reset_offset=i + 2,
         )
-        weighted.connect(neurons.a_in)
-        if layer["recurrent"]:
-            own = {**layer, "kind": "dense"}, {"weight": params[f"{i}/recurrent"]}
-            synapses(*own, neurons.s_out, 0).connect(neurons.r_in)
+        for group in weighted:
+            group.connect(neurons.a_in)
+        for group in synapses(layer, params, i, "recurrent", neurons.s_out, 0):
+            group.connect(neurons.r_in)
         sink = SpikeSink(
             shape=neurons.s_out.shape, folder=folder / str(i), first=i + 2, states=states
         )
@@ -371,6 +391,25 @@ def collect(folder: Path, network: dict[str, Any], samples: int) -> dict[str, np
     return trace
 
 
+def check_synapses(layer: dict[str, Any], params: dict[str, np.ndarray], i: int) -> None:
+    """Raise ValueError unless layer ``i`` has the arrays that its description names."""
+    groups = {which: groups_of(layer, which) for which in ("weight", "recurrent")}
+    if any(group["sign"] not in SignMode.__members__ for own in groups.values() for group in own):
+        raise ValueError(f"layer {i}: a group of synapses has an unknown sign")
+    weights = [params[f"{i}/weight/{g}"] for g in range(len(groups["weight"]))]
+    if layer["kind"] == "conv":
+        weights.append(params[f"{i}/weight"])
+    if not any(weight.size for weight in weights):
+        raise ValueError(f"layer {i} has no weights")
+    for g in range(len(weights) if layer["kind"] == "sparse" else 0):
+        sizes = {params[f"{i}/{name}/{g}"].shape for name in ("weight", "row", "column")}
+        if len(sizes) > 1:
+            raise ValueError(f"layer {i}: row, column and weight differ in length")
+    for g in range(len(groups["recurrent"])):
+        if params[f"{i}/recurrent/{g}"].shape != tuple(layer["shape"]) * 2:
+            raise ValueError(f"{i}/recurrent/{g} does not fit its layer")
+
+
 def read_params(path: Path) -> dict[str, np.ndarray]:
     """lava_params.npz. Raises InputError when it is damaged or of another format."""
     remedy = "export the network again"
@@ -381,15 +420,8 @@ def read_params(path: Path) -> dict[str, np.ndarray]:
         version = network["format"]
         if version == FORMAT:
             for i, layer in enumerate(network["layers"]):
-                if not params[f"{i}/weight"].size:
-                    raise ValueError(f"layer {i} has no weights")
-                if layer["kind"] == "sparse":
-                    sizes = {params[f"{i}/{name}"].shape for name in ("weight", "row", "column")}
-                    if len(sizes) > 1:
-                        raise ValueError(f"layer {i}: row, column and weight differ in length")
+                check_synapses(layer, params, i)
                 size = tuple(layer["shape"])
-                if layer["recurrent"] and params[f"{i}/recurrent"].shape != size * 2:
-                    raise ValueError(f"{i}/recurrent does not fit its layer")
                 if layer["reset"] not in ("zero", "subtract"):
                     raise ValueError(f"layer {i}: reset {layer['reset']!r}")
                 for name in ("vth", "bias_mant"):

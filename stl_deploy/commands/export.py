@@ -65,6 +65,13 @@ def export(
             help="Bits of a weight. [default: 8, or what the model was trained on]",
         ),
     ] = None,
+    weight_precision: Annotated[
+        Literal["8", "split", "2x8"],
+        typer.Option(
+            help="8: a weight is one synapse; split: in one of two one-signed groups, 9 bits; 2x8: two "
+            "slices, nearly exact at up to twice the synapses. Not for netx unless 8."
+        ),
+    ] = "8",
     weight_exp: Annotated[
         int, typer.Option(min=0, max=7, help="Weights count 2^E; finer thresholds, not for netx.")
     ] = 0,
@@ -131,6 +138,7 @@ def export(
             thresholds=thresholds,
             overflow=overflow,
             clamp_thresholds=clamp_thresholds,
+            weight_precision=weight_precision,
         )
     except LoweringError as error:
         raise LoweringError(
@@ -204,7 +212,7 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
             row["name"],
             f"{row['neurons']:,}",
             f"{row['synapses']:,}",
-            f"{row['precision']['effective_bits']:.2f} of {row['weight_bits']}"
+            f"{row['precision']['effective_bits']:.2f} of {row['grid_bits']:.3g}"
             if row["precision"]
             else "1",
             f"{row['thresholds']['distinct']:,} in {row['thresholds']['min']}.."
@@ -218,6 +226,7 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
         ("layer", "neurons", "synapses", "bits", "thresholds", "overflow"),
         rows,
     )
+    _print_precision(manifest)
     _print_lowering(manifest)
     if manifest["cores"] is not None:
         _print_placement(manifest)
@@ -226,6 +235,22 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
         print_parity(parity)
     say(f"written: {out}/ ({', '.join([*manifest['files'], 'manifest.json'])})")
     say(f"report: {out / 'report.html'}")
+
+
+PRECISIONS = {
+    "split": "positive and negative weights in two one-signed groups",
+    "2x8": "weights in two slices of 8 bits, each a synapse of its own",
+}
+
+
+def _print_precision(manifest: dict[str, Any]) -> None:
+    """How weights are stored where that was asked for, and what it takes."""
+    cost = manifest["weights"]
+    if (what := PRECISIONS.get(cost["precision"])) is None:
+        return
+    memory = cost["synapse_bytes"]
+    cores = "" if memory is None else f" in {memory / 2**20:,.1f} MiB, {manifest['cores']:,} cores"
+    say(f"weights: {cost['precision']}, {what}: {cost['synapses']:,} synapses{cores}")
 
 
 def _print_lowering(manifest: dict[str, Any]) -> None:
