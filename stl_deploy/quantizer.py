@@ -21,6 +21,7 @@ vth and places neurons by it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -84,6 +85,7 @@ def quantize(
     overflow: Overflow = "auto",
     clamp_thresholds: bool = False,
     weight_precision: WeightPrecision = "8",
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> IntegerNetwork:
     """Quantize a lowered float graph (``passes.lower``) for ``chip``.
 
@@ -106,6 +108,8 @@ def quantize(
         weight_precision: how a weight is stored (``slices.py``): "8", one synapse; "split", one of two
             one-signed groups, the grid +-(2^B-1); "2x8", two slices of 8 bits, the grid +-16,319 as far
             as registers let it be used, at up to two synapses a weight (weight_bits 8, weight_exp 0).
+        on_progress: called with (parts done, all parts, what is done next): layers, with ``calib`` the
+            float run before them, and the placement.
 
     A graph that was trained on integers (``stl-train --qat``) is taken as it is.
 
@@ -158,12 +162,16 @@ def quantize(
             raise LoweringError(problems)
     seen: dict[str, Float] = {}
     recording = None
+    parts = ["float model", *(block.name for block in blocks), "placement"]
+    tell = on_progress or (lambda _done, _all, _what: None)
     if calib is not None:
+        tell(0, len(parts), parts[0])
         recorded, seen = _recorded(graph, calib)
         recording = None if thresholds == "fold" else recorded
     layers: list[Layer] = []
     precision: dict[str, Precision] = {}
-    for block in blocks:
+    for index, block in enumerate(blocks, 1):
+        tell(index, len(parts), block.name)
         if isinstance(block, OrPool):
             layers.append(block)
             continue
@@ -191,6 +199,7 @@ def quantize(
         readout=Readout(meta.classes, meta.population),
         precision=precision,
     )
+    tell(len(parts) - 1, len(parts), parts[-1])
     network = replace(network, placement=placement.place(network, facts))
     problems += () if network.placement is None else network.placement.beyond
     if problems:

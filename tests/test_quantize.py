@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from nets import random_net, random_spikes
 
+import stl_deploy
 from stl_deploy import bounds, float_exec
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
@@ -788,3 +790,27 @@ def test_reset_to_anything_but_zero_is_refused():
     built.nodes["lif"].v_reset = np.array([0.1])
     (problem,) = refused(built)
     assert "v_reset is not zero" in problem.what
+
+
+@pytest.mark.parametrize("calib", [False, True])
+def test_progress_names_every_part_in_order(calib):
+    net = random_net()
+    told = []
+    quantize(
+        stl_deploy.from_torch(net),
+        "loihi2",
+        random_spikes(net, 4) if calib else None,
+        on_progress=lambda *part: told.append(part),
+    )
+    names = ["float model"] * calib + [
+        "lif1",
+        "pool1",
+        "lif2",
+        "pool2",
+        "lif3",
+        "lif4",
+        "placement",
+    ]
+    assert [what for _, _, what in told] == names
+    assert [done for done, _, _ in told] == list(range(1 - calib, 8))
+    assert {every for _, every, _ in told} == {8}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -129,17 +131,19 @@ def export(
     checkpoint = stl.read(model, tau, timesteps, classes)
     try:
         graph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
-        network = quantize(
-            graph,
-            chip,
-            None if calib is None else _calibration(calib, graph),
-            weight_bits=weight_bits,
-            weight_exp=weight_exp,
-            thresholds=thresholds,
-            overflow=overflow,
-            clamp_thresholds=clamp_thresholds,
-            weight_precision=weight_precision,
-        )
+        with _shown(as_json) as tell:
+            network = quantize(
+                graph,
+                chip,
+                None if calib is None else _calibration(calib, graph),
+                weight_bits=weight_bits,
+                weight_exp=weight_exp,
+                thresholds=thresholds,
+                overflow=overflow,
+                clamp_thresholds=clamp_thresholds,
+                weight_precision=weight_precision,
+                on_progress=tell,
+            )
     except LoweringError as error:
         raise LoweringError(
             [Problem(f"{model}: {p.where}", p.what, p.remedy) for p in error.problems]
@@ -166,6 +170,14 @@ def export(
 
 
 CHANGE = {"changed": "neurons changed", "mean": "mean change", "largest": "largest change"}
+
+
+@contextmanager
+def _shown(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for the layers that are quantized, fitted and placed."""
+    with progress(quiet) as bar:
+        task = bar.add_task("quantizing", total=None, note="")
+        yield lambda done, parts, what: bar.update(task, completed=done, total=parts, note=what)
 
 
 def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
