@@ -1,7 +1,7 @@
 """What each dial of precision costs the shipped model: mismatch, accuracy, synapses, memory, energy.
 
 Rows are the weight precisions "split" and "2x8" and the bits of plain weights, each with and without
-calibration.
+calibration, against the float model; and the models trained on integers, each against its own PyTorch model.
 
     stl-raster --split train --seed 1 --timesteps 4 --limit 1000 -o calib.npz
     stl-raster --split test --seed 0 --timesteps 4 --limit 2000 -o test.npz
@@ -19,6 +19,7 @@ from typing import Any
 
 import nir
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -30,10 +31,12 @@ from stl_deploy import graph as G
 from stl_deploy import raster as rasters
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.hw_sim.simulate import Recorder
+from stl_deploy.models.net import STLNet
 from stl_deploy.network import IntegerNetwork, synapse_count
 
 ROOT = Path(__file__).resolve().parents[1]
 DOC = ROOT / "docs" / "precision.md"
+ZOO = ROOT / "models" / "zoo"
 MARKS = "<!-- table: benchmarks/precision.py -->", "<!-- end of table -->"
 BITS = range(8, 1, -1)
 # Weights by name, as ``quantize`` is asked for them; the picture shows those of BITS.
@@ -60,9 +63,16 @@ class Measured:
         self.right = self.floor_right = self.samples = 0
 
     def take(
-        self, inputs: NDArray[np.uint8], labels: NDArray[np.int64], want: Spikes, rest: nir.NIRGraph
+        self,
+        inputs: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        want: Spikes,
+        rest: nir.NIRGraph | None = None,
     ) -> None:
-        """Run one batch, whose float spikes are ``want``; ``rest`` is the graph after layer one."""
+        """Run one batch, whose float spikes are ``want``; ``rest`` is the graph after layer one.
+
+        Without ``rest`` the floor is not measured.
+        """
         trace = self.engine.run(inputs)
         before = inputs
         for layer in self.network.layers:
@@ -78,6 +88,8 @@ class Measured:
         if self.recorder is None:
             return
         self.recorder.add(inputs, trace)
+        if rest is None:
+            return
         first = self.network.layers[0].name
         mixed = {first: trace.layers[first].spikes}
         mixed |= float_exec.run(rest, mixed[first])
@@ -143,30 +155,45 @@ HEAD = (
 )
 
 
-def rows_of(name: str, done: Measured) -> list[Row]:
-    """The network's row and its floor's."""
+def row_of(name: str, done: Measured) -> Row:
+    """The network's row."""
     assert done.recorder is not None
     placed = done.network.placement
     assert placed is not None
     energy = done.recorder.done().energies[PROFILE]
-    return [
-        Row(
-            name,
-            done.percent(done.forced),
-            done.percent(done.cascaded),
-            100 * done.right / done.samples,
-            sum(synapse_count(layer) for layer in done.network.layers),
-            sum(layer.total["synapse_bytes"] for layer in placed.layers.values()) / 2**20,
-            placed.cores,
-            1e6 * sum(energy.by_event_j.values()),
-        ),
-        Row(
-            f"{name}, first layer only",
-            None,
-            done.percent(done.floor),
-            100 * done.floor_right / done.samples,
-        ),
-    ]
+    return Row(
+        name,
+        done.percent(done.forced),
+        done.percent(done.cascaded),
+        100 * done.right / done.samples,
+        sum(synapse_count(layer) for layer in done.network.layers),
+        sum(layer.total["synapse_bytes"] for layer in placed.layers.values()) / 2**20,
+        placed.cores,
+        1e6 * sum(energy.by_event_j.values()),
+    )
+
+
+def floor_of(name: str, done: Measured) -> Row:
+    """The row of its first layer alone."""
+    right = 100 * done.floor_right / done.samples
+    return Row(f"{name}, first layer only", None, done.percent(done.floor), right)
+
+
+def trained(raster: rasters.Raster) -> list[Row]:
+    """The rows of the shipped models that were trained on integers, each against itself in PyTorch."""
+    rows = []
+    for path in sorted(ZOO.glob("fashion-stl-q?.pt"), reverse=True):
+        model = stl_deploy.load(path)
+        assert isinstance(model, STLNet)
+        done = Measured(stl_deploy.quantize(stl_deploy.from_torch(model), CHIP), True)
+        for start in track(range(0, len(raster.spikes), 50), path.stem):
+            inputs, labels = raster.spikes[start : start + 50], raster.labels[start : start + 50]
+            with torch.inference_mode():
+                spikes = model.run(torch.from_numpy(inputs))
+            want = {name: s.numpy().astype(np.uint8) for name, s in spikes.items()}
+            done.take(inputs, labels, want)
+        rows.append(row_of(f"{path.stem[-1]} bit, trained", done))
+    return rows
 
 
 def after_first(graph: nir.NIRGraph, first: str) -> nir.NIRGraph:
@@ -220,7 +247,7 @@ def main() -> None:
     calib = rasters.load(options.calib).spikes
     if raster.labels is None:
         parser.error(f"{options.raster} has no labels")
-    graph = stl_deploy.from_torch(stl_deploy.load(ROOT / "models" / "zoo" / "fashion-stl.pt"))
+    graph = stl_deploy.from_torch(stl_deploy.load(ZOO / "fashion-stl.pt"))
     runs: dict[tuple[str, str], Measured] = {}
     for name, asked in track(WEIGHTS.items(), "quantizing"):
         for kind, data in zip(KINDS, (None, calib), strict=True):
@@ -240,8 +267,9 @@ def main() -> None:
         row
         for name in IN_TABLE
         for kind in KINDS
-        for row in rows_of(f"{name}, {kind}", runs[name, kind])
+        for row in (f(f"{name}, {kind}", runs[name, kind]) for f in (row_of, floor_of))
     ]
+    rows += trained(raster)
     note = (
         f"{len(raster.spikes):,} test images, float {100 * right / len(raster.spikes):.2f} %, "
         f"{len(calib):,} images for calibration, chip {CHIP}, energy by {PROFILE}; layers "
