@@ -41,6 +41,7 @@ class Target(StrEnum):
 
     NIR = "nir"
     LOIHI = "loihi"
+    ONNX = "onnx"
 
 
 def export(
@@ -57,7 +58,7 @@ def export(
     ] = None,
     chip: Annotated[
         Literal["ideal", "loihi1", "loihi2"] | None,
-        typer.Option(help="Registers and limits; default loihi2 for loihi, ideal for nir alone."),
+        typer.Option(help="Registers and limits; default ideal for nir alone, else loihi2."),
     ] = None,
     weight_bits: Annotated[
         int | None,
