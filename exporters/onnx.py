@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -22,6 +23,10 @@ from stl_deploy.network import Diagnostic, IntegerNetwork
 FORMAT = "stl-deploy/onnx"
 VERSION = 1
 FLOAT = "float_step.onnx"
+VERSIONS: dict[str, Any] = {
+    "ir_version": IR_VERSION,
+    "opset_imports": [helper.make_opsetid("", OPSET)],
+}
 
 
 def write(network: IntegerNetwork, folder: Path, origin: Origin) -> tuple[Diagnostic, ...]:
@@ -62,8 +67,7 @@ def _model(
 ) -> onnx.ModelProto:
     model = helper.make_model(
         graph,
-        ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        **VERSIONS,
         producer_name="stl-deploy",
         producer_version=__version__,
     )

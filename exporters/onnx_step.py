@@ -63,22 +63,29 @@ def scan_graph(network: IntegerNetwork) -> onnx.GraphProto:
     batch = b.op("Shape", ["input"], "batch", start=0, end=1)
     starts = [_zeros(b, batch, *state) for state in states]
     ends = [f"last_{name}" for name, _, _ in states]
+    # Time goes to the front and back again: not every tool scans along another axis.
+    by_time = _swapped(b, "input", "input_by_time", network.input_shape)
+    kept = [f"{name}_by_time" for name, _, _ in results]
     b.nodes.append(
         onnx.helper.make_node(
             "Scan",
-            [*starts, "input"],
-            [*ends, *(name for name, _, _ in results)],
+            [*starts, by_time],
+            [*ends, *kept],
             name="steps",
             body=_body(network),
             num_scan_inputs=1,
-            scan_input_axes=[1],
-            scan_output_axes=[1] * len(results),
         )
     )
     for name, kind, shape in results:
+        _swapped(b, f"{name}_by_time", name, shape)
         b.output(name, kind, ("N", "T", *shape))
     _readout(b, network)
     return b.graph("scan")
+
+
+def _swapped(b: Builder, value: str, name: str, shape: Shape) -> str:
+    """The first two axes, of samples and of time, in the other order."""
+    return b.op("Transpose", [value], name, perm=(1, 0, *range(2, 2 + len(shape))))
 
 
 def _zeros(b: Builder, batch: str, name: str, kind: type[np.generic], shape: Shape) -> str:
