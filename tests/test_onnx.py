@@ -180,6 +180,26 @@ def test_registers_that_overflow_and_weights_beyond_int8(kind, chip, levels):
         assert any(trace.layers[n.name].spikes.any() for n in network.lif_layers)
 
 
+@pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
+def test_the_ends_of_the_registers(chip):
+    """u at M, at -M and one step beyond: only above M and from -M down it wraps. v stops at M - 1."""
+    sums = np.array([131_072, 131_073, -131_071, -131_072, -131_073])  # 64 of u each
+    weight = np.full((5, 1_100), 126, np.int8) * np.sign(sums)[:, None].astype(np.int8)
+    weight[:, 0] = abs(sums) % 126 * np.sign(sums)
+    heard = abs(sums) // 126
+    weight[np.arange(1_100)[None] > heard[:, None]] = 0
+    np.testing.assert_array_equal(weight.sum(axis=1, dtype=np.int64), sums)
+    bias, vth = np.array([-1, 0, -1, 0, 0], np.int32), np.full(5, 131_071, np.int32)
+    fields = {"bias_exp": 0, "dv": 0}
+    layer = LifLayer("lif", "w", Dense(weight), (1_100,), (5,), bias, vth, np.ones(5), **fields)
+    network = IntegerNetwork(chip, 2, (1_100,), 1, (layer,), Readout(5, 1))
+    raster = np.ones((1, 2, 1_100), np.uint8)
+    u = reference.run(network, raster, states=True).layers["lif"].u[0, 0]
+    limit = 1 << 23
+    assert u.tolist() == [limit, 64 - limit, 64 - limit, limit, limit - 64]
+    assert compared(network, raster).exact
+
+
 @pytest.mark.parametrize("levels", [1, 127, 128, 255])
 @pytest.mark.parametrize("kind", [np.int8, np.int16])
 def test_slices_add_up_and_two_products_fit_16_bits(kind, levels):
