@@ -1,7 +1,7 @@
 """The integer network in ONNX: one step of it, and that step in a Scan over time.
 
 Every line of ``hw_sim/reference.py`` in integers (docs/onnx.md has the table). Sums of weights are
-ConvInteger or MatMulInteger of uint8 inputs and int8 weights, in int32; all behind them is int64, where
+ConvInteger or MatMulInteger of 8 bit inputs and weights, in int32; all behind them is int64, where
 nothing here can overflow (``problems``), with the chip's wraps and limits written out. State is int32
 where the chip has registers, int64 on chip ``ideal``.
 """
@@ -119,7 +119,9 @@ def _readout(b: Builder, network: IntegerNetwork) -> None:
     wide = b.cast(groups, np.int64, "readout.wide")
     axes = b.constant("readout.axes", np.array([1, 3], np.int64))
     b.op("ReduceSum", [wide, axes], "votes", keepdims=0)
-    b.op("ArgMax", ["votes"], "prediction", axis=1, keepdims=0)
+    # Older versions of onnxruntime compare no int64 here; counts are far below 2^31.
+    narrow = b.cast("votes", np.int32, "readout.narrow")
+    b.op("ArgMax", [narrow], "prediction", axis=1, keepdims=0)
     b.output("votes", np.int64, ("N", readout.classes))
     b.output("prediction", np.int64, ("N",))
 
@@ -169,7 +171,7 @@ def _step(b: Builder, network: IntegerNetwork) -> None:
 def _or_pool(b: Builder, layer: OrPool, inputs: str, state: type[np.generic]) -> str:
     """u = count << 6 of the window, v = 0; fires where anything in it did."""
     name, channels = layer.name, layer.shape[0]
-    ones = b.constant(b.name("ones", name), np.ones((channels, 1, *layer.kernel), np.int8))
+    ones = b.constant(b.name("ones", name), np.ones((channels, 1, *layer.kernel), np.uint8))
     window = {"kernel_shape": layer.kernel, "strides": layer.kernel, "group": channels}
     count = b.op("ConvInteger", [inputs, ones], b.name("count", name), **window)
     fires = b.op("Greater", [count, b.number(0, np.int32)], b.name("fires", name))
@@ -266,11 +268,14 @@ def _conv(b: Builder, conv: Conv, inputs: str, levels: int, layer: LifLayer) -> 
         "dilations": conv.dilation,
         "group": conv.groups,
     }
+    # Most versions of onnxruntime convolve with uint8 alone: 128 stands for 0.
+    zeros = [b.number(0, np.uint8), b.number(128, np.uint8)]
     sums = []
     for i, (part, shift) in enumerate(slices(conv.weight, levels)):
-        weight = b.constant(b.name(f"weight.{i}", layer.name), part)
+        unsigned = (part.astype(np.int16) + 128).astype(np.uint8)
+        weight = b.constant(b.name(f"weight.{i}", layer.name), unsigned)
         name = b.name(f"sum.{i}", layer.name)
-        sums.append((b.op("ConvInteger", [inputs, weight], name, **geometry), shift))
+        sums.append((b.op("ConvInteger", [inputs, weight, *zeros], name, **geometry), shift))
     return _added(b, sums, layer.name, "")
 
 
