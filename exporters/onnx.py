@@ -16,7 +16,7 @@ from onnx import helper
 
 from stl_deploy import __version__
 from stl_deploy.errors import LoweringError
-from stl_deploy.exporters import Origin, onnx_float, onnx_step
+from stl_deploy.exporters import Origin, onnx_float, onnx_limits, onnx_step
 from stl_deploy.exporters.onnx_graph import IR_VERSION, OPSET
 from stl_deploy.network import Diagnostic, IntegerNetwork
 
@@ -36,7 +36,7 @@ def write(network: IntegerNetwork, folder: Path, origin: Origin) -> tuple[Diagno
 
     Raises LoweringError with everything that cannot be carried; nothing is written then.
     """
-    found = onnx_step.problems(network)
+    found = onnx_limits.problems(network)
     if origin.graph is not None:
         found += onnx_float.problems(origin.graph)
     if found:

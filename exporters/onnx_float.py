@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stl_deploy import graph as G
 from stl_deploy.errors import Problem
+from stl_deploy.exporters import onnx_graph
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.network import Shape
 
@@ -32,14 +33,21 @@ KNOWN = (
 
 
 def problems(graph: nir.NIRGraph) -> list[Problem]:
-    """Nodes that have no ONNX form here."""
-    return [
+    """Nodes that have no ONNX form here; and whether they fit a file."""
+    found = [
         Problem(
             f"float graph, {name}", f"a {type(node).__name__} has no ONNX form here", "lower it"
         )
         for name, node in G.inner(graph).items()
         if not isinstance(node, KNOWN)
     ]
+    arrays = (
+        a for n in graph.nodes.values() for a in vars(n).values() if isinstance(a, np.ndarray)
+    )
+    if (size := 4 * sum(array.size for array in arrays)) > onnx_graph.FILE_BYTES_MAX:
+        remedy = "use --target nir, which has no such limit"
+        found.append(Problem("float graph", onnx_graph.too_large(size), remedy))
+    return found
 
 
 def graph(source: nir.NIRGraph) -> onnx.GraphProto:

@@ -17,6 +17,8 @@ from onnx import helper, numpy_helper
 # The oldest set with every operator in the form used here; onnxruntime reads it since 1.12.
 OPSET = 17
 IR_VERSION = 8
+# A file of protocol buffers holds 2 GiB; the rest is for names and nodes.
+FILE_BYTES_MAX = (1 << 31) - (1 << 24)
 
 Dimension = int | str
 
@@ -78,6 +80,11 @@ class Builder:
         """Everything collected."""
         constants = list(self.constants.values())
         return helper.make_graph(self.nodes, name, self.inputs, self.outputs, constants)
+
+
+def too_large(size: int) -> str:
+    """Why ``size`` bytes are refused."""
+    return f"weights and thresholds take {size:,} bytes; an ONNX file holds {FILE_BYTES_MAX:,}"
 
 
 def value_info(

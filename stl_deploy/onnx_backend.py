@@ -19,9 +19,9 @@ def check(network: IntegerNetwork) -> None:
     from stl_deploy import exporters
 
     exporters.require("backend onnx", PACKAGES, "onnx")
-    from stl_deploy.exporters import onnx_step
+    from stl_deploy.exporters import onnx_limits
 
-    if found := onnx_step.problems(network):
+    if found := onnx_limits.problems(network):
         raise LoweringError(found)
 
 

@@ -31,7 +31,7 @@ from stl_deploy.commands import export as export_command
 from stl_deploy.commands import parity as parity_command
 from stl_deploy.errors import BackendError, InputError, LoweringError
 from stl_deploy.exporters import onnx as exporter
-from stl_deploy.exporters import onnx_float, onnx_step
+from stl_deploy.exporters import onnx_float, onnx_graph, onnx_limits, onnx_step, onnx_sums
 from stl_deploy.hw_sim import reference
 from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout, Sparse
 from stl_deploy.nir_file import to_nir
@@ -205,14 +205,14 @@ def test_the_ends_of_the_registers(chip):
 def test_slices_add_up_and_two_products_fit_16_bits(kind, levels):
     every = np.arange(np.iinfo(kind).min, np.iinfo(kind).max + 1).astype(kind)
     total = np.zeros(len(every), np.int64)
-    parts = onnx_step.slices(every, levels)
+    parts = onnx_sums.slices(every, levels)
     for part, shift in parts:
         assert part.dtype == np.int8
         assert 2 * levels * int(abs(part.astype(int)).max()) < 1 << 15
         total += part.astype(np.int64) << shift
     np.testing.assert_array_equal(total, every)
     assert len(parts) == {(np.int8, False): 1, (np.int8, True): 2}.get((kind, levels > 127), 3)
-    ((zero, shift),) = onnx_step.slices(np.zeros((2, 3), kind), levels)
+    ((zero, shift),) = onnx_sums.slices(np.zeros((2, 3), kind), levels)
     assert not zero.any()
     assert shift == 0
 
@@ -225,7 +225,7 @@ def test_blocks_are_the_connections():
     sparse, (outputs, *plane) = layer.synapses, layer.shape
     want = sparse.matrix.toarray()
     for groups in (1, 2, 4):
-        index, weight = onnx_step.blocks(sparse, outputs, groups)
+        index, weight = onnx_sums.blocks(sparse, outputs, groups)
         places, slots = int(np.prod(plane)), outputs // groups
         assert weight.shape == (*index.shape, slots)
         got = np.zeros_like(want)
@@ -234,7 +234,7 @@ def test_blocks_are_the_connections():
             got[neuron, index[block, k]] += weight[block, k, slot]
         np.testing.assert_array_equal(got, want)
     # The groups of the kernel: no block hears the other group's channels.
-    assert onnx_step.blocks(sparse, outputs, 2)[0].shape[1] <= 3 * 2 * 2
+    assert onnx_sums.blocks(sparse, outputs, 2)[0].shape[1] <= 3 * 2 * 2
 
 
 def test_batch_and_time_are_free_and_no_state_is_kept():
@@ -249,6 +249,18 @@ def test_batch_and_time_are_free_and_no_state_is_kept():
         if n:
             want = reference.run(network, raster, states=True)
             assert agreement.compare(network, want, got).exact
+
+
+def test_layers_may_be_called_anything():
+    network, raster = loaded(np.random.default_rng(5), "loihi2")
+    names = ("input", "by_time", "u", "votes")
+    layers = zip(network.layers, names, strict=True)
+    network = replace(network, layers=tuple(replace(n, name=name) for n, name in layers))
+    assert compared(network, raster).exact
+    names = ("input_by_time", "lif_by_time", "lif", "readout.groups")
+    layers = zip(network.layers, names, strict=True)
+    network = replace(network, layers=tuple(replace(n, name=name) for n, name in layers))
+    assert compared(network, raster).exact
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -416,7 +428,7 @@ def test_what_cannot_be_carried_is_named_at_once(tmp_path):
             replace(first, reset="delayed"),
             pool,
             replace(single, exp=8),
-            replace(last, dv=5000),
+            replace(last, dv=5000, bias_exp=8),
         ),
     )
     with pytest.raises(LoweringError) as caught:
@@ -428,6 +440,7 @@ def test_what_cannot_be_carried_is_named_at_once(tmp_path):
         "lif1: reset 'delayed' is not zero or subtract",
         "lif3: weight exponent 8 is outside 0..7",
         "lif4: voltage decay dv 5000 is outside 0..4096",
+        "lif4: bias exponent 8 is outside 0..7",
     ]
     assert not list((tmp_path / "onnx").iterdir())
 
@@ -450,16 +463,24 @@ def one_dense(inputs, levels=1, chip="loihi2", **fields):
     ],
 )
 def test_sums_and_states_that_do_not_fit_are_refused(network, what):
-    (problem,) = onnx_step.problems(network)
+    (problem,) = onnx_limits.problems(network)
     assert re.match(what, str(problem))
 
 
-def test_sums_just_below_the_limit_are_right():
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_sums_just_below_the_limit_are_right(kind):
     """int32 to its last 0.02 %, and the register of u far beyond its end."""
     inputs = ((1 << 31) - 1) // (127 * 127)
     network = one_dense(inputs, 127)
-    assert not onnx_step.problems(network)
-    raster = np.full((1, 2, inputs), 127, np.uint8)
+    if kind == "conv":
+        (layer,) = network.layers
+        weight, shape = layer.synapses.weight.reshape(1, inputs, 1, 1), (inputs, 1, 1)
+        conv = Conv(weight, (1, 1), (0, 0), (1, 1), 1)
+        cut = {"input_shape": shape, "shape": (1, 1, 1), "vth": layer.vth.reshape(1, 1, 1)}
+        layer = replace(layer, synapses=conv, **cut)
+        network = replace(network, input_shape=shape, layers=(layer,))
+    assert not onnx_limits.problems(network)
+    raster = np.full((1, 2, *network.input_shape), 127, np.uint8)
     got = onnx_backend.Session(network).run(raster)
     want = reference.run(network, raster, states=True)
     assert agreement.compare(network, want, got).exact
@@ -468,8 +489,8 @@ def test_sums_just_below_the_limit_are_right():
 def test_a_file_that_would_be_too_large_is_refused(net, monkeypatch, tmp_path):
     network, _ = loaded(np.random.default_rng(0), "loihi2")
     size = len(exporter.scan(network).SerializeToString())
-    monkeypatch.setattr(onnx_step, "FILE_BYTES_MAX", 2_000)
-    (problem,) = onnx_step.problems(network)
+    monkeypatch.setattr(onnx_graph, "FILE_BYTES_MAX", 2_000)
+    (problem,) = onnx_limits.problems(network)
     said = int(re.search(r"take ([\d,]+) bytes", problem.what).group(1).replace(",", ""))
     weights = sum(len(c.raw_data) for c in exporter.step(network).graph.initializer)
     assert weights - 2_000 < said
@@ -478,6 +499,9 @@ def test_a_file_that_would_be_too_large_is_refused(net, monkeypatch, tmp_path):
     with pytest.raises(LoweringError, match="an ONNX file holds 2,000"):
         stl_deploy.export(small, "onnx", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+    (problem,) = onnx_float.problems(stl_deploy.from_torch(net))
+    assert problem.where == "float graph"
+    assert "an ONNX file holds 2,000" in problem.what
 
 
 # The commands
