@@ -22,7 +22,6 @@ from stl_deploy.network import Diagnostic, IntegerNetwork
 
 FORMAT = "stl-deploy/onnx"
 VERSION = 1
-FLOAT = "float_step.onnx"
 VERSIONS: dict[str, Any] = {
     "ir_version": IR_VERSION,
     "opset_imports": [helper.make_opsetid("", OPSET)],
@@ -32,24 +31,17 @@ VERSIONS: dict[str, Any] = {
 def write(network: IntegerNetwork, folder: Path, origin: Origin) -> tuple[Diagnostic, ...]:
     """Write the files into ``folder``, which exists and is empty; what was left out is returned.
 
-    Without the float graph float_step.onnx is left out.
-
-    Raises LoweringError with everything that cannot be carried; nothing is written then.
+    Raises LoweringError with everything that the integers of ONNX cannot carry; nothing is written then.
     """
-    found = onnx_limits.problems(network)
-    if origin.graph is not None:
-        found += onnx_float.problems(origin.graph)
-    if found:
+    if found := onnx_limits.problems(network):
         raise LoweringError(found)
     models = {"step.onnx": step(network, origin), "scan.onnx": scan(network, origin)}
-    if origin.graph is not None:
-        models[FLOAT] = _model(onnx_float.graph(origin.graph), network, origin)
+    left_out = onnx_float.notes(origin.graph)
+    if origin.graph is not None and not left_out:
+        models["float_step.onnx"] = _model(onnx_float.graph(origin.graph), network, origin)
     for name, model in models.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
-    if origin.graph is not None:
-        return ()
-    remedy = "give export() the lowered float graph (graph=)"
-    return (Diagnostic(f"onnx/{FLOAT}", "not written: there is no float graph", remedy),)
+    return left_out
 
 
 def step(network: IntegerNetwork, origin: Origin | None = None) -> onnx.ModelProto:

@@ -15,10 +15,9 @@ import onnx
 from numpy.typing import NDArray
 
 from stl_deploy import graph as G
-from stl_deploy.errors import Problem
 from stl_deploy.exporters import onnx_graph
 from stl_deploy.exporters.onnx_graph import Builder
-from stl_deploy.network import Shape
+from stl_deploy.network import Diagnostic, Shape
 
 KNOWN = (
     nir.Conv2d,
@@ -32,12 +31,18 @@ KNOWN = (
 )
 
 
-def problems(graph: nir.NIRGraph) -> list[Problem]:
-    """Nodes that have no ONNX form here; and whether they fit a file."""
+def notes(graph: nir.NIRGraph | None) -> tuple[Diagnostic, ...]:
+    """Why there is no float step; empty where there is one.
+
+    The integers do not depend on it, so that it is left out and not refused.
+    """
+    if graph is None:
+        return (_left_out("there is no float graph", "give export() the lowered one (graph=)"),)
+    if G.KEY in graph.metadata and G.float_meta(graph).trained is not None:
+        what = "the model was trained on integers, which its float graph rounds as step.onnx does"
+        return (_left_out(what, "use step.onnx"),)
     found = [
-        Problem(
-            f"float graph, {name}", f"a {type(node).__name__} has no ONNX form here", "lower it"
-        )
+        _left_out(f"{name} is a {type(node).__name__}, which has no form here", "use step.onnx")
         for name, node in G.inner(graph).items()
         if not isinstance(node, KNOWN)
     ]
@@ -45,9 +50,12 @@ def problems(graph: nir.NIRGraph) -> list[Problem]:
         a for n in graph.nodes.values() for a in vars(n).values() if isinstance(a, np.ndarray)
     )
     if (size := 4 * sum(array.size for array in arrays)) > onnx_graph.FILE_BYTES_MAX:
-        remedy = "use --target nir, which has no such limit"
-        found.append(Problem("float graph", onnx_graph.too_large(size), remedy))
-    return found
+        found.append(_left_out(onnx_graph.too_large(size), "use model.float.nir"))
+    return tuple(found)
+
+
+def _left_out(why: str, remedy: str) -> Diagnostic:
+    return Diagnostic("onnx/float_step.onnx", f"not written: {why}", remedy)
 
 
 def graph(source: nir.NIRGraph) -> onnx.GraphProto:

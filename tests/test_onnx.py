@@ -362,12 +362,29 @@ def test_a_threshold_reached_exactly_fires_in_float32_too():
     assert (onnx_float._down(np.array([0.1, -0.1])) <= [0.1, -0.1]).all()
 
 
-def test_unknown_float_nodes_are_refused_by_name():
-    graph = graph_of(
+def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
+    network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
+    unknown = graph_of(
         {"fc": nir.Linear(weight=np.ones((3, 3))), "s": nir.Scale(scale=np.ones(3))}, None, 3, 3
     )
-    (problem,) = onnx_float.problems(graph)
-    assert str(problem).startswith("float graph, s: a Scale has no ONNX form")
+    trained = stl_deploy.from_torch(net)
+    said = G.float_meta(trained).model_dump()
+    scale = {n.name: [1.0] * n.shape[0] for n in network.lif_layers}
+    said |= {"version": 2, "trained": {"weight_bits": 8, "scale": scale}}
+    trained.metadata = {G.KEY: json.dumps(said)}
+    for i, (graph, why) in enumerate(
+        (
+            (None, "there is no float graph"),
+            (unknown, "s is a Scale, which has no form here"),
+            (trained, "the model was trained on integers"),
+        )
+    ):
+        (tmp_path / str(i)).mkdir()
+        (note,) = exporters.write(network, "onnx", tmp_path / str(i), exporters.Origin(graph))
+        assert note.where == "onnx/float_step.onnx"
+        assert note.what.startswith(f"not written: {why}")
+        names = sorted(path.name for path in (tmp_path / str(i) / "onnx").iterdir())
+        assert names == ["scan.onnx", "step.onnx"]
 
 
 # Files
@@ -402,20 +419,6 @@ def test_an_export_says_what_it_is(net, model, tmp_path):
             "readout": '{"classes": 10, "population": 2}',
             "source_sha256": digest,
         }
-
-
-def test_without_a_float_graph_the_rest_is_written(net, tmp_path):
-    network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
-    manifest = stl_deploy.export(network, "onnx", tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out" / "onnx").iterdir()) == [
-        "scan.onnx",
-        "step.onnx",
-    ]
-    note = manifest["diagnostics"][-1]
-    assert (note["where"], note["what"]) == (
-        "onnx/float_step.onnx",
-        "not written: there is no float graph",
-    )
 
 
 def test_what_cannot_be_carried_is_named_at_once(tmp_path):
@@ -500,9 +503,8 @@ def test_a_file_that_would_be_too_large_is_refused(net, monkeypatch, tmp_path):
     with pytest.raises(LoweringError, match="an ONNX file holds 2,000"):
         stl_deploy.export(small, "onnx", tmp_path / "out")
     assert not list(tmp_path.iterdir())
-    (problem,) = onnx_float.problems(stl_deploy.from_torch(net))
-    assert problem.where == "float graph"
-    assert "an ONNX file holds 2,000" in problem.what
+    (note,) = onnx_float.notes(stl_deploy.from_torch(net))
+    assert "an ONNX file holds 2,000" in note.what
 
 
 # The commands
