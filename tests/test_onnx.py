@@ -201,6 +201,14 @@ def test_the_ends_of_the_registers(chip):
     assert compared(network, raster).exact
 
 
+@pytest.mark.parametrize("precision", ["split", "2x8"])
+def test_weights_in_groups_and_slices_are_the_same(net, precision):
+    graph = stl_deploy.from_torch(net)
+    network = stl_deploy.quantize(graph, chip="loihi2", weight_precision=precision)
+    assert any(abs(n.synapses.weight.astype(int)).max() > 128 for n in network.lif_layers)
+    assert compared(network, random_spikes(net, 5)).exact
+
+
 @pytest.mark.parametrize("levels", [1, 127, 128, 255])
 @pytest.mark.parametrize("kind", [np.int8, np.int16])
 def test_slices_add_up_and_two_products_fit_16_bits(kind, levels):
