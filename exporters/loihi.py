@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from stl_deploy.errors import LoweringError
-from stl_deploy.exporters import lava, loihi_layers, netx
+from stl_deploy.exporters import Origin, lava, loihi_layers, netx
 from stl_deploy.network import Diagnostic, IntegerNetwork
 
 
-def write(network: IntegerNetwork, folder: Path) -> tuple[Diagnostic, ...]:
+def write(
+    network: IntegerNetwork, folder: Path, _origin: Origin | None = None
+) -> tuple[Diagnostic, ...]:
     """Write the files into ``folder``, which exists and is empty; what was left out is returned.
 
     netx knows no weight exponent, no single connections and no weights in more than one group, which are

@@ -108,21 +108,24 @@ def measure(
     on_steps: Callable[[int], None] | None = None,
     spread: Spread | None = None,
 ) -> Agreement:
-    """Run ``backend`` ("hw_sim", "lava", "netx") on a raster [N, T, *input_shape], in batches.
+    """Run ``backend`` ("hw_sim", "lava", "netx", "onnx") on a raster [N, T, *input_shape], in batches.
 
-    "hw_sim" is the engine that the command of that name runs, worked on by ``spread``; the others run in
-    processes of their own on this machine. ``on_steps(done)`` is called with the number of time steps
-    done; ``stall_s``: see ``lava_backend.run``.
+    "hw_sim" is the engine that the command of that name runs, worked on by ``spread``; "onnx" runs in
+    this process, the others in processes of their own on this machine. ``on_steps(done)`` is called with
+    the number of time steps done; ``stall_s``: see ``lava_backend.run``.
 
     Raises LoweringError when the backend cannot carry the network, BackendError when it fails.
     """
     from stl_deploy.hw_sim.simulate import batch_size
 
     tell = on_steps or (lambda _: None)
-    batch = batch_size(network) if backend != "hw_sim" else min(ENGINE_BATCH, batch_size(network))
+    largest = ENGINE_BATCH if backend in ("hw_sim", "onnx") else len(raster)
+    batch = max(1, min(largest, batch_size(network)))
     batches = [(start, raster[start : start + batch]) for start in range(0, len(raster), batch)]
     if backend == "hw_sim":
         results = (spread or Threads()).run(EngineCheck(network), batches)
+    elif backend == "onnx":
+        results = _on_onnx(network, batches)
     else:
         results = _on_lava(backend, network, batches, stall_s, tell)
     total = Agreement()
@@ -159,6 +162,19 @@ class EngineCheck:
             return compare(self.network, expected, got, start)
 
         return check
+
+
+def _on_onnx(
+    network: IntegerNetwork, batches: list[tuple[int, NDArray[np.uint8]]]
+) -> Generator[Agreement]:
+    """Every batch under onnxruntime, against the reference."""
+    from stl_deploy.hw_sim import reference
+    from stl_deploy.onnx_backend import Session
+
+    session = Session(network)
+    for start, inputs in batches:
+        expected = reference.run(network, inputs, states=True)
+        yield compare(network, expected, session.run(inputs), start)
 
 
 def _on_lava(

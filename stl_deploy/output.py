@@ -40,10 +40,11 @@ def export(
 
     Args:
         network: from ``quantize``.
-        target: "nir", "loihi".
+        target: "nir", "loihi", "onnx".
         out: a new folder, or with ``force`` one that an earlier export wrote.
-        graph: the lowered float graph, written as model.float.nir.
-        source: the file that the model came from; its sha256 goes into the manifest.
+        graph: the lowered float graph, written as model.float.nir, and for "onnx" as float_step.onnx.
+        source: the file that the model came from; its sha256 goes into the manifest, and for "onnx" into
+            the models.
         force: replace an earlier export.
         report: gives the text of report.html; without it the hardware sections alone.
         extra: more entries for the manifest.
@@ -63,14 +64,18 @@ def export(
         nir_file.write(nir_file.to_nir(network), temporary / "model.nir")
         if graph is not None:
             nir_file.write(graph, temporary / "model.float.nir")
-        notes = [asdict(d) for name in targets for d in exporters.write(network, name, temporary)]
+        digest = None if source is None else sha256(source)
+        origin = exporters.Origin(graph, digest)
+        notes = [
+            asdict(note)
+            for name in targets
+            for note in exporters.write(network, name, temporary, origin)
+        ]
         text = report() if report is not None else render(out.name, network)
         (temporary / "report.html").write_text(text, "utf-8")
         manifest = {**describe(network), "targets": list(targets), **(extra or {})}
         manifest["diagnostics"] += notes
-        manifest["source"] = (
-            None if source is None else {"file": source.name, "sha256": sha256(source)}
-        )
+        manifest["source"] = None if source is None else {"file": source.name, "sha256": digest}
         manifest["files"] = {
             str(path.relative_to(temporary)): sha256(path)
             for path in sorted(temporary.rglob("*"))

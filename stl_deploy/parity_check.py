@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from stl_deploy.raster import Raster
     from stl_deploy.spread import Spread
 
-BACKENDS = ("hw_sim", "lava", "netx")
-PLANNED = ("onnx",)
+BACKENDS = ("hw_sim", "lava", "netx", "onnx")
 TIMEOUT_S = 600.0
 BATCH = 25  # samples; fixed, so that who works on them changes nothing
 REFERENCE = "hw_sim/reference.py"
@@ -221,9 +220,7 @@ def backends(names: str | list[str], where: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(name.strip() for name in parts))
     there = f"there are {', '.join(BACKENDS)}"
     problems = [
-        Problem(where, f"{name!r} is not there yet; {there}")
-        if name in PLANNED
-        else Problem(where, f"{name!r} is not one that is known; {there}")
+        Problem(where, f"{name!r} is not one that is known; {there}")
         for name in found
         if name not in BACKENDS
     ]
@@ -237,7 +234,7 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
 
     Raises InputError, LoweringError, BackendError, CertificateError.
     """
-    from stl_deploy import lava_backend, lava_env, nir_file
+    from stl_deploy import lava_backend, lava_env, nir_file, onnx_backend
     from stl_deploy import raster as rasters
 
     network = nir_file.read_network(what.lowered)
@@ -250,6 +247,8 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     tools = [name for name in what.backends if name in lava_backend.TOOLS]
     for tool in tools:
         lava_backend.check(tool, network)
+    if "onnx" in what.backends:
+        onnx_backend.check(network)
     if tools:
         lava_env.python()
     with _spread(what.dask) as spread:

@@ -9,7 +9,19 @@ import zipfile
 
 from nets import ROOT
 
-HEAVY = ("torch", "numba", "matplotlib", "h5py", "nir", "pydantic", "rich", "typer", "distributed")
+HEAVY = (
+    "torch",
+    "numba",
+    "matplotlib",
+    "h5py",
+    "nir",
+    "pydantic",
+    "rich",
+    "typer",
+    "distributed",
+    "onnx",
+    "onnxruntime",
+)
 
 
 def test_the_wheel_has_every_module_and_imports_outside_the_checkout(tmp_path):

@@ -41,6 +41,7 @@ class Target(StrEnum):
 
     NIR = "nir"
     LOIHI = "loihi"
+    ONNX = "onnx"
 
 
 def export(
@@ -57,7 +58,7 @@ def export(
     ] = None,
     chip: Annotated[
         Literal["ideal", "loihi1", "loihi2"] | None,
-        typer.Option(help="Registers and limits; default loihi2 for loihi, ideal for nir alone."),
+        typer.Option(help="Registers and limits; default ideal for nir alone, else loihi2."),
     ] = None,
     weight_bits: Annotated[
         int | None,
@@ -118,7 +119,7 @@ def export(
 
     Example: stl-export model.pt --target loihi --eval test.npz -o out
     """
-    from stl_deploy import passes
+    from stl_deploy import exporters, passes
     from stl_deploy.importers import stl
     from stl_deploy.output import check_out
     from stl_deploy.output import export as write
@@ -126,6 +127,8 @@ def export(
     from stl_deploy.report import render
 
     out = out if out is not None else Path(model.stem + "-export")
+    targets = tuple(t.value for t in dict.fromkeys(target))
+    exporters.check(targets)
     check_out(out, force, [model, calib, evaluate])
     chip = chip or ("ideal" if set(target) == {Target.NIR} else "loihi2")
     checkpoint = stl.read(model, tau, timesteps, classes)
@@ -153,7 +156,7 @@ def export(
         activity, parity = _evaluate(checkpoint, graph, network, evaluate, as_json)
     manifest = write(
         network,
-        [t.value for t in dict.fromkeys(target)],
+        targets,
         out,
         graph=graph,
         source=model,

@@ -63,7 +63,7 @@ def parity(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Of hw_sim, lava, netx, with commas: what is to equal the reference in every spike, "
+            help="Of hw_sim, lava, netx, onnx, with commas: what is to equal the reference in every spike, "
             "u and v, e.g. --backend hw_sim,lava. [default: hw_sim]",
         ),
     ] = None,
