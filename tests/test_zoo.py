@@ -15,6 +15,9 @@ from stl_deploy import nir_file, raster
 from stl_deploy.hw_sim import reference
 
 
+QAT_CARD = ZOO.with_name("fashion-stl-qat.md")
+
+
 @pytest.fixture(scope="module")
 def shipped():
     return raster.load(ZOO_RASTER)
@@ -72,6 +75,20 @@ def test_fewer_bits_are_further_away_and_never_overflow(model, shipped, bits):
     assert all(not did.overflow.any() for did in trace.layers.values())
     right = (trace.predictions == shipped.labels[:100]).mean()
     assert right >= {8: 0.85, 6: 0.85, 4: 0.75}[bits]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_models_trained_on_integers_are_their_integer_networks(shipped, bits):
+    path = ZOO.with_name(f"fashion-stl-q{bits}.pt")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in QAT_CARD.read_text("utf-8")
+    model = stl_deploy.load(path)
+    network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2", overflow="proven")
+    assert {layer.weight_bits for layer in network.lif_layers} == {bits}
+    report = stl_deploy.parity(model, network, shipped.spikes[:60], shipped.labels[:60])
+    for layer in report.layers:
+        assert (layer.mismatch, layer.float32_mismatch, layer.nir_mismatch) == (0, 0, 0)
+        assert layer.certified == 1
+    assert report.accuracy_lowered >= 0.8
 
 
 def test_chips_with_wide_enough_registers_agree_bit_for_bit(model, network, shipped):
