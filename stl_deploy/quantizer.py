@@ -487,9 +487,9 @@ class _Fit:
             known, worth = not wide or self.seen is not None, 0 if wide else 1
             if self.options.overflow == "auto" and cost > worth and known:
                 mode, units = "checked", self._calibrated(base)
-                bits = "bits of the slices" if wide else "more than one bit"
+                lost = "bits of the slices" if wide else "more than one bit"
                 self._warn_checked(
-                    units if wide else base, f"because proving it safe would cost {bits}"
+                    units if wide else base, f"because proving it safe would cost {lost}"
                 )
         least = min(MIN_BITS, self.options.weight_bits)
         if self.options.thresholds == "fold":
