@@ -601,6 +601,8 @@ def fits_32_bits(layer: LifLayer, levels: int) -> bool:
     """Whether no sum of inputs 0..``levels``, and no part of one, can pass 32 bits before ``exp``."""
     weight, largest = layer.synapses.weight, 0
     if layer.recurrent is not None:
+        if layer.recurrent.weight.dtype != weight.dtype:
+            return False
         largest = layer.neurons * _most(layer.recurrent.weight)
     return largest + int(weight[0].size) * levels * _most(weight) < 1 << 31
 

@@ -103,7 +103,8 @@ def quantize(
             "profiles", rounded to what a core of ``chip`` holds, neurons placed by threshold;
             "auto", native where the chip can hold that, else profiles.
         overflow: "proven" (no input can overflow), "checked" (units from ``calib``; hw_sim flags an
-            overflow), "auto": proven where it costs at most one effective bit, and always with "2x8".
+            overflow), "auto": proven where it costs at most one effective bit, and with
+            "2x8" where there is no ``calib``.
         clamp_thresholds: put thresholds outside the chip's register onto its nearest value.
         weight_precision: how a weight is stored (``slices.py``): "8", one synapse; "split", one of two
             one-signed groups, the grid +-(2^B-1); "2x8", two slices of 8 bits, the grid +-16,319 as far
@@ -480,11 +481,16 @@ class _Fit:
         else:
             mode, units = "proven", self._proven(base)
             cost = self._bits(self._layer(base)) - self._bits(self._layer(units))
-            # The grid of 2x8 has bits that no accumulator holds: not using them costs nothing.
-            spare = self.options.weight_precision == "2x8"
-            if self.options.overflow == "auto" and cost > 1 and not spare:
+            # The grid of 2x8 has bits that no accumulator holds: only data can say which are safe to
+            # use, and who asks for two slices and gives data wants all of them.
+            wide = self.options.weight_precision == "2x8"
+            known, worth = not wide or self.seen is not None, 0 if wide else 1
+            if self.options.overflow == "auto" and cost > worth and known:
                 mode, units = "checked", self._calibrated(base)
-                self._warn_checked(base, "because proving it safe would cost more than one bit")
+                lost = "bits of the slices" if wide else "more than one bit"
+                self._warn_checked(
+                    units if wide else base, f"because proving it safe would cost {lost}"
+                )
         least = min(MIN_BITS, self.options.weight_bits)
         if self.options.thresholds == "fold":
             layer = self._folded(mode)
@@ -654,16 +660,26 @@ class _Fit:
     def _calibrated(self, units: Float) -> Float:
         """``units`` grown until HEADROOM times the largest sum seen stays in the accumulator.
 
-        A current is held to its register as if that sum came in every step.
+        A current is held to its register as if that sum came in every step, and at 2x8 so is a voltage.
         """
         limit, register = self.chip.accumulator_limit, self.chip.state_limit
         if self.seen is None or limit is None:
             return units
         seen = self.seen * self.block.gain * 2.0**self.options.weight_exp
         units = np.maximum(units, HEADROOM * seen / limit)
-        if self.block.du != 4095 and register is not None:
-            kept = (1 - (self.block.du + 1) / 4096) ** np.arange(self.timesteps)
-            units = np.maximum(units, HEADROOM * seen * kept.sum() * 64 / register)
+        if register is None:
+            return units
+        steps = np.arange(self.timesteps)
+        # As if that sum came in every step.
+        current = seen * ((1 - (self.block.du + 1) / 4096) ** steps).sum()
+        if self.block.du != 4095:
+            units = np.maximum(units, HEADROOM * current * 64 / register)
+        if self.options.weight_precision == "2x8":
+            # The grid keeps no voltage small here, which adds such currents up.
+            voltage = (current + np.abs(self.block.bias)) * (
+                (1 - self.block.dv / 4096) ** steps
+            ).sum()
+            units = np.maximum(units, HEADROOM * voltage * 64 / register)
         return units
 
     def _warn_checked(self, base: Float, why: str) -> None:

@@ -277,6 +277,34 @@ def test_what_does_not_go_together(options, what):
         assert (problem.where, text in problem.what) == ("weight_precision", True)
 
 
+def test_what_is_proven_and_what_data_allow():
+    """At 2x8 registers set the unit: by the worst case, or twice what the data reach, v included."""
+    rng = np.random.default_rng(0)
+    net = random_net()
+    graph = stl_deploy.from_torch(net)
+    calib = (rng.random((40, 4, 1, 8, 8)) < 0.4).astype(np.uint8)
+    for overflow, data, mode in (
+        ("auto", None, "proven"),
+        ("proven", calib, "proven"),
+        ("auto", calib, "checked"),
+    ):
+        network = stl_deploy.quantize(
+            graph, "loihi2", data, weight_precision="2x8", overflow=overflow
+        )
+        last = network.precision["lif4"]
+        assert last.mode == mode
+        assert (last.worst_sum < last.limit) == (mode == "proven")
+        trace = reference.run(network, calib, states=True)
+        assert not any(did.overflow.any() for did in trace.layers.values())
+        for name, how in network.precision.items():
+            if how.mode == "checked":
+                # Twice the largest sum that was seen, coming in every step, just fits into v.
+                largest = np.abs(trace.layers[name].u).max()
+                assert 2 * largest * (1 + 1 / 2 + 1 / 4 + 1 / 8) < 1.01 * (1 << 23)
+                assert how.effective_bits > 10
+                assert any(d.where == name and "checked" in d.what for d in network.diagnostics)
+
+
 def test_a_fold_of_two_slices_needs_memory_for_both():
     """As many single connections as one synapse each leaves room for, and two do not."""
     chip = chips.load("loihi2")
