@@ -14,7 +14,6 @@ from stl_deploy import chip as chips
 from stl_deploy import nir_file, raster
 from stl_deploy.hw_sim import reference
 
-
 QAT_CARD = ZOO.with_name("fashion-stl-qat.md")
 
 
