@@ -4,7 +4,7 @@
 written beside it (docs/nir.md), and read by none of our commands:
 
 - Max pooling is SumPool2d -> LIF with tau = 2 dt and r = 1, which answers one spike with v = 1/2, above its
-  threshold of 1/4, and is reset to 0 whenever it held anything.
+  threshold of 0.3, and is reset to 0 whenever it held anything.
 - A LIF has r = 1; its weights and bias carry what r was, so that dt/tau * (r I) stays what it is.
 - A Flatten counts its dimensions from the end, so that one for a batch may stand in front.
 - Thresholds of integers stand half a step of v (2^-7) above vth, where no v falls: readers that fire at
@@ -39,7 +39,7 @@ FRACTION = 6  # bits of v below the point
 HALF_STEP = 2.0 ** -(FRACTION + 1)
 FLOAT32 = 1 << 24  # integers below it are exact
 POOL_TAU = 2 * G.DT
-POOL_THRESHOLD = 0.25
+POOL_THRESHOLD = 0.3
 
 
 class PortableMeta(BaseModel):
@@ -220,9 +220,7 @@ def _by_channel(r: NDArray[Any], node: nir.ir.NIRNode | None) -> NDArray[np.floa
     return channels
 
 
-def _scaled(
-    node: nir.ir.NIRNode, gain: NDArray[np.float64] | None, shape: Shape
-) -> nir.ir.NIRNode:
+def _scaled(node: nir.ir.NIRNode, gain: NDArray[np.float64] | None, shape: Shape) -> nir.ir.NIRNode:
     """Weights times ``gain`` [O], in a float type: not every reader takes integers."""
     if not isinstance(node, nir.Conv2d | nir.Affine | nir.Linear):
         return node

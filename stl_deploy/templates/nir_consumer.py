@@ -1,9 +1,10 @@
 """Runs NIR files in another tool, in an environment of its own; started by stl_deploy.consumers.
 
-Usage: nir_consumer.py TOOL JOBS.json. The jobs are a list of {"file", "input", "out"}: a NIR file, an
+Usage: nir_consumer.py JOBS.json. The jobs are a list of {"tool", "file", "raster", "out"}: a NIR file, an
 .npz with ``spikes`` [N, T, *shape], and the .npz to write: ``output`` [N, T, ...] of the graph's output and
 ``spikes/NODE`` of its spiking nodes, as the tool gives them. What becomes of each job goes to stdout,
-one JSON object a line: {"error": null}, or what the tool raised. Nothing of stl-deploy is imported.
+one JSON object a line: ``error``, null or what the tool raised, and ``alone``, whether samples were run
+one by one because the tool took no batch. Nothing of stl-deploy is imported.
 
 STL_CONSUMER_SITES names folders that are searched after the environment's own, for torch and numpy.
 """
@@ -98,17 +99,30 @@ def _stepped(model):
     return model, run
 
 
-def job(tool, file, input, out):
-    """Run one file on one raster."""
+def job(tool, file, raster, out):
+    """Run one file on one raster; whether the samples had to be run one by one."""
+    with np.load(raster, allow_pickle=False) as arrays:
+        x = torch.from_numpy(arrays["spikes"].astype(np.float32))
+    try:
+        arrays, alone = _run(tool, file, x), False
+    except Exception:
+        if len(x) == 1:
+            raise
+        parts = [_run(tool, file, sample[None]) for sample in x]
+        arrays = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
+        alone = True
+    np.savez(out, **arrays)
+    return alone
+
+
+def _run(tool, file, x):
+    """The output and the spikes of all nodes that could be watched, on a fresh model."""
     graph = _read(file)
     spiking = [n for n, node in graph.nodes.items() if type(node).__name__ in SPIKING]
-    with np.load(input, allow_pickle=False) as arrays:
-        x = torch.from_numpy(arrays["spikes"].astype(np.float32))
     samples, steps = x.shape[:2]
     torch.manual_seed(0)  # for what a tool leaves as it was initialised
     model, run = TOOLS[tool](graph, samples, steps)
-    seen = {}
-    modules = dict(model.named_modules())
+    seen, modules = {}, dict(model.named_modules())
     for name in spiking:
         if (module := modules.get(name.replace(".", "_"))) is not None:
             module.register_forward_hook(lambda *args, name=name: _note(seen, name, args[2]))
@@ -119,7 +133,7 @@ def job(tool, file, input, out):
         shape = graph.nodes[name].output_type["output"]
         if value.numel() == samples * steps * int(np.prod(shape)):
             arrays[f"spikes/{name}"] = value.reshape(samples, steps, *shape).numpy()
-    np.savez(out, **arrays)
+    return arrays
 
 
 def _read(file):
@@ -136,18 +150,17 @@ def _note(seen, name, value):
 
 def main():
     """All jobs, one after the other; one that fails does not stop the rest."""
-    tool, listed = sys.argv[1:]
-    with open(listed) as file:
+    with open(sys.argv[1]) as file:
         jobs = json.load(file)
     answers, sys.stdout = sys.stdout, sys.stderr  # the tools print on stdout
     for each in jobs:
-        error = None
+        answer = {"error": None}
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                job(tool, **each)
+                answer["alone"] = job(**each)
         except Exception as raised:
-            error = f"{type(raised).__name__}: {raised}".strip().splitlines()[0]
-        print(json.dumps({"error": error}), file=answers, flush=True)
+            answer["error"] = f"{type(raised).__name__}: {raised}".strip().splitlines()[0]
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

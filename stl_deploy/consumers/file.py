@@ -1,0 +1,138 @@
+"""A NIR file as the rules look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import graph as G
+from stl_deploy import nir_file, nir_portable
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.network import IntegerNetwork
+
+NEURONS = (nir.IF, nir.LIF, nir.CubaLIF)
+Kind = Literal["integer", "portable integer", "float", "portable float", "other"]
+
+
+@dataclass(frozen=True)
+class File:
+    """A graph and what its nodes do not say.
+
+    Attributes:
+        kind: what stl-export wrote it as; "other" for anything else.
+        stored: by node, the names of its entries in the file.
+        inexact: see ``nir_portable.inexact``.
+        subtracts: neurons that reset by subtraction, by the metadata.
+        unchecked: why ``nir.read`` refuses the file unless told not to check types, else "".
+        network: the integer network of ``model.nir``.
+    """
+
+    graph: nir.NIRGraph
+    kind: Kind = "other"
+    stored: dict[str, frozenset[str]] = field(default_factory=dict)
+    inexact: dict[str, str] = field(default_factory=dict)
+    subtracts: tuple[str, ...] = ()
+    unchecked: str = ""
+    network: IntegerNetwork | None = None
+
+    def nodes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+        """(name, node) of every node of these kinds."""
+        for name, node in self.graph.nodes.items():
+            if isinstance(node, kinds):
+                yield name, node
+
+    def into(self, name: str) -> list[str]:
+        """The nodes with an edge to ``name``."""
+        return [a for a, b in self.graph.edges if b == name]
+
+    @property
+    def recurrent(self) -> list[str]:
+        """Nodes that hear themselves, straight or through others."""
+        after: dict[str, set[str]] = {}
+        for a, b in self.graph.edges:
+            after.setdefault(a, set()).add(b)
+        found = []
+        for start in self.graph.nodes:
+            reached, pending = set[str](), list(after.get(start, ()))
+            while pending:
+                node = pending.pop()
+                if node not in reached:
+                    reached.add(node)
+                    pending += after.get(node, ())
+            if start in reached:
+                found.append(start)
+        return found
+
+
+def read(path: Path) -> File:
+    """Read ``path`` as untrusted data. Raises InputError for what is no NIR file, or a broken one."""
+    graph = nir_file.read(path)
+    with h5py.File(path, "r") as file:
+        group = file.get("node/nodes")
+        stored = {
+            name: frozenset(node)
+            for name, node in (group.items() if isinstance(group, h5py.Group) else ())
+            if isinstance(node, h5py.Group)
+        }
+    problems = [
+        Problem(f"{path}: {a} -> {b}", "an edge to or from a node that is not there")
+        for a, b in graph.edges
+        if not {a, b} <= set(graph.nodes)
+    ]
+    problems += [
+        Problem(f"{path}: {name}.{key}", "holds what is no finite number")
+        for name, node in graph.nodes.items()
+        for key, value in vars(node).items()
+        if isinstance(value, np.ndarray) and not _numbers(value)
+    ]
+    if problems:
+        raise InputError(problems)
+    kind, inexact, subtracts, network = _meaning(graph, path)
+    return File(graph, kind, stored, inexact, subtracts, _unchecked(path), network)
+
+
+def _numbers(value: NDArray[Any]) -> bool:
+    return value.dtype.kind in "iufb" and bool(np.isfinite(value).all())
+
+
+def _unchecked(path: Path) -> str:
+    try:
+        nir.read(path)
+    except Exception as error:  # whatever nir raises
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""
+
+
+def _meaning(
+    graph: nir.NIRGraph, path: Path
+) -> tuple[Kind, dict[str, str], tuple[str, ...], IntegerNetwork | None]:
+    """What the metadata make of ``graph``."""
+    text = graph.metadata.get(G.KEY)
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    if not isinstance(text, str):
+        return "other", {}, (), None
+    if nir_file.FORMAT in text:
+        network = nir_file.from_nir(graph, str(path))
+        subtracts = [layer.name for layer in network.lif_layers if layer.reset == "subtract"]
+        return "integer", nir_portable.inexact(network), tuple(subtracts), network
+    try:
+        meta = nir_portable.read_meta(graph)
+        if meta is not None:
+            kind: Kind = "portable integer" if meta.of == "integer" else "portable float"
+            return kind, meta.inexact, (), None
+        G.float_meta(graph)
+        marked = [
+            name
+            for name, node in graph.nodes.items()
+            if isinstance(node, nir.LIF | nir.CubaLIF) and G.reset_of(node) == "subtract"
+        ]
+    except (ValueError, RecursionError) as error:
+        raise InputError(Problem(f"{path}: metadata.{G.KEY}", f"is not valid: {error}")) from None
+    return "float", {}, tuple(marked), None
