@@ -70,7 +70,7 @@ def check(
 
 
 def _known(names: str) -> list[str]:
-    from stl_deploy.consumers import CONSUMERS
+    from stl_deploy.consumers.rules import CONSUMERS
 
     asked = [name.strip() for name in names.split(",") if name.strip()]
     for name in asked:
@@ -116,8 +116,8 @@ def _outcome(seen: dict[str, Any] | None) -> str:
 def _run(file: Path, found: File, raster: Path, limit: int) -> dict[str, Any]:
     """By tool, what it raised or how many entries of spiking nodes differ."""
     from stl_deploy import raster as rasters
-    from stl_deploy.consumers import CONSUMERS
     from stl_deploy.consumers import run as runs
+    from stl_deploy.consumers.rules import CONSUMERS
 
     spikes = rasters.load(raster).spikes[:limit]
     expected = runs.expected(found, spikes)
