@@ -87,8 +87,34 @@ def nodes(test: Callable[[Any], bool], *kinds: type) -> Where:
 
 
 def other_than(*kinds: type) -> Where:
-    """The nodes of no such kind; nested graphs are left to ``nested``."""
+    """The nodes of no such kind; nested graphs are left to ``NESTED``."""
     return nodes(lambda node: not isinstance(node, (*kinds, nir.NIRGraph)), object)
+
+
+def cut(broken: bool, *kinds: type) -> Where:
+    """The nodes of no such kind, where nirtorch.load fails over them (``broken``) or cuts them out.
+
+    It keeps one name for all of them, so that it fails over two. One is cut out: the nodes before it
+    run, or those behind it where it is the first, which fail unless the input has their shape.
+    """
+
+    def where(file: File) -> list[str]:
+        left = list(other_than(*kinds)(file))
+        fails = len(left) > 1
+        for name in left[:1]:
+            first = any(isinstance(file.graph.nodes[a], nir.Input) for a in file.into(name))
+            fails = fails or (first and reshapes(file.graph.nodes[name]))
+        return left if fails == broken else []
+
+    return where
+
+
+def reshapes(node: Any) -> bool:
+    """Whether a node may give another shape than it takes."""
+    weight = getattr(node, "weight", None)
+    if weight is not None and weight.ndim == 2:
+        return bool(weight.shape[0] != weight.shape[1])
+    return isinstance(node, nir.Conv1d | nir.Conv2d | nir.AvgPool2d | nir.SumPool2d | nir.Flatten)
 
 
 def uniform(*values: Any) -> bool:
@@ -148,6 +174,7 @@ def hear_themselves(file: File) -> list[str]:
 
 
 NO_WORD = "it has no word for this node"
+CUT_OUT = "it has no word for this node and cuts it out, with what is behind it"
 SUBTRACTS = differs(
     "a spike takes the threshold off v, as only the metadata say; it resets to v_reset",
     lambda file: file.subtracts,
@@ -179,20 +206,19 @@ GROUPS = unreadable(
 COMMON = (SUBTRACTS, INEXACT, NESTED, FLOAT32, UNCHECKED)
 ENDS = (nir.Input, nir.Output)
 
+NORSE_READS = (
+    *ENDS,
+    *(nir.Affine, nir.Linear, nir.Conv2d, nir.Flatten, nir.SumPool2d),
+    *NEURONS,
+)
 NORSE = Consumer(
     "norse",
     "Norse",
     "1.1.0",
     "norse.torch.from_nir(nir.read(path), dt=1e-4)",
     (
-        unreadable(
-            NO_WORD,
-            other_than(
-                *ENDS,
-                *(nir.Affine, nir.Linear, nir.Conv2d, nir.Flatten, nir.SumPool2d),
-                *NEURONS,
-            ),
-        ),
+        unreadable(NO_WORD, cut(True, *NORSE_READS)),
+        differs(CUT_OUT, cut(False, *NORSE_READS)),
         GROUPS,
         differs("it takes r for 1", nodes(lambda node: bool((node.r != 1).any()), nir.LIF)),
         differs("it resets to 0", nodes(any_nonzero("v_reset"), nir.LIF, nir.CubaLIF)),
@@ -356,6 +382,11 @@ def stored_reset(file: File) -> list[str]:
 
 NIR104 = unreadable("nir 1.0.4, which it asks for, knows no v_reset", stored_reset)
 
+SINABS_READS = (
+    *ENDS,
+    *(nir.Affine, nir.Conv1d, nir.Conv2d, nir.Flatten, nir.SumPool2d),
+    *(nir.IF, nir.LI, nir.LIF),
+)
 SINABS = Consumer(
     "sinabs",
     "sinabs",
@@ -363,14 +394,8 @@ SINABS = Consumer(
     "sinabs.nir.from_nir(nir.read(path), batch_size=N)",
     (
         NIR104,
-        unreadable(
-            NO_WORD,
-            other_than(
-                *ENDS,
-                *(nir.Affine, nir.Conv1d, nir.Conv2d, nir.Flatten, nir.SumPool2d),
-                *(nir.IF, nir.LI, nir.LIF),
-            ),
-        ),
+        unreadable(NO_WORD, cut(True, *SINABS_READS)),
+        differs(CUT_OUT, cut(False, *SINABS_READS)),
         unreadable(
             "neurons must be flat: it asks for the truth of v_leak's rows",
             nodes(lambda node: node.v_threshold.ndim > 1, nir.LIF),

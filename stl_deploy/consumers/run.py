@@ -177,7 +177,7 @@ def _work(where: str, python: Path, folder: Path) -> list[dict[str, object]]:
         done = subprocess.run(
             [str(python), str(script), str(folder / "jobs.json")],
             cwd=folder,
-            env={**kept, "STL_CONSUMER_SITES": os.pathsep.join(sites)},
+            env={**kept, "OMP_NUM_THREADS": "1", "STL_CONSUMER_SITES": os.pathsep.join(sites)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

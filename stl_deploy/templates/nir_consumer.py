@@ -86,7 +86,8 @@ def _stepped(model: Any) -> Made:
         for t in range(x.shape[1]):
             out = model(x[:, t], state)
             out, state = out if isinstance(out, tuple) else (out, None)
-            outputs.append(out.detach().clone())
+            # A tool that flattens the dimension of a batch gives back none.
+            outputs.append(out.detach().clone().reshape(len(x), -1))
         return torch.stack(outputs, 1)
 
     return model, run
@@ -107,7 +108,7 @@ def job(tool: str, file: str, raster: str, out: str) -> bool:
         if len(x) == 1:
             raise
         parts = [_run(tool, file, sample[None]) for sample in x]
-        found = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
+        found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         alone = True
     np.savez(out, **found)
     return alone
@@ -130,7 +131,8 @@ def _run(tool: str, file: str, x: torch.Tensor) -> dict[str, Any]:
     with torch.no_grad():
         arrays = {"output": run(x).numpy()}
     for name, parts in seen.items():
-        value = torch.stack(parts, 1) if len(parts) == steps else parts[0]
+        by_step = [part.reshape(samples, -1) for part in parts]
+        value = torch.stack(by_step, 1) if len(parts) == steps else parts[0]
         shape = graph.nodes[name].output_type["output"]
         if value.numel() == samples * steps * int(np.prod(shape)):
             arrays[f"spikes/{name}"] = value.reshape(samples, steps, *shape).numpy()
