@@ -6,6 +6,7 @@ written beside it (docs/nir.md), and read by none of our commands:
 - Max pooling is SumPool2d -> LIF with tau = 2 dt and r = 1, which answers one spike with v = 1/2, above its
   threshold of 0.3, and is reset to 0 whenever it held anything.
 - A LIF has r = 1; its weights and bias carry what r was, so that dt/tau * (r I) stays what it is.
+- A convolution has one group; the kernels of several are filled up with zeros.
 - A Flatten counts its dimensions from the end, so that one for a batch may stand in front.
 - Thresholds of integers stand half a step of v (2^-7) above vth, where no v falls: readers that fire at
   v >= threshold agree with those that follow NIR's v > threshold. Float thresholds stay as they are.
@@ -234,7 +235,18 @@ def _scaled(node: nir.ir.NIRNode, gain: NDArray[np.float64] | None, shape: Shape
     if isinstance(node, nir.Affine):
         return nir.Affine(weight=weight, bias=bias)
     stride, padding, dilation = G.conv_geometry(node)
-    return G.conv2d(weight, bias, shape, stride, padding, int(node.groups), dilation)
+    weight = _one_group(weight, int(node.groups))
+    return G.conv2d(weight, bias, shape, stride, padding, 1, dilation)
+
+
+def _one_group(weight: NDArray[Any], groups: int) -> NDArray[Any]:
+    """The kernels [O, C/groups, kh, kw] as [O, C, kh, kw], zero for the channels of other groups."""
+    outputs, per_group = weight.shape[:2]
+    full = np.zeros((outputs, per_group * groups, *weight.shape[2:]), weight.dtype)
+    for group in range(groups):
+        rows = slice(group * outputs // groups, (group + 1) * outputs // groups)
+        full[rows, group * per_group : (group + 1) * per_group] = weight[rows]
+    return full
 
 
 def write(graph: nir.NIRGraph, path: Path) -> None:

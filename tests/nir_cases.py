@@ -1,11 +1,12 @@
 """Small NIR files that other tools run exactly, differently or not at all, each with a raster.
 
 ``build`` writes them all. What a tool makes of each is decided by one rule, so that the tests can hold
-every rule against the tool.
+every rule against the tool. ``python tests/nir_cases.py`` prints the table of docs/nir.md.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 from nets import random_net, random_spikes
 from numpy.typing import NDArray
 
-from stl_deploy import from_torch, nir_file, nir_portable, quantize
+from stl_deploy import consumers, from_torch, nir_file, nir_portable, quantize
 from stl_deploy import graph as G
+from stl_deploy.consumers import file as consumer_file
 from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
 
 Graph = nir.NIRGraph
@@ -87,6 +89,37 @@ def uniform(net: IntegerNetwork) -> IntegerNetwork:
         for layer in net.layers
     ]
     return replace(net, layers=tuple(layers), placement=None)
+
+
+IN_DOCS = {
+    "spec conv one threshold": "convolutions, max pooling, one threshold a layer; `model.nir`",
+    "conv one threshold": "the same, `model.portable.nir`",
+    "conv": "with a threshold for every neuron, `model.portable.nir`",
+    "spec dense": "linear, one threshold, `model.nir`",
+    "dense": "the same, `model.portable.nir`",
+    "bias": "linear with a bias, `model.portable.nir`",
+    "current": "neurons with a current (CubaLIF)",
+    "current and bias": "the same with a bias",
+    "hears itself": "recurrent",
+    "not square": "a kernel that is not square",
+    "depthwise": "a depthwise convolution, `model.portable.nir`",
+    "depthwise stored": "the same with its groups, as others write it",
+    "rounds": "decays that the chip's integers round",
+}
+
+
+def table(folder: Path) -> str:
+    """What the rules say of the cases of the docs, as Markdown."""
+    cases = build(folder)
+    tools = [consumer for consumer in consumers.CONSUMERS.values() if consumer.name != "nirtorch"]
+    rows = [["", *(f"{tool.title} {tool.version}" for tool in tools)], ["---"] * (len(tools) + 1)]
+    for name, words in IN_DOCS.items():
+        answers = consumers.check(consumer_file.read(cases[name].path), tools)
+        rows.append([words, *(VERDICTS[answer.verdict.value] for answer in answers)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+VERDICTS = {"exact": "**exactly**", "differs": "differently", "unreadable": "no", "unknown": "?"}
 
 
 def build(folder: Path) -> dict[str, Case]:
@@ -173,6 +206,8 @@ def _set(node: str, key: str, value) -> Callable[[Graph], None]:
 def _changed(b: _Builder) -> None:
     """What others may write."""
     first_half = np.arange(20) < 10
+    b.changed("groups stored", "groups", _in_groups(2))
+    b.changed("depthwise stored", "depthwise", _in_groups(4))
     b.changed("r", "dense", _set("lif1", "r", lambda r: 2 * r))
     b.changed("v_reset", "dense", _set("lif1", "v_reset", 30))
     b.changed("v_leak", "dense", _set("lif1", "v_leak", 40))
@@ -194,6 +229,22 @@ def _changed(b: _Builder) -> None:
         b.cases["padded pool"], spikes=(b.rng.random((3, 4, 2, 5, 5)) < 0.5).astype(np.uint8)
     )
     b.changed("flatten of all", "conv one threshold", _flatten_all)
+
+
+def _in_groups(groups: int) -> Callable[[Graph], None]:
+    """The first convolution with as many groups as the zeros in it are of."""
+
+    def change(graph: Graph) -> None:
+        node = graph.nodes["lif1_w"]
+        outputs, channels = node.weight.shape[:2]
+        own, inputs = outputs // groups, channels // groups
+        parts = [
+            node.weight[g * own : (g + 1) * own, g * inputs : (g + 1) * inputs]
+            for g in range(groups)
+        ]
+        node.weight, node.groups = np.concatenate(parts), groups
+
+    return change
 
 
 def _affine(graph: Graph) -> None:
@@ -236,3 +287,8 @@ def _flatten_all(graph: Graph) -> None:
     for node in graph.nodes.values():
         if isinstance(node, nir.Flatten):
             node.start_dim = 0
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        print(table(Path(name)), end="")

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from stl_deploy.consumers.file import File
 from stl_deploy.consumers.rules import CONSUMERS, Consumer, Verdict
+from stl_deploy.errors import InputError, Problem
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,15 @@ class Answer:
 
 
 def check(file: File, consumers: Iterable[Consumer] = CONSUMERS.values()) -> list[Answer]:
-    """What becomes of ``file`` in every tool."""
-    return [_answer(file, consumer) for consumer in consumers]
+    """What becomes of ``file`` in every tool. Raises InputError for nodes that make no sense."""
+    try:
+        with np.errstate(all="ignore"):  # a tau of 0 and the like
+            return [_answer(file, consumer) for consumer in consumers]
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        # What shapes and types from a broken file can do to arithmetic on them.
+        raise InputError(
+            Problem(str(file.path), f"holds a node that makes no sense: {error}", "write it again")
+        ) from None
 
 
 def markdown(consumers: Mapping[str, Consumer] = CONSUMERS) -> str:

@@ -34,6 +34,7 @@ class File:
         network: the integer network of ``model.nir``.
     """
 
+    path: Path
     graph: nir.NIRGraph
     kind: Kind = "other"
     stored: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -95,7 +96,7 @@ def read(path: Path) -> File:
     if problems:
         raise InputError(problems)
     kind, inexact, subtracts, network = _meaning(graph, path)
-    return File(graph, kind, stored, inexact, subtracts, _unchecked(path), network)
+    return File(path, graph, kind, stored, inexact, subtracts, _unchecked(path), network)
 
 
 def _numbers(value: NDArray[Any]) -> bool:
