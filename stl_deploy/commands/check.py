@@ -26,7 +26,9 @@ def check(
     ] = "",
     raster: Annotated[
         Path | None,
-        typer.Option("--input", metavar="NPZ", help="Raster to run it on in the tools themselves."),
+        typer.Option(
+            "--input", metavar="NPZ", help="Raster to run it on in the tools that read it."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="First N samples of --input.")] = 10,
     rules: Annotated[
@@ -50,7 +52,7 @@ def check(
     needed = _known(need)
     found = read(file)
     answers = consumers.check(found)
-    seen = {} if raster is None else _run(file, found, raster, limit)
+    seen = {} if raster is None else _run(file, found, answers, raster, limit)
     if as_json:
         rows = [{**a.to_json(), "run": seen.get(a.consumer.name)} for a in answers]
         print_json({"file": str(file), "kind": found.kind, "consumers": rows})
@@ -113,15 +115,20 @@ def _outcome(seen: dict[str, Any] | None) -> str:
     return "no output to compare" if seen["mismatches"] is None else f"{seen['mismatches']:,}"
 
 
-def _run(file: Path, found: File, raster: Path, limit: int) -> dict[str, Any]:
-    """By tool, what it raised or how many entries of spiking nodes differ."""
+def _run(
+    file: Path, found: File, answers: list[Answer], raster: Path, limit: int
+) -> dict[str, Any]:
+    """By tool that reads the file, what it raised or how many entries of spiking nodes differ."""
     from stl_deploy import raster as rasters
     from stl_deploy.consumers import run as runs
-    from stl_deploy.consumers.rules import CONSUMERS
 
     spikes = rasters.load(raster).spikes[:limit]
     expected = runs.expected(found, spikes)
-    tools = [consumer for consumer in CONSUMERS.values() if consumer.environment]
+    tools = [
+        answer.consumer
+        for answer in answers
+        if answer.consumer.environment and answer.verdict != "unreadable"
+    ]
     results = runs.run([runs.Job(consumer, file, spikes) for consumer in tools])
     seen: dict[str, Any] = {}
     for consumer, result in zip(tools, results, strict=True):
