@@ -7,11 +7,16 @@ skipped, but where ``CI`` is set they fail.
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import nir_cases
+import numpy as np
 import pytest
 
-from stl_deploy import consumers, simulate
+from stl_deploy import consumers, simulate, tool_env
+from stl_deploy.commands import check as check_command
 from stl_deploy.consumers import file as consumer_file
 from stl_deploy.consumers import run as runs
 from stl_deploy.consumers.rules import CONSUMERS, Verdict
@@ -104,3 +109,58 @@ def test_what_a_file_says_to_mind_is_seen(files, seen):
         }
         ran = {case for (t, case), was in seen.items() if t == tool and was.error is None}
         assert said & ran == {case for case in ran if seen[tool, case].alone} != set()
+
+
+# The environments and the runs
+
+
+def test_without_a_network_the_remedy_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    with pytest.raises(BackendError, match="uv pip install failed") as caught:
+        tool_env.ensure(runs.environment("current"), lambda _: None)
+    assert "UV_DEFAULT_INDEX" in caught.value.problems[0].remedy
+    left = [path.name for path in (tmp_path / "stl-deploy" / "consumers").iterdir()]
+    assert all(name.endswith(".lock") for name in left)
+
+
+@pytest.mark.parametrize("ending", ["/bin/false", "/bin/true"])
+def test_a_worker_that_ends_early_is_an_error(cases, monkeypatch, ending):
+    monkeypatch.setattr(tool_env, "ensure", lambda *_: Path(ending))
+    with pytest.raises(BackendError, match=r"Norse: (failed|ended after 0 of 1 runs)"):
+        runs.run([runs.Job(CONSUMERS["norse"], cases["dense"].path, cases["dense"].spikes)])
+
+
+def test_a_run_against_the_rules_is_a_problem(cases, monkeypatch, capfd, tmp_path):
+    case = cases["dense"]
+    raster = tmp_path / "r.npz"
+    np.savez(raster, spikes=case.spikes)
+
+    def one_more(jobs):
+        right = runs.expected(consumer_file.read(case.path), case.spikes)["lif1"].astype(np.float32)
+        wrong = right.copy()
+        wrong[0, 0, 0] = 1 - wrong[0, 0, 0]
+        outputs = [wrong if job.consumer.name == "norse" else right for job in jobs]
+        return [runs.Seen(output=output, spikes={"lif1": output}) for output in outputs]
+
+    monkeypatch.setattr(runs, "run", one_more)
+    args = [case.path, "--input", raster, "--need", "norse,snntorch"]
+    monkeypatch.setattr(sys, "argv", ["stl-check", *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        check_command.main()
+    out, err = capfd.readouterr()
+    assert stop.value.code == 1
+    assert err.count("1 spikes differ, against the rules") == 1
+    assert "Norse 1.1.0" in err
+    assert "snnTorch 1.0.0" not in err
+    assert "spikes that differ" in out
+
+
+def test_outputs_of_another_size_are_no_match(cases, files, expected):
+    name = "dense"
+    right = expected[name]["lif1"].astype(np.float32)
+    seen = runs.Seen(output=right, spikes={"lif1": right})
+    assert seen.mismatches(expected[name]) == {"lif1": 0}
+    assert replace(seen, output=right[..., :-1]).mismatches(expected[name]) is None
+    assert runs.Seen(error="no").mismatches(expected[name]) is None

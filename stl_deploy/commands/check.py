@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,17 +59,22 @@ def check(
         print_json({"file": str(file), "kind": found.kind, "consumers": rows})
     else:
         _print(file, found, answers, seen)
-    problems = [
-        Problem(
-            f"{file}: {answer.consumer.title} {answer.consumer.version}",
-            f"{_word(answer)}: {answer.reasons[0].why}",
-            "export with --nir-profile portable, or see docs/nir.md",
-        )
-        for answer in answers
-        if answer.consumer.name in needed and answer.verdict != "exact"
-    ]
+    problems = [p for a in answers if a.consumer.name in needed for p in _problems(a, file, seen)]
     if problems:
         raise LoweringError(problems)
+
+
+def _problems(answer: Answer, file: Path, seen: dict[str, Any]) -> Iterator[Problem]:
+    """Why a tool does not run the file exactly, by the rules or by what was seen."""
+    where = f"{file}: {answer.consumer.title} {answer.consumer.version}"
+    if answer.verdict != "exact":
+        what = f"{_word(answer)}: {answer.reasons[0].why}"
+        yield Problem(where, what, "export with --nir-profile portable, or see docs/nir.md")
+        return
+    run = seen.get(answer.consumer.name)
+    if run is not None and (run["error"] is not None or run["mismatches"] != 0):
+        what = run["error"] or f"{_outcome(run)} spikes differ, against the rules"
+        yield Problem(where, what, "report it with the file and the raster")
 
 
 def _known(names: str) -> list[str]:
