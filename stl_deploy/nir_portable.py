@@ -35,7 +35,7 @@ from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.files import atomic
 from stl_deploy.network import IntegerNetwork, LifLayer, Shape
 
-FORMAT = "stl-deploy/portable"
+KEY = "stl_deploy_portable"  # of the JSON string in NIRGraph.metadata
 FRACTION = 6  # bits of v below the point
 HALF_STEP = 2.0 ** -(FRACTION + 1)
 FLOAT32 = 1 << 24  # integers below it are exact
@@ -86,6 +86,7 @@ def from_float(graph: nir.NIRGraph) -> nir.NIRGraph:
         input_levels=known.input_levels,
         classes=known.classes,
         population=known.population,
+        inexact=inexact_trained(graph),
     )
     problems = [
         _subtracts(name)
@@ -140,6 +141,24 @@ def _inexact(network: IntegerNetwork, layer: LifLayer, register: int | None) -> 
     return ""
 
 
+def inexact_trained(graph: nir.NIRGraph) -> dict[str, str]:
+    """The same of a float graph that was trained on integers, whose v truncates; empty for others."""
+    meta = G.float_meta(graph)
+    if meta.trained is None:
+        return {}
+    found = {}
+    for name, node in G.inner(graph).items():
+        if isinstance(node, nir.LIF):
+            kept = np.unique(np.rint(4096 * (1 - G.DT / node.tau)).astype(int))
+            needed = max(map(_bits, kept.tolist())) * (meta.timesteps - 1)
+            if needed > FRACTION:
+                found[name] = (
+                    f"trained on integers: {meta.timesteps} steps of its decay need {needed} bits "
+                    f"below its inputs, of which its v keeps {FRACTION}"
+                )
+    return found
+
+
 def _bits(kept: int) -> int:
     """How many bits a multiplication by kept/4096 adds below the point."""
     return 0 if kept == 0 else 12 - ((kept & -kept).bit_length() - 1)
@@ -190,7 +209,9 @@ def _portable(graph: nir.NIRGraph, meta: PortableMeta, above: float) -> nir.NIRG
         neurons: (name, _scaled(node, gains.get(name), shapes[neurons]))
         for neurons, (name, node) in beside.items()
     }
-    return G.chain_graph(out, G.in_shape(graph), shape, meta.model_dump_json(), own)
+    made = G.chain_graph(out, G.in_shape(graph), shape, "", own)
+    made.metadata = {KEY: meta.model_dump_json()}
+    return made
 
 
 def _reworded(node: nir.ir.NIRNode, shape: Shape, above: float) -> nir.ir.NIRNode:
@@ -271,8 +292,10 @@ def write_beside(network: IntegerNetwork, graph: nir.NIRGraph | None, folder: Pa
 
 def read_meta(graph: nir.NIRGraph) -> PortableMeta | None:
     """The JSON string of a portable graph; None for any other. Raises ValueError for a broken one."""
-    text = graph.metadata.get(G.KEY)
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    if not isinstance(text, str) or FORMAT not in text:
+    text = graph.metadata.get(KEY)
+    if text is None:
         return None
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    if not isinstance(text, str):
+        raise ValueError("not a string")
     return PortableMeta.model_validate(json.loads(text))

@@ -169,6 +169,8 @@ def _integers(b: _Builder) -> None:
     net, spikes = quantize(from_torch(model), chip="loihi2"), random_spikes(model, 3)
     b.portable("conv", net, spikes)
     b.portable("conv one threshold", uniform(net), spikes)
+    split = quantize(from_torch(model), chip="loihi2", weight_precision="split")
+    b.portable("conv of split weights", split, spikes)
     b.spec("spec conv one threshold", uniform(net), spikes)
     flat = dense(rng, 12, 20)
     b.portable("dense", network(flat))
@@ -254,7 +256,7 @@ def _affine(graph: Graph) -> None:
 def _subtracts(graph: Graph) -> None:
     graph.nodes["lif1"].metadata["reset"] = "subtract"
     meta = G.FloatMeta(timesteps=5, classes=20, population=1)
-    graph.metadata = {G.KEY: meta.model_dump_json()}
+    graph.metadata = {G.KEY: meta.text()}
 
 
 def _tie(graph: Graph) -> None:

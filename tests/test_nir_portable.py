@@ -59,6 +59,16 @@ def halving(layer):
     return replace(layer, dv=2048, du=2047 if layer.du != 4095 else 4095, bias_exp=6)
 
 
+@pytest.mark.parametrize("precision", ["split", "2x8"])
+def test_finer_weights_are_carried_whole(precision, tmp_path):
+    model = random_net()
+    network = quantize(from_torch(model), chip="ideal", weight_precision=precision)
+    raster = random_spikes(model, 3)
+    found = float_exec.run(written(nir_portable.from_network(network), tmp_path), raster)
+    for name, spikes in spikes_of(simulate(network, raster)).items():
+        assert (found[name] == spikes).all(), name
+
+
 @pytest.mark.parametrize(
     ("changes", "steps", "why"),
     [
@@ -95,6 +105,24 @@ def test_a_float_graph_says_the_same_in_both_profiles(tmp_path):
     found = float_exec.run(written(nir_portable.from_float(graph), tmp_path), raster)
     assert all((found[name] == expected[name]).all() for name in expected)
     assert all(0 < s.mean() < 1 for s in expected.values())
+
+
+@pytest.mark.parametrize(("steps", "exact"), [(7, True), (8, False)])
+def test_a_float_graph_trained_on_integers(steps, exact, tmp_path):
+    """Its v truncates, which the portable nodes do not; where there is nothing to truncate they agree."""
+    network = nir_cases.network(nir_cases.dense(rng(), 12, 20), steps=steps)
+    raster = (rng().random((20, steps, 12)) < 0.5).astype(np.uint8)
+    graph = nir_file.to_nir(network)
+    trained = G.Trained(weight_bits=8, scale={"lif1": [1.0] * 20})
+    meta = G.FloatMeta(version=2, timesteps=steps, classes=20, population=1, trained=trained)
+    graph.metadata = {G.KEY: meta.text()}
+    made = written(nir_portable.from_float(graph), tmp_path)
+    assert (nir_portable.read_meta(made).inexact == {}) is exact
+    assert (nir_portable.inexact_trained(graph) == {}) is exact
+    if exact:
+        expected = float_exec.run(graph, raster)["lif1"]
+        assert (float_exec.run(made, raster)["lif1"] == expected).all()
+        assert (expected == simulate(network, raster).layers["lif1"].spikes).all()
 
 
 def test_the_words_of_the_profile(tmp_path):
@@ -139,7 +167,7 @@ def test_an_r_that_weights_cannot_carry_is_refused():
     graph = nir_file.to_nir(nir_cases.network(layer))
     graph.nodes["lif1"].r = rng().random(layer.shape) + 1
     meta = G.FloatMeta(timesteps=5, classes=3, population=36)
-    graph.metadata = {G.KEY: meta.model_dump_json()}
+    graph.metadata = {G.KEY: meta.text()}
     with pytest.raises(LoweringError, match="r differs within a channel"):
         nir_portable.from_float(graph)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stl_deploy import graph as G
 from stl_deploy import nir_file, nir_portable
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.network import IntegerNetwork
 
 NEURONS = (nir.IF, nir.LIF, nir.CubaLIF)
@@ -115,25 +115,29 @@ def _meaning(
     graph: nir.NIRGraph, path: Path
 ) -> tuple[Kind, dict[str, str], tuple[str, ...], IntegerNetwork | None]:
     """What the metadata make of ``graph``."""
-    text = graph.metadata.get(G.KEY)
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    if not isinstance(text, str):
-        return "other", {}, (), None
-    if nir_file.FORMAT in text:
-        network = nir_file.from_nir(graph, str(path))
-        subtracts = [layer.name for layer in network.lif_layers if layer.reset == "subtract"]
-        return "integer", nir_portable.inexact(network), tuple(subtracts), network
+    key = nir_portable.KEY
     try:
         meta = nir_portable.read_meta(graph)
         if meta is not None:
             kind: Kind = "portable integer" if meta.of == "integer" else "portable float"
             return kind, meta.inexact, (), None
-        G.float_meta(graph)
+        key = G.KEY
+        text = graph.metadata.get(G.KEY)
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        if not isinstance(text, str):
+            return "other", {}, (), None
+        if nir_file.FORMAT in text:
+            network = nir_file.from_nir(graph, str(path))
+            subtracts = [layer.name for layer in network.lif_layers if layer.reset == "subtract"]
+            return "integer", nir_portable.inexact(network), tuple(subtracts), network
+        inexact = nir_portable.inexact_trained(graph)
         marked = [
             name
             for name, node in graph.nodes.items()
             if isinstance(node, nir.LIF | nir.CubaLIF) and G.reset_of(node) == "subtract"
         ]
     except (ValueError, RecursionError) as error:
-        raise InputError(Problem(f"{path}: metadata.{G.KEY}", f"is not valid: {error}")) from None
-    return "float", {}, tuple(marked), None
+        raise InputError(Problem(f"{path}: metadata.{key}", f"is not valid: {error}")) from None
+    except LoweringError as error:
+        raise InputError([Problem(f"{path}: {p.where}", p.what) for p in error.problems]) from None
+    return "float", inexact, tuple(marked), None
