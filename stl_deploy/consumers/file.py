@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,27 +50,34 @@ class File:
             if isinstance(node, kinds):
                 yield name, node
 
+    @cached_property
+    def _sources(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for source, target in self.graph.edges:
+            found.setdefault(target, []).append(source)
+        return found
+
     def into(self, name: str) -> list[str]:
         """The nodes with an edge to ``name``."""
-        return [a for a, b in self.graph.edges if b == name]
+        return self._sources.get(name, [])
 
-    @property
+    @cached_property
     def recurrent(self) -> list[str]:
         """Nodes that hear themselves, straight or through others."""
-        after: dict[str, set[str]] = {}
-        for a, b in self.graph.edges:
-            after.setdefault(a, set()).add(b)
-        found = []
-        for start in self.graph.nodes:
-            reached, pending = set[str](), list(after.get(start, ()))
-            while pending:
-                node = pending.pop()
-                if node not in reached:
-                    reached.add(node)
-                    pending += after.get(node, ())
-            if start in reached:
-                found.append(start)
-        return found
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        names = list(self.graph.nodes)
+        if not names:
+            return []
+        number = {name: i for i, name in enumerate(names)}
+        ends = np.array([(number[a], number[b]) for a, b in self.graph.edges], int).reshape(-1, 2)
+        size = (len(names), len(names))
+        links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=size)
+        _, of = connected_components(links, connection="strong")
+        loops = set(ends[ends[:, 0] == ends[:, 1], 0].tolist())
+        several = np.bincount(of)[of] > 1
+        return [name for i, name in enumerate(names) if several[i] or i in loops]
 
 
 def read(path: Path) -> File:
