@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from stl_deploy import consumers, from_torch, nir_file, nir_portable, quantize
 from stl_deploy import graph as G
 from stl_deploy.consumers import file as consumer_file
+from stl_deploy.models.net import STLNet
 from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.passes import lower
 
 Graph = nir.NIRGraph
 
@@ -95,6 +97,8 @@ IN_DOCS = {
     "spec conv one threshold": "convolutions, max pooling, one threshold a layer; `model.nir`",
     "conv one threshold": "the same, `model.portable.nir`",
     "conv": "with a threshold for every neuron, `model.portable.nir`",
+    "float conv": "the same in floats, `model.float.portable.nir`",
+    "float conv one threshold": "one float threshold a layer, `model.float.portable.nir`",
     "spec dense": "linear, one threshold, `model.nir`",
     "dense": "the same, `model.portable.nir`",
     "bias": "linear with a bias, `model.portable.nir`",
@@ -145,6 +149,11 @@ class _Builder:
         nir_portable.write(nir_portable.from_network(net), path)
         self.cases[name] = Case(path, self.raster(net) if spikes is None else spikes, net)
 
+    def floats(self, name: str, model: STLNet, spikes) -> None:
+        path = self.folder / f"{name}.nir"
+        nir_portable.write(nir_portable.from_float(lower(from_torch(model))), path)
+        self.cases[name] = Case(path, spikes)
+
     def spec(self, name: str, net: IntegerNetwork, spikes=None) -> None:
         path = self.folder / f"{name}.nir"
         nir_file.write(nir_file.to_nir(net), path)
@@ -172,6 +181,12 @@ def _integers(b: _Builder) -> None:
     split = quantize(from_torch(model), chip="loihi2", weight_precision="split")
     b.portable("conv of split weights", split, spikes)
     b.spec("spec conv one threshold", uniform(net), spikes)
+    b.floats("float conv", model, spikes)
+    alike = random_net()
+    for key, value in alike.state_dict().items():
+        if key.endswith("thresh"):
+            value.fill_(0.55)
+    b.floats("float conv one threshold", alike, spikes)
     flat = dense(rng, 12, 20)
     b.portable("dense", network(flat))
     b.spec("spec dense", network(flat))
