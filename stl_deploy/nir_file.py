@@ -513,7 +513,7 @@ def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
             Problem(
                 where,
                 "is not an integer network (no stl-deploy metadata)",
-                "give the model.nir that stl-export wrote, not model.float.nir",
+                "give the model.nir that stl-export wrote, not model.float.nir or a portable one",
             )
         )
     try:

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nir
 import numpy as np
 
-from stl_deploy import __version__, nir_file, placement
+from stl_deploy import __version__, nir_file, nir_portable, placement
 from stl_deploy import chip as chips
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import sha256
@@ -23,6 +23,7 @@ from stl_deploy.network import IntegerNetwork, Layer, LifLayer, Placement, synap
 
 MANIFEST = "manifest.json"
 FORMAT = "stl-deploy/export"
+NirProfile = Literal["spec", "portable"]
 
 
 def export(
@@ -35,6 +36,7 @@ def export(
     force: bool = False,
     report: Callable[[], str] | None = None,
     extra: dict[str, Any] | None = None,
+    nir_profile: NirProfile = "spec",
 ) -> dict[str, Any]:
     """Write ``network`` for one target or several into the folder ``out``; the manifest is returned.
 
@@ -48,6 +50,8 @@ def export(
         force: replace an earlier export.
         report: gives the text of report.html; without it the hardware sections alone.
         extra: more entries for the manifest.
+        nir_profile: with "portable" model.portable.nir and, with ``graph``, model.float.portable.nir
+            are written too, for other tools (``nir_portable``).
 
     Raises:
         InputError: ``out`` exists, or is not an export. LoweringError: the target cannot carry it.
@@ -64,6 +68,8 @@ def export(
         nir_file.write(nir_file.to_nir(network), temporary / "model.nir")
         if graph is not None:
             nir_file.write(graph, temporary / "model.float.nir")
+        if nir_profile == "portable":
+            nir_portable.write_beside(network, graph, temporary)
         digest = None if source is None else sha256(source)
         origin = exporters.Origin(graph, digest)
         notes = [
@@ -73,7 +79,8 @@ def export(
         ]
         text = report() if report is not None else render(out.name, network)
         (temporary / "report.html").write_text(text, "utf-8")
-        manifest = {**describe(network), "targets": list(targets), **(extra or {})}
+        manifest = {**describe(network), "targets": list(targets)}
+        manifest |= {"nir_profile": nir_profile, **(extra or {})}
         manifest["diagnostics"] += notes
         manifest["source"] = None if source is None else {"file": source.name, "sha256": digest}
         manifest["files"] = {

@@ -29,7 +29,16 @@ import random_networks
 from nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
 from test_recurrent import random_graph
 
-from stl_deploy import agreement, from_torch, lava_backend, lava_env, load, quantize, simulate
+from stl_deploy import (
+    agreement,
+    from_torch,
+    lava_backend,
+    lava_env,
+    load,
+    quantize,
+    simulate,
+    tool_env,
+)
 from stl_deploy.checkpoint import save_checkpoint
 from stl_deploy.commands import parity as parity_command
 from stl_deploy.errors import BackendError, LoweringError, StlError
@@ -61,7 +70,7 @@ def python() -> Path:
 @pytest.fixture(scope="session")
 def uv_cache(python: Path) -> str:
     """What uv has downloaded, so that environments for tests need no second download."""
-    uv = lava_env._find_uv()
+    uv = tool_env.find_uv("tests")
     done = subprocess.run([uv, "cache", "dir"], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 

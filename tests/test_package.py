@@ -51,8 +51,11 @@ def test_the_wheel_has_every_module_and_imports_outside_the_checkout(tmp_path):
             assert f"stl_deploy/{prefix}{relative}" in names, path
     for extra in (
         "chips/loihi2.toml",
+        "consumers/current.txt",
+        "consumers/nir104.txt",
         "lava/requirements.txt",
         "py.typed",
+        "templates/nir_consumer.py",
         "templates/report.html.j2",
     ):
         assert f"stl_deploy/{extra}" in names

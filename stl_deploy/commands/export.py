@@ -111,6 +111,12 @@ def export(
     classes: Annotated[
         int | None, typer.Option(min=1, help="Classes of an official state_dict. [default: 10]")
     ] = None,
+    nir_profile: Annotated[
+        Literal["spec", "portable"],
+        typer.Option(
+            help="portable: write model.portable.nir too, for Norse and others (docs/nir.md)."
+        ),
+    ] = "spec",
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -163,6 +169,7 @@ def export(
         force=force,
         report=lambda: render(model.name, network, activity=activity, parity=parity),
         extra={} if parity is None else {"parity": parity.to_json()},
+        nir_profile=nir_profile,
     )
     if as_json:
         print_json({"out": str(out), **manifest})

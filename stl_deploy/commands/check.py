@@ -1,0 +1,149 @@
+"""``stl-check``: which tools run a NIR file exactly, differently, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stl_deploy.commands.common import Debug, Json, print_json, run, say, table
+from stl_deploy.errors import InputError, LoweringError, Problem
+
+if TYPE_CHECKING:
+    from stl_deploy.consumers import Answer
+    from stl_deploy.consumers.file import File
+
+SHOWN = 4  # names of nodes in a line
+
+
+def check(
+    file: Annotated[
+        Path | None, typer.Argument(help="Any NIR file.", metavar="FILE.nir", show_default=False)
+    ] = None,
+    need: Annotated[
+        str, typer.Option(metavar="NAMES", help="Exit with 1 unless these tools run it exactly.")
+    ] = "",
+    raster: Annotated[
+        Path | None,
+        typer.Option(
+            "--input", metavar="NPZ", help="Raster to run it on in the tools that read it."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="First N samples of --input.")] = 10,
+    rules: Annotated[
+        bool, typer.Option("--rules", help="Print all rules as Markdown, and nothing else.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what becomes of a NIR file in Norse, snnTorch, SpikingJelly and others.
+
+    Example: stl-check out/model.portable.nir --need norse
+    """
+    from stl_deploy import consumers
+    from stl_deploy.consumers.file import read
+
+    if rules:
+        print(consumers.markdown(), end="")
+        return
+    if file is None:
+        raise InputError(Problem("FILE.nir", "is missing", "name a NIR file, or ask for --rules"))
+    needed = _known(need)
+    found = read(file)
+    answers = consumers.check(found)
+    seen = {} if raster is None else _run(file, found, answers, raster, limit)
+    if as_json:
+        rows = [{**a.to_json(), "run": seen.get(a.consumer.name)} for a in answers]
+        print_json({"file": str(file), "kind": found.kind, "consumers": rows})
+    else:
+        _print(file, found, answers, seen)
+    problems = [p for a in answers if a.consumer.name in needed for p in _problems(a, file, seen)]
+    if problems:
+        raise LoweringError(problems)
+
+
+def _problems(answer: Answer, file: Path, seen: dict[str, Any]) -> Iterator[Problem]:
+    """Why a tool does not run the file exactly, by the rules or by what was seen."""
+    where = f"{file}: {answer.consumer.title} {answer.consumer.version}"
+    if answer.verdict != "exact":
+        what = f"{_word(answer)}: {answer.reasons[0].why}"
+        yield Problem(where, what, "export with --nir-profile portable, or see docs/nir.md")
+        return
+    run = seen.get(answer.consumer.name)
+    if run is not None and (run["error"] is not None or run["mismatches"] != 0):
+        what = run["error"] or f"{_outcome(run)} spikes differ, against the rules"
+        yield Problem(where, what, "report it with the file and the raster")
+
+
+def _known(names: str) -> list[str]:
+    from stl_deploy.consumers.rules import CONSUMERS
+
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    for name in asked:
+        if name not in CONSUMERS:
+            raise InputError(Problem("--need", f"{name!r} is not one of {', '.join(CONSUMERS)}"))
+    return asked
+
+
+def _word(answer: Answer) -> str:
+    return {
+        "exact": "exactly",
+        "unknown": "not tried",
+        "differs": "differently",
+        "unreadable": "cannot read",
+    }[answer.verdict.value]
+
+
+def _print(file: Path, found: File, answers: list[Answer], seen: dict[str, Any]) -> None:
+    header = ["tool", "version", "runs it"]
+    rows = [[a.consumer.title, a.consumer.version, _word(a)] for a in answers]
+    if seen:
+        header.append("spikes that differ")
+        for row, answer in zip(rows, answers, strict=True):
+            row.append(_outcome(seen.get(answer.consumer.name)))
+    table(f"{file} ({found.kind})", header, rows)
+    for answer in answers:
+        if answer.reasons:
+            say(f"{answer.consumer.title}: {answer.consumer.call}")
+        for reason in answer.reasons:
+            named = ", ".join(reason.nodes[:SHOWN]) + (", ..." if len(reason.nodes) > SHOWN else "")
+            mark = {"exact": "mind", "unknown": "not tried"}.get(reason.verdict.value, "why")
+            say(f"  {mark}: {reason.why} ({named})")
+
+
+def _outcome(seen: dict[str, Any] | None) -> str:
+    if seen is None:
+        return "-"
+    if seen["error"] is not None:
+        return "error"
+    return "no output to compare" if seen["mismatches"] is None else f"{seen['mismatches']:,}"
+
+
+def _run(
+    file: Path, found: File, answers: list[Answer], raster: Path, limit: int
+) -> dict[str, Any]:
+    """By tool that reads the file, what it raised or how many entries of spiking nodes differ."""
+    from stl_deploy import raster as rasters
+    from stl_deploy.consumers import run as runs
+
+    spikes = rasters.load(raster).spikes[:limit]
+    expected = runs.expected(found, spikes)
+    tools = [
+        answer.consumer
+        for answer in answers
+        if answer.consumer.environment and answer.verdict != "unreadable"
+    ]
+    results = runs.run([runs.Job(consumer, file, spikes) for consumer in tools])
+    seen: dict[str, Any] = {}
+    for consumer, result in zip(tools, results, strict=True):
+        counts = result.mismatches(expected)
+        total = None if counts is None else sum(counts.values())
+        seen[consumer.name] = {"error": result.error, "mismatches": total, "nodes": counts}
+    return seen
+
+
+def main() -> None:
+    """Entry point."""
+    run(check, "stl-check")

@@ -1,0 +1,151 @@
+"""A NIR file as the rules look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import graph as G
+from stl_deploy import nir_file, nir_portable
+from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.network import IntegerNetwork
+
+NEURONS = (nir.IF, nir.LIF, nir.CubaLIF)
+Kind = Literal["integer", "portable integer", "float", "portable float", "other"]
+
+
+@dataclass(frozen=True)
+class File:
+    """A graph and what its nodes do not say.
+
+    Attributes:
+        kind: what stl-export wrote it as; "other" for anything else.
+        stored: by node, the names of its entries in the file.
+        inexact: see ``nir_portable.inexact``.
+        subtracts: neurons that reset by subtraction, by the metadata.
+        unchecked: why ``nir.read`` refuses the file unless told not to check types, else "".
+        network: the integer network of ``model.nir``.
+    """
+
+    path: Path
+    graph: nir.NIRGraph
+    kind: Kind = "other"
+    stored: dict[str, frozenset[str]] = field(default_factory=dict)
+    inexact: dict[str, str] = field(default_factory=dict)
+    subtracts: tuple[str, ...] = ()
+    unchecked: str = ""
+    network: IntegerNetwork | None = None
+
+    def nodes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+        """(name, node) of every node of these kinds."""
+        for name, node in self.graph.nodes.items():
+            if isinstance(node, kinds):
+                yield name, node
+
+    @cached_property
+    def _sources(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for source, target in self.graph.edges:
+            found.setdefault(target, []).append(source)
+        return found
+
+    def into(self, name: str) -> list[str]:
+        """The nodes with an edge to ``name``."""
+        return self._sources.get(name, [])
+
+    @cached_property
+    def recurrent(self) -> list[str]:
+        """Nodes that hear themselves, straight or through others."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        names = list(self.graph.nodes)
+        if not names:
+            return []
+        number = {name: i for i, name in enumerate(names)}
+        ends = np.array([(number[a], number[b]) for a, b in self.graph.edges], int).reshape(-1, 2)
+        size = (len(names), len(names))
+        links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=size)
+        _, of = connected_components(links, connection="strong")
+        loops = set(ends[ends[:, 0] == ends[:, 1], 0].tolist())
+        several = np.bincount(of)[of] > 1
+        return [name for i, name in enumerate(names) if several[i] or i in loops]
+
+
+def read(path: Path) -> File:
+    """Read ``path`` as untrusted data. Raises InputError for what is no NIR file, or a broken one."""
+    graph = nir_file.read(path)
+    with h5py.File(path, "r") as file:
+        group = file.get("node/nodes")
+        stored = {
+            name: frozenset(node)
+            for name, node in (group.items() if isinstance(group, h5py.Group) else ())
+            if isinstance(node, h5py.Group)
+        }
+    problems = [
+        Problem(f"{path}: {a} -> {b}", "an edge to or from a node that is not there")
+        for a, b in graph.edges
+        if not {a, b} <= set(graph.nodes)
+    ]
+    problems += [
+        Problem(f"{path}: {name}.{key}", "holds what is no finite number")
+        for name, node in graph.nodes.items()
+        for key, value in vars(node).items()
+        if isinstance(value, np.ndarray) and not _numbers(value)
+    ]
+    if problems:
+        raise InputError(problems)
+    kind, inexact, subtracts, network = _meaning(graph, path)
+    return File(path, graph, kind, stored, inexact, subtracts, _unchecked(path), network)
+
+
+def _numbers(value: NDArray[Any]) -> bool:
+    return value.dtype.kind in "iufb" and bool(np.isfinite(value).all())
+
+
+def _unchecked(path: Path) -> str:
+    try:
+        nir.read(path)
+    except Exception as error:  # whatever nir raises
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""
+
+
+def _meaning(
+    graph: nir.NIRGraph, path: Path
+) -> tuple[Kind, dict[str, str], tuple[str, ...], IntegerNetwork | None]:
+    """What the metadata make of ``graph``."""
+    key = nir_portable.KEY
+    try:
+        meta = nir_portable.read_meta(graph)
+        if meta is not None:
+            kind: Kind = "portable integer" if meta.of == "integer" else "portable float"
+            return kind, meta.inexact, (), None
+        key = G.KEY
+        text = graph.metadata.get(G.KEY)
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        if not isinstance(text, str):
+            return "other", {}, (), None
+        if nir_file.FORMAT in text:
+            network = nir_file.from_nir(graph, str(path))
+            subtracts = [layer.name for layer in network.lif_layers if layer.reset == "subtract"]
+            return "integer", nir_portable.inexact(network), tuple(subtracts), network
+        inexact = nir_portable.inexact_trained(graph)
+        marked = [
+            name
+            for name, node in graph.nodes.items()
+            if isinstance(node, nir.LIF | nir.CubaLIF) and G.reset_of(node) == "subtract"
+        ]
+    except (ValueError, RecursionError) as error:
+        raise InputError(Problem(f"{path}: metadata.{key}", f"is not valid: {error}")) from None
+    except LoweringError as error:
+        raise InputError([Problem(f"{path}: {p.where}", p.what) for p in error.problems]) from None
+    return "float", inexact, tuple(marked), None
