@@ -77,6 +77,10 @@ class Table(LayerBudgets):
         ]
         | None
     ) = None
+    dt: (
+        Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, above 0")] | None
+    ) = None
+    model_class: Text | None = None
     timeout: (
         Annotated[float, Field(ge=1, allow_inf_nan=False, description="seconds, 1 or more")] | None
     ) = None

@@ -18,11 +18,13 @@ RUNS = (
     nir.Affine,
     nir.Linear,
     nir.LIF,
+    nir.IF,
     nir.CubaLIF,
     nir.Threshold,
 )
 NEURONS = {
     nir.LIF: ("tau", "r", "v_leak", "v_reset", "v_threshold"),
+    nir.IF: ("r", "v_reset", "v_threshold"),
     nir.CubaLIF: ("tau_mem", "tau_syn", "r", "w_in", "v_leak", "v_reset", "v_threshold"),
     nir.Threshold: ("threshold",),
 }
@@ -33,7 +35,11 @@ def read(path: Path) -> nir.NIRGraph:
 
     Raises InputError naming every node that it cannot.
     """
-    graph = nir_file.read(path)
+    return check(path, nir_file.read(path))
+
+
+def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
+    """``graph``, which was read from ``path``. Raises InputError as ``read`` does."""
     try:
         G.float_meta(graph)
     except InputError as error:

@@ -44,6 +44,21 @@ DEFAULT_DATA = Path("/usr/share/datasets/fashion-mnist")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Dt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Time step of another tool's NIR file, e.g. --dt 1e-3. \\[default: 1e-4]",
+    ),
+]
+ModelClass = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:NAME",
+        help="Your own class or function that makes the PyTorch model, imported and run; MODEL is "
+        "its state_dict, e.g. --model-class mynets:Net.",
+    ),
+]
 Dask = Annotated[
     str | None,
     typer.Option(

@@ -12,7 +12,9 @@ import typer
 from stl_deploy.commands.common import (
     Dask,
     Debug,
+    Dt,
     Json,
+    ModelClass,
     print_json,
     print_parity,
     progress,
@@ -39,7 +41,7 @@ def parity(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="Checkpoint (ours, or a state_dict), or model.float.nir of stl-export.",
+            help="Checkpoint (ours, or a state_dict), model.float.nir, or NIR of another tool.",
             metavar="[MODEL.pt|FLOAT.nir]",
             show_default=False,
         ),
@@ -90,6 +92,8 @@ def parity(
     tau: Annotated[
         float | None, typer.Option(help="Decay of an official state_dict. [default: 0.5]")
     ] = None,
+    dt: Dt = None,
+    model_class: ModelClass = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -124,6 +128,8 @@ def parity(
             "backend": backend,
             "limit": limit,
             "tau": tau,
+            "dt": dt,
+            "model_class": model_class,
             "timeout": timeout,
             "dask": dask,
             "max_mismatch": max_mismatch,
