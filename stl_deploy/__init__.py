@@ -29,6 +29,7 @@ __all__ = [
 if TYPE_CHECKING:
     import nir
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from stl_deploy.checkpoint import save_checkpoint
@@ -72,11 +73,32 @@ def load(path: str | Path) -> STLNet | IntegerNetwork:
     return from_params(checkpoint.arch, checkpoint.params)
 
 
-def from_torch(model: STLNet) -> nir.NIRGraph:
-    """The lowered float NIR graph of a model. Raises LoweringError naming every problem."""
+def from_torch(
+    model: STLNet | torch.nn.Module,
+    sample: torch.Tensor | None = None,
+    *,
+    timesteps: int | None = None,
+    classes: int | None = None,
+    levels: int = 1,
+) -> nir.NIRGraph:
+    """The lowered float NIR graph of a model. Raises LoweringError naming every problem.
+
+    Args:
+        model: an ``STLNet``, which needs nothing else, or a module with snnTorch neurons.
+        sample: an input of that module, [batch, ...], or with time before or behind the batch where its
+            ``forward`` takes time apart by x[t] or x[:, t]. Values do not matter.
+        timesteps: T of the network; default the steps of a loop in ``forward``, else 4.
+        classes: the last neurons are that many groups, each voting for a class; default one each.
+        levels: inputs are whole numbers 0..levels; 1 for spikes.
+    """
     from stl_deploy import passes
     from stl_deploy.importers import stl
 
+    if sample is not None:
+        from stl_deploy.importers import nir_graph, torch_net
+
+        options = nir_graph.Options(timesteps=timesteps, classes=classes, levels=levels)
+        return torch_net.from_net(model, sample, options)
     params = stl.params_of(model)
     return passes.lower(stl.to_graph(model.arch, params))
 

@@ -54,6 +54,7 @@ class Settings:
     tau: float | None = None
     dt: float | None = None
     model_class: str | None = None
+    sample_shape: tuple[int, ...] | None = None
     timeout: float = TIMEOUT_S
     dask: str | None = None
     budgets: B.Budgets = field(default_factory=B.Budgets)
@@ -212,6 +213,7 @@ def settings(
         tau=value("tau"),
         dt=value("dt"),
         model_class=value("model_class"),
+        sample_shape=tuple(value("sample_shape") or ()) or None,
         timeout=value("timeout") or TIMEOUT_S,
         dask=value("dask"),
         budgets=B.merge(table, str(config), limits),
@@ -292,6 +294,7 @@ def _floats(what: Settings, network: IntegerNetwork) -> tuple[STLNet | None, nir
         dt=what.dt,
         levels=network.input_levels if foreign else None,
         model_class=what.model_class,
+        sample_shape=what.sample_shape,
     )
     try:
         found = models.read(what.model, given)

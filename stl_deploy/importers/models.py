@@ -25,6 +25,7 @@ class Given:
     dt: float | None = None
     levels: int | None = None
     model_class: str | None = None
+    sample_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +48,16 @@ def read(path: Path, given: Given) -> Model:
     if given.model_class is not None:
         from stl_deploy.importers import torch_net
 
-        _refuse(given, "--model-class", ("tau", "dt"))
+        _refuse(given, "NIR files", ("dt",))
+        _refuse(given, "a state_dict of STL-SNN", ("tau",))
         return Model(torch_net.read(path, given.model_class, given))
     if path.suffix == ".nir":
         return _nir(path, given)
     from stl_deploy import passes
     from stl_deploy.importers import stl
 
-    _refuse(given, "NIR files", ("dt", "levels"))
+    _refuse(given, "NIR files of other tools", ("dt", "levels"))
+    _refuse(given, "--model-class", ("sample_shape",))
     checkpoint = stl.read(path, given.tau, given.timesteps, given.classes)
     return Model(passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params)), checkpoint)
 
@@ -65,6 +68,7 @@ def _nir(path: Path, given: Given) -> Model:
     from stl_deploy.importers import nir_graph
 
     _refuse(given, "a state_dict", ("tau",))
+    _refuse(given, "--model-class", ("sample_shape",))
     graph = nir_file.read(path)
     if G.KEY not in graph.metadata:
         options = nir_graph.Options(
@@ -90,9 +94,7 @@ def _nir(path: Path, given: Given) -> Model:
 def _refuse(given: Given, what: str, names: tuple[str, ...]) -> None:
     """Raise InputError for options that this file has no use for."""
     problems = [
-        Problem(f"--{name}", f"goes with {what}", "leave it out")
-        if name != "tau" or what == "a state_dict"
-        else Problem(f"--{name}", "goes with a state_dict", "leave it out")
+        Problem(f"--{name.replace('_', '-')}", f"goes with {what}", "leave it out")
         for name in names
         if getattr(given, name) is not None
     ]

@@ -126,6 +126,13 @@ def read(node: Any, shape: Shape, dt: float) -> tuple[Neurons, list[str]]:
     return replace(made, same=_whole(made) if dt == G.DT else None), why
 
 
+def reshaped(made: Neurons, shape: Shape) -> Neurons:
+    """The same neurons, in C order, as a population of ``shape``."""
+    fields = ("step", "current", "gain", "leak", "threshold")
+    arrays = {key: getattr(made, key).reshape(shape) for key in fields}
+    return replace(made, shape=shape, same=None, **arrays)
+
+
 def parameter(node: Any, key: str, shape: Shape) -> Array:
     """A parameter of neurons as float64 of their full ``shape``; a single value serves for all."""
     value = np.asarray(getattr(node, key), np.float64)

@@ -141,6 +141,24 @@ class Population:
     recurrent: Array | None = None
     recurrent_name: str = ""
     window: Pair | None = None
+    made: N.Neurons | None = None
+
+    def flat(self) -> Population:
+        """The same with single weights in the place of a convolution, and neurons in a row.
+
+        What an OR pool becomes fires, and forgets, whenever anything arrives.
+        """
+        if not isinstance(self.way, L.Conv):
+            return self
+        size = math.prod(self.shape)
+        way, bias = L.dense(self.way, self.way.in_shape), self.constant
+        if self.made is None or self.window is not None:
+            node: nir.ir.NIRNode = G.lif(np.full(size, 0.5), tau=2 * G.DT, r=2)
+        else:
+            node = N.reshaped(self.made, (size,)).node()
+        if bias is not None:
+            bias = np.repeat(bias, size // len(bias))
+        return replace(self, node=node, shape=(size,), way=way, constant=bias, window=None)
 
 
 @dataclass
@@ -458,7 +476,9 @@ class Flow:
         taken = {p.name for p in order}
         (start,) = (n for n, node in self.nodes.items() if isinstance(node, nir.Input))
         shape = self.shapes[start]
-        for population in order:
+        for given in order:
+            # Behind neurons in a row there are no images.
+            population = given.flat() if len(shape) == 1 else given
             weights = population.weights or f"{population.name}_w"
             while weights in taken:
                 weights += "_w"
@@ -518,10 +538,14 @@ def _wired(
     if own is not None:
         recurrent = L.dense(own.way, shape).weight
         if len(shape) > 1:
-            way, made, shape = L.dense(way, source_shape), _flattened(made), (math.prod(shape),)
+            way, made, shape = (
+                L.dense(way, source_shape),
+                N.reshaped(made, (math.prod(shape),)),
+                (math.prod(shape),),
+            )
             constant = None if constant is None else constant.reshape(-1)
     if isinstance(way, L.Conv) and way.out_shape != shape:
-        made, shape = _reshaped(made, way.out_shape), way.out_shape
+        made, shape = N.reshaped(made, way.out_shape), way.out_shape
     if isinstance(way, L.Diagonal) and len(shape) == 3:
         way = _depthwise(way, shape)
     elif isinstance(way, L.Diagonal):
@@ -564,6 +588,7 @@ def _wired(
         constant,
         recurrent,
         own.weights if own is not None else "",
+        made=made,
     )
 
 
@@ -571,16 +596,6 @@ def _positive(factor: Array, what: str) -> Array:
     if not (factor > 0).all() or not np.isfinite(factor).all():
         raise L.CannotFold(f"{what} is not above zero everywhere, behind a convolution")
     return factor
-
-
-def _flattened(made: N.Neurons) -> N.Neurons:
-    return _reshaped(made, (math.prod(made.shape),))
-
-
-def _reshaped(made: N.Neurons, shape: Shape) -> N.Neurons:
-    fields = ("step", "current", "gain", "leak", "threshold")
-    arrays = {key: getattr(made, key).reshape(shape) for key in fields}
-    return replace(made, shape=shape, same=None, **arrays)
 
 
 def _depthwise(way: L.Diagonal, shape: Shape) -> L.Conv:
