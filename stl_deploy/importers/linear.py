@@ -193,10 +193,13 @@ def dense(one: Map, shape: Shape) -> Dense:
             return Dense(matrix(one).toarray())
 
 
-def per_channel(values: Array, shape: Shape) -> Array:
-    """The value of each channel [C] of ``values`` of ``shape``. Raises CannotFold where they differ."""
+def per_channel(values: Array, shape: Shape, rounding: float = 0.0) -> Array:
+    """The value of each channel [C] of ``values`` of ``shape``.
+
+    Raises CannotFold where they differ by more than ``rounding`` of the largest.
+    """
     full = _of(values, shape).reshape(shape[0], -1)
-    if (full != full[:, :1]).any():
+    if (np.abs(full - full[:, :1]) > rounding * np.abs(full).max()).any():
         raise CannotFold("its values differ within a channel")
     return full[:, 0]
 

@@ -261,7 +261,7 @@ class Flow:
         waiting = dict.fromkeys(self.nodes, 0)
         for _, target in self.edges:
             waiting[target] += 1
-        arriving: dict[str, list[Sum]] = {name: [] for name in self.nodes}
+        arriving: dict[str, list[Sum | None]] = {name: [] for name in self.nodes}
         sums: dict[str, Sum] = {}
         ready: deque[tuple[str, Sum | None]] = deque(
             (name, Sum(self.shapes[name], {name: Term(L.IDENTITY)}))
@@ -271,14 +271,18 @@ class Flow:
         while ready:
             name, out = ready.popleft()
             for target in following[name]:
-                if out is not None:
-                    arriving[target].append(out)
+                arriving[target].append(out)
                 waiting[target] -= 1
                 if waiting[target]:
                     continue
-                total = sums[target] = self._join(target, arriving.pop(target))
+                parts = [part for part in arriving[target] if part is not None]
+                whole = len(parts) == len(arriving.pop(target))
+                total = self._join(target, parts) if whole else None
+                if total is not None:
+                    sums[target] = total
                 if not isinstance(self.nodes[target], SPIKING):
-                    ready.append((target, self._behind(target, total)))
+                    behind = None if total is None else self._behind(target, total)
+                    ready.append((target, behind))
         for name, left in waiting.items():
             if left and not self.broken and not self.problems:
                 self.broken.append(Problem(name, "lies on a cycle without neurons"))
@@ -287,7 +291,7 @@ class Flow:
 
     def _join(self, name: str, parts: list[Sum]) -> Sum:
         """Several in-edges add up."""
-        total = Sum(parts[0].shape if parts else (), {})
+        total = Sum(parts[0].shape, {})
         for part in parts:
             if part.shape != total.shape:
                 self.broken.append(
@@ -353,8 +357,7 @@ class Flow:
     def _population(self, name: str, node: Any, sums: dict[str, Sum]) -> Population | None:
         """The neurons of a node with what they hear, or None where a problem is noted."""
         if name not in sums:
-            self.broken.append(Problem(name, "has no input"))
-            return None
+            return None  # what it hears could not be said, which is noted
         total = sums[name]
         feeding = [source for source in total.terms if source != name]
         if len(feeding) != 1:
@@ -572,7 +575,7 @@ def _wired(
         constant = None
     if constant is not None and isinstance(way, L.Conv):
         try:
-            constant = L.per_channel(constant.reshape(shape), shape)
+            constant = L.per_channel(constant.reshape(shape), shape, rounding=1e-12)
         except L.CannotFold:
             raise L.CannotFold(
                 "its constant input differs between the neurons of a channel; a convolution has one "
