@@ -28,7 +28,7 @@ from stl_deploy import nir_file
 from stl_deploy.commands import common, export
 from stl_deploy.hw_sim import cli
 
-N = int(os.environ.get("STL_FUZZ", "240"))
+N = int(os.environ.get("STL_FUZZ", "120"))
 SECONDS = 20  # for one file, on a busy machine
 MEMORY = 1 << 30  # more than before the first file
 

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
-import h5py
 import nir
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import ROOT, random_net
+from nets import random_net
 
 import stl_deploy
 from stl_deploy import float_exec, nir_file
 from stl_deploy import graph as G
 from stl_deploy.commands import export
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.importers import linear as L
 from stl_deploy.importers import nir_graph
 
 DT = 1e-4
-SEEDS = int(os.environ.get("STL_NIR_GRAPHS", "24"))
+SEEDS = int(os.environ.get("STL_NIR_GRAPHS", "16"))
 
 
 class Reading:
@@ -166,10 +164,9 @@ def conv(rng, c, plane):
     groups = int(rng.choice([g for g in (1, 2) if c % g == 0]))
     out = groups * int(rng.integers(1, 4))
     weight = rng.normal(0, 0.5, (out, c // groups, *rng.integers(1, 4, 2)))
-    return nir.Conv2d(
-        plane, weight, tuple(rng.integers(1, 3, 2)), tuple(rng.integers(0, 2, 2) * int(rng.random() < 0.3)), 1, groups,
-        rng.normal(0, 0.1, out) * (rng.random() < 0.5),
-    )  # fmt: skip
+    padding = tuple(rng.integers(0, 2, 2) * int(rng.random() < 0.3))
+    bias = rng.normal(0, 0.1, out) * (rng.random() < 0.5)
+    return nir.Conv2d(plane, weight, tuple(rng.integers(1, 3, 2)), padding, 1, groups, bias)
 
 
 def draw_graph(seed):
@@ -243,11 +240,13 @@ def test_random_graphs_spike_as_they_read(seed, tmp_path):
     try:
         made = stl_deploy.from_nir(tmp_path / "m.nir", timesteps=8)
     except LoweringError as error:
-        # The two things that these graphs may hold and no layer does.
-        assert all(
-            "current" in p.what or "channel" in p.what or "scaled" in p.what or "pads" in p.what
-            for p in error.problems
-        ), error
+        # Two things that these graphs may hold and no layer does.
+        known = "its constant input differs", "the second pads with zeros"
+        others = [p for p in error.problems if not any(text in p.what for text in known)]
+    else:
+        others = None
+    if others is not None:
+        assert not others
         pytest.skip("cannot be lowered")
     expected, spikes = Reading(graph).run(raster), float_exec.run(made, raster)
     assert set(spikes) == set(expected)
@@ -295,7 +294,7 @@ def chain(*nodes, inputs=(4,), outputs=(3,)):
     every = {"in": nir.Input({"input": np.array(inputs)}), **dict(zip(names, nodes, strict=True))}
     every["out"] = nir.Output({"output": np.array(outputs)})
     order = list(every)
-    return nir.NIRGraph(every, list(zip(order, order[1:], strict=False)), type_check=False)
+    return nir.NIRGraph(every, list(pairwise(order)), type_check=False)
 
 
 def weights(out=3, inputs=4, seed=0):
@@ -342,6 +341,11 @@ def edges_of(graph, *more, nodes=()):
     return graph
 
 
+BACK, SKIP, SQUARE = nir.Linear(weights(3, 3)), nir.Linear(weights()), nir.Linear(weights(4))
+HUGE_POOL = nir.SumPool2d(np.array([10**9, 2]), np.array([1, 1]), np.array([0, 0]))
+HUGE_RIM = nir.Conv2d(None, np.ones((1, 1, 3, 3)), 1, 10**5, 1, 1, np.zeros(1))
+
+
 def two_layers():
     return chain(nir.Linear(weights()), lif(3), nir.Linear(weights(3, 3)), lif(3))
 
@@ -349,9 +353,9 @@ def two_layers():
 @pytest.mark.parametrize(
     ("graph", "text"),
     [
-        (edges_of(two_layers(), ("n3", "n0b"), ("n0b", "n1"), nodes={"n0b": nir.Linear(weights(3, 3))}), "hears in, n3"),
-        (edges_of(two_layers(), ("n0b", "n3"), ("in", "n0b"), nodes={"n0b": nir.Linear(weights())}), "hears in, n1"),
-        (edges_of(chain(nir.Linear(weights(4)), lif(4), outputs=(4,)), ("n0", "n0")), "a cycle without neurons"),
+        (edges_of(two_layers(), ("n3", "m"), ("m", "n1"), nodes={"m": BACK}), "hears in, n3"),
+        (edges_of(two_layers(), ("m", "n3"), ("in", "m"), nodes={"m": SKIP}), "hears in, n1"),
+        (edges_of(chain(SQUARE, lif(4), outputs=(4,)), ("n0", "n0")), "a cycle without neurons"),
         (edges_of(two_layers(), ("n3", "nowhere")), "there is none"),
         (edges_of(two_layers(), nodes={"alone": lif(3)}), "not reached from the input"),
         (edges_of(two_layers(), nodes={"in2": nir.Input({"input": np.array([4])})}), "2 Input nodes"),
@@ -360,8 +364,8 @@ def two_layers():
         (chain(nir.Linear(weights()), lif(3, tau=-1.0)), "tau is not above zero"),
         (chain(nir.Linear(weights()), lif(2)), "has shape (2,), its neurons (3,)"),
         (chain(nir.Linear(weights()), lif(3), inputs=(10**6, 10**6)), "values are accepted"),
-        (chain(nir.SumPool2d(np.array([10**9, 2]), np.array([1, 1]), np.array([0, 0])), inputs=(1, 4, 4)), "small whole number"),
-        (chain(nir.Conv2d(None, np.ones((1, 1, 3, 3)), 1, 10**5, 1, 1, np.zeros(1)), inputs=(1, 4, 4)), "more than"),
+        (chain(HUGE_POOL, inputs=(1, 4, 4)), "small whole number"),
+        (chain(HUGE_RIM, inputs=(1, 4, 4)), "more than"),
     ],
 )  # fmt: skip
 def test_broken_and_unsupported_graphs_are_refused(graph, text):
@@ -471,7 +475,7 @@ def braille(n=38):
         "out": nir.Output({"output": np.array([7])}),
     }
     order = list(nodes)
-    graph = nir.NIRGraph(nodes, list(zip(order, order[1:], strict=False)), type_check=False)
+    graph = nir.NIRGraph(nodes, list(pairwise(order)), type_check=False)
     return graph, (rng.random((30, 40, 12)) < 0.3).astype(np.uint8)
 
 
@@ -498,7 +502,8 @@ def test_a_recurrent_network_with_currents_from_file_to_parity(tmp_path, capsys,
     manifest = json.loads(capsys.readouterr().out)
     assert (manifest["timesteps"], manifest["chip"]) == (40, "loihi2")
     run(cli.simulate, "out/model.nir", "--input", "in.npz", "--out", "trace.npz", "--json")
-    run(parity.parity, "braille.nir", "out/model.nir", "--input", "in.npz", "--max-mismatch-forced", "0.04", "--json")  # fmt: skip
+    words = "braille.nir", "out/model.nir", "--input", "in.npz", "--max-mismatch-forced", "0.04"
+    run(parity.parity, *words, "--json")
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["passed"]
     assert report["prediction_agreement"] > 0.8
@@ -509,7 +514,8 @@ def test_a_recurrent_network_with_currents_from_file_to_parity(tmp_path, capsys,
         np.testing.assert_array_equal(made[name], expected[name])
     # Integers are written again as they are, and the float graph gives the same ones.
     run(export.export, "out/model.nir", "--target", "nir", "-o", "again", "--json")
-    run(export.export, "out/model.float.nir", "--target", "nir", "--chip", "loihi2", "--calib", "in.npz", "-o", "third", "--json")  # fmt: skip
+    said = "--target", "nir", "--chip", "loihi2", "--calib", "in.npz", "--json"
+    run(export.export, "out/model.float.nir", *said, "-o", "third")
     first = Path("out/model.nir").read_bytes()
     assert first == Path("again/model.nir").read_bytes() == Path("third/model.nir").read_bytes()
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What the user said beside the file; None where nothing."""
+    """What the user said beside the file; None where nothing. ``raster`` is one that will be run."""
 
     tau: float | None = None
     timesteps: int | None = None
@@ -26,6 +26,16 @@ class Given:
     levels: int | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
+    raster: Path | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """T of a model whose file does not say: what was given, else that of the raster."""
+        if self.timesteps is not None or self.raster is None:
+            return self.timesteps
+        from stl_deploy import raster as rasters
+
+        return rasters.stream(self.raster).shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +83,7 @@ def _nir(path: Path, given: Given) -> Model:
     if G.KEY not in graph.metadata:
         options = nir_graph.Options(
             dt=G.DT if given.dt is None else given.dt,
-            timesteps=given.timesteps,
+            timesteps=given.steps,
             classes=given.classes,
             levels=given.levels or 1,
         )

@@ -545,7 +545,7 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
             ]
         ) from None
     options = nir_graph.Options(
-        timesteps=given.timesteps, classes=given.classes, levels=given.levels or 1
+        timesteps=given.steps, classes=given.classes, levels=given.levels or 1
     )
     try:
         return from_net(net, sample, options)
