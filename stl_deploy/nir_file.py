@@ -421,6 +421,9 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
         chain, beside = G.inner(graph), G.recurrent(graph)
     except LoweringError as error:
         raise InputError([Problem(f"{where}: {p.where}", p.what) for p in error.problems]) from None
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        # What shapes and types from a broken file can do to arithmetic on them.
+        raise InputError(Problem(where, f"holds a node that makes no sense: {error}")) from None
     shape = G.in_shape(graph)
     used: set[str] = set()
     for entry in meta.layers:

@@ -309,7 +309,7 @@ def _floats(what: Settings, network: IntegerNetwork) -> tuple[STLNet | None, nir
         raise InputError(
             Problem(
                 str(what.model),
-                "holds integers, not a float model",
+                "is not that of a float graph: it holds integers",
                 "name model.float.nir, or the model that was exported",
             )
         )

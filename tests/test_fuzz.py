@@ -194,6 +194,8 @@ def one_changed(rng, file, name):
         else:
             item["surprise"] = np.arange(3)
         return
+    if item.size is not None and item.size > 1 << 20:
+        return  # it only says so
     old = item[()]
     if name.endswith("edges") and what < 0.7:
         edges = np.array(old, object)
