@@ -529,3 +529,25 @@ def run(command, *words):
         with pytest.raises(SystemExit) as end:
             common.run(command, "command")
     assert end.value.code == 0
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])
+def test_integrate_and_fire_in_integers(chip):
+    """Whole weights and thresholds: nothing is rounded, so the integers spike as the graph reads."""
+    rng = np.random.default_rng(2)
+    matrix = rng.integers(-127, 128, (6, 4)).astype(float)
+    matrix[:, 0] = 127
+    node = nir.IF(
+        r=np.full(6, 1e4), v_threshold=rng.integers(100, 500, 6) + 0.5, v_reset=np.zeros(6)
+    )
+    graph = chain(nir.Linear(matrix), node, outputs=(6,))
+    raster = (rng.random((20, 12, 4)) < 0.5).astype(np.uint8)
+    network = stl_deploy.quantize(stl_deploy.from_nir(graph, timesteps=12), chip)
+    (layer,) = network.layers
+    assert (layer.dv, layer.du) == (0, 4095)
+    expected = Reading(graph).run(raster)["n1"]
+    assert 0.05 < expected.mean() < 0.9
+    trace = stl_deploy.simulate(network, raster)
+    np.testing.assert_array_equal(trace.layers["n1"].spikes, expected)
+    again = nir_file.from_nir(nir_file.to_nir(network))
+    assert (again.layers[0].dv, again.layers[0].vth.tolist()) == (0, layer.vth.tolist())
