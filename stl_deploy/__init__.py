@@ -13,11 +13,12 @@ Importing this module is light: torch, h5py and the rest are loaded by the first
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 __version__ = "0.1.0"
 __all__ = [
     "export",
+    "from_nir",
     "from_torch",
     "load",
     "parity",
@@ -29,6 +30,7 @@ __all__ = [
 if TYPE_CHECKING:
     import nir
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from stl_deploy.checkpoint import save_checkpoint
@@ -72,13 +74,60 @@ def load(path: str | Path) -> STLNet | IntegerNetwork:
     return from_params(checkpoint.arch, checkpoint.params)
 
 
-def from_torch(model: STLNet) -> nir.NIRGraph:
-    """The lowered float NIR graph of a model. Raises LoweringError naming every problem."""
+def from_torch(
+    model: STLNet | torch.nn.Module,
+    sample: torch.Tensor | None = None,
+    *,
+    timesteps: int | None = None,
+    classes: int | None = None,
+    levels: int = 1,
+) -> nir.NIRGraph:
+    """The lowered float NIR graph of a model. Raises LoweringError naming every problem.
+
+    Args:
+        model: an ``STLNet``, which needs nothing else, or a module with snnTorch neurons.
+        sample: an input of that module, [batch, ...], or with time before or behind the batch where its
+            ``forward`` takes time apart by x[t] or x[:, t]. Values do not matter.
+        timesteps: T of the network; default the steps of a loop in ``forward``, else 4.
+        classes: the last neurons are that many groups, each voting for a class; default one each.
+        levels: inputs are whole numbers 0..levels; 1 for spikes.
+    """
     from stl_deploy import passes
     from stl_deploy.importers import stl
 
+    if sample is not None:
+        from stl_deploy.importers import nir_graph, torch_net
+
+        options = nir_graph.Options(timesteps=timesteps, classes=classes, levels=levels)
+        return torch_net.from_net(model, sample, options)
     params = stl.params_of(model)
-    return passes.lower(stl.to_graph(model.arch, params))
+    return passes.lower(stl.to_graph(cast("STLNet", model).arch, params))
+
+
+def from_nir(
+    source: str | Path | nir.NIRGraph,
+    *,
+    dt: float = 1e-4,
+    timesteps: int | None = None,
+    classes: int | None = None,
+    levels: int = 1,
+) -> nir.NIRGraph:
+    """The lowered float NIR graph of a NIR file or graph of any tool.
+
+    Args:
+        source: a file, read as untrusted data, or a graph.
+        dt: seconds of a time step, by which time constants are read (forward Euler).
+        timesteps: T of the network, default 4; classes and levels: as in ``from_torch``.
+
+    Raises InputError for a broken file, LoweringError for a network that cannot be lowered, each naming
+    every problem.
+    """
+    from stl_deploy.importers import nir_graph
+
+    options = nir_graph.Options(dt=dt, timesteps=timesteps, classes=classes, levels=levels)
+    if isinstance(source, str | Path):
+        return nir_graph.read(Path(source), options)
+    return nir_graph.to_float(source, options)
 
 
 def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = False) -> Trace:
@@ -94,15 +143,22 @@ def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = 
 
 
 def parity(
-    model: STLNet,
+    model: STLNet | nir.NIRGraph,
     network: IntegerNetwork,
     spikes: NDArray[np.uint8],
     labels: NDArray[np.int64] | None = None,
 ) -> ParityReport:
-    """Measure how far ``network`` is from ``model`` on a raster [N, T, *input_shape]."""
+    """Measure how far ``network`` is from ``model`` on a raster [N, T, *input_shape].
+
+    ``model`` may also be a lowered float graph, of ``from_torch`` or ``from_nir``.
+    """
+    import nir
+
     from stl_deploy.comparison import compare
     from stl_deploy.raster import Raster, check_fits
 
     raster = Raster(spikes, labels)
     check_fits(raster, "spikes", network)
+    if isinstance(model, nir.NIRGraph):
+        return compare(None, model, network, raster)
     return compare(model, from_torch(model), network, raster)

@@ -77,6 +77,13 @@ class Table(LayerBudgets):
         ]
         | None
     ) = None
+    dt: (
+        Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, above 0")] | None
+    ) = None
+    model_class: Text | None = None
+    sample_shape: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, description="whole numbers from 1 on"
+    )
     timeout: (
         Annotated[float, Field(ge=1, allow_inf_nan=False, description="seconds, 1 or more")] | None
     ) = None

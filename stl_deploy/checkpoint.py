@@ -33,7 +33,7 @@ HOW_TO_CONVERT = (
 def read_tensors(path: Path) -> dict[str, Any]:
     """The dictionary in a checkpoint. Raises InputError for anything but tensors and plain data."""
     check_readable(path, MAX_BYTES)
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         raise InputError(
             Problem(
                 str(path),
@@ -63,6 +63,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
             Problem(str(path), f"holds a {type(data).__name__}, not a dictionary", HOW_TO_CONVERT)
         )
     return dict(data)
+
+
+def _is_zip(path: Path) -> bool:
+    """``zipfile.is_zipfile``, which raises for archives that claim to span several disks."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def save_checkpoint(

@@ -372,7 +372,7 @@ def populations(graph: nir.NIRGraph) -> dict[str, Shape]:
     shape = G.in_shape(graph)
     for name, node in G.inner(graph).items():
         shape = G.node_output(name, node, shape)
-        if isinstance(node, nir.LIF | nir.CubaLIF | nir.Threshold):
+        if isinstance(node, G.Neurons | nir.Threshold):
             found[name] = shape
     return found
 

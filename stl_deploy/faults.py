@@ -56,7 +56,7 @@ def of_network(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> 
         if network.lowering != "profiles":  # which rounds thresholds once more, as it likes
             faults += _thresholds(network, layer, floats)
     step = 4096 * (1 - floats.keep)
-    if abs(layer.dv - min(max(step, 1), 4095)) > 0.5 + TIE:
+    if abs(layer.dv - (0 if floats.keep == 1 else min(max(step, 1), 4095))) > 0.5 + TIE:
         text = f"dv is {layer.dv} where a decay to {floats.keep:.6g} rounds to {round(step)}"
         faults.append(Fault(layer.name, "decay", 1, text))
     return faults

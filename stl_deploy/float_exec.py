@@ -2,9 +2,9 @@
 
 A LIF follows NIR's equation by forward Euler with dt = 1e-4:
 v = (1 - dt/tau) v + (dt/tau) (v_leak + r I);  spike = v > v_threshold;  v = v_reset where it spikes,
-or v - v_threshold with ``reset: "subtract"`` in its metadata. For a CubaLIF tau is tau_mem, and
-I = (1 - dt/tau_syn) I + (dt/tau_syn) w_in S. What leads from the neurons back to them adds the weighted
-spikes of the step before to the input.
+or v - v_threshold with ``reset: "subtract"`` in its metadata. An IF keeps v and adds dt r I. For a
+CubaLIF tau is tau_mem, and I = (1 - dt/tau_syn) I + (dt/tau_syn) w_in S. What leads from the neurons
+back to them adds the weighted spikes of the step before to the input.
 
 Of a graph that was ``trained`` on integers v is a multiple of 1/64 of a unit, and the first term is
 truncated to one, toward zero.
@@ -31,7 +31,7 @@ def run(
     raster: Array,
     observe: Callable[[str, Array], None] | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
-    """Spikes [N, T, *shape] of every LIF, CubaLIF and Threshold node, in float64.
+    """Spikes [N, T, *shape] of every LIF, IF, CubaLIF and Threshold node, in float64.
 
     Args:
         graph: a lowered float graph (after ``passes.lower``).
@@ -46,7 +46,7 @@ def run(
     trained = G.float_meta(graph).trained if G.KEY in graph.metadata else None
     before = dict(pairwise(reversed(nodes)))
     for name, node in nodes.items():
-        if isinstance(node, nir.LIF | nir.CubaLIF):
+        if isinstance(node, G.Neurons):
             own = beside[name][1].weight.astype(np.float64) if name in beside else None
             total = x.reshape(n, steps, *x.shape[1:])
             if trained is not None:
@@ -57,7 +57,7 @@ def run(
                 observe(before[name], total.reshape(x.shape))
         else:
             x = _stateless(node, x)
-        if isinstance(node, nir.LIF | nir.CubaLIF | nir.Threshold):
+        if isinstance(node, G.Neurons | nir.Threshold):
             spikes[name] = x.astype(np.uint8).reshape(n, steps, *x.shape[1:])
         elif isinstance(node, nir.Conv2d | nir.Linear | nir.Affine) and observe is not None:
             observed_later = name in [before.get(neurons) for neurons in beside]
@@ -102,14 +102,18 @@ def _sum_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     return total
 
 
-def _neurons(node: nir.LIF | nir.CubaLIF, inputs: Array, own: Array | None) -> Array:
+def _neurons(node: G.Neurons, inputs: Array, own: Array | None) -> Array:
     """Spikes [N, T, *shape] for ``inputs`` of that shape.
 
     What the neurons hear of themselves through the weights ``own`` is added to ``inputs``, in place.
     """
     cuba = isinstance(node, nir.CubaLIF)
-    step = G.DT / (node.tau_mem if cuba else node.tau).astype(np.float64)
-    keep, gain, leak = 1 - step, step * node.r, step * node.v_leak
+    keep: Array | float
+    if isinstance(node, nir.IF):
+        keep, gain, leak = 1.0, G.DT * node.r.astype(np.float64), 0.0
+    else:
+        step = G.DT / (node.tau_mem if cuba else node.tau).astype(np.float64)
+        keep, gain, leak = 1 - step, step * node.r, step * node.v_leak
     subtract = G.reset_of(node) == "subtract"
     synapse = G.DT / node.tau_syn.astype(np.float64) if cuba else None
     held = v = s = np.zeros_like(inputs[:, 0])

@@ -18,11 +18,13 @@ RUNS = (
     nir.Affine,
     nir.Linear,
     nir.LIF,
+    nir.IF,
     nir.CubaLIF,
     nir.Threshold,
 )
 NEURONS = {
     nir.LIF: ("tau", "r", "v_leak", "v_reset", "v_threshold"),
+    nir.IF: ("r", "v_reset", "v_threshold"),
     nir.CubaLIF: ("tau_mem", "tau_syn", "r", "w_in", "v_leak", "v_reset", "v_threshold"),
     nir.Threshold: ("threshold",),
 }
@@ -33,7 +35,11 @@ def read(path: Path) -> nir.NIRGraph:
 
     Raises InputError naming every node that it cannot.
     """
-    graph = nir_file.read(path)
+    return check(path, nir_file.read(path))
+
+
+def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
+    """``graph``, which was read from ``path``. Raises InputError as ``read`` does."""
     try:
         G.float_meta(graph)
     except InputError as error:
@@ -67,7 +73,23 @@ def read(path: Path) -> nir.NIRGraph:
         problems.append(Problem(str(path), f"holds a node that makes no sense: {error}"))
     if problems:
         raise InputError(problems)
-    return graph
+    return _with_shapes(graph)
+
+
+def _with_shapes(graph: nir.NIRGraph) -> nir.NIRGraph:
+    """``graph`` with the shapes that a file may leave out, and that nir cannot write as left out."""
+    nodes: dict[str, nir.ir.NIRNode] = {}
+    shape = G.in_shape(graph)
+    for name, node in G.inner(graph).items():
+        after = G.node_output(name, node, shape)
+        if isinstance(node, nir.Conv2d) and node.input_shape is None:
+            stride, padding, dilation = G.conv_geometry(node)
+            groups = int(node.groups)
+            node = G.conv2d(node.weight, node.bias, shape, stride, padding, groups, dilation)
+        elif isinstance(node, nir.Flatten) and node.input_type["input"] is None:
+            node = G.flatten(shape)
+        nodes[name], shape = node, after
+    return G.rebuild(graph, nodes)
 
 
 def _parameters(path: Path, graph: nir.NIRGraph) -> list[Problem]:

@@ -59,7 +59,7 @@ def read(graph: nir.NIRGraph) -> dict[str, FloatLayer | FloatPool | str]:
             case nir.Conv2d() | nir.Linear() | nir.Affine() | nir.SumPool2d() if before is None:
                 before = node
                 continue
-            case nir.LIF() if isinstance(before, Weights):
+            case nir.LIF() | nir.IF() if isinstance(before, Weights):
                 out[name] = _lif(name, node, before, population)
                 halved = np.rint(4096 * G.DT / node.tau) == 2048
                 if meta.trained is not None and not (halved.all() and meta.timesteps <= EXACT):
@@ -73,10 +73,15 @@ def read(graph: nir.NIRGraph) -> dict[str, FloatLayer | FloatPool | str]:
     return out
 
 
-def _lif(name: str, node: nir.LIF, source: nir.ir.NIRNode, input_shape: Shape) -> FloatLayer | str:
-    step = G.DT / node.tau.astype(np.float64)
-    gain = step * node.r
-    if (node.v_leak != 0).any() or (node.v_reset != 0).any():
+def _lif(
+    name: str, node: nir.LIF | nir.IF, source: nir.ir.NIRNode, input_shape: Shape
+) -> FloatLayer | str:
+    if isinstance(node, nir.IF):
+        step, gain, leaks = np.zeros(1), G.DT * node.r.astype(np.float64), False
+    else:
+        step = G.DT / node.tau.astype(np.float64)
+        gain, leaks = step * node.r, bool((node.v_leak != 0).any())
+    if leaks or (node.v_reset != 0).any():
         return "v_leak or v_reset is not zero"
     if np.ptp(step) != 0 or np.ptp(gain) != 0:
         return "its neurons have different time constants"
@@ -127,7 +132,7 @@ def magnitudes(graph: nir.NIRGraph) -> dict[str, Float]:
                 peak = peak / node.levels
             case nir.SumPool2d():
                 peak = peak * float(np.prod(G.pair(node.kernel_size)))
-            case nir.LIF():
+            case nir.LIF() | nir.IF():
                 largest[name] = peak
                 peak = np.ones(1)
             case nir.Threshold():

@@ -2,9 +2,9 @@
 
 NIR 1.0 knows no BatchNorm, Dropout, MaxPool or population readout. Importers put them into the
 graph as the node classes here; ``passes.PIPELINE`` folds, drops or lowers each. Graphs are chains
-Input -> ... -> Output, with one exception: a LIF or CubaLIF node may have a Linear node of its own
-that leads from it back to it. What NIR cannot say stands as one JSON string in the graph's metadata,
-and the reset by subtraction as ``reset: "subtract"`` in the metadata of a LIF or CubaLIF node.
+Input -> ... -> Output, with one exception: a node of neurons (LIF, IF or CubaLIF) may have a Linear
+node of its own that leads from it back to it. What NIR cannot say stands as one JSON string in the
+graph's metadata, and the reset by subtraction as ``reset: "subtract"`` in the metadata of the neurons.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, TypeAlias, cast, get_args
 
 import nir
 import numpy as np
@@ -27,6 +27,7 @@ KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
 Array = NDArray[Any]
 Recurrent = dict[str, tuple[str, nir.Linear]]
+Neurons: TypeAlias = nir.LIF | nir.IF | nir.CubaLIF
 
 
 class Trained(BaseModel):
@@ -168,6 +169,12 @@ def lif(threshold: Array, tau: Array | float, r: Array | float) -> nir.LIF:
     )
 
 
+def integrate_and_fire(threshold: Array, gain: float = 1.0) -> nir.IF:
+    """``nir.IF`` with v_reset = 0 whose step adds ``gain`` times the input: r = gain / dt."""
+    shape = threshold.shape
+    return nir.IF(r=np.full(shape, gain / DT), v_threshold=threshold, v_reset=np.zeros(shape))
+
+
 def cuba_lif(
     threshold: Array, tau_syn: float, tau_mem: float, r: float, w_in: float, v_leak: Array
 ) -> nir.CubaLIF:
@@ -184,7 +191,7 @@ def cuba_lif(
     )
 
 
-def reset_of(node: nir.LIF | nir.CubaLIF) -> Reset:
+def reset_of(node: Neurons) -> Reset:
     """What a spike does to v: ``reset`` of the node's metadata, "zero" (to v_reset) without.
 
     NIR's equations cannot say "subtract" (v_threshold). Raises ValueError for anything else.
@@ -234,7 +241,7 @@ def rebuild(graph: nir.NIRGraph, nodes: dict[str, nir.ir.NIRNode]) -> nir.NIRGra
 def recurrent(graph: nir.NIRGraph) -> Recurrent:
     """By the name of the neurons, the Linear node that leads from them back to them.
 
-    Such a node has one edge from a LIF or CubaLIF node, one back to it, and no other.
+    Such a node has one edge from a node of neurons, one back to it, and no other.
     """
     found: Recurrent = {}
     for name, node in graph.nodes.items():
@@ -242,7 +249,7 @@ def recurrent(graph: nir.NIRGraph) -> Recurrent:
         targets = [b for a, b in graph.edges if a == name]
         if not isinstance(node, nir.Linear) or len(sources) != 1 or sources != targets:
             continue
-        if isinstance(graph.nodes.get(sources[0]), nir.LIF | nir.CubaLIF):
+        if isinstance(graph.nodes.get(sources[0]), Neurons):
             # A second one at the same neurons stays in the chain, where it is refused.
             found.setdefault(sources[0], (name, node))
     return found
@@ -266,7 +273,7 @@ def inner(graph: nir.NIRGraph) -> dict[str, nir.ir.NIRNode]:
             problems.append(
                 Problem(
                     f"{source} -> {target}",
-                    "branches or joins; only chains can be lowered, and LIF neurons with a Linear "
+                    "branches or joins; only chains can be lowered, and neurons with a Linear "
                     "node from them back to them",
                 )
             )
@@ -343,7 +350,7 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
             if shape != node.scale.shape:
                 raise problem
             return shape
-        case nir.LIF() | nir.CubaLIF():
+        case nir.LIF() | nir.IF() | nir.CubaLIF():
             if shape != node.v_threshold.shape:
                 raise problem
             try:

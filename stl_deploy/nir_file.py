@@ -9,9 +9,10 @@ rebuilds the integers from both and refuses what is not an integer or contradict
 Neurons that remember a current (du not 4095) are a CubaLIF: ``tau_syn`` = dt*4096/(du+1) and ``w_in`` =
 4096/(du+1), so that NIR's equation gives I = I*(4096-(du+1))/4096 + S and the rest is as above. The bias
 goes to v past the current, so it is ``v_leak`` = (mant << bias_exp)/2^6 * 4096/dv; the weights' own is 0.
-Neurons that hear themselves have edges to a Linear node of int8 and back from it. The reset by
-subtraction stands in the JSON alone, and so does how many inputs a layer was calibrated on
-(``precision``). With any of these it is version 2, which older readers refuse.
+Neurons that neither leak (dv 0) nor remember a current are an IF: ``r`` = 2^exp/dt. Neurons that hear
+themselves have edges to a Linear node of int8 and back from it. The reset by subtraction stands in the
+JSON alone, and so does how many inputs a layer was calibrated on (``precision``). With any of these it is
+version 2, which older readers refuse.
 
 Weights of a precision other than "8" (``slices.py``) are int16, and their layer's ``weight_precision``
 says what they may be. With one of them it is version 3.
@@ -77,6 +78,7 @@ from stl_deploy.slices import WeightPrecision, Weights
 
 MAX_BYTES = 4 << 30
 MAX_OBJECTS = 20_000
+MAX_RATIO = 1100
 FORMAT = "stl-deploy/integer"
 ResetText = Literal["same-step, to zero", "same-step, as its layer says"]
 RESETS: dict[int, ResetText] = {
@@ -145,7 +147,7 @@ class LayerMeta(_Meta):
         """The version of the file that can say this."""
         if self.weight_precision != "8":
             return 3
-        plain = self.du == 4095 and self.recurrent is None and self.reset == "zero"
+        plain = self.du == 4095 and self.dv > 0 and self.recurrent is None and self.reset == "zero"
         rounded = self.precision is None or not self.precision.calibrated
         return 1 if plain and rounded else 2
 
@@ -208,8 +210,8 @@ class IntegerMeta(_Meta):
                 raise ValueError(f"{layer.name}: before version 3 weights have precision '8'")
             if layer.version > self.version:
                 raise ValueError(
-                    f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero, does not hear "
-                    "itself and is not calibrated"
+                    f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero, leaks, does not "
+                    "hear itself and is not calibrated"
                 )
         return self
 
@@ -249,8 +251,10 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
 
 def _unwritable(layer: LifLayer) -> Iterator[Problem]:
     """What no node of NIR can say."""
-    if layer.dv == 0:
-        yield Problem(layer.name, "dv 0: NIR's neurons leak", "use a dv from 1 to 4095")
+    if layer.dv == 0 and layer.du != 4095:
+        yield Problem(
+            layer.name, "dv 0: NIR's neurons with a current leak", "use a dv from 1 to 4095"
+        )
     if layer.du != 4095 and isinstance(layer.synapses, Sparse):
         yield Problem(
             layer.name,
@@ -301,7 +305,9 @@ def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
     return out
 
 
-def _neurons(layer: LifLayer) -> nir.LIF | nir.CubaLIF:
+def _neurons(layer: LifLayer) -> G.Neurons:
+    if layer.dv == 0 and layer.du == 4095:
+        return G.integrate_and_fire(layer.vth, 2.0**layer.exp)
     tau, r = _membrane(layer.dv, layer.exp)
     if layer.du == 4095:
         return G.lif(layer.vth, tau=tau, r=r)
@@ -415,6 +421,9 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
         chain, beside = G.inner(graph), G.recurrent(graph)
     except LoweringError as error:
         raise InputError([Problem(f"{where}: {p.where}", p.what) for p in error.problems]) from None
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        # What shapes and types from a broken file can do to arithmetic on them.
+        raise InputError(Problem(where, f"holds a node that makes no sense: {error}")) from None
     shape = G.in_shape(graph)
     used: set[str] = set()
     for entry in meta.layers:
@@ -501,14 +510,25 @@ def _placement(meta: PlacementMeta, network: IntegerNetwork, chip: chips.Chip) -
     return rebuilt
 
 
-def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
+def holds_integers(graph: nir.NIRGraph) -> bool:
+    """Whether ``graph`` says that it is an integer network."""
+    data = _json(graph)
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def _json(graph: nir.NIRGraph) -> Any:
+    """What the JSON string of ``graph`` says, None where there is none."""
     text = graph.metadata.get(G.KEY)
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     try:
-        data = json.loads(text) if isinstance(text, str) else None
+        return json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        return None
+
+
+def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
+    data = _json(graph)
+    if not holds_integers(graph):
         raise InputError(
             Problem(
                 where,
@@ -611,16 +631,19 @@ def _lif_layer(
     chip: chips.Chip,
 ) -> LifLayer:
     """The layer with these synapses. Raises ValueError saying what contradicts."""
-    kind = nir.LIF if entry.du == 4095 else nir.CubaLIF
+    kind = nir.CubaLIF if entry.du != 4095 else nir.LIF if entry.dv else nir.IF
     if not isinstance(neurons, kind):
         raise ValueError(f"is a {type(neurons).__name__}, with du {entry.du} not a {kind.__name__}")
-    if entry.dv == 0:
-        raise ValueError("dv 0: neurons have a dv from 1")
     wrong = slices.contradictions(entry.weight_precision, entry.weight_bits, entry.exp)
     if wrong:
         raise ValueError(f"weight precision {'; '.join(wrong)}")
-    tau, r = _membrane(entry.dv, entry.exp)
-    expected = {"tau": tau, "r": r, "v_leak": 0.0, "v_reset": 0.0}
+    if kind is nir.IF:
+        expected = {"r": 2.0**entry.exp / G.DT, "v_reset": 0.0}
+    elif entry.dv == 0:
+        raise ValueError("dv 0: neurons with a current have a dv from 1")
+    else:
+        tau, r = _membrane(entry.dv, entry.exp)
+        expected = {"tau": tau, "r": r, "v_leak": 0.0, "v_reset": 0.0}
     if kind is nir.CubaLIF:
         tau_syn, w_in = _current(entry.du)
         expected = {"tau_syn": tau_syn, "w_in": w_in, "tau_mem": tau, "r": r, "v_reset": 0.0}
@@ -777,5 +800,7 @@ def _check_contents(path: Path) -> None:
                 if item.external or item.is_virtual:
                     raise InputError(Problem(f"{path}: {name}/{key}", "refers to other files"))
                 total += item.size * item.dtype.itemsize if item.size else 0
-        if total > MAX_BYTES:
-            raise InputError(Problem(str(path), f"holds {total} bytes, limit {MAX_BYTES}"))
+        # A small file that declares much is no network: deflate makes at most 1,032 bytes of one.
+        limit = min(MAX_BYTES, MAX_RATIO * path.stat().st_size)
+        if total > limit:
+            raise InputError(Problem(str(path), f"holds {total:,} bytes, limit {limit:,}"))

@@ -52,6 +52,9 @@ class Settings:
     backends: tuple[str, ...] = ("hw_sim",)
     limit: int | None = None
     tau: float | None = None
+    dt: float | None = None
+    model_class: str | None = None
+    sample_shape: tuple[int, ...] | None = None
     timeout: float = TIMEOUT_S
     dask: str | None = None
     budgets: B.Budgets = field(default_factory=B.Budgets)
@@ -208,6 +211,9 @@ def settings(
         # The table's limit is about the table's input.
         limit=said.get("limit") if "input" in said else value("limit"),
         tau=value("tau"),
+        dt=value("dt"),
+        model_class=value("model_class"),
+        sample_shape=tuple(value("sample_shape") or ()) or None,
         timeout=value("timeout") or TIMEOUT_S,
         dask=value("dask"),
         budgets=B.merge(table, str(config), limits),
@@ -275,31 +281,41 @@ def _spread(address: str | None) -> AbstractContextManager[Spread]:
 
 def _floats(what: Settings, network: IntegerNetwork) -> tuple[STLNet | None, nir.NIRGraph]:
     """The PyTorch model, if a checkpoint was named, and the float NIR graph."""
-    if what.model.suffix == ".nir":
-        from stl_deploy import float_file
-
-        if what.tau is not None:
-            raise InputError(
-                Problem("tau", f"goes with a state_dict; {what.model} has its own", "leave it out")
-            )
-        return None, float_file.read(what.model)
-    from stl_deploy import passes
-    from stl_deploy.importers import stl
+    from stl_deploy.importers import models
     from stl_deploy.models.net import from_params
 
     steps, classes = network.timesteps, network.readout.classes
+    foreign = what.model_class is not None or what.model.suffix == ".nir"
+    # The lowered network holds what an official state_dict or another tool's file does not.
+    given = models.Given(
+        tau=what.tau,
+        timesteps=steps,
+        classes=classes,
+        dt=what.dt,
+        levels=network.input_levels if foreign else None,
+        model_class=what.model_class,
+        sample_shape=what.sample_shape,
+    )
     try:
-        # The lowered network holds what an official state_dict does not.
-        checkpoint = stl.read(what.model, what.tau, steps, classes)
+        found = models.read(what.model, given)
     except InputError as error:
-        if {p.where for p in error.problems} <= {"--timesteps", "--classes"}:
+        if {p.where for p in error.problems} <= {"--timesteps", "--classes", "--levels"}:
             text = f"is not what the network was made from, which has T = {steps}"
             raise InputError(
                 Problem(str(what.model), f"{text} and {classes} classes", "export this model")
             ) from None
         raise
-    arch, params = checkpoint.arch, checkpoint.params
-    return from_params(arch, params), passes.lower(stl.to_graph(arch, params))
+    if found.graph is None:
+        raise InputError(
+            Problem(
+                str(what.model),
+                "is not that of a float graph: it holds integers",
+                "name model.float.nir, or the model that was exported",
+            )
+        )
+    if found.checkpoint is None:
+        return None, found.graph
+    return from_params(found.checkpoint.arch, found.checkpoint.params), found.graph
 
 
 def _against_float(

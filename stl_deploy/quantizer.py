@@ -90,7 +90,7 @@ def quantize(
     """Quantize a lowered float graph (``passes.lower``) for ``chip``.
 
     Args:
-        graph: chain of Conv2d/Linear/Affine -> LIF or CubaLIF, SumPool2d -> Threshold and Flatten
+        graph: chain of Conv2d/Linear/Affine -> LIF, IF or CubaLIF, SumPool2d -> Threshold and Flatten
             nodes; flat neurons may have a Linear node from them back to them, and ``reset: "subtract"``
             in their metadata.
         chip: name of a file in ``chips/``.
@@ -329,7 +329,7 @@ def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
                 pending = (name, node)
             case (
                 (synapse, nir.Conv2d() | nir.Linear() | nir.Affine() as source),
-                nir.LIF() | nir.CubaLIF(),
+                nir.LIF() | nir.IF() | nir.CubaLIF(),
             ):
                 try:
                     block = _block(name, node, synapse, source, population)
@@ -349,7 +349,7 @@ def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
                     Problem(
                         name,
                         f"{type(node).__name__} follows {before}; what can be lowered is "
-                        "convolution or linear -> LIF or CubaLIF, and max pooling of spikes",
+                        "convolution or linear -> LIF, IF or CubaLIF, and max pooling of spikes",
                     )
                 )
                 pending = None
@@ -363,23 +363,28 @@ def _blocks(graph: nir.NIRGraph) -> list[_Block | OrPool]:
 
 def _block(
     name: str,
-    node: nir.LIF | nir.CubaLIF,
+    node: G.Neurons,
     synapse: str,
     source: nir.ir.NIRNode,
     input_shape: tuple[int, ...],
 ) -> _Block:
     """The block in the units of v. Raises LoweringError with all that the neurons cannot have."""
     cuba = isinstance(node, nir.CubaLIF)
-    step = G.DT / (node.tau_mem if cuba else node.tau)
     current = G.DT / node.tau_syn if cuba else np.ones(1)
-    gain = step * node.r * (current * node.w_in if cuba else 1)
-    # dv = 0 would be no leak and 4096 does not fit 12 bits; what rounding changes is reported.
-    dv = np.clip(np.rint(4096 * step), 1, 4095)
+    if isinstance(node, nir.IF):
+        step, gain, dv = np.zeros(1), G.DT * node.r, np.zeros(1)
+    else:
+        step = G.DT / (node.tau_mem if cuba else node.tau)
+        gain = step * node.r * (current * node.w_in if cuba else 1)
+        # dv = 0 would be no leak and 4096 does not fit 12 bits; what rounding changes is reported.
+        dv = np.clip(np.rint(4096 * step), 1, 4095)
+    leaks = not isinstance(node, nir.CubaLIF | nir.IF) and (node.v_leak != 0).any()
     du = np.clip(np.rint(4096 * current) - 1, 0, 4095)
     problems = []
-    if (node.v_reset != 0).any() or (not cuba and (node.v_leak != 0).any()):
+    if (node.v_reset != 0).any() or leaks:
         problems.append(Problem(name, "v_leak or v_reset is not zero"))
-    for tau, decays, rounded in (("tau", step, dv), ("tau_syn", current, du)):
+    constants = [] if isinstance(node, nir.IF) else [("tau", step, dv), ("tau_syn", current, du)]
+    for tau, decays, rounded in constants:
         if np.ptp(rounded) != 0 or not (decays.min() > 0 and decays.max() <= 1):
             problems.append(
                 Problem(
@@ -391,6 +396,7 @@ def _block(
             )
     if np.ptp(gain) > 1e-12 * np.abs(gain).max() or not gain.flat[0] > 0:
         what = "w_in * dt / tau_syn * r * dt / tau_mem" if cuba else "r * dt / tau"
+        what = "r * dt" if isinstance(node, nir.IF) else what
         problems.append(Problem(name, f"{what} differs between neurons or is not positive"))
     weight = source.weight.astype(np.float64) * gain.flat[0]
     bias = np.zeros(len(weight))

@@ -172,7 +172,10 @@ def _damage_explained(path: Path) -> Iterator[None]:
         yield
     except MemoryError:
         raise InputError(Problem(str(path), "claims an array larger than the memory")) from None
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        *(ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error),
+        RuntimeError,  # of zipfile, for archives that are encrypted or packed in other ways
+    ) as error:
         raise InputError(
             Problem(str(path), f"is not a raster: {error}", "make one with stl-raster")
         ) from None

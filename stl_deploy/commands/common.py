@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -44,6 +45,28 @@ DEFAULT_DATA = Path("/usr/share/datasets/fashion-mnist")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Dt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Time step of another tool's NIR file, e.g. --dt 1e-3. \\[default: 1e-4]",
+    ),
+]
+ModelClass = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:NAME",
+        help="Your own class or function that makes the PyTorch model, imported and run; MODEL is "
+        "its state_dict, e.g. --model-class mynets:Net.",
+    ),
+]
+SampleShape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N,...",
+        help="With --model-class: shape of a tensor that forward takes, e.g. --sample-shape 1,784.",
+    ),
+]
 Dask = Annotated[
     str | None,
     typer.Option(
@@ -122,6 +145,21 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def shape(text: str | None) -> tuple[int, ...] | None:
+    """The numbers of an option such as 1,28,28. Raises InputError for anything else."""
+    if text is None:
+        return None
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1 or math.prod(found) > 1 << 24:
+        raise InputError(
+            Problem("--sample-shape", f"{text!r} is not numbers above 0 with commas", "e.g. 1,784")
+        )
+    return found
 
 
 def complain(name: str, error: StlError) -> None:

@@ -12,18 +12,22 @@ import typer
 
 from stl_deploy.commands.common import (
     Debug,
+    Dt,
     Force,
     Json,
+    ModelClass,
+    SampleShape,
     complain_diagnostics,
     print_json,
     print_parity,
     progress,
     run,
     say,
+    shape,
     table,
     warn_overflows,
 )
-from stl_deploy.errors import LoweringError, Problem
+from stl_deploy.errors import InputError, LoweringError, Problem
 
 if TYPE_CHECKING:
     import nir
@@ -46,7 +50,8 @@ class Target(StrEnum):
 
 def export(
     model: Annotated[
-        Path, typer.Argument(help="Checkpoint: ours, or a state_dict.", metavar="MODEL")
+        Path,
+        typer.Argument(help="Checkpoint (ours, or a state_dict), or a NIR file.", metavar="MODEL"),
     ],
     target: Annotated[
         list[Target],
@@ -106,10 +111,18 @@ def export(
         float | None, typer.Option(help="Decay of an official state_dict. [default: 0.5]")
     ] = None,
     timesteps: Annotated[
-        int | None, typer.Option(min=1, help="T of an official state_dict. [default: 4]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="T where MODEL does not say. [default: that of --eval or --calib, else 4]",
+        ),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes of an official state_dict. [default: 10]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Classes where MODEL does not say. [default: 10; of NIR one for each output]",
+        ),
     ] = None,
     nir_profile: Annotated[
         Literal["spec", "portable"],
@@ -117,6 +130,15 @@ def export(
             help="portable: write model.portable.nir too, for Norse and others (docs/nir.md)."
         ),
     ] = "spec",
+    dt: Dt = None,
+    levels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=255, help="Inputs of another tool's NIR file are 0..L. [default: 1, spikes]"
+        ),
+    ] = None,
+    model_class: ModelClass = None,
+    sample_shape: SampleShape = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -125,8 +147,8 @@ def export(
 
     Example: stl-export model.pt --target loihi --eval test.npz -o out
     """
-    from stl_deploy import exporters, passes
-    from stl_deploy.importers import stl
+    from stl_deploy import exporters
+    from stl_deploy.importers import models
     from stl_deploy.output import check_out
     from stl_deploy.output import export as write
     from stl_deploy.quantizer import quantize
@@ -136,35 +158,52 @@ def export(
     targets = tuple(t.value for t in dict.fromkeys(target))
     exporters.check(targets)
     check_out(out, force, [model, calib, evaluate])
-    chip = chip or ("ideal" if set(target) == {Target.NIR} else "loihi2")
-    checkpoint = stl.read(model, tau, timesteps, classes)
-    try:
-        graph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
-        with _shown(as_json) as tell:
-            network = quantize(
-                graph,
-                chip,
-                None if calib is None else _calibration(calib, graph),
-                weight_bits=weight_bits,
-                weight_exp=weight_exp,
-                thresholds=thresholds,
-                overflow=overflow,
-                clamp_thresholds=clamp_thresholds,
-                weight_precision=weight_precision,
-                on_progress=tell,
-            )
-    except LoweringError as error:
-        raise LoweringError(
-            [Problem(f"{model}: {p.where}", p.what, p.remedy) for p in error.problems]
-        ) from None
+    given = models.Given(
+        tau=tau,
+        timesteps=timesteps,
+        classes=classes,
+        dt=dt,
+        levels=levels,
+        model_class=model_class,
+        sample_shape=shape(sample_shape),
+        raster=evaluate or calib,
+    )
+    found = models.read(model, given)
+    if found.network is not None:
+        network = found.network
+        asked = (
+            *(calib, evaluate, weight_bits, weight_exp, thresholds, overflow),
+            *(clamp_thresholds, weight_precision),
+        )
+        _check_unasked(model, network, chip, asked)
+    else:
+        try:
+            assert found.graph is not None
+            with _shown(as_json) as tell:
+                network = quantize(
+                    found.graph,
+                    chip or ("ideal" if set(target) == {Target.NIR} else "loihi2"),
+                    None if calib is None else _calibration(calib, found.graph),
+                    weight_bits=weight_bits,
+                    weight_exp=weight_exp,
+                    thresholds=thresholds,
+                    overflow=overflow,
+                    clamp_thresholds=clamp_thresholds,
+                    weight_precision=weight_precision,
+                    on_progress=tell,
+                )
+        except LoweringError as error:
+            raise LoweringError(
+                [Problem(f"{model}: {p.where}", p.what, p.remedy) for p in error.problems]
+            ) from None
     activity = parity = None
-    if evaluate is not None:
-        activity, parity = _evaluate(checkpoint, graph, network, evaluate, as_json)
+    if evaluate is not None and found.graph is not None:
+        activity, parity = _evaluate(found.checkpoint, found.graph, network, evaluate, as_json)
     manifest = write(
         network,
         targets,
         out,
-        graph=graph,
+        graph=found.graph,
         source=model,
         force=force,
         report=lambda: render(model.name, network, activity=activity, parity=parity),
@@ -190,6 +229,25 @@ def _shown(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, parts, what: bar.update(task, completed=done, total=parts, note=what)
 
 
+def _check_unasked(
+    model: Path, network: IntegerNetwork, chip: str | None, asked: tuple[Any, ...]
+) -> None:
+    """Raise InputError for options that would quantize anew what is integers already."""
+    what = []
+    if chip not in (None, network.chip):
+        what.append(f"--chip {chip}, but it is for {network.chip}")
+    if asked != (None, None, None, 0, "auto", "auto", False, "8"):
+        what.append("options of quantization, of --calib or --eval")
+    if what:
+        raise InputError(
+            Problem(
+                str(model),
+                f"holds integers, which are written as they are; asked for were {' and '.join(what)}",
+                "name the float model: model.float.nir beside it, or what it was exported from",
+            )
+        )
+
+
 def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
     """The spikes of a calibration raster; its labels are not looked at."""
     from stl_deploy import graph as G
@@ -202,7 +260,11 @@ def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
 
 
 def _evaluate(
-    checkpoint: Checkpoint, graph: nir.NIRGraph, network: IntegerNetwork, path: Path, quiet: bool
+    checkpoint: Checkpoint | None,
+    graph: nir.NIRGraph,
+    network: IntegerNetwork,
+    path: Path,
+    quiet: bool,
 ) -> tuple[Activity, ParityReport]:
     """Parity and activity on the raster at ``path``."""
     from stl_deploy import raster as rasters
@@ -216,7 +278,7 @@ def _evaluate(
     with progress(quiet) as bar:
         task = bar.add_task("float and integer", total=len(raster.spikes), note="samples")
         parity = compare(
-            from_params(checkpoint.arch, checkpoint.params),
+            None if checkpoint is None else from_params(checkpoint.arch, checkpoint.params),
             graph,
             network,
             raster,

@@ -12,12 +12,16 @@ import typer
 from stl_deploy.commands.common import (
     Dask,
     Debug,
+    Dt,
     Json,
+    ModelClass,
+    SampleShape,
     print_json,
     print_parity,
     progress,
     run,
     say,
+    shape,
     stderr,
     table,
     warn,
@@ -39,7 +43,7 @@ def parity(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="Checkpoint (ours, or a state_dict), or model.float.nir of stl-export.",
+            help="Checkpoint (ours, or a state_dict), model.float.nir, or NIR of another tool.",
             metavar="[MODEL.pt|FLOAT.nir]",
             show_default=False,
         ),
@@ -90,6 +94,9 @@ def parity(
     tau: Annotated[
         float | None, typer.Option(help="Decay of an official state_dict. [default: 0.5]")
     ] = None,
+    dt: Dt = None,
+    model_class: ModelClass = None,
+    sample_shape: SampleShape = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -124,6 +131,9 @@ def parity(
             "backend": backend,
             "limit": limit,
             "tau": tau,
+            "dt": dt,
+            "model_class": model_class,
+            "sample_shape": list(shape(sample_shape) or ()) or None,
             "timeout": timeout,
             "dask": dask,
             "max_mismatch": max_mismatch,

@@ -73,7 +73,8 @@ def params_of(model: torch.nn.Module) -> Params:
             Problem(
                 type(model).__name__,
                 "is not an STLNet (stl_deploy.models.net)",
-                "save its state_dict and load that, if its layers are named as the official code's",
+                "give from_torch a sample of its input too, if its neurons are snnTorch's; or save its "
+                "state_dict and load that, if its layers are named as the official code's",
             )
         )
     return _arrays(Path(type(model).__name__), dict(model.state_dict()))

@@ -32,7 +32,7 @@ def lower_maxpool(graph: nir.NIRGraph) -> nir.NIRGraph:
             nodes[name] = nir.Threshold(threshold=np.full(node.out_shape, 0.5))
         else:
             nodes[name] = node
-            binary = isinstance(node, nir.LIF | nir.CubaLIF | nir.Threshold)
+            binary = isinstance(node, G.Neurons | nir.Threshold)
         before = name
     if problems:
         raise LoweringError(problems)

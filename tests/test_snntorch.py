@@ -1,0 +1,394 @@
+"""Networks of snnTorch: the float graph spikes as the network itself does, and so nearly do the integers.
+
+snnTorch computes in float32 and the float graph in float64, so a spike may differ where a membrane
+potential comes within float32's rounding of its threshold: a tie. A sample has one where snnTorch itself,
+run in float32 and in float64, gives different spikes; without one, nothing may differ.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+
+import stl_deploy
+from stl_deploy import float_exec
+from stl_deploy import graph as G
+from stl_deploy.commands import common, export, parity
+from stl_deploy.errors import InputError, LoweringError
+
+RESETS = [("subtract", True), ("zero", True), ("zero", False), ("none", True)]
+
+
+def spread(*shape, low=0.2, high=1.0):
+    return torch.rand(shape) * (high - low) + low
+
+
+class Dense(nn.Module):
+    """A loop over time; thresholds of each neuron and betas, all learned."""
+
+    def __init__(self, reset="subtract", delay=True, beta=0.8):
+        super().__init__()
+        how = {"reset_mechanism": reset, "reset_delay": delay, "learn_threshold": True}
+        self.fc1 = nn.Linear(12, 20)
+        self.bn = nn.BatchNorm1d(20)
+        self.lif1 = snn.Leaky(beta=torch.tensor(beta), threshold=spread(20), learn_beta=True, **how)
+        self.drop = nn.Dropout(0.3)
+        self.fc2 = nn.Linear(20, 6, bias=False)
+        self.lif2 = snn.Leaky(beta=0.6, threshold=spread(6), **how)
+
+    def forward(self, x):
+        mem1, mem2 = self.lif1.reset_mem(), self.lif2.reset_mem()
+        first, out = [], []
+        for t in range(x.size(0)):
+            spikes, mem1 = self.lif1(self.bn(self.fc1(x[t])), mem1)
+            first.append(spikes)
+            spikes, mem2 = self.lif2(self.drop(self.fc2(spikes)), mem2)
+            out.append(spikes)
+        return torch.stack(out), torch.stack(first)
+
+
+class Image(nn.Module):
+    """Convolutions, BatchNorm, both pools; one step a call, states inside."""
+
+    def __init__(self, reset="zero", delay=True):
+        super().__init__()
+        how = {"reset_mechanism": reset, "reset_delay": delay, "init_hidden": True}
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.AvgPool2d(2),
+            snn.Leaky(beta=0.7, threshold=spread(4, 4, 4), **how), nn.MaxPool2d(2),
+            nn.Conv2d(4, 6, (2, 1), bias=False),
+            snn.Leaky(beta=0.5, threshold=spread(6, 1, 1, low=0.1, high=0.4), **how),
+            nn.Flatten(), nn.Linear(12, 5), snn.Leaky(beta=0.9, threshold=spread(5), **how),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, reset="subtract", delay=True, one_to_one=False):
+        super().__init__()
+        how = {"reset_mechanism": reset, "reset_delay": delay, "threshold": spread(9)}
+        links = {"all_to_all": False, "V": spread(9)} if one_to_one else {"linear_features": 9}
+        self.fc = nn.Linear(12, 9)
+        self.lif = snn.RLeaky(beta=0.75, **links, **how)
+
+    def forward(self, x):
+        spikes, mem = self.lif.reset_mem()
+        out = []
+        for t in range(len(x)):
+            spikes, mem = self.lif(self.fc(x[t]), spikes, mem)
+            out.append(spikes)
+        return torch.stack(out)
+
+
+class Current(nn.Module):
+    def __init__(self, reset="zero", delay=False):
+        super().__init__()
+        self.fc = nn.Linear(12, 9, bias=False)
+        self.lif = snn.Synaptic(
+            alpha=0.6, beta=0.8, threshold=spread(9), reset_mechanism=reset, reset_delay=delay
+        )
+
+    def forward(self, x):
+        syn, mem = self.lif.reset_mem()
+        out = []
+        for x_t in x:
+            spikes, syn, mem = self.lif(self.fc(x_t), syn, mem)
+            out.append(spikes)
+        return torch.stack(out)
+
+
+def made(cls, *args, seed=0, gain=2.5, **kwargs):
+    """A network with weights, statistics and thresholds that make it spike, in evaluation mode."""
+    torch.manual_seed(seed)
+    net = cls(*args, **kwargs)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.weight *= gain
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 1.5)
+                module.running_mean.uniform_(-0.2, 0.2)
+    return net.eval()
+
+
+def raster(shape, samples=40, steps=15, seed=1):
+    return (np.random.default_rng(seed).random((samples, steps, *shape)) < 0.4).astype(np.uint8)
+
+
+def spikes_of(net, inputs, dtype=torch.float32):
+    """Spikes [N, T, ...] of every neuron layer in order, from hooks on the layers themselves."""
+    found = {}
+    hooks = [
+        m.register_forward_hook(
+            lambda m, a, out, name=n: found.setdefault(name, []).append(
+                (out[0] if isinstance(out, tuple) else out).detach().double().numpy().copy()
+            )
+        )
+        for n, m in net.named_modules()
+        if isinstance(m, snn.SpikingNeuron)
+    ]
+    net = net.to(dtype)
+    layers = [m for m in net.modules() if isinstance(m, snn.SpikingNeuron)]
+    own = [m.spike_grad for m in layers]
+    for m in layers:  # snnTorch's own give float32 whatever comes in
+        m.spike_grad = lambda x: (x > 0).to(x.dtype)
+    x = torch.tensor(inputs, dtype=dtype).transpose(0, 1)
+    with torch.no_grad():
+        if isinstance(net, Image):
+            for m in layers:
+                m.reset_mem()
+            for step in x:
+                net(step)
+        else:
+            net(x)
+    for hook in hooks:
+        hook.remove()
+    net.to(torch.float32)
+    for m, spike_grad in zip(layers, own, strict=True):
+        m.spike_grad = spike_grad
+    return {name: np.stack(steps, axis=1) for name, steps in found.items()}
+
+
+def sample_of(net, inputs):
+    x = torch.tensor(inputs[:2], dtype=torch.float32)
+    return x[:, 0] if isinstance(net, Image) else x.transpose(0, 1)
+
+
+def agrees(net, inputs):
+    """The float graph of ``net``, after a check that it spikes as ``net`` does in every layer."""
+    single, double = (spikes_of(net, inputs, t) for t in (torch.float32, torch.float64))
+    graph = stl_deploy.from_torch(net, sample_of(net, inputs), timesteps=inputs.shape[1])
+    got = float_exec.run(graph, inputs)
+    assert set(single) <= set(got)
+    for name, want in single.items():
+        assert 0.02 < want.mean() < 0.9, name
+        tied = (want != double[name]).any(axis=tuple(range(1, want.ndim)))
+        assert not tied.any(), "choose another seed: a tie"
+        np.testing.assert_array_equal(got[name].reshape(want.shape), want, name)
+    return graph
+
+
+@pytest.mark.parametrize(("reset", "delay"), RESETS)
+def test_dense_layers(reset, delay):
+    agrees(made(Dense, reset, delay), raster((12,)))
+
+
+@pytest.mark.parametrize(("reset", "delay"), RESETS)
+def test_images(reset, delay):
+    """With a reset that takes connections of neurons to themselves, layers are laid flat."""
+    graph = agrees(made(Image, reset, delay), raster((2, 8, 8)))
+    kinds = {type(node).__name__ for node in graph.nodes.values()}
+    assert ("Conv2d" in kinds) == (reset == "zero")
+
+
+@pytest.mark.parametrize("one_to_one", [False, True])
+@pytest.mark.parametrize(("reset", "delay"), [("subtract", True), ("zero", False), ("none", True)])
+def test_layers_that_hear_themselves(reset, delay, one_to_one):
+    agrees(made(Recurrent, reset, delay, one_to_one), raster((12,)))
+
+
+def test_currents():
+    agrees(made(Current), raster((12,)))
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+def test_no_leak(reset):
+    """beta = 1, and beyond it, where snnTorch clips: integrate-and-fire."""
+    graph = agrees(made(Dense, reset, beta=1.2), raster((12,)))
+    assert type(graph.nodes["lif1"]).__name__ == "IF"
+
+
+def test_steps_and_readout():
+    net = made(Dense)
+    graph = stl_deploy.from_torch(net, torch.zeros(7, 1, 12), classes=3)
+    meta = G.float_meta(graph)
+    assert (meta.timesteps, meta.classes, meta.population) == (7, 3, 2)
+
+
+def test_graded_spikes_scale_what_follows():
+    net = made(Dense, "zero")
+    net.lif1.graded_spikes_factor.fill_(0.5)
+    inputs = raster((12,))
+    want = spikes_of(net, inputs)
+    got = float_exec.run(stl_deploy.from_torch(net, sample_of(net, inputs)), inputs)
+    np.testing.assert_array_equal(got["lif1"], want["lif1"] * 2)
+    np.testing.assert_array_equal(got["lif2"], want["lif2"])
+
+
+def test_integers_within_budgets():
+    """All resets of dense layers, 8 bits: few spikes differ on the float model's own inputs."""
+    for reset, delay in RESETS:
+        net, inputs = made(Dense, reset, delay), raster((12,), 100)
+        graph = stl_deploy.from_torch(net, sample_of(net, inputs), timesteps=15)
+        network = stl_deploy.quantize(graph, "loihi2")
+        report = stl_deploy.parity(graph, network, inputs)
+        assert max(layer.mismatch_forced for layer in report.layers) < 0.02, reset
+
+
+def test_a_trained_network():
+    """Thresholds of each neuron and betas that training has moved; task: which half is brighter."""
+    torch.manual_seed(0)
+    net = Dense("subtract")
+    x = (torch.rand(15, 200, 12) < torch.linspace(0.1, 0.7, 12)).float()
+    flip = torch.arange(200) % 2 == 0
+    x[:, flip] = x[:, flip].flip(-1)
+    before = net.lif1.threshold.detach().clone(), net.lif1.beta.detach().clone()
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(25):
+        net.train()
+        out, _ = net(x)
+        loss = nn.functional.cross_entropy(out.sum(0), flip.long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (net.lif1.threshold != before[0]).all()
+    assert net.lif1.beta != before[1]
+    net.eval()
+    inputs = x.transpose(0, 1).numpy().astype(np.uint8)
+    with torch.no_grad():
+        accuracy = (net(x)[0].sum(0).argmax(1) == flip.long()).float().mean()
+    assert accuracy > 0.9
+    single, double = (spikes_of(net, inputs, t) for t in (torch.float32, torch.float64))
+    graph = stl_deploy.from_torch(net, sample_of(net, inputs))
+    got = float_exec.run(graph, inputs)
+    for name, want in single.items():
+        fine = (want == double[name]).all(axis=(1, 2))
+        assert fine.mean() > 0.9
+        np.testing.assert_array_equal(got[name][fine], want[fine], name)
+    network = stl_deploy.quantize(graph, "loihi2")
+    assert stl_deploy.parity(graph, network, inputs).prediction_agreement > 0.9
+
+
+# What cannot be had
+
+
+def refused(net, sample):
+    with pytest.raises((LoweringError, InputError)) as error:
+        stl_deploy.from_torch(net, sample)
+    return str(error.value)
+
+
+class Small(nn.Module):
+    """fc -> neurons, with any forward."""
+
+    def __init__(self, forward=None, neurons=None, **fields):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.lif = neurons or snn.Leaky(beta=0.5, init_hidden=True)
+        self.code = forward
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.lif(self.fc(x)) if self.code is None else self.code(self, x)
+
+
+SOME = torch.tensor([1, 0.5, 0.5])
+ALWAYS = {"beta": 0.5, "init_hidden": True}
+
+
+@pytest.mark.parametrize(
+    ("net", "text"),
+    [
+        (Small(lambda s, x: s.lif(torch.relu(s.fc(x)))), "relu of a tensor"),
+        (Small(lambda s, x: s.lif(s.act(s.fc(x))), act=nn.ReLU()), "act: relu of a tensor"),
+        (Small(lambda s, x: s.lif(s.fc(x)) if x.sum() > 0 else x), "looks at values of a tensor"),
+        (Small(lambda s, x: s.lif(s.fc(torch.bernoulli(x)))), "bernoulli of a tensor"),
+        (Small(lambda s, x: s.lif(s.fc(x) * s.fc(x))), "mul"),
+        (Small(lambda s, x: s.lif(nn.functional.linear(x, s.fc.weight))), "linear of a tensor"),
+        (Small(lambda s, x: s.fc2(s.lif(s.fc(x))), fc2=nn.Linear(3, 2)), "does not return the spikes"),
+        (Small(lambda s, x: s.fc(x)), "has no snnTorch neurons that spike"),
+        (Small(lambda s, x: s.lif(s.fc(x + 1))), "add"),
+        (Small(neurons=snn.Leaky(**ALWAYS, inhibition=True)), "inhibition is set"),
+        (Small(neurons=snn.Leaky(**ALWAYS, spike_grad=torch.sigmoid)), "not spikes above 0"),
+        (Small(neurons=snn.Leaky(**ALWAYS, reset_delay=False)), "fires by another rule"),
+        (Small(neurons=snn.Leaky(**ALWAYS, threshold=-0.1)), "thresholds below 0"),
+        (Small(neurons=snn.Synaptic(alpha=0.5, **ALWAYS)), "would pass through the current"),
+        (Small(neurons=snn.Synaptic(alpha=0.5, **ALWAYS, reset_mechanism="zero")), "ignores the input"),
+        (Small(neurons=snn.RLeaky(linear_features=3, **ALWAYS, reset_mechanism="zero")), "ignores the input"),
+        (Small(neurons=snn.Lapicque(**ALWAYS)), "a Lapicque of snnTorch is not supported"),
+        (Small(neurons=snn.Leaky(**ALWAYS | {"beta": SOME})), "some of the neurons"),
+        (Small(lambda s, x: (s.lif(s.fc(x)), s.lif.reset_mem(), s.lif(s.fc(x)))[2]), "its states"),
+        (Small(lambda s, x: s.lif(s.lif(s.fc(x)))), "not computed in the same way"),
+        (Small(lambda s, x: s.lif(s.fc(x, 5))), "cannot run on a sample of shape (1, 4): TypeError"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused(net, text):
+    assert text in refused(net, torch.rand(1, 4))
+
+
+def test_max_pooling_of_currents_is_refused():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), snn.Leaky(beta=0.5, init_hidden=True))
+    assert "max pooling of values that are not spikes" in refused(net, torch.rand(1, 1, 8, 8))
+
+
+def test_a_state_dict_that_says_another_reset():
+    net = Small(neurons=snn.Leaky(**ALWAYS, reset_mechanism="zero"))
+    net.load_state_dict(Small(neurons=snn.Leaky(**ALWAYS)).state_dict())
+    assert "the state_dict says 'subtract'" in refused(net, torch.rand(1, 4))
+
+
+def test_all_problems_at_once_and_the_net_is_left_as_it_was():
+    net = nn.Sequential(
+        nn.Linear(4, 3),
+        snn.Leaky(**ALWAYS, inhibition=True),
+        nn.Linear(3, 2),
+        snn.Lapicque(**ALWAYS),
+    ).train()
+    text = refused(net, torch.rand(1, 4))
+    assert "1: inhibition" in text
+    assert "3: a Lapicque" in text
+    assert net.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+# The command line
+
+
+def command(function, *words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *words])
+        with pytest.raises(SystemExit) as end:
+            common.run(function, "command")
+    return end.value.code
+
+
+def test_a_state_dict_and_a_class_on_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net, inputs = made(Dense), raster((12,), 20)
+    torch.save(net.state_dict(), "net.pt")
+    np.savez("in.npz", spikes=inputs)
+    said = ["--model-class", f"{__name__}:Dense", "--sample-shape", "15,1,12"]
+    assert command(export.export, "net.pt", *said, "--target", "nir", "-o", "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["timesteps"] == 15
+    words = (
+        "net.pt",
+        "out/model.nir",
+        "--input",
+        "in.npz",
+        "--max-mismatch-forced",
+        "0.02",
+        "--json",
+    )
+    assert command(parity.parity, *words, *said) == 0
+    assert json.loads(capsys.readouterr().out)["passed"]
+    for wrong, text in (
+        (["--model-class", "nowhere:Net"], "cannot be imported"),
+        (["--model-class", "Dense"], "not of the form package.module:Class"),
+        (["--model-class", f"{__name__}:made"], "let it be callable without arguments"),
+        (["--model-class", f"{__name__}:Dense"], "--sample-shape"),
+        (["--model-class", f"{__name__}:Current", "--sample-shape", "15,1,12"], "Unexpected key"),
+        ([*said[:2], "--sample-shape", "15,x"], "not numbers above 0"),
+        ([*said, "--dt", "1e-3"], "--dt"),
+    ):
+        assert command(export.export, "net.pt", *wrong, "--target", "nir", "-o", "no") == 2
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
