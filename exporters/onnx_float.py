@@ -7,7 +7,7 @@ the strict compare fires at the same float32 values as the one in float64.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import nir
 import numpy as np
@@ -26,8 +26,7 @@ KNOWN = (
     nir.Affine,
     nir.Linear,
     nir.Threshold,
-    nir.LIF,
-    nir.CubaLIF,
+    *get_args(G.Neurons),
 )
 
 
@@ -66,7 +65,7 @@ def graph(source: nir.NIRGraph) -> onnx.GraphProto:
     beside = G.recurrent(source)
     for name, node in G.inner(source).items():
         before, shape = shape, G.node_output(name, node, shape)
-        if isinstance(node, nir.LIF | nir.CubaLIF):
+        if isinstance(node, G.Neurons):
             own = beside[name][1].weight if name in beside else None
             x = _neurons(b, name, node, x, shape, own)
         elif isinstance(node, nir.Threshold):
@@ -121,7 +120,7 @@ def _sum_pool(b: Builder, name: str, node: nir.SumPool2d, x: str, channels: int)
 def _neurons(
     b: Builder,
     name: str,
-    node: nir.LIF | nir.CubaLIF,
+    node: G.Neurons,
     x: str,
     shape: Shape,
     own: NDArray[Any] | None,
@@ -137,9 +136,13 @@ def _neurons(
         synapse = G.DT / node.tau_syn.astype(np.float64)
         x = _leaky(b, name, "i", 1 - synapse, synapse * node.w_in, x, shape)
         b.output(x, np.float32, ("N", *shape))
-    tau = node.tau_mem if isinstance(node, nir.CubaLIF) else node.tau
-    part = G.DT / tau.astype(np.float64)
-    v = _leaky(b, name, "v", 1 - part, part * node.r, x, shape, part * node.v_leak)
+    if isinstance(node, nir.IF):
+        gain = G.DT * node.r.astype(np.float64)
+        v = _leaky(b, name, "v", np.ones_like(gain), gain, x, shape, 0 * gain)
+    else:
+        tau = node.tau_mem if isinstance(node, nir.CubaLIF) else node.tau
+        part = G.DT / tau.astype(np.float64)
+        v = _leaky(b, name, "v", 1 - part, part * node.r, x, shape, part * node.v_leak)
     vth = b.constant(b.name("v_threshold", name), _down(node.v_threshold))
     fires = b.op("Greater", [v, vth], b.name("fires", name))
     if G.reset_of(node) == "subtract":

@@ -52,8 +52,11 @@ def check_graph(graph: nir.NIRGraph, trained: G.Trained) -> None:
     beside = G.recurrent(graph)
     for name, node in G.inner(graph).items():
         shape = G.node_output(name, node, shape)
-        if isinstance(node, nir.CubaLIF) or name in beside:
-            problems.append(Problem(name, "has a memory that training on integers does not know"))
+        if isinstance(node, nir.CubaLIF | nir.IF) or name in beside:
+            what = f"a {type(node).__name__}" + (" that hears itself" if name in beside else "")
+            problems.append(
+                Problem(name, f"is {what}, and training on integers knows plain LIF only")
+            )
         elif isinstance(node, nir.LIF) and len(trained.scale.get(name, ())) != shape[0]:
             found = len(trained.scale.get(name, ()))
             problems.append(

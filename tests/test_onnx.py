@@ -359,6 +359,19 @@ def test_currents_recurrence_and_resets_in_float(reset):
     assert float_differences(graph, raster) == 0
 
 
+def test_integrate_and_fire_in_float():
+    rng = np.random.default_rng(4)
+    nodes = {
+        "fc1": nir.Linear(weight=rng.normal(size=(30, 40))),
+        "lif1": G.integrate_and_fire(rng.uniform(3, 9, 30)),
+        "fc2": nir.Linear(weight=rng.normal(size=(10, 30))),
+        "lif2": G.integrate_and_fire(rng.uniform(1, 3, 10), 0.7),
+    }
+    graph = graph_of(nodes, inputs=40, outputs=10, steps=6)
+    raster = (rng.random((10, 6, 40)) < 0.3).astype(np.uint8)
+    assert float_differences(graph, raster) == 0
+
+
 def test_a_threshold_reached_exactly_fires_in_float32_too():
     """nextafter(theta, -inf) in float64 rounds back to theta, which v has to exceed."""
     theta = np.array([0.5, 0.75, 1.0])

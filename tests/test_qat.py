@@ -401,17 +401,19 @@ def test_a_graph_beyond_its_grid_is_refused(kept):
         quantize(graph, "loihi2")
 
 
-@pytest.mark.parametrize("kind", ["current", "recurrent"])
-def test_a_memory_that_training_does_not_know_is_refused(kind):
+@pytest.mark.parametrize("kind", ["current", "recurrent", "no leak"])
+def test_neurons_that_training_does_not_know_are_refused(kind):
     fc, n = nir.Linear(weight=np.eye(3)), np.ones(3)
     lif = G.lif(2.5 * n, 2 * G.DT, 2.0)
     if kind == "current":
         lif = G.cuba_lif(2.5 * n, 2 * G.DT, 2 * G.DT, 2.0, 2.0, 0 * n)
+    if kind == "no leak":
+        lif = G.integrate_and_fire(2.5 * n)
     recurrent = {"lif": ("own", nir.Linear(weight=np.eye(3)))} if kind == "recurrent" else None
     trained = G.Trained(weight_bits=4, scale={"lif": [1.0, 1.0, 1.0]})
     meta = G.FloatMeta(timesteps=4, classes=3, population=1, version=2, trained=trained)
     graph = G.chain_graph({"fc": fc, "lif": lif}, (3,), (3,), meta.text(), recurrent)
-    with pytest.raises(InputError, match="lif: has a memory"):
+    with pytest.raises(InputError, match="and training on integers knows plain LIF only"):
         quantize(graph, "loihi2")
 
 
