@@ -36,13 +36,13 @@ demo: $(VENV)/.run
 	@echo "report: $(CURDIR)/build/demo/report.html"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -4,7 +4,7 @@ Rows are the weight precisions "split" and "2x8" and the bits of plain weights, 
 calibration, against the float model; and the models trained on integers, each against its own PyTorch model.
 
     stl-raster --split train --seed 1 --timesteps 4 --limit 1000 -o calib.npz
-    stl-raster --split test --seed 0 --timesteps 4 --limit 2000 -o test.npz
+    stl-raster --split test --seed 0 --timesteps 4 -o test.npz
     python benchmarks/precision.py --calib calib.npz --raster test.npz [--limit 500] [--write]
 
 ``--write`` puts the table into docs/precision.md and the picture into docs/precision.png.
@@ -129,18 +129,23 @@ class Row:
         forced = (
             ["-", "-"]
             if self.forced is None
-            else [" / ".join(f"{x:.3f}" for x in self.forced), f"{np.mean(self.forced):.4f}"]
+            else [percents(self.forced), percents([float(np.mean(self.forced))], 4)]
         )
         return [
             self.name,
             *forced,
-            " / ".join(f"{x:.3f}" for x in self.cascaded),
+            percents(self.cascaded),
             f"{self.accuracy:.2f}",
             "-" if self.synapses is None else f"{self.synapses:,}",
             "-" if self.memory is None else f"{self.memory:.1f}",
             "-" if self.cores is None else f"{self.cores}",
             "-" if self.energy is None else f"{self.energy:.1f}",
         ]
+
+
+def percents(values: list[float], digits: int = 3) -> str:
+    """With so many digits; only zero is 0."""
+    return " / ".join(f"{x:.{digits}f}" if x else "0" for x in values)
 
 
 HEAD = (

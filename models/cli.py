@@ -24,6 +24,7 @@ from stl_deploy.commands.common import (
     run,
     say,
     stderr,
+    warn,
 )
 from stl_deploy.errors import InputError, LoweringError, Problem
 
@@ -99,14 +100,19 @@ def train(
 
     from stl_deploy import idx
     from stl_deploy.checkpoint import save_checkpoint
+    from stl_deploy.chip import load as load_chip
     from stl_deploy.files import check_writable, sha256
     from stl_deploy.models.train import Settings, Trainer
 
     _check_usage(context, qat, init)
     refuse_existing(out, force)
     snapshot = out.with_suffix(".resume.pt")
-    check_writable(snapshot)
     check_writable(out)
+    check_writable(snapshot)
+    if init is not None and out.resolve() == init.resolve():
+        raise InputError(
+            Problem(str(out), "would replace the checkpoint of --init", "name another file with -o")
+        )
     images, labels = idx.load(data, "train", limit)
     pixels = images.shape[1], images.shape[2], images.shape[3]
     model = None
@@ -141,6 +147,13 @@ def train(
         start="" if init is None else sha256(init),
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    fact = load_chip(settings.chip).limits.thresholds_per_core if qat else None
+    if fact is not None:
+        warn(
+            f"a core of {settings.chip} holds {fact.value} distinct thresholds, and training on integers "
+            "learns one for every neuron: the result is right for simulation, and can be loaded onto "
+            "that chip only where a core happens to need no more"
+        )
     trainer = Trainer(architecture, settings, device, model)
     if resume and snapshot.exists():
         trainer.resume(snapshot)
@@ -164,7 +177,7 @@ def train(
                     f"{time.monotonic() - started:.0f} s"
                 )
     record = {
-        "arch": arch if init is None else str(init.name),
+        **({"arch": arch} if init is None else {"init": init.name}),
         "settings": asdict(settings),
         "data": {"images": len(images), "sha256": digest},
         "torch": str(torch.__version__),

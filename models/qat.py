@@ -218,6 +218,8 @@ def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str) -> 
 
     Raises LoweringError for a network that cannot be lowered.
     """
+    if problems := chips.load(chip).input_problems(checkpoint.arch.input.levels):
+        raise LoweringError(problems)
     graph: nir.NIRGraph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
     floats = {
         name: layer

@@ -192,6 +192,9 @@ class Trainer:
             "settings": asdict(self.settings),
         }
         differing = [key for key, value in mine.items() if data.get(key) != value]
+        if differing == ["settings"] and isinstance(theirs := data["settings"], dict):
+            same = asdict(self.settings)
+            differing = [key for key, value in same.items() if theirs.get(key) != value]
         if differing:
             raise InputError(
                 Problem(

@@ -203,6 +203,19 @@ class Chip(_Table):
     static: Static | None = None
     profiles: dict[str, Profile] = Field(default_factory=dict)
 
+    def input_problems(self, levels: int) -> list[Problem]:
+        """Why inputs 0..``levels`` cannot come in; none where they can."""
+        payload = self.registers.graded_spike_bits
+        if levels == 1 or payload is None or payload.value:
+            return []
+        return [
+            Problem(
+                "input",
+                f"graded 0..{levels}, but {self.name} knows binary spikes only",
+                "use another --chip, or train with --encoding bernoulli",
+            )
+        ]
+
     def reset_problems(self, layer: str, reset: str) -> list[Problem]:
         """Why the neurons of ``layer`` cannot have this ``reset``; empty where they can."""
         if reset == "zero" or self.neurons.subtract_reset.value:

@@ -129,31 +129,24 @@ def quantize(
     options = Options(
         weight_bits, weight_exp, thresholds, overflow, clamp_thresholds, weight_precision
     )
-    _check_options(options, facts, calib is not None)
     if meta.trained is not None:
         asked = {
             "weight_bits": weight_bits,
             "weight_exp": weight_exp,
             "weight_precision": weight_precision,
             "thresholds": thresholds,
+            "clamp_thresholds": clamp_thresholds,
         }
         trained.check_asked(meta.trained, {**asked, "calib": calib})
         trained.check_graph(graph, meta.trained)
+    _check_options(options, facts, calib is not None)
     if calib is not None and calib.shape[2:] != G.in_shape(graph):
         raise InputError(
             Problem("calib", f"has inputs {calib.shape[2:]}, the network {G.in_shape(graph)}")
         )
     problems: list[Problem] = []
     diagnostics: list[Diagnostic] = []
-    payload = facts.registers.graded_spike_bits
-    if meta.input_levels > 1 and payload is not None and payload.value == 0:
-        problems.append(
-            Problem(
-                "input",
-                f"graded 0..{meta.input_levels}, but {chip} knows binary spikes only",
-                "use another --chip, or train with --encoding bernoulli",
-            )
-        )
+    problems += facts.input_problems(meta.input_levels)
     if calib is not None and not len(calib):
         raise InputError(Problem("calib", "holds no samples", "give a raster with some inputs"))
     blocks = _blocks(graph)
@@ -209,7 +202,7 @@ def quantize(
         network = replace(network, lowering_reason="the integers are taken as they were trained")
     else:
         network = _lowered(network, options.thresholds, facts)
-    diagnostics += _distinct_thresholds(network, facts)
+    diagnostics += _distinct_thresholds(network, facts, meta.trained is not None)
     if network.placement is not None and network.placement.chips > 1:
         fewer = "--weight-precision split" if weight_precision == "2x8" else "fewer --weight-bits"
         diagnostics.append(placement.more_than_one_chip(network.placement, facts, fewer))
@@ -464,6 +457,7 @@ class _Fit:
         self.levels = levels
         self.timesteps = timesteps
         self.seen = seen
+        self.trained = False  # on integers, which are as they are
         self.problems: list[Problem] = []
         self.diagnostics: list[Diagnostic] = []
         self.flat = block.threshold.reshape(len(block.weight), -1)
@@ -510,6 +504,7 @@ class _Fit:
 
     def as_trained(self, units: Float) -> tuple[LifLayer, Precision]:
         """The layer of the integers that were trained, ``units`` being theirs."""
+        self.trained = True
         block = self.block
         most = {"weight": float(self.qmax), "bias": float(self.chip.bias_mant_range[1])}
         values = {"weight": block.weight, "bias": block.bias}
@@ -518,8 +513,9 @@ class _Fit:
         if self.problems:
             return self._layer(self._plain_units()), Precision("checked", 0.0, 0, None)
         layer = self._layer(units, final=True)
-        proven = bool((self._excess(layer) <= 1).all())
-        if not proven and self.options.overflow == "proven":
+        fits = bool((self._excess(layer) <= 1).all())
+        proven = fits and self.options.overflow != "checked"
+        if not fits and self.options.overflow == "proven":
             self.problems.append(
                 Problem(
                     block.name,
@@ -527,7 +523,7 @@ class _Fit:
                     "train it again for this chip (stl-train --qat --chip), or use --overflow checked",
                 )
             )
-        elif not proven:
+        elif not fits:
             self._warn_checked(units, "as the integers were not trained for this chip")
         low, high = bounds.one_sided_sums(layer, self.levels)
         worst = int(max(-low.min(), high.max()))
@@ -700,7 +696,9 @@ class _Fit:
                 f"{self.chip.accumulator_limit:,}) and voltages {int(max(-down.min(), up.max())):,} "
                 f"(limit {self.chip.state_limit:,}) on {self.chip.name}; overflow is checked, not "
                 f"proven, {why}" + ("" if self.seen is not None else ", without calibration data"),
-                "give --calib NPZ, look at hw_sim's overflow count, or force --overflow proven",
+                ("give --calib NPZ, " if self.seen is None and not self.trained else "")
+                + "look at hw_sim's overflow count, or "
+                + ("train for this chip" if self.trained else "force --overflow proven"),
             )
         )
 
@@ -852,7 +850,9 @@ class _Fit:
                 Problem(
                     self.block.name,
                     f"{what} ({listed})",
-                    "give --clamp-thresholds to move them to the nearest value it holds, or use "
+                    trained.AGAIN
+                    if self.trained
+                    else "give --clamp-thresholds to move them to the nearest value it holds, or use "
                     "--chip ideal",
                 )
             )
@@ -896,7 +896,9 @@ def _recorded(
     return calibration.record(graph, calib, observe), largest
 
 
-def _distinct_thresholds(network: IntegerNetwork, chip: chips.Chip) -> list[Diagnostic]:
+def _distinct_thresholds(
+    network: IntegerNetwork, chip: chips.Chip, as_trained: bool
+) -> list[Diagnostic]:
     """Say where a core gets more distinct thresholds than the chip holds."""
     fact = chip.limits.thresholds_per_core
     if fact is None or network.placement is None:
@@ -907,7 +909,9 @@ def _distinct_thresholds(network: IntegerNetwork, chip: chips.Chip) -> list[Diag
             f"a core gets {placed.fullest['thresholds']} distinct thresholds; one of {chip.name} "
             f"holds {fact.value}. The file is right for simulation but cannot be loaded onto that "
             "chip as it is",
-            "use --thresholds profiles or fold, or --chip loihi2",
+            "use --chip loihi2, or the float model with --thresholds profiles"
+            if as_trained
+            else "use --thresholds profiles or fold, or --chip loihi2",
         )
         for name, placed in network.placement.layers.items()
         if placed.fullest["thresholds"] > fact.value

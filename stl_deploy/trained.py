@@ -14,14 +14,15 @@ from stl_deploy import graph as G
 from stl_deploy.errors import InputError, Problem
 
 TAKEN = "leave it out: the integers are taken as they were trained"
+AGAIN = "train it again for this chip (stl-train --qat --chip)"
 NEAR = 1e-6  # of a unit; a float64 product of an integer and its unit is nearer
 
 
 def check_asked(trained: G.Trained, asked: dict[str, object]) -> None:
     """Raise InputError for options that contradict the training.
 
-    ``asked`` holds "weight_bits", "weight_exp", "weight_precision", "thresholds" and "calib" of
-    ``quantize``, None for what was not asked for.
+    ``asked`` holds "weight_bits", "weight_exp", "weight_precision", "thresholds", "calib" and
+    "clamp_thresholds" of ``quantize``, None for what was not asked for.
     """
     may = {
         "weight_bits": (None, trained.weight_bits),
@@ -29,13 +30,14 @@ def check_asked(trained: G.Trained, asked: dict[str, object]) -> None:
         "weight_precision": (None, "8"),
         "thresholds": (None, "auto", "native"),
         "calib": (None,),
+        "clamp_thresholds": (None, False),
     }
+    shown = {"calib": "fitting to data", "clamp_thresholds": "moving thresholds"}
     problems = [
         Problem(
             name,
-            ("data to fit to" if name == "calib" else f"{value}")
-            + f" was asked for, but the model was trained on integers of {trained.weight_bits} bits "
-            "with a threshold for every neuron",
+            f"{shown.get(name, value)} was asked for, but the model was trained on integers of "
+            f"{trained.weight_bits} bits with a threshold for every neuron",
             TAKEN,
         )
         for name, value in asked.items()
@@ -90,8 +92,9 @@ def check_layer(
             problems.append(
                 Problem(
                     name,
-                    f"its {what} reaches {np.abs(steps).max():,.0f}; at most {most[what]:,.0f} can be held",
-                    "train it again for this chip (stl-train --qat --chip)",
+                    f"its {what} goes from {steps.min():,.0f} to {steps.max():,.0f}; at most "
+                    f"{most[what]:,.0f} in size can be held",
+                    AGAIN,
                 )
             )
     return problems

@@ -397,7 +397,7 @@ def test_another_chip_that_cannot_hold_it_says_so(kept):
 def test_a_graph_beyond_its_grid_is_refused(kept):
     graph = stl_deploy.from_torch(kept)
     graph.nodes["fc1"].weight[2, 3] = 9 * kept.lif3.scale[2].item()
-    with pytest.raises(LoweringError, match="lif3: its weight reaches 9; at most 7 can be held"):
+    with pytest.raises(LoweringError, match="weight goes from -7 to 9; at most 7 in size"):
         quantize(graph, "loihi2")
 
 
@@ -600,11 +600,13 @@ def test_export_refuses_what_contradicts_the_training(command, here):
     kept = qat.from_checkpoint(stl.read(here / "float.pt"), 3, "loihi2").frozen()
     save_checkpoint(kept, here / "q.pt")
     for more, where in (
-        (["--weight-bits", 8], "weight_bits"),
-        (["--calib", "r.npz"], "calib"),
-        (["--thresholds", "fold"], "thresholds"),
-        (["--thresholds", "profiles", "--chip", "loihi1"], "thresholds"),
-        (["--weight-exp", 1], "weight_exp"),
+        (["--weight-bits", 8], "--weight-bits"),
+        (["--calib", "r.npz"], "--calib"),
+        (["--thresholds", "fold"], "--thresholds"),
+        (["--thresholds", "profiles", "--chip", "loihi1"], "--thresholds"),
+        (["--weight-exp", 1], "--weight-exp"),
+        (["--weight-precision", "2x8"], "--weight-precision"),
+        (["--clamp-thresholds"], "--clamp-thresholds"),
     ):
         code, _, err = command("stl-export", "q.pt", "--target", "loihi", "-o", "o", *more)
         assert code == 2
@@ -639,3 +641,58 @@ def test_train_refuses_options_that_do_not_go_together(command, here):
         assert code == 2
         assert told in err
     assert not (here / "q.pt").exists()
+    args = ["--qat", "--init", "float.pt", "--data", here, "--force", "-o", "float.pt"]
+    code, _, err = command("stl-train", *args)
+    assert code == 2
+    assert "would replace the checkpoint of --init" in err
+    assert stl.read(here / "float.pt").arch.quantized is None
+
+
+def test_a_chip_with_few_thresholds_is_warned_of_before_training(command, here):
+    args = ["--qat", "--init", "float.pt", "--data", here, "--epochs", 1, "--chip", "loihi1"]
+    code, _, err = command("stl-train", *args, "-o", "q.pt")
+    assert code == 0
+    assert "a core of loihi1 holds 7 distinct thresholds" in err
+    code, _, err = command("stl-train", *args[:-1], "loihi2", "-o", "q.pt", "--force")
+    assert code == 0
+    assert "distinct thresholds" not in err
+
+
+def test_a_graded_network_is_not_trained_for_a_chip_of_spikes(command, here):
+    arch = Architecture.parse(TINY, (1, 6, 6), levels=255)
+    save_checkpoint(STLNet(arch), here / "graded.pt")
+    args = ["--qat", "--init", "graded.pt", "--data", here, "--chip", "loihi1", "-o", "q.pt"]
+    code, _, err = command("stl-train", *args)
+    assert code == 1
+    assert "graded.pt: input: graded 0..255, but loihi1 knows binary spikes only" in err
+
+
+def test_resuming_with_other_settings_names_them(tmp_path):
+    model = qat.from_checkpoint(checkpoint_of(random_net(TINY, 1, (1, 6, 6))), 3, "loihi2")
+    Trainer(model.arch, Settings(epochs=3, weight_bits=3), model=model).save(tmp_path / "s.pt")
+    other = Trainer(model.arch, Settings(epochs=4, weight_bits=3, lr=1.0), model=model)
+    with pytest.raises(InputError, match="another run: epochs, lr differ"):
+        other.resume(tmp_path / "s.pt")
+
+
+def test_integers_that_float32_cannot_hold_are_refused(kept, tmp_path):
+    save_checkpoint(kept, tmp_path / "q.pt")
+    data = torch.load(tmp_path / "q.pt", weights_only=True)
+    data["state_dict"]["conv1.bias"][1] = -(1 << 24) - 1
+    data["state_dict"]["fc1.weight"] = data["state_dict"]["fc1.weight"].to(torch.int16)
+    torch.save(data, tmp_path / "q.pt")
+    with pytest.raises(InputError, match="int16, not int8 or int32"):
+        stl.read(tmp_path / "q.pt")
+    data["state_dict"]["fc1.weight"] = data["state_dict"]["fc1.weight"].to(torch.int8)
+    data["state_dict"]["fc2.weight"][0, 0] = -8
+    torch.save(data, tmp_path / "q.pt")
+    with pytest.raises(InputError) as caught:
+        stl.read(tmp_path / "q.pt")
+    assert "-16777217, which PyTorch's float32 cannot" in str(caught.value)
+    assert "holds -8, outside the grid" in str(caught.value)
+
+
+def test_checked_overflow_is_said_as_asked(kept):
+    network = quantize(stl_deploy.from_torch(kept), "loihi2", overflow="checked")
+    assert {how.mode for how in network.precision.values()} == {"checked"}
+    assert network.diagnostics == ()

@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
 def test_resuming_another_run_is_refused(tmp_path):
     t = trainer()
     t.save(tmp_path / "s.pt")
-    with pytest.raises(InputError, match="settings differ"):
+    with pytest.raises(InputError, match="seed differ"):
         trainer(seed=1).resume(tmp_path / "s.pt")
     torch.save({"format": "other"}, tmp_path / "s.pt")
     with pytest.raises(InputError, match="belongs to another run"):
@@ -176,7 +176,7 @@ def test_other_data_does_not_continue_a_run(folder, monkeypatch, capfd):
         assert command(monkeypatch, *args) == 130
     assert "--resume continues" in capfd.readouterr().err
     assert command(monkeypatch, *args, "--limit", 40, "--resume") == 2
-    assert "settings differ" in capfd.readouterr().err
+    assert "data differ" in capfd.readouterr().err
     assert command(monkeypatch, *args, "--resume") == 0
 
 

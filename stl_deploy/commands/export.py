@@ -196,6 +196,10 @@ def export(
             raise LoweringError(
                 [Problem(f"{model}: {p.where}", p.what, p.remedy) for p in error.problems]
             ) from None
+        except InputError as error:
+            raise InputError(
+                [Problem(OPTIONS.get(p.where, p.where), p.what, p.remedy) for p in error.problems]
+            ) from None
     activity = parity = None
     if evaluate is not None and found.graph is not None:
         activity, parity = _evaluate(found.checkpoint, found.graph, network, evaluate, as_json)
@@ -218,6 +222,14 @@ def export(
         warn_overflows(activity.counts.overflows)
 
 
+# What ``quantize`` calls its arguments, and what the command line does.
+OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        *("weight_bits", "weight_exp", "weight_precision", "thresholds", "overflow", "calib"),
+        "clamp_thresholds",
+    )
+}
 CHANGE = {"changed": "neurons changed", "mean": "mean change", "largest": "largest change"}
 
 

@@ -385,7 +385,8 @@ def _arrays(path: Path, state: Any, integers: bool = False) -> Params:
         elif integers and value.dtype in (torch.int8, torch.int32):
             params[key] = value.detach().numpy()
         elif not value.is_floating_point():
-            problems.append(Problem(where, f"has type {value.dtype}, not a floating one"))
+            wanted = "int8 or int32 for an integer" if integers else "a floating one"
+            problems.append(Problem(where, f"has type {value.dtype}, not {wanted}"))
         else:
             wide = value if value.dtype == torch.float64 else value.float()
             params[key] = wide.detach().numpy()
@@ -439,7 +440,11 @@ def _check_integers(path: Path, architecture: A.Architecture, params: Params) ->
         elif (wide != np.rint(wide)).any():
             problems.append(Problem(where, "holds a value that is no whole number"))
         elif key.endswith(".weight") and np.abs(wide).max(initial=0) > most:
-            what = f"holds {np.abs(wide).max():g}, outside the grid of {bits} bits, -{most}..{most}"
+            worst = wide.flat[np.abs(wide).argmax()]
+            what = f"holds {worst:g}, outside the grid of {bits} bits, -{most}..{most}"
             problems.append(Problem(where, what))
+        elif np.abs(wide).max(initial=0) > 1 << 24:
+            worst = wide.flat[np.abs(wide).argmax()]
+            problems.append(Problem(where, f"holds {worst:.0f}, which PyTorch's float32 cannot"))
     if problems:
         raise InputError(problems)
