@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -34,3 +36,19 @@ def raster(net: STLNet, tmp_path: Path) -> Path:
     labels = np.arange(12, dtype=np.int64) % 10
     save_raster(path, Raster(random_spikes(net, 12), labels), {"made": "for a test"})
     return path
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run a command of ours by name in this process: (exit code, stdout, stderr)."""
+    scripts = distribution("stl-deploy").entry_points.select(group="console_scripts")
+
+    def run(name, *args):
+        main = scripts[name].load()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err
+
+    return run

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nir
@@ -16,7 +16,6 @@ import stl_deploy
 from stl_deploy import budgets, comparison, nir_file, parity_check
 from stl_deploy import graph as G
 from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.commands import parity as parity_command
 from stl_deploy.comparison import LayerParity, ParityReport, compare
 from stl_deploy.errors import InputError
 from stl_deploy.hw_sim.engine import Engine
@@ -188,17 +187,9 @@ def test_files_without_a_table(tmp_path, text, what):
 
 
 @pytest.fixture
-def command(monkeypatch, capfd):
+def command(command):
     """Run stl-parity: (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["stl-parity", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            parity_command.main()
-        out, err = capfd.readouterr()
-        return stop.value.code, out, err
-
-    return run
+    return partial(command, "stl-parity")
 
 
 @pytest.fixture

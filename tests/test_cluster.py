@@ -22,7 +22,6 @@ import stl_deploy
 from stl_deploy import cluster, nir_file
 from stl_deploy.checkpoint import save_checkpoint
 from stl_deploy.cluster import connect
-from stl_deploy.commands import parity as parity_command
 from stl_deploy.comparison import compare
 from stl_deploy.errors import BackendError, InputError, LoweringError, Problem
 from stl_deploy.hw_sim import cli as hw_sim_command
@@ -33,7 +32,6 @@ from stl_deploy.raster import save as save_raster
 from stl_deploy.spread import Threads
 
 SAMPLES = 130
-MAINS = {"stl-parity": parity_command.main, "hw_sim": hw_sim_command.main}
 
 
 @pytest.fixture
@@ -67,20 +65,6 @@ def case(tmp_path_factory):
     save_raster(folder / "raster.npz", raster, {"made": "for a test"})
     # As it comes from the file, so that both sides compare the same.
     return model, graph, nir_file.read_network(folder / "out" / "model.nir"), raster, folder
-
-
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """Run a command: (exit code, stdout, stderr)."""
-
-    def run(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            MAINS[name]()
-        out, err = capfd.readouterr()
-        return stop.value.code, out, err
-
-    return run
 
 
 class Watcher(SchedulerPlugin):
@@ -182,7 +166,7 @@ def same_run(network, here, there):
         np.testing.assert_array_equal(energy.series_j, there.energies[name].series_j)
 
 
-@pytest.mark.parametrize("name", MAINS)
+@pytest.mark.parametrize("name", ["stl-parity", "hw_sim"])
 def test_the_commands_print_the_same(shared, case, command, tmp_path, name):
     folder = case[-1]
     args = [folder / "out" / "model.nir", "--input", folder / "raster.npz"]

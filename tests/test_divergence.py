@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import nir
 import numpy as np
@@ -20,7 +20,6 @@ from stl_deploy import graph as G
 from stl_deploy.arch import Architecture
 from stl_deploy.audit import Audit
 from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.commands import parity as parity_command
 from stl_deploy.comparison import compare
 from stl_deploy.divergence import CertificateError
 from stl_deploy.errors import LoweringError
@@ -577,17 +576,9 @@ def test_a_saturating_register_is_blamed():
 
 
 @pytest.fixture
-def command(monkeypatch, capfd):
+def command(command):
     """Run stl-parity: (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["stl-parity", *map(str, args)])
-        with pytest.raises(SystemExit) as exit:
-            parity_command.main()
-        out, err = capfd.readouterr()
-        return exit.value.code, out, err
-
-    return run
+    return partial(command, "stl-parity")
 
 
 @pytest.fixture

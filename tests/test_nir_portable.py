@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +17,7 @@ from nets import ROOT, random_net, random_spikes
 import stl_deploy
 from stl_deploy import float_exec, from_torch, nir_file, nir_portable, quantize, simulate
 from stl_deploy import graph as G
-from stl_deploy.commands import check as check_command
-from stl_deploy.commands import export as export_command
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.hw_sim import cli
 from stl_deploy.passes import lower
 
 
@@ -181,20 +177,6 @@ def test_a_folded_convolution_is_refused():
 # The commands
 
 
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """Run a command: (exit code, stdout, stderr)."""
-
-    def run(main, *args):
-        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capfd.readouterr()
-        return stop.value.code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "o"
@@ -207,26 +189,26 @@ def exported(tmp_path_factory) -> Path:
 def test_export_writes_it_beside_and_names_it(command, model, raster, tmp_path):
     out = tmp_path / "o"
     args = (model, "--target", "nir", "--nir-profile", "portable", "-o", out)
-    assert command(export_command.main, *args)[0] == 0
+    assert command("stl-export", *args)[0] == 0
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["nir_profile"] == "portable"
     names = {"model.nir", "model.float.nir", "model.portable.nir", "model.float.portable.nir"}
     assert names <= set(manifest["files"])
-    code, _, err = command(cli.main, out / "model.portable.nir", "--input", raster)
+    code, _, err = command("hw_sim", out / "model.portable.nir", "--input", raster)
     assert code == 2
     assert "is not an integer network" in err
 
 
 def test_the_usual_export_writes_none(command, model, tmp_path):
     out = tmp_path / "o"
-    assert command(export_command.main, model, "--target", "nir", "-o", out)[0] == 0
+    assert command("stl-export", model, "--target", "nir", "-o", out)[0] == 0
     assert not list(out.glob("*portable*"))
     assert json.loads((out / "manifest.json").read_text())["nir_profile"] == "spec"
 
 
 def test_an_export_that_it_cannot_say_leaves_nothing(command, model, tmp_path):
     args = ("--target", "loihi", "--thresholds", "fold", "--nir-profile", "portable")
-    code, _, err = command(export_command.main, model, *args, "-o", tmp_path / "o")
+    code, _, err = command("stl-export", model, *args, "-o", tmp_path / "o")
     assert code == 1
     assert "single connections" in err
     assert not (tmp_path / "o").exists()
@@ -234,7 +216,7 @@ def test_an_export_that_it_cannot_say_leaves_nothing(command, model, tmp_path):
 
 def test_check_in_json(exported, command):
     path = exported / "model.portable.nir"
-    code, out, err = command(check_command.main, path, "--json")
+    code, out, err = command("stl-check", path, "--json")
     assert (code, err) == (0, "")
     data = json.loads(out)
     assert data["kind"] == "portable integer"
@@ -247,7 +229,7 @@ def test_check_in_json(exported, command):
 
 
 def test_check_in_words(exported, command):
-    code, out, _ = command(check_command.main, exported / "model.nir")
+    code, out, _ = command("stl-check", exported / "model.nir")
     assert code == 0
     rows = {line.split()[0]: line.split()[2:] for line in out.splitlines()[3:11]}
     assert rows["Norse"] == ["cannot", "read"]
@@ -255,8 +237,8 @@ def test_check_in_words(exported, command):
 
 
 def test_check_can_insist(exported, command):
-    assert command(check_command.main, exported / "model.portable.nir", "--need", "norse")[0] == 0
-    code, _, err = command(check_command.main, exported / "model.nir", "--need", "norse,snntorch")
+    assert command("stl-check", exported / "model.portable.nir", "--need", "norse")[0] == 0
+    code, _, err = command("stl-check", exported / "model.nir", "--need", "norse,snntorch")
     assert code == 1
     assert "Norse 1.1.0: cannot read: it has no word for this node" in err
     assert "snnTorch 1.0.0" in err
@@ -274,7 +256,7 @@ def test_check_can_insist(exported, command):
 def test_check_refuses_what_it_cannot_look_at(command, exported, args, what):
     if args and args[0] == "--need":
         args = (exported / "model.nir", *args)
-    code, out, err = command(check_command.main, *args)
+    code, out, err = command("stl-check", *args)
     assert (code, out) == (2, "")
     assert what in err
     assert "internal error" not in err

@@ -28,8 +28,6 @@ from test_recurrent import cuba, graph_of, random_graph
 import stl_deploy
 from stl_deploy import agreement, exporters, float_exec, onnx_backend, output
 from stl_deploy import graph as G
-from stl_deploy.commands import export as export_command
-from stl_deploy.commands import parity as parity_command
 from stl_deploy.errors import BackendError, InputError, LoweringError
 from stl_deploy.exporters import onnx as exporter
 from stl_deploy.exporters import onnx_float, onnx_graph, onnx_limits, onnx_step, onnx_sums
@@ -532,20 +530,6 @@ def test_a_file_that_would_be_too_large_is_refused(net, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capfd):
-    """Run a command: (exit code, stdout, stderr)."""
-
-    def run(module, *args):
-        monkeypatch.setattr(sys, "argv", ["stl", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            module.main()
-        out, err = capfd.readouterr()
-        return stop.value.code, out, err
-
-    return run
-
-
-@pytest.fixture
 def lowered(net, tmp_path):
     path = tmp_path / "model.nir"
     write_nir(to_nir(stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")), path)
@@ -554,7 +538,7 @@ def lowered(net, tmp_path):
 
 def test_parity_with_onnx(command, model, lowered, raster):
     args = (model, lowered, "--input", raster, "--backend", "hw_sim,onnx", "--json")
-    code, out, err = command(parity_command, *args)
+    code, out, err = command("stl-parity", *args)
     assert (code, err) == (0, "")
     entries = 12 * 4 * sum(layer.neurons for layer in stl_deploy.load(lowered).layers)
     exact = {"entries": entries, "spike_mismatches": 0, "state_mismatches": 0, "first": None}
@@ -571,7 +555,7 @@ def test_parity_sees_a_model_that_differs(command, model, lowered, raster, monke
 
     monkeypatch.setattr(exporter, "scan", wrong)
     args = (model, lowered, "--input", raster, "--backend", "onnx", "--json")
-    code, out, err = command(parity_command, *args)
+    code, out, err = command("stl-parity", *args)
     assert code == 1
     found = json.loads(out)["backends"]["onnx"]
     assert found["spike_mismatches"] > 0
@@ -585,12 +569,12 @@ def test_without_the_extra_the_remedy_is_said(
     before = sorted(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     args = (model, lowered, "--input", raster, "--backend", "onnx")
-    code, out, err = command(parity_command, *args)
+    code, out, err = command("stl-parity", *args)
     assert (code, out) == (2, "")
     assert "backend onnx: needs the packages onnxruntime" in err
     assert "pip install 'stl-deploy[onnx]'" in err
     monkeypatch.setitem(sys.modules, "onnx", None)
-    code, out, err = command(export_command, model, "--target", "onnx", "-o", tmp_path / "out")
+    code, out, err = command("stl-export", model, "--target", "onnx", "-o", tmp_path / "out")
     assert (code, out) == (2, "")
     assert "target onnx: needs the packages onnx" in err
     assert sorted(tmp_path.iterdir()) == before
@@ -618,7 +602,7 @@ def test_the_examples_of_the_documentation_run(command, model, raster, tmp_path)
     text = (ROOT / "docs" / "onnx.md").read_text("utf-8")
     scripts = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(scripts) == 2
-    assert command(export_command, model, "--target", "onnx", "-o", tmp_path / "out")[0] == 0
+    assert command("stl-export", model, "--target", "onnx", "-o", tmp_path / "out")[0] == 0
     network = stl_deploy.load(tmp_path / "out" / "model.nir")
     want = reference.run(network, load_raster(raster).spikes, states=True)
     os.rename(raster, tmp_path / "test.npz")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import nir
 import numpy as np
@@ -18,12 +17,9 @@ from stl_deploy import bounds, float_exec, float_file, nir_file
 from stl_deploy import graph as G
 from stl_deploy.arch import Architecture
 from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.commands import export as export_command
-from stl_deploy.commands import parity as parity_command
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.importers import stl
-from stl_deploy.models import cli as train_command
 from stl_deploy.models import layers, qat
 from stl_deploy.models.net import STLNet, converted
 from stl_deploy.models.train import Settings, Trainer
@@ -33,11 +29,6 @@ from stl_deploy.raster import Raster
 from stl_deploy.raster import save as save_raster
 
 TINY = "3C3-BN-LIF-P3-FC20-LIF-AvgPool2"
-MAINS = {
-    "stl-train": train_command.main,
-    "stl-export": export_command.main,
-    "stl-parity": parity_command.main,
-}
 
 
 def checkpoint_of(net):
@@ -548,18 +539,6 @@ def test_a_float_graph_that_contradicts_itself_is_refused(kept, tmp_path):
 
 
 # Commands
-
-
-@pytest.fixture
-def command(monkeypatch, capfd):
-    def run(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            MAINS[name]()
-        out, err = capfd.readouterr()
-        return stop.value.code, out, err
-
-    return run
 
 
 @pytest.fixture
