@@ -61,8 +61,7 @@ def read(graph: nir.NIRGraph) -> dict[str, FloatLayer | FloatPool | str]:
                 continue
             case nir.LIF() | nir.IF() if isinstance(before, Weights):
                 out[name] = _lif(name, node, before, population)
-                halved = np.rint(4096 * G.DT / node.tau) == 2048
-                if meta.trained is not None and not (halved.all() and meta.timesteps <= EXACT):
+                if meta.trained is not None and not _halves(node, meta.timesteps):
                     out[name] = "it was trained on integers, and its decay truncates as theirs does"
             case nir.Threshold() if isinstance(before, nir.SumPool2d):
                 out[name] = _pool(name, node, before, population)
@@ -71,6 +70,11 @@ def read(graph: nir.NIRGraph) -> dict[str, FloatLayer | FloatPool | str]:
                 out[name] = f"it is a {type(node).__name__} behind {what}"
         before, population = None, shape
     return out
+
+
+def _halves(node: nir.LIF, timesteps: int) -> bool:
+    """Whether a step halves v and so many steps lose none of its six fractional bits."""
+    return bool((np.rint(4096 * G.DT / node.tau) == 2048).all()) and timesteps <= EXACT
 
 
 def _lif(

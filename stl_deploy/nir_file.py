@@ -437,7 +437,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
             else:
                 layer = _layer(entry, node, neurons, shape, chip)
             layer = _with_recurrent(entry, layer, beside.get(entry.name))
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
             problems.append(Problem(f"{where}: {entry.name}", str(error)))
             continue
         layers.append(layer)

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from nets import random_net
 
 import stl_deploy
-from stl_deploy import float_exec, nir_file
+from stl_deploy import comparison, float_exec, nir_file
 from stl_deploy import graph as G
 from stl_deploy.commands import export
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.importers import nir_graph
+from stl_deploy.raster import Raster
 
 DT = 1e-4
 SEEDS = int(os.environ.get("STL_NIR_GRAPHS", "16"))
@@ -343,6 +344,7 @@ def edges_of(graph, *more, nodes=()):
 
 BACK, SKIP, SQUARE = nir.Linear(weights(3, 3)), nir.Linear(weights()), nir.Linear(weights(4))
 HUGE_POOL = nir.SumPool2d(np.array([10**9, 2]), np.array([1, 1]), np.array([0, 0]))
+NO_WINDOW = nir.AvgPool2d(np.array([0, 0]), np.array([1, 1]), np.array([0, 0]))
 HUGE_RIM = nir.Conv2d(None, np.ones((1, 1, 3, 3)), 1, 10**5, 1, 1, np.zeros(1))
 
 
@@ -366,10 +368,31 @@ def two_layers():
         (chain(nir.Linear(weights()), lif(3), inputs=(10**6, 10**6)), "values are accepted"),
         (chain(HUGE_POOL, inputs=(1, 4, 4)), "small whole number"),
         (chain(HUGE_RIM, inputs=(1, 4, 4)), "more than"),
+        (chain(NO_WINDOW, inputs=(1, 4, 4)), "kernel_size: [0 0] is below 1"),
+        (chain(nir.Linear(weights()), lif(3), outputs=(7,)), "declared as (7,) and gets (3,)"),
+        (chain(nir.Linear(1e200 * weights()), nir.Linear(1e200 * weights(3, 3)), lif(3)), "multiplied out"),
+        (chain(nir.Linear(1e200 * weights()), nir.Scale(np.full(3, 1e200)), lif(3)), "multiplied out"),
+        (chain(nir.Linear(weights()), lif(3), nir.Scale(np.array([1.0, 2.0, 1.0]))), "weighted values"),
+        (chain(nir.Linear(weights()), lif(3), nir.Scale(np.full(3, -1.0))), "weighted values"),
     ],
 )  # fmt: skip
 def test_broken_and_unsupported_graphs_are_refused(graph, text):
     assert text in str(problems(graph))
+
+
+def test_an_edge_that_stands_twice_counts_twice():
+    graph = chain(nir.Linear(weights(20)), lif(20, np.linspace(0.1, 2, 20)), outputs=(20,))
+    twice = edges_of(chain(*list(graph.nodes.values())[1:-1], outputs=(20,)), ("n0", "n1"))
+    raster = (np.random.default_rng(0).random((30, 4, 4)) < 0.5).astype(np.uint8)
+    expected = Reading(twice).run(raster)["n1"]
+    assert (expected != Reading(graph).run(raster)["n1"]).any()
+    lowered = nir_graph.to_float(twice, nir_graph.Options())
+    np.testing.assert_array_equal(float_exec.run(lowered, raster)["n1"], expected)
+
+
+def test_a_scale_of_all_outputs_alike_changes_no_prediction():
+    graph = chain(nir.Linear(weights()), lif(3), nir.Scale(np.full(3, 0.25)))
+    assert list(G.inner(nir_graph.to_float(graph, nir_graph.Options()))) == ["n0", "n1"]
 
 
 def test_deeply_nested_graphs_are_refused():
@@ -549,5 +572,9 @@ def test_integrate_and_fire_in_integers(chip):
     assert 0.05 < expected.mean() < 0.9
     trace = stl_deploy.simulate(network, raster)
     np.testing.assert_array_equal(trace.layers["n1"].spikes, expected)
+    report = comparison.compare(
+        None, stl_deploy.from_nir(graph, timesteps=12), network, Raster(raster)
+    )
+    assert (report.layers[0].mismatch, report.layers[0].certified) == (0, 1)
     again = nir_file.from_nir(nir_file.to_nir(network))
     assert (again.layers[0].dv, again.layers[0].vth.tolist()) == (0, layer.vth.tolist())

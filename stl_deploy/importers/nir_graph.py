@@ -215,13 +215,34 @@ class Flow:
                 self.problems.append(Problem(name, f"a {type(node).__name__} is not supported"))
         self._done()
         self._spread_shapes()
+        self._check_output()
         self._done()
+        # What multiplying out carries past a float64 is named behind it.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._lowered()
+
+    def _lowered(self) -> nir.NIRGraph:
+        """The chain of what arrives at the neurons."""
         sums = self._sums()
         found = [
             population
             for name, node in self.nodes.items()
             if isinstance(node, SPIKING) and (population := self._population(name, node, sums))
         ]
+        for population in found:
+            numbers = (
+                *(population.constant, population.recurrent),
+                *(v for v in vars(population.way).values() if isinstance(v, np.ndarray)),
+                *(v for v in vars(population.node).values() if isinstance(v, np.ndarray)),
+            )
+            if not all(v is None or np.isfinite(v).all() for v in numbers):
+                self.broken.append(
+                    Problem(
+                        population.name,
+                        "its weights and scales, multiplied out, are no finite numbers in float64",
+                        "bring weights and thresholds to a range around 1",
+                    )
+                )
         self._done()
         return self._emit(self._ordered(found, sums))
 
@@ -246,6 +267,14 @@ class Flow:
                     self.shapes[target] = ()
         for name in self.nodes.keys() - self.shapes.keys():
             self.broken += [] if self.broken else [Problem(name, "is not reached from the input")]
+
+    def _check_output(self) -> None:
+        """The output's own shape, where it says one, has as many values as what arrives."""
+        (end,) = (n for n, node in self.nodes.items() if isinstance(node, nir.Output))
+        declared = _three(G.shape_of(self.nodes[end].output_type["output"]))
+        arrives = self.shapes.get(end)
+        if arrives and math.prod(declared) != math.prod(arrives):
+            self.broken.append(Problem(end, f"is declared as {declared} and gets {arrives}"))
 
     def _following(self) -> dict[str, list[str]]:
         following: dict[str, list[str]] = {name: [] for name in self.nodes}
@@ -460,6 +489,7 @@ class Flow:
         elif (
             term is None
             or not isinstance(term.way, L.Diagonal)
+            or not _counts(term.way)
             or (total and total.constant is not None)
         ):
             self.problems.append(
@@ -595,6 +625,12 @@ def _wired(
     )
 
 
+def _counts(way: L.Diagonal) -> bool:
+    """Whether values so scaled are counts of spikes still, of all neurons alike."""
+    scale = np.asarray(way.scale)
+    return bool(np.ptp(scale) == 0 and scale.flat[0] > 0)
+
+
 def _positive(factor: Array, what: str) -> Array:
     if not (factor > 0).all() or not np.isfinite(factor).all():
         raise L.CannotFold(f"{what} is not above zero everywhere, behind a convolution")
@@ -689,7 +725,8 @@ def _flat(
                 continue
             ends[name] = f"{full}.{first[0]}", f"{full}.{last[0]}"
             lay(node, f"{full}.", depth + 1)
-        for source, target in dict.fromkeys(map(tuple, part.edges)):
+        # An edge that stands twice adds its values twice.
+        for source, target in map(tuple, part.edges):
             missing = {source, target} - part.nodes.keys()
             problems.extend(
                 Problem(f"{prefix}{name}", "an edge names this node, but there is none")
@@ -734,6 +771,8 @@ def _faults(node: nir.ir.NIRNode) -> list[tuple[str, str]]:
             array.size > 2 or np.abs(array).max() > 1 << 20 or (array != np.rint(array)).any()
         ):
             found.append((f".{key}", f"{_short(value)} is not one small whole number or two"))
+        elif key in ("kernel_size", "stride", "dilation", "groups") and (array < 1).any():
+            found.append((f".{key}", f"{_short(value)} is below 1"))
     return found
 
 
