@@ -69,7 +69,14 @@ def check(
                 on = torch.rand(sample.shape, generator=draw) < rate
                 size = torch.randint(1, levels + 1, sample.shape, generator=draw)
                 given.append((on * size).to(sample.dtype).to(sample.device))
-            _compare(net, given, trace, graph, reset, (whole, loop))
+            try:
+                _compare(net, given, trace, graph, reset, (whole, loop))
+            except LoweringError:
+                raise
+            except (Exception, SystemExit) as error:  # whatever the user's own code raises
+                text = f"{type(error).__name__}: {error}".splitlines()[0]
+                what = f"cannot be compared with its graph on another input ({text})"
+                raise LoweringError(_problem(type(net).__name__, what)) from None
 
 
 def _inputs(trace: Trace) -> Iterator[Value]:
@@ -126,9 +133,7 @@ def _compare(
 
 
 def _problem(name: str, what: str) -> Problem:
-    return Problem(
-        name, f"{what}: forward does something that its record does not explain", REMEDY
-    )
+    return Problem(name, f"{what}: forward does something that its record does not explain", REMEDY)
 
 
 def _factor(module: Any) -> float:
@@ -168,9 +173,7 @@ def _doubled(net: nn.Module, moved: float, trace: Trace) -> nn.Module:
 
 
 def _to_double(_module: nn.Module, args: Any) -> Any:
-    return tuple(
-        x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args
-    )
+    return tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
 
 
 @contextmanager

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +81,7 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
     _reset(neurons)
     try:
         trace = record(net, sample, _is_neuron, lambda m: type(m) in STEPS)
-    except Exception as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
         raise InputError(
             Problem(
                 type(net).__name__,
@@ -443,6 +445,12 @@ def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
     reset = RESETS[int(module.reset_mechanism_val)]
     wrong = _strange(module, reset, theta, alpha, beta, current)
     own: Array | None = None
+    convolves = isinstance(getattr(module, "recurrent", None), nn.Conv2d)
+    if reset != "zero" and convolves:
+        wrong.append(
+            f"reset_mechanism={reset!r} of a {kind} with conv2d_channels is not supported: what makes "
+            "up for its reset is no convolution; use reset_mechanism='zero' with reset_delay=False"
+        )
     if reset == "subtract":
         if not module.reset_delay:
             wrong.append(
@@ -521,7 +529,9 @@ def _strange(
     if type(module).__name__ in ("RLeaky", "RSynaptic") and factor != 1:
         wrong.append("graded_spikes_factor of neurons that hear themselves is not supported")
     if factor is None:
-        wrong.append("graded_spikes_factor is not one number for all neurons; only that is supported")
+        wrong.append(
+            "graded_spikes_factor is not one number for all neurons; only that is supported"
+        )
     elif factor <= 0:
         wrong.append("graded_spikes_factor is not above zero")
     for key, values in (("threshold", theta), ("beta", beta), ("alpha", alpha)):
@@ -593,8 +603,9 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
     data = read_tensors(path)
     state = data.get("state_dict", data)
     try:
-        net.load_state_dict(state)
-    except Exception as error:
+        with redirect_stdout(sys.stderr):
+            net.load_state_dict(state)
+    except (Exception, SystemExit) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise InputError(
             [
@@ -606,7 +617,8 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
         timesteps=given.steps, classes=given.classes, levels=given.levels or 1
     )
     try:
-        return from_net(net, sample, options)
+        with redirect_stdout(sys.stderr):
+            return from_net(net, sample, options)
     except (InputError, LoweringError) as error:
         raise type(error)(
             [replace(p, where=f"{path}: {p.where}") for p in error.problems]
@@ -616,16 +628,18 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
 def made_by(model_class: str) -> Any:
     """What ``package.module:Name`` gives, called without arguments. Raises InputError."""
     where = f"--model-class {model_class}"
+    # What the user's code prints is no part of a command's result.
     name, _, attribute = model_class.partition(":")
     if not name or not attribute:
         raise InputError(Problem(where, "is not of the form package.module:Class"))
     try:
-        maker: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
-        return maker()
+        with redirect_stdout(sys.stderr):
+            maker: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
+            return maker()
     except ImportError as error:
         remedy = HOW if (error.name or "").startswith("snntorch") else "is it on PYTHONPATH?"
         raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
-    except Exception as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(
             Problem(where, f"fails: {text}", "let it be callable without arguments")
