@@ -354,7 +354,7 @@ def test_all_problems_at_once_and_the_net_is_left_as_it_was():
 
 
 class Loop(nn.Module):
-    """f1 -> l1 -> f2 -> l2 over time; ``first`` gives the input of l1 at a step, ``back`` what is returned."""
+    """f1 -> l1 -> f2 -> l2 over time; ``first`` makes the input of l1, ``back`` what is returned."""
 
     def __init__(self, first, back=torch.stack, steps=range(10)):
         super().__init__()

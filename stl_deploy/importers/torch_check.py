@@ -114,6 +114,10 @@ def _compare(
                 first = np.where(tied.any(axis=1), tied.argmax(axis=1), tied.shape[1])
                 until = np.minimum(until, first)
     found = float_exec.run(graph, raster)
+    if not until.any():
+        until[:] = raster.shape[
+            1
+        ]  # ties everywhere, as whole numbers have them; then nothing is excused
     counted = np.arange(raster.shape[1]) < until[:, None]
     for name in [n for n in found if n in steps]:
         want = steps[name][: len(raster)]
@@ -150,10 +154,8 @@ def _raster(given: list[Tensor], graph: nir.NIRGraph, whole: Value, loop: int) -
         return np.stack(parts * (loop if len(parts) == 1 else 1), axis=1)
     x = given[0].detach().cpu().double().numpy()
     batch = whole.shape[0]
-    if whole.call == 0:
-        x = x.reshape(-1, batch, *shape).swapaxes(0, 1)
-    else:
-        x = x.reshape(batch, -1, *shape)
+    first = whole.call == 0  # time stands before the batch
+    x = x.reshape(-1, batch, *shape).swapaxes(0, 1) if first else x.reshape(batch, -1, *shape)
     return np.ascontiguousarray(x[:, :loop])
 
 

@@ -261,6 +261,7 @@ def _at_a_time(index: Any, shape: Shape) -> Value | None:
 
 
 def tensors(what: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts, in order."""
     if isinstance(what, Tensor):
         yield what
     elif isinstance(what, list | tuple):
