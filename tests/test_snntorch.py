@@ -350,7 +350,248 @@ def test_all_problems_at_once_and_the_net_is_left_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+# A forward that the record does not see whole
+
+
+class Loop(nn.Module):
+    """f1 -> l1 -> f2 -> l2 over time; ``first`` makes the input of l1, ``back`` what is returned."""
+
+    def __init__(self, first, back=torch.stack, steps=range(10)):
+        super().__init__()
+        self.f1, self.g, self.f2 = nn.Linear(20, 30), nn.Linear(20, 30), nn.Linear(30, 8)
+        self.bn = nn.ModuleList()
+        for t in range(10):
+            setattr(self, f"bn{t}", nn.BatchNorm1d(30))
+        self.l1 = snn.Leaky(beta=0.75, threshold=0.5)
+        self.l2 = snn.Leaky(beta=0.75, threshold=0.5)
+        self.first, self.back, self.steps = first, back, steps
+
+    def forward(self, x):
+        m1, m2, out = self.l1.reset_mem(), self.l2.reset_mem(), []
+        for t in self.steps:
+            s1, m1 = self.l1(self.first(self, x, t), m1)
+            s2, m2 = self.l2(self.f2(s1), m2)
+            out.append(s2)
+        return self.back(out)
+
+
+def loop(*args, **kwargs):
+    return made(Loop, *args, gain=1.5, **kwargs)
+
+
+SAMPLE = torch.zeros(10, 2, 20)
+GUARD = "forward does something that its record does not explain"
+
+
+def plain(s, x, t):
+    return s.f1(x[t])
+
+
+def after(change):
+    """The input of l1, after ``change`` has done something with it."""
+
+    def first(s, x, t):
+        c = s.f1(x[t])
+        new = change(c)
+        return c if new is None else new
+
+    return first
+
+
+def sets_zero(c):
+    c[:, 0:10] = 0.0
+
+
+def adds_to_a_view(c):
+    c.view(-1, 30).add_(c)
+
+
+def adds_to_what_is_detached(c):
+    c.detach().add_(c)
+
+
+@pytest.mark.parametrize(
+    ("first", "text"),
+    [
+        (lambda s, x, t: (s.f1 if t < 5 else s.g)(x[t]), "not computed in the same way"),
+        (lambda s, x, t: getattr(s, f"bn{t}")(s.f1(x[t])), "not computed in the same way"),
+        (after(sets_zero), "writes into a tensor"),
+        (after(adds_to_a_view), GUARD),
+        (after(adds_to_what_is_detached), GUARD),
+        (after(lambda c: torch.add(c, c, alpha=2)), "add of a tensor"),
+        (lambda s, x, t: s.f1(x[t - 1]), "at step 0 it reads step -1"),
+        (lambda s, x, t: s.f1(x[t]) + s.g(x[t - 1]), "at step 0 it reads step -1"),
+        (after(lambda c: c.to(torch.int32).float()), "to of a tensor"),
+        (after(lambda c: torch.div(c, 2, rounding_mode="floor")), "div of a tensor"),
+        (after(lambda c: torch.dropout(c, 0.5, True)), "dropout of a tensor"),
+    ],
+)
+def test_what_the_record_would_miss(first, text):
+    assert text in refused(loop(first), SAMPLE)
+
+
+def test_steps_of_the_input_that_are_left_out():
+    assert "at step 0 it reads step 5" in refused(loop(plain, steps=range(5, 10)), SAMPLE)
+
+
+def in_loop_agrees(net):
+    """The graph of a Loop, whose spikes are the network's own on every sample without a tie."""
+    inputs = raster((20,), 20, 10)
+    single, double = (spikes_of(net, inputs, t) for t in (torch.float32, torch.float64))
+    got = float_exec.run(stl_deploy.from_torch(net, SAMPLE), inputs)
+    for name, want in single.items():
+        fine = (want == double[name]).all(axis=(1, 2))
+        assert fine.mean() > 0.9
+        assert want.mean() > 0.02
+        np.testing.assert_array_equal(got[name][fine], want[fine], name)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda s, x, t: s.f1(x[t] + x[t]),
+        after(lambda c: c + c),
+        after(lambda c: c + c + c),
+        lambda s, x, t: s.f1(x[t]) + s.g(x[t]) + s.g(x[t]),
+        lambda s, x, t: s.f1(x[t].float().double().to(s.f1.weight.dtype)),
+    ],
+)
+def test_what_is_added_to_itself_counts_twice(first):
+    in_loop_agrees(loop(first))
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        torch.stack,
+        list,
+        lambda o: torch.stack(o, 1),
+        lambda o: torch.stack(o, dim=1).sum(1),
+        lambda o: torch.stack(o).mean(0),
+        lambda o: (torch.stack(o), o[-1]),
+    ],
+)
+def test_readouts_of_all_steps(back):
+    in_loop_agrees(loop(plain, back))
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        lambda o: o[-1],
+        lambda o: torch.stack(o[5:]),
+        lambda o: torch.stack(o[::-1]),
+        lambda o: o[5:],
+        lambda o: torch.stack(o[5:]).sum(0),
+    ],
+)
+def test_readouts_of_some_steps(back):
+    assert "at all 10 steps in order" in refused(loop(plain, back), SAMPLE)
+
+
+def test_a_readout_over_the_wrong_axis():
+    assert "sum of a tensor" in refused(loop(plain, lambda o: torch.stack(o, 1).sum(0)), SAMPLE)
+
+
+def test_hooks_and_methods_replaced_are_seen():
+    net = loop(plain)
+    net.f1.register_forward_hook(lambda m, a, out: out + 0.5)
+    assert f"l1: {GUARD}".split(":")[0] in (text := refused(net, SAMPLE))
+    assert GUARD in text
+    net = loop(plain)
+    net.l1.register_forward_hook(lambda m, a, out: (1 - out[0], out[1]))
+    assert GUARD in refused(net, SAMPLE)
+    net = loop(plain)
+    own = net.l2.forward
+    net.l2.forward = lambda x, mem: own(x * 1.5, mem)
+    text = refused(net, SAMPLE)
+    assert text.startswith("l2: ")
+    assert "spikes are not those of the network itself" in text
+
+
+def test_the_check_leaves_the_generator_and_the_net_alone():
+    net = loop(plain).train()
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    stl_deploy.from_torch(net, SAMPLE)
+    assert torch.equal(torch.rand(3), want)
+    assert net.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_pools_given_by_position():
+    def pooled(*how):
+        return Small(
+            lambda s, x: s.lif(s.fc(torch.nn.functional.avg_pool2d(x, *how).flatten(1))),
+            fc=nn.Linear(18, 3),
+        )
+
+    stl_deploy.from_torch(pooled(2), torch.rand(1, 2, 6, 6), timesteps=4)
+    text = refused(pooled(2, 2, 0, False, True, 3), torch.rand(1, 2, 6, 6))
+    assert "divisor_override" in text
+
+
+def test_a_spike_function_that_is_a_step_elsewhere():
+    far = Small(neurons=snn.Leaky(**ALWAYS, spike_grad=lambda x: ((x > 0) & (x < 50)).float()))
+    assert "its spike function gives 0 for 5" in refused(far, torch.rand(1, 4))
+
+
+def test_graded_factors_of_each_neuron(recwarn):
+    net = loop(plain)
+    net.l1.graded_spikes_factor = torch.rand(30)
+    assert "l1: graded_spikes_factor is not one number" in refused(net, SAMPLE)
+    net = loop(plain)
+    net.l1.graded_spikes_factor = nn.Parameter(torch.tensor(0.5))
+    stl_deploy.from_torch(net, SAMPLE)
+    assert not [w for w in recwarn if "requires_grad" in str(w.message)]
+
+
+@pytest.mark.parametrize("reset", ["subtract", "none"])
+def test_convolutions_of_neurons_that_hear_themselves(reset):
+    neurons = snn.RLeaky(conv2d_channels=2, kernel_size=3, **ALWAYS, reset_mechanism=reset)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), neurons)
+    text = refused(net, torch.rand(1, 1, 6, 6))
+    assert f"reset_mechanism='{reset}' of a RLeaky with conv2d_channels is not supported" in text
+    assert "use reset_mechanism='zero'" in text
+
+
 # The command line
+
+
+class Talking(Dense):
+    def __init__(self):
+        super().__init__()
+        print("hello")
+
+    def forward(self, x):
+        print("running")
+        return super().forward(x)
+
+
+class Leaving(nn.Module):
+    def __init__(self):
+        super().__init__()
+        sys.exit(0)
+
+
+class LeavingLater(Dense):
+    def forward(self, x):
+        sys.exit(0)
+
+
+def test_a_class_that_prints_or_ends_the_process(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(made(Dense).state_dict(), "net.pt")
+    words = ["net.pt", "--sample-shape", "15,1,12", "--target", "nir", "--json", "-o", "out"]
+    assert command(export.export, *words, "--model-class", f"{__name__}:Talking") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["timesteps"] == 15
+    assert "hello" in said.err
+    assert "running" in said.err
+    for name in ("Leaving", "LeavingLater"):
+        assert command(export.export, *words[:-1], "no", "--model-class", f"{__name__}:{name}") == 2
+        assert "SystemExit" in capsys.readouterr().err
 
 
 def command(function, *words):

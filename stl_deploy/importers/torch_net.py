@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,8 @@ from torch import Tensor, nn
 
 from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.importers import nir_graph
-from stl_deploy.importers.torch_trace import Call, Trace, Value, record
+from stl_deploy.importers import nir_graph, torch_check
+from stl_deploy.importers.torch_trace import MADE_HERE, Call, Trace, Value, record
 from stl_deploy.network import Shape
 
 if TYPE_CHECKING:
@@ -75,11 +77,11 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
                 "sample", "is not a tensor [batch, ...]", "give an input that the network takes"
             )
         )
-    neurons = {name: m for name, m in net.named_modules() if _is_neuron(m)}
+    neurons = _neurons_of(net)
     _reset(neurons)
     try:
         trace = record(net, sample, _is_neuron, lambda m: type(m) in STEPS)
-    except Exception as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
         raise InputError(
             Problem(
                 type(net).__name__,
@@ -95,7 +97,9 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
         problems.append(Problem(type(net).__name__, "has no snnTorch neurons that spike"))
     if problems:
         raise LoweringError(problems)
-    return _Builder(trace, sample).graph(options)
+    graph = _Builder(trace, sample).graph(options)
+    torch_check.check(net, sample, trace, graph, options.levels, lambda m: _reset(_neurons_of(m)))
+    return graph
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -104,6 +108,10 @@ def _is_neuron(module: nn.Module) -> bool:
         cls.__name__ == "SpikingNeuron" and cls.__module__.startswith("snntorch.")
         for cls in type(module).__mro__
     )
+
+
+def _neurons_of(net: nn.Module) -> dict[str, nn.Module]:
+    return {name: m for name, m in net.named_modules() if _is_neuron(m)}
 
 
 def _reset(neurons: dict[str, nn.Module]) -> None:
@@ -165,6 +173,17 @@ class _Builder:
             self.problems.append(
                 Problem(name, "its input is not computed in the same way at every time step")
             )
+        for t, call in enumerate(calls):
+            others = {at for at in _steps_read(call.given) if at != t}
+            if others:
+                self.problems.append(
+                    Problem(
+                        name,
+                        f"at step {t} it reads step {min(others)} of the input",
+                        "let step t of the loop read step t of the input, from step 0 on",
+                    )
+                )
+                break
         places = _places(self.trace.modules[name])
         for t, call in enumerate(calls):
             for at, state in zip(places, call.states, strict=True):
@@ -186,11 +205,18 @@ class _Builder:
             name for calls in self.trace.calls.values() for name in _sources(calls[-1].given)
         }
         found = []
+        loose: dict[str, list[int]] = {}
+        complete: set[str] = set()
         for value in self.trace.returned:
             parts = value.args if value is not None and value.kind == "record" else (value,)
             if all(p is not None and p.kind == "neuron" and p.at == 0 for p in parts):
                 names = {p.name for p in parts if p is not None}
                 found += sorted(names - feeding) if len(names) == 1 else []
+                calls = [p.call for p in parts if p is not None]
+                if calls == list(range(self.steps)):
+                    complete |= names
+                elif value is not None and value.kind != "record":
+                    loose.setdefault(parts[0].name, []).extend(calls)  # type: ignore[union-attr]
         if len(set(found)) != 1:
             self.problems.append(
                 Problem(
@@ -201,7 +227,17 @@ class _Builder:
                 )
             )
             return ""
-        return found[0]
+        name = found[0]
+        if name not in complete and loose.get(name) != list(range(self.steps)):
+            self.problems.append(
+                Problem(
+                    "forward",
+                    f"does not return the spikes of {name} at all {self.steps} steps in order, all of "
+                    "which a chip's readout counts",
+                    "return torch.stack of the spikes of every step, or its sum or mean over time",
+                )
+            )
+        return name
 
     # Nodes
 
@@ -237,15 +273,20 @@ class _Builder:
             self.problems.append(Problem(value.name, str(error)))
             node = G.Dropout((), ())
         self.nodes[name] = node
-        self.edges += [(source, name) for source in sources]
+        for i, source in enumerate(sources):
+            if source in sources[:i]:  # added to itself: an edge counts once
+                again = f"{name}.again{i}"
+                self.nodes[again] = G.Dropout((), ())
+                self.edges += [(source, again), (again, name)]
+            else:
+                self.edges.append((source, name))
         return name
 
     def _batch_first(self, value: Value) -> bool:
         return len(value.shape) > 1
 
     def _scaled_name(self, name: str) -> str:
-        factor = float(getattr(self.trace.modules[name], "graded_spikes_factor", 1.0))
-        return ".graded" if factor != 1 else ""
+        return ".graded" if _factor(self.trace.modules[name]) not in (1, None) else ""
 
     def _neuron(self, name: str, call: Call) -> None:
         """Nodes and edges of one layer of neurons."""
@@ -267,7 +308,7 @@ class _Builder:
             except ValueError as error:
                 self.problems.append(Problem(f"{name}.recurrent", str(error)))
         if self._scaled_name(name):
-            factor = float(getattr(module, "graded_spikes_factor", 1.0))
+            factor = _factor(module)
             self.nodes[f"{name}.graded"] = nir.Scale(scale=np.full(shape, factor))
             self.edges.append((name, f"{name}.graded"))
 
@@ -282,15 +323,28 @@ def _form(value: Value, t: int) -> Any:
         return "neuron", value.name, value.at, value.call - t
     if value.kind == "input":
         return "input", None if value.at is None else value.at - t, value.call, value.shape
-    what = value.name if value.kind == "module" and "." in value.name else ""
+    what = value.name if value.kind == "module" and value.at != MADE_HERE else ""
     fact = value.facts if not isinstance(value.facts, nn.Module) else repr(value.facts)
     return value.kind, what, fact, *(_form(part, t) for part in value.args)
+
+
+def _steps_read(value: Value) -> set[int]:
+    """The time steps of the input that a value is computed from."""
+    if value.kind == "input":
+        return set() if value.at is None else {value.at}
+    return {at for part in value.args for at in _steps_read(part)}
 
 
 def _sources(value: Value) -> set[str]:
     if value.kind == "neuron":
         return {value.name}
     return {name for part in value.args for name in _sources(part)}
+
+
+def _factor(module: nn.Module) -> float | None:
+    """graded_spikes_factor, None for one that is no single number."""
+    factor = torch.as_tensor(getattr(module, "graded_spikes_factor", 1.0)).detach()
+    return float(factor) if factor.numel() == 1 else None
 
 
 def _places(module: nn.Module) -> list[int]:
@@ -391,6 +445,12 @@ def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
     reset = RESETS[int(module.reset_mechanism_val)]
     wrong = _strange(module, reset, theta, alpha, beta, current)
     own: Array | None = None
+    convolves = isinstance(getattr(module, "recurrent", None), nn.Conv2d)
+    if reset != "zero" and convolves:
+        wrong.append(
+            f"reset_mechanism={reset!r} of a {kind} with conv2d_channels is not supported: what makes "
+            "up for its reset is no convolution; use reset_mechanism='zero' with reset_delay=False"
+        )
     if reset == "subtract":
         if not module.reset_delay:
             wrong.append(
@@ -452,19 +512,27 @@ def _strange(
     for key in ("inhibition", "state_quant"):
         if getattr(module, key, False):
             wrong.append(f"{key} is set, which no chip has")
-    probe = torch.tensor([-2.0, -1e-3, 0.0, 1e-3, 2.0])
-    fired = module.spike_grad(probe).detach().double().tolist()
-    if fired != [0, 0, 0, 1, 1]:
-        wrong.append(f"its spike function gives {fired} for {probe.tolist()}, not spikes above 0")
+    size = torch.logspace(-6, 3, 400)
+    probe = torch.cat([-size, torch.zeros(1), size])
+    fired = module.spike_grad(probe).detach().double()
+    for x, y in zip(probe.tolist(), fired.tolist(), strict=True):
+        if y != (x > 0):
+            wrong.append(f"its spike function gives {y:.6g} for {x:.6g}, not spikes above 0")
+            break
     made = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
     used = made.get(getattr(module.state_function, "__name__", ""))
     if used != reset:
         wrong.append(
             f"is made with reset_mechanism={used!r}, and the state_dict says {reset!r}; make it with that"
         )
-    if type(module).__name__ in ("RLeaky", "RSynaptic") and float(module.graded_spikes_factor) != 1:
+    factor = _factor(module)
+    if type(module).__name__ in ("RLeaky", "RSynaptic") and factor != 1:
         wrong.append("graded_spikes_factor of neurons that hear themselves is not supported")
-    if float(module.graded_spikes_factor) <= 0:
+    if factor is None:
+        wrong.append(
+            "graded_spikes_factor is not one number for all neurons; only that is supported"
+        )
+    elif factor <= 0:
         wrong.append("graded_spikes_factor is not above zero")
     for key, values in (("threshold", theta), ("beta", beta), ("alpha", alpha)):
         if not np.isfinite(values).all():
@@ -535,8 +603,9 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
     data = read_tensors(path)
     state = data.get("state_dict", data)
     try:
-        net.load_state_dict(state)
-    except Exception as error:
+        with redirect_stdout(sys.stderr):
+            net.load_state_dict(state)
+    except (Exception, SystemExit) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise InputError(
             [
@@ -548,7 +617,8 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
         timesteps=given.steps, classes=given.classes, levels=given.levels or 1
     )
     try:
-        return from_net(net, sample, options)
+        with redirect_stdout(sys.stderr):
+            return from_net(net, sample, options)
     except (InputError, LoweringError) as error:
         raise type(error)(
             [replace(p, where=f"{path}: {p.where}") for p in error.problems]
@@ -558,16 +628,18 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
 def made_by(model_class: str) -> Any:
     """What ``package.module:Name`` gives, called without arguments. Raises InputError."""
     where = f"--model-class {model_class}"
+    # What the user's code prints is no part of a command's result.
     name, _, attribute = model_class.partition(":")
     if not name or not attribute:
         raise InputError(Problem(where, "is not of the form package.module:Class"))
     try:
-        maker: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
-        return maker()
+        with redirect_stdout(sys.stderr):
+            maker: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
+            return maker()
     except ImportError as error:
         remedy = HOW if (error.name or "").startswith("snntorch") else "is it on PYTHONPATH?"
         raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
-    except Exception as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(
             Problem(where, f"fails: {text}", "let it be callable without arguments")

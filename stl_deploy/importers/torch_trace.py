@@ -48,6 +48,7 @@ SCALES = {"mul", "__mul__", "__rmul__", "multiply"}
 DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
 RECORDS = {"stack", "cat", "concat", "concatenate"}
 READOUTS = {"sum", "mean"}
+MADE_HERE = -1  # ``at`` of a module that stands for a function, and is none of the network's
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class Value:
 
     kind: "input" (``at`` the time step, None for the whole sample), "neuron" (output ``at`` of call
     ``call`` of ``name``), "module" or "op" (``name``, of ``args``), "record" (``args`` one a step), or
-    "unknown", of which a problem has been noted. ``shape`` is that of the tensor.
+    "unknown", of which a problem has been noted. ``at`` of a record is the axis of time, None where there
+    is none any more. ``shape`` is that of the tensor.
     """
 
     kind: str
@@ -119,7 +121,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.inside:
             return func(*args, **kwargs)
-        used = [v for x in _tensors((args, kwargs)) if (v := self.value(x)) is not None]
+        used = [v for x in tensors((args, kwargs)) if (v := self.value(x)) is not None]
         if not used:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
@@ -131,14 +133,16 @@ class Recorder(TorchFunctionMode):
                 "write it without control flow on values",
             )
             return func(*args, **kwargs)
+        if name == "__setitem__":
+            self.complain("writes into a tensor that depends on the input", "make a new tensor")
         out = func(*args, **kwargs)
-        if name in FACTS or name == "__get__" or not list(_tensors(out)):
+        if name in FACTS or name == "__get__" or not list(tensors(out)):
             return out
         return self._follow(name, out, args, kwargs, used)
 
     def _follow(self, name: str, out: Any, args: Any, kwargs: Any, used: list[Value]) -> Any:
         """Remember where ``out`` is from; what is not understood becomes "unknown"."""
-        results = list(_tensors(out))
+        results = list(tensors(out))
         if any(value.kind == "unknown" for value in used):
             for tensor in results:
                 self.know(tensor, Value("unknown", tuple(tensor.shape)))
@@ -168,8 +172,8 @@ class Recorder(TorchFunctionMode):
     ) -> Value | None:
         shape, first = tuple(out.shape), used[0]
         numbers = [x for x in (*args, *kwargs.values()) if isinstance(x, int | float)]
-        alone = len(used) == 1 and len(list(_tensors((args, kwargs)))) == 1
-        if name in SAME and alone:
+        alone = len(used) == 1 and len(list(tensors((args, kwargs)))) == 1
+        if name in SAME and alone and _keeps_values(out, args[0]):
             return Value(
                 first.kind, shape, first.name, first.args, first.at, first.call, first.facts
             )
@@ -177,23 +181,29 @@ class Recorder(TorchFunctionMode):
             return _reshaped(first, shape)
         if name == "__getitem__" and self._whole_input(used):
             return _at_a_time(args[1], shape)
-        if name in RECORDS and kwargs.get("dim", args[1] if len(args) > 1 else 0) == 0:
-            together = len(used) == len(list(_tensors((args, kwargs))))
-            return Value("record", shape, args=tuple(used)) if together else None
-        if name in READOUTS and first.kind == "record" and alone:
-            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            return Value("record", shape, args=first.args) if axis in (0, (0,), [0]) else None
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if name in RECORDS and (axis in (None, 0) or (name, axis) == ("stack", 1)):
+            together = len(used) == len(list(tensors((args, kwargs))))
+            time = (axis or 0) if name == "stack" else None
+            return Value("record", shape, args=tuple(used), at=time) if together else None
+        if name in READOUTS and first.kind == "record" and alone and first.at is not None:
+            over = axis in (first.at, (first.at,), [first.at])
+            return Value("record", shape, args=first.args) if over else None
+        if name in ADDS and kwargs.get("alpha", 1) != 1:
+            return None
         if name in ADDS and len(used) == 2 and used[0].shape == used[1].shape == shape:
             return Value("op", shape, self._name("add"), tuple(used), facts=("add",))
         if name in ADDS and alone and numbers == [0]:
             return first
         if name in SCALES and alone and len(numbers) == 1:
             return self._op("scale", first, shape, float(numbers[0]))
-        if name in DIVIDES and alone and len(numbers) == 1 and numbers[0]:
+        rounded = kwargs.get("rounding_mode") is not None
+        if name in DIVIDES and not rounded and alone and len(numbers) == 1 and numbers[0]:
             return self._op("scale", first, shape, 1 / float(numbers[0]))
         if name in ("max_pool2d", "_max_pool2d", "avg_pool2d") and alone:
             return self._pool(name, first, shape, args, kwargs)
-        if name.endswith("dropout") and alone and not kwargs.get("training", False):
+        drops = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else False))
+        if name.endswith("dropout") and alone and not drops:
             return first
         return None
 
@@ -202,17 +212,25 @@ class Recorder(TorchFunctionMode):
 
     def _pool(self, name: str, first: Value, shape: Shape, args: Any, kwargs: Any) -> Value:
         keys: tuple[str, ...] = ("kernel_size", "stride", "padding")
-        keys += ("ceil_mode",) if "avg" in name else ("dilation", "ceil_mode")
+        if "avg" in name:
+            keys += ("ceil_mode", "count_include_pad", "divisor_override")
+        else:
+            keys += ("dilation", "ceil_mode", "return_indices")
         given = dict(zip(keys, args[1:], strict=False)) | kwargs
         cls = nn.AvgPool2d if "avg" in name else nn.MaxPool2d
-        allowed = {*keys, "count_include_pad", "divisor_override", "return_indices"}
-        module = cls(**{k: v for k, v in given.items() if k in allowed})
-        return Value("module", shape, self._name("pool"), (first,), facts=module)
+        module = cls(**{k: v for k, v in given.items() if k in keys})
+        return Value("module", shape, self._name("pool"), (first,), at=MADE_HERE, facts=module)
 
     def _name(self, kind: str) -> str:
         self.count[kind] = self.count.get(kind, 0) + 1
         name = f"{kind}_{self.count[kind]}"
         return name
+
+
+def _keeps_values(out: Tensor, before: Any) -> bool:
+    """Whether a cast rounds nothing away that a float32 holds."""
+    same = isinstance(before, Tensor) and before.dtype == out.dtype
+    return same or out.dtype in (torch.float32, torch.float64)
 
 
 def _reshaped(first: Value, shape: Shape) -> Value | None:
@@ -242,14 +260,15 @@ def _at_a_time(index: Any, shape: Shape) -> Value | None:
     return None
 
 
-def _tensors(what: Any) -> Iterator[Tensor]:
+def tensors(what: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts, in order."""
     if isinstance(what, Tensor):
         yield what
     elif isinstance(what, list | tuple):
         for part in what:
-            yield from _tensors(part)
+            yield from tensors(part)
     elif isinstance(what, dict):
-        yield from _tensors(list(what.values()))
+        yield from tensors(list(what.values()))
 
 
 def record(
@@ -272,7 +291,7 @@ def record(
     finally:
         for module, mode in was_training.items():
             module.training = mode
-    recorder.trace.returned = [recorder.value(tensor) for tensor in _tensors(out)]
+    recorder.trace.returned = [recorder.value(tensor) for tensor in tensors(out)]
     return recorder.trace
 
 
@@ -365,11 +384,11 @@ def _neuron_called(
             recorder.where.pop()
     calls.append(Call(given, tuple(recorder.value(state) for state in states.values())))
     module = recorder.trace.modules[name]
-    results = {"spk": next(_tensors(out))} | {
+    results = {"spk": next(tensors(out))} | {
         key: getattr(module, key) for key in keys if key != "spk"
     }
-    for tensor in _tensors(out):
-        results |= {"spk": tensor} if tensor is next(_tensors(out)) else {}
+    for tensor in tensors(out):
+        results |= {"spk": tensor} if tensor is next(tensors(out)) else {}
     for i, (_key, tensor) in enumerate(results.items()):
         value = Value("neuron", tuple(tensor.shape), name, at=i, call=len(calls) - 1)
         recorder.know(tensor, value)
