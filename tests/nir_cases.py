@@ -240,6 +240,15 @@ def _changed(b: _Builder) -> None:
     b.changed("subtracts", "dense", _subtracts)
     b.changed("tie", "dense", _tie)
     b.changed("both rest elsewhere", "dense", _rests_elsewhere)
+    b.changed("threshold below 0", "dense", _set("lif1", "v_threshold", -50 - 1 / 128))
+    b.changed(
+        "threshold below 0 of a current", "current", _set("lif1", "v_threshold", -50 - 1 / 128)
+    )
+    b.changed("r below 0", "dense", _set("lif1", "r", lambda r: -r))
+    b.changed("unsigned weights and r below 0", "r below 0", _unsigned)
+    b.changed("w_in below 0", "current", _set("lif1", "w_in", lambda w: -w))
+    b.changed("tau below dt", "dense", _set("lif1", "tau", 0.8 * G.DT))
+    b.changed("tau_syn below dt", "current", _set("lif1", "tau_syn", 0.8 * G.DT))
     b.changed("threshold node", "pool of nine", _threshold)
     b.changed("padded pool", "dense", _padded_pool)
     b.cases["padded pool"] = replace(
@@ -266,6 +275,11 @@ def _in_groups(groups: int) -> Callable[[Graph], None]:
 
 def _affine(graph: Graph) -> None:
     graph.nodes["lif1_w"] = nir.Affine(weight=graph.nodes["lif1_w"].weight, bias=np.zeros(20))
+
+
+def _unsigned(graph: Graph) -> None:
+    node = graph.nodes["lif1_w"]
+    node.weight = np.abs(node.weight).astype(np.uint8)
 
 
 def _subtracts(graph: Graph) -> None:

@@ -236,6 +236,25 @@ def test_check_in_words(exported, command):
     assert "  why: it takes r for 1 (lif1, lif2, lif3, lif4)" in out
 
 
+@pytest.mark.parametrize("name", ["model.portable.nir", "model.float.portable.nir"])
+def test_a_portable_file_is_no_model(exported, command, raster, tmp_path, name):
+    args = (exported / name, "--target", "nir", "-o", tmp_path / "o")
+    code, _, err = command("stl-export", *args)
+    assert code == 2
+    assert "is a portable file" in err
+    assert "model.float.nir" in err
+    code, _, err = command("stl-parity", exported / name, exported / "model.nir", "--input", raster)
+    assert code == 2
+    assert "is a portable file" in err
+
+
+def test_a_portable_file_is_not_to_be_exported_again(exported, command):
+    code, _, err = command("stl-check", exported / "model.portable.nir", "--need", "snntorch")
+    assert code == 1
+    assert "see docs/nir.md" in err
+    assert "--nir-profile" not in err
+
+
 def test_check_can_insist(exported, command):
     assert command("stl-check", exported / "model.portable.nir", "--need", "norse")[0] == 0
     code, _, err = command("stl-check", exported / "model.nir", "--need", "norse,snntorch")
@@ -249,6 +268,8 @@ def test_check_can_insist(exported, command):
     [
         (("--need", "brian"), "'brian' is not one of norse, "),
         ((), "is missing"),
+        (("--rules", "--need", "norse", "--json"), "--json: has no effect with --rules"),
+        (("x.nir", "--limit", "3"), "--limit: has no effect without --input"),
         ((ROOT / "Makefile",), "is not a NIR file"),
         ((ROOT / "nothing.nir",), "does not exist"),
     ],

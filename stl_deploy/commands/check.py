@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from stl_deploy.consumers.file import File
 
 SHOWN = 4  # names of nodes in a line
+LIMIT = 10  # samples of --input
+EXPORT = "export with --nir-profile portable, or see docs/nir.md"
 
 
 def check(
@@ -31,7 +33,10 @@ def check(
             "--input", metavar="NPZ", help="Raster to run it on in the tools that read it."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="First N samples of --input.")] = 10,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="First N samples of --input (10).", show_default=False),
+    ] = None,
     rules: Annotated[
         bool, typer.Option("--rules", help="Print all rules as Markdown, and nothing else.")
     ] = False,
@@ -45,6 +50,7 @@ def check(
     from stl_deploy import consumers
     from stl_deploy.consumers.file import read
 
+    _usage(file, need, raster, limit, rules, as_json)
     if rules:
         print(consumers.markdown(), end="")
         return
@@ -53,23 +59,61 @@ def check(
     needed = _known(need)
     found = read(file)
     answers = consumers.check(found)
-    seen = {} if raster is None else _run(file, found, answers, raster, limit)
+    seen = {} if raster is None else _run(file, found, answers, raster, limit or LIMIT)
     if as_json:
         rows = [{**a.to_json(), "run": seen.get(a.consumer.name)} for a in answers]
         print_json({"file": str(file), "kind": found.kind, "consumers": rows})
     else:
         _print(file, found, answers, seen)
-    problems = [p for a in answers if a.consumer.name in needed for p in _problems(a, file, seen)]
+    problems = [
+        p
+        for a in answers
+        if a.consumer.name in needed
+        for p in _problems(a, file, found.kind, seen)
+    ]
     if problems:
         raise LoweringError(problems)
 
 
-def _problems(answer: Answer, file: Path, seen: dict[str, Any]) -> Iterator[Problem]:
+def _usage(
+    file: Path | None,
+    need: str,
+    raster: Path | None,
+    limit: int | None,
+    rules: bool,
+    as_json: bool,
+) -> None:
+    """Raise InputError for options that would have no effect, all at once."""
+    problems = []
+    if rules:
+        given = {
+            "FILE.nir": file is not None,
+            "--need": bool(need),
+            "--input": raster is not None,
+            "--limit": limit is not None,
+            "--json": as_json,
+        }
+        problems = [
+            Problem(name, "has no effect with --rules", "leave one of them out")
+            for name, named in given.items()
+            if named
+        ]
+    elif limit is not None and raster is None:
+        problems = [Problem("--limit", "has no effect without --input", "name a raster")]
+    if problems:
+        raise InputError(problems)
+
+
+def _problems(
+    answer: Answer, file: Path, file_kind: str, seen: dict[str, Any]
+) -> Iterator[Problem]:
     """Why a tool does not run the file exactly, by the rules or by what was seen."""
     where = f"{file}: {answer.consumer.title} {answer.consumer.version}"
     if answer.verdict != "exact":
         what = f"{_word(answer)}: {answer.reasons[0].why}"
-        yield Problem(where, what, "export with --nir-profile portable, or see docs/nir.md")
+        portable = file_kind.startswith("portable")
+        remedy = "see docs/nir.md" if portable or file_kind == "other" else EXPORT
+        yield Problem(where, what, remedy)
         return
     run = seen.get(answer.consumer.name)
     if run is not None and (run["error"] is not None or run["mismatches"] != 0):

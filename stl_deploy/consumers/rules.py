@@ -244,6 +244,18 @@ def scaled_threshold(node: Any) -> NDArray[np.float64]:
     return np.asarray(node.v_threshold, np.float64)
 
 
+def input_scale(node: Any) -> NDArray[np.float64]:
+    """What snnTorch divides the threshold by, in place of a factor of the inputs."""
+    if isinstance(node, nir.CubaLIF):
+        return np.asarray(node.w_in * step(node.tau_syn))
+    return np.asarray(node.r * step(node.tau))
+
+
+def taus(node: Any) -> list[NDArray[Any]]:
+    """The time constants of a node."""
+    return [getattr(node, key) for key in ("tau", "tau_mem", "tau_syn") if hasattr(node, key)]
+
+
 SNNTORCH = Consumer(
     "snntorch",
     "snnTorch",
@@ -281,6 +293,18 @@ SNNTORCH = Consumer(
             nodes(lambda node: not uniform(node.r * step(node.tau)), nir.LIF),
         ),
         differs("it resets to 0", nodes(any_nonzero("v_reset"), nir.LIF, nir.CubaLIF)),
+        differs(
+            "a threshold below 0: it takes a v above it, be it 0, for one that was reset already",
+            nodes(lambda node: bool((node.v_threshold < 0).any()), nir.LIF, nir.CubaLIF),
+        ),
+        differs(
+            "r or w_in below 0: it divides the threshold by it and does not turn the inputs",
+            nodes(lambda node: bool((input_scale(node) < 0).any()), nir.LIF, nir.CubaLIF),
+        ),
+        differs(
+            "tau below dt: it takes 0 for the share of v or current that is kept, which is below 0",
+            nodes(lambda node: any(bool((step(tau) > 1).any()) for tau in taus(node)), *NEURONS),
+        ),
         PADDED_SUM,
         untried(nodes(bool, nir.IF, nir.Conv1d, nir.AvgPool2d)),
         BATCH,

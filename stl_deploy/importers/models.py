@@ -73,13 +73,22 @@ def read(path: Path, given: Given) -> Model:
 
 
 def _nir(path: Path, given: Given) -> Model:
-    from stl_deploy import float_file, nir_file
+    from stl_deploy import float_file, nir_file, nir_portable
     from stl_deploy import graph as G
     from stl_deploy.importers import nir_graph
 
     _refuse(given, "a state_dict", ("tau",))
     _refuse(given, "--model-class", ("sample_shape",))
     graph = nir_file.read(path)
+    if nir_portable.KEY in graph.metadata:
+        # It reads like any other graph, but its max pooling and thresholds are stand-ins.
+        raise InputError(
+            Problem(
+                str(path),
+                "is a portable file, written for other tools",
+                "name the model.nir or model.float.nir that stl-export wrote beside it",
+            )
+        )
     if G.KEY not in graph.metadata:
         options = nir_graph.Options(
             dt=G.DT if given.dt is None else given.dt,
