@@ -221,7 +221,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x.flatten(0, 1)).reshape(x.shape).expand_as(input)
         # Each step's channels as channels of their own: one call, and nothing is copied.
         steps, channels = x.shape[1:3]
-        mean, var = (x.new_empty(steps * channels) for _ in range(2))
+        mean, var = (x.new_zeros(steps * channels) for _ in range(2))  # 0 * NaN is NaN
         out = functional.batch_norm(
             x.flatten(1, 2),
             mean,
