@@ -31,6 +31,15 @@ def join(
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
+    tau: Annotated[
+        float | None, typer.Option(help="Decay of official state_dicts. [default: 0.5]")
+    ] = None,
+    timesteps: Annotated[
+        int | None, typer.Option(min=1, help="T of official state_dicts. [default: 4]")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of official state_dicts. [default: 10]")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -47,7 +56,7 @@ def join(
     refuse_existing(out, force)
     check_distinct(models, [out])
     check_writable(out)
-    checkpoints = _read(models)
+    checkpoints = _read(models, tau, timesteps, classes)
     sources = [{"file": path.name, "sha256": sha256(path)} for path in models]
     merged = joint.join(checkpoints, [str(path) for path in models])
     if len({source["sha256"] for source in sources}) < len(sources):
@@ -70,7 +79,9 @@ def join(
         )
 
 
-def _read(models: list[Path]) -> list[Checkpoint]:
+def _read(
+    models: list[Path], tau: float | None, timesteps: int | None, classes: int | None
+) -> list[Checkpoint]:
     """All ``models``. Raises InputError with the problems of all that cannot be read."""
     from stl_deploy.importers import stl
 
@@ -78,7 +89,7 @@ def _read(models: list[Path]) -> list[Checkpoint]:
     problems: list[Problem] = []
     for path in models:
         try:
-            read.append(stl.read(path))
+            read.append(stl.read(path, tau, timesteps, classes))
         except InputError as error:
             problems += error.problems
     if problems:
