@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 def join(
     models: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="A.pt B.pt ...", help="Checkpoints of one architecture; joint ones too."
-        ),
+        typer.Argument(metavar="MODEL", help="Checkpoints of one architecture; joint ones too."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
     tau: Annotated[
@@ -93,7 +91,7 @@ def _read(
         except InputError as error:
             problems += error.problems
     if problems:
-        raise InputError(problems)
+        raise InputError(dict.fromkeys(problems))
     return read
 
 
