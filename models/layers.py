@@ -249,11 +249,29 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` over [batch, time, ...]; what follows the time axis is flattened."""
+    """``nn.Linear`` over [batch, time, ...]; what follows the time axis is flattened.
+
+    With ``groups`` G, outputs in G equal parts hear one such part of the inputs each, as a
+    convolution's channels do: ``weight`` is [out, in/G].
+    """
+
+    def __init__(self, inputs: int, features: int, bias: bool = True, groups: int = 1) -> None:
+        super().__init__(inputs // groups, features, bias)
+        self.groups = groups
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply to every step."""
-        return super().forward(input.flatten(2))
+        x = input.flatten(2)
+        if self.groups == 1:
+            return super().forward(x)
+        parts = x.reshape(*x.shape[:2], self.groups, -1)
+        weight = self.weight.reshape(self.groups, -1, parts.shape[-1])
+        out = torch.einsum("btgi,goi->btgo", parts, weight).flatten(2)
+        return out if self.bias is None else out + self.bias
+
+    def extra_repr(self) -> str:
+        """Sizes for ``print``."""
+        return f"{super().extra_repr()}, groups={self.groups}"
 
 
 class PopulationReadout(nn.Module):

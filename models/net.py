@@ -86,7 +86,8 @@ def _module(spec: object, shape: Shape, threshold: float) -> nn.Module:
         case MaxPool():
             return layers.MaxPool2d(spec.kernel)
         case Linear():
-            return layers.Linear(math.prod(shape), spec.features, bias=spec.bias)
+            inputs = math.prod(shape)
+            return layers.Linear(inputs, spec.features, bias=spec.bias, groups=spec.groups)
         case Dropout():
             return nn.Dropout(spec.p)
     raise TypeError(f"no module for {spec!r}")

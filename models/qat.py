@@ -27,6 +27,7 @@ from stl_deploy.conv import Pair
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.float_layers import FloatLayer
 from stl_deploy.importers import stl
+from stl_deploy.models import layers
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
 from stl_deploy.network import Conv as ConvSynapses
@@ -76,11 +77,14 @@ class QatNet(STLNet):
             for name, source in self.pairs.items():
                 layer, lif = floats[name], self._lif(name)
                 module = cast(torch.nn.Linear, self.get_submodule(source))
-                module.weight.copy_(torch.from_numpy(layer.weight))
+                weight = layer.weight
+                if isinstance(module, layers.Linear):
+                    weight = stl.grouped(weight, module.groups)
+                module.weight.copy_(torch.from_numpy(weight))
                 if module.bias is not None:
                     module.bias.copy_(torch.from_numpy(layer.bias))
                 lif.thresh.copy_(torch.from_numpy(layer.threshold))
-                lif.scale.copy_(torch.from_numpy(units(layer.weight, self.largest)))
+                lif.scale.copy_(torch.from_numpy(units(weight, self.largest)))
         self.settle()
 
     def run(self, raster: Tensor) -> dict[str, Tensor]:
@@ -216,8 +220,16 @@ def quantized(arch: Architecture, weight_bits: int) -> Architecture:
 def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str) -> QatNet:
     """What training on integers begins with: the float network, BatchNorm and input scale folded.
 
-    Raises LoweringError for a network that cannot be lowered.
+    Raises LoweringError for a network that cannot be lowered, or is several that decide together.
     """
+    if checkpoint.arch.members is not None:
+        raise LoweringError(
+            Problem(
+                "members",
+                f"it is {checkpoint.arch.members} networks, and training would connect them",
+                "train each on integers, then join what comes out (stl-join)",
+            )
+        )
     if problems := chips.load(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
     graph: nir.NIRGraph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))

@@ -28,7 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from stl_deploy.errors import InputError, Problem
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
-MAX_NEURONS = 1 << 26  # a bound on what an untrusted description may make us allocate
+MAX_NEURONS = 1 << 26  # bounds on what an untrusted description may make us allocate
+MAX_SPREAD = 1 << 30  # entries of the matrix that a linear layer in groups is lowered to
 
 Size = Annotated[int, Field(gt=0, le=1 << 20)]
 Pair = tuple[Size, Size]
@@ -74,10 +75,11 @@ class MaxPool(_Spec):
 
 
 class Linear(_Spec):
-    """Linear over the flattened features; weight (features, in)."""
+    """Linear over the flattened features; weight (features, in/groups), groups as a convolution's."""
 
     kind: Literal["linear"] = "linear"
     features: Size
+    groups: Size = 1
     bias: bool = False
 
 
@@ -116,7 +118,8 @@ class Architecture(BaseModel):
 
     ``population`` neurons of the last LIF vote for each class: class k owns neurons
     k*population .. (k+1)*population-1, and the output is their mean over neurons and time.
-    ``quantized``: the network counts in integers, None for one in floating point.
+    ``quantized``: the network counts in integers, None for one in floating point. ``members``: it is
+    so many networks that decide together (``models/joint.py``), None for one alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -125,10 +128,11 @@ class Architecture(BaseModel):
     population: PositiveInt
     timesteps: Annotated[int, Field(ge=1, le=4096)] = 4
     quantized: Quantized | None = None
+    members: Annotated[int, Field(ge=2, le=1024)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Architecture:
-        problems = self._shape_problems() + self._integer_problems()
+        problems = self._shape_problems() + self._integer_problems() + self._member_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -190,6 +194,20 @@ class Architecture(BaseModel):
                 ),
             )
             if wrong
+        ]
+
+    def _member_problems(self) -> list[str]:
+        """What cannot be of a network of several, whose layers hold one part for each of them."""
+        if self.members is None:
+            return []
+        weights = [layer for layer in self.layers if isinstance(layer, Conv | Linear)]
+        numbers = {"population": self.population}
+        numbers |= {f"channels of {layer.name}": channels(layer) for layer in weights}
+        numbers |= {f"groups of {layer.name}": layer.groups for layer in weights[1:-1]}
+        return [
+            f"{what}: {number} does not divide into {self.members} members"
+            for what, number in numbers.items()
+            if number % self.members
         ]
 
     @classmethod
@@ -264,6 +282,11 @@ def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel) // stride + 1
 
 
+def channels(layer: Conv | Linear) -> int:
+    """Length of the first axis of a layer's weight and output."""
+    return layer.channels if isinstance(layer, Conv) else layer.features
+
+
 def output_shape(layer: _Spec, shape: Shape) -> Shape:
     """Shape after ``layer`` for an input of ``shape``. Raises ValueError naming the layer."""
     if isinstance(layer, Conv | MaxPool) and len(shape) != 3:
@@ -288,6 +311,17 @@ def output_shape(layer: _Spec, shape: Shape) -> Shape:
             )
         return (shape[0], shape[1] // layer.kernel[0], shape[2] // layer.kernel[1])
     if isinstance(layer, Linear):
+        inputs = math.prod(shape)
+        if inputs % layer.groups or layer.features % layer.groups:
+            raise ValueError(
+                f"{layer.name}: {inputs} in and {layer.features} out features do not divide into "
+                f"{layer.groups} groups"
+            )
+        if layer.groups > 1 and inputs * layer.features > MAX_SPREAD:
+            raise ValueError(
+                f"{layer.name}: {inputs} in times {layer.features} out features are more than "
+                f"{MAX_SPREAD}, with zeros between its groups"
+            )
         return (layer.features,)
     return shape
 

@@ -165,6 +165,7 @@ def compensate(exact: Float, second: Float, steps: Float, most: Float) -> Float:
 
     Returns:
         [O, n] on the grid. Columns are taken by falling mean square, the last one (the bias) last.
+        A weight of exactly zero is no synapse and stays none.
     """
     from scipy.linalg import solve_triangular
 
@@ -174,13 +175,16 @@ def compensate(exact: Float, second: Float, steps: Float, most: Float) -> Float:
     flipped = np.linalg.cholesky(damped[order][:, order][::-1, ::-1])
     upper = solve_triangular(flipped, np.eye(len(order)), lower=True)[::-1, ::-1]
     left = exact[:, order].copy()
+    absent = left == 0
+    absent[:, -1] = False
     done = np.empty_like(left)
     for start in range(0, len(order), BLOCK):
         stop = min(start + BLOCK, len(order))
         errors = np.zeros((len(left), stop - start))
         for j in range(start, stop):
             step, limit = steps[order[j]], most[order[j]]
-            done[:, j] = np.clip(np.rint(left[:, j] / step) * step, -limit, limit)
+            rounded = np.clip(np.rint(left[:, j] / step) * step, -limit, limit)
+            done[:, j] = np.where(absent[:, j], 0.0, rounded)
             errors[:, j - start] = (left[:, j] - done[:, j]) / upper[j, j]
             left[:, j + 1 : stop] -= np.outer(errors[:, j - start], upper[j, j + 1 : stop])
         left[:, stop:] -= errors @ upper[start:stop, stop:]

@@ -20,10 +20,12 @@ ZOO = ROOT / "models" / "zoo" / "fashion-stl.pt"
 ZOO_RASTER = ROOT / "models" / "zoo" / "fashion-mnist-test500.npz"
 
 
-def random_net(text: str = SMALL, seed: int = 0, shape: tuple[int, ...] = (1, 8, 8)) -> STLNet:
+def random_net(
+    text: str | Architecture = SMALL, seed: int = 0, shape: tuple[int, ...] = (1, 8, 8)
+) -> STLNet:
     """A network with random weights, statistics and thresholds, all per neuron and positive."""
     torch.manual_seed(seed)
-    net = STLNet(Architecture.parse(text, shape))
+    net = STLNet(Architecture.parse(text, shape) if isinstance(text, str) else text)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in net.state_dict().items():

@@ -171,6 +171,20 @@ def test_without_correlation_it_is_rounding_to_nearest():
     np.testing.assert_array_equal(got, np.rint(exact))
 
 
+def test_a_weight_that_is_no_synapse_stays_none():
+    """And what the others leave behind is still made up for."""
+    rng = np.random.default_rng(7)
+    x = mixed(rng, 2000, 60)[:, 0].astype(float)
+    absent = rng.random((50, 60)) < 0.5
+    exact = np.where(absent, 0.0, rng.normal(size=(50, 60)) * 3)
+    got = calibration.compensate(exact, x.T @ x / len(x), np.ones(60), np.full(60, 127.0))
+    absent[:, -1] = False
+    assert not got[absent].any()
+    other = mixed(rng, 2000, 60)[:, 0]
+    errors = [np.mean(((w - exact) @ other.T) ** 2) for w in (got, np.rint(exact))]
+    assert errors[0] < 0.7 * errors[1]
+
+
 def test_compensation_lowers_the_error_of_sums():
     rng = np.random.default_rng(6)
     x = mixed(rng, 2000, 60)[:, 0].astype(float)

@@ -144,7 +144,8 @@ def _node(layer: A.Layer, shape: A.Shape, out: A.Shape, params: Params) -> nir.i
             weight = params[f"{name}.weight"]
             return G.conv2d(weight, bias, shape, layer.stride, layer.padding, layer.groups)
         case A.Linear():
-            weight = params[f"{name}.weight"]
+            # NIR knows no groups here. What lies between them are zeros, which no chip stores.
+            weight = ungrouped(params[f"{name}.weight"], layer.groups)
             if layer.bias:
                 return nir.Affine(weight=weight, bias=params[f"{name}.bias"])
             return nir.Linear(weight=weight)
@@ -168,6 +169,24 @@ def _node(layer: A.Layer, shape: A.Shape, out: A.Shape, params: Params) -> nir.i
             return G.Dropout(shape, out)
 
 
+def ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
+    """The weight [O, I, ...] without groups of one [O, I/groups, ...] with them: zeros between."""
+    if groups == 1:
+        return weight
+    blocks = np.split(weight, groups)
+    rows, columns = blocks[0].shape[:2]
+    full = np.zeros((groups * rows, groups * columns, *weight.shape[2:]), weight.dtype)
+    for g, block in enumerate(blocks):
+        full[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] = block
+    return full
+
+
+def grouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
+    """What lies on the diagonal of ``weight`` [O, I, ...]: [O, I/groups, ...]. Undoes ``ungrouped``."""
+    rows = np.split(weight, groups)
+    return np.concatenate([np.split(row, groups, axis=1)[g] for g, row in enumerate(rows)])
+
+
 def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
     """Name and shape of every parameter that a network of this description needs."""
     shape: A.Shape = architecture.input.shape
@@ -182,7 +201,10 @@ def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
                     *layer.kernel,
                 )
             case A.Linear():
-                expected[f"{layer.name}.weight"] = (layer.features, math.prod(shape))
+                expected[f"{layer.name}.weight"] = (
+                    layer.features,
+                    math.prod(shape) // layer.groups,
+                )
             case A.BatchNorm():
                 for key in ("weight", "bias", "running_mean", "running_var"):
                     expected[f"{layer.name}.{key}"] = (shape[0],)
