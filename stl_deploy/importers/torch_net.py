@@ -484,21 +484,21 @@ def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
         raise ValueError("\n".join(wrong))
     node: G.Neurons
     if current:
-        gain = 1 / (1 - beta)
+        (tau_mem, r), (tau_syn, w_in) = (G.euler(1 - x, np.ones(shape)) for x in (beta, alpha))
         node = nir.CubaLIF(
-            tau_syn=G.DT / (1 - alpha),
-            tau_mem=G.DT * gain,
-            r=gain,
+            tau_syn=tau_syn,
+            tau_mem=tau_mem,
+            r=r,
             v_leak=np.zeros(shape),
             v_reset=np.zeros(shape),
             v_threshold=theta,
-            w_in=1 / (1 - alpha),
+            w_in=w_in,
         )
     elif (beta == 1).all():
         node = G.integrate_and_fire(theta)
     else:
-        gain = 1 / (1 - beta)
-        node = G.lif(theta, tau=G.DT * gain, r=gain)
+        tau, r = G.euler(1 - beta, np.ones(shape))
+        node = G.lif(theta, tau=tau, r=r)
     if reset != "zero":
         node.metadata["reset"] = "subtract"
     return node, own
