@@ -627,7 +627,7 @@ def test_a_state_dict_and_a_class_on_the_command_line(tmp_path, capsys, monkeypa
         (["--model-class", f"{__name__}:made"], "let it be callable without arguments"),
         (["--model-class", f"{__name__}:Dense"], "--sample-shape"),
         (["--model-class", f"{__name__}:Current", "--sample-shape", "15,1,12"], "Unexpected key"),
-        ([*said[:2], "--sample-shape", "15,x"], "not numbers above 0"),
+        ([*said[:2], "--sample-shape", "15,x"], "not whole numbers above 0"),
         ([*said, "--dt", "1e-3"], "--dt"),
     ):
         assert command(export.export, "net.pt", *wrong, "--target", "nir", "-o", "no") == 2

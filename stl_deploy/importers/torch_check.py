@@ -131,7 +131,9 @@ class _Guard:
         self.seen = {name: _Seen() for name in trace.calls}
         own = G.recurrent(graph)
         self.coupled = {
-            name for name in own if (own[name][1].weight != np.diag(np.diag(own[name][1].weight))).any()
+            name
+            for name in own
+            if (own[name][1].weight != np.diag(np.diag(own[name][1].weight))).any()
         }
 
     def inputs(self, sample: Tensor, levels: int) -> Iterator[tuple[str, list[Tensor]]]:
@@ -199,7 +201,8 @@ class _Guard:
     def _check_layers(self, steps: dict[str, Array], size: tuple[int, ...], what: str) -> None:
         """The layers that run must be those of the record, and as often."""
         problems = [
-            _problem(name, f"does not run on {what}") for name in self.trace.calls.keys() - steps.keys()
+            _problem(name, f"does not run on {what}")
+            for name in self.trace.calls.keys() - steps.keys()
         ]
         problems += [
             _problem(name, f"runs {spikes.shape[1]} times on {what}, for {size[1]} steps")
@@ -213,7 +216,9 @@ class _Guard:
         """Of every layer the entries [N, T, ...] that do not count."""
         differing: list[dict[str, Array]] = []
         for moved in (-MOVED, MOVED):
-            with suppress(Exception):  # a network that runs in float32 alone has no ties that we know
+            with suppress(
+                Exception
+            ):  # a network that runs in float32 alone has no ties that we know
                 copied = _doubled(self.net, moved, self.trace)
                 self.reset(self.net)  # of which a copy's replaced methods may still be
                 other = _run(copied, given, self.trace, self.reset, own.spikes)
@@ -227,13 +232,17 @@ class _Guard:
         ties = {}
         for name, calls in own.spikes.items():
             by_run = [run[name] for run in differing]
-            tied = np.any(by_run, axis=0) if by_run else np.zeros_like(np.stack(calls, axis=1), bool)
+            tied = (
+                np.any(by_run, axis=0) if by_run else np.zeros_like(np.stack(calls, axis=1), bool)
+            )
             if len(by_run) == 2 and (by_run[0] & by_run[1]).mean() > STRANGE:
                 # More than rounding: the copy is another network, and only what the moving did counts.
                 tied = by_run[0] != by_run[1]
             if name in self.coupled:
                 flat = tied.reshape(*tied.shape[:2], -1).any(axis=2)
-                tied = np.broadcast_to(flat.reshape(*flat.shape, *[1] * (tied.ndim - 2)), tied.shape)
+                tied = np.broadcast_to(
+                    flat.reshape(*flat.shape, *[1] * (tied.ndim - 2)), tied.shape
+                )
             ties[name] = np.logical_or.accumulate(tied, axis=1)
         return ties
 
@@ -348,7 +357,9 @@ def _check_returned(run: _Run, trace: Trace, steps: dict[str, Array]) -> None:
     """What forward returns must be the spikes that the record says, at every call."""
     for call, returned in enumerate(run.returned):
         if len(returned) != len(trace.returned):
-            what = f"returns {len(returned)} tensors, and {len(trace.returned)} when it was recorded"
+            what = (
+                f"returns {len(returned)} tensors, and {len(trace.returned)} when it was recorded"
+            )
             raise LoweringError(_problem("forward", what))
         for value, got in zip(trace.returned, returned, strict=True):
             if value is None:
