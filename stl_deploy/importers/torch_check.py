@@ -105,12 +105,13 @@ def check(
 
 def _little(name: str, seen: _Seen) -> Diagnostic:
     hardly = "spikes" if seen.fired <= seen.quiet else "stays silent"
+    weights = " and the weights behind it" if seen.fired <= seen.quiet else ""
     return Diagnostic(
         name,
         f"hardly ever {hardly} when the imported graph is checked against the network, on its sample and "
         f"random inputs, also larger ones: of {seen.entries:,} neuron steps, {seen.fired:,} that can be "
         f"compared spiked and {seen.quiet:,} did not, where {LEAST:.0%} of each is the least; for this "
-        "layer the check proves little",
+        f"layer{weights} the check proves little",
         SAMPLE,
     )
 
