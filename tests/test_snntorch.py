@@ -743,6 +743,15 @@ def whole(beta, reset):
     return net
 
 
+def test_a_step_of_the_float_graph_adds_its_input_as_it_is():
+    betas = np.random.default_rng(0).random(20_000)
+    for beta in (betas, betas.astype(np.float32).astype(np.float64)):
+        for gain in (1.0, 0.5):
+            tau, r = G.euler(1 - beta, np.full(beta.shape, gain))
+            np.testing.assert_array_equal(G.DT / tau * r, gain)
+            np.testing.assert_allclose(1 - G.DT / tau, beta, rtol=0, atol=4e-16)
+
+
 def tenths():
     """Weights and thresholds that float32 rounds: sums meet a threshold or not by the order of terms."""
     net = loop(plain)
