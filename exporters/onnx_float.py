@@ -30,13 +30,19 @@ KNOWN = (
 )
 
 
+REMEDY = (
+    "export the float model instead of its integers: model.float.nir beside model.nir, or what it was made "
+    "from; in Python give export() the lowered graph (graph=)"
+)
+
+
 def notes(graph: nir.NIRGraph | None) -> tuple[Diagnostic, ...]:
     """Why there is no float step; empty where there is one.
 
     The integers do not depend on it, so that it is left out and not refused.
     """
     if graph is None:
-        return (_left_out("there is no float graph", "give export() the lowered one (graph=)"),)
+        return (_left_out("there is no float graph", REMEDY),)
     if G.KEY in graph.metadata and G.float_meta(graph).trained is not None:
         what = "the model was trained on integers, which its float graph rounds as step.onnx does"
         return (_left_out(what, "use step.onnx"),)

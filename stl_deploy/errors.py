@@ -33,6 +33,10 @@ class StlError(Exception):
         return type(self), (self.problems,)
 
 
+class UncheckedWarning(UserWarning):
+    """Something was done, and could be checked only in part."""
+
+
 class InputError(StlError):
     """Bad usage or bad input: a file that cannot be read, does not fit or is not what it says (exit 2)."""
 

@@ -12,7 +12,7 @@ truncated to one, toward zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -30,6 +30,7 @@ def run(
     graph: nir.NIRGraph,
     raster: Array,
     observe: Callable[[str, Array], None] | None = None,
+    forced: Mapping[str, Array] | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
     """Spikes [N, T, *shape] of every LIF, IF, CubaLIF and Threshold node, in float64.
 
@@ -38,6 +39,8 @@ def run(
         raster: input [N, T, *input_shape].
         observe: called with (name, output [N*T, ...]) of every node with weights in the chain; where
             the neurons behind it hear themselves, that is added.
+        forced: spikes [N, T, ...] by node, which what follows is given in the place of the node's own;
+            those are still what is returned.
     """
     n, steps = raster.shape[:2]
     x: Array = raster.reshape(n * steps, *raster.shape[2:]).astype(np.float64)
@@ -59,6 +62,8 @@ def run(
             x = _stateless(node, x)
         if isinstance(node, G.Neurons | nir.Threshold):
             spikes[name] = x.astype(np.uint8).reshape(n, steps, *x.shape[1:])
+            if forced is not None and name in forced:
+                x = forced[name].reshape(x.shape).astype(np.float64)
         elif isinstance(node, nir.Conv2d | nir.Linear | nir.Affine) and observe is not None:
             observed_later = name in [before.get(neurons) for neurons in beside]
             if not observed_later:

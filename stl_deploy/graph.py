@@ -157,6 +157,31 @@ def flatten(in_shape: Shape) -> nir.Flatten:
     return nir.Flatten(start_dim=0, end_dim=-1, input_type={"input": np.array(in_shape)})
 
 
+def euler(step: Array, gain: Array) -> tuple[Array, Array]:
+    """tau and r of a LIF whose step keeps 1 - ``step`` of v and adds ``gain`` times the input.
+
+    Of the float64s beside DT / step and gain * tau / DT those that give ``gain`` back as it is: weights that
+    are whole numbers meet thresholds exactly, and a last bit would then decide. Arrays of one shape,
+    ``step`` above 0.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        best = DT / step, gain / (DT / (DT / step))
+        error = np.full(step.shape, np.inf), np.full(step.shape, np.inf)
+        for tau in _beside(best[0]):
+            for r in _beside(gain / (DT / tau)):
+                new = abs(DT / tau * r - gain), abs((1 - DT / tau) - (1 - step))
+                better = (new[0] < error[0]) | ((new[0] == error[0]) & (new[1] < error[1]))
+                best = np.where(better, tau, best[0]), np.where(better, r, best[1])
+                error = np.where(better, new[0], error[0]), np.where(better, new[1], error[1])
+    return best
+
+
+def _beside(values: Array) -> list[Array]:
+    """``values``, and the two float64s above and below each."""
+    up, down = np.nextafter(values, np.inf), np.nextafter(values, -np.inf)
+    return [values, up, down, np.nextafter(up, np.inf), np.nextafter(down, -np.inf)]
+
+
 def lif(threshold: Array, tau: Array | float, r: Array | float) -> nir.LIF:
     """``nir.LIF`` with v_leak = v_reset = 0; every parameter gets the threshold's full shape."""
     shape = threshold.shape

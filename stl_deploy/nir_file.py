@@ -29,6 +29,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -747,9 +748,20 @@ def _integers(values: NDArray[Any], what: str, low: int, high: int) -> NDArray[n
 
 
 def write(graph: nir.NIRGraph, path: Path) -> None:
-    """Write any NIR graph, whole or not at all."""
+    """Write any NIR graph, whole or not at all. Raises InputError for names that a file cannot hold."""
+    problems = [Problem(name, *fault) for name in graph.nodes if (fault := name_fault(name))]
+    if problems:
+        raise InputError(problems)
     with atomic(path) as temporary:
         nir.write(temporary, graph, compression="gzip", compression_opts=1)
+
+
+def name_fault(name: str) -> tuple[str, str] | None:
+    """What is wrong with a node's name, and the remedy; a file keeps nodes as folders of that name."""
+    if name in ("", ".") or "/" in name or "\0" in name:
+        what = f"the node's name {name!r} is none that a NIR file can hold: empty, '.', or with '/' in it"
+        return what, "rename the node (in PyTorch the module), e.g. with '_' in its place"
+    return None
 
 
 def read(path: Path) -> nir.NIRGraph:
@@ -764,12 +776,32 @@ def read(path: Path) -> nir.NIRGraph:
         raise
     except Exception as error:  # whatever h5py and nir raise for broken files
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if slashed := _names_with_slashes(path):
+            what = "is no node: it has no type. A name with '/' in it makes folders in folders of a NIR file"
+            remedy = "rename the node without '/', and write the file again"
+            raise InputError([Problem(f"{path}: {n}", what, remedy) for n in slashed]) from None
         raise InputError(
             Problem(str(path), f"is not a NIR file that nir can read ({reason})", "write it again")
         ) from None
     if not isinstance(graph, nir.NIRGraph):
         raise InputError(Problem(str(path), f"holds a {type(graph).__name__}, not a NIRGraph"))
     return graph
+
+
+def _names_with_slashes(path: Path) -> list[str]:
+    """The folders among the nodes of a file that hold nodes and are none, as a/b makes one of a."""
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        parent, _, own = name.rpartition("/")
+        among = parent == "nodes" or parent.endswith("/nodes")
+        if among and isinstance(item, h5py.Group) and "type" not in item:
+            inside = [k for k, v in item.items() if isinstance(v, h5py.Group)]
+            found.extend(f"{own}/{k}" for k in inside)
+
+    with suppress(Exception), h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return found
 
 
 def read_network(path: Path) -> IntegerNetwork:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stl_deploy.agreement import Agreement
     from stl_deploy.comparison import ParityReport
     from stl_deploy.models.net import STLNet
-    from stl_deploy.network import IntegerNetwork
+    from stl_deploy.network import Diagnostic, IntegerNetwork
     from stl_deploy.raster import Raster
     from stl_deploy.spread import Spread
 
@@ -64,7 +64,8 @@ class Settings:
 class Outcome:
     """What came out: ``failures`` in words, empty where parity holds.
 
-    ``by_model``: the reference was a PyTorch model, else a float NIR graph.
+    ``by_model``: the reference was a PyTorch model, else a float NIR graph; ``notes``: what the user should
+    know of how it was read.
     """
 
     report: ParityReport
@@ -72,6 +73,7 @@ class Outcome:
     failures: tuple[str, ...]
     budgets: B.Budgets
     by_model: bool
+    notes: tuple[Diagnostic, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -92,6 +94,7 @@ class Outcome:
             "overflows": self.report.overflows,
             "failures": list(self.failures),
             "budgets": self.budgets.to_json(),
+            "diagnostics": [asdict(note) for note in self.notes],
             "comparisons": self._comparisons(),
         }
 
@@ -248,7 +251,7 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     rasters.check_fits(raster, str(what.data), network)
     layers = [layer.name for layer in network.layers]
     what.budgets.check(layers, raster.labels is not None, str(what.data))
-    model, graph = _floats(what, network)
+    model, graph, notes = _floats(what, network)
     # What cannot work is said before anything long begins.
     tools = [name for name in what.backends if name in lava_backend.TOOLS]
     for tool in tools:
@@ -265,7 +268,7 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
         *(_difference(name, a) for name, a in agreements.items() if not a.exact),
         *what.budgets.judge(report),
     )
-    return Outcome(report, agreements, failures, what.budgets, model is not None)
+    return Outcome(report, agreements, failures, what.budgets, model is not None, notes)
 
 
 def _spread(address: str | None) -> AbstractContextManager[Spread]:
@@ -279,8 +282,10 @@ def _spread(address: str | None) -> AbstractContextManager[Spread]:
     return nullcontext(Threads())
 
 
-def _floats(what: Settings, network: IntegerNetwork) -> tuple[STLNet | None, nir.NIRGraph]:
-    """The PyTorch model, if a checkpoint was named, and the float NIR graph."""
+def _floats(
+    what: Settings, network: IntegerNetwork
+) -> tuple[STLNet | None, nir.NIRGraph, tuple[Diagnostic, ...]]:
+    """The PyTorch model, if a checkpoint was named, the float NIR graph, and what to know of it."""
     from stl_deploy.importers import models
     from stl_deploy.models.net import from_params
 
@@ -314,8 +319,8 @@ def _floats(what: Settings, network: IntegerNetwork) -> tuple[STLNet | None, nir
             )
         )
     if found.checkpoint is None:
-        return None, found.graph
-    return from_params(found.checkpoint.arch, found.checkpoint.params), found.graph
+        return None, found.graph, found.notes
+    return from_params(found.checkpoint.arch, found.checkpoint.params), found.graph, found.notes
 
 
 def _against_float(

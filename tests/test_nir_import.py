@@ -363,6 +363,7 @@ def two_layers():
         (edges_of(two_layers(), nodes={"in2": nir.Input({"input": np.array([4])})}), "2 Input nodes"),
         (chain(nir.Linear(weights(3, 5)), lif(3)), "weights of shape (3, 5) for an input of shape (4,)"),
         (chain(nir.Linear(weights() * np.nan), lif(3)), "no finite number"),
+        (chain(nir.Linear(weights() * (1 + 2j)), lif(3)), "n0.weight: is complex"),
         (chain(nir.Linear(weights()), lif(3, tau=-1.0)), "tau is not above zero"),
         (chain(nir.Linear(weights()), lif(2)), "has shape (2,), its neurons (3,)"),
         (chain(nir.Linear(weights()), lif(3), inputs=(10**6, 10**6)), "values are accepted"),
@@ -378,6 +379,42 @@ def two_layers():
 )  # fmt: skip
 def test_broken_and_unsupported_graphs_are_refused(graph, text):
     assert text in str(problems(graph))
+
+
+def named(name):
+    """A graph whose weights have that name."""
+    graph = chain(nir.Linear(weights()), lif(3))
+    graph.nodes[name] = graph.nodes.pop("n0")
+    graph.edges = [("in", name), (name, "n1"), ("n1", "out")]
+    return graph
+
+
+def test_names_that_no_file_can_hold(tmp_path):
+    for name in ("a/fc", "/", "", ".", "a\0"):
+        error = problems(named(name))
+        assert isinstance(error, InputError)
+        assert [p.where for p in error.problems] == [name]
+        assert "none that a NIR file can hold" in error.problems[0].what
+        assert "rename" in error.problems[0].remedy
+        with pytest.raises(InputError, match="none that a NIR file can hold"):
+            nir_file.write(named(name), tmp_path / "no.nir")
+        assert not (tmp_path / "no.nir").exists()
+    assert [p.where for p in problems(chain(named("a/fc"))).problems] == ["n0.a/fc"]
+
+
+@pytest.mark.parametrize("names", [["a/fc"], ["a/b/fc"], ["a/fc", "b/fc"]])
+def test_files_with_slashes_in_names(names, tmp_path, capsys):
+    """Such a file keeps folders in folders; nir alone says KeyError."""
+    graph = chain(*[nir.Linear(weights(4)) for _ in names], lif(4), outputs=(4,))
+    for i, name in enumerate(names):
+        graph.nodes[name] = graph.nodes.pop(f"n{i}")
+        graph.edges = [tuple(name if x == f"n{i}" else x for x in edge) for edge in graph.edges]
+    nir.write(tmp_path / "net.nir", graph)
+    with pytest.raises(InputError) as error:
+        stl_deploy.from_nir(tmp_path / "net.nir")
+    found = [p.where.rpartition(": ")[2] for p in error.value.problems]
+    assert found == ["/".join(name.split("/")[:2]) for name in names]
+    assert all("rename the node without '/'" in p.remedy for p in error.value.problems)
 
 
 def test_an_edge_that_stands_twice_counts_twice():

@@ -28,6 +28,8 @@ from test_recurrent import cuba, graph_of, random_graph
 import stl_deploy
 from stl_deploy import agreement, exporters, float_exec, onnx_backend, output
 from stl_deploy import graph as G
+from stl_deploy.commands import common
+from stl_deploy.commands import export as export_command
 from stl_deploy.errors import BackendError, InputError, LoweringError
 from stl_deploy.exporters import onnx as exporter
 from stl_deploy.exporters import onnx_float, onnx_graph, onnx_limits, onnx_step, onnx_sums
@@ -404,6 +406,25 @@ def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
         assert note.what.startswith(f"not written: {why}")
         names = sorted(path.name for path in (tmp_path / str(i) / "onnx").iterdir())
         assert names == ["scan.onnx", "step.onnx"]
+
+
+def test_integers_that_are_exported_again_say_how_to_get_the_float_step(model, tmp_path, capsys):
+    """On the command line there is no graph to give; model.float.nir is what it takes."""
+    for source, out, note in (
+        (model, "first", None),
+        (tmp_path / "first" / "model.nir", "again", "model.float.nir beside model.nir"),
+        (tmp_path / "first" / "model.float.nir", "float", None),
+    ):
+        words = [str(source), "--target", "onnx", "--json", "-o", str(tmp_path / out)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["stl-export", *words])
+            with pytest.raises(SystemExit) as end:
+                common.run(export_command.export, "stl-export")
+        assert end.value.code == 0
+        said = json.loads(capsys.readouterr().out)
+        remedies = [d["remedy"] for d in said["diagnostics"] if "float_step" in d["where"]]
+        assert ("onnx/float_step.onnx" in said["files"]) == (note is None)
+        assert [note in remedy for remedy in remedies] == ([] if note is None else [True])
 
 
 # Files

@@ -8,7 +8,11 @@ run in float32 and in float64, gives different spikes; without one, nothing may 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +24,8 @@ import stl_deploy
 from stl_deploy import float_exec
 from stl_deploy import graph as G
 from stl_deploy.commands import common, export, parity
-from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
+from stl_deploy.importers import torch_check
 
 RESETS = [("subtract", True), ("zero", True), ("zero", False), ("none", True)]
 
@@ -627,9 +632,349 @@ def test_a_state_dict_and_a_class_on_the_command_line(tmp_path, capsys, monkeypa
         (["--model-class", f"{__name__}:made"], "let it be callable without arguments"),
         (["--model-class", f"{__name__}:Dense"], "--sample-shape"),
         (["--model-class", f"{__name__}:Current", "--sample-shape", "15,1,12"], "Unexpected key"),
-        ([*said[:2], "--sample-shape", "15,x"], "not numbers above 0"),
+        ([*said[:2], "--sample-shape", "15,x"], "not whole numbers above 0"),
         ([*said, "--dt", "1e-3"], "--dt"),
     ):
         assert command(export.export, "net.pt", *wrong, "--target", "nir", "-o", "no") == 2
         assert text in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+# What the check of the graph sees
+
+
+def unchecked(net, sample, **options):
+    """The warnings of an import, by layer."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        stl_deploy.from_torch(net, sample, **options)
+    texts = [str(w.message) for w in found if w.category is UncheckedWarning]
+    return {text.partition(":")[0]: text for text in texts}
+
+
+def stretched(net):
+    """A fault that no record sees: what l1 hears is half as much again."""
+    own = net.l1.forward
+    net.l1.forward = lambda x, mem: own(x * 1.5, mem)
+    return net
+
+
+def test_a_layer_that_never_spikes_is_named():
+    net = loop(plain)
+    assert not unchecked(net, SAMPLE)
+    with torch.no_grad():
+        net.f2.weight.copy_(-net.f2.weight.abs())
+        net.f2.bias.fill_(-1)
+    (text,) = (found := unchecked(net, SAMPLE)).values()
+    assert list(found) == ["l2"]
+    assert "hardly ever spikes" in text
+    assert "0 that can be compared spiked" in text
+    assert "give a sample of real inputs" in text
+
+
+def test_a_layer_that_never_rests_is_named():
+    net = loop(plain)
+    with torch.no_grad():
+        net.f2.weight.zero_()
+        net.f2.bias.fill_(9)
+    assert "hardly ever stays silent" in unchecked(net, SAMPLE)["l2"]
+
+
+def test_larger_inputs_for_layers_that_hardly_spike(monkeypatch):
+    """A threshold far above what spikes reach: only larger inputs show the fault."""
+
+    def far():
+        net = loop(plain)
+        net.l1.threshold.fill_(20)
+        return net
+
+    assert not unchecked(far(), SAMPLE)
+    assert "l1: " in refused(stretched(far()), SAMPLE)
+    monkeypatch.setattr(torch_check, "MORE", ())
+    assert "l1" in unchecked(stretched(far()), SAMPLE)
+
+
+def test_a_sample_that_makes_it_spike():
+    """Neurons that only one pattern reaches, as the sample holds it."""
+
+    def picky():
+        net = loop(plain)
+        with torch.no_grad():
+            net.f1.weight.fill_(-50)
+            net.f1.weight[:, :10] = 1
+            net.f1.bias.zero_()
+        net.l1.threshold.fill_(
+            32
+        )  # of 10 a step with beta = 0.75, at the sixth; of 15 at the third
+        return net
+
+    pattern = torch.zeros(10, 2, 20)
+    pattern[:, :, :10] = 1
+    assert "l1" in unchecked(picky(), SAMPLE)
+    assert "l1" not in unchecked(picky(), pattern)
+    assert "network itself on the sample" in refused(stretched(picky()), pattern)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+def test_whole_numbers_meet_thresholds_exactly(reset, beta):
+    """Ties from the first step on, in every sample: mem is 1, which is not above 1."""
+    net = whole(beta, reset)
+    assert not unchecked(net, SAMPLE)
+    inputs = raster((20,), 20, 10)
+    want = spikes_of(net, inputs)
+    got = float_exec.run(stl_deploy.from_torch(net, SAMPLE), inputs)
+    for name in want:
+        assert 0.02 < want[name].mean() < 0.95
+        differing = (got[name] != want[name]).mean()
+        # What makes up for a late reset is rounded, and may fall on either side.
+        assert differing == 0 if reset == "zero" or beta in (0.5, 1) else differing < 0.02
+    assert "l1: " in refused(stretched(whole(beta, reset)), SAMPLE)
+
+
+def whole(beta, reset):
+    net = loop(plain)
+    how = {"beta": beta, "threshold": 1.0, "reset_mechanism": reset}
+    net.l1, net.l2 = snn.Leaky(**how), snn.Leaky(**how)
+    with torch.no_grad():
+        for module in (net.f1, net.f2):
+            module.weight.copy_(torch.randint(-2, 3, module.weight.shape))
+            module.bias.zero_()
+    return net
+
+
+def test_a_step_of_the_float_graph_adds_its_input_as_it_is():
+    betas = np.random.default_rng(0).random(20_000)
+    for beta in (betas, betas.astype(np.float32).astype(np.float64)):
+        for gain in (1.0, 0.5):
+            tau, r = G.euler(1 - beta, np.full(beta.shape, gain))
+            np.testing.assert_array_equal(G.DT / tau * r, gain)
+            np.testing.assert_allclose(1 - G.DT / tau, beta, rtol=0, atol=4e-16)
+
+
+def tenths():
+    """Weights and thresholds that float32 rounds: sums meet a threshold or not by the order of terms."""
+    net = loop(plain)
+    net.l1, net.l2 = (snn.Leaky(beta=0.9, threshold=0.3, reset_mechanism="zero") for _ in "12")
+    with torch.no_grad():
+        for module in (net.f1, net.f2):
+            module.weight.copy_(torch.randint(-2, 4, module.weight.shape) / 10)
+            module.bias.zero_()
+    return net
+
+
+def test_ties_of_float32():
+    """Layers behind a tie answer for themselves, on the spikes that snnTorch gave them."""
+    inputs = raster((20,), 20, 10)
+    single, double = (spikes_of(tenths(), inputs, t) for t in (torch.float32, torch.float64))
+    assert all((single[name] != double[name]).any() for name in single)
+    assert not unchecked(tenths(), SAMPLE)
+    assert "l1: " in refused(stretched(tenths()), SAMPLE)
+    net = tenths()
+    net.f2.register_forward_hook(lambda m, a, out: out * 1.2)
+    assert "l2: " in refused(net, SAMPLE)
+
+
+def test_a_tie_excuses_one_neuron(monkeypatch):
+    """With thresholds moved so far that neurons tie often, the others are still compared."""
+    monkeypatch.setattr(torch_check, "MOVED", 0.05)
+    assert not unchecked(loop(plain), SAMPLE)
+    assert "l1: " in refused(stretched(loop(plain)), SAMPLE)
+    every = lambda self, given, own: {n: np.ones((2, 10, 1), bool) for n in own.spikes}  # noqa: E731
+    monkeypatch.setattr(torch_check._Guard, "_ties", every)
+    assert "0 that can be compared spiked and 0 did not" in unchecked(loop(plain), SAMPLE)["l1"]
+
+
+def test_layers_that_are_not_in_the_graph(monkeypatch):
+    run = float_exec.run
+
+    def without(*args, **kwargs):
+        found = run(*args, **kwargs)
+        del found["l1"]
+        return found
+
+    monkeypatch.setattr(torch_check.float_exec, "run", without)
+    assert "l1: is run by forward and is no part of the graph" in refused(loop(plain), SAMPLE)
+
+
+@pytest.mark.parametrize(("later", "text"), [(0, "does not run on a"), (5, "runs 5 times on a")])
+def test_layers_that_run_less_often_later(later, text):
+    """What forward does when it is called again is not what was recorded."""
+
+    class Fewer:
+        calls = 0
+
+        def __iter__(self):
+            self.calls += 1
+            return iter(range(10 if self.calls == 1 else later))
+
+    found = refused(loop(plain, list, steps=Fewer()), SAMPLE)
+    assert f"l1: {text}" in found
+    assert f"l2: {text}" in found
+
+
+def batch_first(s, x, t):
+    return s.f1(x[:, t])
+
+
+def by_unbind(s, x, t):
+    return s.f1(x.unbind(1)[t])
+
+
+@pytest.mark.parametrize("first", [batch_first, by_unbind])
+@pytest.mark.parametrize("batch", [1, 3, 10])
+def test_forwards_with_the_batch_first(first, batch):
+    net, sample = loop(first, lambda o: torch.stack(o, 1)), torch.zeros(batch, 10, 20)
+    assert not unchecked(net, sample)
+    inputs = raster((20,), 20, 10)
+    got = float_exec.run(stl_deploy.from_torch(net, sample), inputs)
+    want = spikes_of(loop(plain), inputs)  # the same weights, time first
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], name)
+    assert "l1: " in refused(stretched(net), sample)
+
+
+@pytest.mark.parametrize("step", [0, 9])
+def test_a_fault_of_one_step_with_the_batch_first(step):
+    net = loop(batch_first, lambda o: torch.stack(o, 1))
+    calls = []
+
+    def hook(module, args, out):
+        calls.append(0)
+        return out + 0.5 * ((len(calls) - 1) % 10 == step)
+
+    net.f1.register_forward_hook(hook)
+    assert "l1: " in refused(net, torch.zeros(3, 10, 20))
+
+
+def test_a_raster_with_its_axes_mixed_up_is_seen(monkeypatch):
+    """A planted fault of the check's own, where time and batch are as long."""
+    monkeypatch.setattr(
+        torch_check, "_raster", lambda given, *_: given[0].double().numpy().swapaxes(0, 1)
+    )
+    net = loop(batch_first, lambda o: torch.stack(o, 1))
+    assert "l1: " in refused(net, torch.zeros(10, 10, 20))
+
+
+def test_larger_levels_are_tried():
+    """What happens to inputs above 1 alone shows where there are any."""
+    net = loop(plain)
+    net.f1.register_forward_hook(lambda m, a, out: out + (a[0] > 1).float().sum(-1, keepdim=True))
+    stl_deploy.from_torch(net, SAMPLE)
+    with pytest.raises(LoweringError, match=r"l1: .*not those of the network itself"):
+        stl_deploy.from_torch(net, SAMPLE, levels=3)
+    stl_deploy.from_torch(loop(plain), SAMPLE, levels=3)
+
+
+def test_inputs_of_a_pool_stay_spikes():
+    """Larger inputs would be no OR; a silent layer behind a pool is named, and nothing is refused."""
+    net = nn.Sequential(
+        nn.MaxPool2d(2), nn.Conv2d(1, 2, 2), snn.Leaky(beta=0.5, threshold=9.0, init_hidden=True)
+    )
+    with torch.no_grad():
+        net[1].weight.fill_(0.2)
+    assert set(unchecked(net, 100 * torch.rand(1, 1, 6, 6))) == {"2"}
+
+
+def doubled(spikes):
+    spikes.detach().add_(spikes)
+    return spikes
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        lambda o: doubled(torch.stack(o)),
+        lambda o: doubled(torch.stack(o, 1)),
+        lambda o: doubled(torch.stack(o).sum(0)),
+        lambda o: doubled(torch.stack(o, 1).mean(1)),
+        lambda o: (torch.stack(o), doubled(o[-1].clone())),
+    ],
+)
+def test_what_is_returned_is_compared(back):
+    assert "l2: what is returned is not its spikes" in refused(loop(plain, back), SAMPLE)
+
+
+def test_what_is_returned_is_compared_at_every_call():
+    """One step a call, four for the first input after that of the record; the fault comes with the third."""
+    net = Small(lambda s, x: s.later(s.lif(s.fc(x))), neurons=snn.Leaky(**ALWAYS, threshold=0.1))
+    calls = []
+
+    def later(spikes):
+        calls.append(0)
+        return doubled(spikes) if (len(calls) - 2) % 4 == 2 else spikes
+
+    net.later = later
+    assert "lif: what is returned is not its spikes" in refused(net, torch.zeros(2, 4))
+
+
+def test_a_sample_of_the_wrong_axes():
+    net = loop(plain, steps=range(1))
+    assert "nothing says how many" in unchecked(net, torch.zeros(1, 5, 20))["sample"]
+    assert "sample" not in unchecked(net, torch.zeros(1, 5, 20), timesteps=7)
+    text = refused(loop(plain), torch.zeros(10, 20))
+    assert "sample: has the shape (10, 20), which leaves nothing beside batch and time" in text
+    assert "its shape is (20,)" in refused(loop(plain), torch.zeros(20))
+    assert "sample: is not a tensor -> " in refused(loop(plain), [1, 2])
+    text = refused(loop(plain), torch.zeros(10, 2, 3, 20))
+    assert "f1: reads an input of shape (3, 20), batch (and time) left out" in text
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), snn.Leaky(**ALWAYS))
+    assert "0: reads an input of shape (8, 8)" in refused(net, torch.zeros(1, 8, 8))
+
+
+# The installed command
+
+
+QUIET = """
+import snntorch as snn
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.lif = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True)
+
+    def forward(self, x):
+        return self.lif(self.fc(x))
+"""
+
+
+def test_a_class_in_the_current_folder(tmp_path):
+    (tmp_path / "own_nets.py").write_text(QUIET)
+    (tmp_path / "json.py").write_text("raise SystemExit('the standard library is not shadowed')")
+    torch.save(Small().fc.state_dict(), tmp_path / "fc.pt")
+    state = {f"fc.{k}": v for k, v in Small().fc.state_dict().items()}
+    net = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True)
+    torch.save(state | {f"lif.{k}": v for k, v in net.state_dict().items()}, tmp_path / "net.pt")
+    words = [Path(sys.executable).with_name("stl-export"), "net.pt", "--target", "nir", "-o", "out"]
+    words += ["--model-class", "own_nets:Net", "--sample-shape", "1,4", "--json"]
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    ended = subprocess.run(words, cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (note,) = [d for d in json.loads(ended.stdout)["diagnostics"] if "hardly ever" in d["what"]]
+    assert note["where"] == "lif"
+    network = stl_deploy.load(tmp_path / "out" / "model.nir")
+    assert next(d.what for d in network.diagnostics if d.where == "lif") == note["what"]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "'' is not whole numbers above 0"),
+        ("0,4", "'0,4' is not whole numbers above 0"),
+        ("1.5,4", "'1.5,4' is not whole numbers above 0"),
+        ("(1,4)", "'(1,4)' is not whole numbers above 0"),
+        ("4", "'4' is one axis"),
+        ("99999,99999", "9,999,800,001 values, limit 16,777,216"),
+    ],
+)
+def test_shapes_on_the_command_line(text, what, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["net.pt", "--target", "nir", "--model-class", f"{__name__}:Dense"]
+    assert command(export.export, *words, "--sample-shape", text) == 2
+    assert what in (said := capsys.readouterr().err)
+    assert "--sample-shape: " in said
+    assert "e.g. 1,784" in said

@@ -34,6 +34,8 @@ from stl_deploy.errors import InputError, Problem, StlError
 if TYPE_CHECKING:
     from stl_deploy.comparison import ParityReport
 
+MAX_SAMPLE = 1 << 24  # values of a sample
+SHAPES = "1,784 for [batch, ...], or 25,1,784 where forward loops over x[t]"
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 EPILOG = (
     "Exit codes: 0 done, 1 the model cannot be lowered as asked or parity failed, 2 bad usage or bad "
@@ -64,7 +66,8 @@ SampleShape = Annotated[
     str | None,
     typer.Option(
         metavar="N,N,...",
-        help="With --model-class: shape of a tensor that forward takes, e.g. --sample-shape 1,784.",
+        help="With --model-class: shape of a tensor that forward takes, batch (and time) included, e.g. "
+        "--sample-shape 1,784.",
     ),
 ]
 Dask = Annotated[
@@ -155,10 +158,15 @@ def shape(text: str | None) -> tuple[int, ...] | None:
         found = tuple(int(part) for part in text.split(","))
     except ValueError:
         found = ()
-    if not found or min(found) < 1 or math.prod(found) > 1 << 24:
-        raise InputError(
-            Problem("--sample-shape", f"{text!r} is not numbers above 0 with commas", "e.g. 1,784")
-        )
+    what = ""
+    if not found or min(found) < 1:
+        what = f"{text!r} is not whole numbers above 0 with commas between them"
+    elif len(found) == 1:
+        what = f"{text!r} is one axis; the batch is one, and what a sample holds at least another"
+    elif math.prod(found) > MAX_SAMPLE:
+        what = f"{text!r} holds {math.prod(found):,} values, limit {MAX_SAMPLE:,}"
+    if what:
+        raise InputError(Problem("--sample-shape", what, f"e.g. {SHAPES}"))
     return found
 
 

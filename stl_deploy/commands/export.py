@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -200,6 +201,9 @@ def export(
             raise InputError(
                 [Problem(OPTIONS.get(p.where, p.where), p.what, p.remedy) for p in error.problems]
             ) from None
+    if found.notes:
+        # They go into model.nir, so that they stay with what was not checked.
+        network = replace(network, diagnostics=(*found.notes, *network.diagnostics))
     activity = parity = None
     if evaluate is not None and found.graph is not None:
         activity, parity = _evaluate(found.checkpoint, found.graph, network, evaluate, as_json)

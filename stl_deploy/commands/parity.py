@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from stl_deploy.commands.common import (
     Json,
     ModelClass,
     SampleShape,
+    complain_diagnostics,
     print_json,
     print_parity,
     progress,
@@ -183,6 +185,7 @@ def _watch(quiet: bool) -> Watch:
 def _print(outcome: Outcome) -> None:
     """The three comparisons, each under its name."""
     report = outcome.report
+    complain_diagnostics([asdict(note) for note in outcome.notes])
     if report.nir_differing is None:
         say("(a) Float against float: not compared, the float NIR graph is itself the reference")
     else:

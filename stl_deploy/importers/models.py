@@ -12,7 +12,7 @@ from stl_deploy.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from stl_deploy.importers.stl import Checkpoint
-    from stl_deploy.network import IntegerNetwork
+    from stl_deploy.network import Diagnostic, IntegerNetwork
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,14 @@ class Given:
 class Model:
     """A model that was read: its lowered float ``graph``, None where the file holds integers.
 
-    ``checkpoint`` is that of an STL-SNN, ``network`` that of a model.nir.
+    ``checkpoint`` is that of an STL-SNN, ``network`` that of a model.nir; ``notes`` are what the user should
+    know of the import.
     """
 
     graph: nir.NIRGraph | None = None
     checkpoint: Checkpoint | None = None
     network: IntegerNetwork | None = None
+    notes: tuple[Diagnostic, ...] = ()
 
 
 def read(path: Path, given: Given) -> Model:
@@ -60,7 +62,8 @@ def read(path: Path, given: Given) -> Model:
 
         _refuse(given, "NIR files", ("dt",))
         _refuse(given, "a state_dict of STL-SNN", ("tau",))
-        return Model(torch_net.read(path, given.model_class, given))
+        graph, notes = torch_net.read(path, given.model_class, given)
+        return Model(graph, notes=notes)
     if path.suffix == ".nir":
         return _nir(path, given)
     from stl_deploy import passes

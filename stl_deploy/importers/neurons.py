@@ -67,20 +67,23 @@ class Neurons:
             return self.same
         made: G.Neurons
         if self.cuba:
+            tau_mem, r = G.euler(self.step, self.gain)
+            tau_syn, w_in = G.euler(self.current, np.ones(self.shape))
             made = nir.CubaLIF(
-                tau_syn=G.DT / self.current,
-                tau_mem=G.DT / self.step,
-                r=self.gain / self.step,
+                tau_syn=tau_syn,
+                tau_mem=tau_mem,
+                r=r,
                 v_leak=self.leak / self.step,
                 v_reset=np.zeros(self.shape),
                 v_threshold=self.threshold,
-                w_in=1 / self.current,
+                w_in=w_in,
             )
         elif (self.step == 0).all():
             made = G.integrate_and_fire(self.threshold)
             made.r = self.gain / G.DT
         else:
-            made = G.lif(self.threshold, tau=G.DT / self.step, r=self.gain / self.step)
+            tau, r = G.euler(self.step, self.gain)
+            made = G.lif(self.threshold, tau=tau, r=r)
         if self.reset != "zero":
             made.metadata["reset"] = self.reset
         return made

@@ -705,6 +705,8 @@ def _flat(
             full = f"{prefix}{name}"
             if full in nodes:
                 problems.append(Problem(full, "is the name of two nodes"))
+            if fault := nir_file.name_fault(name):
+                problems.append(Problem(full, *fault))
             if not isinstance(node, nir.NIRGraph):
                 inside = prefix and isinstance(node, nir.Input | nir.Output)
                 nodes[full] = G.Dropout((), ()) if inside else node
@@ -761,7 +763,9 @@ def _faults(node: nir.ir.NIRNode) -> list[tuple[str, str]]:
         if key in ("padding",) and isinstance(value, str | bytes):
             continue
         array = np.asarray(value)
-        if array.dtype.kind not in "iufb":
+        if array.dtype.kind == "c":
+            found.append((f".{key}", "is complex; only real numbers are supported"))
+        elif array.dtype.kind not in "iufb":
             found.append((f".{key}", f"{_short(value)} is no number"))
         elif not np.isfinite(array).all():
             found.append((f".{key}", "holds what is no finite number"))

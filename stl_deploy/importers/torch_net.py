@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +30,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stl_deploy import graph as G
-from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers import nir_graph, torch_check
 from stl_deploy.importers.torch_trace import MADE_HERE, Call, Trace, Value, record
-from stl_deploy.network import Shape
+from stl_deploy.network import Diagnostic, Shape
 
 if TYPE_CHECKING:
     from stl_deploy.importers.models import Given
@@ -56,25 +58,41 @@ STEPS = (
 )
 NEURONS = ("Leaky", "Synaptic", "RLeaky", "RSynaptic")
 RESETS = ("subtract", "zero", "none")  # by snnTorch's reset_mechanism_val
+AXES = "give it as forward takes it: [batch, ...], or with time where it loops over x[t] or x[:, t]"
 SAME_STEP = "make the neuron with reset_delay=False, and train with that"
 
 
 def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.NIRGraph:
-    """The lowered float graph of ``net``.
+    """The lowered float graph of ``net``. Warns (UncheckedWarning) of layers that could hardly be checked.
 
     Args:
         net: any module whose neurons are snnTorch's; its parameters are read, and left as they are.
         sample: an input of ``net``, [batch, ...], or with time before or behind the batch where
-            ``forward`` takes it apart by x[t] or x[:, t]. Its values do not matter.
+            ``forward`` takes it apart by x[t] or x[:, t]. Its values are one of the inputs of the check.
         options: timesteps default to the steps of the loop in ``forward``.
 
     Raises InputError and LoweringError naming everything that is wrong.
     """
+    graph, notes = lowered(net, sample, options)
+    for note in notes:
+        text = f"{note.where}: {note.what} -> {note.remedy}"
+        warnings.warn(text, UncheckedWarning, stacklevel=3)
+    return graph
+
+
+def lowered(
+    net: nn.Module, sample: Tensor, options: nir_graph.Options
+) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+    """See ``from_net``; and of which layers the check of the graph says little."""
     nir_graph.check(options)
-    if not isinstance(sample, Tensor) or sample.ndim < 2:
+    is_tensor = isinstance(sample, Tensor)
+    if not is_tensor or sample.ndim < 2:
         raise InputError(
             Problem(
-                "sample", "is not a tensor [batch, ...]", "give an input that the network takes"
+                "sample",
+                "is not a tensor"
+                + (f" [batch, ...]: its shape is {tuple(sample.shape)}" if is_tensor else ""),
+                AXES,
             )
         )
     neurons = _neurons_of(net)
@@ -87,7 +105,7 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
                 type(net).__name__,
                 f"cannot run on a sample of shape {tuple(sample.shape)}: {type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else ''}",
-                "give a sample as forward takes it",
+                AXES,
             )
         ) from None
     finally:
@@ -98,8 +116,22 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
     if problems:
         raise LoweringError(problems)
     graph = _Builder(trace, sample).graph(options)
-    torch_check.check(net, sample, trace, graph, options.levels, lambda m: _reset(_neurons_of(m)))
-    return graph
+    notes = torch_check.check(
+        net, sample, trace, graph, options.levels, lambda m: _reset(_neurons_of(m))
+    )
+    return graph, (*_one_step(trace, options), *notes)
+
+
+def _one_step(trace: Trace, options: nir_graph.Options) -> tuple[Diagnostic, ...]:
+    """A note where a loop over time ran once, as it does where batch and time are mixed up."""
+    reads = {at for calls in trace.calls.values() for c in calls for at in _steps_read(c.given)}
+    if options.timesteps is not None or reads != {0}:
+        return ()
+    what = (
+        "has one step on the axis that forward takes apart as time, so that nothing says how many"
+    )
+    remedy = f"{AXES}; or say the steps (timesteps=, --timesteps)"
+    return (Diagnostic("sample", f"{what} ({nir_graph.DEFAULT_STEPS} are assumed)", remedy),)
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -138,6 +170,10 @@ class _Builder:
         for name, calls in self.trace.calls.items():
             self._check_calls(name, calls)
         out = self._output()
+        if any(len(call.given.shape) < 2 for calls in self.trace.calls.values() for call in calls):
+            shape = tuple(self.sample.shape)
+            what = f"has the shape {shape}, which leaves nothing beside batch and time"
+            self.problems.append(Problem("sample", what, AXES))
         self._done()
         self.nodes["input"] = nir.Input(input_type={"input": np.array([1])})
         for name, calls in self.trace.calls.items():
@@ -369,12 +405,14 @@ def _module(value: Value) -> nir.ir.NIRNode:
     match module:
         case nn.Linear():
             if len(before) != 1:
-                raise ValueError(f"reads an input of shape {before}; flatten it first")
+                raise ValueError(_axes(before, "flatten it first"))
             weight = _array(module.weight)
             if module.bias is None:
                 return nir.Linear(weight=weight)
             return nir.Affine(weight=weight, bias=_array(module.bias))
         case nn.Conv1d() | nn.Conv2d():
+            if len(before) != (2 if isinstance(module, nn.Conv1d) else 3):
+                raise ValueError(_axes(before, "reshape it before the network"))
             return _conv(module)
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             if module.running_mean is None or module.running_var is None:
@@ -408,6 +446,13 @@ def _module(value: Value) -> nir.ir.NIRNode:
                 raise ValueError(f"flattens {before} to {after}; only a whole sample can be")
             return G.flatten(before)
     return G.Dropout((), ())
+
+
+def _axes(before: Shape, remedy: str) -> str:
+    text = "reads an input of shape"
+    return (
+        f"{text} {before}, batch (and time) left out; {remedy}, or is that an axis of the sample?"
+    )
 
 
 def _conv(module: nn.Conv1d | nn.Conv2d) -> nir.ir.NIRNode:
@@ -484,21 +529,21 @@ def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
         raise ValueError("\n".join(wrong))
     node: G.Neurons
     if current:
-        gain = 1 / (1 - beta)
+        (tau_mem, r), (tau_syn, w_in) = (G.euler(1 - x, np.ones(shape)) for x in (beta, alpha))
         node = nir.CubaLIF(
-            tau_syn=G.DT / (1 - alpha),
-            tau_mem=G.DT * gain,
-            r=gain,
+            tau_syn=tau_syn,
+            tau_mem=tau_mem,
+            r=r,
             v_leak=np.zeros(shape),
             v_reset=np.zeros(shape),
             v_threshold=theta,
-            w_in=1 / (1 - alpha),
+            w_in=w_in,
         )
     elif (beta == 1).all():
         node = G.integrate_and_fire(theta)
     else:
-        gain = 1 / (1 - beta)
-        node = G.lif(theta, tau=G.DT * gain, r=gain)
+        tau, r = G.euler(1 - beta, np.ones(shape))
+        node = G.lif(theta, tau=tau, r=r)
     if reset != "zero":
         node.metadata["reset"] = "subtract"
     return node, own
@@ -576,10 +621,12 @@ def _array(value: Tensor) -> Array:
     return value.detach().cpu().numpy().copy()
 
 
-def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
+def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
     """The graph of a state_dict in ``path`` and the class (or function) ``package.module:Name``.
 
-    The class is imported and called without arguments: it is code that the user names, and is run.
+    With it come the layers that could hardly be checked. The class is imported, from the current folder
+    too, and called without arguments: it is code that the user names, and is run.
+
     Raises InputError and LoweringError naming everything that is wrong.
     """
     from stl_deploy.checkpoint import read_tensors
@@ -596,7 +643,7 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
         raise InputError(
             Problem(
                 "--sample-shape",
-                "is needed: what forward takes, batch included",
+                "is needed: the shape of what forward takes, batch included, and time where it loops over it",
                 "give e.g. --sample-shape 1,784, or name a function that returns (net, sample)",
             )
         )
@@ -618,11 +665,24 @@ def read(path: Path, model_class: str, given: Given) -> nir.NIRGraph:
     )
     try:
         with redirect_stdout(sys.stderr):
-            return from_net(net, sample, options)
+            return lowered(net, sample, options)
     except (InputError, LoweringError) as error:
+        where = {"sample": "--sample-shape"} if given.sample_shape is not None else {}
         raise type(error)(
-            [replace(p, where=f"{path}: {p.where}") for p in error.problems]
+            [replace(p, where=where.get(p.where, f"{path}: {p.where}")) for p in error.problems]
         ) from None
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Modules of the current folder can be imported, as with ``python -m``."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def made_by(model_class: str) -> Any:
@@ -633,11 +693,12 @@ def made_by(model_class: str) -> Any:
     if not name or not attribute:
         raise InputError(Problem(where, "is not of the form package.module:Class"))
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _current_folder():
             maker: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
             return maker()
     except ImportError as error:
-        remedy = HOW if (error.name or "").startswith("snntorch") else "is it on PYTHONPATH?"
+        remedy = "is it in the current folder, or on PYTHONPATH?"
+        remedy = HOW if (error.name or "").startswith("snntorch") else remedy
         raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]
