@@ -76,7 +76,12 @@ BROKEN = {
         changed(lif=nir.LI(np.ones(3), np.ones(3), np.zeros(3))),
         "lif: tau has shape (3,), its neurons (4,)",
     ),
-    "scale": (changed(fc=nir.Scale(np.ones(5)), output=nir.Output({"output": np.array([3])}), lif=lif(3)), "scale has shape (5,)"),
+    "scale": (
+        changed(
+            fc=nir.Scale(np.ones(5)), lif=lif(3), output=nir.Output({"output": np.array([3])})
+        ),
+        "scale has shape (5,)",
+    ),
     "tau 0": (changed(lif=lif(tau=np.array([1e-4, 0, 1e-4, 1e-4]))), "tau is not above zero"),
     "tau below 0": (changed(lif=lif(tau=np.full(4, -1e-4))), "tau is not above zero"),
     "delay below 0": (
