@@ -246,6 +246,7 @@ def _changed(b: _Builder) -> None:
     b.changed("an edge back", "dense", _edge_back)
     b.changed("an edge back to a current", "current", _edge_back)
     b.changed("hears itself and a bias", "hears itself", _bias_back)
+    b.changed("beyond float32", "dense", _beyond)
     b.changed("both rest elsewhere", "dense", _rests_elsewhere)
     b.changed("threshold below 0", "dense", _set("lif1", "v_threshold", -50 - 1 / 128))
     b.changed(
@@ -309,6 +310,11 @@ def _tie_below(graph: Graph) -> None:
     _tie(graph)
     graph.nodes["lif1_w"].weight[::3] *= -1
     graph.nodes["lif1"].v_threshold = np.full(20, -50.0)
+
+
+def _beyond(graph: Graph) -> None:
+    for node, key in (("lif1_w", "weight"), ("lif1", "v_threshold")):
+        _set(node, key, lambda value: value.astype(float) * 1e-60)(graph)
 
 
 def _edge_back(graph: Graph) -> None:

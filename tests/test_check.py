@@ -347,6 +347,20 @@ def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):
     assert "Norse 1.1.0: was not run: lif2: hears" in err
 
 
+@pytest.mark.parametrize("last", [None, "fc2"])
+def test_what_gives_no_spikes_is_not_compared(last, tmp_path):
+    """No neurons, or weights behind them: nothing that a tool gives could differ from spikes."""
+    fc2 = nir.Linear(np.ones((2, 4)))
+    output = nir.Output({"output": np.array([4 if last is None else 2])})
+    made = nodes(fc2=fc2 if last else None, lif=lif() if last else None, output=output)
+    path = written(
+        tmp_path, made, in_order(["input", "fc", *(["lif", last] if last else []), "output"])
+    )
+    _, spikes = raster(path, (3,))
+    with pytest.raises(LoweringError, match=r"not on a chain|not the spikes of its last neurons"):
+        runs.expected(consumer_file.read(path), spikes)
+
+
 def test_a_raster_of_another_shape_is_refused(tmp_path, command):
     path = written(tmp_path, nodes())
     where, _ = raster(path, (4,))

@@ -197,6 +197,17 @@ def neurons_of(file: File) -> list[str]:
     return [name for name, _ in file.nodes(*NEURONS)]
 
 
+def beyond_float32(file: File) -> Iterator[str]:
+    """Nodes with numbers that are infinite, or 0, in float32 alone."""
+    for name, node in file.nodes(object):
+        for value in vars(node).values():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                near = value.astype(np.float32)
+                if not np.isfinite(near).all() or ((near == 0) & (value != 0)).any():
+                    yield name
+                    break
+
+
 def hear_themselves(file: File) -> list[str]:
     """Neurons that hear themselves through other nodes; a bare edge back is one more input."""
     others = [(a, b) for a, b in file.graph.edges if a != b]
@@ -240,7 +251,8 @@ GROUPS = unreadable(
     "it takes the channels of one group for all: groups must divide them",
     nodes(splits_wrongly, nir.Conv2d),
 )
-COMMON = (SUBTRACTS, INEXACT, NESTED, FLOAT32, UNCHECKED)
+BEYOND = differs("it computes in float32, which does not hold these numbers", beyond_float32)
+COMMON = (SUBTRACTS, INEXACT, BEYOND, NESTED, FLOAT32, UNCHECKED)
 ENDS = (nir.Input, nir.Output)
 
 NORSE_READS = (

@@ -135,7 +135,10 @@ def _runs_as_it_is(graph: nir.NIRGraph) -> bool:
         G.verify(graph)
     except LoweringError:
         return False
-    for node in (G.inner(graph) | dict(G.recurrent(graph).values())).values():
+    chain = [node for node in G.inner(graph).values() if not isinstance(node, nir.Flatten)]
+    if not chain or not isinstance(chain[-1], G.Neurons | nir.Threshold):
+        return False  # what comes out is not spikes
+    for node in (*chain, *(node for _, node in G.recurrent(graph).values())):
         # Where r is 1 everywhere the importer reads an IF as those do that write it.
         counts = isinstance(node, nir.IF) and bool((node.r == 1).all())
         if not isinstance(node, float_file.RUNS) or counts:
