@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, TypeAlias, cast, get_args
@@ -316,6 +317,24 @@ def inner(graph: nir.NIRGraph) -> dict[str, nir.ir.NIRNode]:
         where = ", ".join(sorted(left)) or order[-1]
         raise LoweringError(Problem(where, "not on a chain from Input to Output"))
     return {name: graph.nodes[name] for name in order[1:-1]}
+
+
+def on_cycles(names: Sequence[str], edges: Iterable[tuple[str, str]]) -> list[str]:
+    """Those of ``names`` that edges among them lead from back to themselves, in their order."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not names:
+        return []
+    number = {name: i for i, name in enumerate(names)}
+    among = [(number[a], number[b]) for a, b in edges if a in number and b in number]
+    ends = np.array(among, int).reshape(-1, 2)
+    size = (len(names), len(names))
+    links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=size)
+    _, of = connected_components(links, connection="strong")
+    loops = set(ends[ends[:, 0] == ends[:, 1], 0].tolist())
+    several = np.bincount(of)[of] > 1
+    return [name for i, name in enumerate(names) if several[i] or i in loops]
 
 
 def in_shape(graph: nir.NIRGraph) -> Shape:

@@ -239,6 +239,14 @@ def _changed(b: _Builder) -> None:
     b.changed("affine and a current", "current", _affine)
     b.changed("subtracts", "dense", _subtracts)
     b.changed("tie", "dense", _tie)
+    b.changed("tie below 0", "dense", _tie_below)
+    b.changed("no v below 0", "tie below 0", _set("lif1_w", "weight", np.abs))
+    b.portable("two layers", network(dense(b.rng, 12, 20), dense(b.rng, 20, 6, "lif2")))
+    b.changed("no v so low", "two layers", _set("lif2", "v_threshold", -2000))
+    b.changed("an edge back", "dense", _edge_back)
+    b.changed("an edge back to a current", "current", _edge_back)
+    b.changed("hears itself and a bias", "hears itself", _bias_back)
+    b.changed("beyond float32", "dense", _beyond)
     b.changed("both rest elsewhere", "dense", _rests_elsewhere)
     b.changed("threshold below 0", "dense", _set("lif1", "v_threshold", -50 - 1 / 128))
     b.changed(
@@ -295,6 +303,30 @@ def _tie(graph: Graph) -> None:
     weight[::3, 0] = 100
     graph.nodes["lif1_w"].weight = weight
     graph.nodes["lif1"].v_threshold = np.full(20, 50.0)
+
+
+def _tie_below(graph: Graph) -> None:
+    """Every third neuron falls to -50 with any spike of the first input, and no lower."""
+    _tie(graph)
+    graph.nodes["lif1_w"].weight[::3] *= -1
+    graph.nodes["lif1"].v_threshold = np.full(20, -50.0)
+
+
+def _beyond(graph: Graph) -> None:
+    for node, key in (("lif1_w", "weight"), ("lif1", "v_threshold")):
+        _set(node, key, lambda value: value.astype(float) * 1e-60)(graph)
+
+
+def _edge_back(graph: Graph) -> None:
+    """A spike counts as much as a weight."""
+    graph.nodes["lif1_w"].weight = graph.nodes["lif1_w"].weight / 100
+    graph.nodes["lif1"].v_threshold = np.full(20, 0.77)
+    graph.edges.append(("lif1", "lif1"))
+
+
+def _bias_back(graph: Graph) -> None:
+    weight = graph.nodes["lif1_r"].weight
+    graph.nodes["lif1_r"] = nir.Affine(weight=weight, bias=np.full(20, 60.25))
 
 
 def _rests_elsewhere(graph: Graph) -> None:

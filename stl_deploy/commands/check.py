@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
 SHOWN = 4  # names of nodes in a line
 LIMIT = 10  # samples of --input
 EXPORT = "export with --nir-profile portable, or see docs/nir.md"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """By tool, what it raised (``error``) and how many entries of spiking nodes differ (``nodes``).
+
+    ``impossible`` says why nothing was run.
+    """
+
+    seen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    impossible: tuple[Problem, ...] = ()
+
+    def answer(self, answer: Answer) -> Answer:
+        """``answer``, with what was seen of its tool."""
+        row = self.seen.get(answer.consumer.name)
+        return answer if row is None else answer.after(row["error"], row["nodes"])
 
 
 def check(
@@ -59,17 +76,18 @@ def check(
     needed = _known(need)
     found = read(file)
     answers = consumers.check(found)
-    seen = {} if raster is None else _run(file, found, answers, raster, limit or LIMIT)
+    ran = Ran()
+    if raster is not None:
+        ran = _run(file, found, answers, raster, limit or LIMIT)
+        answers = [ran.answer(answer) for answer in answers]
     if as_json:
-        rows = [{**a.to_json(), "run": seen.get(a.consumer.name)} for a in answers]
-        print_json({"file": str(file), "kind": found.kind, "consumers": rows})
+        rows = [{**a.to_json(), "run": ran.seen.get(a.consumer.name)} for a in answers]
+        not_run = [str(p) for p in ran.impossible]
+        print_json({"file": str(file), "kind": found.kind, "not_run": not_run, "consumers": rows})
     else:
-        _print(file, found, answers, seen)
+        _print(file, found, answers, ran)
     problems = [
-        p
-        for a in answers
-        if a.consumer.name in needed
-        for p in _problems(a, file, found.kind, seen)
+        p for a in answers if a.consumer.name in needed for p in _problems(a, file, found.kind, ran)
     ]
     if problems:
         raise LoweringError(problems)
@@ -104,21 +122,19 @@ def _usage(
         raise InputError(problems)
 
 
-def _problems(
-    answer: Answer, file: Path, file_kind: str, seen: dict[str, Any]
-) -> Iterator[Problem]:
-    """Why a tool does not run the file exactly, by the rules or by what was seen."""
+def _problems(answer: Answer, file: Path, file_kind: str, ran: Ran) -> Iterator[Problem]:
+    """Why a tool does not run the file exactly, or was not seen to though that was asked for."""
     where = f"{file}: {answer.consumer.title} {answer.consumer.version}"
     if answer.verdict != "exact":
         what = f"{_word(answer)}: {answer.reasons[0].why}"
         portable = file_kind.startswith("portable")
         remedy = "see docs/nir.md" if portable or file_kind == "other" else EXPORT
+        if answer.contradicted:
+            remedy = "report it with the file and the raster"
         yield Problem(where, what, remedy)
-        return
-    run = seen.get(answer.consumer.name)
-    if run is not None and (run["error"] is not None or run["mismatches"] != 0):
-        what = run["error"] or f"{_outcome(run)} spikes differ, against the rules"
-        yield Problem(where, what, "report it with the file and the raster")
+    elif ran.impossible:
+        what = f"was not run: {ran.impossible[0]}"
+        yield Problem(where, what, "leave out --input to go by the rules alone")
 
 
 def _known(names: str) -> list[str]:
@@ -140,21 +156,23 @@ def _word(answer: Answer) -> str:
     }[answer.verdict.value]
 
 
-def _print(file: Path, found: File, answers: list[Answer], seen: dict[str, Any]) -> None:
+def _print(file: Path, found: File, answers: list[Answer], ran: Ran) -> None:
     header = ["tool", "version", "runs it"]
     rows = [[a.consumer.title, a.consumer.version, _word(a)] for a in answers]
-    if seen:
+    if ran.seen:
         header.append("spikes that differ")
         for row, answer in zip(rows, answers, strict=True):
-            row.append(_outcome(seen.get(answer.consumer.name)))
+            row.append(_outcome(ran.seen.get(answer.consumer.name)))
     table(f"{file} ({found.kind})", header, rows)
+    for problem in ran.impossible:
+        say(f"not run: {problem}")
     for answer in answers:
         if answer.reasons:
             say(f"{answer.consumer.title}: {answer.consumer.call}")
         for reason in answer.reasons:
             named = ", ".join(reason.nodes[:SHOWN]) + (", ..." if len(reason.nodes) > SHOWN else "")
             mark = {"exact": "mind", "unknown": "not tried"}.get(reason.verdict.value, "why")
-            say(f"  {mark}: {reason.why} ({named})")
+            say(f"  {mark}: {reason.why}" + (f" ({named})" if named else ""))
 
 
 def _outcome(seen: dict[str, Any] | None) -> str:
@@ -165,27 +183,28 @@ def _outcome(seen: dict[str, Any] | None) -> str:
     return "no output to compare" if seen["mismatches"] is None else f"{seen['mismatches']:,}"
 
 
-def _run(
-    file: Path, found: File, answers: list[Answer], raster: Path, limit: int
-) -> dict[str, Any]:
-    """By tool that reads the file, what it raised or how many entries of spiking nodes differ."""
+def _run(file: Path, found: File, answers: list[Answer], raster: Path, limit: int) -> Ran:
+    """Run the file in the tools that read it, or say why there is nothing to compare them with."""
     from stl_deploy import raster as rasters
     from stl_deploy.consumers import run as runs
 
     spikes = rasters.load(raster).spikes[:limit]
-    expected = runs.expected(found, spikes)
+    try:
+        expected = runs.expected(found, spikes)
+    except LoweringError as error:
+        return Ran(impossible=error.problems)
     tools = [
         answer.consumer
         for answer in answers
         if answer.consumer.environment and answer.verdict != "unreadable"
     ]
     results = runs.run([runs.Job(consumer, file, spikes) for consumer in tools])
-    seen: dict[str, Any] = {}
+    seen: dict[str, dict[str, Any]] = {}
     for consumer, result in zip(tools, results, strict=True):
         counts = result.mismatches(expected)
         total = None if counts is None else sum(counts.values())
         seen[consumer.name] = {"error": result.error, "mismatches": total, "nodes": counts}
-    return seen
+    return Ran(seen)
 
 
 def main() -> None:

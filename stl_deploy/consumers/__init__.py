@@ -8,7 +8,7 @@ rule against the tool.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,45 @@ class Reason:
 
 @dataclass(frozen=True)
 class Answer:
-    """What becomes of a file in one tool; the gravest reason decides."""
+    """What becomes of a file in one tool; the gravest reason decides.
+
+    ``contradicted`` says that a run came out worse than the rules have it.
+    """
 
     consumer: Consumer
     verdict: Verdict
     reasons: tuple[Reason, ...]
+    contradicted: bool = False
+
+    def after(self, error: str | None, counts: Mapping[str, int] | None) -> Answer:
+        """The answer once the tool has run the file: what was seen counts before the rules.
+
+        Args:
+            error: what the tool raised, None where it ran.
+            counts: by spiking node, the entries that differ; None where they cannot be compared.
+        """
+        if error is not None:
+            seen = Reason(Verdict.UNREADABLE, f"this run failed: {error}", ())
+        elif counts is None:
+            why = "what comes out in this run are not the values of the graph's output"
+            seen = Reason(Verdict.DIFFERS, why, ())
+        elif any(counts.values()):
+            why = f"{sum(counts.values()):,} spikes differ"
+            seen = Reason(Verdict.DIFFERS, why, tuple(n for n, wrong in counts.items() if wrong))
+        else:
+            return self
+        order = list(Verdict)
+        if order.index(seen.verdict) <= order.index(self.verdict):
+            return self
+        against = self.verdict != Verdict.UNKNOWN
+        if against:
+            seen = replace(seen, why=f"{seen.why}, against the rules")
+        return replace(
+            self,
+            verdict=seen.verdict,
+            reasons=(seen, *self.reasons),
+            contradicted=against,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``stl-check --json``."""

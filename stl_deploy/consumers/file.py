@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import nir
-import numpy as np
-from numpy.typing import NDArray
 
 from stl_deploy import graph as G
 from stl_deploy import nir_file, nir_portable
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.importers import nir_graph
 from stl_deploy.network import IntegerNetwork
 
 NEURONS = (nir.IF, nir.LIF, nir.CubaLIF)
@@ -64,20 +64,7 @@ class File:
     @cached_property
     def recurrent(self) -> list[str]:
         """Nodes that hear themselves, straight or through others."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        names = list(self.graph.nodes)
-        if not names:
-            return []
-        number = {name: i for i, name in enumerate(names)}
-        ends = np.array([(number[a], number[b]) for a, b in self.graph.edges], int).reshape(-1, 2)
-        size = (len(names), len(names))
-        links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=size)
-        _, of = connected_components(links, connection="strong")
-        loops = set(ends[ends[:, 0] == ends[:, 1], 0].tolist())
-        several = np.bincount(of)[of] > 1
-        return [name for i, name in enumerate(names) if several[i] or i in loops]
+        return G.on_cycles(list(self.graph.nodes), self.graph.edges)
 
 
 def read(path: Path) -> File:
@@ -90,30 +77,30 @@ def read(path: Path) -> File:
             for name, node in (group.items() if isinstance(group, h5py.Group) else ())
             if isinstance(node, h5py.Group)
         }
-    problems = [
-        Problem(f"{path}: {a} -> {b}", "an edge to or from a node that is not there")
-        for a, b in graph.edges
-        if not {a, b} <= set(graph.nodes)
-    ]
-    problems += [
-        Problem(f"{path}: {name}.{key}", "holds what is no finite number")
-        for name, node in graph.nodes.items()
-        for key, value in vars(node).items()
-        if isinstance(value, np.ndarray) and not _numbers(value)
-    ]
-    if problems:
-        raise InputError(problems)
+    _check(graph, path)
     kind, inexact, subtracts, network = _meaning(graph, path)
     return File(path, graph, kind, stored, inexact, subtracts, _unchecked(path), network)
 
 
-def _numbers(value: NDArray[Any]) -> bool:
-    return value.dtype.kind in "iufb" and bool(np.isfinite(value).all())
+def _check(graph: nir.NIRGraph, path: Path) -> None:
+    """Raise InputError for a graph of which no tool could be said to run it right."""
+    try:
+        nir_graph.examine(graph)
+    except InputError as error:
+        problems = [replace(p, where=f"{path}: {p.where}") for p in error.problems]
+        raise InputError(problems) from None
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        # What shapes and types from a broken file can do to arithmetic on them.
+        raise InputError(
+            Problem(str(path), f"holds a node that makes no sense: {error}", "write it again")
+        ) from None
 
 
 def _unchecked(path: Path) -> str:
     try:
-        nir.read(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nir.read(path)
     except Exception as error:  # whatever nir raises
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return ""
@@ -133,19 +120,24 @@ def _meaning(
         text = graph.metadata.get(G.KEY)
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         if not isinstance(text, str):
-            return "other", {}, (), None
+            return "other", {}, tuple(_marked(graph)), None
         if nir_file.FORMAT in text:
             network = nir_file.from_nir(graph, str(path))
             subtracts = [layer.name for layer in network.lif_layers if layer.reset == "subtract"]
             return "integer", nir_portable.inexact(network), tuple(subtracts), network
         inexact = nir_portable.inexact_trained(graph)
-        marked = [
-            name
-            for name, node in graph.nodes.items()
-            if isinstance(node, nir.LIF | nir.CubaLIF) and G.reset_of(node) == "subtract"
-        ]
+        marked = _marked(graph)
     except (ValueError, RecursionError) as error:
         raise InputError(Problem(f"{path}: metadata.{key}", f"is not valid: {error}")) from None
     except LoweringError as error:
         raise InputError([Problem(f"{path}: {p.where}", p.what) for p in error.problems]) from None
     return "float", inexact, tuple(marked), None
+
+
+def _marked(graph: nir.NIRGraph) -> list[str]:
+    """The neurons whose metadata say a reset by subtraction. Raises ValueError for other words."""
+    return [
+        name
+        for name, node in graph.nodes.items()
+        if isinstance(node, NEURONS) and G.reset_of(node) == "subtract"
+    ]

@@ -159,8 +159,37 @@ def may_tie(file: File) -> Iterator[str]:
     for name, node in file.nodes(nir.LIF, nir.CubaLIF):
         sources = [file.graph.nodes[source] for source in file.into(name)]
         inputs = [getattr(source, "weight", np.zeros(1)) for source in sources]
-        if on_a_grid(node.v_threshold) and all(map(on_a_grid, inputs)):
+        on_grid = on_a_grid(node.v_threshold) and all(map(on_a_grid, inputs))
+        if on_grid and not always_fires(file, name, node):
             yield name
+
+
+def always_fires(file: File, name: str, node: Any) -> bool:
+    """Whether a threshold below 0 is below any v: that of every step then begins at 0."""
+    least = sum(least_of(file, source) for source in file.into(name))
+    gain = input_scale(node) * (node.r * step(node.tau_mem) if hasattr(node, "tau_mem") else 1)
+    if (
+        (gain < 0).any()
+        or np.any(node.v_leak < 0)
+        or any((step(tau) > 1).any() for tau in taus(node))
+    ):
+        return False
+    lowest = least * gain.max() if least < 0 else 0.0
+    return bool((node.v_threshold < min(0.0, lowest)).all())
+
+
+def least_of(file: File, name: str) -> float:
+    """The least that may come from a node of weights; spikes go in, or from the input any number above 0."""
+    node = file.graph.nodes[name]
+    if not isinstance(node, nir.Affine | nir.Linear | nir.Conv1d | nir.Conv2d):
+        return 0.0 if isinstance(node, (*NEURONS, nir.Input)) else -np.inf
+    below = np.minimum(node.weight.astype(np.float64), 0).reshape(len(node.weight), -1).sum(1).min()
+    before = file.into(name)
+    while len(before) == 1 and isinstance(file.graph.nodes[before[0]], nir.Flatten):
+        before = file.into(before[0])
+    spikes = len(before) == 1 and isinstance(file.graph.nodes[before[0]], NEURONS)
+    bias = min(0.0, float(np.min(getattr(node, "bias", 0.0))))
+    return float(below) + bias if spikes or below == 0 else -np.inf
 
 
 def neurons_of(file: File) -> list[str]:
@@ -168,9 +197,28 @@ def neurons_of(file: File) -> list[str]:
     return [name for name, _ in file.nodes(*NEURONS)]
 
 
+def beyond_float32(file: File) -> Iterator[str]:
+    """Nodes with numbers that are infinite, or 0, in float32 alone."""
+    for name, node in file.nodes(object):
+        for value in vars(node).values():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                near = value.astype(np.float32)
+                if not np.isfinite(near).all() or ((near == 0) & (value != 0)).any():
+                    yield name
+                    break
+
+
 def hear_themselves(file: File) -> list[str]:
-    """Neurons that hear themselves."""
-    return [name for name in file.recurrent if isinstance(file.graph.nodes[name], NEURONS)]
+    """Neurons that hear themselves through other nodes; a bare edge back is one more input."""
+    others = [(a, b) for a, b in file.graph.edges if a != b]
+    found = G.on_cycles(list(file.graph.nodes), others)
+    return [name for name in found if isinstance(file.graph.nodes[name], NEURONS)]
+
+
+def biases_on_cycles(file: File) -> list[str]:
+    """Nodes between neurons and themselves with a constant of their own."""
+    named = [(name, file.graph.nodes[name]) for name in file.recurrent]
+    return [name for name, node in named if np.any(getattr(node, "bias", 0))]
 
 
 NO_WORD = "it has no word for this node"
@@ -192,7 +240,7 @@ BATCH = exact(
     nodes(lambda node: node.start_dim == 0, nir.Flatten),
 )
 UNCHECKED = exact(
-    "read the graph with nir.read(path, type_check=False): nir infers other shapes than these kernels give",
+    "read the graph with nir.read(path, type_check=False): nir's own check of shapes refuses it",
     lambda file: ["graph"] if file.unchecked else [],
 )
 NESTED = Rule(
@@ -203,7 +251,8 @@ GROUPS = unreadable(
     "it takes the channels of one group for all: groups must divide them",
     nodes(splits_wrongly, nir.Conv2d),
 )
-COMMON = (SUBTRACTS, INEXACT, NESTED, FLOAT32, UNCHECKED)
+BEYOND = differs("it computes in float32, which does not hold these numbers", beyond_float32)
+COMMON = (SUBTRACTS, INEXACT, BEYOND, NESTED, FLOAT32, UNCHECKED)
 ENDS = (nir.Input, nir.Output)
 
 NORSE_READS = (
@@ -295,7 +344,11 @@ SNNTORCH = Consumer(
         differs("it resets to 0", nodes(any_nonzero("v_reset"), nir.LIF, nir.CubaLIF)),
         differs(
             "a threshold below 0: it takes a v above it, be it 0, for one that was reset already",
-            nodes(lambda node: bool((node.v_threshold < 0).any()), nir.LIF, nir.CubaLIF),
+            lambda file: [
+                name
+                for name, node in file.nodes(nir.LIF, nir.CubaLIF)
+                if (node.v_threshold < 0).any() and not always_fires(file, name, node)
+            ],
         ),
         differs(
             "r or w_in below 0: it divides the threshold by it and does not turn the inputs",
@@ -370,6 +423,10 @@ SPIKINGJELLY = Consumer(
         differs(
             "it spikes at v >= threshold; v and threshold are multiples of 1/64 and can be the same",
             may_tie,
+        ),
+        differs(
+            "in the first step nothing comes back yet, nor the bias of recurrent weights",
+            biases_on_cycles,
         ),
         PADDED_SUM,
         untried(nodes(bool, nir.IF, nir.Conv1d, nir.AvgPool2d)),

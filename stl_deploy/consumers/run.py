@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import nir
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,9 +66,9 @@ class Seen:
         if self.output.size != expected[last].size:
             return None
         counts = {
-            name: int((self.spikes[name] != spikes).sum())
+            name: int((self.spikes[name].reshape(spikes.shape) != spikes).sum())
             for name, spikes in expected.items()
-            if name in self.spikes
+            if name in self.spikes and self.spikes[name].size == spikes.size
         }
         wrong = int((self.output.reshape(expected[last].shape) != expected[last]).sum())
         return {**counts, last: max(wrong, counts.get(last, 0))}
@@ -98,12 +99,14 @@ def environment(name: str) -> tool_env.Environment:
 def expected(file: File, spikes: IntArray) -> Spikes:
     """The spikes [N, T, *shape] of every spiking node, as they ought to be.
 
-    Those of hw_sim's reference for ``model.nir``, else those of the graph's equations in float64.
+    Those of hw_sim's reference for ``model.nir``, else those of the graph's equations in float64: as
+    they stand, or after the importer has brought them to a chain, where its shapes are the lowered ones.
 
-    Raises InputError for a raster or graph that they cannot run.
+    Raises InputError for a raster that does not fit, LoweringError for a graph that neither can run.
     """
-    from stl_deploy import float_exec, float_file
+    from stl_deploy import float_exec
     from stl_deploy.hw_sim import reference
+    from stl_deploy.importers import nir_graph
 
     shape = G.in_shape(file.graph)
     if spikes.shape[2:] != shape:
@@ -113,18 +116,34 @@ def expected(file: File, spikes: IntArray) -> Spikes:
     if file.network is not None:
         trace = reference.run(file.network, spikes)
         return {name: layer.spikes for name, layer in trace.layers.items()}
+    graph = file.graph
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not _runs_as_it_is(graph):
+            levels = max(1, int(spikes.max(initial=1)))
+            try:
+                graph = nir_graph.to_float(graph, nir_graph.Options(levels=levels))
+            except InputError as error:
+                raise LoweringError(error.problems) from None
+        return float_exec.run(graph, spikes.reshape(*spikes.shape[:2], *G.in_shape(graph)))
+
+
+def _runs_as_it_is(graph: nir.NIRGraph) -> bool:
+    """Whether ``float_exec`` takes a graph that was not lowered."""
+    from stl_deploy import float_file
+
     try:
-        G.verify(file.graph)
-    except LoweringError as error:
-        raise InputError(error.problems) from None
-    strange = [
-        Problem(name, f"a {type(node).__name__}, whose steps are not known here")
-        for name, node in G.inner(file.graph).items()
-        if not isinstance(node, float_file.RUNS)
-    ]
-    if strange:
-        raise InputError(strange)
-    return float_exec.run(file.graph, spikes)
+        G.verify(graph)
+    except LoweringError:
+        return False
+    chain = [node for node in G.inner(graph).values() if not isinstance(node, nir.Flatten)]
+    if not chain or not isinstance(chain[-1], G.Neurons | nir.Threshold):
+        return False  # what comes out is not spikes
+    for node in (*chain, *(node for _, node in G.recurrent(graph).values())):
+        # Where r is 1 everywhere the importer reads an IF as those do that write it.
+        counts = isinstance(node, nir.IF) and bool((node.r == 1).all())
+        if not isinstance(node, float_file.RUNS) or counts:
+            return False
+    return True
 
 
 def run(jobs: Sequence[Job], say: tool_env.Say | None = None) -> list[Seen]:

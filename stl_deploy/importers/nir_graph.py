@@ -8,7 +8,7 @@ own. What is left must be a chain of populations, the first behind the input, th
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,12 @@ LINEAR = (
     G.BatchNorm,
     G.Dropout,
 )
-GRADED = (nir.LI, nir.CubaLI, nir.I)
+GRADED_PARAMETERS: dict[type, tuple[str, ...]] = {
+    nir.LI: ("tau", "r", "v_leak"),
+    nir.CubaLI: ("tau_mem", "tau_syn", "r", "w_in", "v_leak"),
+    nir.I: ("r",),
+}
+GRADED = tuple(GRADED_PARAMETERS)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,14 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
     check(options)
     flow = Flow.of(graph, options)
     return flow.chain()
+
+
+def examine(graph: nir.NIRGraph) -> None:
+    """Raise InputError, naming all that it meets, for a graph that means nothing to any reader.
+
+    That is less than ``to_float`` asks for: nodes and connections of any kind may be there.
+    """
+    Flow.of(graph, Options()).examine()
 
 
 def check(options: Options) -> None:
@@ -199,6 +212,24 @@ class Flow:
         if self.problems:
             raise LoweringError(self.problems)
 
+    def examine(self) -> None:
+        """See the function of this name."""
+        self._spread_shapes()
+        self._check_output()
+        self._check_ways()
+        self._check_cycles()
+        self._done()
+        arriving: dict[str, Shape] = {}
+        for source, target in self.edges:
+            shape = self.shapes[source]
+            if arriving.setdefault(target, shape) != shape:
+                what = f"gets inputs of shapes {arriving[target]} and {shape}"
+                self.broken.append(Problem(target, what))
+        for name, shape in arriving.items():
+            misfits = _misfits(self.nodes[name], shape, self.options.dt)
+            self.broken += [Problem(name, what) for what in misfits]
+        self._done()
+
     def chain(self) -> nir.NIRGraph:
         """The lowered float graph. Raises InputError or LoweringError with everything that is wrong."""
         for name, node in self.nodes.items():
@@ -216,6 +247,7 @@ class Flow:
         self._done()
         self._spread_shapes()
         self._check_output()
+        self._check_cycles()
         self._done()
         # What multiplying out carries past a float64 is named behind it.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -265,8 +297,12 @@ class Flow:
                 except (ValueError, OverflowError) as error:
                     self.broken.append(Problem(target, str(error)))
                     self.shapes[target] = ()
-        for name in self.nodes.keys() - self.shapes.keys():
-            self.broken += [] if self.broken else [Problem(name, "is not reached from the input")]
+        if not self.broken:  # else what lies behind was not looked at
+            self.broken += [
+                Problem(name, "is not reached from the input")
+                for name in self.nodes
+                if name not in self.shapes
+            ]
 
     def _check_output(self) -> None:
         """The output's own shape, where it says one, has as many values as what arrives."""
@@ -275,6 +311,37 @@ class Flow:
         arrives = self.shapes.get(end)
         if arrives and math.prod(declared) != math.prod(arrives):
             self.broken.append(Problem(end, f"is declared as {declared} and gets {arrives}"))
+
+    def _check_ways(self) -> None:
+        """Every node is on a way to the output, and no edge stands twice."""
+        preceding: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for source, target in self.edges:
+            preceding[target].append(source)
+        pending = [n for n, node in self.nodes.items() if isinstance(node, nir.Output)]
+        leading = set(pending)
+        while pending:
+            new = set(preceding[pending.pop()]) - leading
+            leading |= new
+            pending += new
+        self.broken += [
+            Problem(name, "leads to no output")
+            for name in self.nodes
+            if name in self.shapes and name not in leading
+        ]
+        # NIR's own reader refuses these, unless told not to check types.
+        self.broken += [
+            Problem(f"{source} -> {target}", "an edge that stands twice", "write it once")
+            for (source, target), times in Counter(self.edges).items()
+            if times > 1
+        ]
+
+    def _check_cycles(self) -> None:
+        """On every cycle something holds a value from one step to the next."""
+        at_once = [name for name, node in self.nodes.items() if not _holds(node, self.options.dt)]
+        self.broken += [
+            Problem(name, "lies on a cycle without neurons")
+            for name in G.on_cycles(at_once, self.edges)
+        ]
 
     def _following(self) -> dict[str, list[str]]:
         following: dict[str, list[str]] = {name: [] for name in self.nodes}
@@ -312,9 +379,6 @@ class Flow:
                 if not isinstance(self.nodes[target], SPIKING):
                     behind = None if total is None else self._behind(target, total)
                     ready.append((target, behind))
-        for name, left in waiting.items():
-            if left and not self.broken and not self.problems:
-                self.broken.append(Problem(name, "lies on a cycle without neurons"))
         self._done()
         return sums
 
@@ -729,6 +793,10 @@ def _flat(
             lay(node, f"{full}.", depth + 1)
         # An edge that stands twice adds its values twice.
         for source, target in map(tuple, part.edges):
+            if isinstance(part.nodes.get(target), nir.Input):
+                problems.append(Problem(f"{prefix}{target}", f"an input that hears {source}"))
+            if isinstance(part.nodes.get(source), nir.Output):
+                problems.append(Problem(f"{prefix}{source}", f"an output that feeds {target}"))
             missing = {source, target} - part.nodes.keys()
             problems.extend(
                 Problem(f"{prefix}{name}", "an edge names this node, but there is none")
@@ -741,6 +809,38 @@ def _flat(
 
     lay(graph, "", 0)
     return nodes, edges, problems
+
+
+def _holds(node: nir.ir.NIRNode, dt: float) -> bool:
+    """Whether what leaves ``node`` is, round a cycle, that of a step before."""
+    if isinstance(node, nir.Delay):
+        return bool((np.rint(np.asarray(node.delay, np.float64) / dt) >= 1).all())
+    return isinstance(node, (*SPIKING, *GRADED))
+
+
+def _misfits(node: nir.ir.NIRNode, shape: Shape, dt: float) -> list[str]:
+    """Which parameters of ``node`` do not fit an input of ``shape``, or are out of range."""
+    found = []
+    for key in {**N.PARAMETERS, **GRADED_PARAMETERS}.get(type(node), ()):
+        try:
+            N.parameter(node, key, shape)
+        except ValueError as error:
+            found.append(str(error))
+    if isinstance(node, G.Neurons):
+        try:
+            G.reset_of(node)
+        except ValueError as error:
+            found.append(str(error))
+    if isinstance(node, nir.Delay) and (np.asarray(node.delay) < 0).any():
+        found.append("delay is below zero")
+    if isinstance(node, LINEAR) and not found:
+        try:
+            _map(node, shape, dt)
+        except L.CannotFold:
+            pass  # has a meaning, only no place on a chip
+        except (ValueError, OverflowError) as error:
+            found.append(str(error))
+    return found
 
 
 def _faults(node: nir.ir.NIRNode) -> list[tuple[str, str]]:
@@ -844,8 +944,19 @@ def _shape_behind(node: nir.ir.NIRNode, shape: Shape) -> Shape:
                 raise ValueError(f"a pool of {node.in_shape} for an input of shape {shape}")
             return node.out_shape
         case nir.Flatten():
-            return (math.prod(shape),)
+            return _flattened(node, shape)
     return shape
+
+
+def _flattened(node: nir.Flatten, shape: Shape) -> Shape:
+    """All of ``shape`` in a row; the dimensions may be counted with one for a batch or without."""
+    ranks = {len(shape), 2 if len(shape) == 3 and shape[1] == 1 else len(shape)}
+    start, end = node.start_dim, node.end_dim
+    begins = {0, 1} | {-rank for rank in ranks}
+    ends = {-1} | {rank - 1 for rank in ranks} | ranks
+    if len(shape) > 1 and (start not in begins or end not in ends):
+        raise ValueError(f"flattens dimensions {start} to {end} of {shape}, not all of them")
+    return (math.prod(shape),)
 
 
 def _map(node: nir.ir.NIRNode, shape: Shape, dt: float) -> tuple[L.Map, Array | None, bool]:
