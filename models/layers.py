@@ -265,5 +265,8 @@ class PopulationReadout(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Rates per class, in [0, 1]."""
-        rates: Tensor = functional.avg_pool1d(spikes.flatten(2).mean(1), self.population)
+        mean = spikes.flatten(2).mean(1)
+        if not len(mean):  # a share of nothing, which avg_pool1d refuses
+            return mean.reshape(0, mean.shape[1] // self.population)
+        rates: Tensor = functional.avg_pool1d(mean, self.population)
         return rates

@@ -8,9 +8,11 @@ and writes. torch.distributed is the transport: gloo between CPUs, NCCL between 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -89,7 +91,10 @@ def wrapped(model: nn.Module, device: str) -> nn.Module:
     if world() == 1:
         return model
     ids = [torch.device(device).index] if device.startswith("cuda") else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        # PyTorch 2.13 has another name for it, which older ones do not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
 def check_same(what: str, value: object) -> None:
@@ -160,37 +165,64 @@ def together(do: Callable[[], T]) -> T:
     raise kind(Problem(f"process {failed[0]}", "failed"))
 
 
+def ready() -> None:
+    """Return where every process got here; where one could not, its error is that of all."""
+    global _preparing
+    _preparing = False  # together may raise, and that is known to all then
+    together(lambda: None)
+
+
+_preparing = False  # what fails before ``ready`` is not known to the others
+
+
 @contextmanager
 def joined(wanted: str) -> Iterator[None]:
-    """Be one of the processes that torchrun started, if it did, on the ``--device`` that is wanted."""
+    """Be one of the processes that torchrun started, if it did, on the ``--device`` that is wanted.
+
+    What runs inside prepares by itself, says ``ready`` and then works with the others.
+    """
     if not _launched():
         yield
         return
     gpus = wanted != "cpu" and torch.cuda.is_available()
-    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     try:
-        dist.init_process_group(backend)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise BackendError(
-            Problem("torchrun", f"the processes do not find each other: {error}")
-        ) from None
+        what = f"the processes do not find each other: {error}"
+        raise BackendError(Problem("torchrun", what)) from None
+    global _preparing
+    _preparing = True
     try:
         yield
-    except StlError:
-        raise  # of all processes: the first says it
     except Exception as error:
-        if not _is_lost(error):
-            _speak()
-            raise
-        raise BackendError(
-            Problem(
-                "torchrun",
-                "another process of this run ended",
-                "what it was is said by itself or by torchrun; --resume continues from the last "
-                "finished epoch",
-            )
-        ) from None
+        raise _shared(error) from None
     dist.destroy_process_group()
+
+
+def _shared(error: Exception) -> Exception:
+    """``error``, after the other processes know; one process says it."""
+    if _preparing:
+        try:
+            together(functools.partial(_raise, error))
+        except Exception as first:
+            return first
+    if isinstance(error, StlError):
+        return error  # of all processes
+    if not _is_lost(error):
+        _speak()
+        return error
+    return BackendError(
+        Problem(
+            "torchrun",
+            "another process of this run ended",
+            "what happened is said by itself or by torchrun; --resume continues from the last "
+            "finished epoch",
+        )
+    )
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def device_of(wanted: str) -> str:

@@ -83,7 +83,9 @@ class Meter:
     def counting(self) -> Iterator[None]:
         """Count what runs inside."""
         device = next(iter(self.lifs.values())).thresh.device
-        self.spikes = {name: torch.zeros((), dtype=torch.int64, device=device) for name in self.lifs}
+        self.spikes = {
+            name: torch.zeros((), dtype=torch.int64, device=device) for name in self.lifs
+        }
         handles = [m.register_forward_hook(self._hook(name)) for name, m in self.lifs.items()]
         try:
             yield
@@ -245,7 +247,7 @@ class Trainer:
         weight = len(target) * parallel.world() / len(x)
         loss = rate_loss(rates, target) * weight if weight else rates.sum()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         mean = parallel.total(loss.detach()).item() / parallel.world()
         return mean, (rates.argmax(1) == target).sum()
@@ -282,7 +284,10 @@ class Trainer:
         return self.model.frozen() if isinstance(self.model, QatNet) else self.model
 
     def save(self, path: Path) -> None:
-        """Write everything that a later ``resume`` needs."""
+        """Write everything that a later ``resume`` needs, in the first process and for all."""
+        parallel.from_first(lambda: self._write(path))
+
+    def _write(self, path: Path) -> None:
         with atomic(path) as temporary:
             torch.save(
                 {
@@ -307,7 +312,9 @@ class Trainer:
         data: dict[str, Any] = read_tensors(path)
         kind = str(data.get("format"))
         if kind != RESUME_FORMAT and kind.startswith(RESUME_FORMAT.split("/")[0] + "/"):
-            what = f"is of another version of stl-deploy: {kind!r}, this one reads {RESUME_FORMAT!r}"
+            what = (
+                f"is of another version of stl-deploy: {kind!r}, this one reads {RESUME_FORMAT!r}"
+            )
             remedy = "finish the run with that version, or delete the file and begin again"
             raise InputError(Problem(str(path), what, remedy))
         mine = {
