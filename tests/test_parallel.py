@@ -41,7 +41,9 @@ def test_two_processes_are_one(two, name):
     one, both = two_processes.train(name), two[0][name]
     assert one["state"].keys() == both["state"].keys()
     for key, value in one["state"].items():
-        torch.testing.assert_close(both["state"][key], value, rtol=1e-5, atol=1e-9, msg=key)
+        torch.testing.assert_close(
+            both["state"][key], value, rtol=1e-5, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
+        )
     for a, b in zip(one["history"], both["history"], strict=True):
         assert b.loss == pytest.approx(a.loss, rel=1e-9)
         assert (b.accuracy, b.test_accuracy) == (a.accuracy, a.test_accuracy)

@@ -13,6 +13,7 @@ from test_data import write_idx
 from stl_deploy.arch import Architecture
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.importers import stl
+from stl_deploy.models.layers import BatchNorm
 from stl_deploy.models.train import Settings, Trainer
 
 ARCH = "3C3-BN-LIF-P3-FC20-LIF-AvgPool2"
@@ -87,6 +88,17 @@ def test_resuming_another_run_is_refused(tmp_path):
     torch.save({"format": "other"}, tmp_path / "s.pt")
     with pytest.raises(InputError, match="belongs to another run"):
         t.resume(tmp_path / "s.pt")
+
+
+def test_running_statistics_do_not_depend_on_what_memory_held(monkeypatch):
+    def dirty(self, *shape):
+        return torch.full(shape, float("nan"), dtype=self.dtype)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", dirty)
+    layer = BatchNorm(3)
+    layer(torch.rand(4, 2, 3, 5, 5))
+    assert layer.running_mean.isfinite().all()
+    assert layer.running_var.isfinite().all()
 
 
 def test_graded_input_needs_a_graded_network():
