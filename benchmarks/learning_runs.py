@@ -34,12 +34,14 @@ MODES: tuple[Mode, ...] = ("synergistic", "synaptic", "threshold")
 DATA = Path("/usr/share/datasets/fashion-mnist")
 
 
-def train(mode: Mode, seed: int, epochs: int, data: Path, out: Path) -> str:
+def train(
+    mode: Mode, seed: int, epochs: int, data: Path, out: Path, limit: int | None = None
+) -> str:
     """One run on one thread: the checkpoint and what every epoch measured."""
     torch.set_num_threads(1)
     name = f"{mode}-{seed}"
-    images, labels = idx.load(data, "train")
-    held_out = idx.load(data, "test")
+    images, labels = idx.load(data, "train", limit)
+    held_out = idx.load(data, "test", limit)
     arch = Architecture.parse(ARCH, images.shape[1:], levels=255)
     settings = Settings(mode, "graded", epochs, seed=seed, flip=True)
     trainer = Trainer(arch, settings)
@@ -95,13 +97,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--limit", type=int, help="first N images only, to try the command")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = [(mode, seed) for seed in range(args.seeds) for mode in MODES]
     missing = [(m, s) for m, s in wanted if not (args.out / f"{m}-{s}.json").exists()]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=spawn) as pool:
-        jobs = [pool.submit(train, m, s, args.epochs, args.data, args.out) for m, s in missing]
+        how = args.epochs, args.data, args.out, args.limit
+        jobs = [pool.submit(train, mode, seed, *how) for mode, seed in missing]
         for job in as_completed(jobs):
             Console().print(f"{job.result()} done")
 

@@ -228,8 +228,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if parallel.world() > 1:
             out, mean, var = parallel.batch_norm(flat, weight, bias, self.eps)
         else:
-            # Replaced whole, but as 0 * old + new: what was there must be finite.
-            mean, var = (x.new_zeros(steps * channels) for _ in range(2))
+            mean, var = (x.new_zeros(steps * channels) for _ in range(2))  # 0 * NaN is NaN
             out = functional.batch_norm(
                 flat, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps
             )
