@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import two_processes
 from nets import ROOT
+from test_data import write_idx
+from test_train import command
 
 CASES = sorted(two_processes.CASES)
 
@@ -76,3 +81,48 @@ def test_a_resumed_run_of_two_is_that_of_two(two):
 def test_an_error_of_one_is_that_of_all(two, what, first, second):
     assert first in two[0]["errors"][what]
     assert second in two[1]["errors"][what]
+
+
+def torchrun(*words):
+    """The command of the page, with ``words`` in place of stl-train and its arguments."""
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    (own,) = re.findall(r"^torchrun (--standalone .*?) --no-python stl-train", text, re.M)
+    command = [sys.executable, "-m", "torch.distributed.run", *own.split(), *map(str, words)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    images, labels = two_processes.data(60)
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images[:, 0].numpy())
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels.numpy())
+    network = ["--arch", two_processes.NORMED, "--batch", "20", "--epochs", "3"]
+    return ["--data", tmp_path, *network, "-o", tmp_path / "m.pt"]
+
+
+def test_a_process_that_dies_ends_the_run_and_another_number_resumes_it(
+    tmp_path, arguments, monkeypatch
+):
+    """It dies in the second epoch; one process finishes, and then there is nothing left to start."""
+    script = ROOT / "tests" / "killed_training.py"
+    died = torchrun(script, "5", *arguments)
+    assert died.returncode != 0
+    assert died.stderr.count("epoch   1/3") == 1  # the first process alone prints
+    assert "internal error" not in died.stderr
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["m.resume.pt"]
+    assert command(monkeypatch, *arguments, "--resume") == 0
+    training = torch.load(tmp_path / "m.pt", weights_only=True)["training"]
+    assert (len(training["history"]), training["processes"]) == (3, 1)
+    refused = torchrun(script, "never", *arguments)
+    assert refused.returncode != 0
+    assert refused.stderr.count("exists already") == 1
+
+
+def test_the_command_of_the_page(tmp_path, arguments):
+    stl_train = Path(sys.executable).with_name("stl-train")
+    done = torchrun("--no-python", stl_train, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["processes"], len(told["history"])) == (2, 3)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["m.pt"]
