@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,7 +31,10 @@ from stl_deploy.commands.common import (
 from stl_deploy.errors import InputError, LoweringError, Problem
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stl_deploy.models.qat import QatNet
+    from stl_deploy.models.train import Epoch
 
 
 def train(
@@ -84,6 +89,19 @@ def train(
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Annotated[int | None, typer.Option(min=2, help="Use the first N images only.")] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--eval", help="Measure on the test split what is learned, after every epoch."
+        ),
+    ] = False,
+    eval_limit: Annotated[
+        int | None, typer.Option(min=1, help="With --eval: the first N test images only.")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Where to train; auto takes a GPU where there is one."),
+    ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Force = False,
     as_json: Json = False,
@@ -94,6 +112,8 @@ def train(
     Example: stl-train --arch 24C5-BN-LIF-P14-FC100-LIF-AvgPool10 --epochs 4 -o model.pt
 
     Example: stl-train --qat --init model.pt --weight-bits 4 -o model4.pt
+
+    Example: torchrun --nproc-per-node 2 --no-python stl-train -o model.pt
     """
     import numpy as np
     import torch
@@ -102,6 +122,7 @@ def train(
     from stl_deploy.checkpoint import save_checkpoint
     from stl_deploy.chip import load as load_chip
     from stl_deploy.files import check_writable, sha256
+    from stl_deploy.models import parallel
     from stl_deploy.models.train import Settings, Trainer
 
     _check_usage(context, qat, init)
@@ -131,6 +152,7 @@ def train(
                 "let FC<n>-LIF-AvgPool<p> end the network, with n = classes * p",
             )
         )
+    held_out = _held_out(data, eval_limit, architecture) if evaluate else None
     digest = sha256(idx.find(data, "train", "images"))
     settings = Settings(
         mode=mode,
@@ -146,7 +168,9 @@ def train(
         chip="" if init is None else chip or "loihi2",
         start="" if init is None else sha256(init),
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = parallel.device_of(device)
+    parallel.ready()
+    parallel.check_same("the run", (asdict(settings), architecture.to_dict(), torch.__version__))
     fact = load_chip(settings.chip).limits.thresholds_per_core if qat else None
     if fact is not None:
         warn(
@@ -154,8 +178,8 @@ def train(
             "learns one for every neuron: the result is right for simulation, and can be loaded onto "
             "that chip only where a core happens to need no more"
         )
-    trainer = Trainer(architecture, settings, device, model)
-    if resume and snapshot.exists():
+    trainer = Trainer(architecture, settings, where, model)
+    if resume and parallel.from_first(snapshot.exists):
         trainer.resume(snapshot)
     elif resume:
         stderr.print(f"{snapshot}: none there, so training begins at epoch 1", markup=False)
@@ -167,29 +191,61 @@ def train(
         def show(done: int, total: int, loss: float) -> None:
             bar.update(task, completed=done, total=total, note=f"loss {loss:.4f}")
 
-        for report in trainer.run(x, y, show):
+        for report in trainer.run(x, y, show, held_out):
             trainer.save(snapshot)
             bar.update(task, description=f"epoch {report.epoch + 2}/{settings.epochs}")
             if not as_json:
-                stderr.print(
-                    f"epoch {report.epoch + 1:3}/{settings.epochs}  loss {report.loss:.4f}  "
-                    f"training accuracy {100 * report.accuracy:.2f} %  "
-                    f"{time.monotonic() - started:.0f} s"
-                )
+                stderr.print(_line(report, settings.epochs, time.monotonic() - started))
     record = {
         **({"arch": arch} if init is None else {"init": init.name}),
         "settings": asdict(settings),
         "data": {"images": len(images), "sha256": digest},
         "torch": str(torch.__version__),
+        "device": where.split(":")[0],
+        "processes": parallel.world(),
         "history": [asdict(e) for e in trainer.history],
     }
-    save_checkpoint(trainer.trained(), out, record)
-    snapshot.unlink(missing_ok=True)
+    parallel.from_first(lambda: save_checkpoint(trainer.trained(), out, record))
+    parallel.from_first(lambda: snapshot.unlink(missing_ok=True))
     last = trainer.history[-1]
     if as_json:
         print_json({"out": str(out), **record})
     else:
-        say(f"{out}: training accuracy {100 * last.accuracy:.2f} % (last epoch)")
+        test = last.test_accuracy
+        tested = "" if test is None else f", test accuracy {100 * test:.2f} %"
+        say(f"{out}: training accuracy {100 * last.accuracy:.2f} %{tested} (last epoch)")
+
+
+def _line(report: Epoch, epochs: int, seconds: float) -> str:
+    """What is printed after an epoch."""
+    line = (
+        f"epoch {report.epoch + 1:3}/{epochs}  loss {report.loss:.4f}  "
+        f"training accuracy {100 * report.accuracy:.2f} %  "
+    )
+    if report.test_accuracy is not None and report.test_rates is not None:
+        rates = ", ".join(f"{name} {100 * r:.2f} %" for name, r in report.test_rates.items())
+        line += f"test accuracy {100 * report.test_accuracy:.2f} %  firing {rates}  "
+    return f"{line}{seconds:.0f} s"
+
+
+def _held_out(data: Path, limit: int | None, arch: Architecture) -> tuple[Tensor, Tensor]:
+    """Test images and labels that ``arch`` can be measured on."""
+    import numpy as np
+    import torch
+
+    from stl_deploy import idx
+
+    images, labels = idx.load(data, "test", limit)
+    if images.shape[1:] != arch.input.shape or labels.max() >= arch.classes:
+        raise InputError(
+            Problem(
+                str(data),
+                f"test images {images.shape[1:]} with labels up to {labels.max()} are not for a "
+                f"network of input {arch.input.shape} and {arch.classes} classes",
+                "leave out --eval, or give a --data whose splits belong together",
+            )
+        )
+    return torch.from_numpy(np.array(images)), torch.from_numpy(labels)
 
 
 GIVEN = {"arch": "--arch", "tau": "--tau", "timesteps": "--timesteps", "encoding": "--encoding"}
@@ -222,6 +278,8 @@ def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
             )
             if name in asked
         ]
+    if "eval_limit" in asked and "evaluate" not in asked:
+        problems.append(Problem("--eval-limit", "goes with --eval", "give --eval, or leave it out"))
     if problems:
         raise InputError(problems)
 
@@ -258,6 +316,22 @@ def _resumable(snapshot: Path) -> Iterator[None]:
         raise
 
 
+@functools.wraps(train)
+def _in_every_process(**options: Any) -> None:
+    from stl_deploy.models import parallel
+
+    with parallel.joined(options["device"]):
+        train(**options)
+
+
 def main() -> None:
     """Entry point."""
-    run(train, "stl-train")
+    if os.environ.get("RANK", "0") != "0":
+        from stl_deploy.models import parallel
+
+        parallel.only_first_speaks()
+    run(_in_every_process, "stl-train")
+
+
+if __name__ == "__main__":
+    main()

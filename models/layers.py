@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stl_deploy.models import parallel
+
 ALPHA = 2.0  # slope of the surrogate gradient
 
 
@@ -207,7 +209,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over [batch, time, C, ...] with the statistics of each step, as the official code.
 
     In training every time step is normalised by its own batch statistics and updates the running
-    ones in turn; in evaluation all steps share the running statistics.
+    ones in turn; in evaluation all steps share the running statistics. Where several processes train,
+    the batch is that of all of them.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -221,17 +224,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x.flatten(0, 1)).reshape(x.shape).expand_as(input)
         # Each step's channels as channels of their own: one call, and nothing is copied.
         steps, channels = x.shape[1:3]
-        mean, var = (x.new_zeros(steps * channels) for _ in range(2))  # 0 * NaN is NaN
-        out = functional.batch_norm(
-            x.flatten(1, 2),
-            mean,
-            var,
-            self.weight.repeat(steps),
-            self.bias.repeat(steps),
-            training=True,
-            momentum=1.0,
-            eps=self.eps,
-        )
+        flat, weight, bias = x.flatten(1, 2), self.weight.repeat(steps), self.bias.repeat(steps)
+        if parallel.world() > 1:
+            out, mean, var = parallel.batch_norm(flat, weight, bias, self.eps)
+        else:
+            mean, var = (x.new_zeros(steps * channels) for _ in range(2))  # 0 * NaN is NaN
+            out = functional.batch_norm(
+                flat, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps
+            )
         for t in range(input.shape[1]):
             step = slice(t % steps * channels, (t % steps + 1) * channels)
             self._follow(mean[step], var[step])
@@ -283,5 +283,8 @@ class PopulationReadout(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Rates per class, in [0, 1]."""
-        rates: Tensor = functional.avg_pool1d(spikes.flatten(2).mean(1), self.population)
+        mean = spikes.flatten(2).mean(1)
+        if not len(mean):  # a share of nothing, which avg_pool1d refuses
+            return mean.reshape(0, mean.shape[1] // self.population)
+        rates: Tensor = functional.avg_pool1d(mean, self.population)
         return rates

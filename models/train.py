@@ -3,14 +3,16 @@
 ``synergistic`` learns weights and thresholds, ``synaptic`` weights alone (thresholds stay at their
 initial value), ``threshold`` thresholds alone (weights stay random). Everything random comes from
 (seed, epoch), so that a run resumed after any epoch ends in the same parameters as one that was
-never interrupted. A ``QatNet`` is trained the same way (``models/qat.py``).
+never interrupted. A ``QatNet`` is trained the same way (``models/qat.py``), and so is a network that
+several processes train together (``models/parallel.py``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +25,15 @@ from stl_deploy.arch import Architecture
 from stl_deploy.checkpoint import read_tensors
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.files import atomic
+from stl_deploy.models import parallel
 from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet
 from stl_deploy.models.qat import QatNet
 
 Mode = Literal["synergistic", "synaptic", "threshold"]
 Encoding = Literal["bernoulli", "graded"]
-RESUME_FORMAT = "stl-deploy-training/1"
+RESUME_FORMAT = "stl-deploy-training/2"  # 2: rates, thresholds and tests of every epoch
+TEST = 2**31  # stands for the epoch where noise for the test images is drawn
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,68 @@ class Settings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch reported: mean loss and accuracy on the training images as they were seen."""
+    """What one epoch reported: mean loss and accuracy on the training images as they were seen.
+
+    ``rates``: spikes per neuron and step of every LIF layer on the same images. ``thresholds``: mean,
+    std (of the population), min and max of every LIF layer's after the epoch. ``test_accuracy`` and
+    ``test_rates``: on held-out images after the epoch, where there were any.
+    """
 
     epoch: int
     loss: float
     accuracy: float
+    rates: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    test_accuracy: float | None = None
+    test_rates: dict[str, float] | None = None
+
+
+class Meter:
+    """Spikes of every LIF layer of a model while it runs, counted."""
+
+    def __init__(self, model: STLNet) -> None:
+        self.lifs = {name: m for name, m in model.named_modules() if isinstance(m, LIF)}
+        self.spikes: dict[str, Tensor] = {}
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what runs inside."""
+        device = next(iter(self.lifs.values())).thresh.device
+        self.spikes = {
+            name: torch.zeros((), dtype=torch.int64, device=device) for name in self.lifs
+        }
+        handles = [m.register_forward_hook(self._hook(name)) for name, m in self.lifs.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def count(_module: object, _inputs: object, out: Tensor) -> None:
+            self.spikes[name] += out.detach().count_nonzero()
+
+        return count
+
+    def rates(self, steps: int) -> dict[str, float]:
+        """Spikes per neuron and step; ``steps`` were seen by all processes together."""
+        return {
+            name: parallel.total(self.spikes[name]).item() / (steps * lif.thresh.numel())
+            for name, lif in self.lifs.items()
+        }
+
+    def thresholds(self) -> dict[str, dict[str, float]]:
+        """Mean, std, min and max of every layer."""
+        found = {}
+        for name, lif in self.lifs.items():
+            theta = lif.thresh.detach().double()
+            found[name] = {
+                "mean": theta.mean().item(),
+                "std": theta.std(correction=0).item(),
+                "min": theta.min().item(),
+                "max": theta.max().item(),
+            }
+        return found
 
 
 def freeze(model: STLNet, mode: Mode) -> list[torch.nn.Parameter]:
@@ -81,7 +142,8 @@ def encode(images: Tensor, timesteps: int, encoding: Encoding, rng: torch.Genera
 class Trainer:
     """One run: ``for report in trainer.run(...)`` trains an epoch at a time.
 
-    It begins with ``model``, or with a network of ``arch`` that nothing was learned by.
+    It begins with ``model``, or with a network of ``arch`` that nothing was learned by. In a process
+    that torchrun started each does its share of every batch, and all have the same parameters.
     """
 
     def __init__(
@@ -98,11 +160,16 @@ class Trainer:
                     f"{settings.encoding} input for a network of {arch.input.levels} input levels",
                 )
             )
+        if settings.batch < parallel.world():
+            what = f"a batch of {settings.batch} for {parallel.world()} processes"
+            raise InputError(Problem("--batch", what, "start fewer processes"))
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.device = device
         self.model = (model or STLNet(arch, threshold=settings.threshold)).to(device)
         self.optimizer = torch.optim.Adam(freeze(self.model, settings.mode), lr=settings.lr)
+        self.meter = Meter(self.model)
+        self.learner = parallel.wrapped(self.model, device)
         self.history: list[Epoch] = []
 
     def run(
@@ -110,12 +177,21 @@ class Trainer:
         images: Tensor,
         labels: Tensor,
         on_batch: Callable[[int, int, float], None] | None = None,
+        held_out: tuple[Tensor, Tensor] | None = None,
     ) -> Iterator[Epoch]:
-        """Train the epochs that are left; ``on_batch(done, total, loss)`` reports progress."""
+        """Train the epochs that are left; ``on_batch(done, total, loss)`` reports progress.
+
+        ``held_out`` images and labels are looked at after every epoch and change nothing.
+        """
         images, labels = images.to(self.device), labels.to(self.device)
         for epoch in range(len(self.history), self.settings.epochs):
-            self.history.append(self._epoch(epoch, images, labels, on_batch))
-            yield self.history[-1]
+            report = self._epoch(epoch, images, labels, on_batch)
+            parallel.check_same(f"epoch {epoch + 1}", parallel.digest(self.model))
+            if held_out is not None:
+                accuracy, rates = self.test(*held_out)
+                report = replace(report, test_accuracy=accuracy, test_rates=rates)
+            self.history.append(report)
+            yield report
 
     def _epoch(
         self,
@@ -124,40 +200,79 @@ class Trainer:
         labels: Tensor,
         on_batch: Callable[[int, int, float], None] | None,
     ) -> Epoch:
-        settings = self.settings
-        order_rng = np.random.default_rng([settings.seed, epoch])
-        rng = torch.Generator(self.device)
-        rng.manual_seed(int(order_rng.integers(2**62)))
+        order_rng = np.random.default_rng([self.settings.seed, epoch])
+        rng = self._generator(order_rng)
+        # What dropout draws from, in every process another.
+        torch.manual_seed(int(order_rng.spawn(parallel.world())[parallel.rank()].integers(2**62)))
         order = torch.from_numpy(order_rng.permutation(len(images))).to(self.device)
-        batches = torch.split(order, settings.batch)
+        batches = torch.split(order, self.settings.batch)
         self.model.train()
         if isinstance(self.model, QatNet):
             self.model.settle()
-        loss_sum = torch.zeros((), device=self.device)
-        hits = torch.zeros((), device=self.device)
-        for i, index in enumerate(batches):
-            self._set_rate((epoch + i / len(batches)) / settings.epochs)
-            x = images[index]
-            if settings.flip:
-                mirrored = torch.rand(len(x), generator=rng, device=self.device) < 0.5
-                x = torch.where(mirrored.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
-            raster = encode(x, self.model.arch.timesteps, settings.encoding, rng)
-            rates = self.model(raster)
-            loss = rate_loss(rates, labels[index])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            loss_sum += loss.detach() * len(index)
-            hits += (rates.argmax(1) == labels[index]).sum()
-            if on_batch is not None:
-                on_batch(i + 1, len(batches), loss.item())
-            if not torch.isfinite(loss):
-                raise LoweringError(
-                    Problem(
-                        f"epoch {epoch + 1}", f"the loss is {loss.item()}", "use a smaller --lr"
+        loss_sum = 0.0
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        with self.meter.counting():
+            for i, index in enumerate(batches):
+                self._set_rate((epoch + i / len(batches)) / self.settings.epochs)
+                loss, right = self._step(images[index], labels[index], rng)
+                if not math.isfinite(loss):
+                    raise LoweringError(
+                        Problem(f"epoch {epoch + 1}", f"the loss is {loss}", "use a smaller --lr")
                     )
-                )
-        return Epoch(epoch, loss_sum.item() / len(images), hits.item() / len(images))
+                loss_sum += loss * len(index)
+                hits += right
+                if on_batch is not None:
+                    on_batch(i + 1, len(batches), loss)
+        return Epoch(
+            epoch,
+            loss_sum / len(images),
+            parallel.total(hits).item() / len(images),
+            self.meter.rates(len(images) * self.model.arch.timesteps),
+            self.meter.thresholds(),
+        )
+
+    def _step(self, x: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[float, Tensor]:
+        """Learn from a batch: its loss, and how many of this process's share were right.
+
+        Noise is drawn for the whole batch, so that it does not depend on the number of processes.
+        """
+        if self.settings.flip:
+            mirrored = torch.rand(len(x), generator=rng, device=self.device) < 0.5
+            x = torch.where(mirrored.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
+        raster = encode(x, self.model.arch.timesteps, self.settings.encoding, rng)
+        mine = parallel.share(len(x))
+        target = labels[mine]
+        rates = self.learner(raster[mine])
+        # Gradients are averaged over processes whatever their shares are; of nothing a mean is none.
+        weight = len(target) * parallel.world() / len(x)
+        loss = rate_loss(rates, target) * weight if weight else rates.sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        mean = parallel.total(loss.detach()).item() / parallel.world()
+        return mean, (rates.argmax(1) == target).sum()
+
+    def test(self, images: Tensor, labels: Tensor) -> tuple[float, dict[str, float]]:
+        """Accuracy, and spikes per neuron and step of every LIF layer; the same noise every time."""
+        rng = self._generator(np.random.default_rng([self.settings.seed, TEST]))
+        if isinstance(self.model, QatNet):
+            self.model.settle()  # as the next epoch would, and what is kept
+        self.model.eval()
+        steps = self.model.arch.timesteps
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        with self.meter.counting(), torch.no_grad():
+            for index in torch.split(torch.arange(len(images)), self.settings.batch):
+                x = images[index].to(self.device)
+                mine = parallel.share(len(x))
+                rates = self.model(encode(x, steps, self.settings.encoding, rng)[mine])
+                hits += (rates.argmax(1) == labels[index][mine].to(self.device)).sum()
+        accuracy = parallel.total(hits).item() / len(images)
+        return accuracy, self.meter.rates(len(images) * steps)
+
+    def _generator(self, seed: np.random.Generator) -> torch.Generator:
+        rng = torch.Generator(self.device)
+        rng.manual_seed(int(seed.integers(2**62)))
+        return rng
 
     def _set_rate(self, progress: float) -> None:
         """Cosine from ``lr`` to zero over the whole run."""
@@ -169,7 +284,10 @@ class Trainer:
         return self.model.frozen() if isinstance(self.model, QatNet) else self.model
 
     def save(self, path: Path) -> None:
-        """Write everything that a later ``resume`` needs."""
+        """Write everything that a later ``resume`` needs, in the first process and for all."""
+        parallel.from_first(lambda: self._write(path))
+
+    def _write(self, path: Path) -> None:
         with atomic(path) as temporary:
             torch.save(
                 {
@@ -184,8 +302,21 @@ class Trainer:
             )
 
     def resume(self, path: Path) -> None:
-        """Continue from ``save``. Raises InputError when it belongs to another run."""
+        """Continue from ``save``, in all processes; only the first reads the file.
+
+        Raises InputError when it belongs to another run, or is not one of this version.
+        """
+        self._continue(path, parallel.from_first(lambda: self._read(path)))
+
+    def _read(self, path: Path) -> dict[str, Any]:
         data: dict[str, Any] = read_tensors(path)
+        kind = str(data.get("format"))
+        if kind != RESUME_FORMAT and kind.startswith(RESUME_FORMAT.split("/")[0] + "/"):
+            what = (
+                f"is of another version of stl-deploy: {kind!r}, this one reads {RESUME_FORMAT!r}"
+            )
+            remedy = "finish the run with that version, or delete the file and begin again"
+            raise InputError(Problem(str(path), what, remedy))
         mine = {
             "format": RESUME_FORMAT,
             "arch": self.model.arch.to_dict(),
@@ -203,11 +334,15 @@ class Trainer:
                     "resume with the arguments that the run began with, or delete the file",
                 )
             )
+        return data
+
+    def _continue(self, path: Path, data: dict[str, Any]) -> None:
         try:
-            self.history = [Epoch(**e) for e in data["history"]]
+            history = [Epoch(**e) for e in data["history"]]
             self.model.load_state_dict(data["state_dict"])
             self.optimizer.load_state_dict(data["optimizer"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self.history = history
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 Problem(str(path), f"cannot be resumed: {error}", "delete the file")
             ) from None

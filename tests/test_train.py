@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from nets import ROOT
 from test_data import write_idx
 
 from stl_deploy.arch import Architecture
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.importers import stl
+from stl_deploy.models.layers import BatchNorm
 from stl_deploy.models.train import Settings, Trainer
 
 ARCH = "3C3-BN-LIF-P3-FC20-LIF-AvgPool2"
@@ -87,6 +93,17 @@ def test_resuming_another_run_is_refused(tmp_path):
     torch.save({"format": "other"}, tmp_path / "s.pt")
     with pytest.raises(InputError, match="belongs to another run"):
         t.resume(tmp_path / "s.pt")
+
+
+def test_running_statistics_do_not_depend_on_what_memory_held(monkeypatch):
+    def dirty(self, *shape):
+        return torch.full(shape, float("nan"), dtype=self.dtype)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", dirty)
+    layer = BatchNorm(3)
+    layer(torch.rand(4, 2, 3, 5, 5))
+    assert layer.running_mean.isfinite().all()
+    assert layer.running_var.isfinite().all()
 
 
 def test_graded_input_needs_a_graded_network():
@@ -188,3 +205,121 @@ def test_a_diverging_run_stops():
     t.model.readout.forward = lambda spikes: spikes.mean(1)[:, :10] * float("nan")
     with pytest.raises(LoweringError, match="the loss is nan"):
         list(t.run(*data()))
+
+
+def test_a_resumed_run_draws_the_same_dropout(tmp_path):
+    arch = Architecture.parse("3C3-BN-LIF-P3-D0.3-FC20-LIF-AvgPool2", (1, 6, 6))
+    whole, first, second = (Trainer(arch, Settings(epochs=2, batch=20)) for _ in range(3))
+    list(whole.run(*data()))
+    next(iter(first.run(*data())))
+    first.save(tmp_path / "s.pt")
+    torch.rand(7)  # another process would be elsewhere
+    second.resume(tmp_path / "s.pt")
+    list(second.run(*data()))
+    expected, got = parameters(whole), parameters(second)
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+
+
+def test_an_epoch_reports_rates_and_thresholds():
+    t = trainer(epochs=2, threshold=0.3)
+    seen = {"lif1": [], "lif2": []}
+    for name, spikes in seen.items():
+        module = t.model.get_submodule(name)
+        module.register_forward_hook(lambda _m, _i, out, spikes=spikes: spikes.append(out))
+    first = next(iter(t.run(*data(50))))
+    for name, spikes in seen.items():
+        assert first.rates[name] == pytest.approx(torch.cat(spikes).mean().item(), rel=1e-6)
+        assert 0 < first.rates[name] < 1
+        theta = t.model.get_submodule(name).thresh.detach().numpy().astype(np.float64)
+        wanted = {f: getattr(theta, f)() for f in ("mean", "std", "min", "max")}
+        assert first.thresholds[name] == pytest.approx(wanted)
+    assert first.test_accuracy is None
+    assert first.test_rates is None
+
+
+def test_looking_at_held_out_images_changes_nothing():
+    plain, looked = trainer(seed=1, threshold=0.3), trainer(seed=1, threshold=0.3)
+    list(plain.run(*data()))
+    reports = list(looked.run(*data(), held_out=data(33)))
+    expected, got = parameters(plain), parameters(looked)
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+    accuracy, rates = looked.test(*data(33))
+    assert (reports[-1].test_accuracy, reports[-1].test_rates) == (accuracy, rates)
+    looked.settings = replace(looked.settings, batch=33)
+    assert 0 <= looked.test(*data(33))[0] <= 1
+
+
+def test_a_snapshot_of_another_version_is_refused(tmp_path):
+    torch.save({"format": "stl-deploy-training/1"}, tmp_path / "s.pt")
+    with pytest.raises(InputError, match="of another version of stl-deploy"):
+        trainer().resume(tmp_path / "s.pt")
+
+
+def run_killed(moment, args):
+    script = ROOT / "tests" / "killed_training.py"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, script, moment, *map(str, args)], env=env, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("moment", ["2", "5", "snapshot"])
+def test_a_run_killed_at_any_moment_resumes(folder, moment):
+    """60 images are three batches: killed in the first epoch, in the second, and as that is saved."""
+    args = ["--data", folder, "--arch", ARCH, "--epochs", 3, "--batch", 20]
+    whole = run_killed("never", [*args, "-o", folder / "whole.pt"])
+    assert whole.returncode == 0, whole.stderr
+    cut = [*args, "-o", folder / "cut.pt"]
+    assert run_killed(moment, cut).returncode == -signal.SIGKILL
+    assert not (folder / "cut.pt").exists()
+    assert (folder / "cut.resume.pt").exists() == (moment != "2")
+    again = run_killed("never", [*cut, "--resume"])
+    assert again.returncode == 0, again.stderr
+    assert ("none there, so training begins at epoch 1" in again.stderr) == (moment == "2")
+    epochs = [line.split("/")[0] for line in again.stderr.splitlines() if line.startswith("epoch")]
+    assert len(epochs) == (3 if moment == "2" else 2)
+    assert bits(folder / "whole.pt") == bits(folder / "cut.pt")
+
+
+def bits(path):
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return {name: value.numpy().tobytes() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_the_same_command_gives_the_same_bytes(folder, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    args = ["--data", folder, "--arch", ARCH, "--epochs", 2, "--flip"]
+    code = "from stl_deploy.models.cli import main; main()"
+    for name in ("a.pt", "b.pt"):
+        words = map(str, [*args, "-o", folder / name])
+        subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+    assert bits(folder / "a.pt") == bits(folder / "b.pt")
+
+
+def test_command_measures_on_the_test_split(folder, monkeypatch, capfd):
+    images, labels = data(40)
+    write_idx(folder / "t10k-images-idx3-ubyte.gz", images[:, 0].numpy())
+    write_idx(folder / "t10k-labels-idx1-ubyte.gz", labels.numpy())
+    args = ["--data", folder, "--arch", ARCH, "--epochs", 2]
+    assert command(monkeypatch, *args, "--eval", "--eval-limit", 30, "-o", folder / "m.pt") == 0
+    said = capfd.readouterr()
+    assert "test accuracy" in said.out
+    assert "firing lif1" in said.err
+    history = torch.load(folder / "m.pt", weights_only=True)["training"]["history"]
+    assert all(
+        30 * e["test_accuracy"] == pytest.approx(round(30 * e["test_accuracy"])) for e in history
+    )
+    assert history[0]["test_rates"].keys() == history[0]["thresholds"].keys() == {"lif1", "lif2"}
+    assert command(monkeypatch, *args, "--eval-limit", 3, "-o", folder / "n.pt") == 2
+    assert "goes with --eval" in capfd.readouterr().err
+    write_idx(folder / "t10k-labels-idx1-ubyte.gz", labels.numpy() + 5)
+    assert command(monkeypatch, *args, "--eval", "-o", folder / "n.pt") == 2
+    assert "are not for a network of input (1, 6, 6) and 10 classes" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(folder, monkeypatch, capfd):
+    args = ["--data", folder, "--arch", ARCH, "--device", "cuda", "-o", folder / "m.pt"]
+    assert command(monkeypatch, *args) == 2
+    assert "PyTorch finds no GPU" in capfd.readouterr().err
