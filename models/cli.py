@@ -13,47 +13,82 @@ import typer
 
 from stl_deploy.arch import OFFICIAL_MNIST, Architecture
 from stl_deploy.commands.common import (
-    DEFAULT_DATA,
+    Binning,
     Data,
+    Dataset,
     Debug,
     Force,
     Json,
+    Levels,
+    Size,
+    asked,
+    data_folder,
     print_json,
     progress,
     refuse_existing,
+    refuse_options_of_the_other,
     run,
     say,
     stderr,
     warn,
 )
+from stl_deploy.data.catalogue import EVENT_SETS, IMAGES
 from stl_deploy.errors import InputError, LoweringError, Problem
 
 if TYPE_CHECKING:
+    from stl_deploy.data.load import Wanted
+    from stl_deploy.models.inputs import Inputs
     from stl_deploy.models.qat import QatNet
 
 
 def train(
     context: typer.Context,
     out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
-    data: Data = DEFAULT_DATA,
+    dataset: Dataset = "fashion-mnist",
+    data: Data = None,
+    raster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NPZ", help="Train on this raster of stl-raster instead; it says T and levels."
+        ),
+    ] = None,
+    size: Size = None,
+    binning: Binning = None,
+    levels: Levels = None,
     arch: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="<n>C<k> convolution, BN, LIF, P<s> max pool to s x s, D<p> dropout, FC<n> linear, "
-            "AvgPool<p> readout of p neurons a class. Default: the official MNIST net.",
+            "AvgPool<p> readout of p neurons a class. Default: that of the dataset "
+            "(docs/data.md), the official MNIST net for images and rasters.",
             show_default=False,
         ),
-    ] = OFFICIAL_MNIST,
+    ] = None,
     mode: Annotated[
         Literal["synergistic", "synaptic", "threshold"],
         typer.Option(help="What is learned: weights and thresholds, weights, or thresholds."),
     ] = "synergistic",
     encoding: Annotated[
-        Literal["bernoulli", "graded"], typer.Option(help="Input: spikes, or pixels as they are.")
+        Literal["bernoulli", "graded"], typer.Option(help="Images: spikes, or pixels as they are.")
     ] = "bernoulli",
-    timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
-    tau: Annotated[float, typer.Option(min=0, max=0.999, help="Decay per step.")] = 0.5,
-    threshold: Annotated[float, typer.Option(min=0, max=1e3, help="Initial threshold.")] = 1.0,
+    timesteps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="Time steps T. [default: 4, events: that of the dataset]"
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.999, help="Decay per step. [default: 0.5, events: that of the dataset]"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1e3, help="Initial threshold. [default: 1, events: that of the dataset]"
+        ),
+    ] = None,
     qat: Annotated[
         bool,
         typer.Option(
@@ -74,16 +109,21 @@ def train(
         typer.Option(help="Whose registers nothing may leave, with --qat. [default: loihi2]"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 24, with --qat 4]")] = None,
-    batch: Annotated[int, typer.Option(min=2)] = 128,
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="[default: 128, events: that of the dataset]")
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Initial rate (Adam, cosine). [default: 2e-3, with --qat 5e-4]"
+            min=0,
+            max=1,
+            help="Initial rate (Adam, cosine). [default: 2e-3, with --qat 5e-4, events: that of the "
+            "dataset]",
         ),
     ] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    limit: Annotated[int | None, typer.Option(min=2, help="Use the first N images only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use the first N samples only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Force = False,
     as_json: Json = False,
@@ -93,18 +133,21 @@ def train(
 
     Example: stl-train --arch 24C5-BN-LIF-P14-FC100-LIF-AvgPool10 --epochs 4 -o model.pt
 
+    Example: stl-train --dataset nmnist --data NMNIST --epochs 30 -o model.pt
+
     Example: stl-train --qat --init model.pt --weight-bits 4 -o model4.pt
     """
     import numpy as np
     import torch
 
-    from stl_deploy import idx
     from stl_deploy.checkpoint import save_checkpoint
     from stl_deploy.chip import load as load_chip
+    from stl_deploy.data.load import Wanted
     from stl_deploy.files import check_writable, sha256
     from stl_deploy.models.train import Settings, Trainer
 
     _check_usage(context, qat, init)
+    _check_data_usage(dataset, raster, asked(context))
     refuse_existing(out, force)
     snapshot = out.with_suffix(".resume.pt")
     check_writable(out)
@@ -113,16 +156,29 @@ def train(
         raise InputError(
             Problem(str(out), "would replace the checkpoint of --init", "name another file with -o")
         )
-    images, labels = idx.load(data, "train", limit)
-    pixels = images.shape[1], images.shape[2], images.shape[3]
+    wanted = Wanted(timesteps, size, binning, levels or 1, limit)
+    given = _inputs(dataset, data, raster, encoding, wanted, as_json)
+    defaults = EVENT_SETS.get(dataset) if raster is None else None
     model = None
     if init is not None:
-        model = _integers(init, weight_bits or 8, chip or "loihi2", pixels)
+        model = _integers(init, weight_bits or 8, chip or "loihi2", given)
         architecture = model.arch
-        encoding = "graded" if architecture.input.levels > 1 else "bernoulli"
+        if given.encoding != "recorded":
+            encoding = "graded" if architecture.input.levels > 1 else "bernoulli"
     else:
-        levels = 255 if encoding == "graded" else 1
-        architecture = Architecture.parse(arch, pixels, levels=levels, timesteps=timesteps, tau=tau)
+        arch = arch or (defaults.arch if defaults else OFFICIAL_MNIST)
+        architecture = Architecture.parse(
+            arch,
+            given.shape,
+            levels=given.levels,
+            timesteps=given.timesteps or timesteps or 4,
+            tau=tau if tau is not None else defaults.tau if defaults else 0.5,
+        )
+    if flip and len(given.shape) != 3:
+        raise InputError(
+            Problem("--flip", f"inputs {given.shape} have no left and right", "leave it out")
+        )
+    labels = given.labels
     if labels.max() >= architecture.classes:
         raise InputError(
             Problem(
@@ -131,17 +187,17 @@ def train(
                 "let FC<n>-LIF-AvgPool<p> end the network, with n = classes * p",
             )
         )
-    digest = sha256(idx.find(data, "train", "images"))
+    usual = defaults.lr if defaults else 2e-3
     settings = Settings(
         mode=mode,
-        encoding=encoding,
+        encoding="recorded" if given.encoding == "recorded" else encoding,
         epochs=epochs or (4 if qat else 24),
-        batch=batch,
-        lr=lr if lr is not None else 5e-4 if qat else 2e-3,
+        batch=batch or (defaults.batch if defaults else 128),
+        lr=lr if lr is not None else 5e-4 if qat else usual,
         seed=seed,
-        threshold=threshold,
+        threshold=threshold if threshold is not None else defaults.threshold if defaults else 1.0,
         flip=flip,
-        data=f"{len(images)} images of {digest}",
+        data=given.digest,
         weight_bits=None if init is None else weight_bits or 8,
         chip="" if init is None else chip or "loihi2",
         start="" if init is None else sha256(init),
@@ -159,7 +215,7 @@ def train(
         trainer.resume(snapshot)
     elif resume:
         stderr.print(f"{snapshot}: none there, so training begins at epoch 1", markup=False)
-    x, y = torch.from_numpy(np.array(images)), torch.from_numpy(labels)
+    x, y = torch.from_numpy(np.require(given.x, requirements="W")), torch.from_numpy(labels)
     started = time.monotonic()
     with _resumable(snapshot), progress(as_json) as bar:
         task = bar.add_task("epoch", total=None, note="")
@@ -179,7 +235,7 @@ def train(
     record = {
         **({"arch": arch} if init is None else {"init": init.name}),
         "settings": asdict(settings),
-        "data": {"images": len(images), "sha256": digest},
+        "data": given.origin,
         "torch": str(torch.__version__),
         "history": [asdict(e) for e in trainer.history],
     }
@@ -198,9 +254,7 @@ GIVEN |= {"threshold": "--threshold"}
 
 def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
     """Raise InputError for options that do not go together."""
-    # By name: typer brings a click of its own, or not.
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    asked = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    given = asked(context)
     problems = []
     if qat and init is None:
         problems.append(
@@ -209,7 +263,7 @@ def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
     if qat:
         problems += [
             Problem(GIVEN[name], "comes from the checkpoint of --init", "leave it out")
-            for name in asked
+            for name in given
             if name in GIVEN
         ]
     else:
@@ -220,13 +274,54 @@ def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
                 ("weight_bits", "--weight-bits"),
                 ("chip", "--chip"),
             )
-            if name in asked
+            if name in given
         ]
     if problems:
         raise InputError(problems)
 
 
-def _integers(init: Path, bits: int, chip: str, pixels: tuple[int, int, int]) -> QatNet:
+def _check_data_usage(dataset: str, raster: Path | None, given: set[str]) -> None:
+    """Raise InputError for options that say what to train on and do not go together."""
+    if raster is None:
+        refuse_options_of_the_other(dataset, given)
+        return
+    foreign = ("dataset", "data", "size", "binning", "levels", "encoding", "timesteps")
+    problems = [
+        Problem(f"--{name}", "comes from the raster of --raster", "leave it out")
+        for name in foreign
+        if name in given
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _inputs(
+    dataset: str,
+    data: Path | None,
+    raster: Path | None,
+    encoding: Literal["bernoulli", "graded"],
+    wanted: Wanted,
+    quiet: bool,
+) -> Inputs:
+    """What is trained on."""
+    from stl_deploy.models import inputs
+
+    if raster is not None:
+        return inputs.recorded(raster, wanted.limit)
+    folder = data_folder(dataset, data)
+    if dataset in IMAGES:
+        return inputs.images(folder, encoding, wanted.limit)
+    with progress(quiet) as bar:
+        task = bar.add_task("sample", total=None, note="")
+        return inputs.events(
+            dataset,
+            folder,
+            wanted,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _integers(init: Path, bits: int, chip: str, given: Inputs) -> QatNet:
     """What training on integers begins with."""
     from stl_deploy.importers import stl
     from stl_deploy.models import qat
@@ -236,8 +331,13 @@ def _integers(init: Path, bits: int, chip: str, pixels: tuple[int, int, int]) ->
         raise InputError(
             Problem(str(init), "is trained on integers already", "name the float checkpoint")
         )
-    if checkpoint.arch.input.shape != pixels:
-        what = f"reads {checkpoint.arch.input.shape}, the images are {pixels}"
+    arch = checkpoint.arch
+    reads, has = f"{arch.input.shape}", f"{given.shape}"
+    if given.encoding == "recorded":
+        reads += f" in {arch.timesteps} steps up to {arch.input.levels}"
+        has += f" in {given.timesteps} steps up to {given.levels}"
+    if reads != has:
+        what = f"reads {reads}, the images are {has}"
         raise InputError(Problem(str(init), what, "give the --data it was trained on"))
     try:
         return qat.from_checkpoint(checkpoint, bits, chip)

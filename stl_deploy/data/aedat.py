@@ -25,20 +25,19 @@ PACKET = struct.Struct("<HHIIIIII")
 
 def _body(path: Path, version: str) -> memoryview:
     """What follows the lines with # at the beginning. Raises InputError for another version."""
-    data = memoryview(read_bytes(path, MAX_BYTES))
+    raw = read_bytes(path, MAX_BYTES)
     first = f"#!AER-DAT{version}".encode()
-    if bytes(data[: len(first)]) != first:
+    if not raw.startswith(first):
         raise InputError(Problem(str(path), f"does not begin with {first.decode()}", REMEDY))
     at = 0
-    raw: bytes = data.obj  # type: ignore[assignment]
-    while data[at : at + 1] == b"#":
+    while raw.startswith(b"#", at):
         end = raw.find(b"\n", at)
         if end < 0:
             raise InputError(Problem(str(path), "ends inside its header", REMEDY))
         line, at = raw[at:end].rstrip(), end + 1
         if line == b"#!END-HEADER":
             break
-    return data[at:]
+    return memoryview(raw)[at:]
 
 
 def read_2(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -71,9 +70,7 @@ def read_31(path: Path) -> Events:
                 path, at, f"a packet claims {number} of {capacity} events of {size} bytes each"
             )
         if size * capacity > len(body) - at:
-            raise _torn(
-                path, at, f"a packet of {size * capacity} bytes, {len(body) - at} are left"
-            )
+            raise _torn(path, at, f"a packet of {size * capacity} bytes, {len(body) - at} are left")
         if kind == POLARITY:
             pairs = np.frombuffer(body, "<u4", 2 * number, at).reshape(-1, 2).astype(np.int64)
             data.append(pairs[:, 0])
@@ -104,9 +101,7 @@ def read_4(path: Path) -> Events:
                 parts.append(packet["events"])
                 total += len(parts[-1])
             if total > MAX_EVENTS:
-                raise InputError(
-                    Problem(str(path), f"holds more than {MAX_EVENTS} events", REMEDY)
-                )
+                raise InputError(Problem(str(path), f"holds more than {MAX_EVENTS} events", REMEDY))
     except InputError:
         raise
     except BaseException as error:  # a panic of its Rust code is no Exception

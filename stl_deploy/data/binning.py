@@ -58,12 +58,12 @@ class Frames:
         """The frame of each event, by its time or its place in the order; T or more: in none."""
         last = self.timesteps - 1
         if self.binning == "window":
-            return t * self.timesteps // self.window
+            return np.asarray(t * self.timesteps // self.window, np.int64)
         if self.binning == "count":
-            each = max(1, len(t) // self.timesteps)
-            return np.minimum(np.arange(len(t)) // each, last)
-        duration = max(1, int(t[-1] - t[0]) // self.timesteps)
-        return np.minimum((t - t[0]) // duration, last)
+            step, each = np.arange(len(t)), len(t) // self.timesteps
+        else:
+            step, each = t - t[0], int(t[-1] - t[0]) // self.timesteps
+        return np.asarray(np.minimum(step // max(1, each), last), np.int64)
 
     @property
     def entries(self) -> int:

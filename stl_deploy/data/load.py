@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stl_deploy import raster as rasters
 from stl_deploy.data.binning import Binning, Frames, Tally
@@ -81,5 +82,5 @@ def load(
     return rasters.Raster(spikes, labels), source
 
 
-def _digest(array: np.ndarray[Any, Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+def _digest(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

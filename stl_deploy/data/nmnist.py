@@ -25,7 +25,9 @@ from stl_deploy.errors import InputError, Problem
 SENSOR = (2, 34, 34)
 CLASSES = tuple("0123456789")
 MAX_BYTES = 1 << 26
-OVERFLOW_Y = 240  # a mark, no event: the clock goes on by 2^13 us from here (as its readers have it)
+OVERFLOW_Y = (
+    240  # no event, a mark: the clock goes on by 2^13 us from here, as other readers have it
+)
 
 
 def listing(folder: Path, split: Split, remedy: str) -> Listing:

@@ -21,6 +21,7 @@ CLASSES = 20
 MAX_BYTES = 4 << 30
 MAX_SAMPLES = 1 << 20
 MAX_SPIKES = 1 << 24  # of one sample
+FIELDS = ("spikes/times", "spikes/units")
 
 
 def listing(folder: Path, split: Split, remedy: str) -> Listing:
@@ -33,13 +34,17 @@ def listing(folder: Path, split: Split, remedy: str) -> Listing:
     check_readable(path, MAX_BYTES)
     try:
         file = h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(Problem(str(path), f"cannot be read: {error}", REMEDY)) from None
+    try:
         labels, times, units = (_plain(file, key) for key in ("labels", *FIELDS))
         return _checked(path, labels[()], times, units)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        file.close()
         raise InputError(Problem(str(path), f"cannot be read: {error}", REMEDY)) from None
-
-
-FIELDS = ("spikes/times", "spikes/units")
+    except InputError:
+        file.close()
+        raise
 
 
 def _plain(file: h5py.File, key: str) -> Any:
