@@ -7,7 +7,9 @@ the events as they were drawn, and with tonic, which reads the same files.
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,13 +22,16 @@ import tonic.functional
 import tonic.io
 
 from stl_deploy import raster as rasters
+from stl_deploy import tool_env
+from stl_deploy.consumers import run as runs
 from stl_deploy.data import aedat, cifar10dvs, gesture, nmnist
 from stl_deploy.data.binning import Frames, Tally
 from stl_deploy.data.catalogue import EVENT_SETS
 from stl_deploy.data.events import events
 from stl_deploy.data.load import Wanted, load
-from stl_deploy.errors import InputError
+from stl_deploy.errors import BackendError, InputError
 
+SENSOR = (2, 128, 128)
 LAYOUTS = ("nmnist", "dvs128gesture", "dvs128gesture-cut", "cifar10dvs", "cifar10dvs-4", "shd")
 
 
@@ -707,3 +712,33 @@ def test_gesture_files_of_a_reader_are_events(tmp_path):
     made = event_files.write_cut_gesture(tmp_path)
     got = gesture.read_cut(tmp_path / "ibmGestureTest" / "user01_fluorescent" / "0.npy")
     assert list(zip(got.t, *got.address, strict=True)) == made["test"][0][1]
+
+
+@pytest.mark.parametrize("steps", [5, 7, 20])
+def test_spikingjelly_reads_and_frames_the_same(steps, tmp_path):
+    """Of AEDAT 2.0 and 3.1 files, where events are left over in the last frame."""
+    try:
+        tool_env.ensure(runs.environment("current"))
+    except BackendError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run SpikingJelly: {error}")
+        pytest.skip(str(error))
+    (packages,) = runs.environment("current").folder.glob("lib/python*/site-packages")
+    sample = event_files.draw(np.random.default_rng(2), 403, (2, 128, 128))
+    (tmp_path / "a.aedat2").write_bytes(event_files.aedat_2(sample))
+    (tmp_path / "b.aedat31").write_bytes(event_files.aedat_31(sample))
+    driver = Path(__file__).with_name("spikingjelly_driver.py")
+    done = subprocess.run(
+        [sys.executable, driver, packages, tmp_path, str(steps), tmp_path / "out.npz"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = np.load(tmp_path / "out.npz")
+    for name, read in (("a.aedat2", cifar10dvs.read), ("b.aedat31", aedat.read_31)):
+        ours = read(tmp_path / name)
+        for key, values in zip("tpyx", (ours.t, *ours.address), strict=True):
+            np.testing.assert_array_equal(values, theirs[f"{name}/{key}"])
+        for binning, by in (("count", "number"), ("time", "time")):
+            how = Frames(SENSOR, SENSOR, steps, binning, 255)
+            np.testing.assert_array_equal(how.make(ours)[0], theirs[f"{name}/{by}"])
