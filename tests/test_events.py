@@ -24,7 +24,7 @@ import tonic.io
 from stl_deploy import raster as rasters
 from stl_deploy import tool_env
 from stl_deploy.consumers import run as runs
-from stl_deploy.data import aedat, cifar10dvs, gesture, nmnist
+from stl_deploy.data import aedat, aedat4, cifar10dvs, gesture, nmnist
 from stl_deploy.data.binning import Frames, Tally
 from stl_deploy.data.catalogue import EVENT_SETS
 from stl_deploy.data.events import events
@@ -273,6 +273,9 @@ def refused(name, folder, path, what, split="test"):
 
 
 GOOD = event_files.draw(np.random.default_rng(0), 24, (2, 128, 128))
+ABORTS = bytearray(event_files.aedat_4(GOOD))  # aedat 2.3.0 ends its process at this one
+ABORTS[430] = 0xD7
+ABORTS = bytes(ABORTS)
 
 
 @pytest.mark.parametrize(
@@ -297,9 +300,10 @@ def test_broken_files_of_cifar10dvs(data, what, tmp_path):
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"nothing", "is no AEDAT 4 file"),
-        (b"#!AER-DAT4.0\r\n" + bytes(400), "is no AEDAT 4 file"),  # its library panics
-        (event_files.aedat_4(GOOD)[:-7], "is no AEDAT 4 file"),
+        (b"nothing", "is no whole AEDAT 4 file"),
+        (b"#!AER-DAT4.0\r\n" + bytes(400), "is no whole AEDAT 4 file"),  # its library panics
+        (event_files.aedat_4(GOOD)[:-7], "is no whole AEDAT 4 file"),
+        (ABORTS, "is no whole AEDAT 4 file"),
         (event_files.aedat_4([]), "holds no events"),
         (event_files.aedat_4([(0, 1, 128, 0)], (999, 999)), "y = 128, allowed are 0..127"),
         (event_files.aedat_4(GOOD[::-1]), "time goes backwards"),
@@ -313,11 +317,26 @@ def test_broken_files_of_aedat_4(data, what, tmp_path, capfd):
 
 
 def test_too_many_events_of_aedat_4(tmp_path, monkeypatch):
-    monkeypatch.setattr(aedat, "MAX_EVENTS", 23)
+    monkeypatch.setattr(aedat4, "MAX_EVENTS", 23)
     path = tmp_path / "a.aedat4"
     path.write_bytes(event_files.aedat_4(GOOD))
     with pytest.raises(InputError, match="more than 23 events"):
-        aedat.read_4(path)
+        aedat4.read(path)
+
+
+def test_a_reader_that_dies_blames_its_file_and_is_replaced(tmp_path):
+    path = tmp_path / "a.aedat4"
+    path.write_bytes(event_files.aedat_4(GOOD))
+    before = aedat4.read(path)
+    aedat4._child().kill()
+    with pytest.raises(InputError, match=r"a.aedat4: is no whole AEDAT 4 file: its reader crashed"):
+        aedat4.read(path)
+    assert aedat4.read(path).t.tolist() == before.t.tolist() == [e[0] for e in GOOD]
+    first = aedat4._child()
+    aedat4.read(path)
+    assert aedat4._child() is first
+    aedat4.close()
+    assert first.returncode is not None
 
 
 def test_without_its_library_aedat_4_names_the_extra(tmp_path, monkeypatch):
@@ -325,7 +344,7 @@ def test_without_its_library_aedat_4_names_the_extra(tmp_path, monkeypatch):
     path = tmp_path / "a.aedat4"
     path.write_bytes(event_files.aedat_4(GOOD))
     with pytest.raises(InputError, match=r"pip install 'stl-deploy\[data\]'"):
-        aedat.read_4(path)
+        aedat4.read(path)
 
 
 def packet(kind=1, size=8, capacity=1, number=1):
@@ -412,7 +431,6 @@ ROW = np.array([[1, 2, 1, 3]], float)
         (npy(ROW[:0]), "holds no events"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:invalid value")
 def test_broken_files_of_cut_gestures(data, what, tmp_path):
     event_files.write_cut_gesture(tmp_path)
     path = tmp_path / "ibmGestureTest" / "user01_led" / "4.npy"
@@ -742,3 +760,43 @@ def test_spikingjelly_reads_and_frames_the_same(steps, tmp_path):
         for binning, by in (("count", "number"), ("time", "time")):
             how = Frames(SENSOR, SENSOR, steps, binning, 255)
             np.testing.assert_array_equal(how.make(ours)[0], theirs[f"{name}/{by}"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mutated_files_are_read_or_refused(layout, tmp_path):
+    """Bytes changed, cut out or doubled: an InputError that names the folder, or frames; nothing else."""
+    write(layout, tmp_path)
+    name = layout.split("-")[0]
+    listing = EVENT_SETS[name].listing(tmp_path, "test")
+    paths = {Path(listing.read(0).where.split(",")[0])}
+    paths |= set(tmp_path.glob("user03_led*")) | set(tmp_path.glob("trials_to_test.txt"))
+    rng = np.random.default_rng(0)
+    refusals = []
+    for path in sorted(paths):
+        good = path.read_bytes()
+        for _ in range(int(os.environ.get("STL_FUZZ", 60))):
+            path.write_bytes(mutated(good, rng))
+            try:
+                load(name, tmp_path, "test", Wanted(4, 8, limit=3))
+            except InputError as error:
+                refusals.append(str(error))
+        path.write_bytes(good)
+    assert refusals
+    assert all(str(tmp_path) in said for said in refusals)
+    load(name, tmp_path, "test", Wanted(4, 8, limit=3))
+
+
+def mutated(data, rng):
+    data = bytearray(data)
+    for _ in range(int(rng.integers(1, 4))):
+        at = int(rng.integers(len(data)))
+        if (kind := rng.integers(4)) == 0:
+            data[at] = int(rng.integers(256))
+        elif kind == 1:
+            data[at] ^= 1 << int(rng.integers(8))
+        elif kind == 2:
+            del data[at : at + int(rng.integers(1, 20))]
+        else:
+            data[at:at] = data[at : at + int(rng.integers(1, 20))]
+        data = data or bytearray(b"\0")
+    return bytes(data)

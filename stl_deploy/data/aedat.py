@@ -1,4 +1,4 @@
-"""AEDAT files of event cameras: versions 2.0 and 3.1 by their published layout, 4 by the library aedat.
+"""AEDAT files of event cameras, versions 2.0 and 3.1 (4 is in ``aedat4.py``).
 
 Layouts: https://docs.inivation.com/software/software-advanced-usage/file-formats/ (2.0: events of
 8 bytes, address and microseconds, big-endian; 3.1: packets with a header of 28 bytes, little-endian).
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.data.events import REMEDY, Events, events, read_bytes
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import check_readable
 
 MAX_BYTES = 1 << 30
-MAX_EVENTS = 1 << 26  # of an AEDAT 4 file, which is compressed
 POLARITY = 1  # the type of a 3.1 packet that holds what the pixels saw
 PACKET = struct.Struct("<HHIIIIII")
 
@@ -78,41 +75,6 @@ def read_31(path: Path) -> Events:
         at += size * capacity
     t, a = (np.concatenate(x) if x else np.empty(0, np.int64) for x in (times, data))
     return events(path, t, a >> 1 & 1, a >> 2 & 0x7FFF, a >> 17 & 0x7FFF)
-
-
-def read_4(path: Path) -> Events:
-    """The events of an AEDAT 4 file, with addresses (polarity, y, x). Needs the library aedat."""
-    check_readable(path, MAX_BYTES)
-    try:
-        import aedat
-    except ImportError:
-        raise InputError(
-            Problem(
-                str(path),
-                "is read by the library aedat, which is not installed",
-                "pip install 'stl-deploy[data]', or use the dataset's original files, AEDAT 2.0",
-            )
-        ) from None
-    parts: list[NDArray[Any]] = []
-    total = 0
-    try:
-        for packet in aedat.Decoder(str(path)):
-            if "events" in packet:
-                parts.append(packet["events"])
-                total += len(parts[-1])
-            if total > MAX_EVENTS:
-                raise InputError(Problem(str(path), f"holds more than {MAX_EVENTS} events", REMEDY))
-    except InputError:
-        raise
-    except BaseException as error:  # a panic of its Rust code is no Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-            raise
-        raise InputError(Problem(str(path), f"is no AEDAT 4 file: {error}", REMEDY)) from None
-    if not parts:
-        return events(path, *[np.empty(0, np.int64)] * 4)
-    all_of_them = np.concatenate(parts)
-    t, x, y, p = (all_of_them[name] for name in all_of_them.dtype.names or ())
-    return events(path, t, p, y, x)
 
 
 def _torn(path: Path, at: int, what: str) -> InputError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stl_deploy.data import aedat
+from stl_deploy.data import aedat, aedat4
 from stl_deploy.data.events import (
     Events,
     Listing,
@@ -57,7 +57,7 @@ def read(path: Path) -> Events:
     """The events of one file. In AEDAT 2.0, bit 0 of an address is 0 for ON, bits 1-7 and 8-14 are
     the pixel; turned as SpikingJelly turns it, (x, y) = (127 - bits 8-14, 127 - bits 1-7)."""
     if path.suffix == ".aedat4":
-        return aedat.read_4(path).checked(SENSOR)
+        return aedat4.read(path).checked(SENSOR)
     t, address = aedat.read_2(path)
     if (address >> 15).any():
         what = f"holds address {int(address.max())}, a DVS128 has 0..32767"
