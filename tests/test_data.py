@@ -112,7 +112,7 @@ def test_a_raster_whose_header_is_no_python(read, tmp_path):
     for broken in (b" ", b")", b"'"):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("spikes.npy", whole.getvalue().replace(b"}", broken))
-        with pytest.raises(InputError, match="r.npz: is not a raster"):
+        with pytest.raises(InputError, match=r"r\.npz: is not a raster"):
             read(path)
 
 

@@ -115,7 +115,7 @@ def read_cut(path: Path) -> Events:
         what = f"holds {rows.dtype} {rows.shape}, not rows (x, y, polarity, milliseconds)"
         raise InputError(Problem(str(path), what, REMEDY))
     numbers = rows.astype(np.float64)
-    if not ((np.abs(numbers) < 1 << 50) & (numbers % 1 == 0)).all():
+    if not (np.abs(numbers) < 1 << 50).all() or (numbers % 1).any():
         raise InputError(Problem(str(path), "holds numbers that are not whole", REMEDY))
     x, y, p, t = numbers.astype(np.int64).T
     return events(path, t * 1000, p, y, x).checked(SENSOR)
