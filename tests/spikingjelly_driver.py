@@ -1,8 +1,8 @@
 """What SpikingJelly makes of event files, in a process of its own.
 
 Arguments: the packages it lies in (of the environment of stl_deploy/consumers), a folder with *.aedat2
-and *.aedat31, T, and the file to write. Its datasets import torchvision, which is not there and does
-nothing here: names of it are empty classes.
+and *.aedat31, T's with commas, and the file to write. Its datasets import torchvision, which is not
+there and does nothing here: names of it are empty classes.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ def main(packages, folder, steps, out):
         for key in "txyp":
             found[f"{path.name}/{key}"] = events[key]
         for by in ("number", "time"):
-            found[f"{path.name}/{by}"] = utils.integrate_events_by_fixed_frames_number(
-                events, by, int(steps), 128, 128
-            )
+            for n in steps.split(","):
+                found[f"{path.name}/{by}/{n}"] = utils.integrate_events_by_fixed_frames_number(
+                    events, by, int(n), 128, 128
+                )
     np.savez(out, **found)
 
 

@@ -20,6 +20,7 @@ import pytest
 import tonic.datasets
 import tonic.functional
 import tonic.io
+from nets import ROOT
 
 from stl_deploy import raster as rasters
 from stl_deploy import tool_env
@@ -732,8 +733,7 @@ def test_gesture_files_of_a_reader_are_events(tmp_path):
     assert list(zip(got.t, *got.address, strict=True)) == made["test"][0][1]
 
 
-@pytest.mark.parametrize("steps", [5, 7, 20])
-def test_spikingjelly_reads_and_frames_the_same(steps, tmp_path):
+def test_spikingjelly_reads_and_frames_the_same(tmp_path):
     """Of AEDAT 2.0 and 3.1 files, where events are left over in the last frame."""
     try:
         tool_env.ensure(runs.environment("current"))
@@ -747,7 +747,7 @@ def test_spikingjelly_reads_and_frames_the_same(steps, tmp_path):
     (tmp_path / "b.aedat31").write_bytes(event_files.aedat_31(sample))
     driver = Path(__file__).with_name("spikingjelly_driver.py")
     done = subprocess.run(
-        [sys.executable, driver, packages, tmp_path, str(steps), tmp_path / "out.npz"],
+        [sys.executable, driver, packages, tmp_path, "5,7,20", tmp_path / "out.npz"],
         capture_output=True,
         text=True,
     )
@@ -758,8 +758,9 @@ def test_spikingjelly_reads_and_frames_the_same(steps, tmp_path):
         for key, values in zip("tpyx", (ours.t, *ours.address), strict=True):
             np.testing.assert_array_equal(values, theirs[f"{name}/{key}"])
         for binning, by in (("count", "number"), ("time", "time")):
-            how = Frames(SENSOR, SENSOR, steps, binning, 255)
-            np.testing.assert_array_equal(how.make(ours)[0], theirs[f"{name}/{by}"])
+            for steps in (5, 7, 20):
+                how = Frames(SENSOR, SENSOR, steps, binning, 255)
+                np.testing.assert_array_equal(how.make(ours)[0], theirs[f"{name}/{by}/{steps}"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -800,3 +801,13 @@ def mutated(data, rng):
             data[at:at] = data[at : at + int(rng.integers(1, 20))]
         data = data or bytearray(b"\0")
     return bytes(data)
+
+
+def test_the_page_has_the_defaults_of_every_dataset():
+    page = (ROOT / "docs" / "data.md").read_text()
+    for name, d in EVENT_SETS.items():
+        shape = " x ".join(map(str, d.shape(None)))
+        row = (name, shape, d.timesteps, d.binning, d.tau, d.threshold, d.batch, d.lr)
+        assert "| `{}` | {} | {} | {} | {} | {} | {} | {} |".format(*row) in page
+        assert f"{name:15}{d.arch}\n" in page
+        assert f"| `{name}` | {d.title} | <{d.published}> |" in page

@@ -72,7 +72,7 @@ def _child() -> subprocess.Popen[bytes]:
     if not _children:
         _children.append(
             subprocess.Popen(
-                [sys.executable, "-c", "from stl_deploy.data.aedat4 import serve; serve()"],
+                [sys.executable, "-P", "-c", "from stl_deploy.data.aedat4 import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
