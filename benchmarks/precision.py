@@ -19,11 +19,10 @@ from typing import Any
 
 import nir
 import numpy as np
+import pages
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import stl_deploy
 from stl_deploy import float_exec
@@ -35,9 +34,7 @@ from stl_deploy.models.net import STLNet
 from stl_deploy.network import IntegerNetwork, synapse_count
 
 ROOT = Path(__file__).resolve().parents[1]
-DOC = ROOT / "docs" / "precision.md"
 ZOO = ROOT / "models" / "zoo"
-MARKS = "<!-- table: benchmarks/precision.py -->", "<!-- end of table -->"
 BITS = range(8, 1, -1)
 # Weights by name, as ``quantize`` is asked for them; the picture shows those of BITS.
 WEIGHTS: dict[str, dict[str, Any]] = {f"{bits} bit": {"weight_bits": bits} for bits in BITS}
@@ -231,16 +228,6 @@ def draw(means: dict[tuple[str, str], tuple[float, float]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write(rows: list[Row], note: str) -> None:
-    """Put the table between its marks in the page."""
-    text = DOC.read_text()
-    start, end = (text.index(mark) for mark in MARKS)
-    lines = [f"| {' | '.join(HEAD)} |", "| --- " * len(HEAD) + "|"]
-    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
-    table = "\n".join([MARKS[0], note, "", *lines, ""])
-    DOC.write_text(text[:start] + table + text[end:])
-
-
 def main() -> None:
     """Quantize the shipped model in every way, run all on the same batches, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -280,10 +267,8 @@ def main() -> None:
         f"{len(calib):,} images for calibration, chip {CHIP}, energy by {PROFILE}; layers "
         f"{', '.join(layer.name for layer in network.lif_layers)}:"
     )
-    table = Table(*HEAD, title=note)
-    for row in rows:
-        table.add_row(*row.cells())
-    Console(width=160).print(table)
+    cells = [row.cells() for row in rows]
+    pages.show(note, HEAD, cells)
     means: dict[tuple[str, str], tuple[float, float]] = {}
     for key, done in runs.items():
         means[key] = float(np.mean(done.percent(done.forced))), done.percent(done.cascaded)[-1]
@@ -291,8 +276,8 @@ def main() -> None:
         accuracy = 100 * done.right / done.samples
         print(f"{key[0]} {key[1]}: forced {forced:.4f} %, last {last:.3f} %, {accuracy:.2f} %")
     if options.write:
-        write(rows, note)
-        draw(means, DOC.with_suffix(".png"))
+        pages.write("precision.md", "benchmarks/precision.py", note, HEAD, cells)
+        draw(means, pages.DOCS / "precision.png")
 
 
 if __name__ == "__main__":

@@ -22,27 +22,36 @@ ALPHA = 2.0  # slope of the surrogate gradient
 
 
 class _LifSteps(torch.autograd.Function):
-    """All time steps of a LIF layer; the backward pass is written out, which saves memory and time."""
+    """All time steps of a LIF layer, [batch, steps or 1, ...] to [batch, steps, ...].
+
+    The backward pass is written out, which saves memory and time. On a CPU both are compiled loops.
+    """
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, threshold: Tensor, tau: float) -> Tensor:
-        membrane = torch.empty_like(current)
-        spikes = torch.empty_like(current)
-        v = torch.zeros_like(current[:, 0])
-        for t in range(current.shape[1]):
-            h = v.mul_(tau).add_(current[:, t])
-            s = (h >= threshold).to(h.dtype)
-            membrane[:, t] = h
-            spikes[:, t] = s
-            v = h * (1 - s)
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, tau: float, steps: int) -> Tensor:
+        if _compiled(current, threshold):
+            from stl_deploy.models import lif_cpu
+
+            membrane, spikes = lif_cpu.forward(current, threshold, tau, steps)
+        else:
+            membrane, spikes = _lif_steps(
+                current.expand(-1, steps, *threshold.shape), threshold, tau
+            )
         ctx.save_for_backward(membrane, spikes, threshold)
-        ctx.tau = tau
+        ctx.tau, ctx.constant = tau, current.shape[1] < steps
         return spikes
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
         (grad_spikes,) = grads
         membrane, spikes, threshold = ctx.saved_tensors
+        if _compiled(membrane, threshold):
+            from stl_deploy.models import lif_cpu
+
+            of_current, of_threshold = lif_cpu.backward(
+                grad_spikes, membrane, spikes, threshold, ctx.tau, ALPHA, ctx.constant
+            )
+            return of_current, of_threshold, None, None
         grad_current = torch.empty_like(membrane)
         grad_threshold = torch.zeros_like(threshold)
         grad_v = torch.zeros_like(membrane[:, 0])
@@ -54,7 +63,29 @@ class _LifSteps(torch.autograd.Function):
             grad_h = grad_v.mul_(1 - s).add_(through_spike)
             grad_current[:, t] = grad_h
             grad_v = grad_h * ctx.tau
-        return grad_current, grad_threshold, None
+        if ctx.constant:
+            grad_current = grad_current.sum(1, keepdim=True)
+        return grad_current, grad_threshold, None, None
+
+
+def _compiled(current: Tensor, threshold: Tensor) -> bool:
+    """Whether the loops of ``lif_cpu.py`` can take them."""
+    types = {current.dtype, threshold.dtype}
+    return current.device.type == "cpu" and types in ({torch.float32}, {torch.float64})
+
+
+def _lif_steps(current: Tensor, threshold: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Membranes before the reset and spikes of all steps."""
+    membrane = torch.empty_like(current, memory_format=torch.contiguous_format)
+    spikes = torch.empty_like(membrane)
+    v = torch.zeros_like(membrane[:, 0])
+    for t in range(current.shape[1]):
+        h = v.mul_(tau).add_(current[:, t])
+        s = (h >= threshold).to(h.dtype)
+        membrane[:, t] = h
+        spikes[:, t] = s
+        v = h * (1 - s)
+    return membrane, spikes
 
 
 class LIF(nn.Module):
@@ -71,7 +102,8 @@ class LIF(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         """Spikes [batch, time, *shape] for an input current of that shape."""
-        return cast(Tensor, _LifSteps.apply(current, self.thresh, self.tau))  # type: ignore[no-untyped-call]
+        steps = current.shape[1]
+        return cast(Tensor, _LifSteps.apply(_once(current), self.thresh, self.tau, steps))  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Shape and decay for ``print``."""
@@ -147,13 +179,19 @@ class _IntegerSteps(torch.autograd.Function):
         return grad_current, grad_vth * unit, None, None
 
 
+def _once(x: Tensor) -> Tensor:
+    """[batch, time, ...], or [batch, 1, ...] of what a graded input gives: the same at every step."""
+    return x[:, :1] if x.shape[1] > 1 and x.stride(1) == 0 else x
+
+
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` over [batch, time, C, H, W], all time steps in one call."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve every step."""
-        out = super().forward(input.flatten(0, 1))
-        return out.reshape(*input.shape[:2], *out.shape[1:])
+        x = _once(input)
+        out = super().forward(x.flatten(0, 1))
+        return out.reshape(*x.shape[:2], *out.shape[1:]).expand(-1, input.shape[1], -1, -1, -1)
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -178,10 +216,36 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every step."""
+        x = _once(input)
         if not self.training:
-            return super().forward(input.flatten(0, 1)).reshape(input.shape)
-        steps = [super(BatchNorm, self).forward(x) for x in input.unbind(1)]
-        return torch.stack(steps, dim=1)
+            return super().forward(x.flatten(0, 1)).reshape(x.shape).expand_as(input)
+        # Each step's channels as channels of their own: one call, and nothing is copied.
+        steps, channels = x.shape[1:3]
+        mean, var = (x.new_zeros(steps * channels) for _ in range(2))  # 0 * NaN is NaN
+        out = functional.batch_norm(
+            x.flatten(1, 2),
+            mean,
+            var,
+            self.weight.repeat(steps),
+            self.bias.repeat(steps),
+            training=True,
+            momentum=1.0,
+            eps=self.eps,
+        )
+        for t in range(input.shape[1]):
+            step = slice(t % steps * channels, (t % steps + 1) * channels)
+            self._follow(mean[step], var[step])
+        return out.reshape(x.shape).expand_as(input)
+
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics towards those of a step."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+        self.num_batches_tracked.add_(1)
 
 
 class Linear(nn.Linear):

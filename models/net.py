@@ -52,9 +52,13 @@ class STLNet(nn.Module):
 
     def run(self, raster: Tensor) -> dict[str, Tensor]:
         """Spikes [batch, time, *shape] of every LIF and max-pool layer, by name."""
+        steps = raster.shape[1]
+        if steps > 1 and raster.stride(1) == 0:  # the same at every step, and converted once
+            raster = raster[:, :1]
         x = raster.to(next(self.parameters()).dtype)
         if self.arch.quantized is None:
             x = x / self.arch.input.levels
+        x = x.expand(-1, steps, *x.shape[2:])
         spikes: dict[str, Tensor] = {}
         for spec in self.arch.layers:
             x = self.get_submodule(spec.name)(x)

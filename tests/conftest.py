@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from nets import random_net, random_spikes
 
+from stl_deploy import lava_env
 from stl_deploy.checkpoint import save_checkpoint
+from stl_deploy.errors import StlError
 from stl_deploy.models.net import STLNet
 from stl_deploy.raster import Raster
 from stl_deploy.raster import save as save_raster
@@ -52,3 +55,14 @@ def command(monkeypatch, capfd):
         return stop.value.code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """The Python of the Lava environment, made when it is not there."""
+    try:
+        return lava_env.python()
+    except StlError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run Lava: {error}")
+        pytest.skip(str(error))

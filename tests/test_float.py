@@ -413,3 +413,100 @@ def test_norse():
     fired = [i for i, row in enumerate(table) if row[2]]
     assert fired == [460, 510, 710, 760]
     assert np.flatnonzero(spikes["1"]).tolist() == fired
+
+
+# The compiled loops of LIF against PyTorch's operations
+
+
+def plain_steps(monkeypatch):
+    """Let ``layers.LIF`` run PyTorch's operations."""
+    monkeypatch.setattr(layers, "_compiled", lambda *_: False)
+
+
+def both_ways(monkeypatch, dtype, batch, constant):
+    """Spikes, membranes' gradients and thresholds' gradients, compiled and not."""
+    rng = torch.Generator().manual_seed(batch)
+    shape, steps = (3, 5, 7), 5
+    current = torch.randn(batch, 1 if constant else steps, *shape, dtype=dtype, generator=rng)
+    threshold = torch.randn(shape, dtype=dtype, generator=rng)  # some below zero
+    current[0, 0, 0] = threshold[0]  # ties
+    weights = torch.randn(batch, steps, *shape, dtype=dtype, generator=rng)
+    results = []
+    for way in ("compiled", "plain"):
+        with monkeypatch.context() as patch:
+            if way == "plain":
+                plain_steps(patch)
+            lif = layers.LIF(shape, 0.3).to(dtype)
+            with torch.no_grad():
+                lif.thresh.copy_(threshold)
+            x = current.clone().requires_grad_()
+            spikes = lif(x.expand(-1, steps, *shape))
+            (spikes * weights).sum().backward()
+            results.append((spikes.detach(), x.grad, lif.thresh.grad))
+    return results
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_lif_is_that_of_pytorch(monkeypatch, dtype, batch, constant):
+    ours, theirs = both_ways(monkeypatch, dtype, batch, constant)
+    assert torch.equal(ours[0], theirs[0])
+    assert 0.1 < ours[0].mean() < 0.9
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
+    torch.testing.assert_close(ours[1], theirs[1], **tolerance)
+    torch.testing.assert_close(ours[2], theirs[2], **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_membranes_are_those_of_pytorch_bit_for_bit(dtype):
+    from stl_deploy.models import lif_cpu
+
+    rng = torch.Generator().manual_seed(0)
+    current = torch.randn(4, 30, 200, dtype=dtype, generator=rng)
+    threshold = torch.rand(200, dtype=dtype, generator=rng)
+    ours = lif_cpu.forward(current, threshold, 0.7, 30)
+    for a, b in zip(ours, layers._lif_steps(current, threshold, 0.7), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiled_lif_is_what_runs_on_a_cpu(monkeypatch):
+    def fail(*_):
+        raise AssertionError("PyTorch's operations run")
+
+    monkeypatch.setattr(layers, "_lif_steps", fail)
+    layers.LIF((3,))(torch.rand(2, 4, 3, requires_grad=True)).sum().backward()
+
+
+def test_what_is_the_same_at_every_step_is_computed_once():
+    """A graded input: convolution and BatchNorm see one step, and results are those of all steps."""
+    torch.manual_seed(0)
+    x = torch.rand(6, 1, 2, 8, 8)
+    conv, ours, theirs = layers.Conv2d(2, 3, 3), layers.BatchNorm(3), layers.BatchNorm(3)
+    once, all_steps = x.expand(-1, 5, -1, -1, -1), x.repeat(1, 5, 1, 1, 1)
+    seen = []
+    hook = torch.nn.functional.conv2d
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv, "_conv_forward", lambda i, w, b: seen.append(len(i)) or hook(i, w, b))
+        a, b = ours(conv(once)), theirs(conv(all_steps))
+    assert seen == [6, 30]
+    assert a.stride(1) == 0
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    assert ours.num_batches_tracked == theirs.num_batches_tracked == 5
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(conv(once)), theirs(conv(all_steps)))
+
+
+def test_batchnorm_measures_from_nothing(monkeypatch):
+    """Statistics that are replaced as a whole are still multiplied by zero first: they may not be NaN."""
+    real, seen = torch.nn.functional.batch_norm, []
+
+    def watched(x, mean, var, *rest, **more):
+        seen.append((mean.clone(), var.clone()))
+        return real(x, mean, var, *rest, **more)
+
+    monkeypatch.setattr(layers.functional, "batch_norm", watched)
+    layers.BatchNorm(3)(torch.rand(4, 2, 3, 5, 5))
+    assert [x.tolist() for x in seen[0]] == [[0.0] * 6] * 2

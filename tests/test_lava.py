@@ -41,7 +41,7 @@ from stl_deploy import (
 )
 from stl_deploy.checkpoint import save_checkpoint
 from stl_deploy.commands import parity as parity_command
-from stl_deploy.errors import BackendError, LoweringError, StlError
+from stl_deploy.errors import BackendError, LoweringError
 from stl_deploy.exporters import lava, netx
 from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
 from stl_deploy.nir_file import to_nir
@@ -54,17 +54,6 @@ NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))
 SEED = int(os.environ.get("STL_LAVA_SEED", "20230"))
 AT_ONCE = 10
 TEMPLATES = resources.files("stl_deploy.exporters") / "templates"
-
-
-@pytest.fixture(scope="session")
-def python() -> Path:
-    """The Python of the Lava environment, made when it is not there."""
-    try:
-        return lava_env.python()
-    except StlError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI must run Lava: {error}")
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
