@@ -60,7 +60,7 @@ def train(
         typer.Option(
             help="<n>C<k> convolution, BN, LIF, P<s> max pool to s x s, D<p> dropout, FC<n> linear, "
             "AvgPool<p> readout of p neurons a class. Default: that of the dataset "
-            "(docs/data.md), the official MNIST net for images and rasters.",
+            "(docs/data.md), for images the official MNIST net.",
             show_default=False,
         ),
     ] = None,
@@ -158,7 +158,7 @@ def train(
         )
     wanted = Wanted(timesteps, size, binning, levels or 1, limit)
     given = _inputs(dataset, data, raster, encoding, wanted, as_json)
-    defaults = EVENT_SETS.get(dataset) if raster is None else None
+    defaults = EVENT_SETS[given.dataset] if given.dataset else None
     model = None
     if init is not None:
         model = _integers(init, weight_bits or 8, chip or "loihi2", given)
@@ -166,7 +166,7 @@ def train(
         if given.encoding != "recorded":
             encoding = "graded" if architecture.input.levels > 1 else "bernoulli"
     else:
-        arch = arch or (defaults.arch if defaults else OFFICIAL_MNIST)
+        arch = arch or (defaults.network(given.shape) if defaults else OFFICIAL_MNIST)
         architecture = Architecture.parse(
             arch,
             given.shape,

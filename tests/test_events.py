@@ -559,13 +559,15 @@ def test_defaults_are_networks_that_fit_their_frames():
     from stl_deploy.arch import Architecture
 
     for name, dataset in EVENT_SETS.items():
-        arch = Architecture.parse(dataset.arch, dataset.shape(None), tau=dataset.tau)
+        shape = dataset.shape(None)
+        arch = Architecture.parse(dataset.network(shape), shape, tau=dataset.tau)
         assert arch.classes == dataset.classes, name
         keys = {"arch", "timesteps", "binning", "size", "levels", "tau", "threshold", "batch", "lr"}
         assert set(dataset.sources) == keys
     # 128 x 8 x 8 and 128 x 4 x 4 features, a quarter of them in the first linear layer (PLIF's 2fc).
     for name, features in (("nmnist", 8192), ("cifar10dvs", 8192), ("dvs128gesture", 2048)):
-        shapes = Architecture.parse(EVENT_SETS[name].arch, EVENT_SETS[name].shape(None)).shapes
+        shape = EVENT_SETS[name].shape(None)
+        shapes = Architecture.parse(EVENT_SETS[name].network(shape), shape).shapes
         pools = [shape for layer, shape in shapes.items() if layer.startswith("pool")]
         assert np.prod(pools[-1]) == features
         assert shapes["fc1"] == (features // 4,)
@@ -615,11 +617,17 @@ def test_from_events_to_the_chip(layout, levels, tmp_path, command):
     record = json.loads(out)
     assert record["settings"]["encoding"] == "recorded"
     assert record["data"]["dataset"] == name
-    # The same from the raster, which says T, size and levels.
+    # The same from the raster, which says T, size, levels and the dataset, so its defaults.
     code, out, err = command(
-        *("stl-train", "--raster", tmp_path / "train.npz", *train),
-        *("--tau", EVENT_SETS[name].tau, "--threshold", EVENT_SETS[name].threshold),
-        *("--lr", EVENT_SETS[name].lr, "-o", tmp_path / "r.pt", "--json"),
+        *(
+            "stl-train",
+            "--raster",
+            tmp_path / "train.npz",
+            *train,
+            "-o",
+            tmp_path / "r.pt",
+            "--json",
+        )
     )
     assert code == 0, err
     assert json.loads(out)["history"] == record["history"]
@@ -638,6 +646,17 @@ def test_from_events_to_the_chip(layout, levels, tmp_path, command):
         *("stl-parity", tmp_path / "m.pt", tmp_path / "out" / "model.nir", "--input", test)
     )
     assert code == 0, err
+
+
+def test_the_default_network_follows_the_size():
+    network = EVENT_SETS["cifar10dvs"].network((2, 48, 48))
+    assert network == (
+        "128C3-BN-LIF-P24-128C3-BN-LIF-P12-128C3-BN-LIF-P6-128C3-BN-LIF-P3-"
+        "D0.5-FC288-LIF-D0.5-FC100-LIF-AvgPool10"
+    )
+    for shape in ((2, 40, 40), (2, 32, 16), (64,)):
+        with pytest.raises(InputError, match=r"cannot be halved 4 times.*multiple of 16"):
+            EVENT_SETS["cifar10dvs"].network(shape)
 
 
 def test_training_on_events_learns(tmp_path, command):
@@ -724,7 +743,8 @@ def test_an_odd_origin_of_a_raster_is_not_believed(source, tmp_path):
     np.savez(
         tmp_path / "r.npz", spikes=np.ones((1, 2, 3), np.uint8), labels=np.array([0]), source=source
     )
-    assert inputs.recorded(tmp_path / "r.npz", None).levels == 1
+    given = inputs.recorded(tmp_path / "r.npz", None)
+    assert (given.levels, given.dataset) == (1, None)
 
 
 def test_gesture_files_of_a_reader_are_events(tmp_path):
@@ -809,5 +829,5 @@ def test_the_page_has_the_defaults_of_every_dataset():
         shape = " x ".join(map(str, d.shape(None)))
         row = (name, shape, d.timesteps, d.binning, d.tau, d.threshold, d.batch, d.lr)
         assert "| `{}` | {} | {} | {} | {} | {} | {} | {} |".format(*row) in page
-        assert f"{name:15}{d.arch}\n" in page
+        assert f"{name:15}{d.network(d.shape(None))}\n" in page
         assert f"| `{name}` | {d.title} | <{d.published}> |" in page

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Name = Literal["fashion-mnist", "mnist", "nmnist", "dvs128gesture", "cifar10dvs", "shd"]
 IMAGES = ("fashion-mnist", "mnist")  # IDX files, stl_deploy/idx.py
 
+CHANNELS = 128  # of a convolution in PLIF's networks
+
 STL = "STL-SNN's code (for MNIST)"
 PLIF = "Fang et al. 2021"
 
@@ -47,8 +49,9 @@ class EventSet:
     size: int
     timesteps: int
     binning: Binning
-    arch: str
     sources: dict[str, str]
+    halvings: int = 0
+    linear: str = ""
     window: int = 0
     tau: float = 0.5
     threshold: float = 2.0
@@ -80,10 +83,29 @@ class EventSet:
             )
         return (size,) if len(self.sensor) == 1 else (self.sensor[0], size, size)
 
+    def network(self, shape: tuple[int, ...]) -> str:
+        """The default architecture for frames of ``shape``, as ``--arch`` takes it.
 
-def _down(times: int, size: int) -> str:
-    """``times`` convolutions, each pooled to half the plane, from ``size``."""
-    return "-".join(f"128C3-BN-LIF-P{size >> i}" for i in range(1, times + 1))
+        Raises InputError where it cannot halve them.
+        """
+        if self.linear:
+            return self.linear
+        side = shape[-1]
+        if len(shape) != 3 or shape[1] != side or side % (1 << self.halvings):
+            raise InputError(
+                Problem(
+                    "--arch",
+                    f"frames {shape} cannot be halved {self.halvings} times, as the network of "
+                    f"{self.title} does",
+                    f"name another, or give a --size that is a multiple of {1 << self.halvings}",
+                )
+            )
+        sizes = [side >> i for i in range(1, self.halvings + 1)]
+        features = CHANNELS * sizes[-1] ** 2
+        return (
+            "".join(f"{CHANNELS}C3-BN-LIF-P{size}-" for size in sizes)
+            + f"D0.5-FC{features // 4}-LIF-D0.5-FC{10 * self.classes}-LIF-AvgPool10"
+        )
 
 
 def _like_plif(timesteps: str, size: str) -> dict[str, str]:
@@ -111,7 +133,7 @@ EVENT_SETS: dict[str, EventSet] = {
         size=32,
         timesteps=10,
         binning="count",
-        arch=f"{_down(2, 32)}-D0.5-FC2048-LIF-D0.5-FC100-LIF-AvgPool10",
+        halvings=2,
         sources=_like_plif(PLIF, "ours: 34 cannot be halved twice; they drop a row and a column"),
     ),
     "dvs128gesture": EventSet(
@@ -125,7 +147,7 @@ EVENT_SETS: dict[str, EventSet] = {
         size=128,
         timesteps=20,
         binning="count",
-        arch=f"{_down(5, 128)}-D0.5-FC512-LIF-D0.5-FC110-LIF-AvgPool10",
+        halvings=5,
         sources=_like_plif(PLIF, PLIF),
     ),
     "cifar10dvs": EventSet(
@@ -138,7 +160,7 @@ EVENT_SETS: dict[str, EventSet] = {
         size=128,
         timesteps=20,
         binning="count",
-        arch=f"{_down(4, 128)}-D0.5-FC2048-LIF-D0.5-FC100-LIF-AvgPool10",
+        halvings=4,
         sources=_like_plif(PLIF, PLIF),
     ),
     "shd": EventSet(
@@ -152,7 +174,7 @@ EVENT_SETS: dict[str, EventSet] = {
         timesteps=100,
         binning="window",
         window=1_400_000,
-        arch="FC256-LIF-FC200-LIF-AvgPool10",
+        linear="FC256-LIF-FC200-LIF-AvgPool10",
         tau=0.9375,
         threshold=1.0,
         sources={
