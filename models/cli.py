@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,24 +15,34 @@ import typer
 
 from stl_deploy.arch import OFFICIAL_MNIST, Architecture
 from stl_deploy.commands.common import (
-    DEFAULT_DATA,
+    Binning,
     Data,
+    Dataset,
     Debug,
     Force,
     Json,
+    Levels,
+    Size,
+    asked,
+    data_folder,
     print_json,
     progress,
     refuse_existing,
+    refuse_options_of_the_other,
     run,
     say,
     stderr,
     warn,
 )
+from stl_deploy.data.catalogue import EVENT_SETS, IMAGES
 from stl_deploy.errors import InputError, LoweringError, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stl_deploy.data.events import Split
+    from stl_deploy.data.load import Wanted
+    from stl_deploy.models.inputs import Inputs
     from stl_deploy.models.qat import QatNet
     from stl_deploy.models.train import Epoch
 
@@ -40,25 +50,51 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context,
     out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
-    data: Data = DEFAULT_DATA,
+    dataset: Dataset = "fashion-mnist",
+    data: Data = None,
+    raster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NPZ", help="Train on this raster of stl-raster instead; it says T and levels."
+        ),
+    ] = None,
+    size: Size = None,
+    binning: Binning = None,
+    levels: Levels = None,
     arch: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="<n>C<k> convolution, BN, LIF, P<s> max pool to s x s, D<p> dropout, FC<n> linear, "
-            "AvgPool<p> readout of p neurons a class. Default: the official MNIST net.",
+            "AvgPool<p> readout of p neurons a class. Default: that of the dataset "
+            "(docs/data.md), for images the official MNIST net.",
             show_default=False,
         ),
-    ] = OFFICIAL_MNIST,
+    ] = None,
     mode: Annotated[
         Literal["synergistic", "synaptic", "threshold"],
         typer.Option(help="What is learned: weights and thresholds, weights, or thresholds."),
     ] = "synergistic",
     encoding: Annotated[
-        Literal["bernoulli", "graded"], typer.Option(help="Input: spikes, or pixels as they are.")
+        Literal["bernoulli", "graded"], typer.Option(help="Images: spikes, or pixels as they are.")
     ] = "bernoulli",
-    timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
-    tau: Annotated[float, typer.Option(min=0, max=0.999, help="Decay per step.")] = 0.5,
-    threshold: Annotated[float, typer.Option(min=0, max=1e3, help="Initial threshold.")] = 1.0,
+    timesteps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="Time steps T. [default: 4, events: that of the dataset]"
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.999, help="Decay per step. [default: 0.5, events: that of the dataset]"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1e3, help="Initial threshold. [default: 1, events: that of the dataset]"
+        ),
+    ] = None,
     qat: Annotated[
         bool,
         typer.Option(
@@ -79,16 +115,21 @@ def train(
         typer.Option(help="Whose registers nothing may leave, with --qat. [default: loihi2]"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 24, with --qat 4]")] = None,
-    batch: Annotated[int, typer.Option(min=2)] = 128,
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="[default: 128, events: that of the dataset]")
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Initial rate (Adam, cosine). [default: 2e-3, with --qat 5e-4]"
+            min=0,
+            max=1,
+            help="Initial rate (Adam, cosine). [default: 2e-3, with --qat 5e-4, events: that of the "
+            "dataset]",
         ),
     ] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    limit: Annotated[int | None, typer.Option(min=2, help="Use the first N images only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use the first N samples only.")] = None,
     evaluate: Annotated[
         bool,
         typer.Option(
@@ -96,7 +137,7 @@ def train(
         ),
     ] = False,
     eval_limit: Annotated[
-        int | None, typer.Option(min=1, help="With --eval: the first N test images only.")
+        int | None, typer.Option(min=1, help="With --eval: the first N test samples only.")
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
@@ -111,6 +152,8 @@ def train(
 
     Example: stl-train --arch 24C5-BN-LIF-P14-FC100-LIF-AvgPool10 --epochs 4 -o model.pt
 
+    Example: stl-train --dataset nmnist --data NMNIST --epochs 30 -o model.pt
+
     Example: stl-train --qat --init model.pt --weight-bits 4 -o model4.pt
 
     Example: torchrun --nproc-per-node 2 --no-python stl-train -o model.pt
@@ -118,14 +161,15 @@ def train(
     import numpy as np
     import torch
 
-    from stl_deploy import idx
     from stl_deploy.checkpoint import save_checkpoint
     from stl_deploy.chip import load as load_chip
+    from stl_deploy.data.load import Wanted
     from stl_deploy.files import check_writable, sha256
     from stl_deploy.models import parallel
     from stl_deploy.models.train import Settings, Trainer
 
     _check_usage(context, qat, init)
+    _check_data_usage(dataset, raster, asked(context))
     refuse_existing(out, force)
     snapshot = out.with_suffix(".resume.pt")
     check_writable(out)
@@ -134,16 +178,29 @@ def train(
         raise InputError(
             Problem(str(out), "would replace the checkpoint of --init", "name another file with -o")
         )
-    images, labels = idx.load(data, "train", limit)
-    pixels = images.shape[1], images.shape[2], images.shape[3]
+    wanted = Wanted(timesteps, size, binning, levels or 1, limit)
+    given = _inputs(dataset, data, raster, encoding, wanted, as_json)
+    defaults = EVENT_SETS[given.dataset] if given.dataset else None
     model = None
     if init is not None:
-        model = _integers(init, weight_bits or 8, chip or "loihi2", pixels)
+        model = _integers(init, weight_bits or 8, chip or "loihi2", given)
         architecture = model.arch
-        encoding = "graded" if architecture.input.levels > 1 else "bernoulli"
+        if given.encoding != "recorded":
+            encoding = "graded" if architecture.input.levels > 1 else "bernoulli"
     else:
-        levels = 255 if encoding == "graded" else 1
-        architecture = Architecture.parse(arch, pixels, levels=levels, timesteps=timesteps, tau=tau)
+        arch = arch or (defaults.network(given.shape) if defaults else OFFICIAL_MNIST)
+        architecture = Architecture.parse(
+            arch,
+            given.shape,
+            levels=given.levels,
+            timesteps=given.timesteps or timesteps or 4,
+            tau=tau if tau is not None else defaults.tau if defaults else 0.5,
+        )
+    if flip and len(given.shape) != 3:
+        raise InputError(
+            Problem("--flip", f"inputs {given.shape} have no left and right", "leave it out")
+        )
+    labels = given.labels
     if labels.max() >= architecture.classes:
         raise InputError(
             Problem(
@@ -152,18 +209,22 @@ def train(
                 "let FC<n>-LIF-AvgPool<p> end the network, with n = classes * p",
             )
         )
-    held_out = _held_out(data, eval_limit, architecture) if evaluate else None
-    digest = sha256(idx.find(data, "train", "images"))
+    usual = defaults.lr if defaults else 2e-3
+    held_out = None
+    if evaluate:
+        wanted = replace(wanted, limit=eval_limit)
+        tests = _inputs(dataset, data, None, encoding, wanted, as_json, "test")
+        held_out = _held_out(tests, architecture)
     settings = Settings(
         mode=mode,
-        encoding=encoding,
+        encoding="recorded" if given.encoding == "recorded" else encoding,
         epochs=epochs or (4 if qat else 24),
-        batch=batch,
-        lr=lr if lr is not None else 5e-4 if qat else 2e-3,
+        batch=batch or (defaults.batch if defaults else 128),
+        lr=lr if lr is not None else 5e-4 if qat else usual,
         seed=seed,
-        threshold=threshold,
+        threshold=threshold if threshold is not None else defaults.threshold if defaults else 1.0,
         flip=flip,
-        data=f"{len(images)} images of {digest}",
+        data=given.digest,
         weight_bits=None if init is None else weight_bits or 8,
         chip="" if init is None else chip or "loihi2",
         start="" if init is None else sha256(init),
@@ -183,7 +244,7 @@ def train(
         trainer.resume(snapshot)
     elif resume:
         stderr.print(f"{snapshot}: none there, so training begins at epoch 1", markup=False)
-    x, y = torch.from_numpy(np.array(images)), torch.from_numpy(labels)
+    x, y = torch.from_numpy(np.require(given.x, requirements="W")), torch.from_numpy(labels)
     started = time.monotonic()
     with _resumable(snapshot), progress(as_json) as bar:
         task = bar.add_task("epoch", total=None, note="")
@@ -199,7 +260,7 @@ def train(
     record = {
         **({"arch": arch} if init is None else {"init": init.name}),
         "settings": asdict(settings),
-        "data": {"images": len(images), "sha256": digest},
+        "data": given.origin,
         "torch": str(torch.__version__),
         "device": where.split(":")[0],
         "processes": parallel.world(),
@@ -228,24 +289,21 @@ def _line(report: Epoch, epochs: int, seconds: float) -> str:
     return f"{line}{seconds:.0f} s"
 
 
-def _held_out(data: Path, limit: int | None, arch: Architecture) -> tuple[Tensor, Tensor]:
-    """Test images and labels that ``arch`` can be measured on."""
+def _held_out(given: Inputs, arch: Architecture) -> tuple[Tensor, Tensor]:
+    """Test inputs and labels, which ``arch`` can be measured on."""
     import numpy as np
     import torch
 
-    from stl_deploy import idx
-
-    images, labels = idx.load(data, "test", limit)
-    if images.shape[1:] != arch.input.shape or labels.max() >= arch.classes:
+    if given.shape != arch.input.shape or given.labels.max() >= arch.classes:
         raise InputError(
             Problem(
-                str(data),
-                f"test images {images.shape[1:]} with labels up to {labels.max()} are not for a "
+                "--data",
+                f"test inputs {given.shape} with labels up to {given.labels.max()} are not for a "
                 f"network of input {arch.input.shape} and {arch.classes} classes",
                 "leave out --eval, or give a --data whose splits belong together",
             )
         )
-    return torch.from_numpy(np.array(images)), torch.from_numpy(labels)
+    return torch.from_numpy(np.require(given.x, requirements="W")), torch.from_numpy(given.labels)
 
 
 GIVEN = {"arch": "--arch", "tau": "--tau", "timesteps": "--timesteps", "encoding": "--encoding"}
@@ -254,9 +312,7 @@ GIVEN |= {"threshold": "--threshold"}
 
 def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
     """Raise InputError for options that do not go together."""
-    # By name: typer brings a click of its own, or not.
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    asked = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    given = asked(context)
     problems = []
     if qat and init is None:
         problems.append(
@@ -265,7 +321,7 @@ def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
     if qat:
         problems += [
             Problem(GIVEN[name], "comes from the checkpoint of --init", "leave it out")
-            for name in asked
+            for name in given
             if name in GIVEN
         ]
     else:
@@ -276,15 +332,62 @@ def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
                 ("weight_bits", "--weight-bits"),
                 ("chip", "--chip"),
             )
-            if name in asked
+            if name in given
         ]
-    if "eval_limit" in asked and "evaluate" not in asked:
+    if "eval_limit" in given and "evaluate" not in given:
         problems.append(Problem("--eval-limit", "goes with --eval", "give --eval, or leave it out"))
     if problems:
         raise InputError(problems)
 
 
-def _integers(init: Path, bits: int, chip: str, pixels: tuple[int, int, int]) -> QatNet:
+def _check_data_usage(dataset: str, raster: Path | None, given: set[str]) -> None:
+    """Raise InputError for options that say what to train on and do not go together."""
+    if raster is None:
+        refuse_options_of_the_other(dataset, given)
+        return
+    foreign = ("dataset", "data", "size", "binning", "levels", "encoding", "timesteps")
+    problems = [
+        Problem(f"--{name}", "comes from the raster of --raster", "leave it out")
+        for name in foreign
+        if name in given
+    ]
+    if "evaluate" in given:
+        problems.append(
+            Problem("--eval", "has no test split beside --raster", "use hw_sim on a test raster")
+        )
+    if problems:
+        raise InputError(problems)
+
+
+def _inputs(
+    dataset: str,
+    data: Path | None,
+    raster: Path | None,
+    encoding: Literal["bernoulli", "graded"],
+    wanted: Wanted,
+    quiet: bool,
+    split: Split = "train",
+) -> Inputs:
+    """What is trained on, or tested with."""
+    from stl_deploy.models import inputs
+
+    if raster is not None:
+        return inputs.recorded(raster, wanted.limit)
+    folder = data_folder(dataset, data)
+    if dataset in IMAGES:
+        return inputs.images(folder, encoding, wanted.limit, split)
+    with progress(quiet) as bar:
+        task = bar.add_task("sample", total=None, note="")
+        return inputs.events(
+            dataset,
+            folder,
+            wanted,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            split,
+        )
+
+
+def _integers(init: Path, bits: int, chip: str, given: Inputs) -> QatNet:
     """What training on integers begins with."""
     from stl_deploy.importers import stl
     from stl_deploy.models import qat
@@ -294,8 +397,13 @@ def _integers(init: Path, bits: int, chip: str, pixels: tuple[int, int, int]) ->
         raise InputError(
             Problem(str(init), "is trained on integers already", "name the float checkpoint")
         )
-    if checkpoint.arch.input.shape != pixels:
-        what = f"reads {checkpoint.arch.input.shape}, the images are {pixels}"
+    arch = checkpoint.arch
+    reads, has = f"{arch.input.shape}", f"{given.shape}"
+    if given.encoding == "recorded":
+        reads += f" in {arch.timesteps} steps up to {arch.input.levels}"
+        has += f" in {given.timesteps} steps up to {given.levels}"
+    if reads != has:
+        what = f"reads {reads}, the images are {has}"
         raise InputError(Problem(str(init), what, "give the --data it was trained on"))
     try:
         return qat.from_checkpoint(checkpoint, bits, chip)

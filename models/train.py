@@ -31,7 +31,7 @@ from stl_deploy.models.net import STLNet
 from stl_deploy.models.qat import QatNet
 
 Mode = Literal["synergistic", "synaptic", "threshold"]
-Encoding = Literal["bernoulli", "graded"]
+Encoding = Literal["bernoulli", "graded", "recorded"]
 RESUME_FORMAT = "stl-deploy-training/2"  # 2: rates, thresholds and tests of every epoch
 TEST = 2**31  # stands for the epoch where noise for the test images is drawn
 
@@ -131,7 +131,9 @@ def freeze(model: STLNet, mode: Mode) -> list[torch.nn.Parameter]:
 
 def encode(images: Tensor, timesteps: int, encoding: Encoding, rng: torch.Generator) -> Tensor:
     """Images uint8 [N, *shape] to a raster [N, T, *shape]: Bernoulli spikes with P = pixel/255, or
-    the pixel itself at every step."""
+    the pixel itself at every step; what is recorded is a raster already."""
+    if encoding == "recorded":
+        return images
     steps = images.unsqueeze(1).expand(-1, timesteps, *images.shape[1:])
     if encoding == "graded":
         return steps
@@ -153,7 +155,8 @@ class Trainer:
         device: str = "cpu",
         model: STLNet | None = None,
     ) -> None:
-        if (settings.encoding == "graded") != (arch.input.levels > 1):
+        graded = settings.encoding == "graded"
+        if settings.encoding != "recorded" and graded != (arch.input.levels > 1):
             raise InputError(
                 Problem(
                     "encoding",

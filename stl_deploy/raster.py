@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -175,6 +176,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
     except (
         *(ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error),
         RuntimeError,  # of zipfile, for archives that are encrypted or packed in other ways
+        *(SyntaxError, tokenize.TokenError),  # of numpy, which parses a header as Python
     ) as error:
         raise InputError(
             Problem(str(path), f"is not a raster: {error}", "make one with stl-raster")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -99,6 +101,19 @@ def test_round_trip(tmp_path):
     np.testing.assert_array_equal(again.labels, raster.labels)
     with np.load(tmp_path / "r.npz") as file:
         assert json.loads(str(file["source"])) == {"seed": 3}
+
+
+@pytest.mark.parametrize("read", [rasters.load, rasters.stream])
+def test_a_raster_whose_header_is_no_python(read, tmp_path):
+    """numpy parses the header of an array with Python's own tokenizer, and its errors come out."""
+    whole = io.BytesIO()
+    np.save(whole, np.ones((2, 2, 3), np.uint8))
+    path = tmp_path / "r.npz"
+    for broken in (b" ", b")", b"'"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("spikes.npy", whole.getvalue().replace(b"}", broken))
+        with pytest.raises(InputError, match=r"r\.npz: is not a raster"):
+            read(path)
 
 
 def test_raster_command(folder, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -29,6 +29,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stl_deploy import __version__
+from stl_deploy.data.catalogue import IMAGES, Name
 from stl_deploy.errors import InputError, Problem, StlError
 
 if TYPE_CHECKING:
@@ -80,11 +81,43 @@ Dask = Annotated[
     ),
 ]
 Data = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--data",
-        help="Folder with IDX files (Debian: apt-get install dataset-fashion-mnist).",
+        help="Folder with the files of --dataset. Fashion-MNIST comes with Debian (apt-get install "
+        f"dataset-fashion-mnist). \\[default: {DEFAULT_DATA}]",
         metavar="DIR",
+        show_default=False,
+    ),
+]
+Dataset = Annotated[
+    Name,
+    typer.Option(
+        "--dataset", help="Whose files --data holds (docs/data.md): IDX images, or events."
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size", min=1, help="Events: scale frames down to N x N, or N channels.", metavar="N"
+    ),
+]
+Binning = Annotated[
+    Literal["count", "time", "window"] | None,
+    typer.Option(
+        help="Events: frames of equally many events, of equal duration, or of a fixed window of "
+        "time (shd). Default: that of the dataset.",
+        show_default=False,
+    ),
+]
+Levels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=255,
+        help="Events: cut counts off at N; 1 gives spikes, more a graded input. \\[default: 1]",
+        metavar="N",
+        show_default=False,
     ),
 ]
 
@@ -273,6 +306,35 @@ def complain_diagnostics(diagnostics: Sequence[Mapping[str, str]]) -> None:
 def print_json(data: Any) -> None:
     """One JSON object on stdout."""
     sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
+
+
+def asked(context: typer.Context) -> set[str]:
+    """The parameters that were given on the command line."""
+    # By name: typer brings a click of its own, or not.
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+
+
+def data_folder(dataset: str, data: Path | None) -> Path:
+    """The folder of --data. Raises InputError where it must be given."""
+    if data is None and dataset != "fashion-mnist":
+        raise InputError(
+            Problem("--data", f"is needed with --dataset {dataset}", "name the folder of its files")
+        )
+    return data or DEFAULT_DATA
+
+
+def refuse_options_of_the_other(dataset: str, given: set[str]) -> None:
+    """Raise InputError for options that images have and events lack, or the other way round."""
+    images = dataset in IMAGES
+    foreign = {"size", "binning", "levels"} if images else {"encoding"}
+    remedy = "leave it out" if images else "leave it out; --levels gives graded input"
+    problems = [
+        Problem(f"--{name}", f"does not go with --dataset {dataset}", remedy)
+        for name in sorted(foreign & given)
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 def refuse_existing(path: Path, force: bool) -> None:

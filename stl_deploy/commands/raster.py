@@ -1,68 +1,140 @@
-"""``stl-raster``: images to a recorded spike raster."""
+"""``stl-raster``: images or events to a recorded spike raster."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from stl_deploy.commands.common import (
-    DEFAULT_DATA,
+    Binning,
     Data,
+    Dataset,
     Debug,
     Force,
     Json,
+    Levels,
+    Size,
+    asked,
+    data_folder,
     print_json,
+    progress,
     refuse_existing,
+    refuse_options_of_the_other,
     run,
     say,
+    warn,
 )
+from stl_deploy.data.catalogue import IMAGES
+
+if TYPE_CHECKING:
+    from stl_deploy.raster import Encoding, Raster
+
+IMAGE_STEPS = 4
 
 
 def raster(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("-o", "--out", help="Raster to write.", metavar="NPZ")],
-    data: Data = DEFAULT_DATA,
-    split: Annotated[Literal["train", "test"], typer.Option(help="Which images.")] = "test",
+    dataset: Dataset = "fashion-mnist",
+    data: Data = None,
+    split: Annotated[Literal["train", "test"], typer.Option(help="Which samples.")] = "test",
     encoding: Annotated[
         Literal["bernoulli", "graded"],
-        typer.Option(help="Spikes with P = pixel/255, or the pixels themselves."),
+        typer.Option(help="Images: spikes with P = pixel/255, or the pixels themselves."),
     ] = "bernoulli",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the Bernoulli draw.")] = 0,
-    timesteps: Annotated[int, typer.Option(min=1, max=4096, help="Time steps T.")] = 4,
-    limit: Annotated[int | None, typer.Option(min=1, help="First N images only.")] = None,
+    timesteps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help=f"Time steps T. Default: {IMAGE_STEPS} for images, else that of the dataset.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Size = None,
+    binning: Binning = None,
+    levels: Levels = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First N samples only.")] = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Encode images as a raster [N, T, 1, H, W] with labels, the input of every other command.
+    """Encode images, or gather events, as a raster [N, T, *shape] with labels, the input of every
+    other command.
 
     Example: stl-raster --split test --seed 0 --timesteps 4 -o test.npz
-    """
-    from stl_deploy import idx
-    from stl_deploy import raster as rasters
-    from stl_deploy.files import check_writable, sha256
 
+    Example: stl-raster --dataset nmnist --data NMNIST --split test -o test.npz
+    """
+    from stl_deploy import raster as rasters
+    from stl_deploy.data.load import Wanted
+    from stl_deploy.files import check_writable
+
+    refuse_options_of_the_other(dataset, asked(context))
+    folder = data_folder(dataset, data)
     refuse_existing(out, force)
     check_writable(out)
-    images, labels = idx.load(data, split, limit)
+    if dataset in IMAGES:
+        made, source = _images(folder, split, encoding, seed, timesteps or IMAGE_STEPS, limit)
+        how = f"{encoding}, seed {seed}"
+    else:
+        wanted = Wanted(timesteps, size, binning, levels or 1, limit)
+        made, source = _events(dataset, folder, split, wanted, as_json)
+        how = f"frames by {source['binning']}"
+    rasters.save(out, made, source)
+    rate = float((made.spikes > 0).mean())
+    if as_json:
+        print_json({"out": str(out), "shape": list(made.shape), "rate": rate, **source})
+    else:
+        what = "images" if dataset in IMAGES else "samples"
+        say(
+            f"{out}: {len(made.spikes)} {split} {what}, {made.shape[1]} steps, {how}, "
+            f"{100 * rate:.1f} % of the entries are not zero"
+        )
+
+
+def _images(
+    folder: Path, split: str, encoding: Encoding, seed: int, timesteps: int, limit: int | None
+) -> tuple[Raster, dict[str, Any]]:
+    """Images of IDX files, encoded."""
+    from stl_deploy import idx
+    from stl_deploy import raster as rasters
+    from stl_deploy.files import sha256
+
+    which: idx.Split = "train" if split == "train" else "test"
+    images, labels = idx.load(folder, which, limit)
     spikes = rasters.encode(images, timesteps, encoding, seed)
     source = {
         "encoding": encoding,
         "seed": seed,
         "split": split,
         "images": len(images),
-        "sha256": {part: sha256(idx.find(data, split, part)) for part in ("images", "labels")},
+        "sha256": {part: sha256(idx.find(folder, which, part)) for part in ("images", "labels")},
     }
-    rasters.save(out, rasters.Raster(spikes, labels), source)
-    rate = float((spikes > 0).mean())
-    if as_json:
-        print_json({"out": str(out), "shape": list(spikes.shape), "rate": rate, **source})
-    else:
-        say(
-            f"{out}: {len(spikes)} {split} images, {timesteps} steps, {encoding}, seed {seed}, "
-            f"{100 * rate:.1f} % of the entries are not zero"
+    return rasters.Raster(spikes, labels), source
+
+
+def _events(
+    dataset: str, folder: Path, split: str, wanted: Any, quiet: bool
+) -> tuple[Raster, dict[str, Any]]:
+    """Events of a dataset, gathered into frames."""
+    from stl_deploy.data.load import load
+
+    with progress(quiet) as bar:
+        task = bar.add_task("sample", total=None, note="")
+        made, source = load(
+            dataset,
+            folder,
+            "train" if split == "train" else "test",
+            wanted,
+            lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if source["late"]:
+        warn(f"{source['late']:,} of {source['events']:,} events come after the window")
+    return made, source
 
 
 def main() -> None:
