@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pages
-from learning_runs import MODES
+from learning_runs import DATA, MODES, measure
 
+from stl_deploy import idx
 from stl_deploy.importers import stl
+from stl_deploy.models import joint
+from stl_deploy.models.net import from_params
 
 COLOURS: dict[str, str] = dict(zip(MODES, ("tab:blue", "tab:orange", "tab:green"), strict=True))
 Histories = dict[str, list[list[dict[str, Any]]]]
@@ -65,13 +68,30 @@ def threshold_rows(runs: Histories) -> list[list[str]]:
     return rows
 
 
+def joint_rows(folder: Path, runs: Histories, data: Path) -> list[list[str]]:
+    """Accuracy of the first two, three, ... runs of a mode deciding together, beside their best one."""
+    held_out = idx.load(data, "test")
+    rows = []
+    for mode in ("synergistic", "synaptic"):
+        checkpoints = [stl.read(path) for path in sorted(folder.glob(f"{mode}-*.pt"))]
+        alone = [100 * history[-1]["test"] for history in runs[mode]]
+        for count in range(2, len(checkpoints) + 1):
+            together = joint.join(checkpoints[:count])
+            model = from_params(together.arch, together.params)
+            accuracy = 100 * measure(model, *held_out)["test"]
+            best = max(alone[:count])
+            row = [mode, f"{count}", f"{best:.2f}", f"{accuracy:.2f}", f"{accuracy - best:+.2f}"]
+            rows.append(row)
+    return rows
+
+
 def draw_epochs(runs: Histories, path: Path) -> None:
     """Test accuracy, and firing rate of every layer, against the epoch: each seed and the mean."""
     from matplotlib.figure import Figure
 
     layers = list(runs[MODES[0]][0][0]["rates"])
     figure = Figure(figsize=(11, 5.6), layout="constrained")
-    axes = figure.subplots(2, (len(layers) + 2) // 2, squeeze=False).flatten()
+    axes = figure.subplots(2, (len(layers) + 3) // 2, squeeze=False).flatten()
     for at, title in enumerate(["test accuracy, %", *(f"{x}: spikes/step, %" for x in layers)]):
         for mode, histories in runs.items():
             lines = 100 * np.array(
@@ -82,10 +102,17 @@ def draw_epochs(runs: Histories, path: Path) -> None:
             axes[at].plot(epochs, lines.mean(0), color=COLOURS[mode], label=mode)
         axes[at].set(title=title, xlabel="epoch")
         axes[at].grid(alpha=0.3)
-    axes[0].set_ylim(bottom=min(70, axes[0].get_ylim()[0]) if axes[0].get_ylim()[0] > 0 else 0)
     axes[0].legend()
-    for unused in axes[len(layers) + 1 :]:
-        unused.set_axis_off()
+    close, *unused = axes[len(layers) + 1 :]
+    for mode in ("synergistic", "synaptic"):
+        lines = 100 * np.array([[epoch["test"] for epoch in h[1:]] for h in runs[mode]])
+        epochs = np.arange(1, lines.shape[1] + 1)
+        close.plot(epochs, lines.T, color=COLOURS[mode], alpha=0.3, linewidth=0.8)
+        close.plot(epochs, lines.mean(0), color=COLOURS[mode])
+    close.set(title="test accuracy, %: closer", xlabel="epoch")
+    close.grid(alpha=0.3)
+    for axis in unused:
+        axis.set_axis_off()
     figure.savefig(path, dpi=110)
 
 
@@ -114,7 +141,7 @@ def draw_thresholds(folder: Path, path: Path) -> None:
             )
         axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
         axis.set(title=layer, xlabel="threshold", yscale="log")
-    axes[0].legend()
+    axes[-1].legend(loc="upper right")
     figure.savefig(path, dpi=110)
 
 
@@ -122,6 +149,7 @@ def main() -> None:
     """Print and write the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", type=Path, help="folder of learning_runs.py")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--write", action="store_true", help="update docs/learning.md and pictures")
     args = parser.parse_args()
     runs = read(args.runs)
@@ -137,8 +165,13 @@ def main() -> None:
     head2 = ["learning", "layer", "least", "5 %", "median", "95 %", "most"]
     rows2 = threshold_rows(runs)
     pages.show(about, head2, rows2)
+    also = "Networks deciding together (stl-join), the first seeds of each mode, test accuracy in percent:"
+    head3 = ["learning", "members", "best member", "together", "ahead by"]
+    rows3 = joint_rows(args.runs, runs, args.data)
+    pages.show(also, head3, rows3)
     if args.write:
         pages.write("learning.md", "benchmarks/learning.py", note, head, rows)
+        pages.write("learning.md", "benchmarks/learning.py joint", also, head3, rows3)
         pages.write("learning.md", "benchmarks/learning.py thresholds", about, head2, rows2)
         draw_epochs(runs, pages.DOCS / "learning-epochs.png")
         draw_thresholds(args.runs, pages.DOCS / "learning-thresholds.png")

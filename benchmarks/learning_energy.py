@@ -48,7 +48,7 @@ def measure(
     """The integer network of a checkpoint, run for ``steps`` steps."""
     arch = checkpoint.arch.model_copy(update={"timesteps": steps})
     graph = stl_deploy.from_torch(from_params(arch, checkpoint.params))
-    network = stl_deploy.quantize(graph, "loihi2")
+    network = stl_deploy.quantize(graph, "loihi2", clamp_thresholds=True)
     recorder = Recorder(network, PROFILE)
     engine = Engine(network, recorder.cores)
     hits = 0

@@ -75,7 +75,8 @@ def measure(checkpoint: stl.Checkpoint, seed: int, images: Images, labels: Any) 
     """(kind, level, arithmetic, accuracy) of one run."""
     arch, params = checkpoint.arch, checkpoint.params
     model = from_params(arch, params).double()
-    network = stl_deploy.quantize(stl_deploy.from_torch(model), "loihi2")
+    graph = stl_deploy.from_torch(model)
+    network = stl_deploy.quantize(graph, "loihi2", clamp_thresholds=True)
     clean = noisy("", 0, images, labels, arch.timesteps, seed)
     for kind, levels in LEVELS.items():
         for level in (0.0, *levels):

@@ -7,12 +7,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from nets import ZOO, ZOO_RASTER
 
 import stl_deploy
 from stl_deploy import chip as chips
 from stl_deploy import nir_file, raster
 from stl_deploy.hw_sim import reference
+from stl_deploy.importers import stl
+from stl_deploy.models import joint as joint_of
 
 QAT_CARD = ZOO.with_name("fashion-stl-qat.md")
 
@@ -46,10 +49,47 @@ def test_files_are_small_and_what_they_say(shipped):
     assert (source["split"], source["seed"], source["encoding"]) == ("test", 0, "bernoulli")
 
 
-def test_card_names_the_files_as_they_are():
-    card = ZOO.with_suffix(".md").read_text("utf-8")
-    for path in (ZOO, ZOO_RASTER):
-        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+def test_cards_name_all_files_as_they_are():
+    cards = "".join(path.read_text("utf-8") for path in sorted(ZOO.parent.glob("fashion-*.md")))
+    files = [*ZOO.parent.glob("*.pt"), *ZOO.parent.glob("*.npz")]
+    assert len(files) == 11
+    for path in files:
+        assert path.stat().st_size <= 3_000_000
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in cards
+
+
+def accuracy(name):
+    """Of a shipped model with graded input on 300 test images, in PyTorch."""
+    graded = raster.load(ZOO.with_name("fashion-mnist-graded-test500.npz")).first(300)
+    model = stl_deploy.load(ZOO.with_name(f"{name}.pt"))
+    with torch.inference_mode():
+        found = model(torch.from_numpy(graded.spikes)).argmax(1).numpy()
+    return (found == graded.labels).mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("stl-graded", 0.90), ("synergistic", 0.88), ("synaptic", 0.88), ("joint", 0.89)],
+)
+def test_models_of_graded_input_are_as_good_as_their_cards_say(name, least):
+    assert accuracy(f"fashion-{name}") >= least
+
+
+def test_the_joint_model_is_the_synergistic_one_and_another():
+    joint = stl.read(ZOO.with_name("fashion-joint.pt"))
+    alone = stl.read(ZOO.with_name("fashion-synergistic.pt"))
+    first = joint_of.member(joint, 0)
+    assert first.arch == alone.arch
+    for key, value in alone.params.items():
+        np.testing.assert_array_equal(first.params[key], value)
+    assert any((joint_of.member(joint, 1).params[k] != v).any() for k, v in alone.params.items())
+
+
+def test_the_synaptic_twin_has_one_threshold():
+    params = stl.read(ZOO.with_name("fashion-synaptic.pt")).params
+    found = [value for key, value in params.items() if key.endswith(".thresh")]
+    assert len(found) == 4
+    assert all((value == 1).all() for value in found)
 
 
 def test_the_float_graph_has_exactly_the_spikes_of_the_model(report):

@@ -39,6 +39,10 @@ def test_a_model_is_the_same_on_every_target(python, command, tmp_path, path):
     for name, found in report["backends"].items():
         assert found["entries"] > 4 * 4 * 10_000, name
         assert (found["spike_mismatches"], found["state_mismatches"]) == (0, 0), name
+    first = report["layers"][0]["name"]
     for layer in report["layers"]:
-        assert layer["mismatch_forced"] <= (0.0015 if model.arch.quantized is None else 0), layer
+        graded = model.arch.input.levels > 1 and layer["name"] == first
+        # Weights of 8 bits meet inputs of 8 bits: sums lie closer together than among spikes.
+        most = 0 if model.arch.quantized else 0.01 if graded else 0.0015
+        assert layer["mismatch_forced"] <= most, layer
         assert layer["float32_mismatch"] <= 1e-4, layer
