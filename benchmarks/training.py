@@ -51,12 +51,13 @@ def ours(graded: bool, compiled: bool) -> Callable[[], None]:
 def peer(graded: bool) -> Callable[[], None]:
     """One step of training with snnTorch's neurons."""
     import snntorch
+    from snntorch import surrogate, utils
 
     torch.manual_seed(0)
     spec = Architecture.parse(ARCH, levels=255 if graded else 1)
 
     def leaky() -> nn.Module:
-        atan = snntorch.surrogate.atan()
+        atan = surrogate.atan()
         return snntorch.Leaky(0.5, spike_grad=atan, reset_mechanism="zero", init_hidden=True)
 
     model = nn.Sequential(
@@ -78,7 +79,7 @@ def peer(graded: bool) -> Callable[[], None]:
     images, labels = batch()
 
     def step() -> None:
-        snntorch.utils.reset(model)
+        utils.reset(model)
         kind: Any = "graded" if graded else "bernoulli"
         raster = encode(images, STEPS, kind, torch.Generator().manual_seed(0)).float()
         raster = raster / spec.input.levels

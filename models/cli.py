@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from stl_deploy.models.qat import QatNet
     from stl_deploy.models.train import Epoch
 
+MAX_SEED = 2**63 - 1  # what PyTorch takes
+
 
 def train(
     context: typer.Context,
@@ -128,7 +130,7 @@ def train(
         ),
     ] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
     limit: Annotated[int | None, typer.Option(min=2, help="Use the first N samples only.")] = None,
     evaluate: Annotated[
         bool,
@@ -156,7 +158,7 @@ def train(
 
     Example: stl-train --qat --init model.pt --weight-bits 4 -o model4.pt
 
-    Example: torchrun --nproc-per-node 2 --no-python stl-train -o model.pt
+    Example: torchrun --standalone --nproc-per-node 2 --no-python stl-train -o model.pt
     """
     import numpy as np
     import torch
@@ -164,7 +166,7 @@ def train(
     from stl_deploy.checkpoint import save_checkpoint
     from stl_deploy.chip import load as load_chip
     from stl_deploy.data.load import Wanted
-    from stl_deploy.files import check_writable, sha256
+    from stl_deploy.files import check_distinct, check_writable, sha256
     from stl_deploy.models import parallel
     from stl_deploy.models.train import Settings, Trainer
 
@@ -174,10 +176,7 @@ def train(
     snapshot = out.with_suffix(".resume.pt")
     check_writable(out)
     check_writable(snapshot)
-    if init is not None and out.resolve() == init.resolve():
-        raise InputError(
-            Problem(str(out), "would replace the checkpoint of --init", "name another file with -o")
-        )
+    check_distinct([init, raster], [out, snapshot])
     wanted = Wanted(timesteps, size, binning, levels or 1, limit)
     given = _inputs(dataset, data, raster, encoding, wanted, as_json)
     defaults = EVENT_SETS[given.dataset] if given.dataset else None
@@ -210,6 +209,11 @@ def train(
             )
         )
     usual = defaults.lr if defaults else 2e-3
+    if architecture.classes >= 2 * (labels.max() + 1):
+        warn(
+            f"the network tells {architecture.classes} classes apart, and labels go up to "
+            f"{labels.max()}: end --arch with AvgPool<p> where p neurons vote for each class"
+        )
     held_out = None
     if evaluate:
         wanted = replace(wanted, limit=eval_limit)

@@ -312,7 +312,11 @@ class Trainer:
         self._continue(path, parallel.from_first(lambda: self._read(path)))
 
     def _read(self, path: Path) -> dict[str, Any]:
-        data: dict[str, Any] = read_tensors(path)
+        try:
+            data: dict[str, Any] = read_tensors(path)
+        except InputError as error:
+            remedy = "delete the file, and training begins anew"
+            raise InputError([Problem(p.where, p.what, remedy) for p in error.problems]) from None
         kind = str(data.get("format"))
         if kind != RESUME_FORMAT and kind.startswith(RESUME_FORMAT.split("/")[0] + "/"):
             what = (

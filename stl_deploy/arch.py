@@ -367,6 +367,9 @@ def _parse_token(token: str, shape: Shape, where: str) -> dict[str, Any]:
 
 def _explain(error: ValidationError, where: str) -> list[Problem]:
     return [
-        Problem(".".join([where, *(str(part) for part in e["loc"])]), e["msg"])
+        Problem(
+            ".".join([where, *(str(part) for part in e["loc"])]),
+            e["msg"].removeprefix("Value error, "),
+        )
         for e in error.errors(include_url=False)
     ]

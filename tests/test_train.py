@@ -15,6 +15,7 @@ import torch
 from nets import ROOT
 from test_data import write_idx
 
+from stl_deploy import raster as rasters
 from stl_deploy.arch import Architecture
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.importers import stl
@@ -323,3 +324,42 @@ def test_a_gpu_that_is_not_there_is_refused(folder, monkeypatch, capfd):
     args = ["--data", folder, "--arch", ARCH, "--device", "cuda", "-o", folder / "m.pt"]
     assert command(monkeypatch, *args) == 2
     assert "PyTorch finds no GPU" in capfd.readouterr().err
+
+
+def test_a_raster_is_not_overwritten_by_what_it_trained(folder, monkeypatch, capfd):
+    source = folder / "r.npz"
+    rasters.save(source, rasters.Raster(np.ones((4, 2, 6), np.uint8), np.arange(4)), {})
+    before = source.read_bytes()
+    args = [
+        "--raster",
+        source,
+        "--arch",
+        "FC4-LIF-AvgPool1",
+        "--epochs",
+        1,
+        "--batch",
+        2,
+        "--force",
+    ]
+    assert command(monkeypatch, *args, "-o", source) == 2
+    assert "is another input or output" in capfd.readouterr().err
+    assert source.read_bytes() == before
+    assert command(monkeypatch, *args, "-o", folder / "m.pt") == 0
+
+
+def test_arguments_that_end_elsewhere_than_meant(folder, monkeypatch, capfd):
+    args = ["--data", folder, "--epochs", 1, "--batch", 20, "-o", folder / "m.pt"]
+    assert command(monkeypatch, *args, "--arch", ARCH, "--seed", 2**63) == 2
+    assert "--seed" in capfd.readouterr().err
+    # Twenty neurons without AvgPool2 are twenty classes.
+    assert command(monkeypatch, *args, "--arch", ARCH.rpartition("-")[0]) == 0
+    assert "classes apart, and labels go up to" in capfd.readouterr().err
+    assert command(monkeypatch, *args, "--arch", ARCH, "--force") == 0
+    assert "classes apart" not in capfd.readouterr().err
+
+
+def test_a_damaged_snapshot_can_be_deleted(folder, monkeypatch, capfd):
+    (folder / "m.resume.pt").write_text("garbage")
+    args = ["--data", folder, "--arch", ARCH, "--epochs", 1, "-o", folder / "m.pt", "--resume"]
+    assert command(monkeypatch, *args) == 2
+    assert "delete the file, and training begins anew" in capfd.readouterr().err

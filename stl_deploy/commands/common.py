@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -324,13 +324,18 @@ def data_folder(dataset: str, data: Path | None) -> Path:
     return data or DEFAULT_DATA
 
 
-def refuse_options_of_the_other(dataset: str, given: set[str]) -> None:
+def refuse_options_of_the_other(
+    dataset: str, given: set[str], of_images: Collection[str] = ("encoding",)
+) -> None:
     """Raise InputError for options that images have and events lack, or the other way round."""
-    images = dataset in IMAGES
-    foreign = {"size", "binning", "levels"} if images else {"encoding"}
-    remedy = "leave it out" if images else "leave it out; --levels gives graded input"
+    foreign = {"size", "binning", "levels"} if dataset in IMAGES else set(of_images)
+    remedies = {"encoding": "leave it out; --levels gives graded input"}
     problems = [
-        Problem(f"--{name}", f"does not go with --dataset {dataset}", remedy)
+        Problem(
+            f"--{name}",
+            f"does not go with --dataset {dataset}",
+            remedies.get(name, "leave it out"),
+        )
         for name in sorted(foreign & given)
     ]
     if problems:

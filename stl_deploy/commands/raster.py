@@ -73,7 +73,7 @@ def raster(
     from stl_deploy.data.load import Wanted
     from stl_deploy.files import check_writable
 
-    refuse_options_of_the_other(dataset, asked(context))
+    refuse_options_of_the_other(dataset, asked(context), ("encoding", "seed"))
     folder = data_folder(dataset, data)
     refuse_existing(out, force)
     check_writable(out)
