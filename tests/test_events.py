@@ -296,6 +296,8 @@ def test_a_gesture_outside_the_sensor(tmp_path):
         ("trials_to_test.txt", "../../etc/passwd\n", "which is no recording"),
         ("trials_to_test.txt", "\n", "names no gestures"),
         ("trials_to_test.txt", b"\xff\xfe", "is not text"),
+        ("trials_to_test.txt", "user03_led.aedat\nuser03_led.aedat\n", "twice"),
+        ("trials_to_test.txt", "user03_led.aedat\nuser01_led.aedat\n", "names it too"),
         (
             "user03_led_labels.csv",
             "class,a,b\n12,0,5\n1,9,5\nx,y\n",

@@ -31,6 +31,8 @@ from stl_deploy.files import check_readable
 SENSOR = (2, 128, 128)
 CLASSES = 11
 MAX_TEXT = 1 << 20
+# A recording belongs to one split, and to its list once.
+OTHER = {"trials_to_train.txt": "trials_to_test.txt", "trials_to_test.txt": "trials_to_train.txt"}
 
 
 def listing(folder: Path, split: Split, remedy: str) -> Listing:
@@ -47,8 +49,14 @@ def listing(folder: Path, split: Split, remedy: str) -> Listing:
 
 
 def _recordings(root: Path, trials: Path) -> Listing:
-    found, problems = [], []
-    for name in filter(None, map(str.strip, _text(trials).splitlines())):
+    found: list[tuple[Path, int, int, int]] = []
+    problems = []
+    seen = _names(root / OTHER[trials.name]) if (root / OTHER[trials.name]).exists() else []
+    for name in _names(trials):
+        if name in seen:
+            what = f"names {name!r} twice, or {OTHER[trials.name]} names it too"
+            problems.append(Problem(str(trials), what, "fetch both lists again, or take one out"))
+        seen.append(name)
         if not re.fullmatch(r"[A-Za-z0-9_]+\.aedat", name):
             problems.append(Problem(str(trials), f"names {name!r}, which is no recording", REMEDY))
             continue
@@ -68,6 +76,11 @@ def _recordings(root: Path, trials: Path) -> Listing:
         return recording(path).between(start, end, where).checked(SENSOR)
 
     return Listing(np.array([label for _, label, _, _ in found], np.int64), read)
+
+
+def _names(trials: Path) -> list[str]:
+    """The recordings that a list names."""
+    return list(filter(None, map(str.strip, _text(trials).splitlines())))
 
 
 def _gestures(table: Path) -> list[tuple[int, int, int]]:
