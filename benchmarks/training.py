@@ -1,11 +1,12 @@
 """Training on a CPU: the compiled LIF loops against PyTorch's operations, and snnTorch's neuron.
 
-    python benchmarks/training.py [--repeats 7] [--threads 1]
+    python benchmarks/training.py [--repeats 7] [--threads 1] [--give-back]
 
 Every repeat trains one batch of 128 in each way, one after the other, so that a busy machine is busy for
 all. Printed are seconds, and the ratio to PyTorch's operations within the same repeat: median and range.
 ``peer`` is the same network with snnTorch's Leaky neuron (reset "zero", one threshold a layer) in a loop
-over time, where that package is installed.
+over time, where that package is installed. All keep their memory as ``stl-train`` does, unless
+``--give-back`` asks for what glibc does by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stl_deploy.arch import Architecture
-from stl_deploy.models import layers
+from stl_deploy.models import layers, memory
 from stl_deploy.models.net import STLNet
 from stl_deploy.models.train import encode, rate_loss
 
@@ -115,8 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--give-back", action="store_true", help="without stl-train's models/memory.py"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if not args.give_back:
+        memory.keep()
     rows = []
     for encoding in ("bernoulli", "graded"):
         graded = encoding == "graded"

@@ -167,7 +167,7 @@ def train(
     from stl_deploy.chip import load as load_chip
     from stl_deploy.data.load import Wanted
     from stl_deploy.files import check_distinct, check_writable, sha256
-    from stl_deploy.models import parallel
+    from stl_deploy.models import memory, parallel
     from stl_deploy.models.train import Settings, Trainer
 
     _check_usage(context, qat, init)
@@ -243,6 +243,7 @@ def train(
             "learns one for every neuron: the result is right for simulation, and can be loaded onto "
             "that chip only where a core happens to need no more"
         )
+    memory.keep()
     trainer = Trainer(architecture, settings, where, model)
     if resume and parallel.from_first(snapshot.exists):
         trainer.resume(snapshot)
