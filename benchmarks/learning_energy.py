@@ -1,7 +1,7 @@
 """What an inference takes in the three modes of learning at equal accuracy.
 
     python benchmarks/learning_runs.py -o runs
-    python benchmarks/learning_energy.py runs [--limit 1000] [--write]
+    python benchmarks/learning_energy.py runs [--limit 2000] [--write]
 
 Every run is lowered to loihi2 and runs for 1 to 8 time steps: more steps, more accuracy, more energy.
 Energy at an accuracy is read off between those points. It is given by hw_sim's profile (dynamic, per
@@ -126,7 +126,7 @@ def main() -> None:
     """Measure all, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", type=Path, help="folder of learning_runs.py")
-    parser.add_argument("--limit", type=int, default=1000, help="first N test images [1000]")
+    parser.add_argument("--limit", type=int, default=2000, help="first N test images [2000]")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument(
         "--write", action="store_true", help="update docs/learning.md and its picture"

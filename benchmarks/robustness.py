@@ -1,7 +1,7 @@
 """How far noise on the input, and drift of weights and thresholds, take the runs of docs/learning.md.
 
     python benchmarks/learning_runs.py -o runs
-    python benchmarks/robustness.py runs [--limit 2000] [--write]
+    python benchmarks/robustness.py runs [--limit 1000] [--write]
 
 Accuracy in float64 and as integers for loihi2, mean and standard deviation over the seeds; every seed has
 its own draw of the noise, which is the same for all modes. ``--write`` updates docs/learning.md.
@@ -136,7 +136,7 @@ def main() -> None:
     """Measure all, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", type=Path, help="folder of learning_runs.py")
-    parser.add_argument("--limit", type=int, default=2000, help="first N test images [2000]")
+    parser.add_argument("--limit", type=int, default=1000, help="first N test images [1000]")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument(
         "--write", action="store_true", help="update docs/learning.md and its picture"
