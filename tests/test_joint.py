@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import replace
 
@@ -13,11 +12,11 @@ import torch
 from nets import ROOT, SMALL, random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import float_exec, lava_env, passes
+from stl_deploy import float_exec, passes
 from stl_deploy.arch import Architecture
 from stl_deploy.checkpoint import read_tensors, save_checkpoint
 from stl_deploy.conv import convolve
-from stl_deploy.errors import InputError, LoweringError, StlError
+from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.files import sha256
 from stl_deploy.hw_sim.simulate import Simulator
 from stl_deploy.importers import stl
@@ -192,16 +191,6 @@ def test_calibration_connects_no_members(bits):
 
 
 # All tools
-
-
-@pytest.fixture(scope="module")
-def python():
-    try:
-        return lava_env.python()
-    except StlError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI must run Lava: {error}")
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("kind", ["convolutions", "in groups", "convolution last"])
