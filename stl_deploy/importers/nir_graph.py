@@ -471,10 +471,8 @@ class Flow:
             made, why = N.read(node, total.shape, self.options.dt)
             self.problems += [Problem(name, text) for text in why]
             if own is None and (window := self._or_window(made, source, term, total)):
-                threshold = node if _says_or(node) else nir.Threshold(np.full(made.shape, 0.5))
-                return Population(
-                    name, threshold, made.shape, source, term.way, term.weights, None, window=window
-                )
+                assert isinstance(term.way, L.Conv)
+                return _or_pool(name, source, term.weights, window, term.way.in_shape)
             return (
                 None if why else _wired(name, made, source, term, own, total, self.shapes[source])
             )
@@ -493,11 +491,7 @@ class Flow:
                 "max pooling of values that are not spikes; only spikes can be pooled: place it behind "
                 "the neurons, or use average pooling"
             )
-        way = L.pool(node.kernel, node.kernel, (0, 0), 1.0, node.in_shape)
-        threshold = nir.Threshold(threshold=np.full(way.out_shape, 0.5))
-        return Population(
-            name, threshold, way.out_shape, source, way, f"{name}_sum", None, window=node.kernel
-        )
+        return _or_pool(name, source, f"{name}_sum", node.kernel, node.in_shape)
 
     def _binary(self, source: str) -> bool:
         return not isinstance(self.nodes[source], nir.Input) or self.options.levels == 1
@@ -616,6 +610,21 @@ class Flow:
         return made
 
 
+def _or_pool(name: str, source: str, weights: str, window: Pair, in_shape: Shape) -> Population:
+    """Max pooling of spikes: each window sums them with weight 1, whatever the graph's own scale."""
+    way = L.pool(window, window, (0, 0), 1.0, in_shape)
+    node = nir.Threshold(threshold=np.full(way.out_shape, 0.5))
+    return Population(name, node, way.out_shape, source, way, weights, None, window=window)
+
+
+def _rows(term: Term, shape: Shape) -> L.Dense:
+    """``term`` of a source of ``shape`` as single weights, whose rows take the factors of ``post``."""
+    way = L.dense(term.way, shape)
+    if term.post is None:
+        return way
+    return L.Dense(way.weight.astype(np.float64) * term.post.reshape(-1, 1))
+
+
 def _wired(
     name: str,
     made: N.Neurons,
@@ -629,17 +638,15 @@ def _wired(
 
     Raises CannotFold for what these cannot say.
     """
-    way, constant = term.way, total.constant
+    way, post, constant = term.way, term.post, total.constant
     recurrent = None
     shape = made.shape
     if own is not None:
-        recurrent = L.dense(own.way, shape).weight
+        # Recurrent weights need neurons in a row, behind single weights. Their rows hold the scale of
+        # each neuron; in the thresholds it would change what the recurrent weights mean.
+        way, post, recurrent = _rows(term, source_shape), None, _rows(own, shape).weight
         if len(shape) > 1:
-            way, made, shape = (
-                L.dense(way, source_shape),
-                N.reshaped(made, (math.prod(shape),)),
-                (math.prod(shape),),
-            )
+            made, shape = N.reshaped(made, (math.prod(shape),)), (math.prod(shape),)
             constant = None if constant is None else constant.reshape(-1)
     if isinstance(way, L.Conv) and way.out_shape != shape:
         made, shape = N.reshaped(made, way.out_shape), way.out_shape
@@ -647,8 +654,8 @@ def _wired(
         way = _depthwise(way, shape)
     elif isinstance(way, L.Diagonal):
         way = L.dense(way, shape)
-    if term.post is not None:
-        post = _positive(term.post.reshape(shape), "its scale")
+    if post is not None:
+        post = _positive(post.reshape(shape), "its scale")
         gain = made.gain
         made = replace(made.scaled(post), gain=gain)
         constant = None if constant is None else constant.reshape(shape) / post
@@ -728,13 +735,6 @@ def _weight_nodes(name: str, population: Population, shape: Shape) -> dict[str, 
         else nir.Affine(weight=way.weight, bias=bias.reshape(-1))
     )
     return nodes
-
-
-def _says_or(node: Any) -> bool:
-    """Whether a node can stay as it is behind sums of spikes."""
-    if not isinstance(node, nir.Threshold) or np.ndim(node.threshold) != 3:
-        return False
-    return bool((node.threshold >= 0).all() and (node.threshold < 1).all())
 
 
 def _extended(term: Term, way: L.Map, weights: str) -> Term:
