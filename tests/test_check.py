@@ -6,9 +6,9 @@ import json
 import warnings
 
 import nir
+import nir_interpreter
 import numpy as np
 import pytest
-from test_nir_import import Reading
 
 from stl_deploy import consumers, nir_file
 from stl_deploy import graph as G
@@ -241,7 +241,7 @@ def test_what_is_no_chain_yet_is_run_as_the_importer_reads_it(name, tmp_path):
     _, spikes = raster(path, in_shape(made))
     got = runs.expected(consumer_file.read(path), spikes)
     graph = nir_file.read(path)
-    walked = Reading(graph).run(spikes)
+    walked, _ = nir_interpreter.run(graph, spikes)
     assert list(got)[-1] == "lif"
     for key, found in got.items():
         assert 0 < found.mean() < 1

@@ -76,6 +76,28 @@ class Image(nn.Module):
         return self.body(x)
 
 
+class Flattened(nn.Module):
+    """A convolution that is flattened before the neurons, which may be recurrent."""
+
+    def __init__(self, recurrent, reset="subtract", pool=False):
+        super().__init__()
+        how = {"beta": 0.75, "threshold": spread(24), "reset_mechanism": reset}
+        pools = [nn.AvgPool2d(2), nn.Conv2d(2, 6, 3)] if pool else [nn.Conv2d(2, 6, 3, stride=3)]
+        self.front = nn.Sequential(*pools, nn.Flatten())
+        self.lif = snn.RLeaky(linear_features=24, **how) if recurrent else snn.Leaky(**how)
+
+    def forward(self, x):
+        states = (
+            self.lif.init_rleaky() if isinstance(self.lif, snn.RLeaky) else (self.lif.reset_mem(),)
+        )
+        out = []
+        for x_t in x:
+            found = self.lif(self.front(x_t), *states)
+            states = found if len(states) == 2 else found[1:]
+            out.append(found[0])
+        return torch.stack(out)
+
+
 class Recurrent(nn.Module):
     def __init__(self, reset="subtract", delay=True, one_to_one=False):
         super().__init__()
@@ -198,6 +220,14 @@ def test_images(reset, delay):
 @pytest.mark.parametrize(("reset", "delay"), [("subtract", True), ("zero", False), ("none", True)])
 def test_layers_that_hear_themselves(reset, delay, one_to_one):
     agrees(made(Recurrent, reset, delay, one_to_one), raster((12,)))
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize(
+    ("recurrent", "reset"), [(False, "subtract"), (True, "subtract"), (True, "none")]
+)
+def test_recurrent_weights_behind_a_flattened_convolution(recurrent, reset, pool):
+    agrees(made(Flattened, recurrent, reset, pool), raster((2, 8, 8) if pool else (2, 6, 6)))
 
 
 def test_currents():
