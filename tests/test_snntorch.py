@@ -87,13 +87,12 @@ class Flattened(nn.Module):
         self.lif = snn.RLeaky(linear_features=24, **how) if recurrent else snn.Leaky(**how)
 
     def forward(self, x):
-        states = (
-            self.lif.init_rleaky() if isinstance(self.lif, snn.RLeaky) else (self.lif.reset_mem(),)
-        )
+        first = self.lif.reset_mem()
+        states = first if isinstance(first, tuple) else (first,)
         out = []
         for x_t in x:
             found = self.lif(self.front(x_t), *states)
-            states = found if len(states) == 2 else found[1:]
+            states = found[-len(states) :]
             out.append(found[0])
         return torch.stack(out)
 

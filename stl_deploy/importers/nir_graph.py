@@ -165,7 +165,7 @@ class Population:
             return self
         size = math.prod(self.shape)
         way, bias = L.dense(self.way, self.way.in_shape), self.constant
-        if self.made is None or self.window is not None:
+        if self.made is None:
             node: nir.ir.NIRNode = G.lif(np.full(size, 0.5), tau=2 * G.DT, r=2)
         else:
             node = N.reshaped(self.made, (size,)).node()
