@@ -96,9 +96,13 @@ def test_exports_end_cleanly_wherever_the_disk_fills(rows, size):
 )
 def test_the_remedy_follows_the_reason(tmp_path, number, remedy):
     """And whatever a target raises that writes by itself, its folder does not stay."""
-    with pytest.raises(InputError) as caught, new_folder(tmp_path / "out") as temporary:
-        (temporary / "file").write_bytes(b"half")
+
+    def fail(folder):
+        (folder / "file").write_bytes(b"half")
         raise OSError(number, os.strerror(number))
+
+    with pytest.raises(InputError) as caught, new_folder(tmp_path / "out") as temporary:
+        fail(temporary)
     (problem,) = caught.value.problems
     assert problem.where == str(tmp_path / "out")
     assert os.strerror(number) in problem.what
