@@ -32,7 +32,7 @@ def compiled(function: Function) -> Function:
     """``function`` compiled at its first call; the result is kept on disk where that is possible."""
     made: Any = njit(nogil=True)(function)
     with suppress(RuntimeError):  # No folder that numba could write to: compile in every process.
-        made._cache = _Cache(function)
+        made._cache = _Cache(function)  # type: ignore[no-untyped-call]
     return cast(Function, made)
 
 
@@ -42,7 +42,7 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled."""
         with suppress(OSError):
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 def inlined(function: Callable[..., Any]) -> Any:

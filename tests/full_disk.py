@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import mmap
 import os
 import re
 import resource
@@ -55,7 +56,11 @@ def limit(size: int) -> None:
 
 def watch(event: str, args: tuple[object, ...]) -> None:
     """Note each file of ours that is opened to be written; at ``full`` the disk is full."""
-    if not watching or event != "open" or not isinstance(args[1], str):
+    if not watching:
+        return
+    if event == "mmap.__new__" and args[0] != -1 and args[2] != mmap.ACCESS_READ:
+        written["a mapped file"] = None  # ends the process when the disk is full
+    if event != "open" or not isinstance(args[1], str):
         return
     if not set(args[1]) & set("wax+"):
         return
