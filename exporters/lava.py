@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from stl_deploy import slices
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import loihi_layers
+from stl_deploy.files import atomic
+from stl_deploy.files import write as write_file
 from stl_deploy.network import Conv, IntegerNetwork, LifLayer, Shape, Sparse, Synapses
 from stl_deploy.slices import Sign
 
@@ -43,9 +45,11 @@ def write(network: IntegerNetwork, folder: Path) -> None:
     if problems := loihi_layers.problems(network):
         raise LoweringError(problems)
     script = resources.files("stl_deploy.exporters") / "templates" / "lava_network.py"
-    (folder / "lava_network.py").write_bytes(script.read_bytes())
+    write_file(folder / "lava_network.py", script.read_bytes())
+    arrays = params(network)
     # numpy gives its zip entries the time 1980-01-01, so equal arrays make equal bytes.
-    np.savez_compressed(folder / "lava_params.npz", **params(network))
+    with atomic(folder / "lava_params.npz") as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 def params(network: IntegerNetwork) -> dict[str, Any]:

@@ -9,6 +9,7 @@ exponent at 6, and finds sign mode and exponent of a dense matrix itself.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.exporters import loihi_layers
+from stl_deploy.files import write as write_file
 from stl_deploy.network import (
     Conv,
     Dense,
@@ -38,13 +40,15 @@ def write(network: IntegerNetwork, folder: Path) -> None:
     """Write network.net. Raises LoweringError with all problems."""
     if found := [*loihi_layers.problems(network), *problems(network)]:
         raise LoweringError(found)
-    with h5py.File(folder / "network.net", "w") as file:
+    memory = io.BytesIO()  # HDF5 crashes when it writes to a full disk
+    with h5py.File(memory, "w") as file:
         groups = file.create_group("layer")
         for i, fields in enumerate(_layers(network)):
             group = groups.create_group(str(i))
             for name, value in fields.items():
                 # Without times, so that equal networks make equal bytes.
                 group.create_dataset(name, data=value, track_times=False)
+    write_file(folder / "network.net", memory.getvalue())
 
 
 def notes(network: IntegerNetwork) -> tuple[Diagnostic, ...]:

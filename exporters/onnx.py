@@ -18,6 +18,7 @@ from stl_deploy import __version__
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import Origin, onnx_float, onnx_limits, onnx_step
 from stl_deploy.exporters.onnx_graph import IR_VERSION, OPSET
+from stl_deploy.files import write as write_file
 from stl_deploy.network import Diagnostic, IntegerNetwork
 
 FORMAT = "stl-deploy/onnx"
@@ -40,7 +41,7 @@ def write(network: IntegerNetwork, folder: Path, origin: Origin) -> tuple[Diagno
     if origin.graph is not None and not left_out:
         models["float_step.onnx"] = _model(onnx_float.graph(origin.graph), network, origin)
     for name, model in models.items():
-        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+        write_file(folder / name, model.SerializeToString(deterministic=True))
     return left_out
 
 

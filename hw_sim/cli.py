@@ -54,7 +54,7 @@ def simulate(
     from stl_deploy import chip as chips
     from stl_deploy import nir_file
     from stl_deploy import raster as rasters
-    from stl_deploy.files import atomic, check_distinct, check_writable
+    from stl_deploy.files import check_distinct, check_writable, write
     from stl_deploy.hw_sim import simulate as sim
     from stl_deploy.report import render
 
@@ -78,8 +78,7 @@ def simulate(
         )
     activity, counts = sim.summarize(network, done, raster), done.counts
     if report is not None:
-        with atomic(report) as temporary:
-            temporary.write_text(render(model.name, network, activity=activity), "utf-8")
+        write(report, render(model.name, network, activity=activity).encode())
     result = to_json(network, counts, activity.energies, activity.accuracy)
     if as_json:
         print_json(result)

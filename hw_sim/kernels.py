@@ -8,12 +8,14 @@ Python's lock: the engine runs them on several threads, each on samples of its o
 # No ``from __future__ import annotations``: numba reads the functions as they are.
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
 from numba import int32, njit, types, uintp
 from numba.core import cgutils as untyped
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -28,11 +30,19 @@ WIDTH = 4  # as many vectors of LANES stay in registers; a power of two
 
 def compiled(function: Function) -> Function:
     """``function`` compiled at its first call; the result is kept on disk where that is possible."""
-    try:
-        made: Any = njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # No folder that numba could write to: compile in every process.
-        made = njit(nogil=True)(function)
+    made: Any = njit(nogil=True)(function)
+    with suppress(RuntimeError):  # No folder that numba could write to: compile in every process.
+        made._cache = _Cache(function)  # type: ignore[no-untyped-call]
     return cast(Function, made)
+
+
+class _Cache(FunctionCache):
+    """Numba's cache, which does without a file that cannot be written, say on a full disk."""
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled."""
+        with suppress(OSError):
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 def inlined(function: Callable[..., Any]) -> Any:

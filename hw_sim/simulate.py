@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.files import atomic
+from stl_deploy.files import atomic, refusals
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.counts import Counter, Counts
 from stl_deploy.hw_sim.energy import Assessment, Energy
@@ -104,7 +104,7 @@ class Simulator:
         self.recorder.reset()
         done = 0
         with tempfile.TemporaryDirectory() as folder:
-            arrays: dict[str, NDArray[Any]] = {}
+            files: dict[str, Path] = {}
             traces = (
                 self._here(raster, states)
                 if spread is None
@@ -113,13 +113,14 @@ class Simulator:
             with closing(traces):
                 for trace in traces:
                     if out is not None:
-                        _store(arrays, Path(folder), trace, done, raster.shape[0])
+                        _store(files, Path(folder), trace, raster.shape[0])
                     done += len(trace.predictions)
                     if on_progress is not None:
                         on_progress(done)
             if out is not None:
+                arrays: dict[str, Any] = {k: np.load(f, mmap_mode="r") for k, f in files.items()}
                 with atomic(out) as temporary, temporary.open("wb") as file:
-                    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+                    np.savez_compressed(file, **arrays)
         return self.recorder.done()
 
     def _here(self, raster: Source, states: bool) -> Generator[Trace]:
@@ -172,20 +173,23 @@ def _counts_only(trace: Trace) -> Trace:
     return Trace(layers, trace.predictions)
 
 
-def _store(
-    arrays: dict[str, NDArray[Any]], folder: Path, trace: Trace, start: int, samples: int
-) -> None:
-    """Put a batch into arrays on disk, which need not fit into memory."""
+def _store(files: dict[str, Path], folder: Path, trace: Trace, samples: int) -> None:
+    """Append a batch to npy files of ``samples`` in all, which need not fit into memory.
+
+    They are written and not mapped: a full disk ends a process that writes to a mapped file.
+    """
     for name, did in trace.layers.items():
         for kind, part in (("spikes", did.spikes), ("v", did.v), ("u", did.u)):
             if part is None:
                 continue
             key = f"{kind}/{name}"
-            if key not in arrays:
-                arrays[key] = np.lib.format.open_memmap(
-                    folder / f"{len(arrays)}.npy", "w+", part.dtype, (samples, *part.shape[1:])
-                )
-            arrays[key][start : start + len(part)] = part
+            path = files.setdefault(key, folder / f"{len(files)}.npy")
+            with refusals(path), path.open("ab") as file:
+                if file.tell() == 0:
+                    header = np.lib.format.header_data_from_array_1_0(part)
+                    header["shape"] = (samples, *part.shape[1:])
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(part.tobytes())
 
 
 def summarize(network: IntegerNetwork, done: Run, raster: Source) -> Activity:

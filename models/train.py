@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from stl_deploy.arch import Architecture
-from stl_deploy.checkpoint import read_tensors
+from stl_deploy.checkpoint import read_tensors, write_tensors
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.files import atomic
 from stl_deploy.models import parallel
 from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet
@@ -291,18 +290,15 @@ class Trainer:
         parallel.from_first(lambda: self._write(path))
 
     def _write(self, path: Path) -> None:
-        with atomic(path) as temporary:
-            torch.save(
-                {
-                    "format": RESUME_FORMAT,
-                    "arch": self.model.arch.to_dict(),
-                    "settings": asdict(self.settings),
-                    "history": [asdict(e) for e in self.history],
-                    "state_dict": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                },
-                temporary,
-            )
+        data = {
+            "format": RESUME_FORMAT,
+            "arch": self.model.arch.to_dict(),
+            "settings": asdict(self.settings),
+            "history": [asdict(e) for e in self.history],
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_tensors(path, data)
 
     def resume(self, path: Path) -> None:
         """Continue from ``save``, in all processes; only the first reads the file.

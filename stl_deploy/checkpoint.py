@@ -7,6 +7,7 @@ int8, biases and thresholds int32, and ``lif<i>.scale`` float32 is what a unit o
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import zipfile
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import atomic, check_readable
+from stl_deploy.files import check_readable
+from stl_deploy.files import write as write_file
 
 if TYPE_CHECKING:
     from stl_deploy.models.net import STLNet
@@ -77,16 +79,20 @@ def save_checkpoint(
     model: STLNet, path: str | Path, training: Mapping[str, Any] | None = None
 ) -> None:
     """Write ``model`` as ``model.pt``; ``training`` is plain data for the reader."""
-    with atomic(Path(path)) as temporary:
-        torch.save(
-            {
-                "format": FORMAT,
-                "arch": model.arch.to_dict(),
-                "state_dict": _state(model),
-                "training": dict(training or {}),
-            },
-            temporary,
-        )
+    data = {
+        "format": FORMAT,
+        "arch": model.arch.to_dict(),
+        "state_dict": _state(model),
+        "training": dict(training or {}),
+    }
+    write_tensors(Path(path), data)
+
+
+def write_tensors(path: Path, data: Mapping[str, Any]) -> None:
+    """What ``read_tensors`` reads. Raises InputError when ``path`` cannot be written."""
+    memory = io.BytesIO()  # PyTorch's own writer raises a RuntimeError when the disk is full
+    torch.save(dict(data), memory)
+    write_file(path, memory.getvalue())
 
 
 def _state(model: STLNet) -> dict[str, torch.Tensor]:

@@ -1,15 +1,30 @@
-"""Files written whole or not at all, and read within bounds."""
+"""Files written whole or not at all, and read within bounds.
+
+Every file of ours is written through ``atomic`` or ``write``, so that a full disk, a quota or a limit on
+the size of files is one error that names the file. Libraries of other languages (HDF5, PyTorch's zip
+writer) never get the name of an output: they crash, or raise what is no OSError, when the disk is full.
+They write into memory, and ``write`` takes the bytes.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, Problem, StlError
+
+FREE = "free some space on that disk, or write to another one"
+REMEDIES = {
+    errno.ENOSPC: FREE,
+    errno.EDQUOT: FREE,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or write to another disk",
+}
 
 
 def sha256(path: Path) -> str:
@@ -18,22 +33,34 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turn every OSError of the block, which writes ``path`` and reads nothing, into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "write to another folder")
+        what = f"cannot be written: {error.strerror or error}"
+        raise InputError(Problem(str(path), what, remedy)) from error
+
+
+def _hidden(path: Path) -> Path:
+    """A new name next to ``path``, with its suffix."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+
+
 def _temporary(path: Path) -> Path:
-    """An empty file beside ``path``. Raises InputError when ``path`` could not be written."""
+    """An empty file next to ``path``. Raises InputError when ``path`` could not be written."""
     if not path.parent.is_dir():
         raise InputError(
             Problem(str(path), f"the folder {path.parent} does not exist", "create it first")
         )
     if path.is_dir():
         raise InputError(Problem(str(path), "is a folder", "name a file"))
-    try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
-        )
-    except OSError as error:
-        raise InputError(Problem(str(path), f"cannot be written: {error.strerror}")) from None
-    os.close(handle)
-    return Path(name)
+    temporary = _hidden(path)
+    with refusals(path):
+        temporary.touch(exist_ok=False)
+    return temporary
 
 
 def check_writable(path: Path) -> None:
@@ -56,14 +83,43 @@ def check_distinct(inputs: Sequence[Path | None], outputs: Sequence[Path | None]
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends well, else vanishes."""
+    """A temporary path next to ``path`` that replaces it when the block ends well, else vanishes.
+
+    The block only writes. Raises InputError naming ``path`` when that fails.
+    """
     temporary = _temporary(path)
+    with refusals(path):
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write ``data`` whole or not at all. Raises InputError naming ``path`` when that fails."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder next to ``path``, deleted at the end of the block unless renamed by then.
+
+    Errors of the block name the places that files would have had in ``path``. Raises InputError when
+    something cannot be written.
+    """
+    temporary = _hidden(path)
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        with refusals(temporary):
+            temporary.mkdir()
+            yield temporary
+    except StlError as error:
+        raise type(error)(
+            replace(p, where=p.where.replace(str(temporary), str(path))) for p in error.problems
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_readable(path: Path, limit: int) -> None:
@@ -73,9 +129,3 @@ def check_readable(path: Path, limit: int) -> None:
     size = path.stat().st_size
     if not 0 < size <= limit:
         raise InputError(Problem(str(path), f"has {size} bytes; 1 to {limit} are accepted"))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 
 from stl_deploy import lava_env
 from stl_deploy.errors import BackendError, LoweringError, Problem
+from stl_deploy.files import atomic
+from stl_deploy.files import write as write_file
 from stl_deploy.network import IntArray, IntegerNetwork
 
 TOOLS = ("lava", "netx")
@@ -93,7 +95,8 @@ def run(
     ) as name:
         folder = Path(name)
         script = _stage(tool, network, folder)
-        np.savez(folder / "in.npz", spikes=raster)
+        with atomic(folder / "in.npz") as temporary:
+            np.savez(temporary, spikes=raster)
         out = folder / "out.npz"
         command = [str(python), *script, "--input", str(folder / "in.npz"), "--out", str(out)]
         work(tool, [*command, "--progress", *["--states"] * states], folder, stall_s, on_step)
@@ -122,7 +125,7 @@ def _stage(tool: str, network: IntegerNetwork, folder: Path) -> list[str]:
     netx.write(network, home)
     script = home / "netx_network.py"
     source = resources.files("stl_deploy.exporters") / "templates" / script.name
-    script.write_bytes(source.read_bytes())
+    write_file(script, source.read_bytes())
     names = ",".join(layer.name for layer in network.layers)
     arguments = [str(home / "network.net"), "--names", names]
     return [str(script), *arguments, "--levels", str(network.input_levels)]

@@ -25,6 +25,7 @@ of float64 and a Scale behind it, which brings each neuron's inputs to its own u
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import warnings
@@ -54,7 +55,8 @@ from stl_deploy import folding, slices
 from stl_deploy import graph as G
 from stl_deploy import placement as place
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.files import atomic, check_readable
+from stl_deploy.files import check_readable
+from stl_deploy.files import write as write_file
 from stl_deploy.network import (
     Conv,
     Dense,
@@ -752,8 +754,14 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
     problems = [Problem(name, *fault) for name in graph.nodes if (fault := name_fault(name))]
     if problems:
         raise InputError(problems)
-    with atomic(path) as temporary:
-        nir.write(temporary, graph, compression="gzip", compression_opts=1)
+    write_file(path, to_hdf5(graph).getvalue())
+
+
+def to_hdf5(graph: nir.NIRGraph) -> io.BytesIO:
+    """The NIR file of a graph, in memory: HDF5 crashes when it writes to a full disk."""
+    file = io.BytesIO()
+    nir.write(file, graph, compression="gzip", compression_opts=1)
+    return file
 
 
 def name_fault(name: str) -> tuple[str, str] | None:

@@ -32,7 +32,7 @@ from stl_deploy import bounds, nir_file
 from stl_deploy import chip as chips
 from stl_deploy import graph as G
 from stl_deploy.errors import LoweringError, Problem
-from stl_deploy.files import atomic
+from stl_deploy.files import write as write_file
 from stl_deploy.network import IntegerNetwork, LifLayer, Shape
 
 KEY = "stl_deploy_portable"  # of the JSON string in NIRGraph.metadata
@@ -272,12 +272,12 @@ def _one_group(weight: NDArray[Any], groups: int) -> NDArray[Any]:
 
 def write(graph: nir.NIRGraph, path: Path) -> None:
     """Write a portable graph, whole or not at all, without a ``v_reset`` that is 0."""
-    with atomic(path) as temporary:
-        nir.write(temporary, graph, compression="gzip", compression_opts=1)
-        with h5py.File(temporary, "r+") as file:
-            for node in file["node/nodes"].values():
-                if "v_reset" in node and not np.any(node["v_reset"][()]):
-                    del node["v_reset"]
+    memory = nir_file.to_hdf5(graph)
+    with h5py.File(memory, "r+") as file:
+        for node in file["node/nodes"].values():
+            if "v_reset" in node and not np.any(node["v_reset"][()]):
+                del node["v_reset"]
+    write_file(path, memory.getvalue())
 
 
 def write_beside(network: IntegerNetwork, graph: nir.NIRGraph | None, folder: Path) -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import nir
 import numpy as np
 
 from stl_deploy import __version__, nir_file, nir_portable, placement
 from stl_deploy import chip as chips
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import sha256
+from stl_deploy.files import new_folder, sha256
+from stl_deploy.files import write as write_file
 from stl_deploy.network import IntegerNetwork, Layer, LifLayer, Placement, synapse_count
 
 MANIFEST = "manifest.json"
@@ -54,7 +55,8 @@ def export(
             are written too, for other tools (``nir_portable``).
 
     Raises:
-        InputError: ``out`` exists, or is not an export. LoweringError: the target cannot carry it.
+        InputError: ``out`` exists, is not an export, or cannot be written. LoweringError: the target
+            cannot carry it.
     """
     from stl_deploy import exporters
     from stl_deploy.report import render
@@ -63,22 +65,21 @@ def export(
     exporters.check(targets)
     out = Path(out)
     check_out(out, force, [source])
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    digest = None if source is None else sha256(source)
+    origin = exporters.Origin(graph, digest)
+    with new_folder(out) as temporary:
         nir_file.write(nir_file.to_nir(network), temporary / "model.nir")
         if graph is not None:
             nir_file.write(graph, temporary / "model.float.nir")
         if nir_profile == "portable":
             nir_portable.write_beside(network, graph, temporary)
-        digest = None if source is None else sha256(source)
-        origin = exporters.Origin(graph, digest)
         notes = [
             asdict(note)
             for name in targets
             for note in exporters.write(network, name, temporary, origin)
         ]
         text = report() if report is not None else render(out.name, network)
-        (temporary / "report.html").write_text(text, "utf-8")
+        write_file(temporary / "report.html", text.encode())
         manifest = {**describe(network), "targets": list(targets)}
         manifest |= {"nir_profile": nir_profile, **(extra or {})}
         manifest["diagnostics"] += notes
@@ -88,11 +89,8 @@ def export(
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-        temporary.chmod(0o755)
+        write_file(temporary / MANIFEST, f"{json.dumps(manifest, indent=1)}\n".encode())
         _swap(temporary, out, force)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 
@@ -101,9 +99,7 @@ def _swap(new: Path, out: Path, force: bool) -> None:
 
     Exports to one place take turns, and each looks again at what it would replace.
     """
-    lock = os.open(out.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _turn(out):
         check_out(out, force)
         if not out.exists():
             new.replace(out)
@@ -116,8 +112,19 @@ def _swap(new: Path, out: Path, force: bool) -> None:
             old.replace(out)
             raise
         shutil.rmtree(old)
-    finally:
-        os.close(lock)
+
+
+@contextmanager
+def _turn(out: Path) -> Iterator[None]:
+    """Hold the lock of ``out``, a file next to it that does not stay."""
+    lock = out.with_name(f".{out.name}.lock")
+    with filelock.FileLock(lock).acquire(poll_interval=0.01):
+        try:
+            yield
+        finally:
+            # Windows deletes no open file; there filelock itself does.
+            with suppress(OSError):
+                lock.unlink()
 
 
 def check_out(out: Path, force: bool, inputs: Sequence[Path | None] = ()) -> None:

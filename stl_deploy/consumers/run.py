@@ -26,6 +26,7 @@ from stl_deploy import tool_env
 from stl_deploy.consumers.file import File
 from stl_deploy.consumers.rules import Consumer
 from stl_deploy.errors import BackendError, InputError, LoweringError, Problem
+from stl_deploy.files import atomic, write
 from stl_deploy.network import IntArray
 
 WAIT_S = 600.0  # for another process that sets up the environment
@@ -167,7 +168,8 @@ def _run(jobs: Sequence[Job], python: Path) -> list[Seen]:
         for i, job in enumerate(jobs):
             if id(job.spikes) not in rasters:
                 rasters[id(job.spikes)] = str(folder / f"{i}.in.npz")
-                np.savez(rasters[id(job.spikes)], spikes=job.spikes)
+                with atomic(Path(rasters[id(job.spikes)])) as temporary:
+                    np.savez(temporary, spikes=job.spikes)
             listed.append(
                 {
                     "tool": job.consumer.name,
@@ -176,7 +178,7 @@ def _run(jobs: Sequence[Job], python: Path) -> list[Seen]:
                     "out": str(folder / f"{i}.out.npz"),
                 }
             )
-        (folder / "jobs.json").write_text(json.dumps(listed))
+        write(folder / "jobs.json", json.dumps(listed).encode())
         where = ", ".join(dict.fromkeys(job.consumer.title for job in jobs))
         answers = _work(where, python, folder)
         if len(answers) != len(jobs):
@@ -189,7 +191,7 @@ def _run(jobs: Sequence[Job], python: Path) -> list[Seen]:
 def _work(where: str, python: Path, folder: Path) -> list[dict[str, object]]:
     script = folder / "nir_consumer.py"
     source = resources.files("stl_deploy") / "templates" / script.name
-    script.write_bytes(source.read_bytes())
+    write(script, source.read_bytes())
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     sites = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
     try:
@@ -210,9 +212,10 @@ def _work(where: str, python: Path, folder: Path) -> list[dict[str, object]]:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         said = lines[-1].strip() if lines else f"exit code {done.returncode}"
-        raise BackendError(
-            Problem(where, f"failed: {said}", f"delete {python.parents[1]}; it is made again")
-        )
+        remedy = f"delete {python.parents[1]}; it is made again"
+        if said.startswith("OSError"):
+            remedy = f"free some space in {folder.parent}, or name another folder with TMPDIR"
+        raise BackendError(Problem(where, f"failed: {said}", remedy))
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -98,8 +98,8 @@ def _first(value: Any) -> torch.Tensor:
     return first.detach().clone()
 
 
-def job(tool: str, file: str, raster: str, out: str) -> bool:
-    """Run one file on one raster; whether the samples had to be run one by one."""
+def job(tool: str, file: str, raster: str) -> tuple[dict[str, Any], bool]:
+    """Run one file on one raster: what was found, and whether the samples had to be run one by one."""
     with np.load(raster, allow_pickle=False) as arrays:
         x = torch.from_numpy(arrays["spikes"].astype(np.float32))
     try:
@@ -110,8 +110,7 @@ def job(tool: str, file: str, raster: str, out: str) -> bool:
         parts = [_run(tool, file, sample[None]) for sample in x]
         found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         alone = True
-    np.savez(out, **found)
-    return alone
+    return found, alone
 
 
 def _run(tool: str, file: str, x: torch.Tensor) -> dict[str, Any]:
@@ -153,11 +152,14 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # the tools print on stdout
     for each in jobs:
         answer: dict[str, Any] = {"error": None}
+        out = each.pop("out")
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                answer["alone"] = job(**each)
+                found, answer["alone"] = job(**each)
         except Exception as raised:
             answer["error"] = f"{type(raised).__name__}: {raised}".strip().splitlines()[0]
+        else:
+            np.savez(out, **found)  # outside: a full disk is not the tool's fault
         print(json.dumps(answer), file=answers, flush=True)
 
 
