@@ -18,6 +18,7 @@ from scipy.sparse import block_diag, csc_array, csr_array, vstack
 
 from stl_deploy.hw_sim import engine, lanes
 from stl_deploy.hw_sim.account import kernels
+from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.network import IntArray, Shape
 
 Bytes = NDArray[np.uint8]
@@ -168,7 +169,7 @@ class _Alike:
         """The counters [counters, S] for spikes [S, neurons], S filled up to a multiple of LANES."""
         found = np.zeros((len(spikes), self.kinds.shape[1]), np.int64)
         lanes.count_rows(spikes, self.first, self.length, self.atom, found)
-        steps = -(-len(found) // lanes.LANES) * lanes.LANES
+        steps = -(-len(found) // LANES) * LANES
         atoms = np.zeros((found.shape[1], steps), np.int32)
         atoms[:, : len(found)] = found.T
         return _product(self.matrix, _product(self.kinds, atoms))

@@ -24,6 +24,7 @@ from scipy.sparse import csc_array
 from stl_deploy import bounds
 from stl_deploy import chip as chips
 from stl_deploy.hw_sim import kernels, lanes, reference
+from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
 from stl_deploy.hw_sim.windows import Windows
 from stl_deploy.network import (
@@ -614,7 +615,7 @@ def _most(weight: Weights) -> int:
 
 def in_lanes(first: Int64, layer: LifLayer) -> bool:
     """Whether all pieces of neurons, from ``first`` on, are as many as the plain step takes together."""
-    return bool(np.diff(first, append=layer.neurons).min() >= lanes.LANES)
+    return bool(np.diff(first, append=layer.neurons).min() >= LANES)
 
 
 def takes_the_plain_step(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
@@ -838,7 +839,7 @@ def _wiring(
 
 
 def _padded(run: int) -> int:
-    return -(-run // lanes.LANES) * lanes.LANES
+    return -(-run // LANES) * LANES
 
 
 def _size(shape: Shape) -> int:

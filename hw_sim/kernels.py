@@ -11,19 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import int32, uintp
 
-from stl_deploy.hw_sim.lanes import (
-    LANES,
-    Array,
-    Int,
-    Lanes,
-    Steps,
-    add_runs,
-    compiled,
-    count_runs,
-    lowest,
-    marked,
-    step,
-)
+from stl_deploy.hw_sim.compiled import LANES, Array, Int, compiled
+from stl_deploy.hw_sim.lanes import Lanes, Steps, add_runs, count_runs, lowest, marked, step
 
 
 class Wiring(NamedTuple):

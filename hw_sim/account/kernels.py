@@ -4,7 +4,8 @@
 import numpy as np
 from numba import uintp
 
-from stl_deploy.hw_sim.lanes import LANES, Array, add_runs, compiled, lowest, marked
+from stl_deploy.hw_sim.compiled import LANES, Array, compiled
+from stl_deploy.hw_sim.lanes import add_runs, lowest, marked
 
 
 @compiled
