@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import block_diag, csc_array, csr_array, vstack
 
-from stl_deploy.hw_sim import engine, kernels
+from stl_deploy.hw_sim import engine, lanes
+from stl_deploy.hw_sim.account import kernels
+from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.network import IntArray, Shape
 
 Bytes = NDArray[np.uint8]
@@ -166,8 +168,8 @@ class _Alike:
     def add(self, spikes: Bytes) -> Int32:
         """The counters [counters, S] for spikes [S, neurons], S filled up to a multiple of LANES."""
         found = np.zeros((len(spikes), self.kinds.shape[1]), np.int64)
-        kernels.count_rows(spikes, self.first, self.length, self.atom, found)
-        steps = -(-len(found) // kernels.LANES) * kernels.LANES
+        lanes.count_rows(spikes, self.first, self.length, self.atom, found)
+        steps = -(-len(found) // LANES) * LANES
         atoms = np.zeros((found.shape[1], steps), np.int32)
         atoms[:, : len(found)] = found.T
         return _product(self.matrix, _product(self.kinds, atoms))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stl_deploy import chip as chips
 from stl_deploy import placement
 from stl_deploy.chip import Chip, Profile
-from stl_deploy.hw_sim import kernels
+from stl_deploy.hw_sim.account import kernels
 from stl_deploy.hw_sim.mesh import Link, Mesh
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.hw_sim.work import LayerWork, Work

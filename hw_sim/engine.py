@@ -23,7 +23,8 @@ from scipy.sparse import csc_array
 
 from stl_deploy import bounds
 from stl_deploy import chip as chips
-from stl_deploy.hw_sim import kernels, reference
+from stl_deploy.hw_sim import kernels, lanes, reference
+from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
 from stl_deploy.hw_sim.windows import Windows
 from stl_deploy.network import (
@@ -353,7 +354,7 @@ class _PoolPlan:
         out = did.spikes.reshape(rows, *_memory_shape(self.layer.shape))
         kernels.or_pool(x.reshape(rows, x.shape[2], -1), out)
         runs = self.runs
-        kernels.count_rows(
+        lanes.count_rows(
             did.spikes.reshape(rows, -1),
             runs.first,
             runs.length,
@@ -614,11 +615,11 @@ def _most(weight: Weights) -> int:
 
 def in_lanes(first: Int64, layer: LifLayer) -> bool:
     """Whether all pieces of neurons, from ``first`` on, are as many as the plain step takes together."""
-    return bool(np.diff(first, append=layer.neurons).min() >= kernels.LANES)
+    return bool(np.diff(first, append=layer.neurons).min() >= LANES)
 
 
 def takes_the_plain_step(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
-    """Whether ``kernels.step`` does all that a layer can need in so many steps."""
+    """Whether ``lanes.step`` does all that a layer can need in so many steps."""
     simple = layer.du == 4095 and layer.reset == "zero"
     return simple and never_overflows(network, layer, steps)
 
@@ -838,7 +839,7 @@ def _wiring(
 
 
 def _padded(run: int) -> int:
-    return -(-run // kernels.LANES) * kernels.LANES
+    return -(-run // LANES) * LANES
 
 
 def _size(shape: Shape) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stl_deploy.hw_sim.kernels import Array, compiled
+from stl_deploy.hw_sim.compiled import Array, compiled
 
 SILENT = 1  # every branch stays below its threshold
 FIRES = 2  # every branch passes it

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
-from stl_deploy.hw_sim import kernels
+from stl_deploy.hw_sim.account import kernels
+from stl_deploy.hw_sim.compiled import LANES
 
 Bytes = NDArray[np.uint8]
 Int32 = NDArray[np.int32]
@@ -38,7 +39,7 @@ class Windows:
         window = np.cumsum(opens) - 1
         start = columns.indices[opens].astype(np.int64)
         small = np.abs(columns.data.astype(np.int64)).max(initial=0) < 1 << 15
-        values = np.zeros((len(start), kernels.LANES), np.int16 if small else np.int32)
+        values = np.zeros((len(start), LANES), np.int16 if small else np.int32)
         values[window, columns.indices - start[window]] = columns.data
         windows = np.searchsorted(neuron[opens], np.arange(neurons + 1))
         return cls(counters, windows.astype(np.int64), start, values.reshape(-1))
@@ -48,7 +49,7 @@ class Windows:
 
         A window may reach beyond the last counter, with zeros.
         """
-        total = np.zeros((len(spikes), self.counters + kernels.LANES), np.int32)
+        total = np.zeros((len(spikes), self.counters + LANES), np.int32)
         kernels.add_windows(spikes, self.windows, self.start, self.values, total)
         return total
 
@@ -62,5 +63,5 @@ def _opens(pointers: NDArray[Any], indices: NDArray[Any]) -> NDArray[np.bool_]:
     while len(at):
         at, end = at[at < end], end[at < end]
         opens[at] = True
-        at = np.searchsorted(keys, keys[at] + kernels.LANES)
+        at = np.searchsorted(keys, keys[at] + LANES)
     return opens

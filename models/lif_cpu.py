@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stl_deploy.hw_sim.kernels import compiled
+from stl_deploy.hw_sim.compiled import compiled
 
 Array = NDArray[Any]
 
