@@ -591,6 +591,21 @@ def run(command, *words):
     assert end.value.code == 0
 
 
+@pytest.mark.parametrize("dt", [DT, 2 * DT])  # with DT the node is kept as it is
+def test_an_r_of_1_counts_whole_inputs_only_where_all_neurons_have_it(dt):
+    """r = 1 everywhere is how other tools write v + I; among other values it is NIR's own r."""
+    node = nir.IF(r=np.array([1.0, 1e4, 3e4]), v_threshold=np.full(3, 0.5), v_reset=np.zeros(3))
+    graph = chain(nir.Linear(np.ones((3, 4))), node)
+    raster = np.ones((1, 6, 4), np.uint8)
+    made = stl_deploy.from_nir(graph, dt=dt, timesteps=6)
+    # Four inputs a step add 4 dt r: less than 0.001 to the first neuron, 4 and more to the others.
+    expected = np.broadcast_to([0, 1, 1], (1, 6, 3))
+    np.testing.assert_array_equal(float_exec.run(made, raster)["n1"], expected)
+    node.r = np.ones(3)
+    made = stl_deploy.from_nir(graph, dt=dt, timesteps=6)
+    assert float_exec.run(made, raster)["n1"].all()
+
+
 @pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])
 def test_integrate_and_fire_in_integers(chip):
     """Whole weights and thresholds: nothing is rounded, so the integers spike as the graph reads."""
