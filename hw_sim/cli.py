@@ -209,15 +209,15 @@ def _print(
         ],
     )
     if energies:
-        _print_energies(energies)
+        _print_energies(energies, result["chip"])
     _print_neurobench(result)
     warn_overflows(counts.overflows)
     if result["accuracy"] is not None:
         say(f"accuracy: {100 * result['accuracy']:.2f} % of {n:,} samples")
 
 
-def _print_energies(energies: dict[str, Energy]) -> None:
-    """All profiles side by side."""
+def _print_energies(energies: dict[str, Energy], chip: str) -> None:
+    """All profiles side by side, each under the chip that it describes; ``chip`` is the network's."""
 
     def joules(value: float | None) -> str:
         return "-" if value is None else f"{1e6 * value:,.3f} uJ"
@@ -226,7 +226,9 @@ def _print_energies(energies: dict[str, Energy]) -> None:
         return f"{1e6 * value:,.1f} us"
 
     columns = list(energies.values())
-    rows = [
+    of = [e.traffic.placed.chip for e in columns]
+    rows = [("chip", *of)]
+    rows += [
         (event, *(joules(e.by_event_j[event]) for e in columns)) for event in columns[0].by_event_j
     ]
     rows += [
@@ -240,6 +242,11 @@ def _print_energies(energies: dict[str, Energy]) -> None:
         ("cores", *(str(e.cores) for e in columns)),
     ]
     table("Energy and time per inference, as these chips would take them", ("", *energies), rows)
+    if others := list(dict.fromkeys(name for name in of if name != chip)):
+        say(
+            f"The network is lowered to {chip}: the columns of {' and '.join(others)} price its events "
+            f"on another chip and do not estimate {chip}."
+        )
     for name, e in energies.items():
         if e.extrapolation is not None:
             say(f"{name} is an extrapolation: {e.extrapolation}")

@@ -119,15 +119,25 @@ def from_nir(
         dt: seconds of a time step, by which time constants are read (forward Euler).
         timesteps: T of the network, default 4; classes and levels: as in ``from_torch``.
 
-    Raises InputError for a broken file, LoweringError for a network that cannot be lowered, each naming
-    every problem.
+    Warns (UncheckedWarning) of neurons whose reset the source does not state. Raises InputError for a
+    broken file, LoweringError for a network that cannot be lowered, each naming every problem.
     """
+    import warnings
+
+    from stl_deploy import nir_file
+    from stl_deploy.errors import UncheckedWarning
     from stl_deploy.importers import nir_graph
 
     options = nir_graph.Options(dt=dt, timesteps=timesteps, classes=classes, levels=levels)
     if isinstance(source, str | Path):
-        return nir_graph.read(Path(source), options)
-    return nir_graph.to_float(source, options)
+        graph = nir_file.read(Path(source))
+        lowered = nir_graph.read(Path(source), options, graph)
+    else:
+        graph, lowered = source, nir_graph.to_float(source, options)
+    for note in nir_graph.notes(graph, dt):
+        text = f"{note.where}: {note.what} -> {note.remedy}"
+        warnings.warn(text, UncheckedWarning, stacklevel=2)
+    return lowered
 
 
 def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = False) -> Trace:

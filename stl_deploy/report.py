@@ -444,21 +444,35 @@ def _png(image: NDArray[np.int16], largest: int) -> str:
 
 
 @dataclass(frozen=True)
+class Headline:
+    """The energy that the report shows first: one chip's, by its published profiles if it has any.
+
+    ``total`` is a number, or a range where the ``profiles`` differ; ``chip`` the title of the chip
+    that they describe, ``own`` whether the network was lowered to it.
+    """
+
+    total: str
+    chip: str
+    own: bool
+    profiles: list[str]
+    extrapolated: bool
+
+
+@dataclass(frozen=True)
 class EnergySection:
     """Energies of one run by profile, their common units, colours and figures.
 
-    ``other_chips`` are the titles of those that ``profiles`` describe beside the network's own,
-    ``headline`` is the total in ``joule`` by published profiles, a range where they differ, and
-    ``headline_profiles`` how many they are;
+    ``chips`` are the titles of the chips that the profiles describe, by profile, ``other_chips`` those
+    that are not the network's own; ``headline`` is in ``joule``;
     ``per_synop_j`` is the dynamic energy over the synops, None where there were none;
     ``static_range_j`` the ends of the measured range, None where no static power is known; ``steps``
     has for each time step by profile its mean duration and what bound it most often.
     """
 
     energies: dict[str, Energy]
+    chips: dict[str, str]
     other_chips: list[str]
-    headline: str
-    headline_profiles: int
+    headline: Headline
     joule: Unit
     second: Unit
     event_colours: dict[str, str]
@@ -487,14 +501,12 @@ def _energy_section(
         if energy.static_j is not None:
             by_event[name]["static"] = energy.static_j
     by_layer = {name: e.by_layer_j for name, e in energies.items()}
-    published = [e for e in energies.values() if e.extrapolation is None]
-    totals = sorted(e.total_j for e in published or energies.values())
     second = Unit.fitting("s", (e.latency_s for e in energies.values()))
     return EnergySection(
         energies=energies,
+        chips={name: of.title for name, (of, _) in profiles.items()},
         other_chips=list(dict.fromkeys(c.title for c, _ in profiles.values() if c.name != chip)),
-        headline=" to ".join(dict.fromkeys((joule(totals[0]), joule(totals[-1])))),
-        headline_profiles=len(totals),
+        headline=_headline(chip, energies, profiles, joule),
         joule=joule,
         second=second,
         event_colours=event_colours,
@@ -525,6 +537,30 @@ def _energy_section(
             for t in range(min(counts.timesteps, SHOWN_STEPS))
         ],
         beyond=list(dict.fromkeys(p for e in energies.values() for p in e.beyond)),
+    )
+
+
+def _headline(
+    chip: str,
+    energies: dict[str, Energy],
+    profiles: dict[str, tuple[chips.Chip, chips.Profile]],
+    joule: Unit,
+) -> Headline:
+    """The figure of ``chip``; where no profile describes it, that of the first chip with a published one."""
+    published = [name for name, e in energies.items() if e.extrapolation is None]
+    if any(of.name == chip for of, _ in profiles.values()):
+        shown = chip
+    else:
+        shown = profiles[next(iter(published or energies))][0].name
+    names = [name for name, (of, _) in profiles.items() if of.name == shown]
+    names = [name for name in names if name in published] or names
+    totals = sorted(energies[name].total_j for name in names)
+    return Headline(
+        total=" to ".join(dict.fromkeys((joule(totals[0]), joule(totals[-1])))),
+        chip=profiles[names[0]][0].title,
+        own=shown == chip,
+        profiles=names,
+        extrapolated=energies[names[0]].extrapolation is not None,
     )
 
 

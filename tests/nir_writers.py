@@ -1,6 +1,7 @@
-"""Networks of Norse and sinabs that these write as NIR files themselves, with the spikes that they have.
+"""Networks of Norse, sinabs and snnTorch that these write as NIR files, with the spikes that they have.
 
-Usage, with the Python of an environment of stl_deploy.consumers.run: nir_writers.py {norse,sinabs} FOLDER.
+Usage, with the Python of an environment of stl_deploy.consumers.run:
+nir_writers.py {norse,sinabs,snntorch} FOLDER.
 Writes for every network NAME.nir and NAME.npz: ``inputs`` and ``spikes`` [N, T, n] of its last neurons.
 Nothing of stl-deploy is imported.
 """
@@ -131,6 +132,31 @@ def sinabs(folder: Path) -> None:
         _save(folder, name, graph, x, out)
 
 
+def snntorch(folder: Path) -> None:
+    """Leaky neurons of snnTorch, which by default subtract the threshold, a step late."""
+    import snntorch as snn
+    from snntorch.export_nir import export_to_nir
+
+    for name, reset in (("subtracts", "subtract"), ("resets", "zero")):
+
+        def leaky(n: int, reset: str = reset) -> torch.nn.Module:
+            return snn.Leaky(
+                beta=torch.full((n,), 0.8),
+                threshold=torch.linspace(0.9, 1.7, n),
+                reset_mechanism=reset,
+                init_hidden=True,
+            )
+
+        net = torch.nn.Sequential(linear(20, INPUTS), leaky(20), linear(8, 20), leaky(8))
+        x, outs = raster(INPUTS), []
+        with torch.no_grad():
+            for sample in x:
+                net[1].reset_mem()
+                net[3].reset_mem()
+                outs.append(torch.stack([net(value) for value in sample]))
+        _save(folder, name, export_to_nir(net, x[0, 0]), x, torch.stack(outs))
+
+
 def _save(folder: Path, name: str, graph: object, x: torch.Tensor, out: torch.Tensor) -> None:
     nir.write(str(folder / f"{name}.nir"), graph)
     np.savez(folder / f"{name}.npz", inputs=x.numpy().astype(np.uint8), spikes=out.numpy())
@@ -138,4 +164,4 @@ def _save(folder: Path, name: str, graph: object, x: torch.Tensor, out: torch.Te
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    {"norse": norse, "sinabs": sinabs}[sys.argv[1]](Path(sys.argv[2]))
+    {"norse": norse, "sinabs": sinabs, "snntorch": snntorch}[sys.argv[1]](Path(sys.argv[2]))

@@ -205,6 +205,22 @@ def test_hw_sim_prints_both_loihi_1_profiles_side_by_side(command, here, model, 
     assert slowest.count(" of ") == 3
 
 
+@pytest.mark.parametrize(
+    ("chip", "others"),
+    [("ideal", "loihi1 and loihi2"), ("loihi1", "loihi2"), ("loihi2", "loihi1")],
+)
+def test_hw_sim_says_which_chip_an_energy_describes(command, here, model, raster, chip, others):
+    command("stl-export", model, "--target", "nir", "--chip", chip, "-o", "o")
+    _, out, _ = command("hw_sim", "o/model.nir", "--input", raster)
+    row = next(line for line in out.splitlines() if line.startswith("chip "))
+    assert row.split() == ["chip", "loihi1", "loihi1", "loihi2"]
+    assert f"lowered to {chip}: the columns of {others} price its events on another chip" in out
+    own = {"loihi1": "loihi1-nahuku", "loihi2": "loihi2-pilotnet"}.get(chip)
+    if own is not None:
+        _, out, _ = command("hw_sim", "o/model.nir", "--input", raster, "--profile", own)
+        assert "another chip" not in out
+
+
 def test_hw_sim_trace_equals_the_python_interface(command, here, model, raster, net):
     import stl_deploy
 

@@ -359,6 +359,26 @@ def test_the_loihi_2_profile_is_nahuku_scaled_to_one_measurement():
     assert not nahuku.get("extrapolation")
 
 
+def test_the_loihi_1_circuit_simulation_is_the_published_table():
+    """Davies et al. 2018, table 2. An active update costs 81 pJ and 8.4 ns, an inactive one 52 and 5.3."""
+    spice = facts("loihi1")["profiles"]["loihi1-spice"]
+    assert {key: spice[key] for key in spice if key.endswith("_pj")} == {
+        "update_pj": {"always": 52.0, "active": 81.0 - 52.0, "spike": 0.0},
+        "synop_pj": dict.fromkeys(("dense", "conv", "sparse"), 23.6),
+        "packet_pj": {"out": 0.0, "in": 1.7},
+        "hop_pj": {"east_west": 3.0, "north_south": 4.0},
+    }
+    times = {key: spice[key] for key in spice if key.endswith("_ns") and key != "link_ns"}
+    assert times == {
+        "update_ns": {"always": 5.3, "active": pytest.approx(8.4 - 5.3), "spike": 0.0},
+        "synop_ns": dict.fromkeys(("dense", "conv", "sparse"), 3.5),
+        "packet_ns": {"out": 0.0, "in": 2.1},
+        "hop_ns": {"east_west": 4.1, "north_south": 6.5},
+    }
+    assert spice["link_ns"] == pytest.approx(1 / 3.44, abs=5e-4)  # 3.44 Gspike/s
+    assert (spice["barrier"]["tiles"], spice["barrier"]["us"]) == ([1, 32], [0.113, 0.465])
+
+
 @pytest.mark.parametrize("profile", CHIP_OF)
 @pytest.mark.parametrize("tiles", [1, 2, 3, 4, 28, 29, 32, 500])
 def test_barrier(profile, tiles):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 
 import pytest
 from nets import ROOT
+
+from stl_deploy.errors import UncheckedWarning
 
 
 @pytest.mark.parametrize("page", ["import-nir", "import-snntorch"])
 def test_examples(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    exec(compile(example, page, "exec"), {"__name__": page})
+    example = "".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UncheckedWarning)  # a page shows what leaves nothing open
+        exec(compile(example, page, "exec"), {"__name__": page})
     assert (tmp_path / "out" / "model.nir").exists()
 
 

@@ -460,6 +460,30 @@ def test_links_out_of_the_file_are_refused(path, tmp_path):
     assert "a link" in refused(path)
 
 
+@pytest.mark.parametrize("kind", ["virtual", "external"])
+def test_data_that_stand_in_another_file_are_refused(path, tmp_path, kind):
+    """Weights of the right shape, so that nothing but where they stand tells them apart."""
+    other = tmp_path / "other.h5"
+
+    def change(file):
+        weight = file[f"{NODES}/fc1/weight"][()]
+        del file[f"{NODES}/fc1/weight"]
+        if kind == "external":
+            other.write_bytes(weight.tobytes())
+            file[f"{NODES}/fc1"].create_dataset(
+                "weight", weight.shape, weight.dtype, external=[(str(other), 0, weight.nbytes)]
+            )
+            return
+        with h5py.File(other, "w") as source:
+            source["x"] = weight
+        layout = h5py.VirtualLayout(weight.shape, weight.dtype)
+        layout[:] = h5py.VirtualSource(other, "x", weight.shape)
+        file[f"{NODES}/fc1"].create_virtual_dataset("weight", layout)
+
+    edit(path, change)
+    assert "fc1/weight: refers to other files" in refused(path)
+
+
 def test_a_huge_unwritten_dataset_is_refused_before_it_is_read(path):
     def change(file):
         del file[f"{NODES}/fc1/weight"]

@@ -7,6 +7,7 @@ compared in ``test_nir_interpreter.py``.
 from __future__ import annotations
 
 import json
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import stl_deploy
 from stl_deploy import comparison, float_exec, nir_file
 from stl_deploy import graph as G
 from stl_deploy.commands import export
-from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
 from stl_deploy.importers import nir_graph
 from stl_deploy.raster import Raster
 
@@ -188,6 +189,93 @@ def test_deeply_nested_graphs_are_refused():
         edges = [("input", "g"), ("g", "output")]
         graph = nir.NIRGraph({**ends, "g": graph}, edges, type_check=False)
     assert "deeper than" in str(problems(graph))
+
+
+# A reset that is not stated
+
+
+def resetting(first=None, second=None, **fields):
+    """Two populations, with what their metadata say of the reset."""
+    graph = chain(
+        nir.Linear(weights(5)), lif(5, **fields), nir.Linear(weights(3, 5)), lif(3, **fields)
+    )
+    for name, word in (("n1", first), ("n3", second)):
+        if word is not None:
+            graph.nodes[name].metadata["reset"] = word
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("graph", "where"),
+    [
+        (resetting(), "populations n1, n3"),
+        (resetting("zero"), "population n3"),
+        (resetting(second="subtract"), "population n1"),
+        (resetting("zero", "subtract"), None),
+        (resetting("zero", "zero"), None),
+        (resetting(tau=DT), None),  # v is forgotten in every step, with or without a spike
+        (chain(nir.Linear(weights()), nir.Threshold(np.ones(3))), None),
+    ],
+)
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_reset_that_is_not_stated_is_noted(graph, where, stored, tmp_path):
+    source = graph
+    if stored:
+        source = tmp_path / "m.nir"
+        nir_file.write(graph, source)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stl_deploy.from_nir(source)
+    texts = [str(w.message) for w in caught if w.category is UncheckedWarning]
+    assert [text.partition(":")[0] for text in texts] == ([] if where is None else [where])
+    for text in texts:
+        assert "v_reset (0) in the step of the spike" in text
+        assert "Files of snnTorch" in text
+        assert "--model-class" in text
+        assert 'metadata["reset"]' in text
+    assert all(Path(w.filename) == Path(__file__) for w in caught)
+
+
+def test_a_note_names_few_of_many_populations_also_inside_graphs():
+    parts = [node for _ in range(6) for node in (nir.Linear(weights(4)), lif(4))]
+    inner = chain(*parts, outputs=(4,))
+    graph = chain(inner, *parts, outputs=(4,))
+    (note,) = nir_graph.notes(graph)
+    named = [f"n0.n{i}" for i in (1, 3, 5, 7, 9, 11)] + ["n2", "n4"]
+    assert note.where == f"populations {', '.join(named)} and 4 more"
+
+
+def test_the_note_on_the_reset_goes_wherever_the_network_goes(tmp_path, capsys, monkeypatch):
+    from stl_deploy.commands import parity
+
+    monkeypatch.chdir(tmp_path)
+    raster = np.random.default_rng(0).integers(0, 2, (4, 6, 4)).astype(np.uint8)
+    np.savez("in.npz", spikes=raster)
+    nir_file.write(resetting(), Path("net.nir"))
+    run(export.export, "net.nir", "--target", "nir", "--eval", "in.npz", "-o", "out")
+    said = capsys.readouterr().err
+    assert said.count("the reset is not stated") == 1
+    assert "remedy: import a network of snnTorch by --model-class" in said
+    (note,) = nir_graph.notes(nir_file.read(Path("net.nir")))
+    assert note in nir_file.read_network(Path("out/model.nir")).diagnostics
+    assert vars(note) in json.loads(Path("out/manifest.json").read_text())["diagnostics"]
+    assert "the reset is not stated" in Path("out/report.html").read_text()
+    words = "out/model.nir", "--input", "in.npz", "--json"
+    run(parity.parity, "net.nir", *words)
+    assert vars(note) in json.loads(capsys.readouterr().out)["diagnostics"]
+    # What stl-deploy wrote states the reset by being its own.
+    run(parity.parity, "out/model.float.nir", *words)
+    assert json.loads(capsys.readouterr().out)["diagnostics"] == []
+    for name in ("model.float.nir", "model.nir"):
+        assert nir_graph.notes(nir_file.read(Path("out") / name)) == ()
+    # As docs/import-nir.md says: state it, and write the file again.
+    graph = nir.read("net.nir")
+    for node in graph.nodes.values():
+        if isinstance(node, nir.LIF):
+            node.metadata["reset"] = "zero"
+    nir.write("stated.nir", graph)
+    run(export.export, "stated.nir", "--target", "nir", "-o", "again", "--json")
+    assert "not stated" not in json.dumps(json.loads(capsys.readouterr().out)["diagnostics"])
 
 
 def test_time_step():
@@ -391,7 +479,9 @@ def braille(n=38):
     def cuba(size):
         values = {"tau_syn": 2.5e-4, "tau_mem": 4e-4, "r": 4.0, "v_leak": 0.0, "v_reset": 0.0}
         arrays = {k: np.full(size, v) for k, v in values.items()}
-        return nir.CubaLIF(**arrays, v_threshold=np.ones(size), w_in=np.full(size, 2.5))
+        node = nir.CubaLIF(**arrays, v_threshold=np.ones(size), w_in=np.full(size, 2.5))
+        node.metadata["reset"] = "zero"
+        return node
 
     hidden = nir.NIRGraph(
         {
@@ -466,6 +556,21 @@ def run(command, *words):
         with pytest.raises(SystemExit) as end:
             common.run(command, "command")
     assert end.value.code == 0
+
+
+@pytest.mark.parametrize("dt", [DT, 2 * DT])  # with DT the node is kept as it is
+def test_an_r_of_1_counts_whole_inputs_only_where_all_neurons_have_it(dt):
+    """r = 1 everywhere is how other tools write v + I; among other values it is NIR's own r."""
+    node = nir.IF(r=np.array([1.0, 1e4, 3e4]), v_threshold=np.full(3, 0.5), v_reset=np.zeros(3))
+    graph = chain(nir.Linear(np.ones((3, 4))), node)
+    raster = np.ones((1, 6, 4), np.uint8)
+    made = stl_deploy.from_nir(graph, dt=dt, timesteps=6)
+    # Four inputs a step add 4 dt r: less than 0.001 to the first neuron, 4 and more to the others.
+    expected = np.broadcast_to([0, 1, 1], (1, 6, 3))
+    np.testing.assert_array_equal(float_exec.run(made, raster)["n1"], expected)
+    node.r = np.ones(3)
+    made = stl_deploy.from_nir(graph, dt=dt, timesteps=6)
+    assert float_exec.run(made, raster)["n1"].all()
 
 
 @pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])

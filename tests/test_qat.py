@@ -392,6 +392,18 @@ def test_a_graph_beyond_its_grid_is_refused(kept):
         quantize(graph, "loihi2")
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_first_step_beyond_the_grid_is_refused(kept, sign):
+    """In 8 bits that is 128, which int8 would turn into -128."""
+    graph = stl_deploy.from_torch(kept)
+    unit = kept.lif3.scale[2].item()
+    graph.nodes["fc1"].weight[2, 3] = sign * 7 * unit
+    quantize(graph, "loihi2")
+    graph.nodes["fc1"].weight[2, 3] = sign * 8 * unit
+    with pytest.raises(LoweringError, match="at most 7 in size"):
+        quantize(graph, "loihi2")
+
+
 @pytest.mark.parametrize("kind", ["current", "recurrent", "no leak"])
 def test_neurons_that_training_does_not_know_are_refused(kind):
     fc, n = nir.Linear(weight=np.eye(3)), np.ones(3)

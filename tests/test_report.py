@@ -292,8 +292,7 @@ def test_activity_are_means_per_inference(page: Page, activity: report.Activity)
 
 def test_energy_table(page: Page, activity: report.Activity):
     table = page.table("Per inference, mean over 5 samples")
-    names = table["Quantity"]
-    assert names == ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
+    names = ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
     energies = [activity.energies[name] for name in names]
     unit = report.Unit.fitting("J", (e.total_j for e in energies))
     assert table[f"Dynamic ({unit.label})"] == [unit(e.dynamic_j) for e in energies]
@@ -332,11 +331,58 @@ def test_energy_of_another_chip_is_said_to_be_that(page: Page):
     assert "no estimate for Intel Loihi (first" in text
 
 
-def test_an_extrapolation_is_no_headline(page: Page, activity: report.Activity):
+def headline(chip: str, *profiles: str) -> tuple[str, dict[str, float], report.Unit]:
+    """The words of the energy shown first, totals by profile, their unit; without names all profiles."""
+    net = network(chip, precision={})
+    done = run(net)
+    energies = {n: e for n, e in done.energies.items() if not profiles or n in profiles}
+    text = Page(report.render("x", net, activity=replace(done, energies=energies))).text
+    (words,) = re.findall("(Energy per inference.*?; I/O not included)", text)
+    totals = {name: e.total_j for name, e in energies.items()}
+    return words.replace("\xa0", " "), totals, report.Unit.fitting("J", totals.values())
+
+
+def test_the_headline_is_the_energy_of_the_networks_own_chip():
+    words, totals, unit = headline("loihi2")
+    total = f"{unit(totals['loihi2-pilotnet'])} {unit.label}"
+    assert total != f"{unit(totals['loihi1-spice'])} {unit.label}"
+    by = "Intel Loihi 2 by loihi2-pilotnet, an extrapolation"
+    assert words == f"Energy per inference {total} {by}; I/O not included"
+    words, totals, unit = headline("loihi1")
+    low, high = sorted(totals[name] for name in ("loihi1-spice", "loihi1-nahuku"))
+    total = f"{unit(low)} to {unit(high)} {unit.label}"
+    by = "Intel Loihi (first generation) by loihi1-spice and loihi1-nahuku"
+    assert words == f"Energy per inference {total} {by}; I/O not included"
+
+
+@pytest.mark.parametrize(
+    ("chip", "profiles", "shown"),
+    [
+        ("ideal", (), ["loihi1-spice", "loihi1-nahuku"]),
+        ("ideal", ("loihi2-pilotnet",), ["loihi2-pilotnet"]),
+        ("loihi1", ("loihi2-pilotnet",), ["loihi2-pilotnet"]),
+        ("loihi2", ("loihi1-nahuku",), ["loihi1-nahuku"]),
+    ],
+)
+def test_a_headline_of_another_chip_names_that_chip(chip, profiles, shown):
+    """Where no profile describes the network's own; published profiles go first."""
+    words, totals, unit = headline(chip, *profiles)
+    two = shown == ["loihi2-pilotnet"]
+    values = " to ".join(unit(totals[name]) for name in sorted(shown, key=totals.__getitem__))
+    assert words == (
+        f"Energy per inference on another chip {values} {unit.label} "
+        f"{'Intel Loihi 2' if two else 'Intel Loihi (first generation)'} by {' and '.join(shown)}"
+        f"{', an extrapolation' if two else ''}; I/O not included"
+    )
+
+
+def test_every_column_of_energy_and_time_names_its_chip(page: Page, activity: report.Activity):
+    one, two = "Intel Loihi (first generation)", "Intel Loihi 2"
+    named = [f"loihi1-spice {one}", f"loihi1-nahuku {one}", f"loihi2-pilotnet {two}"]
+    assert page.table("Per inference, mean over 5 samples")["Quantity"] == named
+    assert page.table("Mean duration in")["Step"] == named
+    assert page.table("Dynamic energy by layer")["Layer"] == named
     assert "loihi2-pilotnet is an extrapolation: Loihi 1's ratios" in page.text
-    published = [activity.energies[name].total_j for name in ("loihi1-spice", "loihi1-nahuku")]
-    unit = report.Unit.fitting("J", (e.total_j for e in activity.energies.values()))
-    assert f"{unit(min(published))} to {unit(max(published))}" in page.text.replace("\xa0", " ")
 
 
 def test_time_steps_and_what_binds_them(page: Page, activity: report.Activity):

@@ -99,7 +99,8 @@ def _nir(path: Path, given: Given) -> Model:
             classes=given.classes,
             levels=given.levels or 1,
         )
-        return Model(nir_graph.read(path, options, graph))
+        lowered = nir_graph.read(path, options, graph)
+        return Model(lowered, notes=nir_graph.notes(graph, options.dt))
     _refuse(given, "NIR files of other tools", ("dt",))
     if nir_file.holds_integers(graph):
         network = nir_file.from_nir(graph, str(path))

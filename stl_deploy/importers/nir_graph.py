@@ -18,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy import graph as G
-from stl_deploy import nir_file
+from stl_deploy import nir_file, nir_portable
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.importers import linear as L
 from stl_deploy.importers import neurons as N
-from stl_deploy.network import Pair, Shape
+from stl_deploy.network import Diagnostic, Pair, Shape
 
 Array = NDArray[Any]
 DEFAULT_STEPS = 4
 PLAIN = {"input_type", "output_type", "metadata", "input_shape", "in_shape", "out_shape"}
+NAMED = 8  # populations that a note names
 MAX_DEPTH = 16  # of graphs inside graphs
 SPIKING = (nir.LIF, nir.IF, nir.CubaLIF, nir.Threshold, G.MaxPool2d)
 LINEAR = (
@@ -93,6 +94,36 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
     check(options)
     flow = Flow.of(graph, options)
     return flow.chain()
+
+
+def notes(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
+    """What was assumed in reading ``graph``, which ``to_float`` can lower: a reset that is not stated.
+
+    Neurons that forget v in every step (tau = ``dt``) need none, and files of stl-deploy state theirs.
+    """
+    if {G.KEY, nir_portable.KEY} & graph.metadata.keys():
+        return ()
+    nodes, _, _ = _flat(graph)
+    names = [
+        name
+        for name, node in nodes.items()
+        if isinstance(node, nir.LIF | nir.IF | nir.CubaLIF)
+        and "reset" not in node.metadata
+        and not (isinstance(node, nir.LIF) and np.all(node.tau == dt))
+    ]
+    if not names:
+        return ()
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        Diagnostic(
+            f"population{'s' if len(names) > 1 else ''} {', '.join(names[:NAMED])}{more}",
+            "the reset is not stated and is read as in NIR's equations: to v_reset (0) in the step of "
+            "the spike. Files of snnTorch and sinabs do not state that their neurons subtract the "
+            "threshold by default",
+            "import a network of snnTorch by --model-class; otherwise set "
+            """metadata["reset"] of these nodes to "zero" or "subtract" (docs/import-nir.md)""",
+        ),
+    )
 
 
 def examine(graph: nir.NIRGraph) -> None:
