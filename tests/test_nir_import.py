@@ -213,7 +213,7 @@ def resetting(first=None, second=None, **fields):
         (resetting(second="subtract"), "population n1"),
         (resetting("zero", "subtract"), None),
         (resetting("zero", "zero"), None),
-        (resetting(tau=DT), None),  # v is forgotten in every step, with or without a spike
+        (resetting(tau=G.DT), None),  # v is forgotten in every step, with or without a spike
         (chain(nir.Linear(weights()), nir.Threshold(np.ones(3))), None),
     ],
 )
@@ -558,7 +558,7 @@ def run(command, *words):
     assert end.value.code == 0
 
 
-@pytest.mark.parametrize("dt", [DT, 2 * DT])  # with DT the node is kept as it is
+@pytest.mark.parametrize("dt", [G.DT, 2 * G.DT])  # with DT the node is kept as it is
 def test_an_r_of_1_counts_whole_inputs_only_where_all_neurons_have_it(dt):
     """r = 1 everywhere is how other tools write v + I; among other values it is NIR's own r."""
     node = nir.IF(r=np.array([1.0, 1e4, 3e4]), v_threshold=np.full(3, 0.5), v_reset=np.zeros(3))
