@@ -37,13 +37,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import stl_deploy
-from stl_deploy import idx
-from stl_deploy import raster as rasters
-from stl_deploy.arch import OFFICIAL_MNIST, Architecture, Lif, MaxPool
+from stl_deploy.formats import idx
+from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim import simulate as sim
+from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture, Lif, MaxPool
+from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
 from stl_deploy.models.net import STLNet
-from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 DATA = Path("/usr/share/datasets/fashion-mnist")

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from stl_deploy.arch import OFFICIAL_MNIST, Architecture
-from stl_deploy.checkpoint import save_checkpoint
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture
 from stl_deploy.models.net import STLNet
 
 LIMIT_S, LIMIT_GIB = 30, 2

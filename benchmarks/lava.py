@@ -37,10 +37,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stl_deploy
-from stl_deploy import idx, lava_backend, lava_env
-from stl_deploy import raster as rasters
+from stl_deploy.backends import lava as lava_backend
+from stl_deploy.backends import lava_env
+from stl_deploy.formats import idx
+from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import simulate as sim
-from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 DATA = Path("/usr/share/datasets/fashion-mnist")

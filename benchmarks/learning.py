@@ -17,7 +17,7 @@ import numpy as np
 import pages
 from learning_runs import DATA, MODES, measure
 
-from stl_deploy import idx
+from stl_deploy.formats import idx
 from stl_deploy.importers import stl
 from stl_deploy.models import joint
 from stl_deploy.models.net import from_params

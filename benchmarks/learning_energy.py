@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 import stl_deploy
-from stl_deploy import idx
+from stl_deploy.formats import idx
+from stl_deploy.hw_sim.account.neurobench import convention_45nm, metrics
 from stl_deploy.hw_sim.engine import Engine
-from stl_deploy.hw_sim.neurobench import convention_45nm, metrics
 from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.importers import stl
 from stl_deploy.models.net import from_params

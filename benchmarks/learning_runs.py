@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 
 import stl_deploy
-from stl_deploy import idx
-from stl_deploy.arch import Architecture, Lif
+from stl_deploy.formats import idx
+from stl_deploy.ir.arch import Architecture, Lif
 from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet
 from stl_deploy.models.train import Mode, Settings, Trainer

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 import stl_deploy
-from stl_deploy import raster as rasters
-from stl_deploy.hw_sim import neurobench, reference
+from stl_deploy.formats import raster as rasters
+from stl_deploy.hw_sim import reference
+from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.network import Conv, IntegerNetwork, LifLayer
+from stl_deploy.ir.network import Conv, IntegerNetwork, LifLayer
 
 ZOO = Path(__file__).parents[1] / "models" / "zoo"
 

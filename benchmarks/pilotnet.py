@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stl_deploy import chip as chips
-from stl_deploy.chip import Chip, PilotNet, Profile
-from stl_deploy.hw_sim.neurobench import AC_PJ
+from stl_deploy.chips import facts as chips
+from stl_deploy.chips.facts import Chip, PilotNet, Profile
+from stl_deploy.hw_sim.account.neurobench import AC_PJ
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 import stl_deploy
-from stl_deploy import float_exec
-from stl_deploy import graph as G
-from stl_deploy import raster as rasters
+from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.hw_sim.simulate import Recorder
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import IntegerNetwork, synapse_count
 from stl_deploy.models.net import STLNet
-from stl_deploy.network import IntegerNetwork, synapse_count
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "models" / "zoo"

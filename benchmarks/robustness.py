@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 import stl_deploy
-from stl_deploy import idx, perturb
+from stl_deploy.formats import idx
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.importers import stl
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.models.net import STLNet, from_params
-from stl_deploy.network import IntegerNetwork
+from stl_deploy.verify import perturb
 
 LEVELS: dict[str, tuple[float, ...]] = {
     "pixel": (0.05, 0.1, 0.2, 0.3),

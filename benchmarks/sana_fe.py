@@ -34,13 +34,13 @@ from typing import Any
 import numpy as np
 
 import stl_deploy
-from stl_deploy import chip as chips
-from stl_deploy import placement
+from stl_deploy.chips import facts as chips
+from stl_deploy.chips import placement
 from stl_deploy.hw_sim import engine, reference
-from stl_deploy.hw_sim.energy import Energy, Meter, OnChip
+from stl_deploy.hw_sim.account.energy import Energy, Meter, OnChip
+from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.hw_sim.work import Work
-from stl_deploy.network import (
+from stl_deploy.ir.network import (
     Conv,
     Dense,
     IntArray,

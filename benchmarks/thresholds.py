@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.progress import track
 
 import stl_deploy
-from stl_deploy import raster as rasters
-from stl_deploy.comparison import compare
+from stl_deploy.formats import raster as rasters
+from stl_deploy.verify.against_float import compare
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 LOWERED = (

@@ -22,7 +22,7 @@ import pages
 import torch
 from torch import Tensor, nn
 
-from stl_deploy.arch import Architecture
+from stl_deploy.ir.arch import Architecture
 from stl_deploy.models import layers, memory
 from stl_deploy.models.net import STLNet
 from stl_deploy.models.train import encode, rate_loss

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.network import Diagnostic, IntegerNetwork
+from stl_deploy.ir.network import Diagnostic, IntegerNetwork
 
 if TYPE_CHECKING:
     import nir

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import slices
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import loihi_layers
 from stl_deploy.files import atomic
 from stl_deploy.files import write as write_file
-from stl_deploy.network import Conv, IntegerNetwork, LifLayer, Shape, Sparse, Synapses
-from stl_deploy.slices import Sign
+from stl_deploy.ir import slices
+from stl_deploy.ir.network import Conv, IntegerNetwork, LifLayer, Shape, Sparse, Synapses
+from stl_deploy.ir.slices import Sign
 
 FORMAT = "stl-deploy-lava/3"
 

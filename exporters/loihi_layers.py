@@ -12,17 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from stl_deploy import chip as chips
-from stl_deploy import slices
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
-from stl_deploy.network import (
-    Conv,
-    IntegerNetwork,
-    Layer,
-    LifLayer,
-    OrPool,
-    row_sums,
-)
+from stl_deploy.ir import slices
+from stl_deploy.ir.network import Conv, IntegerNetwork, Layer, LifLayer, OrPool, row_sums
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
 CONV_INT8_MAX = 127

@@ -19,7 +19,7 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import Origin, onnx_float, onnx_limits, onnx_step
 from stl_deploy.exporters.onnx_graph import IR_VERSION, OPSET
 from stl_deploy.files import write as write_file
-from stl_deploy.network import Diagnostic, IntegerNetwork
+from stl_deploy.ir.network import Diagnostic, IntegerNetwork
 
 FORMAT = "stl-deploy/onnx"
 VERSION = 1
@@ -76,7 +76,7 @@ def _metadata(kind: str, network: IntegerNetwork, origin: Origin | None) -> dict
         "stl_deploy.format": FORMAT,
         "stl_deploy.version": str(VERSION),
         "stl_deploy.model": kind,
-        "stl_deploy.chip": network.chip,
+        "stl_deploy.chips.facts": network.chip,
         "stl_deploy.timesteps": str(network.timesteps),
         "stl_deploy.input_levels": str(network.input_levels),
         "stl_deploy.readout": json.dumps(

@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from stl_deploy import graph as G
 from stl_deploy.exporters import onnx_graph
 from stl_deploy.exporters.onnx_graph import Builder
-from stl_deploy.network import Diagnostic, Shape
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import Diagnostic, Shape
 
 KNOWN = (
     nir.Conv2d,

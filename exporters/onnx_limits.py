@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stl_deploy import chip as chips
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.exporters import onnx_graph, onnx_sums
-from stl_deploy.network import (
+from stl_deploy.ir.network import (
     Conv,
     Dense,
     IntegerNetwork,

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from stl_deploy import chip as chips
+from stl_deploy.chips import facts as chips
 from stl_deploy.exporters import onnx_sums
 from stl_deploy.exporters.onnx_graph import Builder
-from stl_deploy.network import IntegerNetwork, LifLayer, OrPool, Shape
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Shape
 
 State = tuple[str, type[np.generic], Shape]
 

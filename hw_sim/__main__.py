@@ -1,5 +1,5 @@
 """``python -m stl_deploy.hw_sim``."""
 
-from stl_deploy.hw_sim.cli import main
+from stl_deploy.commands.hw_sim import main
 
 main()

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
-from stl_deploy import bounds
-from stl_deploy import chip as chips
+from stl_deploy.chips import bounds
+from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import kernels, lanes, reference
+from stl_deploy.hw_sim.account.windows import Windows
 from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.hw_sim.windows import Windows
-from stl_deploy.network import (
+from stl_deploy.ir.network import (
     Conv,
     Dense,
     IntArray,
@@ -38,7 +38,7 @@ from stl_deploy.network import (
     Shape,
     Sparse,
 )
-from stl_deploy.slices import Weights
+from stl_deploy.ir.slices import Weights
 from stl_deploy.spread import cores
 
 Bytes = NDArray[np.uint8]

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import chip as chips
-from stl_deploy.conv import convolve
-from stl_deploy.network import (
+from stl_deploy.chips import facts as chips
+from stl_deploy.ir.conv import convolve
+from stl_deploy.ir.network import (
     Conv,
     Dense,
     IntArray,

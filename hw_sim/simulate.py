@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.files import atomic, refusals
+from stl_deploy.formats.raster import Source
 from stl_deploy.hw_sim import engine
-from stl_deploy.hw_sim.counts import Counter, Counts
-from stl_deploy.hw_sim.energy import Assessment, Energy
+from stl_deploy.hw_sim.account.counts import Counter, Counts
+from stl_deploy.hw_sim.account.energy import Assessment, Energy
+from stl_deploy.hw_sim.account.work import LayerWork
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.hw_sim.work import LayerWork
-from stl_deploy.network import IntArray, IntegerNetwork
-from stl_deploy.raster import Source
-from stl_deploy.report import Activity
+from stl_deploy.ir.network import IntArray, IntegerNetwork
+from stl_deploy.report.sections import Activity
 from stl_deploy.spread import Spread
 
 MEMORY = 512 << 20  # bytes that one batch may take, roughly

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import raster as rasters
 from stl_deploy.data.catalogue import EVENT_SETS
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import sha256
+from stl_deploy.formats import raster as rasters
 
 if TYPE_CHECKING:
     from stl_deploy.data.events import Split
@@ -52,7 +52,7 @@ class Inputs:
 
 def images(folder: Path, encoding: Encoding, limit: int | None, split: Split = "train") -> Inputs:
     """The images of IDX files."""
-    from stl_deploy import idx
+    from stl_deploy.formats import idx
 
     x, labels = idx.load(folder, split, limit)
     digest = sha256(idx.find(folder, split, "images"))

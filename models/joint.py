@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import arch as A
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.importers.stl import Checkpoint, Params, expected_shapes, grouped, ungrouped
+from stl_deploy.ir import arch as A
 
 MOST = 1024  # members
 

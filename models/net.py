@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stl_deploy.arch import (
+from stl_deploy.ir.arch import (
     Architecture,
     BatchNorm,
     Conv,

@@ -20,18 +20,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
-from stl_deploy import bounds, float_layers, passes
-from stl_deploy import chip as chips
-from stl_deploy.arch import Architecture, BatchNorm, Conv, Lif, Linear, Quantized
-from stl_deploy.conv import Pair
+from stl_deploy.chips import bounds
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError, Problem
-from stl_deploy.float_layers import FloatLayer
 from stl_deploy.importers import stl
+from stl_deploy.ir import floats as float_layers
+from stl_deploy.ir.arch import Architecture, BatchNorm, Conv, Lif, Linear, Quantized
+from stl_deploy.ir.conv import Pair
+from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.network import Conv as ConvSynapses
+from stl_deploy.ir.network import Dense, LifLayer
+from stl_deploy.lower import passes
 from stl_deploy.models import layers
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
-from stl_deploy.network import Conv as ConvSynapses
-from stl_deploy.network import Dense, LifLayer
 
 Float = NDArray[np.float64]
 CUTS = np.linspace(0.2, 1.0, 81)  # of max|w|, where a grid may end

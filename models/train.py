@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stl_deploy.arch import Architecture
-from stl_deploy.checkpoint import read_tensors, write_tensors
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats.checkpoint import read_tensors, write_tensors
+from stl_deploy.ir.arch import Architecture
 from stl_deploy.models import parallel
 from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet

@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from stl_deploy.checkpoint import save_checkpoint
-    from stl_deploy.comparison import ParityReport
+    from stl_deploy.exporters.folder import export
+    from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.hw_sim.reference import Trace
+    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.lower.quantize import quantize
     from stl_deploy.models.net import STLNet
-    from stl_deploy.network import IntegerNetwork
-    from stl_deploy.output import export
-    from stl_deploy.quantizer import quantize
+    from stl_deploy.verify.against_float import ParityReport
 
 _LAZY = {
-    "export": "stl_deploy.output",
-    "quantize": "stl_deploy.quantizer",
-    "save_checkpoint": "stl_deploy.checkpoint",
+    "export": "stl_deploy.exporters.folder",
+    "quantize": "stl_deploy.lower.quantize",
+    "save_checkpoint": "stl_deploy.formats.checkpoint",
 }
 
 
@@ -64,7 +64,7 @@ def load(path: str | Path) -> STLNet | IntegerNetwork:
     Raises InputError naming every problem of the file.
     """
     if Path(path).suffix == ".nir":
-        from stl_deploy.nir_file import read_network
+        from stl_deploy.formats.integer_nir import read_network
 
         return read_network(Path(path))
     from stl_deploy.importers import stl
@@ -92,11 +92,12 @@ def from_torch(
         classes: the last neurons are that many groups, each voting for a class; default one each.
         levels: inputs are whole numbers 0..levels; 1 for spikes.
     """
-    from stl_deploy import passes
     from stl_deploy.importers import stl
+    from stl_deploy.lower import passes
 
     if sample is not None:
-        from stl_deploy.importers import nir_graph, torch_net
+        from stl_deploy.importers.nir import flow as nir_graph
+        from stl_deploy.importers.torch import net as torch_net
 
         options = nir_graph.Options(timesteps=timesteps, classes=classes, levels=levels)
         return torch_net.from_net(model, sample, options)
@@ -124,9 +125,9 @@ def from_nir(
     """
     import warnings
 
-    from stl_deploy import nir_file
     from stl_deploy.errors import UncheckedWarning
-    from stl_deploy.importers import nir_graph
+    from stl_deploy.formats import integer_nir as nir_file
+    from stl_deploy.importers.nir import flow as nir_graph
 
     options = nir_graph.Options(dt=dt, timesteps=timesteps, classes=classes, levels=levels)
     if isinstance(source, str | Path):
@@ -145,8 +146,8 @@ def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = 
 
     The trace holds spikes, and with ``states`` u and v, of every layer as [N, T, *shape].
     """
+    from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.hw_sim import engine
-    from stl_deploy.raster import Raster, check_fits
 
     check_fits(Raster(spikes), "spikes", network)
     return engine.run(network, spikes, states)
@@ -164,8 +165,8 @@ def parity(
     """
     import nir
 
-    from stl_deploy.comparison import compare
-    from stl_deploy.raster import Raster, check_fits
+    from stl_deploy.formats.raster import Raster, check_fits
+    from stl_deploy.verify.against_float import compare
 
     raster = Raster(spikes, labels)
     check_fits(raster, "spikes", network)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from stl_deploy.parity_check import Outcome
+    from stl_deploy.verify.check import Outcome
 
 OPTION = "stl_parity_config"
 
@@ -42,8 +42,9 @@ def stl_parity(request: pytest.FixtureRequest) -> Callable[..., Outcome]:
         request.node.user_properties.append((f"stl_parity.{name}", value))
 
     def check(**given: Any) -> Outcome:
-        from stl_deploy import budgets, parity_check
         from stl_deploy.errors import StlError
+        from stl_deploy.verify import budgets
+        from stl_deploy.verify import check as parity_check
 
         config = request.config.rootpath / request.config.getini(OPTION)
         try:

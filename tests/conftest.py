@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from nets import random_net, random_spikes
 
-from stl_deploy import lava_env
-from stl_deploy.checkpoint import save_checkpoint
+from stl_deploy.backends import lava_env
 from stl_deploy.errors import StlError
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.models.net import STLNet
-from stl_deploy.raster import Raster
-from stl_deploy.raster import save as save_raster
 
 
 @pytest.fixture

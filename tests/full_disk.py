@@ -20,7 +20,7 @@ import tempfile
 from importlib.metadata import distribution
 from pathlib import Path
 
-from stl_deploy import lava_env, tool_env
+from stl_deploy.backends import lava_env, tool_env
 
 SCRIPTS = distribution("stl-deploy").entry_points.select(group="console_scripts")
 EVERY_TARGET = ["--target", "nir", "--target", "loihi", "--target", "onnx"]

@@ -12,8 +12,8 @@ import sys
 
 import torch
 
+from stl_deploy.commands.train import main
 from stl_deploy.models import train
-from stl_deploy.models.cli import main
 
 moment = sys.argv.pop(1)
 done = {"batches": 0, "snapshots": 0}

@@ -12,10 +12,10 @@ from itertools import pairwise
 import numpy as np
 from nets import recurrent_synapses, synapses
 
-from stl_deploy import chip as chips
-from stl_deploy import placement
+from stl_deploy.chips import facts as chips
+from stl_deploy.chips import placement
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
 
 
 def facts(chip):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stl_deploy.arch import Architecture
+from stl_deploy.ir.arch import Architecture
+from stl_deploy.ir.network import Dense, Layer, OrPool, Sparse
 from stl_deploy.models.net import STLNet
-from stl_deploy.network import Dense, Layer, OrPool, Sparse
 
 SMALL = "4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2"
 ROOT = Path(__file__).resolve().parents[1]

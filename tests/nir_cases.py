@@ -16,12 +16,15 @@ import numpy as np
 from nets import random_net, random_spikes
 from numpy.typing import NDArray
 
-from stl_deploy import consumers, from_torch, nir_file, nir_portable, quantize
-from stl_deploy import graph as G
-from stl_deploy.consumers import file as consumer_file
+from stl_deploy import from_torch, quantize
+from stl_deploy.backends import consumers
+from stl_deploy.backends.consumers import file as consumer_file
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.lower.passes import lower
 from stl_deploy.models.net import STLNet
-from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
-from stl_deploy.passes import lower
 
 Graph = nir.NIRGraph
 

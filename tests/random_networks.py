@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import chip as chips
-from stl_deploy import slices
-from stl_deploy.conv import unroll
+from stl_deploy.chips import facts as chips
 from stl_deploy.exporters import loihi_layers, netx
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import (
+from stl_deploy.ir import slices
+from stl_deploy.ir.conv import unroll
+from stl_deploy.ir.network import (
     Conv,
     Dense,
     IntegerNetwork,
@@ -25,7 +25,7 @@ from stl_deploy.network import (
     Readout,
     Sparse,
 )
-from stl_deploy.slices import WeightPrecision
+from stl_deploy.ir.slices import WeightPrecision
 
 LOW, HIGH = 0.02, 0.60
 Made = tuple[IntegerNetwork, NDArray[np.uint8]]

@@ -24,11 +24,11 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 
 from stl_deploy import load
-from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.network import IntegerNetwork
-from stl_deploy.raster import Raster
-from stl_deploy.raster import load as load_raster
-from stl_deploy.raster import save as save_raster
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import load as load_raster
+from stl_deploy.formats.raster import save as save_raster
+from stl_deploy.ir.network import IntegerNetwork
 
 DESKTOP, PHONE, PAPER = 1280, 390, 718  # pixels; A4 between margins of a centimetre
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -118,7 +118,7 @@ def reports(tmp_path_factory) -> dict[str, tuple[Path, list[str], int]]:
     export("--target", "loihi", ZOO, "--eval", few, "-o", home / "zoo")
     zoo = load(home / "zoo" / "model.nir")
     command = (home / "zoo" / "model.nir", "--input", few, "--report", home / "hw_sim.html")
-    call("stl_deploy.hw_sim.cli", *command)
+    call("stl_deploy.commands.hw_sim", *command)
     # Thresholds as profiles, and a name that has no place to break.
     net = random_net()
     model, raster = home / f"{'long' * 25}.pt", home / "small.npz"

@@ -13,15 +13,18 @@ import pytest
 from nets import random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import budgets, comparison, nir_file, parity_check
-from stl_deploy import graph as G
-from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.comparison import LayerParity, ParityReport, compare
 from stl_deploy.errors import InputError
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim.engine import Engine
-from stl_deploy.quantizer import quantize
-from stl_deploy.raster import Raster
-from stl_deploy.raster import save as save_raster
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.lower.quantize import quantize
+from stl_deploy.verify import against_float as comparison
+from stl_deploy.verify import budgets
+from stl_deploy.verify import check as parity_check
+from stl_deploy.verify.against_float import LayerParity, ParityReport, compare
 
 LAYERS = (
     LayerParity("lif1", 1000, 0.02, 0.01, 0.0, 0.0, 0.98, 0.9),

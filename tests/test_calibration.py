@@ -8,16 +8,19 @@ import pytest
 from nets import ZOO, ZOO_RASTER, random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import bounds, calibration, float_exec, nir_file
-from stl_deploy import chip as chips
-from stl_deploy import graph as G
-from stl_deploy.audit import Audit
-from stl_deploy.comparison import compare
-from stl_deploy.conv import convolve
+from stl_deploy.chips import bounds
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import Conv, Dense, LifLayer
-from stl_deploy.raster import Raster
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.conv import convolve
+from stl_deploy.ir.network import Conv, Dense, LifLayer
+from stl_deploy.lower import calibration
+from stl_deploy.verify.against_float import compare
+from stl_deploy.verify.audit import Audit
 
 
 def layer_of(synapses, input_shape, shape, rng, **fields):

@@ -14,21 +14,18 @@ from hypothesis import strategies as st
 from nets import ZOO, ZOO_RASTER, random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import certificates, float_layers, raster
-from stl_deploy import chip as chips
-from stl_deploy import graph as G
-from stl_deploy.audit import Audit
-from stl_deploy.certificates import LifCertifier, PoolCertifier, Verdicts
-from stl_deploy.comparison import compare
-from stl_deploy.conv import convolve, unroll
-from stl_deploy.divergence import CertificateError
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
-from stl_deploy.float_layers import FloatLayer
+from stl_deploy.formats import raster
+from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.importers import stl
-from stl_deploy.models.net import infer
-from stl_deploy.network import (
+from stl_deploy.ir import floats as float_layers
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.conv import convolve, unroll
+from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.network import (
     Conv,
     Dense,
     IntegerNetwork,
@@ -38,9 +35,14 @@ from stl_deploy.network import (
     Readout,
     Sparse,
 )
-from stl_deploy.quantizer import quantize
-from stl_deploy.raster import Raster
+from stl_deploy.lower.quantize import quantize
+from stl_deploy.models.net import infer
 from stl_deploy.spread import Threads
+from stl_deploy.verify import certificates
+from stl_deploy.verify.against_float import compare
+from stl_deploy.verify.audit import Audit
+from stl_deploy.verify.certificates import LifCertifier, PoolCertifier, Verdicts
+from stl_deploy.verify.divergence import CertificateError
 
 EXAMPLES = settings(deadline=None, max_examples=150)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,12 +10,13 @@ import nir_interpreter
 import numpy as np
 import pytest
 
-from stl_deploy import consumers, nir_file
-from stl_deploy import graph as G
-from stl_deploy.consumers import file as consumer_file
-from stl_deploy.consumers import run as runs
-from stl_deploy.consumers.rules import CONSUMERS, Verdict
+from stl_deploy.backends import consumers
+from stl_deploy.backends.consumers import file as consumer_file
+from stl_deploy.backends.consumers import run as runs
+from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.ir import nir_graph as G
 
 CHAIN = [("input", "fc"), ("fc", "lif"), ("lif", "output")]
 

@@ -19,17 +19,18 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from nets import random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import cluster, nir_file
-from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.cluster import connect
-from stl_deploy.comparison import compare
+from stl_deploy.backends import cluster
+from stl_deploy.backends.cluster import connect
+from stl_deploy.commands import hw_sim as hw_sim_command
 from stl_deploy.errors import BackendError, InputError, LoweringError, Problem
-from stl_deploy.hw_sim import cli as hw_sim_command
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim.simulate import Simulator
-from stl_deploy.quantizer import quantize
-from stl_deploy.raster import Raster
-from stl_deploy.raster import save as save_raster
+from stl_deploy.lower.quantize import quantize
 from stl_deploy.spread import Threads
+from stl_deploy.verify.against_float import compare
 
 SAMPLES = 130
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from nets import random_net, random_spikes
 
-from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.nir_file import read_network
-from stl_deploy.raster import Raster
-from stl_deploy.raster import save as save_raster
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.integer_nir import read_network
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import save as save_raster
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ def test_force_replaces_an_export_and_nothing_else(command, here, model):
 
 
 def test_nothing_is_left_when_writing_fails(command, here, model, monkeypatch):
-    from stl_deploy import nir_file
+    from stl_deploy.formats import integer_nir as nir_file
 
     def fail(*_args):
         raise OSError(28, "No space left on device", "model.nir")
@@ -441,7 +441,7 @@ def test_places_that_cannot_become_an_export(command, here, model, monkeypatch):
 
 
 def test_interruption_leaves_nothing_and_says_so(command, here, model, monkeypatch):
-    from stl_deploy import nir_file
+    from stl_deploy.formats import integer_nir as nir_file
 
     def interrupt(*_args):
         raise KeyboardInterrupt
@@ -456,7 +456,7 @@ def test_interruption_leaves_nothing_and_says_so(command, here, model, monkeypat
 def test_exports_at_once_to_one_folder_take_turns(here):
     from concurrent.futures import ThreadPoolExecutor
 
-    from stl_deploy import output
+    from stl_deploy.exporters import folder as output
 
     def one(number):
         new = here / f".o.{number}"

@@ -15,11 +15,12 @@ import nir_cases
 import numpy as np
 import pytest
 
-from stl_deploy import consumers, simulate, tool_env
+from stl_deploy import simulate
+from stl_deploy.backends import consumers, tool_env
+from stl_deploy.backends.consumers import file as consumer_file
+from stl_deploy.backends.consumers import run as runs
+from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.commands import check as check_command
-from stl_deploy.consumers import file as consumer_file
-from stl_deploy.consumers import run as runs
-from stl_deploy.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.errors import BackendError
 
 RUN = {name: consumer for name, consumer in CONSUMERS.items() if consumer.seen == "run"}

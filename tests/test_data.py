@@ -11,9 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from stl_deploy import idx
-from stl_deploy import raster as rasters
 from stl_deploy.errors import InputError
+from stl_deploy.formats import idx
+from stl_deploy.formats import raster as rasters
 
 
 def write_idx(path, array, compress=True):

@@ -15,22 +15,24 @@ from hypothesis import strategies as st
 from nets import random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import divergence, faults, float_layers, nir_file
-from stl_deploy import graph as G
-from stl_deploy.arch import Architecture
-from stl_deploy.audit import Audit
-from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.comparison import compare
-from stl_deploy.divergence import CertificateError
 from stl_deploy.errors import LoweringError
-from stl_deploy.float_layers import FloatLayer
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.engine import Engine
+from stl_deploy.ir import floats as float_layers
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.arch import Architecture
+from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, Readout, Sparse
+from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import STLNet, infer
-from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, Readout, Sparse
-from stl_deploy.quantizer import quantize
-from stl_deploy.raster import Raster
-from stl_deploy.raster import save as save_raster
+from stl_deploy.verify import divergence, faults
+from stl_deploy.verify.against_float import compare
+from stl_deploy.verify.audit import Audit
+from stl_deploy.verify.divergence import CertificateError
 
 GRID = 64  # units of the exact network's scale
 INPUT = (2, 6, 6)

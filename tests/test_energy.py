@@ -11,19 +11,13 @@ from loads import ByHand, barrier_us, facts, hears, large, lif, raster, tiny, we
 from nets import recurrent_synapses, synapses
 from pydantic import ValidationError
 
-from stl_deploy import chip as chips
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.energy import EVENTS, Assessment, Meter, OnChip
+from stl_deploy.hw_sim.account.energy import EVENTS, Assessment, Meter, OnChip
+from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.hw_sim.work import Work
-from stl_deploy.network import (
-    Conv,
-    Dense,
-    IntegerNetwork,
-    Readout,
-    in_bounds_synapses,
-)
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, Readout, in_bounds_synapses
 
 CHIPS = ("ideal", "loihi1", "loihi2")
 close = partial(pytest.approx, rel=1e-12, abs=0)  # joules and seconds are far below approx's 1e-12

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from random_networks import draw
 from test_reference import networks
 
-from stl_deploy import bounds
+from stl_deploy.chips import bounds
 from stl_deploy.errors import InputError
+from stl_deploy.formats.raster import Raster, RasterFile, check_fits, load, save, stream
 from stl_deploy.hw_sim import compiled, engine, kernels, reference
-from stl_deploy.network import Conv, Dense, IntegerNetwork, Kernel, LifLayer, Readout, Sparse
-from stl_deploy.raster import Raster, RasterFile, check_fits, load, save, stream
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, Kernel, LifLayer, Readout, Sparse
 
 EXAMPLES = settings(deadline=None, max_examples=200)
 FIELDS = ("spikes", "active", "overflow", "u", "v", "active_by_core")

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from nets import ROOT
 
-from stl_deploy import raster as rasters
-from stl_deploy import tool_env
-from stl_deploy.consumers import run as runs
+from stl_deploy.backends import tool_env
+from stl_deploy.backends.consumers import run as runs
 from stl_deploy.data import aedat, aedat4, cifar10dvs, gesture
 from stl_deploy.data.binning import Frames, Tally
 from stl_deploy.data.catalogue import EVENT_SETS
 from stl_deploy.data.events import events
 from stl_deploy.data.load import Wanted, load
 from stl_deploy.errors import BackendError, InputError
+from stl_deploy.formats import raster as rasters
 
 SENSOR = (2, 128, 128)
 LAYOUTS = ("nmnist", "dvs128gesture", "dvs128gesture-cut", "cifar10dvs", "cifar10dvs-4", "shd")
@@ -464,7 +464,7 @@ def test_nothing_is_ever_fetched(tmp_path, monkeypatch):
 
 
 def test_defaults_are_networks_that_fit_their_frames():
-    from stl_deploy.arch import Architecture
+    from stl_deploy.ir.arch import Architecture
 
     for name, dataset in EVENT_SETS.items():
         shape = dataset.shape(None)

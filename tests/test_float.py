@@ -15,11 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stl_deploy import float_exec, passes
-from stl_deploy import graph as G
-from stl_deploy.arch import Architecture
 from stl_deploy.errors import LoweringError
 from stl_deploy.importers import stl
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.arch import Architecture
+from stl_deploy.lower import passes
 from stl_deploy.models import layers
 from stl_deploy.models.net import STLNet, infer
 

@@ -14,10 +14,10 @@ from nets import random_net, random_spikes
 from test_data import write_idx
 
 import stl_deploy
-from stl_deploy.checkpoint import save_checkpoint
 from stl_deploy.errors import InputError
 from stl_deploy.files import new_folder
-from stl_deploy.raster import Raster, save
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.raster import Raster, save
 
 WRITTEN = {
     "export": {

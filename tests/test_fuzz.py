@@ -24,9 +24,9 @@ from nets import random_net, random_spikes
 from test_nir_import import braille, chain, lif
 
 import stl_deploy
-from stl_deploy import nir_file
 from stl_deploy.commands import common, export
-from stl_deploy.hw_sim import cli
+from stl_deploy.commands import hw_sim as cli
+from stl_deploy.formats import integer_nir as nir_file
 
 N = int(os.environ.get("STL_FUZZ", "120"))
 SECONDS = 20  # for one file, on a busy machine
@@ -293,7 +293,7 @@ def mutated(rng, path):
 @pytest.mark.parametrize("name", FILES)
 def test_mutated_files(name, originals, tmp_path, capsys, monkeypatch):
     # Drawing the report takes most of the time, and nothing of the file but what was read.
-    monkeypatch.setattr("stl_deploy.report.render", lambda *_args, **_more: "")
+    monkeypatch.setattr("stl_deploy.report.sections.render", lambda *_args, **_more: "")
     monkey_home = tmp_path / "work"
     monkey_home.mkdir()
     path, out = monkey_home / name, monkey_home / "out"

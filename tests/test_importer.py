@@ -8,10 +8,10 @@ import torch
 from nets import random_net, random_spikes
 
 import stl_deploy
-from stl_deploy.arch import OFFICIAL_MNIST, Architecture
-from stl_deploy.checkpoint import FORMAT, save_checkpoint
 from stl_deploy.errors import InputError
+from stl_deploy.formats.checkpoint import FORMAT, save_checkpoint
 from stl_deploy.importers import stl
+from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture
 from stl_deploy.models.net import STLNet, from_params, infer
 
 

@@ -12,19 +12,20 @@ import torch
 from nets import ROOT, SMALL, random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import float_exec, passes
-from stl_deploy.arch import Architecture
-from stl_deploy.checkpoint import read_tensors, save_checkpoint
-from stl_deploy.conv import convolve
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.files import sha256
+from stl_deploy.formats.checkpoint import read_tensors, save_checkpoint
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim.simulate import Simulator
 from stl_deploy.importers import stl
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir.arch import Architecture
+from stl_deploy.ir.conv import convolve
+from stl_deploy.ir.network import synapse_count
+from stl_deploy.lower import passes
 from stl_deploy.models import joint, layers, qat
 from stl_deploy.models.net import STLNet, from_params, infer
-from stl_deploy.network import synapse_count
-from stl_deploy.raster import Raster
-from stl_deploy.raster import save as save_raster
 
 IN_GROUPS = Architecture.from_dict(
     {

@@ -29,26 +29,20 @@ import random_networks
 from nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
 from test_recurrent import random_graph
 
-from stl_deploy import (
-    agreement,
-    from_torch,
-    lava_backend,
-    lava_env,
-    load,
-    quantize,
-    simulate,
-    tool_env,
-)
-from stl_deploy.checkpoint import save_checkpoint
+from stl_deploy import from_torch, load, quantize, simulate
+from stl_deploy.backends import lava as lava_backend
+from stl_deploy.backends import lava_env, tool_env
 from stl_deploy.commands import parity as parity_command
 from stl_deploy.errors import BackendError, LoweringError
 from stl_deploy.exporters import lava, netx
-from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
-from stl_deploy.nir_file import to_nir
-from stl_deploy.nir_file import write as write_nir
-from stl_deploy.raster import Raster
-from stl_deploy.raster import load as load_raster
-from stl_deploy.raster import save as save_raster
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.integer_nir import to_nir
+from stl_deploy.formats.integer_nir import write as write_nir
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import load as load_raster
+from stl_deploy.formats.raster import save as save_raster
+from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.verify import against_reference as agreement
 
 NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))
 SEED = int(os.environ.get("STL_LAVA_SEED", "20230"))

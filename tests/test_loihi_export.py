@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import lava, loihi, netx
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, OrPool, Readout
 
 Ints = NDArray[np.int64]
 M = 1 << 23

@@ -11,12 +11,12 @@ import nir_cases
 import pytest
 from nets import ROOT
 
-from stl_deploy import consumers, tool_env
-from stl_deploy.consumers import run as runs
+from stl_deploy.backends import consumers, tool_env
+from stl_deploy.backends.consumers import run as runs
 from stl_deploy.errors import BackendError
+from stl_deploy.formats.integer_nir import read_network
+from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.hw_sim import reference
-from stl_deploy.nir_file import read_network
-from stl_deploy.raster import load as load_raster
 
 PAGE = (ROOT / "docs" / "nir.md").read_text("utf-8")
 

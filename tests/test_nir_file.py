@@ -16,11 +16,11 @@ from nets import random_net, random_spikes
 from test_reference import networks
 
 import stl_deploy
-from stl_deploy import nir_file
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.graph import KEY
+from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.nir_graph import KEY
 
 
 def network(text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):

@@ -18,12 +18,14 @@ import pytest
 from nets import random_net
 
 import stl_deploy
-from stl_deploy import comparison, float_exec, nir_file
-from stl_deploy import graph as G
 from stl_deploy.commands import export
 from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
-from stl_deploy.importers import nir_graph
-from stl_deploy.raster import Raster
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats.raster import Raster
+from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.verify import against_float as comparison
 
 
 def lif(n, threshold=0.5, **fields):
@@ -508,8 +510,8 @@ def braille(n=38):
 
 def test_a_recurrent_network_with_currents_from_file_to_parity(tmp_path, capsys, monkeypatch):
     """stl-export, hw_sim and stl-parity on another tool's file; its float spikes are the plain reading's."""
+    from stl_deploy.commands import hw_sim as cli
     from stl_deploy.commands import parity
-    from stl_deploy.hw_sim import cli
 
     monkeypatch.chdir(tmp_path)
     graph, raster = braille()

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 import stl_deploy
-from stl_deploy import float_exec, nir_file
-from stl_deploy import graph as G
 from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
 
 DRAWS = int(os.environ.get("STL_NIR_GRAPHS", "200"))
 SAMPLES, STEPS = 3, 10

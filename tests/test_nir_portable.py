@@ -15,10 +15,13 @@ import random_networks
 from nets import ROOT, random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import float_exec, from_torch, nir_file, nir_portable, quantize, simulate
-from stl_deploy import graph as G
+from stl_deploy import from_torch, quantize, simulate
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.passes import lower
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.lower.passes import lower
 
 
 def rng(seed=3):
@@ -285,8 +288,8 @@ def test_check_refuses_what_it_cannot_look_at(command, exported, args, what):
 
 def test_broken_files_are_refused_or_answered(tmp_path):
     """Arrays of other shapes and types, entries that are gone, edges to nowhere: seeded, never a crash."""
-    from stl_deploy import consumers
-    from stl_deploy.consumers import file as consumer_file
+    from stl_deploy.backends import consumers
+    from stl_deploy.backends.consumers import file as consumer_file
 
     flat = nir_cases.dense(rng(), 108, 4, name="lif2", du=2047)
     layers = nir_cases.conv(rng(), 2, 3, (3, 3)), replace(flat, input_shape=(3, 6, 6))

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from nets import ROOT
 
-from stl_deploy import consumers, float_exec, nir_file, tool_env
-from stl_deploy.consumers import file as consumer_file
-from stl_deploy.consumers import run as runs
-from stl_deploy.consumers.rules import CONSUMERS, Verdict
+from stl_deploy.backends import consumers, tool_env
+from stl_deploy.backends.consumers import file as consumer_file
+from stl_deploy.backends.consumers import run as runs
+from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.errors import BackendError, LoweringError
-from stl_deploy.importers import nir_graph
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.ir import execute as float_exec
 
 ENVIRONMENTS = {"norse": "current", "sinabs": "nir104", "snntorch": "current"}
 # What the networks were made with; sinabs and snnTorch know no seconds.

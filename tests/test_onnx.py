@@ -26,18 +26,22 @@ from onnx.reference import ReferenceEvaluator
 from test_recurrent import cuba, graph_of, random_graph
 
 import stl_deploy
-from stl_deploy import agreement, exporters, float_exec, onnx_backend, output
-from stl_deploy import graph as G
+from stl_deploy import exporters
+from stl_deploy.backends import onnx as onnx_backend
 from stl_deploy.commands import common
 from stl_deploy.commands import export as export_command
 from stl_deploy.errors import BackendError, InputError, LoweringError
+from stl_deploy.exporters import folder as output
 from stl_deploy.exporters import onnx as exporter
 from stl_deploy.exporters import onnx_float, onnx_graph, onnx_limits, onnx_step, onnx_sums
+from stl_deploy.formats.integer_nir import to_nir
+from stl_deploy.formats.integer_nir import write as write_nir
+from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout, Sparse
-from stl_deploy.nir_file import to_nir
-from stl_deploy.nir_file import write as write_nir
-from stl_deploy.raster import load as load_raster
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout, Sparse
+from stl_deploy.verify import against_reference as agreement
 
 NETWORKS = int(os.environ.get("STL_ONNX_NETWORKS", "3"))
 SEED = int(os.environ.get("STL_ONNX_SEED", "20230"))

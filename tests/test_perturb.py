@@ -5,9 +5,10 @@ import pytest
 from nets import random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import perturb, slices
 from stl_deploy.importers import stl
+from stl_deploy.ir import slices
 from stl_deploy.models.net import from_params
+from stl_deploy.verify import perturb
 
 IMAGES = np.full((40, 1, 28, 28), 100, np.uint8)
 

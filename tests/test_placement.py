@@ -18,13 +18,15 @@ from nets import ZOO, ZOO_RASTER, random_net, recurrent_synapses, synapses
 from random_networks import single
 
 import stl_deploy
-from stl_deploy import chip as chips
-from stl_deploy import nir_file, placement, raster
-from stl_deploy.chip import Chip, Count
+from stl_deploy.chips import facts as chips
+from stl_deploy.chips import placement
+from stl_deploy.chips.facts import Chip, Count
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.graph import KEY
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import raster
 from stl_deploy.hw_sim import simulate
-from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.nir_graph import KEY
 
 KINDS = ("compartments", "synapse_bytes", "in_axons", "out_axons")
 

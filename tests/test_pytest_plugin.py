@@ -18,11 +18,11 @@ from nets import ROOT, random_net, random_spikes
 from test_package import HEAVY
 
 import stl_deploy
-from stl_deploy import budgets
-from stl_deploy.checkpoint import save_checkpoint
-from stl_deploy.quantizer import quantize
-from stl_deploy.raster import Raster
-from stl_deploy.raster import save as save_raster
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import save as save_raster
+from stl_deploy.lower.quantize import quantize
+from stl_deploy.verify import budgets
 
 pytest_plugins = ["pytester"]
 TABLE = """

@@ -13,20 +13,23 @@ from test_data import write_idx
 from test_train import data
 
 import stl_deploy
-from stl_deploy import bounds, float_exec, float_file, nir_file
-from stl_deploy import graph as G
-from stl_deploy.arch import Architecture
-from stl_deploy.checkpoint import save_checkpoint
+from stl_deploy.chips import bounds
 from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.formats import float_nir as float_file
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats.checkpoint import save_checkpoint
+from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.importers import stl
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.arch import Architecture
+from stl_deploy.ir.network import LifLayer
+from stl_deploy.lower.quantize import quantize
 from stl_deploy.models import layers, qat
 from stl_deploy.models.net import STLNet, converted
 from stl_deploy.models.train import Settings, Trainer
-from stl_deploy.network import LifLayer
-from stl_deploy.quantizer import quantize
-from stl_deploy.raster import Raster
-from stl_deploy.raster import save as save_raster
 
 TINY = "3C3-BN-LIF-P3-FC20-LIF-AvgPool2"
 

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from nets import random_net, random_spikes
 
 import stl_deploy
-from stl_deploy import bounds, float_exec
-from stl_deploy import chip as chips
-from stl_deploy import graph as G
+from stl_deploy.chips import bounds
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import Dense, LifLayer, OrPool
-from stl_deploy.quantizer import HEADROOM, quantize
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import Dense, LifLayer, OrPool
+from stl_deploy.lower.quantize import HEADROOM, quantize
 
 EXAMPLES = settings(deadline=None, max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -17,14 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stl_deploy
-from stl_deploy import bounds, float_exec, nir_file
-from stl_deploy import chip as chips
-from stl_deploy import graph as G
+from stl_deploy.chips import bounds
+from stl_deploy.chips import facts as chips
+from stl_deploy.commands import hw_sim as cli
 from stl_deploy.errors import LoweringError
-from stl_deploy.hw_sim import cli, engine, reference
-from stl_deploy.network import Dense, IntegerNetwork, LifLayer, Readout
-from stl_deploy.passes import lower
-from stl_deploy.raster import Raster, save
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats.raster import Raster, save
+from stl_deploy.hw_sim import engine, reference
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.lower.passes import lower
 
 SEEDS = st.integers(0, 2**32 - 1)
 DT = 1e-4

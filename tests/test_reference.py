@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stl_deploy import chip as chips
+from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
-from stl_deploy.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(

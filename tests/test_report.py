@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from stl_deploy import chip as chips
-from stl_deploy import report
-from stl_deploy.comparison import LayerParity, ParityReport
-from stl_deploy.divergence import Divergence, Place, Synapse, Voltages
-from stl_deploy.faults import Fault
+from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.counts import Counts
-from stl_deploy.hw_sim.mesh import Mesh
+from stl_deploy.hw_sim.account.counts import Counts
+from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.network import (
+from stl_deploy.ir.network import (
     Conv,
     Dense,
     Diagnostic,
@@ -32,6 +28,10 @@ from stl_deploy.network import (
     Precision,
     Readout,
 )
+from stl_deploy.report import sections as report
+from stl_deploy.verify.against_float import LayerParity, ParityReport
+from stl_deploy.verify.divergence import Divergence, Place, Synapse, Voltages
+from stl_deploy.verify.faults import Fault
 
 SAMPLES, STEPS = 5, 4
 X = "\N{MULTIPLICATION SIGN}"

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 import stl_deploy
-from stl_deploy import float_exec
-from stl_deploy import graph as G
 from stl_deploy.commands import common, export, parity
 from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
-from stl_deploy.importers import torch_check
+from stl_deploy.importers.torch import check as torch_check
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
 
 RESETS = [("subtract", True), ("zero", True), ("zero", False), ("none", True)]
 

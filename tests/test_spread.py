@@ -9,9 +9,9 @@ from nets import random_net, random_spikes
 
 import stl_deploy
 from stl_deploy import spread
-from stl_deploy.comparison import compare
-from stl_deploy.quantizer import quantize
-from stl_deploy.raster import Raster
+from stl_deploy.formats.raster import Raster
+from stl_deploy.lower.quantize import quantize
+from stl_deploy.verify.against_float import compare
 
 
 def test_an_error_ends_the_work_before_the_caller_sees_it(monkeypatch):

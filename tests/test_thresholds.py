@@ -19,13 +19,16 @@ from random_networks import draw
 from test_quantize import dense
 
 import stl_deploy
-from stl_deploy import bounds, folding, nir_file, placement, profiles
-from stl_deploy import chip as chips
+from stl_deploy.chips import bounds, placement
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.graph import KEY
+from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir.network import Conv, Sparse, in_bounds_synapses
+from stl_deploy.ir.nir_graph import KEY
+from stl_deploy.lower import folding
+from stl_deploy.lower import grouped as profiles
 from stl_deploy.models.net import infer
-from stl_deploy.network import Conv, Sparse, in_bounds_synapses
 
 CONVOLUTIONAL = "4C3-BN-LIF-P4-FC20-LIF-AvgPool2"
 

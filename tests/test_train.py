@@ -15,10 +15,10 @@ import torch
 from nets import ROOT
 from test_data import write_idx
 
-from stl_deploy import raster as rasters
-from stl_deploy.arch import Architecture
 from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.formats import raster as rasters
 from stl_deploy.importers import stl
+from stl_deploy.ir.arch import Architecture
 from stl_deploy.models.layers import BatchNorm
 from stl_deploy.models.train import Settings, Trainer
 
@@ -123,7 +123,7 @@ def folder(tmp_path):
 
 
 def command(monkeypatch, *args):
-    from stl_deploy.models.cli import main
+    from stl_deploy.commands.train import main
 
     monkeypatch.setattr(sys, "argv", ["stl-train", *map(str, args)])
     with pytest.raises(SystemExit) as stop:

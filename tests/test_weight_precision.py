@@ -13,16 +13,19 @@ from random_networks import draw
 from test_engine import assert_same, random_cores
 
 import stl_deploy
-from stl_deploy import chip as chips
-from stl_deploy import faults, float_layers, folding, nir_file, placement, quantizer, slices
-from stl_deploy.comparison import compare
+from stl_deploy.chips import facts as chips
+from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.exporters import lava, loihi, netx
-from stl_deploy.graph import KEY
-from stl_deploy.hw_sim import engine, neurobench, reference
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats.raster import Raster
+from stl_deploy.hw_sim import engine, reference
+from stl_deploy.hw_sim.account import neurobench
+from stl_deploy.hw_sim.account.work import own_synapses_by_core, synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.hw_sim.work import own_synapses_by_core, synapses_by_core
-from stl_deploy.network import (
+from stl_deploy.ir import floats as float_layers
+from stl_deploy.ir import slices
+from stl_deploy.ir.network import (
     Dense,
     IntegerNetwork,
     LifLayer,
@@ -31,7 +34,11 @@ from stl_deploy.network import (
     in_bounds_synapses,
     synapse_count,
 )
-from stl_deploy.raster import Raster
+from stl_deploy.ir.nir_graph import KEY
+from stl_deploy.lower import folding
+from stl_deploy.lower import quantize as quantizer
+from stl_deploy.verify import faults
+from stl_deploy.verify.against_float import compare
 
 WIDE = ("split", "2x8")
 PRECISIONS = pytest.mark.parametrize("precision", WIDE)

@@ -13,15 +13,16 @@ from nets import random_net, random_spikes, synapses
 from scipy.sparse import csc_array, csr_array
 
 import stl_deploy
-from stl_deploy import chip as chips
-from stl_deploy import placement
-from stl_deploy.hw_sim import neurobench, reference
-from stl_deploy.hw_sim.counters import Columns, Population, kinds_of
-from stl_deploy.hw_sim.energy import Assessment
-from stl_deploy.hw_sim.mesh import Mesh
+from stl_deploy.chips import facts as chips
+from stl_deploy.chips import placement
+from stl_deploy.hw_sim import reference
+from stl_deploy.hw_sim.account import neurobench
+from stl_deploy.hw_sim.account.counters import Columns, Population, kinds_of
+from stl_deploy.hw_sim.account.energy import Assessment
+from stl_deploy.hw_sim.account.mesh import Mesh
+from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.hw_sim.work import synapses_by_core
-from stl_deploy.network import Conv, Dense, IntegerNetwork, OrPool, Readout
+from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, OrPool, Readout
 
 LOIHI1 = chips.load("loihi1")
 NETWORKS = pytest.mark.parametrize(

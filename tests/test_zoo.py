@@ -11,8 +11,9 @@ import torch
 from nets import ZOO, ZOO_RASTER
 
 import stl_deploy
-from stl_deploy import chip as chips
-from stl_deploy import nir_file, raster
+from stl_deploy.chips import facts as chips
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.importers import stl
 from stl_deploy.models import joint as joint_of

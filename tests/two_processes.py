@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from stl_deploy.arch import Architecture
 from stl_deploy.errors import StlError
 from stl_deploy.importers import stl
+from stl_deploy.ir.arch import Architecture
 from stl_deploy.models import parallel, qat
 from stl_deploy.models.net import STLNet
 from stl_deploy.models.train import Settings, Trainer

@@ -13,8 +13,8 @@ from stl_deploy.commands.common import Debug, Json, print_json, run, say, table
 from stl_deploy.errors import InputError, LoweringError, Problem
 
 if TYPE_CHECKING:
-    from stl_deploy.consumers import Answer
-    from stl_deploy.consumers.file import File
+    from stl_deploy.backends.consumers import Answer
+    from stl_deploy.backends.consumers.file import File
 
 SHOWN = 4  # names of nodes in a line
 LIMIT = 10  # samples of --input
@@ -64,8 +64,8 @@ def check(
 
     Example: stl-check out/model.portable.nir --need norse
     """
-    from stl_deploy import consumers
-    from stl_deploy.consumers.file import read
+    from stl_deploy.backends import consumers
+    from stl_deploy.backends.consumers.file import read
 
     _usage(file, need, raster, limit, rules, as_json)
     if rules:
@@ -138,7 +138,7 @@ def _problems(answer: Answer, file: Path, file_kind: str, ran: Ran) -> Iterator[
 
 
 def _known(names: str) -> list[str]:
-    from stl_deploy.consumers.rules import CONSUMERS
+    from stl_deploy.backends.consumers.rules import CONSUMERS
 
     asked = [name.strip() for name in names.split(",") if name.strip()]
     for name in asked:
@@ -185,8 +185,8 @@ def _outcome(seen: dict[str, Any] | None) -> str:
 
 def _run(file: Path, found: File, answers: list[Answer], raster: Path, limit: int) -> Ran:
     """Run the file in the tools that read it, or say why there is nothing to compare them with."""
-    from stl_deploy import raster as rasters
-    from stl_deploy.consumers import run as runs
+    from stl_deploy.backends.consumers import run as runs
+    from stl_deploy.formats import raster as rasters
 
     spikes = rasters.load(raster).spikes[:limit]
     try:

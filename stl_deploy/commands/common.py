@@ -33,7 +33,7 @@ from stl_deploy.data.catalogue import IMAGES, Name
 from stl_deploy.errors import InputError, Problem, StlError
 
 if TYPE_CHECKING:
-    from stl_deploy.comparison import ParityReport
+    from stl_deploy.verify.against_float import ParityReport
 
 MAX_SAMPLE = 1 << 24  # values of a sample
 SHAPES = "1,784 for [batch, ...], or 25,1,784 where forward loops over x[t]"

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from stl_deploy.comparison import ParityReport
     from stl_deploy.importers.stl import Checkpoint
-    from stl_deploy.network import IntegerNetwork
-    from stl_deploy.report import Activity
+    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.report.sections import Activity
+    from stl_deploy.verify.against_float import ParityReport
 
 
 class Target(StrEnum):
@@ -149,11 +149,11 @@ def export(
     Example: stl-export model.pt --target loihi --eval test.npz -o out
     """
     from stl_deploy import exporters
-    from stl_deploy.importers import models
-    from stl_deploy.output import check_out
-    from stl_deploy.output import export as write
-    from stl_deploy.quantizer import quantize
-    from stl_deploy.report import render
+    from stl_deploy.exporters.folder import check_out
+    from stl_deploy.exporters.folder import export as write
+    from stl_deploy.importers import read as models
+    from stl_deploy.lower.quantize import quantize
+    from stl_deploy.report.sections import render
 
     out = out if out is not None else Path(model.stem + "-export")
     targets = tuple(t.value for t in dict.fromkeys(target))
@@ -266,8 +266,8 @@ def _check_unasked(
 
 def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
     """The spikes of a calibration raster; its labels are not looked at."""
-    from stl_deploy import graph as G
-    from stl_deploy import raster as rasters
+    from stl_deploy.formats import raster as rasters
+    from stl_deploy.ir import nir_graph as G
 
     meta = G.float_meta(graph)
     raster = rasters.Raster(rasters.load(path).spikes)
@@ -283,10 +283,10 @@ def _evaluate(
     quiet: bool,
 ) -> tuple[Activity, ParityReport]:
     """Parity and activity on the raster at ``path``."""
-    from stl_deploy import raster as rasters
-    from stl_deploy.comparison import compare
+    from stl_deploy.formats import raster as rasters
     from stl_deploy.hw_sim.simulate import Recorder, batch_size, summarize
     from stl_deploy.models.net import from_params
+    from stl_deploy.verify.against_float import compare
 
     raster = rasters.load(path)
     rasters.check_fits(raster, str(path), network)
@@ -368,7 +368,7 @@ def _print_lowering(manifest: dict[str, Any]) -> None:
 
 def _print_placement(manifest: dict[str, Any]) -> None:
     """Cores by layer, what bound them, and how full the fullest core is."""
-    from stl_deploy.placement import NAMES
+    from stl_deploy.chips.placement import NAMES
 
     held = list(manifest["layers"][0]["placement"]["utilisation"])
     short = {"compartments": "compart.", "synapse_bytes": "memory", "thresholds": "vth"}

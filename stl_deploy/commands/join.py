@@ -46,8 +46,8 @@ def join(
 
     Example: stl-join a.pt b.pt c.pt -o joint.pt
     """
-    from stl_deploy.checkpoint import save_checkpoint
     from stl_deploy.files import check_distinct, check_writable, sha256
+    from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.models import joint
     from stl_deploy.models.net import from_params
 

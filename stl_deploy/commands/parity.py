@@ -30,8 +30,8 @@ from stl_deploy.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from stl_deploy.budgets import Table
-    from stl_deploy.parity_check import Outcome, Watch
+    from stl_deploy.verify.budgets import Table
+    from stl_deploy.verify.check import Outcome, Watch
 
 ARGUMENTS = {"model": "MODEL.pt", "lowered": "MODEL.nir"}
 
@@ -120,7 +120,7 @@ def parity(
 
     Example: stl-parity model.pt out/model.nir --input test.npz --backend lava,netx --limit 20
     """
-    from stl_deploy import parity_check
+    from stl_deploy.verify import check as parity_check
 
     table, config = _table(config)
     settings = parity_check.settings(
@@ -161,7 +161,7 @@ def parity(
 
 def _table(config: Path | None) -> tuple[Table | None, Path | None]:
     """The table of the file that was named, or of the nearest that may have one, and that file."""
-    from stl_deploy import budgets
+    from stl_deploy.verify import budgets
 
     path = config or budgets.find(Path.cwd())
     if path is None:

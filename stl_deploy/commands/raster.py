@@ -29,7 +29,7 @@ from stl_deploy.commands.common import (
 from stl_deploy.data.catalogue import IMAGES
 
 if TYPE_CHECKING:
-    from stl_deploy.raster import Encoding, Raster
+    from stl_deploy.formats.raster import Encoding, Raster
 
 IMAGE_STEPS = 4
 
@@ -69,9 +69,9 @@ def raster(
 
     Example: stl-raster --dataset nmnist --data NMNIST --split test -o test.npz
     """
-    from stl_deploy import raster as rasters
     from stl_deploy.data.load import Wanted
     from stl_deploy.files import check_writable
+    from stl_deploy.formats import raster as rasters
 
     refuse_options_of_the_other(dataset, asked(context), ("encoding", "seed"))
     folder = data_folder(dataset, data)
@@ -100,9 +100,9 @@ def _images(
     folder: Path, split: str, encoding: Encoding, seed: int, timesteps: int, limit: int | None
 ) -> tuple[Raster, dict[str, Any]]:
     """Images of IDX files, encoded."""
-    from stl_deploy import idx
-    from stl_deploy import raster as rasters
     from stl_deploy.files import sha256
+    from stl_deploy.formats import idx
+    from stl_deploy.formats import raster as rasters
 
     which: idx.Split = "train" if split == "train" else "test"
     images, labels = idx.load(folder, which, limit)

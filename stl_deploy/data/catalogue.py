@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stl_deploy.data.events import Listing, Split
 
 Name = Literal["fashion-mnist", "mnist", "nmnist", "dvs128gesture", "cifar10dvs", "shd"]
-IMAGES = ("fashion-mnist", "mnist")  # IDX files, stl_deploy/idx.py
+IMAGES = ("fashion-mnist", "mnist")  # IDX files, stl_deploy/formats/idx.py
 
 CHANNELS = 128  # of a convolution in PLIF's networks
 

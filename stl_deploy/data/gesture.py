@@ -16,15 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stl_deploy.data import aedat
-from stl_deploy.data.events import (
-    REMEDY,
-    Events,
-    Listing,
-    Split,
-    events,
-    first_folder,
-    read_bytes,
-)
+from stl_deploy.data.events import REMEDY, Events, Listing, Split, events, first_folder, read_bytes
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy import raster as rasters
 from stl_deploy.data.binning import Binning, Frames, Tally
 from stl_deploy.data.catalogue import EVENT_SETS, EventSet
 from stl_deploy.data.events import Split
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.formats import raster as rasters
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stl_deploy import arch as A
-from stl_deploy import graph as G
-from stl_deploy.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
+from stl_deploy.ir import arch as A
+from stl_deploy.ir import nir_graph as G
 
 Params = dict[str, NDArray[Any]]
 

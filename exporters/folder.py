@@ -1,0 +1,253 @@
+"""The output folder: model.nir, manifest.json, report.html and a folder per target, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import nir
+import numpy as np
+
+from stl_deploy import __version__
+from stl_deploy.chips import facts as chips
+from stl_deploy.chips import placement
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.files import new_folder, sha256
+from stl_deploy.files import write as write_file
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, Placement, synapse_count
+
+MANIFEST = "manifest.json"
+FORMAT = "stl-deploy/export"
+NirProfile = Literal["spec", "portable"]
+
+
+def export(
+    network: IntegerNetwork,
+    target: str | Sequence[str],
+    out: str | Path,
+    *,
+    graph: nir.NIRGraph | None = None,
+    source: Path | None = None,
+    force: bool = False,
+    report: Callable[[], str] | None = None,
+    extra: dict[str, Any] | None = None,
+    nir_profile: NirProfile = "spec",
+) -> dict[str, Any]:
+    """Write ``network`` for one target or several into the folder ``out``; the manifest is returned.
+
+    Args:
+        network: from ``quantize``.
+        target: "nir", "loihi", "onnx".
+        out: a new folder, or with ``force`` one that an earlier export wrote.
+        graph: the lowered float graph, written as model.float.nir, and for "onnx" as float_step.onnx.
+        source: the file that the model came from; its sha256 goes into the manifest, and for "onnx" into
+            the models.
+        force: replace an earlier export.
+        report: gives the text of report.html; without it the hardware sections alone.
+        extra: more entries for the manifest.
+        nir_profile: with "portable" model.portable.nir and, with ``graph``, model.float.portable.nir
+            are written too, for other tools (``nir_portable``).
+
+    Raises:
+        InputError: ``out`` exists, is not an export, or cannot be written. LoweringError: the target
+            cannot carry it.
+    """
+    from stl_deploy import exporters
+    from stl_deploy.report.sections import render
+
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    exporters.check(targets)
+    out = Path(out)
+    check_out(out, force, [source])
+    digest = None if source is None else sha256(source)
+    origin = exporters.Origin(graph, digest)
+    with new_folder(out) as temporary:
+        nir_file.write(nir_file.to_nir(network), temporary / "model.nir")
+        if graph is not None:
+            nir_file.write(graph, temporary / "model.float.nir")
+        if nir_profile == "portable":
+            nir_portable.write_beside(network, graph, temporary)
+        notes = [
+            asdict(note)
+            for name in targets
+            for note in exporters.write(network, name, temporary, origin)
+        ]
+        text = report() if report is not None else render(out.name, network)
+        write_file(temporary / "report.html", text.encode())
+        manifest = {**describe(network), "targets": list(targets)}
+        manifest |= {"nir_profile": nir_profile, **(extra or {})}
+        manifest["diagnostics"] += notes
+        manifest["source"] = None if source is None else {"file": source.name, "sha256": digest}
+        manifest["files"] = {
+            str(path.relative_to(temporary)): sha256(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        write_file(temporary / MANIFEST, f"{json.dumps(manifest, indent=1)}\n".encode())
+        _swap(temporary, out, force)
+    return manifest
+
+
+def _swap(new: Path, out: Path, force: bool) -> None:
+    """Put ``new`` in the place of ``out``; the old folder goes only when the new one stands.
+
+    Exports to one place take turns, and each looks again at what it would replace.
+    """
+    with _turn(out):
+        check_out(out, force)
+        if not out.exists():
+            new.replace(out)
+            return
+        old = new.with_name(f"{new.name}.old")
+        out.replace(old)
+        try:
+            new.replace(out)
+        except OSError:
+            old.replace(out)
+            raise
+        shutil.rmtree(old)
+
+
+@contextmanager
+def _turn(out: Path) -> Iterator[None]:
+    """Hold the lock of ``out``, a file next to it that does not stay."""
+    lock = out.with_name(f".{out.name}.lock")
+    with filelock.FileLock(lock).acquire(poll_interval=0.01):
+        try:
+            yield
+        finally:
+            # Windows deletes no open file; there filelock itself does.
+            with suppress(OSError):
+                lock.unlink()
+
+
+def check_out(out: Path, force: bool, inputs: Sequence[Path | None] = ()) -> None:
+    """Raise InputError unless ``out`` can become the output folder without any loss."""
+    remedy = "name another folder with -o"
+    if not out.parent.is_dir():
+        raise InputError(Problem(str(out), f"the folder {out.parent} does not exist", "create it"))
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(Problem(str(out), f"the folder {out.parent} cannot be written to", remedy))
+    if out.is_symlink():
+        raise InputError(Problem(str(out), "is a symbolic link", "name the folder itself with -o"))
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(Problem(str(out), "is or holds the current folder", remedy))
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(Problem(str(out), "is a file", remedy))
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise InputError(Problem(str(out), f"holds the input {path}", remedy))
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise InputError(
+            Problem(str(out), "exists already", "give --force to replace it, or another -o")
+        )
+    foreign = _foreign_files(out)
+    if foreign:
+        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise InputError(
+            Problem(
+                str(out),
+                f"holds {len(foreign)} files that stl-export did not write ({listed}), so --force "
+                "does not replace it",
+                remedy,
+            )
+        )
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Files in ``folder`` that its manifest does not list; all of them when it has none."""
+    try:
+        data = json.loads((folder / MANIFEST).read_text("utf-8"))
+        own = {MANIFEST, *data["files"]} if data["format"] == FORMAT else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set()
+    files = (str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+    return sorted(name for name in files if name not in own)
+
+
+def describe(network: IntegerNetwork) -> dict[str, Any]:
+    """What the manifest and ``--json`` say of a network."""
+    chip = chips.load(network.chip)
+    placed = placement.of(network, chip)
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "stl_deploy": __version__,
+        "chip": network.chip,
+        "timesteps": network.timesteps,
+        "thresholds": {"lowering": network.lowering, "reason": network.lowering_reason},
+        "weights": _weights(network, placed),
+        "layers": [_row(layer, network) | _cores(placed, layer, chip) for layer in network.layers],
+        "cores": None if placed is None else placed.cores,
+        "tiles": None if placed is None else placed.tiles,
+        "chips": None if placed is None else placed.chips,
+        "diagnostics": [asdict(d) for d in network.diagnostics],
+    }
+
+
+def _weights(network: IntegerNetwork, placed: Placement | None) -> dict[str, Any]:
+    """How weights are stored, and what all layers take for it; bytes None without cores."""
+    rows = () if placed is None else placed.layers.values()
+    memory = sum(row.total["synapse_bytes"] for row in rows)
+    return {
+        "precision": network.weight_precision,
+        "synapses": sum(synapse_count(layer) for layer in network.layers),
+        "synapse_bytes": None if placed is None else memory,
+    }
+
+
+def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
+    lif = isinstance(layer, LifLayer)
+    vth = layer.vth if isinstance(layer, LifLayer) else np.zeros(1, np.int32)
+    precision = network.precision.get(layer.name)
+    rounding = network.rounding.get(layer.name)
+    return {
+        "name": layer.name,
+        "kind": layer.synapses.kind if isinstance(layer, LifLayer) else "or_pool",
+        "shape": list(layer.shape),
+        "neurons": layer.neurons,
+        "synapses": synapse_count(layer),
+        "weight_bits": layer.weight_bits if isinstance(layer, LifLayer) else 1,
+        "weight_precision": layer.weight_precision if isinstance(layer, LifLayer) else None,
+        "grid_bits": layer.grid_bits if isinstance(layer, LifLayer) else 1,
+        "recurrent": isinstance(layer, LifLayer) and layer.recurrent is not None,
+        "reset": layer.reset if isinstance(layer, LifLayer) else "zero",
+        "decays": {"du": layer.du, "dv": layer.dv} if isinstance(layer, LifLayer) else None,
+        "thresholds": {
+            "distinct": len(np.unique(vth)),
+            "min": int(vth.min()),
+            "max": int(vth.max()),
+            "lowering": network.lowering if lif else "native",
+            "rounding": None if rounding is None else asdict(rounding),
+        },
+        "precision": None if precision is None else asdict(precision),
+    }
+
+
+def _cores(where: Placement | None, layer: Layer, chip: chips.Chip) -> dict[str, Any]:
+    if where is None:
+        return {"cores": None, "placement": None}
+    placed = where.layers[layer.name]
+    return {
+        "cores": placed.cores,
+        "placement": {
+            "bound_by": placed.bound_by,
+            "utilisation": placement.utilisation(placed, chip),
+            "first_core": placed.first_core,
+            "fullest": placed.fullest,
+            "total": placed.total,
+        },
+    }

@@ -1,0 +1,144 @@
+"""A NIR file as the rules look at it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import nir
+
+from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import IntegerNetwork
+
+NEURONS = (nir.IF, nir.LIF, nir.CubaLIF)
+Kind = Literal["integer", "portable integer", "float", "portable float", "other"]
+
+
+@dataclass(frozen=True)
+class File:
+    """A graph and what its nodes do not say.
+
+    Attributes:
+        kind: what stl-export wrote it as; "other" for anything else.
+        stored: by node, the names of its entries in the file.
+        inexact: see ``nir_portable.inexact``.
+        subtracts: neurons that reset by subtraction, by the metadata.
+        unchecked: why ``nir.read`` refuses the file unless told not to check types, else "".
+        network: the integer network of ``model.nir``.
+    """
+
+    path: Path
+    graph: nir.NIRGraph
+    kind: Kind = "other"
+    stored: dict[str, frozenset[str]] = field(default_factory=dict)
+    inexact: dict[str, str] = field(default_factory=dict)
+    subtracts: tuple[str, ...] = ()
+    unchecked: str = ""
+    network: IntegerNetwork | None = None
+
+    def nodes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+        """(name, node) of every node of these kinds."""
+        for name, node in self.graph.nodes.items():
+            if isinstance(node, kinds):
+                yield name, node
+
+    @cached_property
+    def _sources(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for source, target in self.graph.edges:
+            found.setdefault(target, []).append(source)
+        return found
+
+    def into(self, name: str) -> list[str]:
+        """The nodes with an edge to ``name``."""
+        return self._sources.get(name, [])
+
+    @cached_property
+    def recurrent(self) -> list[str]:
+        """Nodes that hear themselves, straight or through others."""
+        return G.on_cycles(list(self.graph.nodes), self.graph.edges)
+
+
+def read(path: Path) -> File:
+    """Read ``path`` as untrusted data. Raises InputError for what is no NIR file, or a broken one."""
+    graph = nir_file.read(path)
+    with h5py.File(path, "r") as file:
+        group = file.get("node/nodes")
+        stored = {
+            name: frozenset(node)
+            for name, node in (group.items() if isinstance(group, h5py.Group) else ())
+            if isinstance(node, h5py.Group)
+        }
+    _check(graph, path)
+    kind, inexact, subtracts, network = _meaning(graph, path)
+    return File(path, graph, kind, stored, inexact, subtracts, _unchecked(path), network)
+
+
+def _check(graph: nir.NIRGraph, path: Path) -> None:
+    """Raise InputError for a graph of which no tool could be said to run it right."""
+    try:
+        nir_graph.examine(graph)
+    except InputError as error:
+        problems = [replace(p, where=f"{path}: {p.where}") for p in error.problems]
+        raise InputError(problems) from None
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        # What shapes and types from a broken file can do to arithmetic on them.
+        raise InputError(
+            Problem(str(path), f"holds a node that makes no sense: {error}", "write it again")
+        ) from None
+
+
+def _unchecked(path: Path) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nir.read(path)
+    except Exception as error:  # whatever nir raises
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""
+
+
+def _meaning(
+    graph: nir.NIRGraph, path: Path
+) -> tuple[Kind, dict[str, str], tuple[str, ...], IntegerNetwork | None]:
+    """What the metadata make of ``graph``."""
+    key = nir_portable.KEY
+    try:
+        meta = nir_portable.read_meta(graph)
+        if meta is not None:
+            kind: Kind = "portable integer" if meta.of == "integer" else "portable float"
+            return kind, meta.inexact, (), None
+        key = G.KEY
+        text = graph.metadata.get(G.KEY)
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        if not isinstance(text, str):
+            return "other", {}, tuple(_marked(graph)), None
+        if nir_file.FORMAT in text:
+            network = nir_file.from_nir(graph, str(path))
+            subtracts = [layer.name for layer in network.lif_layers if layer.reset == "subtract"]
+            return "integer", nir_portable.inexact(network), tuple(subtracts), network
+        inexact = nir_portable.inexact_trained(graph)
+        marked = _marked(graph)
+    except (ValueError, RecursionError) as error:
+        raise InputError(Problem(f"{path}: metadata.{key}", f"is not valid: {error}")) from None
+    except LoweringError as error:
+        raise InputError([Problem(f"{path}: {p.where}", p.what) for p in error.problems]) from None
+    return "float", inexact, tuple(marked), None
+
+
+def _marked(graph: nir.NIRGraph) -> list[str]:
+    """The neurons whose metadata say a reset by subtraction. Raises ValueError for other words."""
+    return [
+        name
+        for name, node in graph.nodes.items()
+        if isinstance(node, NEURONS) and G.reset_of(node) == "subtract"
+    ]

@@ -1,0 +1,229 @@
+"""Running a NIR file in the tools themselves, each in an environment of its own.
+
+The environments hold the tools alone; torch, numpy and h5py are those that stl-deploy runs with, so that
+setting one up takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.backends import tool_env
+from stl_deploy.backends.consumers.file import File
+from stl_deploy.backends.consumers.rules import Consumer
+from stl_deploy.errors import BackendError, InputError, LoweringError, Problem
+from stl_deploy.files import atomic, write
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import IntArray
+
+WAIT_S = 600.0  # for another process that sets up the environment
+RUN_S = 1800.0  # for all runs of one environment
+Spikes = dict[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file in a tool, on one raster [N, T, *input_shape]."""
+
+    consumer: Consumer
+    path: Path
+    spikes: IntArray
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a tool made of a file.
+
+    ``error`` is what it raised. ``output`` is what came out, [N, T, ...]; ``spikes`` those of the nodes
+    that could be watched. ``alone`` says that the samples had to be run one by one.
+    """
+
+    error: str | None = None
+    alone: bool = False
+    output: NDArray[np.float32] | None = None
+    spikes: dict[str, NDArray[np.float32]] | None = None
+
+    def mismatches(self, expected: Spikes) -> dict[str, int] | None:
+        """By spiking node, the entries that differ; the last one's are those of the output too.
+
+        None where nothing came out, or not as many entries as there are.
+        """
+        if self.output is None or self.spikes is None or not expected:
+            return None
+        last = list(expected)[-1]
+        if self.output.size != expected[last].size:
+            return None
+        counts = {
+            name: int((self.spikes[name].reshape(spikes.shape) != spikes).sum())
+            for name, spikes in expected.items()
+            if name in self.spikes and self.spikes[name].size == spikes.size
+        }
+        wrong = int((self.output.reshape(expected[last].shape) != expected[last]).sum())
+        return {**counts, last: max(wrong, counts.get(last, 0))}
+
+
+def environment(name: str) -> tool_env.Environment:
+    """The environment of the requirements file ``name``.txt; it may not be there yet."""
+
+    def requirements() -> str:
+        return (resources.files("stl_deploy") / "consumers" / f"{name}.txt").read_text("utf-8")
+
+    python = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor} "
+    key = hashlib.sha256((python + requirements()).encode()).hexdigest()
+    cache = tool_env.cache("consumers")
+    return tool_env.Environment(
+        subject=f"NIR tools ({name})",
+        size="about 15 MB",
+        cache=cache,
+        folder=cache / f"{name}-{key[:16]}",
+        requirements=requirements,
+        options=("--no-deps", "--require-hashes", "-r"),
+        find_python=lambda: sys.executable,
+        python_remedy="use a Python that can make environments",
+        wait_s=WAIT_S,
+    )
+
+
+def expected(file: File, spikes: IntArray) -> Spikes:
+    """The spikes [N, T, *shape] of every spiking node, as they ought to be.
+
+    Those of hw_sim's reference for ``model.nir``, else those of the graph's equations in float64: as
+    they stand, or after the importer has brought them to a chain, where its shapes are the lowered ones.
+
+    Raises InputError for a raster that does not fit, LoweringError for a graph that neither can run.
+    """
+    from stl_deploy.hw_sim import reference
+    from stl_deploy.importers.nir import flow as nir_graph
+    from stl_deploy.ir import execute as float_exec
+
+    shape = G.in_shape(file.graph)
+    if spikes.shape[2:] != shape:
+        raise InputError(
+            Problem("raster", f"has inputs of shape {spikes.shape[2:]}, the graph {shape}")
+        )
+    if file.network is not None:
+        trace = reference.run(file.network, spikes)
+        return {name: layer.spikes for name, layer in trace.layers.items()}
+    graph = file.graph
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not _runs_as_it_is(graph):
+            levels = max(1, int(spikes.max(initial=1)))
+            try:
+                graph = nir_graph.to_float(graph, nir_graph.Options(levels=levels))
+            except InputError as error:
+                raise LoweringError(error.problems) from None
+        return float_exec.run(graph, spikes.reshape(*spikes.shape[:2], *G.in_shape(graph)))
+
+
+def _runs_as_it_is(graph: nir.NIRGraph) -> bool:
+    """Whether ``float_exec`` takes a graph that was not lowered."""
+    from stl_deploy.formats import float_nir as float_file
+
+    try:
+        G.verify(graph)
+    except LoweringError:
+        return False
+    chain = [node for node in G.inner(graph).values() if not isinstance(node, nir.Flatten)]
+    if not chain or not isinstance(chain[-1], G.Neurons | nir.Threshold):
+        return False  # what comes out is not spikes
+    for node in (*chain, *(node for _, node in G.recurrent(graph).values())):
+        # Where r is 1 everywhere the importer reads an IF as those do that write it.
+        counts = isinstance(node, nir.IF) and bool((node.r == 1).all())
+        if not isinstance(node, float_file.RUNS) or counts:
+            return False
+    return True
+
+
+def run(jobs: Sequence[Job], say: tool_env.Say | None = None) -> list[Seen]:
+    """Run every job, those of one environment one after the other in one process.
+
+    Raises BackendError when an environment cannot be made or its process dies.
+    """
+    seen: dict[int, Seen] = {}
+    for name in dict.fromkeys(job.consumer.environment for job in jobs):
+        here = [i for i, job in enumerate(jobs) if job.consumer.environment == name]
+        python = tool_env.ensure(environment(name), say)
+        seen |= zip(here, _run([jobs[i] for i in here], python), strict=True)
+    return [seen[i] for i in range(len(jobs))]
+
+
+def _run(jobs: Sequence[Job], python: Path) -> list[Seen]:
+    with tempfile.TemporaryDirectory(prefix="stl-consumer-") as name:
+        folder = Path(name)
+        rasters: dict[int, str] = {}
+        listed = []
+        for i, job in enumerate(jobs):
+            if id(job.spikes) not in rasters:
+                rasters[id(job.spikes)] = str(folder / f"{i}.in.npz")
+                with atomic(Path(rasters[id(job.spikes)])) as temporary:
+                    np.savez(temporary, spikes=job.spikes)
+            listed.append(
+                {
+                    "tool": job.consumer.name,
+                    "file": str(job.path.resolve()),
+                    "raster": rasters[id(job.spikes)],
+                    "out": str(folder / f"{i}.out.npz"),
+                }
+            )
+        write(folder / "jobs.json", json.dumps(listed).encode())
+        where = ", ".join(dict.fromkeys(job.consumer.title for job in jobs))
+        answers = _work(where, python, folder)
+        if len(answers) != len(jobs):
+            raise BackendError(
+                Problem(where, f"ended after {len(answers)} of {len(jobs)} runs", "report it")
+            )
+        return [_seen(answer, folder / f"{i}.out.npz") for i, answer in enumerate(answers)]
+
+
+def _work(where: str, python: Path, folder: Path) -> list[dict[str, object]]:
+    script = folder / "nir_consumer.py"
+    source = resources.files("stl_deploy") / "templates" / script.name
+    write(script, source.read_bytes())
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    sites = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+    try:
+        done = subprocess.run(
+            [str(python), str(script), str(folder / "jobs.json")],
+            cwd=folder,
+            env={**kept, "OMP_NUM_THREADS": "1", "STL_CONSUMER_SITES": os.pathsep.join(sites)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=RUN_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise BackendError(
+            Problem(where, f"took longer than {RUN_S:.0f} s", "run fewer samples (--limit)")
+        ) from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = lines[-1].strip() if lines else f"exit code {done.returncode}"
+        remedy = f"delete {python.parents[1]}; it is made again"
+        if said.startswith("OSError"):
+            remedy = f"free some space in {folder.parent}, or name another folder with TMPDIR"
+        raise BackendError(Problem(where, f"failed: {said}", remedy))
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _seen(answer: dict[str, object], path: Path) -> Seen:
+    if answer["error"] is not None:
+        return Seen(error=str(answer["error"]))
+    with np.load(path, allow_pickle=False) as arrays:
+        spikes = {
+            key.removeprefix("spikes/"): arrays[key] for key in arrays if key.startswith("spikes/")
+        }
+        return Seen(None, bool(answer["alone"]), arrays["output"], spikes)

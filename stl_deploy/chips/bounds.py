@@ -1,0 +1,99 @@
+"""How far sums, currents and voltages of an integer layer can go, over all inputs: static worst cases.
+
+The sums are one-sided: all inputs and all of the layer's own neurons with positive weights firing, or
+all with negative ones. Currents and voltages follow from them over T steps; a decay keeps the order of
+two values (truncation toward zero never increases |x|). Downwards v only decays. Upwards, when the next
+step begins, a voltage that did not spike is at most vth << 6, and one that did is 0 or, with reset
+"subtract", vth << 6 lower than it was. As long as nothing passes a register, that is what the chip does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.chips.facts import Chip
+from stl_deploy.ir.network import LifLayer, row_sums
+
+Int64 = NDArray[np.int64]
+
+
+def one_sided_sums(layer: LifLayer, levels: int) -> tuple[Int64, Int64]:
+    """(smallest, largest) a_in that any input 0..levels can give, int64 [O] each, with ``exp``."""
+    sides: list[Int64] = []
+    for side in (np.minimum, np.maximum):
+        total = row_sums(layer.synapses, side(layer.synapses.weight.astype(np.int64), 0)) * levels
+        if layer.recurrent is not None:
+            own = row_sums(layer.recurrent, side(layer.recurrent.weight.astype(np.int64), 0))
+            total = _of_channels(own, len(total), side) + total
+        sides.append(total << layer.exp)
+    return sides[0], sides[1]
+
+
+def current_range(layer: LifLayer, levels: int, timesteps: int) -> tuple[Int64, Int64]:
+    """(lower, upper) bound of u, int64 [O] each, over ``timesteps`` steps."""
+    *_, last = _currents(layer, levels, timesteps)
+    return last
+
+
+def voltage_range(
+    layer: LifLayer, levels: int, timesteps: int, anywhere: bool = False
+) -> tuple[Int64, Int64]:
+    """(lower, upper) bound of v before the threshold, int64 [O] each, over ``timesteps`` steps.
+
+    With ``anywhere`` it holds for thresholds anywhere between the layer's lowest and highest.
+    """
+    from stl_deploy.hw_sim.reference import decay
+
+    bias = layer.bias_mant.astype(np.int64) << layer.bias_exp
+    vth = layer.vth.astype(np.int64).reshape(1 if anywhere else len(bias), -1) << 6
+    lowest, highest = vth.min(axis=1), vth.max(axis=1)
+    down = up = np.zeros_like(bias)
+    worst_down, worst_up = down, up
+    for low, high in _currents(layer, levels, timesteps):
+        left = np.minimum(up, highest)
+        if layer.reset == "subtract":
+            left = np.maximum(left, up - lowest)
+        down = decay(np.minimum(down, 0), layer.dv) + low + bias
+        up = decay(np.maximum(left, 0), layer.dv) + high + bias
+        worst_down, worst_up = np.minimum(worst_down, down), np.maximum(worst_up, up)
+    return worst_down, worst_up
+
+
+def excess(
+    layer: LifLayer, chip: Chip, levels: int, timesteps: int, anywhere: bool = False
+) -> NDArray[np.float64]:
+    """Worst case over limit of the registers of ``chip``, float64 [O] or [1]; above 1 it can overflow.
+
+    ``anywhere``: see ``voltage_range``.
+    """
+    most: NDArray[np.float64] = np.zeros(1)
+    if chip.accumulator_limit is not None:
+        low, high = one_sided_sums(layer, levels)
+        most = np.maximum(-low, high) / (chip.accumulator_limit - 1)
+    if chip.state_limit is not None:
+        for low, high in (
+            current_range(layer, levels, timesteps),
+            voltage_range(layer, levels, timesteps, anywhere),
+        ):
+            most = np.maximum(most, np.maximum(-low, high) / (chip.state_limit - 1))
+    return most
+
+
+def _currents(layer: LifLayer, levels: int, timesteps: int) -> Iterator[tuple[Int64, Int64]]:
+    """(lower, upper) bound of u in each step; both only grow away from zero."""
+    from stl_deploy.hw_sim.reference import decay
+
+    low, high = one_sided_sums(layer, levels)
+    least = most = np.zeros_like(low)
+    for _ in range(timesteps):
+        least = decay(least, layer.du + 1) + (low << 6)
+        most = decay(most, layer.du + 1) + (high << 6)
+        yield least, most
+
+
+def _of_channels(of_neurons: Int64, channels: int, side: np.ufunc) -> Int64:
+    """The lowest or highest value among the neurons of each channel, int64 [channels]."""
+    return np.asarray(side.reduce(of_neurons.reshape(channels, -1), axis=1), np.int64)

@@ -1,0 +1,1 @@
+"""Files: NIR, checkpoints, rasters, IDX; each read as untrusted data and written whole."""

@@ -1,0 +1,847 @@
+"""The integer network as a NIR graph and back; NIR files read as untrusted data.
+
+Units in the file (dt = 1e-4): ``weight`` int8; ``v_threshold`` int32 = vth behind NIR's strict >;
+``v_leak`` = ``v_reset`` = 0; ``tau`` = dt*4096/dv and ``r`` = (4096/dv)*2^exp, so that NIR's equation
+gives v = v*(4096-dv)/4096 + 2^exp * I; ``bias`` = (mant << bias_exp) / 2^(6+exp). An OR pool is
+SumPool2d -> Threshold(0). What NIR cannot say stands in one JSON string (``IntegerMeta``). The loader
+rebuilds the integers from both and refuses what is not an integer or contradicts.
+
+Neurons that remember a current (du not 4095) are a CubaLIF: ``tau_syn`` = dt*4096/(du+1) and ``w_in`` =
+4096/(du+1), so that NIR's equation gives I = I*(4096-(du+1))/4096 + S and the rest is as above. The bias
+goes to v past the current, so it is ``v_leak`` = (mant << bias_exp)/2^6 * 4096/dv; the weights' own is 0.
+Neurons that neither leak (dv 0) nor remember a current are an IF: ``r`` = 2^exp/dt. Neurons that hear
+themselves have edges to a Linear node of int8 and back from it. The reset by subtraction stands in the
+JSON alone, and so does how many inputs a layer was calibrated on (``precision``). With any of these it is
+version 2, which older readers refuse.
+
+Weights of a precision other than "8" (``slices.py``) are int16, and their layer's ``weight_precision``
+says what they may be. With one of them it is version 3.
+
+NIR knows no single connections, which a folded convolution becomes. They stand in the ``metadata`` of
+its Conv2d node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order, ``weight`` int8
+[n], and ``bias_mant`` int32, one a neuron. The nodes themselves say the same before rounding: a Conv2d
+of float64 and a Scale behind it, which brings each neuron's inputs to its own unit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import nir
+import numpy as np
+import numpy.typing as npt
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from stl_deploy.chips import facts as chips
+from stl_deploy.chips import placement as place
+from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.files import check_readable
+from stl_deploy.files import write as write_file
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir import slices
+from stl_deploy.ir.network import (
+    Conv,
+    Dense,
+    Diagnostic,
+    IntegerNetwork,
+    Kernel,
+    Layer,
+    LayerPlacement,
+    LifLayer,
+    Limit,
+    Lowering,
+    OrPool,
+    Placement,
+    Precision,
+    Readout,
+    Reset,
+    Rounding,
+    Sparse,
+    Synapses,
+)
+from stl_deploy.ir.slices import WeightPrecision, Weights
+from stl_deploy.lower import folding
+
+MAX_BYTES = 4 << 30
+MAX_OBJECTS = 20_000
+MAX_RATIO = 1100
+FORMAT = "stl-deploy/integer"
+ResetText = Literal["same-step, to zero", "same-step, as its layer says"]
+RESETS: dict[int, ResetText] = {
+    1: "same-step, to zero",
+    2: "same-step, as its layer says",
+    3: "same-step, as its layer says",
+}
+Version = Literal[1, 2, 3]
+
+
+class _Meta(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PrecisionMeta(_Meta):
+    """See ``network.Precision``."""
+
+    mode: Literal["proven", "checked"]
+    effective_bits: float
+    worst_sum: int
+    limit: int | None
+    calibrated: int = Field(default=0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if not self.calibrated:
+            del row["calibrated"]
+        return row
+
+
+class RoundingMeta(_Meta):
+    """See ``network.Rounding``."""
+
+    changed: float
+    mean: float
+    largest: float
+
+
+class LayerMeta(_Meta):
+    """What NIR cannot say of a layer; ``weights`` names its weight (or SumPool2d) node.
+
+    ``folded`` says that the weight node carries single connections. ``recurrent`` names the node from
+    the neurons back to them. Files of version 1 do not have it, nor ``reset``; files before version 3
+    have no ``weight_precision``.
+    """
+
+    name: str
+    kind: Literal["lif", "or_pool"]
+    weights: str
+    du: int = Field(default=4095, ge=0, le=4095)
+    dv: int = Field(default=4095, ge=0, le=4095)
+    exp: int = Field(default=0, ge=0, le=7)
+    bias_exp: int = Field(default=6, ge=0, le=7)
+    weight_bits: int = Field(default=8, ge=2, le=8)
+    scale: list[float] = Field(default_factory=list)
+    precision: PrecisionMeta | None = None
+    rounding: RoundingMeta | None = None
+    folded: bool = False
+    recurrent: str | None = None
+    reset: Reset = "zero"
+    weight_precision: WeightPrecision = "8"
+
+    @property
+    def version(self) -> Version:
+        """The version of the file that can say this."""
+        if self.weight_precision != "8":
+            return 3
+        plain = self.du == 4095 and self.dv > 0 and self.recurrent is None and self.reset == "zero"
+        rounded = self.precision is None or not self.precision.calibrated
+        return 1 if plain and rounded else 2
+
+    @model_serializer(mode="wrap")
+    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if self.version == 1:
+            del row["recurrent"], row["reset"]
+        if self.version < 3:
+            del row["weight_precision"]
+        return row
+
+
+class LayerPlacementMeta(_Meta):
+    """See ``network.LayerPlacement``."""
+
+    name: str
+    first_core: int
+    blocks: list[int] = Field(min_length=1)
+    bound_by: Limit | None
+    fullest: dict[Limit, int]
+    total: dict[Limit, int]
+    order: list[int] | None = None
+
+
+class PlacementMeta(_Meta):
+    """See ``network.Placement``; its chip is the network's."""
+
+    cores: int
+    tiles: int
+    chips: int
+    layers: list[LayerPlacementMeta]
+
+
+class IntegerMeta(_Meta):
+    """The JSON string of ``model.nir``."""
+
+    format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
+    version: Version = 1
+    chip: str
+    timesteps: int = Field(ge=1, le=4096)
+    reset: ResetText = "same-step, to zero"
+    compare: Literal[">"] = ">"
+    input_levels: int = Field(ge=1, le=255)
+    classes: int = Field(ge=1)
+    population: int = Field(ge=1)
+    readout: Literal["mean over population and time"] = "mean over population and time"
+    lowering: Lowering = "native"
+    lowering_reason: str = ""
+    layers: list[LayerMeta]
+    placement: PlacementMeta | None = None
+    diagnostics: list[tuple[str, str, str]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _says_what_it_can(self) -> IntegerMeta:
+        if self.reset != RESETS[self.version]:
+            raise ValueError(f"version {self.version} resets {RESETS[self.version]!r}")
+        for layer in self.layers:
+            if layer.version > max(self.version, 2):
+                raise ValueError(f"{layer.name}: before version 3 weights have precision '8'")
+            if layer.version > self.version:
+                raise ValueError(
+                    f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero, leaks, does not "
+                    "hear itself and is not calibrated"
+                )
+        return self
+
+
+def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
+    """The NIR graph that carries ``network``. Raises LoweringError naming what NIR cannot."""
+    if problems := [p for layer in network.lif_layers for p in _unwritable(layer)]:
+        raise LoweringError(problems)
+    nodes: dict[str, nir.ir.NIRNode] = {}
+    metas: list[LayerMeta] = []
+    for layer in network.layers:
+        nodes |= _nodes(layer)
+        metas.append(_layer_meta(layer, network))
+    version: Version = max(meta.version for meta in metas)
+    meta = IntegerMeta(
+        version=version,
+        reset=RESETS[version],
+        chip=network.chip,
+        timesteps=network.timesteps,
+        input_levels=network.input_levels,
+        classes=network.readout.classes,
+        population=network.readout.population,
+        lowering=network.lowering,
+        lowering_reason=network.lowering_reason,
+        layers=metas,
+        placement=None if network.placement is None else _placement_meta(network.placement),
+        diagnostics=[(d.where, d.what, d.remedy) for d in network.diagnostics],
+    )
+    recurrent: G.Recurrent = {
+        layer.name: (layer.recurrent_name, nir.Linear(weight=layer.recurrent.weight))
+        for layer in network.lif_layers
+        if layer.recurrent is not None
+    }
+    shapes = network.input_shape, network.layers[-1].shape
+    return G.chain_graph(nodes, *shapes, meta.model_dump_json(), recurrent)
+
+
+def _unwritable(layer: LifLayer) -> Iterator[Problem]:
+    """What no node of NIR can say."""
+    if layer.dv == 0 and layer.du != 4095:
+        yield Problem(
+            layer.name, "dv 0: NIR's neurons with a current leak", "use a dv from 1 to 4095"
+        )
+    if layer.du != 4095 and isinstance(layer.synapses, Sparse):
+        yield Problem(
+            layer.name,
+            f"a folded convolution into neurons with a current (du {layer.du})",
+            "use --thresholds native",
+        )
+    if layer.recurrent is not None and len(layer.shape) != 1:
+        yield Problem(
+            layer.name,
+            f"neurons of shape {layer.shape} hear themselves; only a flat population can",
+            "flatten the population",
+        )
+
+
+def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
+    if isinstance(layer, OrPool):
+        return {
+            layer.synapse_name: G.sum_pool(layer.kernel, layer.input_shape),
+            layer.name: nir.Threshold(threshold=np.zeros(layer.shape, np.int32)),
+        }
+    neurons = _neurons(layer)
+    if isinstance(layer.synapses, Sparse):
+        return _folded_nodes(layer, layer.synapses) | {layer.name: neurons}
+    out: dict[str, nir.ir.NIRNode] = {}
+    bias = layer.bias.reshape(-1) / 2.0 ** (6 + layer.exp)
+    if layer.du != 4095:
+        bias = np.zeros_like(bias)
+    synapses = layer.synapses
+    if isinstance(synapses, Conv):
+        out[layer.synapse_name] = G.conv2d(
+            synapses.weight,
+            bias,
+            layer.input_shape,
+            synapses.stride,
+            synapses.padding,
+            synapses.groups,
+            synapses.dilation,
+        )
+    else:
+        if len(layer.input_shape) > 1:
+            out[f"{layer.synapse_name}_flatten"] = G.flatten(layer.input_shape)
+        out[layer.synapse_name] = (
+            nir.Affine(weight=synapses.weight, bias=bias)
+            if bias.any()
+            else nir.Linear(weight=synapses.weight)
+        )
+    out[layer.name] = neurons
+    return out
+
+
+def _neurons(layer: LifLayer) -> G.Neurons:
+    if layer.dv == 0 and layer.du == 4095:
+        return G.integrate_and_fire(layer.vth, 2.0**layer.exp)
+    tau, r = _membrane(layer.dv, layer.exp)
+    if layer.du == 4095:
+        return G.lif(layer.vth, tau=tau, r=r)
+    tau_syn, w_in = _current(layer.du)
+    leak = _leak(layer.bias, layer.dv)
+    return G.cuba_lif(layer.vth, tau_syn=tau_syn, tau_mem=tau, r=r, w_in=w_in, v_leak=leak)
+
+
+def _membrane(dv: int, exp: int) -> tuple[float, float]:
+    """(tau or tau_mem, r) of a LIF or CubaLIF node."""
+    gain = 4096 / dv
+    return G.DT * gain, gain * 2.0**exp
+
+
+def _current(du: int) -> tuple[float, float]:
+    """(tau_syn, w_in) of a CubaLIF node."""
+    gain = 4096 / (du + 1)
+    return G.DT * gain, gain
+
+
+def _leak(bias: NDArray[Any], dv: int) -> NDArray[np.float64]:
+    """v_leak of a CubaLIF node, whose step adds ``bias`` to v."""
+    leak: NDArray[np.float64] = bias / 2.0**6 * (4096 / dv)
+    return leak
+
+
+def _folded_nodes(layer: LifLayer, synapses: Sparse) -> dict[str, nir.ir.NIRNode]:
+    """The convolution before rounding, its Scale, and the single connections as its metadata."""
+    kernel = synapses.kernel
+    node = G.conv2d(
+        kernel.weight,
+        kernel.bias,
+        layer.input_shape,
+        kernel.stride,
+        kernel.padding,
+        kernel.groups,
+        kernel.dilation,
+    )
+    node.metadata = {
+        "row": synapses.row,
+        "column": synapses.column,
+        "weight": synapses.weight,
+        "bias_mant": layer.bias_mant,
+    }
+    # The kernel counts the float model's units, a step of the neuron's grid is scale * 2^exp.
+    factor = 1 / (layer.scale.reshape(layer.shape) * 2.0**layer.exp)
+    return {layer.synapse_name: node, _scale_name(layer.synapse_name): nir.Scale(scale=factor)}
+
+
+def _scale_name(weights: str) -> str:
+    return f"{weights}_fold"
+
+
+def _layer_meta(layer: Layer, network: IntegerNetwork) -> LayerMeta:
+    if isinstance(layer, OrPool):
+        return LayerMeta(name=layer.name, kind="or_pool", weights=layer.synapse_name)
+    precision = network.precision.get(layer.name)
+    rounding = network.rounding.get(layer.name)
+    return LayerMeta(
+        name=layer.name,
+        kind="lif",
+        weights=layer.synapse_name,
+        du=layer.du,
+        dv=layer.dv,
+        exp=layer.exp,
+        bias_exp=layer.bias_exp,
+        weight_bits=layer.weight_bits,
+        scale=layer.scale.tolist(),
+        precision=None if precision is None else PrecisionMeta(**vars(precision)),
+        rounding=None if rounding is None else RoundingMeta(**vars(rounding)),
+        folded=isinstance(layer.synapses, Sparse),
+        recurrent=None if layer.recurrent is None else layer.recurrent_name,
+        reset=layer.reset,
+        weight_precision=layer.weight_precision,
+    )
+
+
+def _placement_meta(placement: Placement) -> PlacementMeta:
+    return PlacementMeta(
+        cores=placement.cores,
+        tiles=placement.tiles,
+        chips=placement.chips,
+        layers=[_placed_meta(name, placed) for name, placed in placement.layers.items()],
+    )
+
+
+def _placed_meta(name: str, placed: LayerPlacement) -> LayerPlacementMeta:
+    return LayerPlacementMeta(
+        name=name,
+        first_core=placed.first_core,
+        blocks=list(placed.blocks),
+        bound_by=placed.bound_by,
+        fullest=placed.fullest,
+        total=placed.total,
+        order=None if placed.order is None else list(placed.order),
+    )
+
+
+def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
+    """Rebuild the integer network. Raises InputError naming everything that is off."""
+    meta = _integer_meta(graph, where)
+    if meta.chip not in chips.names():
+        raise InputError(
+            Problem(f"{where}: chip", f"{meta.chip!r} is not one of {', '.join(chips.names())}")
+        )
+    chip = chips.load(meta.chip)
+    problems: list[Problem] = []
+    layers: list[Layer] = []
+    try:
+        G.verify(graph)
+        chain, beside = G.inner(graph), G.recurrent(graph)
+    except LoweringError as error:
+        raise InputError([Problem(f"{where}: {p.where}", p.what) for p in error.problems]) from None
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        # What shapes and types from a broken file can do to arithmetic on them.
+        raise InputError(Problem(where, f"holds a node that makes no sense: {error}")) from None
+    shape = G.in_shape(graph)
+    used: set[str] = set()
+    for entry in meta.layers:
+        node, neurons = chain.get(entry.weights), chain.get(entry.name)
+        between = [f"{entry.weights}_flatten", *([_scale_name(entry.weights)] * entry.folded)]
+        used |= {entry.weights, entry.name, *between}
+        try:
+            if entry.folded:
+                factor = chain.get(_scale_name(entry.weights))
+                layer: Layer = _folded_layer(entry, node, factor, neurons, shape, chip)
+            else:
+                layer = _layer(entry, node, neurons, shape, chip)
+            layer = _with_recurrent(entry, layer, beside.get(entry.name))
+        except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            problems.append(Problem(f"{where}: {entry.name}", str(error)))
+            continue
+        layers.append(layer)
+        shape = layer.shape
+    for name in chain:
+        if name not in used:
+            problems.append(Problem(f"{where}: {name}", "is not described in the metadata"))
+    expected = [
+        name
+        for e in meta.layers
+        for name in (e.weights, *([_scale_name(e.weights)] * e.folded), e.name)
+    ]
+    if [n for n in chain if not isinstance(chain[n], nir.Flatten)] != expected and not problems:
+        problems.append(Problem(where, "the order of its edges contradicts the metadata's layers"))
+    if not problems and math.prod(shape) != meta.classes * meta.population:
+        problems.append(
+            Problem(
+                where, f"{math.prod(shape)} outputs for {meta.classes} classes of {meta.population}"
+            )
+        )
+    if problems:
+        raise InputError(problems)
+    network = IntegerNetwork(
+        chip=meta.chip,
+        timesteps=meta.timesteps,
+        input_shape=G.in_shape(graph),
+        input_levels=meta.input_levels,
+        layers=tuple(layers),
+        readout=Readout(meta.classes, meta.population),
+        lowering=meta.lowering,
+        lowering_reason=meta.lowering_reason,
+        rounding={e.name: Rounding(**e.rounding.model_dump()) for e in meta.layers if e.rounding},
+        precision={
+            e.name: Precision(**e.precision.model_dump()) for e in meta.layers if e.precision
+        },
+        diagnostics=tuple(Diagnostic(*d) for d in meta.diagnostics),
+    )
+    if meta.placement is None:
+        return network
+    try:
+        return replace(network, placement=_placement(meta.placement, network, chip))
+    except ValueError as error:
+        raise InputError(
+            Problem(
+                f"{where}: placement", str(error), "was the file changed by hand? export it again"
+            )
+        ) from None
+
+
+def _placement(meta: PlacementMeta, network: IntegerNetwork, chip: chips.Chip) -> Placement:
+    """The placement of the file. Raises ValueError where its blocks make another one."""
+    names, expected = [e.name for e in meta.layers], [layer.name for layer in network.layers]
+    if names != expected:
+        raise ValueError(f"places {', '.join(names)}; the layers are {', '.join(expected)}")
+    rebuilt = place.rebuild(network, chip, {e.name: (e.blocks, e.order) for e in meta.layers})
+    if rebuilt is None:
+        raise ValueError(f"{chip.name} has no cores")
+    right = _placement_meta(rebuilt)
+    for given, entry in zip(meta.layers, right.layers, strict=True):
+        for key, value in entry:
+            if getattr(given, key) != value:
+                raise ValueError(
+                    f"{entry.name}: {key} is {getattr(given, key)}, its blocks make {value}"
+                )
+    if meta != right:
+        raise ValueError(
+            f"{meta.cores} cores, {meta.tiles} tiles, {meta.chips} chips; its blocks make "
+            f"{right.cores}, {right.tiles}, {right.chips}"
+        )
+    return rebuilt
+
+
+def holds_integers(graph: nir.NIRGraph) -> bool:
+    """Whether ``graph`` says that it is an integer network."""
+    data = _json(graph)
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def _json(graph: nir.NIRGraph) -> Any:
+    """What the JSON string of ``graph`` says, None where there is none."""
+    text = graph.metadata.get(G.KEY)
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
+    data = _json(graph)
+    if not holds_integers(graph):
+        raise InputError(
+            Problem(
+                where,
+                "is not an integer network (no stl-deploy metadata)",
+                "give the model.nir that stl-export wrote, not model.float.nir or a portable one",
+            )
+        )
+    try:
+        return IntegerMeta.model_validate(data)
+    except ValidationError as error:
+        raise InputError(
+            [
+                Problem(
+                    f"{where}: metadata {'.'.join(map(str, e['loc']))}",
+                    e["msg"],
+                    "written by another version of stl-deploy?",
+                )
+                for e in error.errors(include_url=False)
+            ]
+        ) from None
+
+
+def _layer(
+    entry: LayerMeta, node: Any, neurons: Any, shape: tuple[int, ...], chip: chips.Chip
+) -> Layer:
+    """One layer from its two nodes. Raises ValueError saying what contradicts."""
+    if entry.kind == "or_pool":
+        if not isinstance(node, nir.SumPool2d) or not isinstance(neurons, nir.Threshold):
+            raise ValueError("an OR pool is SumPool2d -> Threshold")
+        kernel = G.pair(node.kernel_size)
+        if G.pair(node.stride) != kernel or G.pair(node.padding) != (0, 0):
+            raise ValueError(f"its windows {kernel} do not tile the plane")
+        if np.any(neurons.threshold != 0):
+            raise ValueError("the threshold of an OR pool is 0")
+        if entry.version > 1:
+            raise ValueError(
+                "an OR pool has no current, does not hear itself, resets to zero and has no weights "
+                "to calibrate or to store in another precision"
+            )
+        return OrPool(entry.name, entry.weights, shape, neurons.threshold.shape, kernel)
+    if not isinstance(node, nir.Conv2d | nir.Affine | nir.Linear):
+        raise ValueError(
+            f"{entry.weights} is a {type(node).__name__}, not a Conv2d, Affine or Linear"
+        )
+    weight = _weights(node.weight, f"{entry.weights}.weight", entry)
+    bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), np.float64)
+    mant = bias * 2.0 ** (6 + entry.exp - entry.bias_exp)
+    if isinstance(neurons, nir.CubaLIF):
+        if bias.any():
+            raise ValueError(f"{entry.weights} has a bias; that of a CubaLIF is its v_leak")
+        mant = _leaked(neurons, len(weight), entry)
+    synapses: Synapses = (
+        Conv(weight, *G.conv_geometry(node), int(node.groups))
+        if isinstance(node, nir.Conv2d)
+        else Dense(weight)
+    )
+    return _lif_layer(entry, synapses, mant, len(weight), neurons, shape, chip)
+
+
+def _weights(values: NDArray[Any], what: str, entry: LayerMeta) -> Weights:
+    """Weights as the layer's precision holds them. Raises ValueError where it cannot."""
+    span = slices.span(entry.weight_precision, entry.weight_bits)
+    return _integers(values, what, *span).astype(slices.kind(entry.weight_precision))
+
+
+def _leaked(neurons: nir.CubaLIF, channels: int, entry: LayerMeta) -> NDArray[np.float64]:
+    """The bias mantissa of each channel, from v_leak. Raises ValueError where they differ within one."""
+    leak = np.asarray(neurons.v_leak, np.float64)
+    if entry.dv == 0 or leak.size % channels:
+        raise ValueError(f"dv {entry.dv}, {leak.size} neurons for {channels} channels")
+    unit = 2.0 ** (entry.bias_exp - 6) * (4096 / entry.dv)
+    mant = np.rint(leak.reshape(channels, -1)[:, 0] / unit)
+    bias = mant.reshape(-1, *[1] * (leak.ndim - 1)) * 2.0**entry.bias_exp
+    if not np.isfinite(leak).all() or (leak != _leak(bias, entry.dv)).any():
+        raise ValueError("v_leak is not a bias, one for each channel")
+    return mant
+
+
+def _with_recurrent(entry: LayerMeta, layer: Layer, found: tuple[str, nir.Linear] | None) -> Layer:
+    """``layer`` with its recurrent weights. Raises ValueError saying what contradicts."""
+    name, node = found or (None, None)
+    if name != entry.recurrent:
+        raise ValueError(
+            f"hears itself through {name or 'no node'}, in the metadata through "
+            f"{entry.recurrent or 'none'}"
+        )
+    if node is None or name is None or isinstance(layer, OrPool):
+        return layer
+    weight = _weights(node.weight, f"{name}.weight", entry)
+    return replace(layer, recurrent=Dense(weight), recurrent_name=name)
+
+
+def _lif_layer(
+    entry: LayerMeta,
+    synapses: Synapses,
+    mant: NDArray[Any],
+    channels: int,
+    neurons: Any,
+    shape: tuple[int, ...],
+    chip: chips.Chip,
+) -> LifLayer:
+    """The layer with these synapses. Raises ValueError saying what contradicts."""
+    kind = nir.CubaLIF if entry.du != 4095 else nir.LIF if entry.dv else nir.IF
+    if not isinstance(neurons, kind):
+        raise ValueError(f"is a {type(neurons).__name__}, with du {entry.du} not a {kind.__name__}")
+    wrong = slices.contradictions(entry.weight_precision, entry.weight_bits, entry.exp)
+    if wrong:
+        raise ValueError(f"weight precision {'; '.join(wrong)}")
+    if kind is nir.IF:
+        expected = {"r": 2.0**entry.exp / G.DT, "v_reset": 0.0}
+    elif entry.dv == 0:
+        raise ValueError("dv 0: neurons with a current have a dv from 1")
+    else:
+        tau, r = _membrane(entry.dv, entry.exp)
+        expected = {"tau": tau, "r": r, "v_leak": 0.0, "v_reset": 0.0}
+    if kind is nir.CubaLIF:
+        tau_syn, w_in = _current(entry.du)
+        expected = {"tau_syn": tau_syn, "w_in": w_in, "tau_mem": tau, "r": r, "v_reset": 0.0}
+    for key, value in expected.items():
+        if np.any(np.asarray(getattr(neurons, key)) != value):
+            raise ValueError(
+                f"{key} contradicts the metadata (du {entry.du}, dv {entry.dv}, exp {entry.exp})"
+            )
+    if entry.reset == "subtract" and not chip.neurons.subtract_reset.value:
+        raise ValueError(f"reset {entry.reset!r}: a neuron of {chip.name} resets to zero")
+    vth = _integers(neurons.v_threshold, "v_threshold", *chip.threshold_range)
+    scale = np.array(entry.scale, np.float64)
+    if scale.shape != (channels,) or not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(f"{scale.size} scales for {channels} channels, or one is not positive")
+    return LifLayer(
+        name=entry.name,
+        synapse_name=entry.weights,
+        synapses=synapses,
+        input_shape=shape,
+        shape=vth.shape,
+        bias_mant=_integers(mant, "bias", *chip.bias_mant_range).astype(np.int32),
+        vth=vth.astype(np.int32),
+        scale=scale,
+        weight_bits=entry.weight_bits,
+        exp=entry.exp,
+        bias_exp=entry.bias_exp,
+        du=entry.du,
+        dv=entry.dv,
+        reset=entry.reset,
+        weight_precision=entry.weight_precision,
+    )
+
+
+def _folded_layer(
+    entry: LayerMeta,
+    node: Any,
+    factor: Any,
+    neurons: Any,
+    shape: tuple[int, ...],
+    chip: chips.Chip,
+) -> LifLayer:
+    """A folded convolution. Raises ValueError unless its connections are the nodes', rounded."""
+    if not isinstance(node, nir.Conv2d) or not isinstance(factor, nir.Scale):
+        raise ValueError("a folded convolution is Conv2d -> Scale -> LIF")
+    if entry.du != 4095:
+        raise ValueError(f"du {entry.du}: the neurons of a folded convolution have no current")
+    kernel = Kernel(
+        np.asarray(node.weight, np.float64),
+        np.asarray(node.bias, np.float64),
+        *G.conv_geometry(node),
+        int(node.groups),
+    )
+    if folding.connections(np.ones(kernel.weight.shape, np.bool_), shape, node) > folding.MOST:
+        raise ValueError(f"more than {folding.MOST:,} single connections")
+    size = math.prod(factor.scale.shape), math.prod(shape)
+    arrays = _triplets(node, size, entry)
+    synapses = Sparse(arrays["row"], arrays["column"], arrays["weight"], size, kernel)
+    layer = _lif_layer(entry, synapses, arrays["bias_mant"], size[0], neurons, shape, chip)
+    scale = layer.scale.reshape(layer.shape)
+    if layer.shape != factor.scale.shape or not np.allclose(
+        factor.scale * scale * 2.0**layer.exp, 1, rtol=1e-9, atol=0
+    ):
+        raise ValueError(f"{_scale_name(entry.weights)} contradicts the scales in the metadata")
+    folding.check(layer, synapses)
+    return layer
+
+
+def _triplets(node: nir.Conv2d, size: tuple[int, int], entry: LayerMeta) -> dict[str, Any]:
+    """The arrays in the metadata of a folded convolution's node, within their ranges."""
+    qmax = slices.largest(entry.weight_precision, entry.weight_bits)
+    ranges: dict[str, tuple[npt.DTypeLike, int, int]] = {
+        "row": (np.int32, 0, size[0] - 1),
+        "column": (np.int32, 0, size[1] - 1),
+        "weight": (slices.kind(entry.weight_precision), -qmax, qmax),
+        "bias_mant": (np.int32, -(1 << 31), (1 << 31) - 1),
+    }
+    found: dict[str, Any] = {}
+    for key, (dtype, low, high) in ranges.items():
+        array = node.metadata.get(key)
+        if not isinstance(array, np.ndarray) or array.ndim != 1:
+            raise ValueError(f"{entry.weights} has no array {key} of single connections")
+        found[key] = _integers(array, f"{entry.weights}.{key}", low, high).astype(dtype)
+    if not len(found["row"]) == len(found["column"]) == len(found["weight"]):
+        raise ValueError(f"{entry.weights}: row, column and weight differ in length")
+    if len(found["bias_mant"]) != size[0]:
+        raise ValueError(f"{len(found['bias_mant'])} biases for {size[0]} neurons")
+    place = found["row"].astype(np.int64) * size[1] + found["column"]
+    if (np.diff(place) <= 0).any() or (found["weight"] == 0).any():
+        raise ValueError(f"{entry.weights}: connections out of order, twice, or zero")
+    return found
+
+
+def _integers(values: NDArray[Any], what: str, low: int, high: int) -> NDArray[np.int64]:
+    """``values`` as integers. Raises ValueError unless all are, within low..high."""
+    x = np.asarray(values, np.float64)
+    if not np.isfinite(x).all() or (x != np.rint(x)).any():
+        raise ValueError(f"{what} holds values that are not integers")
+    if x.size and (x.min() < low or x.max() > high):
+        raise ValueError(f"{what} spans {x.min():.0f}..{x.max():.0f}, outside {low}..{high}")
+    return x.astype(np.int64)
+
+
+def write(graph: nir.NIRGraph, path: Path) -> None:
+    """Write any NIR graph, whole or not at all. Raises InputError for names that a file cannot hold."""
+    problems = [Problem(name, *fault) for name in graph.nodes if (fault := name_fault(name))]
+    if problems:
+        raise InputError(problems)
+    write_file(path, to_hdf5(graph).getvalue())
+
+
+def to_hdf5(graph: nir.NIRGraph) -> io.BytesIO:
+    """The NIR file of a graph, in memory: HDF5 crashes when it writes to a full disk."""
+    file = io.BytesIO()
+    nir.write(file, graph, compression="gzip", compression_opts=1)
+    return file
+
+
+def name_fault(name: str) -> tuple[str, str] | None:
+    """What is wrong with a node's name, and the remedy; a file keeps nodes as folders of that name."""
+    if name in ("", ".") or "/" in name or "\0" in name:
+        what = f"the node's name {name!r} is none that a NIR file can hold: empty, '.', or with '/' in it"
+        return what, "rename the node (in PyTorch the module), e.g. with '_' in its place"
+    return None
+
+
+def read(path: Path) -> nir.NIRGraph:
+    """Read a NIR file as untrusted data. Raises InputError for anything that is not one."""
+    check_readable(path, MAX_BYTES)
+    try:
+        _check_contents(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, over values that are refused below
+            graph = nir.read(path, type_check=False)
+    except InputError:
+        raise
+    except Exception as error:  # whatever h5py and nir raise for broken files
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if slashed := _names_with_slashes(path):
+            what = "is no node: it has no type. A name with '/' in it makes folders in folders of a NIR file"
+            remedy = "rename the node without '/', and write the file again"
+            raise InputError([Problem(f"{path}: {n}", what, remedy) for n in slashed]) from None
+        raise InputError(
+            Problem(str(path), f"is not a NIR file that nir can read ({reason})", "write it again")
+        ) from None
+    if not isinstance(graph, nir.NIRGraph):
+        raise InputError(Problem(str(path), f"holds a {type(graph).__name__}, not a NIRGraph"))
+    return graph
+
+
+def _names_with_slashes(path: Path) -> list[str]:
+    """The folders among the nodes of a file that hold nodes and are none, as a/b makes one of a."""
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        parent, _, own = name.rpartition("/")
+        among = parent == "nodes" or parent.endswith("/nodes")
+        if among and isinstance(item, h5py.Group) and "type" not in item:
+            inside = [k for k, v in item.items() if isinstance(v, h5py.Group)]
+            found.extend(f"{own}/{k}" for k in inside)
+
+    with suppress(Exception), h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return found
+
+
+def read_network(path: Path) -> IntegerNetwork:
+    """The integer network in ``path``. Raises InputError naming everything that is off."""
+    return from_nir(read(path), str(path))
+
+
+def _check_contents(path: Path) -> None:
+    """Refuse links, references and sizes that a NIR file has no use for, before anything is read."""
+    total = 0
+    pending: list[tuple[str, Any]] = []
+    with h5py.File(path, "r") as file:
+        pending.append(("", file))
+        seen = 0
+        while pending:
+            name, group = pending.pop()
+            for key in group:
+                seen += 1
+                link = group.get(key, getlink=True)
+                if not isinstance(link, h5py.HardLink) or seen > MAX_OBJECTS or len(name) > 512:
+                    raise InputError(
+                        Problem(f"{path}: {name}/{key}", "a link, or too many or too deep objects")
+                    )
+                item = group[key]
+                if isinstance(item, h5py.Group):
+                    pending.append((f"{name}/{key}", item))
+                    continue
+                if item.external or item.is_virtual:
+                    raise InputError(Problem(f"{path}: {name}/{key}", "refers to other files"))
+                total += item.size * item.dtype.itemsize if item.size else 0
+        # A small file that declares much is no network: deflate makes at most 1,032 bytes of one.
+        limit = min(MAX_BYTES, MAX_RATIO * path.stat().st_size)
+        if total > limit:
+            raise InputError(Problem(str(path), f"holds {total:,} bytes, limit {limit:,}"))

@@ -1,0 +1,1 @@
+"""NIR graphs of any tool."""

@@ -1,0 +1,385 @@
+"""Checks a lowered graph against the network itself: both run on a few inputs and must spike alike.
+
+The record of a forward does not see everything: writes in place, hooks, functions replaced on an instance.
+Whatever it misses changes spikes, and what changes spikes is refused here. Every layer of the graph is given
+the spikes that the network's own layer before it gave, so that layers answer for themselves alone.
+
+A tie is no difference: from the step on where a neuron of the network, given the same, spikes otherwise in
+float64 with its threshold moved by a ten-millionth, it does not count; nor do those that hear it. What is
+left must hold spikes and silence enough of every layer, or the check says that it proves little.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stl_deploy.errors import LoweringError, Problem
+from stl_deploy.importers.torch.trace import Trace, Value, tensors
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import Diagnostic
+
+Array = NDArray[Any]
+# Random inputs: how many are not 0, and how many times the largest level they are. The second row is for
+# layers that hardly spike on the first.
+FIRST = ((0.3, 1), (0.8, 1))
+MORE = ((1.0, 1), (0.1, 1), (0.5, 4), (0.9, 4), (0.5, 16), (0.9, 64))
+LEAST = 0.01  # of the entries of a layer, how many must be seen to spike, and not to
+SAMPLES, STEPS = 4, 8  # samples of a batch that are compared; calls of a forward that is one step
+MOVED = 1e-7
+STRANGE = 0.01  # of the spikes of a layer, how many float32's rounding alone may change
+REMEDY = (
+    "write it with the modules and functions that docs/import-snntorch.md lists, without hooks, writes "
+    "into tensors and replaced methods"
+)
+SAMPLE = (
+    "give a sample of real inputs, on which it spikes: from_torch(net, sample), or with --model-class a "
+    "function that returns (net, sample)"
+)
+
+
+@dataclass
+class _Run:
+    """Spikes of every neuron, one array [batch, ...] a call, and what forward gave at each call."""
+
+    spikes: dict[str, list[Array]] = field(default_factory=dict)
+    returned: list[list[Array]] = field(default_factory=list)
+
+
+@dataclass
+class _Seen:
+    """Of the entries (sample, step, neuron) of a layer, how many counted and spiked, or did not."""
+
+    entries: int = 0
+    fired: int = 0
+    quiet: int = 0
+
+    @property
+    def enough(self) -> bool:
+        """Whether a fault of this layer could have shown."""
+        return min(self.fired, self.quiet) >= LEAST * self.entries > 0
+
+
+def check(
+    net: nn.Module,
+    sample: Tensor,
+    trace: Trace,
+    graph: nir.NIRGraph,
+    levels: int,
+    reset: Callable[[nn.Module], None],
+) -> tuple[Diagnostic, ...]:
+    """Raises LoweringError where ``graph`` does not spike as ``net`` does, on random inputs and the sample.
+
+    Args:
+        net: the network, left as it was; trace: its record on ``sample``.
+        levels: inputs are whole numbers 0..levels.
+        reset: puts the states of a module's neurons to zero.
+
+    Returns layers of which the check says little, as they hardly spiked or hardly did not.
+    """
+    guard = _Guard(net, trace, graph, reset)
+    with torch.random.fork_rng(devices=[]):
+        for what, given in guard.inputs(sample, levels):
+            try:
+                guard.compare(given, what)
+            except LoweringError:
+                raise
+            except (Exception, SystemExit) as error:  # whatever the user's own code raises
+                text = f"{type(error).__name__}: {error}".splitlines()[0]
+                said = f"cannot be compared with its graph on {what} ({text})"
+                raise LoweringError(_problem(type(net).__name__, said)) from None
+    return tuple(
+        _little(name, guard.seen[name]) for name in guard.seen if not guard.seen[name].enough
+    )
+
+
+def _little(name: str, seen: _Seen) -> Diagnostic:
+    hardly = "spikes" if seen.fired <= seen.quiet else "stays silent"
+    weights = " and the weights behind it" if seen.fired <= seen.quiet else ""
+    return Diagnostic(
+        name,
+        f"hardly ever {hardly} when the imported graph is checked against the network, on its sample and "
+        f"random inputs, also larger ones: of {seen.entries:,} neuron steps, {seen.fired:,} that can be "
+        f"compared spiked and {seen.quiet:,} did not, where {LEAST:.0%} of each is the least; for this "
+        f"layer{weights} the check proves little",
+        SAMPLE,
+    )
+
+
+class _Guard:
+    """What is compared, and what of it has been seen."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        trace: Trace,
+        graph: nir.NIRGraph,
+        reset: Callable[[nn.Module], None],
+    ) -> None:
+        self.net, self.trace, self.graph, self.reset = net, trace, graph, reset
+        self.loop = max(len(calls) for calls in trace.calls.values())
+        self.whole = next(iter(_inputs(trace)))
+        self.seen = {name: _Seen() for name in trace.calls}
+        own = G.recurrent(graph)
+        self.coupled = {
+            name
+            for name in own
+            if (own[name][1].weight != np.diag(np.diag(own[name][1].weight))).any()
+        }
+
+    def inputs(self, sample: Tensor, levels: int) -> Iterator[tuple[str, list[Tensor]]]:
+        """What it is and the input of each call; larger ones only while a layer hardly spikes."""
+        steps = G.float_meta(self.graph).timesteps
+        once = self.loop > 1 or self.whole.at is not None
+        calls = 1 if once else min(STEPS, steps)
+        # The OR of a pool of inputs is their maximum for spikes alone.
+        pooled = isinstance(next(iter(G.inner(self.graph).values())), nir.SumPool2d)
+        binary = bool(((sample == 0) | (sample == 1)).all())
+        if bool(sample.any()) and bool(torch.isfinite(sample).all()) and (binary or not pooled):
+            yield "the sample", [sample.detach()] * calls
+        for seed, (rate, factor) in enumerate(FIRST + MORE):
+            if seed >= len(FIRST) and all(seen.enough for seen in self.seen.values()):
+                return
+            if factor > 1 and pooled:
+                continue
+            draw = torch.Generator().manual_seed(seed)
+            given = []
+            for _ in range(calls):
+                on = torch.rand(sample.shape, generator=draw) < rate
+                size = torch.randint(1, levels + 1, sample.shape, generator=draw)
+                given.append((on * size * factor).to(sample.dtype).to(sample.device))
+            yield "a random input", given
+
+    def compare(self, given: list[Tensor], what: str) -> None:
+        """Run both on ``given``, one tensor a call. Raises LoweringError where spikes differ."""
+        own = _run(self.net, given, self.trace, self.reset)
+        raster = _raster(given, self.graph, self.whole, self.loop)[:SAMPLES]
+        steps = {name: np.stack(calls, axis=1) for name, calls in own.spikes.items()}
+        self._check_layers(steps, raster.shape[:2], what)
+        tied = self._ties(given, own)
+        factors = {name: _factor(self.trace.modules[name]) for name in steps}
+        forced = {name: spikes[: len(raster)] / factors[name] for name, spikes in steps.items()}
+        found = float_exec.run(self.graph, raster, forced=forced)
+        problems = [
+            Problem(
+                name,
+                "is run by forward and is no part of the graph, so that nothing can be said of it",
+                "leave it out of forward, or let what it gives reach what is returned",
+            )
+            for name in steps
+            if name not in found
+        ]
+        for name in steps.keys() & found.keys():
+            want, counted = forced[name], ~tied[name][: len(raster)]
+            wrong = (found[name].reshape(want.shape) != want) & counted
+            seen, fired = self.seen[name], want != 0
+            seen.entries += want.size
+            seen.fired += int((fired & counted).sum())
+            seen.quiet += int((~fired & counted).sum())
+            if wrong.any():
+                problems.append(
+                    _problem(
+                        name,
+                        f"{int(wrong.sum())} of {int(counted.sum())} spikes are not those of the network "
+                        f"itself on {what}",
+                    )
+                )
+        if problems:
+            order = list(self.trace.calls)
+            raise LoweringError(sorted(problems, key=lambda problem: order.index(problem.where)))
+        _check_returned(own, self.trace, steps)
+
+    def _check_layers(self, steps: dict[str, Array], size: tuple[int, ...], what: str) -> None:
+        """The layers that run must be those of the record, and as often."""
+        problems = [
+            _problem(name, f"does not run on {what}")
+            for name in self.trace.calls.keys() - steps.keys()
+        ]
+        problems += [
+            _problem(name, f"runs {spikes.shape[1]} times on {what}, for {size[1]} steps")
+            for name, spikes in steps.items()
+            if spikes.shape[1] != size[1] or len(spikes) < size[0]
+        ]
+        if problems:
+            raise LoweringError(problems)
+
+    def _ties(self, given: list[Tensor], own: _Run) -> dict[str, Array]:
+        """Of every layer the entries [N, T, ...] that do not count."""
+        differing: list[dict[str, Array]] = []
+        for moved in (-MOVED, MOVED):
+            with suppress(
+                Exception
+            ):  # a network that runs in float32 alone has no ties that we know
+                copied = _doubled(self.net, moved, self.trace)
+                self.reset(self.net)  # of which a copy's replaced methods may still be
+                other = _run(copied, given, self.trace, self.reset, own.spikes)
+                differing.append(
+                    {
+                        name: np.stack(other.spikes[name], axis=1) != np.stack(calls, axis=1)
+                        for name, calls in own.spikes.items()
+                    }
+                )
+        self.reset(self.net)
+        ties = {}
+        for name, calls in own.spikes.items():
+            by_run = [run[name] for run in differing]
+            tied = (
+                np.any(by_run, axis=0) if by_run else np.zeros_like(np.stack(calls, axis=1), bool)
+            )
+            if len(by_run) == 2 and (by_run[0] & by_run[1]).mean() > STRANGE:
+                # More than rounding: the copy is another network, and only what the moving did counts.
+                tied = by_run[0] != by_run[1]
+            if name in self.coupled:
+                flat = tied.reshape(*tied.shape[:2], -1).any(axis=2)
+                tied = np.broadcast_to(
+                    flat.reshape(*flat.shape, *[1] * (tied.ndim - 2)), tied.shape
+                )
+            ties[name] = np.logical_or.accumulate(tied, axis=1)
+        return ties
+
+
+def _inputs(trace: Trace) -> Iterator[Value]:
+    def under(value: Value) -> Iterator[Value]:
+        if value.kind == "input":
+            yield value
+        for part in value.args:
+            yield from under(part)
+
+    for calls in trace.calls.values():
+        for call in calls:
+            yield from under(call.given)
+
+
+def _problem(name: str, what: str) -> Problem:
+    return Problem(name, f"{what}: forward does something that its record does not explain", REMEDY)
+
+
+def _factor(module: Any) -> float:
+    return float(torch.as_tensor(getattr(module, "graded_spikes_factor", 1.0)).detach())
+
+
+def _raster(given: list[Tensor], graph: nir.NIRGraph, whole: Value, loop: int) -> Array:
+    """What the graph reads, [batch, T, *input shape]."""
+    shape = tuple(int(n) for n in np.ravel(graph.nodes["input"].input_type["input"]))
+    if whole.at is None:
+        # One step a call, or the same input at all steps.
+        parts = [x.detach().cpu().double().numpy() for x in given]
+        parts = [x.reshape(whole.shape[0], *shape) for x in parts]
+        return np.stack(parts * (loop if len(parts) == 1 else 1), axis=1)
+    x = given[0].detach().cpu().double().numpy()
+    batch = whole.shape[0]
+    first = whole.call == 0  # time stands before the batch
+    x = x.reshape(-1, batch, *shape).swapaxes(0, 1) if first else x.reshape(batch, -1, *shape)
+    return np.ascontiguousarray(x[:, :loop])
+
+
+def _doubled(net: nn.Module, moved: float, trace: Trace) -> nn.Module:
+    """A copy in float64 whose thresholds are moved by that fraction."""
+    copied = copy.deepcopy(net).double()
+    for name, module in copied.named_modules():
+        if name in trace.calls:
+            any_module: Any = module
+            any_module.threshold.data.mul_(1 + moved)
+            own = any_module.spike_grad
+            any_module.spike_grad = lambda x, own=own: own(x).to(x.dtype)
+    for module in copied.modules():
+        if not list(module.children()) or isinstance(getattr(module, "threshold", None), Tensor):
+            module.register_forward_pre_hook(_to_double)
+    return copied
+
+
+def _to_double(_module: nn.Module, args: Any) -> Any:
+    return tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _run(
+    net: nn.Module,
+    given: list[Tensor],
+    trace: Trace,
+    reset: Callable[[nn.Module], None],
+    held: dict[str, list[Array]] | None = None,
+) -> _Run:
+    """The network's own spikes on ``given``, one tensor a call; ``held`` are handed on in their place."""
+    run = _Run()
+
+    def watch(name: str) -> Any:
+        def after(_module: nn.Module, _args: Any, out: Any) -> Any:
+            spikes = next(tensors(out))
+            calls = run.spikes.setdefault(name, [])
+            calls.append(spikes.detach().cpu().double().numpy().copy())
+            if held is None:
+                return None
+            other = torch.as_tensor(held[name][len(calls) - 1]).to(spikes)
+            return (other, *out[1:]) if isinstance(out, tuple) else other
+
+        return after
+
+    handles = [
+        m.register_forward_hook(watch(name))
+        for name, m in net.named_modules()
+        if name in trace.calls
+    ]
+    reset(net)
+    try:
+        with _evaluating(net):
+            for x in given:
+                out = net(x.clone())
+                run.returned.append([y.detach().cpu().double().numpy() for y in tensors(out)])
+    finally:
+        for handle in handles:
+            handle.remove()
+        reset(net)
+    return run
+
+
+def _check_returned(run: _Run, trace: Trace, steps: dict[str, Array]) -> None:
+    """What forward returns must be the spikes that the record says, at every call."""
+    for call, returned in enumerate(run.returned):
+        if len(returned) != len(trace.returned):
+            what = (
+                f"returns {len(returned)} tensors, and {len(trace.returned)} when it was recorded"
+            )
+            raise LoweringError(_problem("forward", what))
+        for value, got in zip(trace.returned, returned, strict=True):
+            if value is None:
+                continue
+            parts = value.args if value.kind == "record" else (value,)
+            if not parts or any(p.kind != "neuron" or p.at != 0 for p in parts):
+                continue
+            spikes = np.stack([steps[p.name][:, p.call + call] for p in parts])
+            forms = _forms(value, spikes)
+            if not any(got.size == f.size and np.allclose(got.ravel(), f.ravel()) for f in forms):
+                raise LoweringError(
+                    _problem(parts[0].name, "what is returned is not its spikes of all steps")
+                )
+
+
+def _forms(value: Value, spikes: Array) -> list[Array]:
+    """``spikes`` [parts, batch, ...] as the record says that they are returned."""
+    if value.kind == "neuron":
+        return [spikes[0]]
+    if value.at is not None:
+        return [np.moveaxis(spikes, 0, value.at)]
+    return [spikes.sum(0), spikes.mean(0), spikes.reshape(-1, *spikes.shape[2:])]

@@ -1,0 +1,394 @@
+"""What a PyTorch module computes, recorded while it runs on a sample: every tensor knows where it is from.
+
+Modules with a meaning of their own (``nn.Linear``, a spiking neuron, ...) are steps of the record; any
+other function of a tensor that depends on the input must be one that is known here, such as flatten or
+indexing by time. What is not is a problem, and so is control flow that looks at values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from stl_deploy.errors import Problem
+from stl_deploy.ir.network import Shape
+
+SAME = {"clone", "detach", "detach_", "contiguous", "float", "double", "to", "type", "type_as"}
+SAME |= {"requires_grad_", "cpu", "cuda", "alias"}
+RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "ravel"}
+FACTS = {
+    "size",
+    "dim",
+    "numel",
+    "stride",
+    "is_floating_point",
+    "is_complex",
+    "nelement",
+    "ndimension",
+}
+FACTS |= {
+    "zeros_like",
+    "new_zeros",
+    "get_device",
+    "is_contiguous",
+    "__len__",
+    "__format__",
+    "__repr__",
+}
+FACTS |= {"element_size", "data_ptr", "is_pinned", "register_hook", "__hash__", "is_nonzero_static"}
+ADDS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
+SCALES = {"mul", "__mul__", "__rmul__", "multiply"}
+DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
+RECORDS = {"stack", "cat", "concat", "concatenate"}
+READOUTS = {"sum", "mean"}
+MADE_HERE = -1  # ``at`` of a module that stands for a function, and is none of the network's
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """Where a tensor is from.
+
+    kind: "input" (``at`` the time step, None for the whole sample), "neuron" (output ``at`` of call
+    ``call`` of ``name``), "module" or "op" (``name``, of ``args``), "record" (``args`` one a step), or
+    "unknown", of which a problem has been noted. ``at`` of a record is the axis of time, None where there
+    is none any more. ``shape`` is that of the tensor.
+    """
+
+    kind: str
+    shape: Shape
+    name: str = ""
+    args: tuple[Value, ...] = ()
+    at: int | None = None
+    call: int = 0
+    facts: Any = None
+
+
+@dataclass
+class Call:
+    """One call of a spiking neuron: its input, where its states come from, None where nowhere."""
+
+    given: Value
+    states: tuple[Value | None, ...]
+
+
+@dataclass
+class Trace:
+    """Everything recorded; ``calls`` of each neuron by name, ``returned`` what the module gave."""
+
+    modules: dict[str, nn.Module]
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    returned: list[Value | None] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Recorder(TorchFunctionMode):
+    """Follows tensors through functions; ``inside`` counts modules whose own functions do not matter."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.trace = Trace(dict(net.named_modules()))
+        self.known: dict[int, tuple[Tensor, Value]] = {}
+        self.inside = 0
+        self.where: list[str] = []
+        self.count: dict[str, int] = {}
+
+    def value(self, tensor: Any) -> Value | None:
+        """Where a tensor is from, None for what does not depend on the input."""
+        found = self.known.get(id(tensor)) if isinstance(tensor, Tensor) else None
+        return found[1] if found is not None and found[0] is tensor else None
+
+    def know(self, tensor: Tensor, value: Value) -> None:
+        """Remember it; the tensor is kept, so that no other gets its identity."""
+        self.known[id(tensor)] = tensor, value
+
+    def complain(self, what: str, remedy: str = "") -> None:
+        """Note a problem once, at the module that is running."""
+        where = next((name for name in reversed(self.where) if name), "forward")
+        problem = Problem(where, what, remedy)
+        if problem not in self.trace.problems:
+            self.trace.problems.append(problem)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.inside:
+            return func(*args, **kwargs)
+        used = [v for x in tensors((args, kwargs)) if (v := self.value(x)) is not None]
+        if not used:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        if name == "__iter__":
+            return iter(self._follow("unbind", args[0].unbind(0), args, kwargs, used))
+        if name in ("__bool__", "item", "tolist", "__int__", "__float__", "numpy", "__index__"):
+            self.complain(
+                f"looks at values of a tensor ({name}), so that what it computes may depend on them",
+                "write it without control flow on values",
+            )
+            return func(*args, **kwargs)
+        if name == "__setitem__":
+            self.complain("writes into a tensor that depends on the input", "make a new tensor")
+        out = func(*args, **kwargs)
+        if name in FACTS or name == "__get__" or not list(tensors(out)):
+            return out
+        return self._follow(name, out, args, kwargs, used)
+
+    def _follow(self, name: str, out: Any, args: Any, kwargs: Any, used: list[Value]) -> Any:
+        """Remember where ``out`` is from; what is not understood becomes "unknown"."""
+        results = list(tensors(out))
+        if any(value.kind == "unknown" for value in used):
+            for tensor in results:
+                self.know(tensor, Value("unknown", tuple(tensor.shape)))
+            return out
+        if name in ("unbind", "split", "chunk") and self._whole_input(used):
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            if name == "unbind" and axis in (0, 1):
+                for t, tensor in enumerate(results):
+                    self.know(tensor, Value("input", tuple(tensor.shape), at=t, call=axis))
+                return out
+        value = self._known_op(name, results[0], args, kwargs, used) if len(results) == 1 else None
+        if value is None:
+            self.complain(
+                f"{name} of a tensor that depends on the input is not understood",
+                "use a module of torch.nn that is, or do it outside the network",
+            )
+            value = Value("unknown", tuple(results[0].shape))
+        for tensor in results:
+            self.know(tensor, value)
+        return out
+
+    def _whole_input(self, used: list[Value]) -> bool:
+        return len(used) == 1 and used[0].kind == "input" and used[0].at is None
+
+    def _known_op(
+        self, name: str, out: Tensor, args: Any, kwargs: Any, used: list[Value]
+    ) -> Value | None:
+        shape, first = tuple(out.shape), used[0]
+        numbers = [x for x in (*args, *kwargs.values()) if isinstance(x, int | float)]
+        alone = len(used) == 1 and len(list(tensors((args, kwargs)))) == 1
+        if name in SAME and alone and _keeps_values(out, args[0]):
+            return Value(
+                first.kind, shape, first.name, first.args, first.at, first.call, first.facts
+            )
+        if name in RESHAPES and alone:
+            return _reshaped(first, shape)
+        if name == "__getitem__" and self._whole_input(used):
+            return _at_a_time(args[1], shape)
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if name in RECORDS and (axis in (None, 0) or (name, axis) == ("stack", 1)):
+            together = len(used) == len(list(tensors((args, kwargs))))
+            time = (axis or 0) if name == "stack" else None
+            return Value("record", shape, args=tuple(used), at=time) if together else None
+        if name in READOUTS and first.kind == "record" and alone and first.at is not None:
+            over = axis in (first.at, (first.at,), [first.at])
+            return Value("record", shape, args=first.args) if over else None
+        if name in ADDS and kwargs.get("alpha", 1) != 1:
+            return None
+        if name in ADDS and len(used) == 2 and used[0].shape == used[1].shape == shape:
+            return Value("op", shape, self._name("add"), tuple(used), facts=("add",))
+        if name in ADDS and alone and numbers == [0]:
+            return first
+        if name in SCALES and alone and len(numbers) == 1:
+            return self._op("scale", first, shape, float(numbers[0]))
+        rounded = kwargs.get("rounding_mode") is not None
+        if name in DIVIDES and not rounded and alone and len(numbers) == 1 and numbers[0]:
+            return self._op("scale", first, shape, 1 / float(numbers[0]))
+        if name in ("max_pool2d", "_max_pool2d", "avg_pool2d") and alone:
+            return self._pool(name, first, shape, args, kwargs)
+        drops = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else False))
+        if name.endswith("dropout") and alone and not drops:
+            return first
+        return None
+
+    def _op(self, kind: str, first: Value, shape: Shape, fact: Any) -> Value:
+        return Value("op", shape, self._name(kind), (first,), facts=(kind, fact))
+
+    def _pool(self, name: str, first: Value, shape: Shape, args: Any, kwargs: Any) -> Value:
+        keys: tuple[str, ...] = ("kernel_size", "stride", "padding")
+        if "avg" in name:
+            keys += ("ceil_mode", "count_include_pad", "divisor_override")
+        else:
+            keys += ("dilation", "ceil_mode", "return_indices")
+        given = dict(zip(keys, args[1:], strict=False)) | kwargs
+        cls = nn.AvgPool2d if "avg" in name else nn.MaxPool2d
+        module = cls(**{k: v for k, v in given.items() if k in keys})
+        return Value("module", shape, self._name("pool"), (first,), at=MADE_HERE, facts=module)
+
+    def _name(self, kind: str) -> str:
+        self.count[kind] = self.count.get(kind, 0) + 1
+        name = f"{kind}_{self.count[kind]}"
+        return name
+
+
+def _keeps_values(out: Tensor, before: Any) -> bool:
+    """Whether a cast rounds nothing away that a float32 holds."""
+    same = isinstance(before, Tensor) and before.dtype == out.dtype
+    return same or out.dtype in (torch.float32, torch.float64)
+
+
+def _reshaped(first: Value, shape: Shape) -> Value | None:
+    """A reshape that leaves the batch alone; None for another."""
+    if first.shape == shape:
+        return first
+    if first.kind == "input":
+        # What comes in may be given in any shape of the same values.
+        return Value("input", shape, at=first.at, call=first.call, facts=first.facts)
+    if len(shape) < 1 or not first.shape or shape[0] != first.shape[0]:
+        return None
+    if len(shape) == 2 and shape[1] == math.prod(first.shape[1:]):
+        return Value("op", shape, "flatten", (first,), facts=("flatten", None))
+    return None
+
+
+def _at_a_time(index: Any, shape: Shape) -> Value | None:
+    """The input at one time step: ``x[t]`` or ``x[:, t]``."""
+    if isinstance(index, int):
+        return Value("input", shape, at=index, call=0)
+    rest = isinstance(index, tuple) and len(index) >= 2 and index[0] == slice(None)
+    if rest and isinstance(index[1], int) and all(i in (slice(None), ...) for i in index[2:]):
+        return Value("input", shape, at=index[1], call=1)
+    first = isinstance(index, tuple) and len(index) > 0 and isinstance(index[0], int)
+    if first and all(i in (slice(None), ...) for i in index[1:]):
+        return Value("input", shape, at=index[0], call=0)
+    return None
+
+
+def tensors(what: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(what, Tensor):
+        yield what
+    elif isinstance(what, list | tuple):
+        for part in what:
+            yield from tensors(part)
+    elif isinstance(what, dict):
+        yield from tensors(list(what.values()))
+
+
+def record(
+    net: nn.Module,
+    sample: Tensor,
+    is_neuron: Callable[[nn.Module], bool],
+    is_step: Callable[[nn.Module], bool],
+) -> Trace:
+    """Run ``net`` on ``sample`` in evaluation mode, without gradients, and record it."""
+    recorder = Recorder(net)
+    was_training = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        with torch.no_grad(), _hooked(net, recorder, is_neuron, is_step):
+            # A view is a tensor of its own, so that the caller's stays unknown.
+            mine = sample.detach().clone()
+            recorder.know(mine, Value("input", tuple(mine.shape)))
+            with recorder:
+                out = net(mine)
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode
+    recorder.trace.returned = [recorder.value(tensor) for tensor in tensors(out)]
+    return recorder.trace
+
+
+@contextmanager
+def _hooked(
+    net: nn.Module,
+    recorder: Recorder,
+    is_neuron: Callable[[nn.Module], bool],
+    is_step: Callable[[nn.Module], bool],
+) -> Iterator[None]:
+    """Hooks on every module that tell the recorder where it is and what steps give."""
+    handles = []
+    for name, module in net.named_modules():
+        leaf = is_neuron(module) or is_step(module)
+        if any(name.startswith(f"{other}.") for other in _leaves(net, is_neuron, is_step)):
+            continue
+        before, after = _watch(name, module, recorder, leaf, is_neuron(module))
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _leaves(
+    net: nn.Module, is_neuron: Callable[[nn.Module], bool], is_step: Callable[[nn.Module], bool]
+) -> list[str]:
+    return [name for name, m in net.named_modules() if is_neuron(m) or is_step(m)]
+
+
+def _watch(
+    name: str, module: nn.Module, recorder: Recorder, leaf: bool, neuron: bool
+) -> tuple[Any, Any]:
+    held: list[Any] = []
+
+    def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        recorder.where.append(name)
+        if leaf and not recorder.inside and neuron:
+            held.append(_held_states(module))
+        recorder.inside += leaf
+
+    def after(_module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        recorder.inside -= leaf
+        recorder.where.pop()
+        if leaf and not recorder.inside:
+            inputs = [recorder.value(x) for x in args] + [
+                recorder.value(x) for x in kwargs.values()
+            ]
+            if neuron:
+                _neuron_called(name, recorder, args, kwargs, held.pop(), out)
+            elif inputs and inputs[0] is not None:
+                first = inputs[0]
+                kind = "unknown" if first.kind == "unknown" else "module"
+                recorder.know(out, Value(kind, tuple(out.shape), name, (first,), facts=module))
+
+    return before, after
+
+
+def _held_states(module: nn.Module) -> dict[str, Tensor]:
+    return {key: getattr(module, key) for key in ("spk", "syn", "mem") if hasattr(module, key)}
+
+
+def _neuron_called(
+    name: str, recorder: Recorder, args: Any, kwargs: Any, held: dict[str, Tensor], out: Any
+) -> None:
+    """Note a call of a neuron; states that were not given are those that it held."""
+    given = recorder.value(args[0]) if args else None
+    calls = recorder.trace.calls.setdefault(name, [])
+    keys = list(held)
+    passed = dict(zip(keys, args[1:], strict=False)) | {
+        k: v for k, v in kwargs.items() if k in held
+    }
+    states = {key: passed[key] if passed.get(key) is not None else held[key] for key in keys}
+    if given is None:
+        recorder.where.append(name)
+        recorder.complain("its input does not depend on the network's input")
+        recorder.where.pop()
+        given = Value("unknown", ())
+    for state in states.values():
+        if (
+            recorder.value(state) is None
+            and not calls
+            and state.numel()
+            and bool((state != 0).any())
+        ):
+            recorder.where.append(name)
+            recorder.complain("does not start from states of zero", "reset it before")
+            recorder.where.pop()
+    calls.append(Call(given, tuple(recorder.value(state) for state in states.values())))
+    module = recorder.trace.modules[name]
+    results = {"spk": next(tensors(out))} | {
+        key: getattr(module, key) for key in keys if key != "spk"
+    }
+    for tensor in tensors(out):
+        results |= {"spk": tensor} if tensor is next(tensors(out)) else {}
+    for i, (_key, tensor) in enumerate(results.items()):
+        value = Value("neuron", tuple(tensor.shape), name, at=i, call=len(calls) - 1)
+        recorder.know(tensor, value)

@@ -1,0 +1,226 @@
+"""Which neurons reach which neurons of a layer, and by how many stored synapses.
+
+Neurons are numbered here in the order in which placement deals them out: position by position, row
+after row, and at each position channel by channel ([H, W, C] of a population [C, H, W]). Neurons of
+one position share their inputs, those of neighbouring positions most of them. Synapses are the
+stored, non-zero, in-bounds ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.ir import conv
+from stl_deploy.ir.network import Conv, Dense, Layer, LifLayer, OrPool, Pair, Shape, Sparse
+
+Int = NDArray[np.integer[Any]]
+_T = TypeVar("_T", bound=np.generic)
+
+
+class Wiring(Protocol):
+    """The synapses of one layer."""
+
+    def counts(self, low: int, high: int) -> Int:
+        """How many synapses input neurons have to neurons low..high-1; those left out have none."""
+
+    def mark(self, low: int, high: int, reach: NDArray[np.int64]) -> None:
+        """Add 1 to ``reach`` (of the input's shape) at each input neuron with any such synapse."""
+
+    def fan_in(self) -> NDArray[np.int64]:
+        """How many synapses each neuron has."""
+
+
+def of(layer: Layer, order: Sequence[int] | None = None) -> Wiring:
+    """The wiring of ``layer``, its neurons renumbered in ``order`` (of LIF layers only)."""
+    if isinstance(layer, OrPool):
+        ones = np.ones((layer.shape[0], 1, *layer.kernel), np.int8)
+        pool = Conv(ones, layer.kernel, (0, 0), (1, 1), layer.shape[0])
+        return ConvWiring(pool, layer.input_shape, layer.shape)
+    if order is not None or isinstance(layer.synapses, Sparse):
+        return SingleWiring(layer, np.arange(layer.neurons) if order is None else np.asarray(order))
+    if isinstance(layer.synapses, Dense):
+        return DenseWiring(layer.synapses)
+    return ConvWiring(layer.synapses, layer.input_shape, layer.shape)
+
+
+def own(layer: Layer, order: Sequence[int] | None = None) -> Wiring | None:
+    """The synapses from ``layer`` into itself, its neurons renumbered in ``order``; None without."""
+    if isinstance(layer, OrPool) or layer.recurrent is None:
+        return None
+    rows = dealt(np.arange(layer.neurons), layer.shape)
+    return DenseWiring(Dense(layer.recurrent.weight[rows if order is None else rows[list(order)]]))
+
+
+def dealt(values: Int, shape: Shape) -> NDArray[np.int64]:
+    """Values of the neurons of a population ``shape`` (C order), flat, in the order of placement."""
+    inner = values.astype(np.int64).reshape(shape)
+    return (np.moveaxis(inner, 0, -1) if len(shape) > 1 else inner).reshape(-1)
+
+
+def undealt(values: NDArray[_T], shape: Shape) -> NDArray[_T]:
+    """The inverse of ``dealt``: values in the order of placement as an array of ``shape``."""
+    if len(shape) == 1:
+        return values
+    return np.moveaxis(values.reshape(*shape[1:], shape[0]), -1, 0)
+
+
+def singles(layer: LifLayer) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(neuron, input), each in C order, of every stored, non-zero, in-bounds synapse."""
+    match layer.synapses:
+        case Sparse(row=row, column=column):
+            return row, column
+        case Dense(weight=weight):
+            neurons, inputs = np.nonzero(weight)
+            return neurons.astype(np.int32), inputs.astype(np.int32)
+        case Conv() as kernel:
+            (c, h, w), (o, y, x) = layer.input_shape, layer.shape
+            geometry = kernel.stride, kernel.padding, kernel.dilation, kernel.groups
+            row, column, weights = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
+            stored = weights != 0
+            return row[stored], column[stored]
+
+
+def coordinates(index: int, shape: Shape) -> Shape:
+    """Where neuron ``index`` of the order of placement is in a population ``shape``."""
+    where = tuple(int(i) for i in np.unravel_index(index, (*shape[1:], shape[0])))
+    return (where[-1], *where[:-1])
+
+
+class DenseWiring:
+    """All-to-all; input neurons in C order."""
+
+    def __init__(self, dense: Dense) -> None:
+        self.stored = dense.weight != 0
+
+    def counts(self, low: int, high: int) -> Int:
+        """See ``Wiring``."""
+        counts: NDArray[np.int64] = self.stored[low:high].sum(axis=0, dtype=np.int64)
+        return counts
+
+    def mark(self, low: int, high: int, reach: NDArray[np.int64]) -> None:
+        """See ``Wiring``."""
+        reach += self.stored[low:high].any(axis=0).reshape(reach.shape)
+
+    def fan_in(self) -> NDArray[np.int64]:
+        """See ``Wiring``."""
+        total: NDArray[np.int64] = self.stored.sum(axis=1, dtype=np.int64)
+        return total
+
+
+class ConvWiring:
+    """A convolution [C, H, W] -> [O, H', W'], every synapse of every neuron on its own."""
+
+    def __init__(self, kernel: Conv, input_shape: Shape, shape: Shape) -> None:
+        self.conv, self.input_shape, self.shape = kernel, input_shape, shape
+        stored = kernel.weight != 0
+        channels, per_group = shape[0], stored.shape[1]
+        taps = np.zeros((channels + 1, input_shape[0], *stored.shape[2:]), np.int32)
+        for o in range(channels):
+            first = o // (channels // kernel.groups) * per_group
+            taps[o + 1, first : first + per_group] = stored[o]
+        # taps[b] - taps[a]: synapses from an input channel through a kernel tap to channels a..b-1.
+        self.taps = taps.cumsum(axis=0, dtype=np.int32)
+        self.stored_taps = stored.sum(axis=1, dtype=np.int64)
+
+    def counts(self, low: int, high: int) -> Int:
+        """See ``Wiring``."""
+        return self._window(low, high)[1]
+
+    def mark(self, low: int, high: int, reach: NDArray[np.int64]) -> None:
+        """See ``Wiring``."""
+        rows, counts = self._window(low, high)
+        reach[:, rows] += counts > 0
+
+    def fan_in(self) -> NDArray[np.int64]:
+        """See ``Wiring``."""
+        c = self.conv
+        inside = [
+            _inside(*sizes)
+            for sizes in zip(
+                self.input_shape[1:],
+                self.shape[1:],
+                c.weight.shape[2:],
+                c.stride,
+                c.padding,
+                c.dilation,
+                strict=True,
+            )
+        ]
+        rows, columns = inside
+        total: NDArray[np.int64] = np.einsum(
+            "oij,iy,jx->yxo", self.stored_taps, rows, columns, optimize=True
+        )
+        return total.reshape(-1)
+
+    def _window(self, low: int, high: int) -> tuple[slice, Int]:
+        """The input rows that neurons low..high-1 see, and the synapses [C, rows, W] from there."""
+        (sh, sw), (ph, pw), (dh, dw) = self.conv.stride, self.conv.padding, self.conv.dilation
+        kernel: Pair = self.conv.weight.shape[2], self.conv.weight.shape[3]
+        (_, height, width), (channels, _, out_width) = self.input_shape, self.shape
+        first = low // channels // out_width
+        last = (high - 1) // channels // out_width
+        top = first * sh - ph
+        span = (last - first) * sh + dh * (kernel[0] - 1) + 1
+        padded = np.zeros((self.input_shape[0], span, width + 2 * pw), np.int32)
+        for positions, low_channel, high_channel in _pieces(low, high, channels):
+            taps = self.taps[high_channel] - self.taps[low_channel]
+            y = (positions // out_width - first) * sh
+            x = positions % out_width * sw
+            for i, j in np.ndindex(kernel):
+                padded[:, y + i * dh, x + j * dw] += taps[:, i, j, None]
+        start = min(max(top, 0), height)
+        rows = slice(start, min(max(top + span, start), height))
+        return rows, padded[:, rows.start - top : rows.stop - top, pw : pw + width]
+
+
+class SingleWiring:
+    """Any LIF layer, synapse by synapse, its neurons numbered in an order of their own."""
+
+    def __init__(self, layer: LifLayer, order: NDArray[np.integer[Any]]) -> None:
+        neurons, inputs = singles(layer)
+        # Rows of C order -> places in the order of placement -> places in ``order``.
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        row = undealt(place, layer.shape).reshape(-1)[neurons]
+        self.columns = inputs[np.argsort(row, kind="stable")]
+        self.starts = np.concatenate([[0], np.bincount(row, minlength=len(order)).cumsum()])
+        self.inputs = math.prod(layer.input_shape)
+
+    def counts(self, low: int, high: int) -> Int:
+        """See ``Wiring``."""
+        some = self.columns[self.starts[low] : self.starts[high]]
+        return np.bincount(some, minlength=self.inputs)
+
+    def mark(self, low: int, high: int, reach: NDArray[np.int64]) -> None:
+        """See ``Wiring``."""
+        reach += (self.counts(low, high) > 0).reshape(reach.shape)
+
+    def fan_in(self) -> NDArray[np.int64]:
+        """See ``Wiring``."""
+        return np.diff(self.starts)
+
+
+def _pieces(low: int, high: int, channels: int) -> list[tuple[NDArray[np.int64], int, int]]:
+    """Neurons low..high-1 as (positions, first channel, channel after the last)."""
+    (first, a), (last, b) = divmod(low, channels), divmod(high - 1, channels)
+    if first == last:
+        return [(np.array([first]), a, b + 1)]
+    between = np.arange(first + 1, last)
+    return [
+        (np.array([first]), a, channels),
+        *([(between, 0, channels)] if between.size else []),
+        (np.array([last]), 0, b + 1),
+    ]
+
+
+def _inside(
+    size: int, out: int, kernel: int, stride: int, padding: int, dilation: int
+) -> NDArray[np.int64]:
+    """int64 [kernel, out]: 1 where a kernel tap of an output position lies inside the input."""
+    at = np.arange(out) * stride + np.arange(kernel)[:, None] * dilation - padding
+    return ((at >= 0) & (at < size)).astype(np.int64)

@@ -1,0 +1,205 @@
+"""``--thresholds fold``: one threshold a layer, each neuron's inputs scaled in its place.
+
+A LIF neuron does not change when its weights, bias and threshold are scaled together. So neuron i
+takes the unit ``unit_i = theta_i * 2^exp / theta_ref``, in which its threshold is the whole number
+theta_ref, the same in the whole layer. That is exact before the weights are rounded to these units.
+
+A large theta_ref makes fine units, in which the weights of neurons with low thresholds leave the
+grid and are cut off at its ends; a small one makes coarse units for all others. It is chosen so that
+the error of the weights, relative to the threshold and averaged over the neurons, is least. That is
+what folding costs.
+
+A linear layer stays one. A convolution stays one where the thresholds of a channel are equal, else
+its neurons have kernels of their own and every synapse becomes a single connection (``Sparse``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.chips.facts import Chip
+from stl_deploy.chips.placement import synapse_bits
+from stl_deploy.errors import Problem
+from stl_deploy.ir import conv, slices
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import Kernel, LifLayer, Shape, Sparse, Synapses
+from stl_deploy.ir.slices import Weights
+
+Float = NDArray[np.float64]
+FINENESS = 2**0.25  # the ratio of neighbouring theta_ref that are tried
+MOST = 1 << 25  # single connections where the chip itself sets no limit
+
+
+class Fold:
+    """The folded forms of one layer.
+
+    Args:
+        plain: the layer quantized as it is.
+        node: its convolution or linear node; ``weight`` and ``bias`` [O] are its float values.
+        threshold: float64 of the population's shape, all above zero.
+    """
+
+    def __init__(
+        self, plain: LifLayer, node: nir.ir.NIRNode, weight: Float, bias: Float, threshold: Float
+    ) -> None:
+        self.plain = plain
+        self.rows = len(weight)
+        self.bias = bias
+        self.grid = 2.0**plain.exp
+        self.qmax = slices.largest(plain.weight_precision, plain.weight_bits)
+        self.single: tuple[NDArray[np.int32], NDArray[np.int32], Kernel] | None = None
+        self.weight: Float = weight.reshape(self.rows, -1)
+        self.threshold = threshold.reshape(self.rows, -1)
+        if needs_unrolling(node, threshold):
+            (c, h, w), (o, y, x) = plain.input_shape, plain.shape
+            geometry = *G.conv_geometry(node), int(node.groups)
+            row, column, self.weight = conv.unroll(weight, (c, h, w), (o, y, x), *geometry)
+            self.single = row, column, Kernel(weight, bias, *geometry)
+        else:
+            self.threshold = self.threshold[:, :1]
+
+    def _in_units(self, theta_ref: int) -> tuple[Float, Float]:
+        """Weights in their neurons' units, not rounded yet, and those units."""
+        unit = self.threshold.reshape(-1) * (self.grid / theta_ref)
+        unit = unit[:, None] if self.single is None else unit[self.single[0]]
+        return self.weight / unit, unit
+
+    def _error(self, theta_ref: int) -> float:
+        """Norm of a neuron's weight errors over its threshold, at most 1, mean over the neurons.
+
+        A neuron whose weights err by as much as its threshold is lost, and cannot be lost twice.
+        """
+        scaled, unit = self._in_units(theta_ref)
+        squares = ((np.clip(np.rint(scaled), -self.qmax, self.qmax) - scaled) * unit) ** 2
+        theta = self.threshold.reshape(-1)
+        if self.single is None:
+            total: Float = squares.sum(axis=1)
+        else:
+            counted = np.bincount(self.single[0], squares, minlength=theta.size)
+            total = np.asarray(counted, np.float64)
+        return float(np.minimum(np.sqrt(total) / theta, 1).mean())
+
+    def best(self, low: float, high: float) -> int:
+        """The theta_ref from ``low`` to ``high`` with the least error, at least 1."""
+        steps = max(0, math.floor(math.log(high / low, FINENESS))) if 0 < low < high else 0
+        tried = {max(1, math.floor(low * FINENESS**i)) for i in range(steps + 1)}
+        return min(sorted(tried), key=self._error)
+
+    def layer(self, theta_ref: int) -> LifLayer:
+        """The layer with every threshold at ``theta_ref`` (fires where v >= theta_ref)."""
+        scaled, _ = self._in_units(theta_ref)
+        kind = slices.kind(self.plain.weight_precision)
+        weight = np.clip(np.rint(scaled), -self.qmax, self.qmax).astype(kind)
+        scale = self.threshold / theta_ref
+        return replace(
+            self.plain,
+            synapses=self._synapses(weight),
+            bias_mant=np.rint(self.bias[:, None] / scale).astype(np.int32).reshape(-1),
+            vth=np.full(self.plain.shape, theta_ref - 1, np.int32),
+            scale=scale.reshape(-1),
+        )
+
+    def _synapses(self, weight: Weights) -> Synapses:
+        plain = self.plain.synapses
+        if self.single is None or isinstance(plain, Sparse):
+            return replace(plain, weight=weight.reshape(plain.weight.shape))
+        stored = weight != 0
+        row, column, kernel = self.single
+        size = self.plain.neurons, math.prod(self.plain.input_shape)
+        return Sparse(row[stored], column[stored], weight[stored], size, kernel)
+
+    def cut_off(self, theta_ref: int) -> int:
+        """How many neurons have weights beyond the grid."""
+        beyond = np.abs(self._in_units(theta_ref)[0]) >= self.qmax + 0.5
+        if self.single is None:
+            return int(beyond.any(axis=1).sum()) * (self.plain.neurons // self.rows)
+        return len(np.unique(self.single[0][beyond]))
+
+
+def check(layer: LifLayer, synapses: Sparse) -> None:
+    """Raise ValueError unless the integers of a folded convolution are its kernel's, rounded.
+
+    Each to one of the two neighbouring integers, or to an end of the grid where that is nearer.
+    """
+    kernel = synapses.kernel
+    (c, h, w), (o, y, x) = layer.input_shape, layer.shape
+    geometry = kernel.stride, kernel.padding, kernel.dilation, kernel.groups
+    row, column, weight = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
+    unit = layer.scale * 2.0**layer.exp
+    qmax = slices.largest(layer.weight_precision, layer.weight_bits)
+    expected = np.clip(weight / unit[row], -qmax, qmax)
+    place = row.astype(np.int64) * synapses.size[1] + column
+    given = synapses.row.astype(np.int64) * synapses.size[1] + synapses.column
+    at = np.searchsorted(place, given)
+    if (at == len(place)).any() or (place[at] != given).any():
+        raise ValueError("a single connection is not one of its convolution's")
+    stored = np.zeros(len(place))
+    stored[at] = synapses.weight
+    bias = layer.bias_mant * 2.0 ** (layer.bias_exp - 6)
+    wanted = np.repeat(kernel.bias, layer.neurons // len(kernel.bias)) / layer.scale
+    if (np.abs(stored - expected) >= 1).any() or (
+        np.abs(bias - wanted) >= 2.0 ** (layer.bias_exp - 6)
+    ).any():
+        raise ValueError("the single connections are not its convolution, rounded")
+
+
+def needs_unrolling(node: nir.ir.NIRNode, threshold: Float) -> bool:
+    """Whether ``node`` is a convolution into channels whose thresholds differ."""
+    flat = threshold.reshape(len(threshold), -1)
+    return isinstance(node, nir.Conv2d) and bool((flat != flat[:, :1]).any())
+
+
+def too_large(
+    convolutions: Mapping[str, tuple[Float, Shape, nir.Conv2d]],
+    weight_bits: int,
+    per_weight: int,
+    chip: Chip,
+) -> list[Problem]:
+    """The problem of more single connections than ``chip`` has memory for.
+
+    ``convolutions`` are the weight, input shape and node of those to unroll, by layer; a weight takes up
+    to ``per_weight`` synapses.
+    """
+    total = sum(connections(w != 0, shape, node) for w, shape, node in convolutions.values())
+    cores, memory = chip.limits.cores_per_chip, chip.limits.synapse_bytes_per_core
+    held, holds = MOST, f"{MOST:,} are the most that are written"
+    if chip.packing is not None and cores is not None and memory is not None:
+        bits = synapse_bits(chip.packing, weight_bits)
+        held = cores.value * memory.value * 8 // (bits * per_weight)
+        holds = (
+            f"the {cores.value * memory.value / 2**20:g} MiB of synapse memory of one {chip.name} "
+            f"hold {held:,} of {bits * per_weight} bits"
+        )
+    if (
+        total <= held
+        and sum(
+            connections(np.ones_like(w, np.bool_), shape, node)
+            for w, shape, node in convolutions.values()
+        )
+        <= MOST
+    ):
+        return []
+    return [
+        Problem(
+            ", ".join(convolutions),
+            f"folding makes {total:,} single connections of the convolutions; {holds}",
+            f"use --thresholds {instead(chip)}",
+        )
+    ]
+
+
+def instead(chip: Chip) -> str:
+    """The lowering to take on ``chip`` where folding cannot be had."""
+    return "native" if chip.limits.thresholds_per_core is None else "profiles"
+
+
+def connections(kernel: NDArray[np.bool_], shape: Shape, node: nir.Conv2d) -> int:
+    """How many single connections a convolution of ``shape`` has at the weights in ``kernel``."""
+    c, h, w = shape
+    return int(conv.fan_out(kernel, (c, h, w), *G.conv_geometry(node), int(node.groups)).sum())

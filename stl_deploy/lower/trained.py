@@ -1,0 +1,100 @@
+"""Graphs that were trained on integers (``models/qat.py``): taken as they are, or refused.
+
+What such a model learned are the integers themselves. Another grid, data to fit to, or other thresholds
+would make another network of it, so that asking for one is an error.
+"""
+
+from __future__ import annotations
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.ir import nir_graph as G
+
+TAKEN = "leave it out: the integers are taken as they were trained"
+AGAIN = "train it again for this chip (stl-train --qat --chip)"
+NEAR = 1e-6  # of a unit; a float64 product of an integer and its unit is nearer
+
+
+def check_asked(trained: G.Trained, asked: dict[str, object]) -> None:
+    """Raise InputError for options that contradict the training.
+
+    ``asked`` holds "weight_bits", "weight_exp", "weight_precision", "thresholds", "calib" and
+    "clamp_thresholds" of ``quantize``, None for what was not asked for.
+    """
+    may = {
+        "weight_bits": (None, trained.weight_bits),
+        "weight_exp": (None, 0),
+        "weight_precision": (None, "8"),
+        "thresholds": (None, "auto", "native"),
+        "calib": (None,),
+        "clamp_thresholds": (None, False),
+    }
+    shown = {"calib": "fitting to data", "clamp_thresholds": "moving thresholds"}
+    problems = [
+        Problem(
+            name,
+            f"{shown.get(name, value)} was asked for, but the model was trained on integers of "
+            f"{trained.weight_bits} bits with a threshold for every neuron",
+            TAKEN,
+        )
+        for name, value in asked.items()
+        if not any(value is ok or (ok is not None and value == ok) for ok in may[name])
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def check_graph(graph: nir.NIRGraph, trained: G.Trained) -> None:
+    """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
+    problems = []
+    shape = G.in_shape(graph)
+    beside = G.recurrent(graph)
+    for name, node in G.inner(graph).items():
+        shape = G.node_output(name, node, shape)
+        if isinstance(node, nir.CubaLIF | nir.IF) or name in beside:
+            what = f"a {type(node).__name__}" + (" that hears itself" if name in beside else "")
+            problems.append(
+                Problem(name, f"is {what}, and training on integers knows plain LIF only")
+            )
+        elif isinstance(node, nir.LIF) and len(trained.scale.get(name, ())) != shape[0]:
+            found = len(trained.scale.get(name, ()))
+            problems.append(
+                Problem(f"metadata.{G.KEY}: {name}", f"has {found} units for {shape[0]} channels")
+            )
+    if problems:
+        raise InputError(problems)
+
+
+def check_layer(
+    name: str,
+    values: dict[str, NDArray[np.float64]],
+    unit: NDArray[np.float64],
+    most: dict[str, float],
+) -> list[Problem]:
+    """What of ``values`` [C, ...] is no integer of its channel's ``unit`` [C], or above ``most``."""
+    problems = []
+    for what, value in values.items():
+        steps = value / unit.reshape(-1, *[1] * (value.ndim - 1))
+        off = np.abs(steps - np.rint(steps)) > NEAR
+        if off.any():
+            problems.append(
+                Problem(
+                    name,
+                    f"{int(off.sum())} of {off.size} values of its {what} are no whole numbers of their "
+                    f"unit, the first {steps[off][0]:.6g}",
+                    "name the checkpoint that stl-train --qat wrote",
+                )
+            )
+        elif np.abs(steps).max(initial=0) > most[what]:
+            problems.append(
+                Problem(
+                    name,
+                    f"its {what} goes from {steps.min():,.0f} to {steps.max():,.0f}; at most "
+                    f"{most[what]:,.0f} in size can be held",
+                    AGAIN,
+                )
+            )
+    return problems

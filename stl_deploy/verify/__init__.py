@@ -1,0 +1,1 @@
+"""How close the integers are to the float model, and every backend to the reference."""

@@ -1,0 +1,392 @@
+"""Float against integer: spike mismatch per layer, certificates, first divergence, predictions.
+
+The reference is the PyTorch model's float32 parameters evaluated in float64. Beside the integer
+network stand the float NIR graph (which must agree exactly) and the same model in float32 (which
+shows how much rounding alone flips). Without a PyTorch model the float NIR graph is the reference.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.formats.raster import Raster
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import IntArray, IntegerNetwork, Shape
+from stl_deploy.spread import Spread, Threads
+
+if TYPE_CHECKING:
+    from stl_deploy.hw_sim.engine import Engine
+    from stl_deploy.hw_sim.reference import Trace
+    from stl_deploy.ir.arch import Architecture
+    from stl_deploy.models.net import STLNet
+    from stl_deploy.verify.audit import Audit, Findings
+    from stl_deploy.verify.divergence import Divergence
+
+Spikes = dict[str, NDArray[np.uint8]]
+Visit = Callable[[NDArray[np.uint8], "Trace"], None]
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """Fractions of a layer's N*T*neurons entries that differ from the float64 model.
+
+    ``mismatch``: integer network, errors of earlier layers included; ``mismatch_forced``: this
+    layer alone, fed with the float model's spikes; ``float32_mismatch``: the PyTorch model in
+    float32; ``nir_mismatch``: the float NIR graph. The last two are None without a PyTorch model.
+
+    ``certified``: the fraction of entries whose forced spike is proved equal (``certificates.py``),
+    ``certified_spiking`` that of the entries where either side spikes. None where nothing is proved
+    of the layer, or no side ever spikes.
+    """
+
+    name: str
+    entries: int
+    mismatch: float
+    mismatch_forced: float
+    float32_mismatch: float | None
+    nir_mismatch: float | None
+    certified: float | None = None
+    certified_spiking: float | None = None
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The whole comparison; accuracies are None without labels.
+
+    ``first_divergence`` is None where no spike differs. ``not_certified`` says of layers why not.
+    ``nir_differing`` are the entries in which the float NIR graph differs from the PyTorch model, None
+    without one; ``overflows`` the neuron steps of the integer network outside a register.
+    """
+
+    samples: int
+    layers: tuple[LayerParity, ...]
+    accuracy_float: float | None
+    accuracy_lowered: float | None
+    prediction_agreement: float
+    first_divergence: Divergence | None = None
+    not_certified: dict[str, str] = field(default_factory=dict)
+    nir_differing: int | None = None
+    overflows: int = 0
+
+    @property
+    def entries(self) -> int:
+        """Samples x steps x neurons of all layers."""
+        return sum(layer.entries for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the keys that scripts use."""
+        return {
+            "samples": self.samples,
+            "accuracy": {"float": self.accuracy_float, "lowered": self.accuracy_lowered},
+            "prediction_agreement": self.prediction_agreement,
+            "layers": [vars(layer) for layer in self.layers],
+            "first_divergence": None
+            if self.first_divergence is None
+            else self.first_divergence.to_json(),
+            "not_certified": self.not_certified,
+        }
+
+
+def compare(
+    model: STLNet | None,
+    graph: nir.NIRGraph,
+    network: IntegerNetwork,
+    raster: Raster,
+    *,
+    batch: int = 50,
+    visit: Visit | None = None,
+    cores: Mapping[str, IntArray] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    spread: Spread | None = None,
+) -> ParityReport:
+    """Compare ``model``, its lowered float ``graph`` and ``network`` on ``raster``.
+
+    Without a model the graph itself is the reference. ``visit(inputs, trace)`` is called with every batch
+    of the integer run, so that whoever counts events need not run the network again, with active neurons
+    by ``cores`` (see ``reference.run``); ``on_progress(done)`` with the number of samples done. Batches
+    are worked on by ``spread``, by default on all cores; the report does not depend on it.
+
+    Raises CertificateError when a spike contradicts what was proved of it: a bug, and no statistic.
+    """
+    from stl_deploy.verify.audit import Audit
+
+    _check_same(model, graph, network)
+    job = Comparison.of(model, graph, network, cores, keep=visit is not None)
+    audit = Audit(graph, network, job.source)
+    total = Tally()
+    starts = range(0, len(raster.spikes), batch)
+    batches = (
+        (
+            raster.spikes[start : start + batch],
+            None if raster.labels is None else raster.labels[start : start + batch],
+        )
+        for start in starts
+    )
+    with closing((spread or Threads()).run(job, batches)) as results:
+        for start, found in zip(starts, results, strict=True):
+            audit.take(found.findings)
+            total.add(found.tally)
+            if visit is not None and found.trace is not None:
+                visit(raster.spikes[start : start + batch], found.trace)
+            if on_progress is not None:
+                on_progress(total.samples)
+    labelled = raster.labels is not None
+    return ParityReport(
+        samples=total.samples,
+        layers=tuple(_layer(name, n, audit, model is not None) for name, n in total.layers.items()),
+        accuracy_float=total.right_float / total.samples if labelled else None,
+        accuracy_lowered=total.right_lowered / total.samples if labelled else None,
+        prediction_agreement=total.same / total.samples,
+        first_divergence=audit.first,
+        not_certified=audit.not_covered,
+        nir_differing=None
+        if model is None
+        else sum(layer.float_nir for layer in total.layers.values()),
+        overflows=total.overflows,
+    )
+
+
+@dataclass
+class LayerTally:
+    """Entries of a layer, and how many differ from the reference, by what is compared with it."""
+
+    entries: int = 0
+    cascaded: int = 0
+    forced: int = 0
+    float32: int = 0
+    float_nir: int = 0
+
+    def add(self, other: LayerTally) -> None:
+        """Add another batch's."""
+        for part in fields(self):
+            setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
+
+
+@dataclass
+class Tally:
+    """Counts of some samples: right predictions, equal ones, neuron steps with overflow, layers."""
+
+    samples: int = 0
+    right_float: int = 0
+    right_lowered: int = 0
+    same: int = 0
+    overflows: int = 0
+    layers: dict[str, LayerTally] = field(default_factory=dict)
+
+    def add(self, other: Tally) -> None:
+        """Add another batch's."""
+        self.samples += other.samples
+        self.right_float += other.right_float
+        self.right_lowered += other.right_lowered
+        self.same += other.same
+        self.overflows += other.overflows
+        for name, counts in other.layers.items():
+            self.layers.setdefault(name, LayerTally()).add(counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What one batch gave; ``trace`` is the integer run where it was asked for."""
+
+    tally: Tally
+    findings: Findings
+    trace: Trace | None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What is compared, as plain data for whoever works on the batches (a ``spread.Job``).
+
+    ``arch`` and ``params`` make the PyTorch model, None where there is none; ``source`` is its graph
+    before the passes. ``keep``: the integer traces are wanted.
+    """
+
+    arch: Architecture | None
+    params: dict[str, NDArray[Any]] | None
+    graph: nir.NIRGraph
+    source: nir.NIRGraph | None
+    network: IntegerNetwork
+    cores: Mapping[str, IntArray] | None
+    keep: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: STLNet | None,
+        graph: nir.NIRGraph,
+        network: IntegerNetwork,
+        cores: Mapping[str, IntArray] | None,
+        keep: bool,
+    ) -> Comparison:
+        """See ``compare``."""
+        if model is None:
+            return cls(None, None, graph, None, network, cores, keep)
+        from stl_deploy.importers import stl
+
+        params = stl.params_of(model)
+        source = stl.to_graph(model.arch, params)
+        return cls(model.arch, params, graph, source, network, cores, keep)
+
+    def prepare(self) -> Comparer:
+        """What does one batch."""
+        return Comparer(self)
+
+
+class Comparer:
+    """Compares batches, each on its own; several at once, too."""
+
+    def __init__(self, job: Comparison) -> None:
+        from stl_deploy.hw_sim.engine import Engine
+        from stl_deploy.verify.audit import Audit
+
+        self.job, self.network = job, job.network
+        self.engine = Engine(job.network, job.cores)
+        self.audit = Audit(job.graph, job.network, job.source)
+        self.models: tuple[STLNet, ...] = ()
+        if job.arch is not None and job.params is not None:
+            import torch
+
+            from stl_deploy.models.net import converted, from_params
+
+            model = from_params(job.arch, job.params)
+            self.models = tuple(converted(model, t) for t in (torch.float64, torch.float32))
+
+    def __call__(self, batch: tuple[NDArray[np.uint8], NDArray[np.int64] | None]) -> Found:
+        """Compare one batch: its inputs [N, T, *input_shape] and labels [N]."""
+        inputs, labels = batch
+        expected, others = self._floats(inputs)
+        trace, forced = _integer(self.engine, inputs, expected)
+        lowered = {name: did.spikes for name, did in trace.layers.items()}
+        runs = {"cascaded": lowered, "forced": forced, **others}
+        want = self.network.readout.predict(expected[self.network.layers[-1].name])
+        got = trace.predictions
+        tally = Tally(
+            samples=len(inputs),
+            right_float=0 if labels is None else int(np.count_nonzero(want == labels)),
+            right_lowered=0 if labels is None else int(np.count_nonzero(got == labels)),
+            same=int(np.count_nonzero(want == got)),
+            overflows=sum(int(did.overflow.sum()) for did in trace.layers.values()),
+            layers={
+                name: LayerTally(
+                    spikes.size,
+                    **{
+                        what: int(np.count_nonzero(run[name] != spikes))
+                        for what, run in runs.items()
+                    },
+                )
+                for name, spikes in expected.items()
+            },
+        )
+        findings = self.audit.examine(inputs, expected, forced, lowered)
+        return Found(tally, findings, trace if self.job.keep else None)
+
+    def _floats(self, inputs: NDArray[np.uint8]) -> tuple[Spikes, dict[str, Spikes]]:
+        """The reference's spikes, and those of what else runs in float."""
+        if not self.models:
+            return float_exec.run(self.job.graph, inputs), {}
+        import torch
+
+        with _one_thread(), torch.inference_mode():
+            double, single = (_numpy(m.run(torch.from_numpy(inputs))) for m in self.models)
+        return double, {"float32": single, "float_nir": float_exec.run(self.job.graph, inputs)}
+
+
+_alone = threading.Lock()
+_inside = 0
+_threads_before = 1
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch on one thread: batches run at once already, and float32 sums hang on how many there are."""
+    import torch
+
+    global _inside, _threads_before
+    with _alone:
+        if not _inside:
+            _threads_before = torch.get_num_threads()
+            torch.set_num_threads(1)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _alone:
+            _inside -= 1
+            if not _inside:
+                torch.set_num_threads(_threads_before)
+
+
+def _layer(name: str, counts: LayerTally, audit: Audit, by_model: bool) -> LayerParity:
+    n = counts.entries
+    return LayerParity(
+        name=name,
+        entries=n,
+        mismatch=counts.cascaded / n,
+        mismatch_forced=counts.forced / n,
+        float32_mismatch=counts.float32 / n if by_model else None,
+        nir_mismatch=counts.float_nir / n if by_model else None,
+        certified=audit.certified(name),
+        certified_spiking=audit.certified_spiking(name),
+    )
+
+
+def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwork) -> None:
+    """Raise InputError unless the network has the float side's layers, steps and classes."""
+    mine = {layer.name: layer.shape for layer in network.layers}
+    if model is not None:
+        shapes, steps = model.arch.shapes, model.arch.timesteps
+        theirs = {name: shape for name, shape in shapes.items() if name in mine}
+    else:
+        theirs = shapes = populations(graph)
+        meta = G.float_meta(graph)
+        steps = meta.timesteps
+        own = network.input_levels, network.readout.classes, network.input_shape
+        if own != (meta.input_levels, meta.classes, G.in_shape(graph)):
+            raise InputError(
+                Problem(
+                    "network",
+                    f"it reads 0..{own[0]} of shape {own[2]} into {own[1]} classes, the float graph "
+                    f"0..{meta.input_levels} of shape {G.in_shape(graph)} into {meta.classes}",
+                    "compare it with the graph that it was made from",
+                )
+            )
+    if mine != theirs or steps != network.timesteps:
+        raise InputError(
+            Problem("network", f"its layers {mine} are not those of the model, {shapes}")
+        )
+
+
+def populations(graph: nir.NIRGraph) -> dict[str, Shape]:
+    """Names and shapes of what spikes in a lowered float graph."""
+    found: dict[str, Shape] = {}
+    shape = G.in_shape(graph)
+    for name, node in G.inner(graph).items():
+        shape = G.node_output(name, node, shape)
+        if isinstance(node, G.Neurons | nir.Threshold):
+            found[name] = shape
+    return found
+
+
+def _integer(engine: Engine, inputs: NDArray[np.uint8], expected: Spikes) -> tuple[Trace, Spikes]:
+    """The integer run, and each layer's spikes when it is fed with the float model's instead."""
+    trace = engine.run(inputs)
+    forced: Spikes = {}
+    before: NDArray[np.uint8] = inputs
+    for layer in engine.network.layers:
+        forced[layer.name] = engine.run_layer(layer, before).spikes
+        before = expected[layer.name]
+    return trace, forced
+
+
+def _numpy(spikes: dict[str, Any]) -> Spikes:
+    return {name: tensor.numpy().astype(np.uint8) for name, tensor in spikes.items()}

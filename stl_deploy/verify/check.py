@@ -1,0 +1,383 @@
+"""One parity check from files to a verdict: what ``stl-parity`` and the pytest fixture both run.
+
+Three comparisons that must not be confused: float against float (PyTorch and the float NIR graph,
+exact), integers against integers (backends and ``hw_sim/reference.py``, exact), and float against
+integers (budgets, certificates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.verify import budgets as B
+
+if TYPE_CHECKING:
+    import nir
+
+    from stl_deploy.formats.raster import Raster
+    from stl_deploy.ir.network import Diagnostic, IntegerNetwork
+    from stl_deploy.models.net import STLNet
+    from stl_deploy.spread import Spread
+    from stl_deploy.verify.against_float import ParityReport
+    from stl_deploy.verify.against_reference import Agreement
+
+BACKENDS = ("hw_sim", "lava", "netx", "onnx")
+TIMEOUT_S = 600.0
+BATCH = 25  # samples; fixed, so that who works on them changes nothing
+REFERENCE = "hw_sim/reference.py"
+PYTORCH = "PyTorch in float64"
+GRAPH = "float NIR graph in float64"
+
+# ``watch(what, total, unit)`` shows a bar and gives what is to be called with the amount done.
+Watch = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+def unwatched(_what: str, _total: int, _unit: str) -> AbstractContextManager[Callable[[int], None]]:
+    """No progress bar."""
+    return nullcontext(lambda _done: None)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared: a checkpoint or float graph, model.nir, a raster; and within what limits."""
+
+    model: Path
+    lowered: Path
+    data: Path
+    backends: tuple[str, ...] = ("hw_sim",)
+    limit: int | None = None
+    tau: float | None = None
+    dt: float | None = None
+    model_class: str | None = None
+    sample_shape: tuple[int, ...] | None = None
+    timeout: float = TIMEOUT_S
+    dask: str | None = None
+    budgets: B.Budgets = field(default_factory=B.Budgets)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out: ``failures`` in words, empty where parity holds.
+
+    ``by_model``: the reference was a PyTorch model, else a float NIR graph; ``notes``: what the user should
+    know of how it was read.
+    """
+
+    report: ParityReport
+    agreements: Mapping[str, Agreement]
+    failures: tuple[str, ...]
+    budgets: B.Budgets
+    by_model: bool
+    notes: tuple[Diagnostic, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything agrees as it must."""
+        return not self.failures
+
+    @property
+    def reference(self) -> str:
+        """What the integers are compared with."""
+        return PYTORCH if self.by_model else GRAPH
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``stl-parity --json`` prints."""
+        return {
+            "passed": self.passed,
+            **self.report.to_json(),
+            "backends": {name: asdict(agreement) for name, agreement in self.agreements.items()},
+            "overflows": self.report.overflows,
+            "failures": list(self.failures),
+            "budgets": self.budgets.to_json(),
+            "diagnostics": [asdict(note) for note in self.notes],
+            "comparisons": self._comparisons(),
+        }
+
+    def _comparisons(self) -> dict[str, Any]:
+        """The three comparisons, each with its reference, its rule and whether it holds."""
+        differing = self.report.nir_differing
+        return {
+            "float_nir": None
+            if differing is None
+            else {
+                "reference": PYTORCH,
+                "compared": GRAPH,
+                "rule": "exact",
+                "entries": self.report.entries,
+                "differing": differing,
+                "passed": differing == 0,
+            },
+            "backends": {
+                "reference": REFERENCE,
+                "compared": list(self.agreements),
+                "rule": "exact",
+                "passed": all(a.exact for a in self.agreements.values()),
+            },
+            "float_integer": {
+                "reference": self.reference,
+                "compared": "integer network",
+                "rule": "budgets",
+                "passed": not self.budgets.judge(self.report),
+            },
+        }
+
+    @property
+    def text(self) -> str:
+        """The verdict for a person: what failed, and where the integers first differ."""
+        first = self.report.first_divergence
+        lines = [
+            f"parity holds on {self.report.samples:,} samples"
+            if self.passed
+            else f"parity failed on {self.report.samples:,} samples:",
+            *(f"  {failure}" for failure in self.failures),
+            "No spike differs." if first is None else first.text,
+        ]
+        return "\n".join(lines)
+
+    def properties(self) -> dict[str, Any]:
+        """Figures by dotted name, for a test report."""
+        report = self.report
+        found: dict[str, Any] = {
+            "passed": self.passed,
+            "samples": report.samples,
+            "accuracy.float": report.accuracy_float,
+            "accuracy.lowered": report.accuracy_lowered,
+            "prediction_agreement": report.prediction_agreement,
+            "float_nir.differing": report.nir_differing,
+        }
+        for layer in report.layers:
+            for key in ("mismatch", "mismatch_forced", "certified", "certified_spiking"):
+                found[f"{layer.name}.{key}"] = getattr(layer, key)
+        for name, agreement in self.agreements.items():
+            found[f"backend.{name}.spike_mismatches"] = agreement.spike_mismatches
+            found[f"backend.{name}.state_mismatches"] = agreement.state_mismatches
+        if report.first_divergence is not None:
+            found["first_divergence"] = report.first_divergence.text
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def settings(
+    table: B.Table | None,
+    config: Path | None,
+    given: Mapping[str, Any],
+    name: Callable[[str], str] = str,
+) -> Settings:
+    """What the table of the file ``config`` says, except where something else is ``given``.
+
+    Args:
+        given: by the names of ``budgets.Table``; None stands for nothing.
+        name: how messages call one of them, say ``--input``.
+
+    Raises InputError naming everything that is missing or not allowed.
+    """
+    said = {key: value for key, value in given.items() if value is not None}
+    if "layers" in said:
+        raise InputError(Problem("layers", "stands in the table alone", f"set [{B.TABLE}.layers]"))
+    # typer's own ranges let a NaN through, above which nothing is.
+    plain = {B.dashed(k): str(v) if isinstance(v, Path) else v for k, v in said.items()}
+    B.validate(plain, "given:")
+    base = Path() if config is None else config.parent
+    problems = []
+    paths = {}
+    for key in ("model", "lowered", "input"):
+        if key in said:
+            paths[key] = Path(said[key])
+        elif table is not None and getattr(table, key) is not None:
+            paths[key] = base / getattr(table, key)
+        else:
+            remedy = f'give it, or set {key} = "..." in [{B.TABLE}] of pyproject.toml'
+            problems.append(Problem(name(key), "is missing", remedy))
+
+    def value(key: str) -> Any:
+        return said.get(key, None if table is None else getattr(table, key))
+
+    chosen = value("backend")
+    where = name("backend") if "backend" in said or config is None else f"{config}: backend"
+    names: tuple[str, ...] = ()
+    try:
+        names = backends("hw_sim" if chosen is None else chosen, where)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems)
+    limits = {key: said.get(key) for key in B.BUDGETS}
+    return Settings(
+        model=paths["model"],
+        lowered=paths["lowered"],
+        data=paths["input"],
+        backends=names,
+        # The table's limit is about the table's input.
+        limit=said.get("limit") if "input" in said else value("limit"),
+        tau=value("tau"),
+        dt=value("dt"),
+        model_class=value("model_class"),
+        sample_shape=tuple(value("sample_shape") or ()) or None,
+        timeout=value("timeout") or TIMEOUT_S,
+        dask=value("dask"),
+        budgets=B.merge(table, str(config), limits),
+    )
+
+
+def backends(names: str | list[str], where: str) -> tuple[str, ...]:
+    """The names in a text with commas, or a list, each once. Raises InputError for others."""
+    parts = names.split(",") if isinstance(names, str) else names
+    found = tuple(dict.fromkeys(name.strip() for name in parts))
+    there = f"there are {', '.join(BACKENDS)}"
+    problems = [
+        Problem(where, f"{name!r} is not one that is known; {there}")
+        for name in found
+        if name not in BACKENDS
+    ]
+    if problems or not found:
+        raise InputError(problems or Problem(where, f"names none; {there}"))
+    return found
+
+
+def run(what: Settings, watch: Watch = unwatched) -> Outcome:
+    """Compare, and judge by the budgets.
+
+    Raises InputError, LoweringError, BackendError, CertificateError.
+    """
+    from stl_deploy.backends import lava as lava_backend
+    from stl_deploy.backends import lava_env
+    from stl_deploy.backends import onnx as onnx_backend
+    from stl_deploy.formats import integer_nir as nir_file
+    from stl_deploy.formats import raster as rasters
+
+    network = nir_file.read_network(what.lowered)
+    raster = rasters.load(what.data).first(what.limit)
+    rasters.check_fits(raster, str(what.data), network)
+    layers = [layer.name for layer in network.layers]
+    what.budgets.check(layers, raster.labels is not None, str(what.data))
+    model, graph, notes = _floats(what, network)
+    # What cannot work is said before anything long begins.
+    tools = [name for name in what.backends if name in lava_backend.TOOLS]
+    for tool in tools:
+        lava_backend.check(tool, network)
+    if "onnx" in what.backends:
+        onnx_backend.check(network)
+    if tools:
+        lava_env.python()
+    with _spread(what.dask) as spread:
+        report = _against_float(model, graph, network, raster, spread, watch)
+        agreements = _agreements(what, network, raster, spread, watch)
+    failures = (
+        *_float_differs(report),
+        *(_difference(name, a) for name, a in agreements.items() if not a.exact),
+        *what.budgets.judge(report),
+    )
+    return Outcome(report, agreements, failures, what.budgets, model is not None, notes)
+
+
+def _spread(address: str | None) -> AbstractContextManager[Spread]:
+    """Who works on the batches: this machine, or a Dask cluster."""
+    if address is not None:
+        from stl_deploy.backends.cluster import connect
+
+        return connect(address)
+    from stl_deploy.spread import Threads
+
+    return nullcontext(Threads())
+
+
+def _floats(
+    what: Settings, network: IntegerNetwork
+) -> tuple[STLNet | None, nir.NIRGraph, tuple[Diagnostic, ...]]:
+    """The PyTorch model, if a checkpoint was named, the float NIR graph, and what to know of it."""
+    from stl_deploy.importers import read as models
+    from stl_deploy.models.net import from_params
+
+    steps, classes = network.timesteps, network.readout.classes
+    foreign = what.model_class is not None or what.model.suffix == ".nir"
+    # The lowered network holds what an official state_dict or another tool's file does not.
+    given = models.Given(
+        tau=what.tau,
+        timesteps=steps,
+        classes=classes,
+        dt=what.dt,
+        levels=network.input_levels if foreign else None,
+        model_class=what.model_class,
+        sample_shape=what.sample_shape,
+    )
+    try:
+        found = models.read(what.model, given)
+    except InputError as error:
+        if {p.where for p in error.problems} <= {"--timesteps", "--classes", "--levels"}:
+            text = f"is not what the network was made from, which has T = {steps}"
+            raise InputError(
+                Problem(str(what.model), f"{text} and {classes} classes", "export this model")
+            ) from None
+        raise
+    if found.graph is None:
+        raise InputError(
+            Problem(
+                str(what.model),
+                "is not that of a float graph: it holds integers",
+                "name model.float.nir, or the model that was exported",
+            )
+        )
+    if found.checkpoint is None:
+        return None, found.graph, found.notes
+    return from_params(found.checkpoint.arch, found.checkpoint.params), found.graph, found.notes
+
+
+def _against_float(
+    model: STLNet | None,
+    graph: nir.NIRGraph,
+    network: IntegerNetwork,
+    raster: Raster,
+    spread: Spread,
+    watch: Watch,
+) -> ParityReport:
+    """The comparisons that a float model is part of."""
+    from stl_deploy.hw_sim.simulate import batch_size
+    from stl_deploy.verify.against_float import compare
+
+    batch = min(BATCH, batch_size(network))
+    with watch("float and integer", len(raster.spikes), "samples") as tell:
+        return compare(model, graph, network, raster, batch=batch, on_progress=tell, spread=spread)
+
+
+def _agreements(
+    what: Settings, network: IntegerNetwork, raster: Raster, spread: Spread, watch: Watch
+) -> dict[str, Agreement]:
+    """Every backend against the reference."""
+    from stl_deploy.verify.against_reference import measure
+
+    agreements = {}
+    for name in what.backends:
+        with watch(name, len(raster.spikes) * network.timesteps, "time steps") as tell:
+            agreements[name] = measure(
+                name, network, raster.spikes, stall_s=what.timeout, on_steps=tell, spread=spread
+            )
+    return agreements
+
+
+def _float_differs(report: ParityReport) -> list[str]:
+    """What the float NIR graph does otherwise than PyTorch, which is to be nothing."""
+    if not report.nir_differing:
+        return []
+    where = [layer.name for layer in report.layers if layer.nir_mismatch]
+    return [
+        f"the float NIR graph differs from PyTorch in {report.nir_differing:,} of "
+        f"{report.entries:,} spikes, in float64: {', '.join(where)}"
+    ]
+
+
+def _difference(name: str, agreement: Agreement) -> str:
+    text = (
+        f"{name} differs from {'the reference' if name == 'hw_sim' else 'hw_sim'} in "
+        f"{agreement.spike_mismatches:,} spikes and "
+        f"{agreement.state_mismatches:,} states"
+    )
+    if first := agreement.first:
+        text += (
+            f"; first {first.kind} of {first.layer} {first.neuron}, sample {first.sample}, "
+            f"step {first.step}: {first.got} instead of {first.expected}"
+        )
+    return text
