@@ -42,7 +42,8 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim import simulate as sim
 from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture, Lif, MaxPool
-from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.synapses import Dense
 from stl_deploy.models.net import STLNet
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"

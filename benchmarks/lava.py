@@ -42,7 +42,8 @@ from stl_deploy.backends import lava_env
 from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import simulate as sim
-from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.synapses import Dense
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 DATA = Path("/usr/share/datasets/fashion-mnist")

@@ -40,16 +40,9 @@ from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account.energy import Energy, Meter, OnChip
 from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
-    IntArray,
-    IntegerNetwork,
-    LifLayer,
-    OrPool,
-    Placement,
-    Readout,
-)
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.notes import Placement
+from stl_deploy.ir.synapses import Conv, Dense, IntArray
 
 PROFILE = "loihi1-nahuku"
 CLOSE, FASTER = 1e-6, 500

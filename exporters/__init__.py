@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.ir.network import Diagnostic, IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.notes import Diagnostic
 
 if TYPE_CHECKING:
     import nir

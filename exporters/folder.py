@@ -22,8 +22,10 @@ from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import new_folder, sha256
 from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, Placement, synapse_count
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, synapse_count
+from stl_deploy.ir.notes import Placement
 
 MANIFEST = "manifest.json"
 FORMAT = "stl-deploy/export"
@@ -71,9 +73,9 @@ def export(
     digest = None if source is None else sha256(source)
     origin = exporters.Origin(graph, digest)
     with new_folder(out) as temporary:
-        nir_file.write(nir_file.to_nir(network), temporary / "model.nir")
+        nir_io.write(nir_file.to_nir(network), temporary / "model.nir")
         if graph is not None:
-            nir_file.write(graph, temporary / "model.float.nir")
+            nir_io.write(graph, temporary / "model.float.nir")
         if nir_profile == "portable":
             nir_portable.write_beside(network, graph, temporary)
         notes = [

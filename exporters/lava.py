@@ -34,8 +34,9 @@ from stl_deploy.exporters import loihi_layers
 from stl_deploy.files import atomic
 from stl_deploy.files import write as write_file
 from stl_deploy.ir import slices
-from stl_deploy.ir.network import Conv, IntegerNetwork, LifLayer, Shape, Sparse, Synapses
+from stl_deploy.ir.network import IntegerNetwork, LifLayer
 from stl_deploy.ir.slices import Sign
+from stl_deploy.ir.synapses import Conv, Shape, Sparse, Synapses
 
 FORMAT = "stl-deploy-lava/3"
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import Origin, lava, loihi_layers, netx
-from stl_deploy.ir.network import Diagnostic, IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.notes import Diagnostic
 
 
 def write(

@@ -15,7 +15,8 @@ import numpy as np
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.ir import slices
-from stl_deploy.ir.network import Conv, IntegerNetwork, Layer, LifLayer, OrPool, row_sums
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.synapses import Conv, row_sums
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
 CONV_INT8_MAX = 127

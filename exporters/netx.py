@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.exporters import loihi_layers
 from stl_deploy.files import write as write_file
-from stl_deploy.ir.network import Conv, Dense, Diagnostic, IntegerNetwork, LifLayer, Shape, Sparse
+from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.synapses import Conv, Dense, Shape, Sparse
 
 WHERE = "network.net (netx)"
 BIAS_EXP = 6

@@ -19,7 +19,8 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import Origin, onnx_float, onnx_limits, onnx_step
 from stl_deploy.exporters.onnx_graph import IR_VERSION, OPSET
 from stl_deploy.files import write as write_file
-from stl_deploy.ir.network import Diagnostic, IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.notes import Diagnostic
 
 FORMAT = "stl-deploy/onnx"
 VERSION = 1

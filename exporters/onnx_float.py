@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from stl_deploy.exporters import onnx_graph
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Diagnostic, Shape
+from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.synapses import Shape
 
 KNOWN = (
     nir.Conv2d,

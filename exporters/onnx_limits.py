@@ -10,17 +10,8 @@ import numpy as np
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.exporters import onnx_graph, onnx_sums
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
-    IntegerNetwork,
-    Layer,
-    LifLayer,
-    OrPool,
-    Sparse,
-    Synapses,
-    row_sums,
-)
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses, row_sums
 
 INT32_SUM_LIMIT = 1 << 31
 # |x| * 4096 has to fit int64 in a decay.

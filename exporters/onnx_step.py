@@ -13,7 +13,8 @@ import onnx
 from stl_deploy.chips import facts as chips
 from stl_deploy.exporters import onnx_sums
 from stl_deploy.exporters.onnx_graph import Builder
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Shape
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool
+from stl_deploy.ir.synapses import Shape
 
 State = tuple[str, type[np.generic], Shape]
 

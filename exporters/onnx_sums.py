@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.exporters.onnx_graph import Builder
-from stl_deploy.ir.network import Conv, Dense, IntArray, LifLayer, Sparse
+from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse
 
 Slice = tuple[NDArray[np.int8], int]
 

@@ -23,18 +23,8 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.ir.conv import convolve
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
-    IntArray,
-    IntegerNetwork,
-    Layer,
-    LifLayer,
-    OrPool,
-    Reset,
-    Sparse,
-    row_sums,
-)
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Reset
+from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse, row_sums
 
 Int64 = NDArray[np.int64]
 

@@ -20,7 +20,8 @@ from stl_deploy.hw_sim.account.counts import Counter, Counts
 from stl_deploy.hw_sim.account.energy import Assessment, Energy
 from stl_deploy.hw_sim.account.work import LayerWork
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.ir.network import IntArray, IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.synapses import IntArray
 from stl_deploy.report.sections import Activity
 from stl_deploy.spread import Spread
 

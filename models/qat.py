@@ -28,8 +28,9 @@ from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir.arch import Architecture, BatchNorm, Conv, Lif, Linear, Quantized
 from stl_deploy.ir.conv import Pair
 from stl_deploy.ir.floats import FloatLayer
-from stl_deploy.ir.network import Conv as ConvSynapses
-from stl_deploy.ir.network import Dense, LifLayer
+from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.synapses import Conv as ConvSynapses
+from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower import passes
 from stl_deploy.models import layers
 from stl_deploy.models.layers import IntegerLIF

@@ -126,12 +126,12 @@ def from_nir(
     import warnings
 
     from stl_deploy.errors import UncheckedWarning
-    from stl_deploy.formats import integer_nir as nir_file
+    from stl_deploy.formats import nir_io
     from stl_deploy.importers.nir import flow as nir_graph
 
     options = nir_graph.Options(dt=dt, timesteps=timesteps, classes=classes, levels=levels)
     if isinstance(source, str | Path):
-        graph = nir_file.read(Path(source))
+        graph = nir_io.read(Path(source))
         lowered = nir_graph.read(Path(source), options, graph)
     else:
         graph, lowered = source, nir_graph.to_float(source, options)

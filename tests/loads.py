@@ -15,12 +15,13 @@ from nets import recurrent_synapses, synapses
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense
 
 
 def facts(chip):
     """The chip's file, as TOML and nothing more."""
-    path = resources.files("stl_deploy") / "chips" / f"{chip}.toml"
+    path = resources.files("stl_deploy.chips") / f"{chip}.toml"
     return tomllib.loads(path.read_text("utf-8"))
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.network import Dense, Layer, OrPool, Sparse
+from stl_deploy.ir.network import Layer, OrPool
+from stl_deploy.ir.synapses import Dense, Sparse
 from stl_deploy.models.net import STLNet
 
 SMALL = "4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2"

@@ -20,9 +20,11 @@ from stl_deploy import from_torch, quantize
 from stl_deploy.backends import consumers
 from stl_deploy.backends.consumers import file as consumer_file
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.lower.passes import lower
 from stl_deploy.models.net import STLNet
 
@@ -159,18 +161,18 @@ class _Builder:
 
     def spec(self, name: str, net: IntegerNetwork, spikes=None) -> None:
         path = self.folder / f"{name}.nir"
-        nir_file.write(nir_file.to_nir(net), path)
+        nir_io.write(nir_file.to_nir(net), path)
         self.cases[name] = Case(path, self.raster(net) if spikes is None else spikes, net)
 
     def changed(
         self, name: str, of: str, change: Callable[[Graph], None], drop_reset: bool = True
     ) -> None:
         """The file of another case with ``change`` done to its graph, as no file of ours."""
-        graph = nir_file.read(self.cases[of].path)
+        graph = nir_io.read(self.cases[of].path)
         graph.metadata = {}
         change(graph)
         path = self.folder / f"{name}.nir"
-        (nir_portable.write if drop_reset else nir_file.write)(graph, path)
+        (nir_portable.write if drop_reset else nir_io.write)(graph, path)
         self.cases[name] = Case(path, self.cases[of].spikes)
 
 

@@ -14,18 +14,9 @@ from stl_deploy.exporters import loihi_layers, netx
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
 from stl_deploy.ir.conv import unroll
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
-    IntegerNetwork,
-    Kernel,
-    Layer,
-    LifLayer,
-    OrPool,
-    Readout,
-    Sparse,
-)
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
 from stl_deploy.ir.slices import WeightPrecision
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 
 LOW, HIGH = 0.02, 0.60
 Made = tuple[IntegerNetwork, NDArray[np.uint8]]

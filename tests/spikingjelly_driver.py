@@ -1,6 +1,6 @@
 """What SpikingJelly makes of event files, in a process of its own.
 
-Arguments: the packages it lies in (of the environment of stl_deploy/consumers), a folder with *.aedat2
+Arguments: the packages it lies in (of the environment of stl_deploy/backends/consumers), a folder with *.aedat2
 and *.aedat31, T's with commas, and the file to write. Its datasets import torchvision, which is not
 there and does nothing here: names of it are empty classes.
 """

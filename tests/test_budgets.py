@@ -14,7 +14,7 @@ from nets import random_net, random_spikes
 
 import stl_deploy
 from stl_deploy.errors import InputError
-from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
@@ -376,7 +376,7 @@ def test_a_float_graph_is_a_reference_too(project, command):
 @pytest.fixture
 def graph(project):
     """The exported float graph, to be written changed."""
-    return nir_file.read(project / "out" / "model.float.nir")
+    return nir_io.read(project / "out" / "model.float.nir")
 
 
 def _reshaped(lif):
@@ -405,7 +405,7 @@ def broken_graphs(graph):
 def test_float_graphs_that_make_no_sense(project, command, graph):
     path = project / "broken.nir"
     for what, broken in broken_graphs(graph):
-        nir_file.write(broken, path)
+        nir_io.write(broken, path)
         code, out, err = command(path)
         assert (code, out) == (2, ""), err
         assert what in " ".join(err.split()), err
@@ -428,7 +428,7 @@ def test_files_that_are_no_float_graph(project, command):
 def test_a_float_graph_of_another_network_is_refused(project, command):
     other = random_net("FC20-LIF-AvgPool2")
     stl_graph = stl_deploy.from_torch(other)
-    nir_file.write(stl_graph, project / "other.nir")
+    nir_io.write(stl_graph, project / "other.nir")
     code, out, err = command(project / "other.nir")
     assert (code, out) == (2, "")
     assert "are not those of the model" in err

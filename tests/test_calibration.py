@@ -12,12 +12,14 @@ from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve
-from stl_deploy.ir.network import Conv, Dense, LifLayer
+from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.lower import calibration
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
@@ -319,7 +321,7 @@ def test_it_is_an_ordinary_network_made_the_same_way_twice(tmp_path):
     one, two = (stl_deploy.quantize(graph, "loihi2", spikes) for _ in range(2))
     files = [tmp_path / "one.nir", tmp_path / "two.nir"]
     for network, path in zip((one, two), files, strict=True):
-        nir_file.write(nir_file.to_nir(network), path)
+        nir_io.write(nir_file.to_nir(network), path)
     read = nir_file.read_network(files[0])
     assert read.diagnostics == one.diagnostics
     assert read.precision == one.precision

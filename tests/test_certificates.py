@@ -25,16 +25,8 @@ from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve, unroll
 from stl_deploy.ir.floats import FloatLayer
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
-    IntegerNetwork,
-    Kernel,
-    LifLayer,
-    OrPool,
-    Readout,
-    Sparse,
-)
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import infer
 from stl_deploy.spread import Threads

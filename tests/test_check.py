@@ -15,7 +15,7 @@ from stl_deploy.backends.consumers import file as consumer_file
 from stl_deploy.backends.consumers import run as runs
 from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
 
 CHAIN = [("input", "fc"), ("fc", "lif"), ("lif", "output")]
@@ -57,7 +57,7 @@ def inside(edges=None, **others):
 
 def written(tmp_path, nodes, edges=CHAIN):
     path = tmp_path / "m.nir"
-    nir_file.write(nir.NIRGraph(nodes, edges, metadata={}, type_check=False), path)
+    nir_io.write(nir.NIRGraph(nodes, edges, metadata={}, type_check=False), path)
     return path
 
 
@@ -241,7 +241,7 @@ def test_what_is_no_chain_yet_is_run_as_the_importer_reads_it(name, tmp_path):
     path = written(tmp_path, made, edges)
     _, spikes = raster(path, in_shape(made))
     got = runs.expected(consumer_file.read(path), spikes)
-    graph = nir_file.read(path)
+    graph = nir_io.read(path)
     walked, _ = nir_interpreter.run(graph, spikes)
     assert list(got)[-1] == "lif"
     for key, found in got.items():

@@ -14,6 +14,7 @@ import pytest
 import torch
 from nets import random_net, random_spikes
 
+from stl_deploy.formats import nir_io
 from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.integer_nir import read_network
 from stl_deploy.formats.raster import Raster
@@ -296,12 +297,11 @@ def test_force_replaces_an_export_and_nothing_else(command, here, model):
 
 
 def test_nothing_is_left_when_writing_fails(command, here, model, monkeypatch):
-    from stl_deploy.formats import integer_nir as nir_file
 
     def fail(*_args):
         raise OSError(28, "No space left on device", "model.nir")
 
-    monkeypatch.setattr(nir_file, "write", fail)
+    monkeypatch.setattr(nir_io, "write", fail)
     before = sorted(here.iterdir())
     code, _, err = command("stl-export", model, "--target", "loihi", "-o", "o")
     assert code == 2
@@ -441,12 +441,11 @@ def test_places_that_cannot_become_an_export(command, here, model, monkeypatch):
 
 
 def test_interruption_leaves_nothing_and_says_so(command, here, model, monkeypatch):
-    from stl_deploy.formats import integer_nir as nir_file
 
     def interrupt(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nir_file, "write", interrupt)
+    monkeypatch.setattr(nir_io, "write", interrupt)
     before = sorted(here.iterdir())
     code, _, err = command("stl-export", model, "--target", "loihi", "-o", "o")
     assert (code, err) == (130, "stl-export: interrupted; nothing half-written was left behind\n")

@@ -26,7 +26,8 @@ from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import FloatLayer
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, Readout, Sparse
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import STLNet, infer
 from stl_deploy.verify import divergence, faults

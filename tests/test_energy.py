@@ -17,7 +17,8 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.energy import EVENTS, Assessment, Meter, OnChip
 from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, Readout, in_bounds_synapses
+from stl_deploy.ir.network import IntegerNetwork, Readout, in_bounds_synapses
+from stl_deploy.ir.synapses import Conv, Dense
 
 CHIPS = ("ideal", "loihi1", "loihi2")
 close = partial(pytest.approx, rel=1e-12, abs=0)  # joules and seconds are far below approx's 1e-12

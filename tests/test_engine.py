@@ -12,8 +12,9 @@ from test_reference import networks
 from stl_deploy.chips import bounds
 from stl_deploy.errors import InputError
 from stl_deploy.formats.raster import Raster, RasterFile, check_fits, load, save, stream
-from stl_deploy.hw_sim import compiled, engine, kernels, reference
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, Kernel, LifLayer, Readout, Sparse
+from stl_deploy.hw_sim import compiled, engine, kernels, plans, reference
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 
 EXAMPLES = settings(deadline=None, max_examples=200)
 FIELDS = ("spikes", "active", "overflow", "u", "v", "active_by_core")
@@ -61,7 +62,7 @@ def test_random_networks(case, states, seed):
     inputs = raster
     for layer in network.layers:
         own = cores.get(layer.name)
-        if isinstance(layer, LifLayer) and engine.never_overflows(network, layer, raster.shape[1]):
+        if isinstance(layer, LifLayer) and plans.never_overflows(network, layer, raster.shape[1]):
             assert not want.layers[layer.name].overflow.any()
         # The inputs as the reference leaves them, in C order.
         inputs = np.ascontiguousarray(inputs)
@@ -83,7 +84,7 @@ def test_working_networks(seed):
 def test_sums_of_a_part_of_a_sample(seed, steps, monkeypatch):
     """Where the sums of a sample are too large, voltages go from part to part."""
     network, raster = draw(seed)
-    monkeypatch.setattr(engine, "_together", lambda samples, all_steps, size: steps)
+    monkeypatch.setattr(plans, "_together", lambda samples, all_steps, size: steps)
     plain = [
         plan.plain
         for layer in network.lif_layers
@@ -189,12 +190,12 @@ def test_a_layer_whose_own_sums_could_pass_32_bits_runs_in_the_reference():
     """2^31 / 128 / 255 inputs are 65793: not with neurons that add more."""
     weight = np.ones((9, 65_793), np.int8)
     layer = one_layer(np.random.default_rng(0), "ideal", Dense(weight), (65_793,), 255).layers[0]
-    assert engine.fits_32_bits(layer, 255)
+    assert plans.fits_32_bits(layer, 255)
     own = Dense(np.ones((9, 9), np.int8))
-    assert not engine.fits_32_bits(replace(layer, recurrent=own), 255)
-    assert engine.fits_32_bits(replace(layer, recurrent=own), 254)
+    assert not plans.fits_32_bits(replace(layer, recurrent=own), 255)
+    assert plans.fits_32_bits(replace(layer, recurrent=own), 254)
     wide = Dense(np.ones((9, 9), np.int16))
-    assert not engine.fits_32_bits(replace(layer, recurrent=wide), 1)
+    assert not plans.fits_32_bits(replace(layer, recurrent=wide), 1)
 
 
 @pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])
@@ -287,7 +288,7 @@ def test_voltages_beyond_32_bits(exp):
     raster = np.ones((1, 4, 8, 5, 5), np.uint8)
     want = reference.run(network, raster, states=True)
     assert (exp == 0) == (max(want.layers["lif"].u.max(), want.layers["lif"].v.max()) < 1 << 31)
-    assert engine.never_overflows(network, network.layers[0], 4) == (exp == 0)
+    assert plans.never_overflows(network, network.layers[0], 4) == (exp == 0)
     assert_same(engine.run(network, raster, states=True), want)
     assert_same(engine.run(network, raster), reference.run(network, raster))
 
@@ -303,14 +304,14 @@ def test_a_proof_ends_where_a_register_does(chip):
             tried = replace(layer, synapses=conv, exp=exp, dv=4095, vth=np.full((1, 1, 1), 9))
             network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
             fits = abs(weight) << exp < limits[chip]
-            assert engine.never_overflows(network, tried, 1) == fits, (exp, weight)
+            assert plans.never_overflows(network, tried, 1) == fits, (exp, weight)
     edge = (1 << 23) - 1 if chip != "ideal" else (1 << 31) - 1
     for bias in (edge - 64, edge - 63, -edge - 1, -edge, -edge - 2):
         mant = np.array([bias], np.int64)
         tried = replace(layer, bias_mant=mant, bias_exp=0, dv=4095)
         network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
         fits = bias + 64 <= edge and bias >= -edge
-        assert engine.never_overflows(network, tried, 1) == fits, bias
+        assert plans.never_overflows(network, tried, 1) == fits, bias
 
 
 @pytest.mark.parametrize(("steps", "fits"), [(2, True), (3, False)])
@@ -322,7 +323,7 @@ def test_a_proof_minds_currents_that_a_bias_hides_from_the_voltage(steps, fits):
     layer = replace(network.layers[0], bias_mant=bias, bias_exp=0)
     up = bounds.voltage_range(layer, 1, steps)[1]
     assert up.max() < 1 << 23
-    assert engine.never_overflows(network, layer, steps) == fits
+    assert plans.never_overflows(network, layer, steps) == fits
 
 
 @pytest.mark.parametrize("dv", [0, 1, 2048, 3001, 4095, 4096])
@@ -432,7 +433,7 @@ def test_a_raster_of_more_steps_than_the_network_says(chip):
     rng = np.random.default_rng(0)
     network = one_layer(rng, chip, ones(2, 2, 127), (2, 3, 3), 1, 2**31 - 9, dv=0)
     network = replace(network, timesteps=1)
-    assert engine.never_overflows(network, network.layers[0], 1)
+    assert plans.never_overflows(network, network.layers[0], 1)
     raster = np.ones((1, 1000 if chip == "loihi1" else 140_000, 2, 3, 3), np.uint8)
     want = reference.run(network, raster)
     assert chip == "ideal" or want.layers["lif"].overflow.any()

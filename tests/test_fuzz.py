@@ -26,7 +26,7 @@ from test_nir_import import braille, chain, lif
 import stl_deploy
 from stl_deploy.commands import common, export
 from stl_deploy.commands import hw_sim as cli
-from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 
 N = int(os.environ.get("STL_FUZZ", "120"))
 SECONDS = 20  # for one file, on a busy machine
@@ -67,8 +67,8 @@ def originals(tmp_path_factory):
     stl_deploy.export(stl_deploy.quantize(graph, "loihi2"), "nir", folder / "out", graph=graph)
     shutil.copy(folder / "out" / "model.nir", folder / "integer.nir")
     shutil.copy(folder / "out" / "model.float.nir", folder / "float.nir")
-    nir_file.write(braille()[0], folder / "braille.nir")
-    nir_file.write(image(), folder / "image.nir")
+    nir_io.write(braille()[0], folder / "braille.nir")
+    nir_io.write(image(), folder / "image.nir")
     np.savez_compressed(folder / "in.npz", spikes=random_spikes(net, 2), labels=np.array([0, 1]))
     return folder
 

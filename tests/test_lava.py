@@ -37,11 +37,12 @@ from stl_deploy.errors import BackendError, LoweringError
 from stl_deploy.exporters import lava, netx
 from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.integer_nir import to_nir
-from stl_deploy.formats.integer_nir import write as write_nir
+from stl_deploy.formats.nir_io import write as write_nir
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.formats.raster import save as save_raster
-from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.synapses import Dense
 from stl_deploy.verify import against_reference as agreement
 
 NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import lava, loihi, netx
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense
 
 Ints = NDArray[np.int64]
 M = 1 << 23

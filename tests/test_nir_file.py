@@ -18,9 +18,11 @@ from test_reference import networks
 import stl_deploy
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
 from stl_deploy.ir.nir_graph import KEY
+from stl_deploy.ir.synapses import Dense
 
 
 def network(text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
@@ -31,7 +33,7 @@ def network(text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
 @pytest.fixture
 def path(tmp_path):
     file = tmp_path / "model.nir"
-    nir_file.write(nir_file.to_nir(network(chip="loihi2")), file)
+    nir_io.write(nir_file.to_nir(network(chip="loihi2")), file)
     return file
 
 
@@ -44,7 +46,7 @@ def refused(path):
 @pytest.mark.parametrize("options", [{}, {"chip": "loihi1"}, {"weight_bits": 3, "weight_exp": 2}])
 def test_round_trip_is_exact(tmp_path, options):
     before = network(**options)
-    nir_file.write(nir_file.to_nir(before), tmp_path / "m.nir")
+    nir_io.write(nir_file.to_nir(before), tmp_path / "m.nir")
     after = nir_file.read_network(tmp_path / "m.nir")
     for a, b in zip(before.layers, after.layers, strict=True):
         for key, value in vars(a).items():
@@ -229,9 +231,9 @@ def test_any_network_comes_back(case):
     before = replace(before, layers=tuple(layers))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "m.nir"
-        nir_file.write(nir_file.to_nir(before), path)
+        nir_io.write(nir_file.to_nir(before), path)
         after = nir_file.read_network(path)
-        version = json.loads(nir_file.read(path).metadata[KEY])["version"]
+        version = json.loads(nir_io.read(path).metadata[KEY])["version"]
     equal(before, after)
     plain = all(
         n.du == 4095 and n.dv and n.recurrent is None and n.reset == "zero"
@@ -262,7 +264,7 @@ def remembering():
 @pytest.fixture
 def newer(tmp_path):
     file = tmp_path / "model.nir"
-    nir_file.write(nir_file.to_nir(remembering()), file)
+    nir_io.write(nir_file.to_nir(remembering()), file)
     return file
 
 
@@ -503,5 +505,5 @@ def test_truncated_or_foreign_files(path, keep):
 
 
 def test_a_float_graph_is_told_apart(tmp_path):
-    nir_file.write(stl_deploy.from_torch(random_net()), tmp_path / "f.nir")
+    nir_io.write(stl_deploy.from_torch(random_net()), tmp_path / "f.nir")
     assert "not model.float.nir" in refused(tmp_path / "f.nir")

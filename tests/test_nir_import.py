@@ -21,6 +21,7 @@ import stl_deploy
 from stl_deploy.commands import export
 from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.importers.nir import flow as nir_graph
 from stl_deploy.ir import execute as float_exec
@@ -146,7 +147,7 @@ def test_names_that_no_file_can_hold(tmp_path):
         assert "none that a NIR file can hold" in error.problems[0].what
         assert "rename" in error.problems[0].remedy
         with pytest.raises(InputError, match="none that a NIR file can hold"):
-            nir_file.write(named(name), tmp_path / "no.nir")
+            nir_io.write(named(name), tmp_path / "no.nir")
         assert not (tmp_path / "no.nir").exists()
     assert [p.where for p in problems(chain(named("a/fc"))).problems] == ["n0.a/fc"]
 
@@ -224,7 +225,7 @@ def test_a_reset_that_is_not_stated_is_noted(graph, where, stored, tmp_path):
     source = graph
     if stored:
         source = tmp_path / "m.nir"
-        nir_file.write(graph, source)
+        nir_io.write(graph, source)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         stl_deploy.from_nir(source)
@@ -253,12 +254,12 @@ def test_the_note_on_the_reset_goes_wherever_the_network_goes(tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     raster = np.random.default_rng(0).integers(0, 2, (4, 6, 4)).astype(np.uint8)
     np.savez("in.npz", spikes=raster)
-    nir_file.write(resetting(), Path("net.nir"))
+    nir_io.write(resetting(), Path("net.nir"))
     run(export.export, "net.nir", "--target", "nir", "--eval", "in.npz", "-o", "out")
     said = capsys.readouterr().err
     assert said.count("the reset is not stated") == 1
     assert "remedy: import a network of snnTorch by --model-class" in said
-    (note,) = nir_graph.notes(nir_file.read(Path("net.nir")))
+    (note,) = nir_graph.notes(nir_io.read(Path("net.nir")))
     assert note in nir_file.read_network(Path("out/model.nir")).diagnostics
     assert vars(note) in json.loads(Path("out/manifest.json").read_text())["diagnostics"]
     assert "the reset is not stated" in Path("out/report.html").read_text()
@@ -269,7 +270,7 @@ def test_the_note_on_the_reset_goes_wherever_the_network_goes(tmp_path, capsys, 
     run(parity.parity, "out/model.float.nir", *words)
     assert json.loads(capsys.readouterr().out)["diagnostics"] == []
     for name in ("model.float.nir", "model.nir"):
-        assert nir_graph.notes(nir_file.read(Path("out") / name)) == ()
+        assert nir_graph.notes(nir_io.read(Path("out") / name)) == ()
     # As docs/import-nir.md says: state it, and write the file again.
     graph = nir.read("net.nir")
     for node in graph.nodes.values():
@@ -459,7 +460,7 @@ def test_our_own_files_come_back(chip, tmp_path):
     bare = nir.NIRGraph(graph.nodes, graph.edges, type_check=False)
     again = stl_deploy.quantize(stl_deploy.from_nir(bare, **said), chip)
     for out, one in (("a", network), ("b", again)):
-        nir_file.write(nir_file.to_nir(one), tmp_path / out)
+        nir_io.write(nir_file.to_nir(one), tmp_path / out)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     integers = nir_file.to_nir(network)
     bare = nir.NIRGraph(integers.nodes, integers.edges, type_check=False)
@@ -515,7 +516,7 @@ def test_a_recurrent_network_with_currents_from_file_to_parity(tmp_path, capsys,
 
     monkeypatch.chdir(tmp_path)
     graph, raster = braille()
-    nir_file.write(graph, Path("braille.nir"))
+    nir_io.write(graph, Path("braille.nir"))
     np.savez("in.npz", spikes=raster)
     run(
         export.export,

@@ -18,7 +18,7 @@ import pytest
 
 import stl_deploy
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 
@@ -355,7 +355,7 @@ def compare(seed, outcomes, folder=None):
     outcomes.drawn += 1
     graph = draw.graph
     if folder is not None:
-        nir_file.write(graph, folder / f"{seed}.nir")
+        nir_io.write(graph, folder / f"{seed}.nir")
         graph = folder / f"{seed}.nir"
     try:
         made = stl_deploy.from_nir(graph, dt=draw.dt, timesteps=STEPS)

@@ -18,6 +18,7 @@ import stl_deploy
 from stl_deploy import from_torch, quantize, simulate
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
@@ -35,7 +36,7 @@ def spikes_of(trace):
 def written(graph, tmp_path):
     path = tmp_path / "p.nir"
     nir_portable.write(graph, path)
-    return nir_file.read(path)
+    return nir_io.read(path)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -20,7 +20,7 @@ from stl_deploy.backends.consumers import file as consumer_file
 from stl_deploy.backends.consumers import run as runs
 from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.errors import BackendError, LoweringError
-from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.importers.nir import flow as nir_graph
 from stl_deploy.ir import execute as float_exec
 
@@ -56,7 +56,7 @@ def written(tmp_path_factory):
 
 def mismatches(folder, name, dt, change=None):
     """Entries [N, T, n] of the last neurons of a file that differ, after ``change`` of its neurons."""
-    graph = nir_file.read(folder / f"{name}.nir")
+    graph = nir_io.read(folder / f"{name}.nir")
     for node in graph.nodes.values():
         if change is not None and isinstance(node, nir.LIF | nir.IF | nir.CubaLIF):
             change(node)
@@ -124,7 +124,7 @@ def test_what_they_do_not_write_is_all_that_is_missing(written, tool, name, dt, 
 def test_the_note_on_snntorchs_reset_is_true(written):
     """Its file reads as a reset to zero, which the note says; its neurons subtract, and a step late."""
     folder = written["snntorch"]
-    (note,) = nir_graph.notes(nir_file.read(folder / "subtracts.nir"))
+    (note,) = nir_graph.notes(nir_io.read(folder / "subtracts.nir"))
     assert note.where == "populations 1, 3"
     assert "snnTorch" in note.what
     unstated = mismatches(folder, "subtracts", 1e-4)

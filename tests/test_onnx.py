@@ -35,12 +35,13 @@ from stl_deploy.exporters import folder as output
 from stl_deploy.exporters import onnx as exporter
 from stl_deploy.exporters import onnx_float, onnx_graph, onnx_limits, onnx_step, onnx_sums
 from stl_deploy.formats.integer_nir import to_nir
-from stl_deploy.formats.integer_nir import write as write_nir
+from stl_deploy.formats.nir_io import write as write_nir
 from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout, Sparse
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.verify import against_reference as agreement
 
 NETWORKS = int(os.environ.get("STL_ONNX_NETWORKS", "3"))

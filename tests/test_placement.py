@@ -23,10 +23,11 @@ from stl_deploy.chips import placement
 from stl_deploy.chips.facts import Chip, Count
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
-from stl_deploy.formats import raster
+from stl_deploy.formats import nir_io, raster
 from stl_deploy.hw_sim import simulate
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
 from stl_deploy.ir.nir_graph import KEY
+from stl_deploy.ir.synapses import Conv, Dense
 
 KINDS = ("compartments", "synapse_bytes", "in_axons", "out_axons")
 
@@ -484,7 +485,7 @@ def test_ideal_is_not_placed():
 def path(tmp_path):
     graph = stl_deploy.from_torch(random_net())
     network = stl_deploy.quantize(graph, chip="loihi1", thresholds="native")
-    nir_file.write(nir_file.to_nir(network), tmp_path / "model.nir")
+    nir_io.write(nir_file.to_nir(network), tmp_path / "model.nir")
     return tmp_path / "model.nir"
 
 
@@ -496,7 +497,7 @@ def test_round_trip(tmp_path, chip, thresholds):
     graph = stl_deploy.from_torch(random_net())
     network = stl_deploy.quantize(graph, chip=chip, thresholds=thresholds)
     assert network.placement is not None
-    nir_file.write(nir_file.to_nir(network), tmp_path / "m.nir")
+    nir_io.write(nir_file.to_nir(network), tmp_path / "m.nir")
     assert nir_file.read_network(tmp_path / "m.nir").placement == network.placement
 
 
@@ -555,7 +556,7 @@ def test_a_core_that_holds_too_much_is_refused(tmp_path):
     assert placed.layers["a"].blocks == (1024, 76)
     assert roomy.layers["a"].blocks == (1100,)
     path = tmp_path / "m.nir"
-    nir_file.write(nir_file.to_nir(replace(network, placement=roomy)), path)
+    nir_io.write(nir_file.to_nir(replace(network, placement=roomy)), path)
     with pytest.raises(InputError, match="a core needs 1,100 compartments and loihi1 holds 1,024"):
         nir_file.read_network(path)
 

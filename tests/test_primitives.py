@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stl_deploy.hw_sim.reference import decay, fire, step_current, step_voltage, wrap32
-from stl_deploy.ir.network import Dense, LifLayer
+from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.synapses import Dense
 
 M = 1 << 23
 EXAMPLES = settings(deadline=None, max_examples=150)

@@ -18,8 +18,10 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Dense, LifLayer, OrPool
-from stl_deploy.lower.quantize import HEADROOM, quantize
+from stl_deploy.ir.network import LifLayer, OrPool
+from stl_deploy.ir.synapses import Dense
+from stl_deploy.lower.quantize import quantize
+from stl_deploy.lower.units import HEADROOM
 
 EXAMPLES = settings(deadline=None, max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -22,11 +22,13 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.commands import hw_sim as cli
 from stl_deploy.errors import LoweringError
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster, save
-from stl_deploy.hw_sim import engine, reference
+from stl_deploy.hw_sim import plans, reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Dense, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower.passes import lower
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -315,7 +317,7 @@ def test_proven_networks_never_overflow(seed, chip):
         assert "effective weight bits" in str(error)  # noqa: PT017
         return
     (layer,) = network.layers
-    assert engine.never_overflows(network, layer, steps)
+    assert plans.never_overflows(network, layer, steps)
     limit = chips.load(chip).state_limit
     raster = np.ones((3, steps, inputs), np.uint8)
     raster[1, ::2] = 0
@@ -469,8 +471,8 @@ def test_how_the_reset_is_written(reset, tmp_path):
     if reset is not None:
         graph.nodes["lif1"].metadata["reset"] = reset
     if not isinstance(reset, bytes):  # as nir reads it from a file
-        nir_file.write(graph, tmp_path / "float.nir")
-        graph = nir_file.read(tmp_path / "float.nir")
+        nir_io.write(graph, tmp_path / "float.nir")
+        graph = nir_io.read(tmp_path / "float.nir")
     layer = stl_deploy.quantize(graph, chip="loihi2").layers[0]
     assert layer.reset == ("subtract" if "subtract" in str(reset) else "zero")
 
@@ -504,7 +506,7 @@ def test_from_float_to_the_files_of_a_chip(chip, tmp_path, capsys, monkeypatch):
     got = stl_deploy.simulate(read, raster)
     for name, did in want.layers.items():
         np.testing.assert_array_equal(got.layers[name].spikes, did.spikes)
-    floating = nir_file.read(out / "model.float.nir")
+    floating = nir_io.read(out / "model.float.nir")
     expected = float_exec.run(graph, raster)
     for name, spikes in float_exec.run(floating, raster).items():
         np.testing.assert_array_equal(spikes, expected[name])

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(

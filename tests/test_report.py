@@ -18,16 +18,10 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
-    Diagnostic,
-    IntegerNetwork,
-    LifLayer,
-    OrPool,
-    Precision,
-    Readout,
-)
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.notes import Diagnostic, Precision
+from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.report import figures, numbers
 from stl_deploy.report import sections as report
 from stl_deploy.verify.against_float import LayerParity, ParityReport
 from stl_deploy.verify.divergence import Divergence, Place, Synapse, Voltages
@@ -242,9 +236,9 @@ def test_placement_table(page: Page):
     table = page.table("Cores of each layer")
     header = ["Cores their numbers", "Bound by", "Compartments of 8,192"]
     assert table["Layer"] == [*header, "Bytes of synapse memory of 131,072"]
-    assert table["lif1"][:3] == ["1 0", "-", f"144 {report.percent(144 / 8192)}"]
+    assert table["lif1"][:3] == ["1 0", "-", f"144 {numbers.percent(144 / 8192)}"]
     assert table["pool1"][:2] == ["1 1", "-"]
-    assert table["lif2"][3] == f"576 {report.percent(576 / 131072)}"
+    assert table["lif2"][3] == f"576 {numbers.percent(576 / 131072)}"
     assert table["pool1"][3].split()[0] == "1,152"
     assert table["All layers"][0] == "3"
     assert "Cores 3 1 chip, 1 tile" in page.text
@@ -255,8 +249,8 @@ def test_placement_beyond_a_limit_is_marked():
     page = Page(report.render("x", network("loihi1")))
     distinct = len(np.unique(network().lif_layers[0].vth))
     cell = page.table("Cores of each layer")["lif1"][-1]
-    assert cell == f"{distinct} {report.significant(distinct / 7)} times, too many"
-    assert page.table("Cores of each layer")["lif2"][-1] == f"1 {report.percent(1 / 7)}"
+    assert cell == f"{distinct} {numbers.significant(distinct / 7)} times, too many"
+    assert page.table("Cores of each layer")["lif2"][-1] == f"1 {numbers.percent(1 / 7)}"
 
 
 @pytest.mark.parametrize(
@@ -279,29 +273,29 @@ def test_activity_are_means_per_inference(page: Page, activity: report.Activity)
     table = page.table("Mean per inference over 5 samples of 4 steps")
     did = activity.counts.layers[0]
     inputs, spikes, rate, synops, active, inactive = table["lif1"]
-    assert inputs == report.count(did.inputs.sum() / SAMPLES)
-    assert spikes == report.count(did.spikes.sum() / SAMPLES)
-    assert rate == report.percent(did.spikes.sum() / (SAMPLES * STEPS * 144))
-    assert synops == report.count(did.synops.sum() / SAMPLES)
-    assert active == report.count(did.active.sum() / SAMPLES)
+    assert inputs == numbers.count(did.inputs.sum() / SAMPLES)
+    assert spikes == numbers.count(did.spikes.sum() / SAMPLES)
+    assert rate == numbers.percent(did.spikes.sum() / (SAMPLES * STEPS * 144))
+    assert synops == numbers.count(did.synops.sum() / SAMPLES)
+    assert active == numbers.count(did.active.sum() / SAMPLES)
     everything = 144 * activity.counts.physical_steps
-    assert inactive == report.count((everything - did.active.sum()) / SAMPLES)
+    assert inactive == numbers.count((everything - did.active.sum()) / SAMPLES)
     total = sum(int(layer.spikes.sum()) for layer in activity.counts.layers)
-    assert table["All layers"][1] == report.count(total / SAMPLES)
+    assert table["All layers"][1] == numbers.count(total / SAMPLES)
 
 
 def test_energy_table(page: Page, activity: report.Activity):
     table = page.table("Per inference, mean over 5 samples")
     names = ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
     energies = [activity.energies[name] for name in names]
-    unit = report.Unit.fitting("J", (e.total_j for e in energies))
+    unit = numbers.Unit.fitting("J", (e.total_j for e in energies))
     assert table[f"Dynamic ({unit.label})"] == [unit(e.dynamic_j) for e in energies]
     assert table["synop"] == [unit(e.by_event_j["synop"]) for e in energies]
     assert table["I/O"] == ["not in the profile"] * 3
     assert table[f"Total without I/O ({unit.label})"] == [unit(e.total_j) for e in energies]
     synops = sum(int(layer.synops.sum()) for layer in activity.counts.layers) / SAMPLES
     assert table["Dynamic energy per synop (pJ)"] == [
-        report.significant(e.dynamic_j / synops * 1e12) for e in energies
+        numbers.significant(e.dynamic_j / synops * 1e12) for e in energies
     ]
     assert table["Cores of the placement"] == [str(e.cores) for e in energies]
     by_layer = page.table("Dynamic energy by layer")
@@ -310,7 +304,7 @@ def test_energy_table(page: Page, activity: report.Activity):
 
 def test_static_energy_shows_the_ends_of_the_range(page: Page, activity: report.Activity):
     energies = activity.energies
-    unit = report.Unit.fitting("J", (e.total_j for e in energies.values()))
+    unit = numbers.Unit.fitting("J", (e.total_j for e in energies.values()))
     cells = page.table("Per inference, mean over 5")[f"Static ({unit.label})"]
     watts = [
         (e.cores * 0.45e-3, e.cores * 0.82e-3) if name.startswith("loihi1") else (0.23, 0.28)
@@ -331,7 +325,7 @@ def test_energy_of_another_chip_is_said_to_be_that(page: Page):
     assert "no estimate for Intel Loihi (first" in text
 
 
-def headline(chip: str, *profiles: str) -> tuple[str, dict[str, float], report.Unit]:
+def headline(chip: str, *profiles: str) -> tuple[str, dict[str, float], numbers.Unit]:
     """The words of the energy shown first, totals by profile, their unit; without names all profiles."""
     net = network(chip, precision={})
     done = run(net)
@@ -339,7 +333,7 @@ def headline(chip: str, *profiles: str) -> tuple[str, dict[str, float], report.U
     text = Page(report.render("x", net, activity=replace(done, energies=energies))).text
     (words,) = re.findall("(Energy per inference.*?; I/O not included)", text)
     totals = {name: e.total_j for name, e in energies.items()}
-    return words.replace("\xa0", " "), totals, report.Unit.fitting("J", totals.values())
+    return words.replace("\xa0", " "), totals, numbers.Unit.fitting("J", totals.values())
 
 
 def test_the_headline_is_the_energy_of_the_networks_own_chip():
@@ -388,7 +382,7 @@ def test_every_column_of_energy_and_time_names_its_chip(page: Page, activity: re
 def test_time_steps_and_what_binds_them(page: Page, activity: report.Activity):
     table = page.table("Mean duration in")
     energies = list(activity.energies.values())
-    unit = report.Unit.fitting("s", (e.latency_s for e in energies))
+    unit = numbers.Unit.fitting("s", (e.latency_s for e in energies))
     assert [row for row in table if row.startswith("t = ")] == [f"t = {t}" for t in range(STEPS)]
     for t in range(STEPS):
         for cell, e in zip(table[f"t = {t}"], energies, strict=True):
@@ -527,7 +521,7 @@ def test_thresholds_are_in_units_of_the_float_model(page: Page):
     labels = [attrs.get("aria-label") or "" for tag, attrs in page.tags if tag == "svg"]
     theta = network().lif_layers[0].vth * 0.01
     low, high, middle = (
-        report.significant(float(f(theta)), 4) for f in (np.min, np.max, np.median)
+        numbers.significant(float(f(theta)), 4) for f in (np.min, np.max, np.median)
     )
     assert labels[0].endswith(f"144 thresholds of lif1: {low} to {high}, median {middle}")
     assert labels[1] == "Histogram of the 6 thresholds of lif2: all 617.0"
@@ -545,14 +539,14 @@ def test_negative_thresholds():
 
 def test_mosaic_of_channels_and_of_neurons():
     maps = np.arange(1, 13, dtype=np.uint8).reshape(3, 2, 2)
-    image = report._mosaic(maps)
+    image = figures.mosaic(maps)
     assert image.shape == (5, 5)
     assert image[:2, :2].tolist() == [[1, 2], [3, 4]]
     assert image[:2, 3:].tolist() == [[5, 6], [7, 8]]
     assert image[3:, :2].tolist() == [[9, 10], [11, 12]]
     assert (image[2] == -1).all()
     assert (image[3:, 3:] == -1).all()
-    assert report._mosaic(np.array([1, 0, 1], np.uint8)).tolist() == [[1, 0], [1, -1]]
+    assert figures.mosaic(np.array([1, 0, 1], np.uint8)).tolist() == [[1, 0], [1, -1]]
 
 
 def test_large_layers_and_long_runs_are_cut_and_say_so():
@@ -567,7 +561,7 @@ def test_large_layers_and_long_runs_are_cut_and_say_so():
 
 
 def test_pixels_follow_spikes():
-    url = report._png(np.array([[0, 5, 10, -1]], np.int16), 10)
+    url = figures.png(np.array([[0, 5, 10, -1]], np.int16), 10)
     data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
     silent, half, full, none = imread(io.BytesIO(data), format="png")[0, :, 3]
     assert none == 0 < silent < half < full == 1
@@ -618,7 +612,7 @@ def test_accessible(page: Page):
 
 
 def test_figures_take_the_colour_of_the_page(html: str):
-    assert report.INK not in html
+    assert figures.INK not in html
     assert "currentColor" in html
 
 
@@ -669,14 +663,14 @@ def test_import_is_light():
     ],
 )
 def test_significant(value: float, text: str):
-    assert report.significant(value) == text
+    assert numbers.significant(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (1234567, "1,234,567"), (27.1333, "27.1"), (1234.5, "1,234")]
 )
 def test_count(value: float, text: str):
-    assert report.count(value) == text
+    assert numbers.count(value) == text
 
 
 @pytest.mark.parametrize(
@@ -692,7 +686,7 @@ def test_count(value: float, text: str):
     ],
 )
 def test_percent_is_0_or_100_only_where_exact(fraction: float, text: str):
-    assert report.percent(fraction) == text
+    assert numbers.percent(fraction) == text
 
 
 @pytest.mark.parametrize(
@@ -707,6 +701,6 @@ def test_percent_is_0_or_100_only_where_exact(fraction: float, text: str):
     ],
 )
 def test_unit_fits_the_largest(values: list[float], label: str):
-    unit = report.Unit.fitting("J", values)
+    unit = numbers.Unit.fitting("J", values)
     assert unit.label == label
     assert unit(unit.factor * 2.5) == "2.50"

@@ -23,9 +23,11 @@ from stl_deploy.chips import bounds, placement
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Conv, Sparse, in_bounds_synapses
+from stl_deploy.ir.network import in_bounds_synapses
 from stl_deploy.ir.nir_graph import KEY
+from stl_deploy.ir.synapses import Conv, Sparse
 from stl_deploy.lower import folding
 from stl_deploy.lower import grouped as profiles
 from stl_deploy.models.net import infer
@@ -371,7 +373,7 @@ def before(request):
 
 @pytest.fixture
 def path(before, tmp_path):
-    nir_file.write(nir_file.to_nir(before), tmp_path / "model.nir")
+    nir_io.write(nir_file.to_nir(before), tmp_path / "model.nir")
     return tmp_path / "model.nir"
 
 
@@ -598,7 +600,7 @@ def test_profiles_keep_to_the_chips_that_are_there(cores):
 
 def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
     file = tmp_path / "m.nir"
-    nir_file.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
+    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
     with h5py.File(file, "r+") as opened:
         vth = opened["node/nodes/lif1/v_threshold"]
         vth[...] = np.arange(vth.size).reshape(vth.shape)
@@ -617,7 +619,7 @@ def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
 )
 def test_a_wrong_order_is_refused(tmp_path, layer, order, what):
     file = tmp_path / "m.nir"
-    nir_file.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
+    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
     with h5py.File(file, "r+") as opened:
         meta = json.loads(opened[f"node/metadata/{KEY}"][()])
         meta["placement"]["layers"][layer]["order"] = order

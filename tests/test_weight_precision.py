@@ -18,6 +18,7 @@ from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.exporters import lava, loihi, netx
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
@@ -26,7 +27,6 @@ from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import slices
 from stl_deploy.ir.network import (
-    Dense,
     IntegerNetwork,
     LifLayer,
     OrPool,
@@ -35,8 +35,8 @@ from stl_deploy.ir.network import (
     synapse_count,
 )
 from stl_deploy.ir.nir_graph import KEY
-from stl_deploy.lower import folding
-from stl_deploy.lower import quantize as quantizer
+from stl_deploy.ir.synapses import Dense
+from stl_deploy.lower import blocks, folding
 from stl_deploy.verify import faults
 from stl_deploy.verify.against_float import compare
 
@@ -316,7 +316,7 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     """As many single connections as one synapse each leaves room for, and two do not."""
     chip = chips.load("loihi2")
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
-    block = next(b for b in quantizer._blocks(graph) if not isinstance(b, OrPool))
+    block = next(b for b in blocks._blocks(graph) if not isinstance(b, OrPool))
     some = {"lif1": (block.weight, block.input_shape, block.node)}
     total = folding.connections(block.weight != 0, block.input_shape, block.node)
     holds = -(-total * (8 + 13) // 8)  # bytes
@@ -377,7 +377,7 @@ def test_a_weight_off_by_one_is_told_from_rounding(precision, thresholds):
 def test_the_file_carries_it(tmp_path, precision, options):
     before = quantized(precision, **options)
     path = tmp_path / "m.nir"
-    nir_file.write(nir_file.to_nir(before), path)
+    nir_io.write(nir_file.to_nir(before), path)
     after = nir_file.read_network(path)
     assert json.loads(nir_file.to_nir(before).metadata[KEY])["version"] == 3
     assert after.weight_precision == precision
@@ -431,13 +431,13 @@ def changed(path, layer=None, weight=None, **fields):
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, precision, change, what):
     path = tmp_path / "m.nir"
-    nir_file.write(nir_file.to_nir(quantized(precision)), path)
+    nir_io.write(nir_file.to_nir(quantized(precision)), path)
     assert what in changed(path, **change)
 
 
 def test_an_or_pool_has_no_precision(tmp_path):
     path = tmp_path / "m.nir"
-    nir_file.write(nir_file.to_nir(quantized("split")), path)
+    nir_io.write(nir_file.to_nir(quantized("split")), path)
     with h5py.File(path, "r+") as file:
         at = f"node/metadata/{KEY}"
         meta = json.loads(file[at][()])

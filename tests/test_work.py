@@ -22,7 +22,8 @@ from stl_deploy.hw_sim.account.energy import Assessment
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense
 
 LOIHI1 = chips.load("loihi1")
 NETWORKS = pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from nets import ZOO, ZOO_RASTER
 import stl_deploy
 from stl_deploy.chips import facts as chips
 from stl_deploy.formats import integer_nir as nir_file
-from stl_deploy.formats import raster
+from stl_deploy.formats import nir_io, raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.importers import stl
 from stl_deploy.models import joint as joint_of
@@ -140,7 +140,7 @@ def test_chips_with_wide_enough_registers_agree_bit_for_bit(model, network, ship
 
 
 def test_the_file_carries_the_whole_network(network, shipped, tmp_path):
-    nir_file.write(nir_file.to_nir(network), tmp_path / "m.nir")
+    nir_io.write(nir_file.to_nir(network), tmp_path / "m.nir")
     again = nir_file.read_network(tmp_path / "m.nir")
     a, b = (reference.run(n, shipped.spikes[:20], states=True) for n in (network, again))
     for name, did in a.layers.items():

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import block_diag, csc_array, csr_array, vstack
 
-from stl_deploy.hw_sim import engine, lanes
+from stl_deploy.hw_sim import lanes, plans
 from stl_deploy.hw_sim.account import kernels
 from stl_deploy.hw_sim.compiled import LANES
-from stl_deploy.ir.network import IntArray, Shape
+from stl_deploy.ir.synapses import IntArray, Shape
 
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
@@ -82,7 +82,7 @@ class Population:
 
     def __init__(self, shape: Shape, columns: Sequence[Mapping[str, Columns]]) -> None:
         self.shape = shape
-        order = engine.memory_order(np.arange(math.prod(shape)), shape)
+        order = plans.memory_order(np.arange(math.prod(shape)), shape)
         lie = {
             (chip, name): Columns(own.kind[order], own.matrix)
             for chip, by_name in enumerate(columns)

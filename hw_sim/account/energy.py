@@ -26,7 +26,9 @@ from stl_deploy.hw_sim.account import kernels
 from stl_deploy.hw_sim.account.mesh import Link, Mesh
 from stl_deploy.hw_sim.account.work import LayerWork, Work
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.ir.network import IntArray, IntegerNetwork, Layer, OrPool, Placement
+from stl_deploy.ir.network import IntegerNetwork, Layer, OrPool
+from stl_deploy.ir.notes import Placement
+from stl_deploy.ir.synapses import IntArray
 
 Float = NDArray[np.float64]
 Int32 = NDArray[np.int32]

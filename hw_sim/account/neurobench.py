@@ -18,7 +18,8 @@ import numpy as np
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.ir import slices
 from stl_deploy.ir.conv import fan_out
-from stl_deploy.ir.network import Dense, IntArray, IntegerNetwork, LifLayer, Sparse
+from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.synapses import Dense, IntArray, Sparse
 
 # Horowitz 2014, "Computing's energy problem", ISSCC, doi:10.1109/ISSCC.2014.6757323: at 45 nm a 32 bit
 # floating-point addition takes 0.9 pJ and a multiplication 3.7 pJ.

@@ -20,17 +20,9 @@ from stl_deploy.hw_sim.account.counters import Columns, Population, Table, one_h
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.ir import slices
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
-    IntArray,
-    IntegerNetwork,
-    Layer,
-    LifLayer,
-    OrPool,
-    Placement,
-    Sparse,
-)
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.notes import Placement
+from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse
 
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]

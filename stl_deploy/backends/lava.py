@@ -30,7 +30,8 @@ from stl_deploy.backends import lava_env
 from stl_deploy.errors import BackendError, LoweringError, Problem
 from stl_deploy.files import atomic
 from stl_deploy.files import write as write_file
-from stl_deploy.ir.network import IntArray, IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.synapses import IntArray
 
 TOOLS = ("lava", "netx")
 Steps = Callable[[int], None]

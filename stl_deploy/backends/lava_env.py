@@ -59,7 +59,7 @@ def python(say: tool_env.Say | None = None) -> Path:
 
 
 def _requirements() -> str:
-    return (resources.files("stl_deploy") / "lava" / "requirements.txt").read_text("utf-8")
+    return (resources.files("stl_deploy.backends") / "lava.txt").read_text("utf-8")
 
 
 def _find_python() -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import BackendError, LoweringError, Problem
-from stl_deploy.ir.network import IntArray, IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.synapses import IntArray
 
 PACKAGES = ("onnx", "onnxruntime")
 ERRORS_ONLY = 3  # onnxruntime's level of log messages

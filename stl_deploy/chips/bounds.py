@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips.facts import Chip
-from stl_deploy.ir.network import LifLayer, row_sums
+from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.synapses import row_sums
 
 Int64 = NDArray[np.int64]
 

@@ -258,8 +258,10 @@ class Chip(_Table):
 @cache
 def names() -> tuple[str, ...]:
     """Names of the chips that have a file."""
-    folder = resources.files("stl_deploy") / "chips"
-    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir()))
+    folder = resources.files("stl_deploy.chips")
+    return tuple(
+        sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    )
 
 
 @cache
@@ -267,7 +269,7 @@ def load(name: str) -> Chip:
     """The chip called ``name``. Raises InputError listing those there are."""
     if name not in names():
         raise InputError(Problem("chip", f"{name!r} is not one of {', '.join(names())}"))
-    text = (resources.files("stl_deploy") / "chips" / f"{name}.toml").read_text("utf-8")
+    text = (resources.files("stl_deploy.chips") / f"{name}.toml").read_text("utf-8")
     return Chip.model_validate(tomllib.loads(text))
 
 

@@ -35,16 +35,8 @@ from numpy.typing import NDArray
 from stl_deploy.chips.facts import Chip, Packing
 from stl_deploy.errors import Problem
 from stl_deploy.ir import wiring
-from stl_deploy.ir.network import (
-    Diagnostic,
-    IntegerNetwork,
-    Layer,
-    LayerPlacement,
-    LifLayer,
-    Limit,
-    OrPool,
-    Placement,
-)
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.notes import Diagnostic, LayerPlacement, Limit, Placement
 
 LIMITS: tuple[Limit, ...] = get_args(Limit)
 NAMES: dict[Limit, str] = {

@@ -29,6 +29,7 @@ from stl_deploy.commands.common import (
     warn_overflows,
 )
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.importers.given import Given
 
 if TYPE_CHECKING:
     import nir
@@ -159,7 +160,7 @@ def export(
     targets = tuple(t.value for t in dict.fromkeys(target))
     exporters.check(targets)
     check_out(out, force, [model, calib, evaluate])
-    given = models.Given(
+    given = Given(
         tau=tau,
         timesteps=timesteps,
         classes=classes,

@@ -8,7 +8,7 @@ import nir
 import numpy as np
 
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.lower import trained
 
@@ -36,7 +36,7 @@ def read(path: Path) -> nir.NIRGraph:
 
     Raises InputError naming every node that it cannot.
     """
-    return check(path, nir_file.read(path))
+    return check(path, nir_io.read(path))
 
 
 def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:

@@ -25,199 +25,49 @@ of float64 and a Scale behind it, which brings each neuron's inputs to its own u
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import h5py
 import nir
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
-    model_validator,
 )
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement as place
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.files import check_readable
-from stl_deploy.files import write as write_file
+from stl_deploy.formats.integer_meta import (
+    FORMAT,
+    RESETS,
+    IntegerMeta,
+    LayerMeta,
+    LayerPlacementMeta,
+    PlacementMeta,
+    PrecisionMeta,
+    RoundingMeta,
+    Version,
+)
+from stl_deploy.formats.nir_io import read
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import slices
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir.notes import (
     Diagnostic,
-    IntegerNetwork,
-    Kernel,
-    Layer,
     LayerPlacement,
-    LifLayer,
-    Limit,
-    Lowering,
-    OrPool,
     Placement,
     Precision,
-    Readout,
-    Reset,
     Rounding,
-    Sparse,
-    Synapses,
 )
-from stl_deploy.ir.slices import WeightPrecision, Weights
+from stl_deploy.ir.slices import Weights
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse, Synapses
 from stl_deploy.lower import folding
-
-MAX_BYTES = 4 << 30
-MAX_OBJECTS = 20_000
-MAX_RATIO = 1100
-FORMAT = "stl-deploy/integer"
-ResetText = Literal["same-step, to zero", "same-step, as its layer says"]
-RESETS: dict[int, ResetText] = {
-    1: "same-step, to zero",
-    2: "same-step, as its layer says",
-    3: "same-step, as its layer says",
-}
-Version = Literal[1, 2, 3]
-
-
-class _Meta(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PrecisionMeta(_Meta):
-    """See ``network.Precision``."""
-
-    mode: Literal["proven", "checked"]
-    effective_bits: float
-    worst_sum: int
-    limit: int | None
-    calibrated: int = Field(default=0, ge=0)
-
-    @model_serializer(mode="wrap")
-    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        row: dict[str, Any] = write(self)
-        if not self.calibrated:
-            del row["calibrated"]
-        return row
-
-
-class RoundingMeta(_Meta):
-    """See ``network.Rounding``."""
-
-    changed: float
-    mean: float
-    largest: float
-
-
-class LayerMeta(_Meta):
-    """What NIR cannot say of a layer; ``weights`` names its weight (or SumPool2d) node.
-
-    ``folded`` says that the weight node carries single connections. ``recurrent`` names the node from
-    the neurons back to them. Files of version 1 do not have it, nor ``reset``; files before version 3
-    have no ``weight_precision``.
-    """
-
-    name: str
-    kind: Literal["lif", "or_pool"]
-    weights: str
-    du: int = Field(default=4095, ge=0, le=4095)
-    dv: int = Field(default=4095, ge=0, le=4095)
-    exp: int = Field(default=0, ge=0, le=7)
-    bias_exp: int = Field(default=6, ge=0, le=7)
-    weight_bits: int = Field(default=8, ge=2, le=8)
-    scale: list[float] = Field(default_factory=list)
-    precision: PrecisionMeta | None = None
-    rounding: RoundingMeta | None = None
-    folded: bool = False
-    recurrent: str | None = None
-    reset: Reset = "zero"
-    weight_precision: WeightPrecision = "8"
-
-    @property
-    def version(self) -> Version:
-        """The version of the file that can say this."""
-        if self.weight_precision != "8":
-            return 3
-        plain = self.du == 4095 and self.dv > 0 and self.recurrent is None and self.reset == "zero"
-        rounded = self.precision is None or not self.precision.calibrated
-        return 1 if plain and rounded else 2
-
-    @model_serializer(mode="wrap")
-    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        row: dict[str, Any] = write(self)
-        if self.version == 1:
-            del row["recurrent"], row["reset"]
-        if self.version < 3:
-            del row["weight_precision"]
-        return row
-
-
-class LayerPlacementMeta(_Meta):
-    """See ``network.LayerPlacement``."""
-
-    name: str
-    first_core: int
-    blocks: list[int] = Field(min_length=1)
-    bound_by: Limit | None
-    fullest: dict[Limit, int]
-    total: dict[Limit, int]
-    order: list[int] | None = None
-
-
-class PlacementMeta(_Meta):
-    """See ``network.Placement``; its chip is the network's."""
-
-    cores: int
-    tiles: int
-    chips: int
-    layers: list[LayerPlacementMeta]
-
-
-class IntegerMeta(_Meta):
-    """The JSON string of ``model.nir``."""
-
-    format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
-    version: Version = 1
-    chip: str
-    timesteps: int = Field(ge=1, le=4096)
-    reset: ResetText = "same-step, to zero"
-    compare: Literal[">"] = ">"
-    input_levels: int = Field(ge=1, le=255)
-    classes: int = Field(ge=1)
-    population: int = Field(ge=1)
-    readout: Literal["mean over population and time"] = "mean over population and time"
-    lowering: Lowering = "native"
-    lowering_reason: str = ""
-    layers: list[LayerMeta]
-    placement: PlacementMeta | None = None
-    diagnostics: list[tuple[str, str, str]] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _says_what_it_can(self) -> IntegerMeta:
-        if self.reset != RESETS[self.version]:
-            raise ValueError(f"version {self.version} resets {RESETS[self.version]!r}")
-        for layer in self.layers:
-            if layer.version > max(self.version, 2):
-                raise ValueError(f"{layer.name}: before version 3 weights have precision '8'")
-            if layer.version > self.version:
-                raise ValueError(
-                    f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero, leaks, does not "
-                    "hear itself and is not calibrated"
-                )
-        return self
 
 
 def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
@@ -750,98 +600,6 @@ def _integers(values: NDArray[Any], what: str, low: int, high: int) -> NDArray[n
     return x.astype(np.int64)
 
 
-def write(graph: nir.NIRGraph, path: Path) -> None:
-    """Write any NIR graph, whole or not at all. Raises InputError for names that a file cannot hold."""
-    problems = [Problem(name, *fault) for name in graph.nodes if (fault := name_fault(name))]
-    if problems:
-        raise InputError(problems)
-    write_file(path, to_hdf5(graph).getvalue())
-
-
-def to_hdf5(graph: nir.NIRGraph) -> io.BytesIO:
-    """The NIR file of a graph, in memory: HDF5 crashes when it writes to a full disk."""
-    file = io.BytesIO()
-    nir.write(file, graph, compression="gzip", compression_opts=1)
-    return file
-
-
-def name_fault(name: str) -> tuple[str, str] | None:
-    """What is wrong with a node's name, and the remedy; a file keeps nodes as folders of that name."""
-    if name in ("", ".") or "/" in name or "\0" in name:
-        what = f"the node's name {name!r} is none that a NIR file can hold: empty, '.', or with '/' in it"
-        return what, "rename the node (in PyTorch the module), e.g. with '_' in its place"
-    return None
-
-
-def read(path: Path) -> nir.NIRGraph:
-    """Read a NIR file as untrusted data. Raises InputError for anything that is not one."""
-    check_readable(path, MAX_BYTES)
-    try:
-        _check_contents(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's, over values that are refused below
-            graph = nir.read(path, type_check=False)
-    except InputError:
-        raise
-    except Exception as error:  # whatever h5py and nir raise for broken files
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        if slashed := _names_with_slashes(path):
-            what = "is no node: it has no type. A name with '/' in it makes folders in folders of a NIR file"
-            remedy = "rename the node without '/', and write the file again"
-            raise InputError([Problem(f"{path}: {n}", what, remedy) for n in slashed]) from None
-        raise InputError(
-            Problem(str(path), f"is not a NIR file that nir can read ({reason})", "write it again")
-        ) from None
-    if not isinstance(graph, nir.NIRGraph):
-        raise InputError(Problem(str(path), f"holds a {type(graph).__name__}, not a NIRGraph"))
-    return graph
-
-
-def _names_with_slashes(path: Path) -> list[str]:
-    """The folders among the nodes of a file that hold nodes and are none, as a/b makes one of a."""
-    found: list[str] = []
-
-    def visit(name: str, item: Any) -> None:
-        parent, _, own = name.rpartition("/")
-        among = parent == "nodes" or parent.endswith("/nodes")
-        if among and isinstance(item, h5py.Group) and "type" not in item:
-            inside = [k for k, v in item.items() if isinstance(v, h5py.Group)]
-            found.extend(f"{own}/{k}" for k in inside)
-
-    with suppress(Exception), h5py.File(path, "r") as file:
-        file.visititems(visit)
-    return found
-
-
 def read_network(path: Path) -> IntegerNetwork:
     """The integer network in ``path``. Raises InputError naming everything that is off."""
     return from_nir(read(path), str(path))
-
-
-def _check_contents(path: Path) -> None:
-    """Refuse links, references and sizes that a NIR file has no use for, before anything is read."""
-    total = 0
-    pending: list[tuple[str, Any]] = []
-    with h5py.File(path, "r") as file:
-        pending.append(("", file))
-        seen = 0
-        while pending:
-            name, group = pending.pop()
-            for key in group:
-                seen += 1
-                link = group.get(key, getlink=True)
-                if not isinstance(link, h5py.HardLink) or seen > MAX_OBJECTS or len(name) > 512:
-                    raise InputError(
-                        Problem(f"{path}: {name}/{key}", "a link, or too many or too deep objects")
-                    )
-                item = group[key]
-                if isinstance(item, h5py.Group):
-                    pending.append((f"{name}/{key}", item))
-                    continue
-                if item.external or item.is_virtual:
-                    raise InputError(Problem(f"{path}: {name}/{key}", "refers to other files"))
-                total += item.size * item.dtype.itemsize if item.size else 0
-        # A small file that declares much is no network: deflate makes at most 1,032 bytes of one.
-        limit = min(MAX_BYTES, MAX_RATIO * path.stat().st_size)
-        if total > limit:
-            raise InputError(Problem(str(path), f"holds {total:,} bytes, limit {limit:,}"))

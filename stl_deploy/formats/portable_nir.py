@@ -33,8 +33,10 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Shape
+from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.synapses import Shape
 
 KEY = "stl_deploy_portable"  # of the JSON string in NIRGraph.metadata
 FRACTION = 6  # bits of v below the point
@@ -273,7 +275,7 @@ def _one_group(weight: NDArray[Any], groups: int) -> NDArray[Any]:
 
 def write(graph: nir.NIRGraph, path: Path) -> None:
     """Write a portable graph, whole or not at all, without a ``v_reset`` that is 0."""
-    memory = nir_file.to_hdf5(graph)
+    memory = nir_io.to_hdf5(graph)
     with h5py.File(memory, "r+") as file:
         for node in file["node/nodes"].values():
             if "v_reset" in node and not np.any(node["v_reset"][()]):

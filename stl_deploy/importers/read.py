@@ -9,33 +9,13 @@ from typing import TYPE_CHECKING, Any
 import nir
 
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.formats import nir_io
 
 if TYPE_CHECKING:
     from stl_deploy.importers.stl import Checkpoint
-    from stl_deploy.ir.network import Diagnostic, IntegerNetwork
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the user said beside the file; None where nothing. ``raster`` is one that will be run."""
-
-    tau: float | None = None
-    timesteps: int | None = None
-    classes: int | None = None
-    dt: float | None = None
-    levels: int | None = None
-    model_class: str | None = None
-    sample_shape: tuple[int, ...] | None = None
-    raster: Path | None = None
-
-    @property
-    def steps(self) -> int | None:
-        """T of a model whose file does not say: what was given, else that of the raster."""
-        if self.timesteps is not None or self.raster is None:
-            return self.timesteps
-        from stl_deploy.formats import raster as rasters
-
-        return rasters.stream(self.raster).shape[1]
+    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.importers.given import Given
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +64,7 @@ def _nir(path: Path, given: Given) -> Model:
 
     _refuse(given, "a state_dict", ("tau",))
     _refuse(given, "--model-class", ("sample_shape",))
-    graph = nir_file.read(path)
+    graph = nir_io.read(path)
     if nir_portable.KEY in graph.metadata:
         # It reads like any other graph, but its max pooling and thresholds are stand-ins.
         raise InputError(

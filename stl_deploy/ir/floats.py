@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Pair, Shape
+from stl_deploy.ir.synapses import Pair, Shape
 
 Float = NDArray[np.float64]
 EXACT = 7  # steps in which halving v loses none of its six fractional bits

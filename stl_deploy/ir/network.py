@@ -10,109 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.errors import Problem
 from stl_deploy.ir import slices
 from stl_deploy.ir.slices import WeightPrecision, Weights
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
-Shape = tuple[int, ...]
-Pair = tuple[int, int]
-IntArray = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True)
-class Conv:
-    """Convolution, weight [O, C/groups, kh, kw], as PyTorch's cross-correlation."""
-
-    weight: Weights
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-    kind: Literal["conv"] = "conv"
-
-
-@dataclass(frozen=True)
-class Dense:
-    """All-to-all, weight [out, in], on the input flattened in C order."""
-
-    weight: Weights
-
-    kind: Literal["dense"] = "dense"
-
-
-@dataclass(frozen=True, eq=False)
-class Kernel:
-    """The convolution of a float model: weight float64 [O, C/groups, kh, kw], bias float64 [O]."""
-
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-
-@dataclass(frozen=True, eq=False)
-class Sparse:
-    """Single connections, what a folded convolution becomes: one weight each, none of them zero.
-
-    ``row`` int32 [n] is the neuron, ``column`` int32 [n] the input, both counted in C order;
-    ``weight`` [n]. Sorted by row, then column, no pair twice. ``size`` is (neurons, inputs),
-    ``kernel`` what they were made from, which NIR's own nodes show.
-    """
-
-    row: NDArray[np.int32]
-    column: NDArray[np.int32]
-    weight: Weights
-    size: Pair
-    kernel: Kernel
-
-    kind: Literal["sparse"] = "sparse"
-
-    @cached_property
-    def matrix(self) -> csr_array[np.int64]:
-        """The same as a sparse matrix int64 [neurons, inputs]."""
-        from scipy.sparse import csr_array
-
-        entries = self.weight.astype(np.int64), (self.row, self.column)
-        return csr_array(entries, shape=self.size)
-
-
-Synapses = Conv | Dense | Sparse
-
-
-def with_weights(synapses: Synapses, weight: Weights) -> Synapses:
-    """``synapses`` with other weights, of the same shape; single connections of zero are left out."""
-    if not isinstance(synapses, Sparse):
-        return replace(synapses, weight=weight)
-    at = weight != 0
-    return replace(synapses, row=synapses.row[at], column=synapses.column[at], weight=weight[at])
-
+    pass
+from stl_deploy.ir.notes import Diagnostic, Lowering, Placement, Precision, Rounding
+from stl_deploy.ir.synapses import (
+    Conv,
+    Dense,
+    IntArray,
+    Pair,
+    Shape,
+    Sparse,
+    Synapses,
+    with_weights,
+)
 
 Reset = Literal["zero", "subtract"]
-
-
-def row_sums(synapses: Synapses, values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``values`` of the stored weights, added up for each output channel: int64 [O].
-
-    The channels of ``Sparse`` are its neurons.
-    """
-    if isinstance(synapses, Sparse):
-        # float64 counts in bincount are exact: sums of bytes stay far below 2^53.
-        sums = np.bincount(synapses.row, weights=values, minlength=synapses.size[0])
-        return sums.astype(np.int64)
-    totals: NDArray[np.int64] = values.reshape(len(synapses.weight), -1).sum(axis=1)
-    return totals
 
 
 @dataclass(frozen=True)
@@ -248,93 +168,6 @@ class Readout:
         """Class of each sample, the first of those with most votes."""
         best: NDArray[np.int64] = self.votes(spikes).argmax(axis=1)
         return best
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How a layer's overflow was settled and what precision its weights kept.
-
-    ``mode`` is "proven" (no input can overflow) or "checked" (some could; hw_sim flags it).
-    ``effective_bits`` is that of the worst channel; ``worst_sum`` the largest |a_in| any input can
-    reach and ``limit`` what the chip holds (None: no limit). ``calibrated`` is the number of inputs that
-    weights, bias and thresholds were fitted to, 0 where they are rounded each for itself.
-    """
-
-    mode: Literal["proven", "checked"]
-    effective_bits: float
-    worst_sum: int
-    limit: int | None
-    calibrated: int = 0
-
-
-Lowering = Literal["native", "fold", "profiles"]
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What ``profiles`` did to a layer's thresholds.
-
-    ``changed`` is the fraction of neurons whose vth moved, ``mean`` and ``largest`` the change
-    relative to vth + 1, over all neurons.
-    """
-
-    changed: float
-    mean: float
-    largest: float
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """Something the user should know that is not an error."""
-
-    where: str
-    what: str
-    remedy: str = ""
-
-
-Limit = Literal["compartments", "synapse_bytes", "in_axons", "out_axons", "thresholds"]
-
-
-@dataclass(frozen=True)
-class LayerPlacement:
-    """The cores of one layer (see ``placement.py``).
-
-    Attributes:
-        first_core: number of its first core; the others follow.
-        blocks: neurons on each core, dealt position by position and at each channel by channel.
-        bound_by: the limit that ended most blocks, None where none ended before the layer did.
-        fullest: of each limit, what the core needs that needs most of it.
-        total: the same over all cores, without thresholds.
-        order: the neurons, as numbered in the order of ``wiring.py``, as they are laid onto the
-            cores; None where they are taken as they come.
-    """
-
-    first_core: int
-    blocks: tuple[int, ...]
-    bound_by: Limit | None
-    fullest: dict[Limit, int]
-    total: dict[Limit, int]
-    order: tuple[int, ...] | None = None
-
-    @property
-    def cores(self) -> int:
-        """How many cores the layer takes."""
-        return len(self.blocks)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a network lies on ``chip``: its layers by name, in order.
-
-    ``beyond`` lists what no core could hold, which ``quantize`` refuses.
-    """
-
-    chip: str
-    layers: dict[str, LayerPlacement]
-    cores: int
-    tiles: int
-    chips: int
-    beyond: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)

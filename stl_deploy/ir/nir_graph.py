@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.ir.network import Pair, Reset, Shape
+from stl_deploy.ir.network import Reset
+from stl_deploy.ir.synapses import Pair, Shape
 
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume

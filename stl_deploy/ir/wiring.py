@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import conv
-from stl_deploy.ir.network import Conv, Dense, Layer, LifLayer, OrPool, Pair, Shape, Sparse
+from stl_deploy.ir.network import Layer, LifLayer, OrPool
+from stl_deploy.ir.synapses import Conv, Dense, Pair, Shape, Sparse
 
 Int = NDArray[np.integer[Any]]
 _T = TypeVar("_T", bound=np.generic)

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.conv import windows
-from stl_deploy.ir.network import Conv, IntArray, IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.synapses import Conv, IntArray
 
 Float = NDArray[np.float64]
 Single = NDArray[np.float32]

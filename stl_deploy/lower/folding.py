@@ -28,8 +28,9 @@ from stl_deploy.chips.placement import synapse_bits
 from stl_deploy.errors import Problem
 from stl_deploy.ir import conv, slices
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Kernel, LifLayer, Shape, Sparse, Synapses
+from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.slices import Weights
+from stl_deploy.ir.synapses import Kernel, Shape, Sparse, Synapses
 
 Float = NDArray[np.float64]
 FINENESS = 2**0.25  # the ratio of neighbouring theta_ref that are tried

@@ -22,14 +22,8 @@ from numpy.typing import NDArray
 from stl_deploy.chips import placement
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir import wiring
-from stl_deploy.ir.network import (
-    IntegerNetwork,
-    Layer,
-    LayerPlacement,
-    LifLayer,
-    Placement,
-    Rounding,
-)
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
+from stl_deploy.ir.notes import LayerPlacement, Placement, Rounding
 
 Int64 = NDArray[np.int64]
 SPREADS = (1, 2, 4, 8, 16, 32, 64)

@@ -6,62 +6,43 @@ SVG drawn by matplotlib, except the spikes of the first sample, which are small 
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
-from stl_deploy.ir.network import (
-    Dense,
-    IntegerNetwork,
-    Layer,
-    LayerPlacement,
-    LifLayer,
-    OrPool,
-    Placement,
-    Precision,
-    Sparse,
-    synapse_count,
-)
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, synapse_count
+from stl_deploy.ir.notes import LayerPlacement, Placement, Precision
+from stl_deploy.ir.synapses import Dense, Sparse
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from stl_deploy.hw_sim.account.counts import Counts, LayerCounts
-    from stl_deploy.hw_sim.account.energy import Bound, Energy, Traffic
+    from stl_deploy.hw_sim.account.energy import Bound, Energy
     from stl_deploy.verify.against_float import ParityReport
-
-Float = NDArray[np.float64]
+from stl_deploy.report.figures import (
+    PALETTE,
+    Picture,
+    core_map,
+    mosaic,
+    png,
+    ramp,
+    stacked,
+    threshold_figure,
+)
+from stl_deploy.report.numbers import Unit, count, percent, significant
 
 SHOWN_STEPS = 8  # of the first sample
 SHOWN_NEURONS = 1 << 16  # of a layer in the first sample, so that the file stays small
 MAPPED_CHIPS = 2  # more would be too small to see on a page
 TILE_PIXELS = 128  # width of a picture of spikes on a wide screen
-BINS = 40  # of a threshold histogram
-LOG_RATIO = 100  # tallest bin over lowest from which a histogram counts on a log axis
-FIGURE_INCHES = 3.6  # narrow: a figure fills a phone's width at a readable type size
-# Tol's "bright" scheme: told apart by colour-blind readers, and visible on white and on black.
-PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 STATIC_COLOUR = "#999999"
-INK = "#010203"  # drawn by matplotlib, then replaced by CSS's currentColor
-OUTLINE: dict[str, Any] = {"edgecolor": INK, "alpha": 0.4, "linewidth": 0.5}
-GRID: dict[str, Any] = {"color": INK, "alpha": 0.15, "linewidth": 0.5}
-SPIKE_RGB = (0x44, 0x77, 0xAA)
-SILENT_ALPHA = 28  # of 255, so that a silent neuron differs from the page
-NO_SOFTWARE: dict[str, Any] = {"Software": None}  # no version in a PNG
-PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ def render(
         rows=rows,
         neurons=sum(layer.neurons for layer in network.layers),
         synapses=sum(row.synapses for row in rows),
-        thresholds=[_threshold_figure(layer) for layer in network.lif_layers],
+        thresholds=[threshold_figure(layer) for layer in network.lif_layers],
         activity=activity,
         activity_rows=[] if activity is None else _activity_rows(activity.counts),
         overflows=[] if activity is None else _overflows(activity.counts),
@@ -117,53 +98,8 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"count": count, "percent": percent, "significant": significant}
-    path = resources.files("stl_deploy") / "templates" / "report.html.j2"
+    path = resources.files("stl_deploy.report") / "template.html.j2"
     return environment.from_string(path.read_text("utf-8"))
-
-
-# Numbers for people
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """``value`` with so many significant digits, thousands separated, never an exponent."""
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}"
-
-
-def count(value: float) -> str:
-    """A count, or the mean of counts: a small mean keeps three significant digits."""
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else significant(value)
-
-
-def percent(fraction: float) -> str:
-    """A fraction in percent. Only what is exactly 0 or 1 reads as 0 % or 100 %."""
-    if fraction in (0, 1):
-        return f"{fraction:.0%}".replace("%", " %")
-    # Near 0 three significant digits, near 1 as many decimals as tell it from 100 %.
-    low, high = math.log10(100 * fraction), math.log10(100 * (1 - fraction))
-    decimals = max(2, 2 - math.floor(low), -math.floor(high))
-    return f"{100 * fraction:.{decimals}f} %"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A unit with its prefix; calling it formats a value given in the plain unit."""
-
-    label: str
-    factor: float
-
-    @classmethod
-    def fitting(cls, unit: str, values: Iterable[float]) -> Unit:
-        """The prefix that makes the largest value at least 1, so that a table has one unit."""
-        largest = max((abs(v) for v in values), default=0.0)
-        factor, prefix = next((p for p in PREFIXES if largest >= p[0]), PREFIXES[-1])
-        return cls(prefix + unit, factor)
-
-    def __call__(self, value: float) -> str:
-        """``value`` as a number of this unit, without its label."""
-        return significant(value / self.factor)
 
 
 # Network
@@ -409,35 +345,8 @@ def _sample_rows(sample: dict[str, NDArray[np.uint8]]) -> list[SampleRow]:
 
 
 def _tile(step: NDArray[np.uint8], kept: int, largest: int) -> Tile:
-    image = _mosaic(step[:kept])
-    return Tile(int(np.count_nonzero(step)), _png(image, largest), image.shape[1] < TILE_PIXELS)
-
-
-def _mosaic(step: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """One image of one step: maps [C, H, W] side by side, or neurons [n] in rows; -1 is no neuron."""
-    maps = step.reshape(len(step), *(step.shape[1:] if step.ndim == 3 else (1, 1)))
-    channels, height, width = maps.shape
-    gap = 1 if step.ndim == 3 and channels > 1 else 0
-    columns = math.ceil(math.sqrt(channels * height / width))
-    rows = math.ceil(channels / columns)
-    image = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), -1, np.int16)
-    for index, pixels in enumerate(maps):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        image[top : top + height, left : left + width] = pixels
-    return image
-
-
-def _png(image: NDArray[np.int16], largest: int) -> str:
-    """A PNG as data URL: transparent but for the neurons, the more opaque the larger the value."""
-    from matplotlib.image import imsave
-
-    rgba = np.empty((*image.shape, 4), np.uint8)
-    rgba[..., :3] = SPIKE_RGB
-    shade = SILENT_ALPHA + image.astype(np.float64) / max(largest, 1) * (255 - SILENT_ALPHA)
-    rgba[..., 3] = np.where(image < 0, 0, shade)
-    buffer = io.BytesIO()
-    imsave(buffer, rgba, format="png", metadata=NO_SOFTWARE)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image = mosaic(step[:kept])
+    return Tile(int(np.count_nonzero(step)), png(image, largest), image.shape[1] < TILE_PIXELS)
 
 
 # Energy
@@ -495,7 +404,7 @@ def _energy_section(
     events = list(dict.fromkeys(event for e in energies.values() for event in e.by_event_j))
     layers = list(dict.fromkeys(layer for e in energies.values() for layer in e.by_layer_j))
     event_colours = {e: PALETTE[i % len(PALETTE)] for i, e in enumerate(events)}
-    layer_colours = dict(zip(layers, _ramp(len(layers)), strict=True))
+    layer_colours = dict(zip(layers, ramp(len(layers)), strict=True))
     by_event = {name: dict(e.by_event_j) for name, e in energies.items()}
     for name, energy in energies.items():
         if energy.static_j is not None:
@@ -515,15 +424,15 @@ def _energy_section(
         static_range_j={n: e.static_range_j for n, e in energies.items()},
         per_synop_j={n: e.dynamic_j / synops if synops else None for n, e in energies.items()},
         figures=[
-            _stacked("By event", by_event, event_colours | {"static": STATIC_COLOUR}, joule),
-            _stacked("Dynamic, by layer", by_layer, layer_colours, joule),
+            stacked("By event", by_event, event_colours | {"static": STATIC_COLOUR}, joule),
+            stacked("Dynamic, by layer", by_layer, layer_colours, joule),
             *(
-                _stacked(f"{name}: layers by event", e.by_layer_event_j, event_colours, joule)
+                stacked(f"{name}: layers by event", e.by_layer_event_j, event_colours, joule)
                 for name, e in energies.items()
             ),
         ],
         maps=[
-            _core_map(title, traffic, layer_colours, counts.samples)
+            core_map(title, traffic, layer_colours, counts.samples)
             for title, traffic in {
                 profiles[name][0].title: e.traffic for name, e in energies.items()
             }.items()
@@ -574,186 +483,3 @@ def _bound(bound: Bound, of: int) -> str:
     where = "the network" if bound.core is None else f"core {bound.core} of {bound.layer}"
     part = "" if bound.core is None else f", {bound.part}"
     return f"{where}{part}, {bound.steps:,} of {of:,}"
-
-
-# Figures
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An inline SVG, its caption, and in ``svg`` its description for those who do not see it."""
-
-    caption: str
-    svg: Markup
-
-
-def _threshold_figure(layer: LifLayer) -> Picture:
-    """Histogram of the thresholds of ``layer`` in the units of the float model."""
-    theta = _theta(layer).reshape(-1)
-    bins, edges = np.histogram(theta, BINS)
-    low, middle, high = (significant(float(q), 4) for q in np.quantile(theta, [0, 0.5, 1]))
-    spread = f"all {low}" if low == high else f"{low} to {high}, median {middle}"
-
-    def draw(axes: Axes) -> None:
-        log = bins.max() > LOG_RATIO * bins[bins > 0].min()
-        axes.bar(edges[:-1], bins, np.diff(edges), align="edge", color=PALETTE[0], log=log)
-        axes.set_xlabel("threshold, units of the float model")
-        axes.set_ylabel("neurons (log axis)" if log else "neurons")
-        axes.locator_params("x", nbins=5)
-        axes.ticklabel_format(axis="x", useOffset=False)
-        axes.grid(axis="y", **GRID)
-        axes.yaxis.set_major_formatter("{x:,g}")
-        if log:
-            axes.set_ylim(bottom=0.5)
-            axes.minorticks_off()
-
-    return Picture(
-        f"{layer.name}: {spread}",
-        _svg(
-            f"threshold-{layer.name}",
-            f"Histogram of the {layer.neurons:,} thresholds of {layer.name}: {spread}",
-            draw,
-            height=1.9,
-        ),
-    )
-
-
-def _theta(layer: LifLayer) -> Float:
-    """vth in the units of the float model, float64 of ``layer.shape``."""
-    theta: Float = layer.vth * layer.per_neuron(layer.scale)
-    return theta
-
-
-def _stacked(
-    caption: str, parts: dict[str, dict[str, float]], colours: dict[str, str], unit: Unit
-) -> Picture:
-    """One horizontal bar a profile, one part an event or layer; the tables serve as legend."""
-
-    def draw(axes: Axes) -> None:
-        for row, values in enumerate(parts.values()):
-            left = 0.0
-            for part, value in values.items():
-                axes.barh(row, value / unit.factor, 0.6, left, color=colours[part])
-                left += value / unit.factor
-        axes.set_yticks(range(len(parts)), list(parts))
-        axes.invert_yaxis()
-        axes.locator_params("x", nbins=5)
-        axes.set_xlabel(f"{unit.label} per inference")
-        axes.xaxis.set_major_formatter("{x:,g}")
-        axes.grid(axis="x", **GRID)
-
-    shares = "; ".join(
-        f"{name}: " + ", ".join(f"{part} {unit(v)} {unit.label}" for part, v in values.items())
-        for name, values in parts.items()
-    )
-    svg = _svg(
-        f"bars-{caption}",
-        f"{caption}, energy per inference. {shares}",
-        draw,
-        height=0.8 + 0.4 * len(parts),
-    )
-    return Picture(caption, svg)
-
-
-def _core_map(title: str, traffic: Traffic, colours: dict[str, str], samples: int) -> Picture:
-    """The tiles of a chip: a square a core in its layer's colour, the fuller the more synops.
-
-    Lines between tiles are as wide as the packets that take them, in both directions together.
-    """
-    mesh, cores = traffic.mesh, np.arange(traffic.placed.cores)
-    across = math.ceil(math.sqrt(mesh.cores_per_tile))
-    column, row = mesh.position(mesh.tile(cores))
-    within_row, within_column = np.divmod(cores % mesh.cores_per_tile, across)
-    busiest = int(traffic.synops.argmax())
-    loads: dict[tuple[int, int], int] = {}
-    for link, packets in traffic.links:
-        ends = (min(link.source, link.target), max(link.source, link.target))
-        loads[ends] = loads.get(ends, 0) + packets
-
-    def draw(axes: Axes) -> None:
-        from matplotlib.patches import Rectangle
-
-        for tile in range(mesh.tiles):
-            x, y = (int(at) for at in mesh.position(tile))
-            axes.add_patch(Rectangle((x + 0.1, y + 0.1), 0.8, 0.8, fill=False, **OUTLINE))
-        for (a, b), packets in loads.items():
-            ends = [[int(at) + 0.5 for at in mesh.position(tile)] for tile in (a, b)]
-            width = 4 * packets / max(loads.values())
-            axes.plot(*zip(*ends, strict=True), color=INK, alpha=0.5, linewidth=width, zorder=0)
-        side = 0.8 / across
-        for core in cores:
-            at = (
-                column[core] + 0.1 + side * within_column[core],
-                row[core] + 0.1 + side * within_row[core],
-            )
-            shade = 0.25 + 0.75 * traffic.synops[core] / max(1, traffic.synops[busiest])
-            colour = colours[traffic.layer_of(int(core))]
-            axes.add_patch(Rectangle(at, side, side, color=colour, alpha=shade, linewidth=0))
-        axes.set_xlim(0, mesh.columns)
-        axes.set_ylim(0, mesh.rows)
-        axes.set_aspect("equal")
-        axes.axis("off")
-
-    told = (
-        f"{traffic.placed.cores:,} cores of {title}; busiest core {busiest} of "
-        f"{traffic.layer_of(busiest)} with {count(traffic.synops[busiest] / samples)} synops"
-    )
-    if traffic.links:
-        link, packets = traffic.links[0]
-        told += (
-            f", busiest link from tile {link.source} {link.direction} with "
-            f"{count(packets / samples)} packets an inference"
-        )
-    height = 0.2 + FIGURE_INCHES * mesh.rows / mesh.columns
-    return Picture(told, _svg(f"map-{title}", f"Map: {told}", draw, height=height))
-
-
-def _ramp(n: int) -> list[str]:
-    """``n`` colours from the first layer to the last, visible on white and on black."""
-    from matplotlib import colormaps, colors
-
-    return [colors.to_hex(c) for c in colormaps["plasma"](np.linspace(0.15, 0.85, n))]
-
-
-def _svg(name: str, description: str, draw: Callable[[Axes], None], height: float) -> Markup:
-    """An inline SVG of what ``draw`` puts onto one pair of axes, in the page's text colour."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        matplotlib.rcParams.update(
-            {
-                "svg.fonttype": "none",
-                "svg.hashsalt": name,
-                "text.parse_math": False,
-                "font.size": 8,
-                **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
-                **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.axisbelow": True,
-            }
-        )
-        figure = Figure(figsize=(FIGURE_INCHES, height), layout="constrained")
-        axes = figure.subplots()
-        axes.patch.set_alpha(0)
-        figure.patch.set_alpha(0)
-        draw(axes)
-        return _inline(name, description, figure)
-
-
-def _inline(name: str, description: str, figure: Figure) -> Markup:
-    """The SVG element alone, with ids of its own and the page's colour in place of INK.
-
-    Markup: matplotlib has escaped the text that it holds.
-    """
-    buffer = io.StringIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=metadata)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    prefix = re.sub(r"[^a-zA-Z0-9]", lambda m: f"-{ord(m[0]):x}-", name)
-    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    label = Markup('<svg role="img" aria-label="{}"').format(description)
-    return Markup(text.replace("<svg", label, 1))

@@ -21,7 +21,8 @@ from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats.raster import Raster
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntArray, IntegerNetwork, Shape
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.spread import Spread, Threads
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import Problem
-from stl_deploy.ir.network import IntegerNetwork, Shape
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.synapses import Shape
 from stl_deploy.verify import certificates, divergence, faults
 from stl_deploy.verify.certificates import LifCertifier, Verdicts
 from stl_deploy.verify.divergence import CertificateError, Divergence, Place

@@ -24,16 +24,8 @@ from stl_deploy.ir import conv
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import FloatLayer, FloatPool
-from stl_deploy.ir.network import (
-    Conv,
-    Dense,
-    IntegerNetwork,
-    Layer,
-    LifLayer,
-    OrPool,
-    Sparse,
-    row_sums,
-)
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.synapses import Conv, Dense, Sparse, row_sums
 
 Float = NDArray[np.float64]
 Bytes = NDArray[np.uint8]

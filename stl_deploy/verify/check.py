@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.importers.given import Given
 from stl_deploy.verify import budgets as B
 
 if TYPE_CHECKING:
     import nir
 
     from stl_deploy.formats.raster import Raster
-    from stl_deploy.ir.network import Diagnostic, IntegerNetwork
+    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.ir.notes import Diagnostic
     from stl_deploy.models.net import STLNet
     from stl_deploy.spread import Spread
     from stl_deploy.verify.against_float import ParityReport
@@ -295,7 +297,7 @@ def _floats(
     steps, classes = network.timesteps, network.readout.classes
     foreign = what.model_class is not None or what.model.suffix == ".nir"
     # The lowered network holds what an official state_dict or another tool's file does not.
-    given = models.Given(
+    given = Given(
         tau=what.tau,
         timesteps=steps,
         classes=classes,

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem, StlError
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Conv, Dense, IntegerNetwork, Layer, LifLayer, Shape, Sparse
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
+from stl_deploy.ir.synapses import Conv, Dense, Shape, Sparse
 from stl_deploy.verify import certificates
 from stl_deploy.verify import faults as F
 from stl_deploy.verify.certificates import LifCertifier

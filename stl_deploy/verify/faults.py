@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from stl_deploy.chips import facts as chips
 from stl_deploy.ir import slices
 from stl_deploy.ir.floats import FloatLayer
-from stl_deploy.ir.network import Conv, IntegerNetwork, Layer, LifLayer, Sparse
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
 from stl_deploy.ir.slices import Weights
+from stl_deploy.ir.synapses import Conv, Sparse
 from stl_deploy.verify.certificates import unrolled
 
 Kind = Literal["weight", "threshold", "bias", "decay", "kernel", "input scale", "time step"]

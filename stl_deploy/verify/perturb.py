@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import slices
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, with_weights
+from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.synapses import with_weights
 
 Noise = Literal["pixel", "gaussian", "drop"]
 VTH_MAX = (1 << 31) - 1  # of int32; a chip's own limit is below it

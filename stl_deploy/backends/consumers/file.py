@@ -13,6 +13,7 @@ import h5py
 import nir
 
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats import integer_meta, nir_io
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.nir import flow as nir_graph
@@ -70,7 +71,7 @@ class File:
 
 def read(path: Path) -> File:
     """Read ``path`` as untrusted data. Raises InputError for what is no NIR file, or a broken one."""
-    graph = nir_file.read(path)
+    graph = nir_io.read(path)
     with h5py.File(path, "r") as file:
         group = file.get("node/nodes")
         stored = {
@@ -122,7 +123,7 @@ def _meaning(
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         if not isinstance(text, str):
             return "other", {}, tuple(_marked(graph)), None
-        if nir_file.FORMAT in text:
+        if integer_meta.FORMAT in text:
             network = nir_file.from_nir(graph, str(path))
             subtracts = [layer.name for layer in network.lif_layers if layer.reset == "subtract"]
             return "integer", nir_portable.inexact(network), tuple(subtracts), network

@@ -27,7 +27,7 @@ from stl_deploy.backends.consumers.rules import Consumer
 from stl_deploy.errors import BackendError, InputError, LoweringError, Problem
 from stl_deploy.files import atomic, write
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntArray
+from stl_deploy.ir.synapses import IntArray
 
 WAIT_S = 600.0  # for another process that sets up the environment
 RUN_S = 1800.0  # for all runs of one environment
@@ -79,7 +79,7 @@ def environment(name: str) -> tool_env.Environment:
     """The environment of the requirements file ``name``.txt; it may not be there yet."""
 
     def requirements() -> str:
-        return (resources.files("stl_deploy") / "consumers" / f"{name}.txt").read_text("utf-8")
+        return (resources.files("stl_deploy.backends.consumers") / f"{name}.txt").read_text("utf-8")
 
     python = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor} "
     key = hashlib.sha256((python + requirements()).encode()).hexdigest()
@@ -190,7 +190,7 @@ def _run(jobs: Sequence[Job], python: Path) -> list[Seen]:
 
 def _work(where: str, python: Path, folder: Path) -> list[dict[str, object]]:
     script = folder / "nir_consumer.py"
-    source = resources.files("stl_deploy") / "templates" / script.name
+    source = resources.files("stl_deploy.backends.consumers") / "templates" / script.name
     write(script, source.read_bytes())
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     sites = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve, unroll
-from stl_deploy.ir.network import Pair, Shape
+from stl_deploy.ir.synapses import Pair, Shape
 
 Array = NDArray[Any]
 MAX_WEIGHTS = 1 << 27  # of one map that is multiplied out: 1 GiB of float64

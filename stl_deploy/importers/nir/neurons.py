@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Reset, Shape
+from stl_deploy.ir.network import Reset
+from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
 PARAMETERS: dict[type, tuple[str, ...]] = {

@@ -27,7 +27,7 @@ from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Diagnostic
+from stl_deploy.ir.notes import Diagnostic
 
 Array = NDArray[Any]
 # Random inputs: how many are not 0, and how many times the largest level they are. The second row is for

@@ -34,10 +34,11 @@ from stl_deploy.importers.nir import flow as nir_graph
 from stl_deploy.importers.torch import check as torch_check
 from stl_deploy.importers.torch.trace import MADE_HERE, Call, Trace, Value, record
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Diagnostic, Shape
+from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.synapses import Shape
 
 if TYPE_CHECKING:
-    from stl_deploy.importers.read import Given
+    from stl_deploy.importers.given import Given
 
 Array = NDArray[Any]
 HOW = "pip install 'stl-deploy[snntorch]'"

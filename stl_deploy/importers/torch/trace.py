@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stl_deploy.errors import Problem
-from stl_deploy.ir.network import Shape
+from stl_deploy.ir.synapses import Shape
 
 SAME = {"clone", "detach", "detach_", "contiguous", "float", "double", "to", "type", "type_as"}
 SAME |= {"requires_grad_", "cpu", "cuda", "alias"}

@@ -1,0 +1,98 @@
+"""What accompanies an integer network without changing what it computes: precision, placement, notes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from stl_deploy.errors import Problem
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a layer's overflow was settled and what precision its weights kept.
+
+    ``mode`` is "proven" (no input can overflow) or "checked" (some could; hw_sim flags it).
+    ``effective_bits`` is that of the worst channel; ``worst_sum`` the largest |a_in| any input can
+    reach and ``limit`` what the chip holds (None: no limit). ``calibrated`` is the number of inputs that
+    weights, bias and thresholds were fitted to, 0 where they are rounded each for itself.
+    """
+
+    mode: Literal["proven", "checked"]
+    effective_bits: float
+    worst_sum: int
+    limit: int | None
+    calibrated: int = 0
+
+
+Lowering = Literal["native", "fold", "profiles"]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What ``profiles`` did to a layer's thresholds.
+
+    ``changed`` is the fraction of neurons whose vth moved, ``mean`` and ``largest`` the change
+    relative to vth + 1, over all neurons.
+    """
+
+    changed: float
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """Something the user should know that is not an error."""
+
+    where: str
+    what: str
+    remedy: str = ""
+
+
+Limit = Literal["compartments", "synapse_bytes", "in_axons", "out_axons", "thresholds"]
+
+
+@dataclass(frozen=True)
+class LayerPlacement:
+    """The cores of one layer (see ``placement.py``).
+
+    Attributes:
+        first_core: number of its first core; the others follow.
+        blocks: neurons on each core, dealt position by position and at each channel by channel.
+        bound_by: the limit that ended most blocks, None where none ended before the layer did.
+        fullest: of each limit, what the core needs that needs most of it.
+        total: the same over all cores, without thresholds.
+        order: the neurons, as numbered in the order of ``wiring.py``, as they are laid onto the
+            cores; None where they are taken as they come.
+    """
+
+    first_core: int
+    blocks: tuple[int, ...]
+    bound_by: Limit | None
+    fullest: dict[Limit, int]
+    total: dict[Limit, int]
+    order: tuple[int, ...] | None = None
+
+    @property
+    def cores(self) -> int:
+        """How many cores the layer takes."""
+        return len(self.blocks)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a network lies on ``chip``: its layers by name, in order.
+
+    ``beyond`` lists what no core could hold, which ``quantize`` refuses.
+    """
+
+    chip: str
+    layers: dict[str, LayerPlacement]
+    cores: int
+    tiles: int
+    chips: int
+    beyond: tuple[Problem, ...] = ()
