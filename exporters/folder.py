@@ -15,7 +15,6 @@ import filelock
 import nir
 import numpy as np
 
-from stl_deploy import __version__
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, Problem
@@ -26,6 +25,7 @@ from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, synapse_count
 from stl_deploy.ir.notes import Placement
+from stl_deploy.version import __version__
 
 MANIFEST = "manifest.json"
 FORMAT = "stl-deploy/export"

@@ -14,13 +14,13 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from stl_deploy import __version__
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import Origin, onnx_float, onnx_limits, onnx_step
 from stl_deploy.exporters.onnx_graph import IR_VERSION, OPSET
 from stl_deploy.files import write as write_file
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.version import __version__
 
 FORMAT = "stl-deploy/onnx"
 VERSION = 1

@@ -22,49 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
+from stl_deploy.chips.arithmetic import decay, fire, step_current, step_voltage
 from stl_deploy.ir.conv import convolve
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Reset
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse, row_sums
 
 Int64 = NDArray[np.int64]
-
-
-def wrap32(x: Int64) -> Int64:
-    """Two's complement wrap into 32 bits."""
-    return ((x + (1 << 31)) & ((1 << 32) - 1)) - (1 << 31)
-
-
-def decay(x: Int64, constant: int) -> Int64:
-    """x * (4096 - constant) / 4096, truncated toward zero."""
-    magnitude: Int64 = (np.abs(x) * (4096 - constant)) >> 12
-    return np.where(x < 0, -magnitude, magnitude)
-
-
-def step_current(u: Int64, a: Int64, du: int, limit: int | None) -> tuple[Int64, NDArray[np.bool_]]:
-    """The current after one step, and where it overflowed. ``limit`` is M, None for chip ideal."""
-    if limit is None:
-        return decay(u, du + 1) + (a << 6), np.zeros(u.shape, np.bool_)
-    u = wrap32(decay(u, du + 1) + wrap32(a << 6))
-    wrapped = (u > limit) | (u <= -limit)
-    return np.where(u > limit, u - 2 * limit, np.where(u <= -limit, u + 2 * limit, u)), wrapped
-
-
-def step_voltage(
-    v: Int64, u: Int64, bias: Int64, dv: int, limit: int | None
-) -> tuple[Int64, NDArray[np.bool_]]:
-    """The voltage after one step, before the threshold, and where it saturated."""
-    v = decay(v, dv) + u + bias
-    if limit is None:
-        return v, np.zeros(v.shape, np.bool_)
-    v = wrap32(v)
-    return np.clip(v, -limit + 1, limit - 1), np.abs(v) > limit - 1
-
-
-def fire(v: Int64, vth: IntArray, reset: Reset = "zero") -> tuple[Int64, NDArray[np.bool_]]:
-    """The voltage after the reset, and the spikes."""
-    threshold = vth.astype(np.int64) << 6
-    s = v > threshold
-    return np.where(s, 0 if reset == "zero" else v - threshold, v), s
 
 
 def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:

@@ -22,7 +22,6 @@ from stl_deploy.hw_sim.account.work import LayerWork
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import IntArray
-from stl_deploy.report.sections import Activity
 from stl_deploy.spread import Spread
 
 MEMORY = 512 << 20  # bytes that one batch may take, roughly
@@ -42,6 +41,19 @@ class Run:
 
     counts: Counts
     energies: dict[str, Energy]
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A run of the network: counts, energies by profile name, accuracy (None without labels).
+
+    ``sample`` holds the spikes uint8 [T, *shape] of the first sample by layer name, "input" first.
+    """
+
+    counts: Counts
+    energies: dict[str, Energy]
+    accuracy: float | None
+    sample: dict[str, NDArray[np.uint8]]
 
 
 class Recorder:

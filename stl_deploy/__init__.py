@@ -15,8 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-__version__ = "0.1.0"
+from stl_deploy.version import __version__
+
 __all__ = [
+    "__version__",
     "export",
     "from_nir",
     "from_torch",

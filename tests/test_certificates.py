@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nets import ZOO, ZOO_RASTER, random_net, random_spikes
 
 import stl_deploy
+from stl_deploy.chips import arithmetic
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
 from stl_deploy.formats import raster
@@ -181,10 +182,10 @@ def run_integer(case: Case) -> tuple[np.ndarray, np.ndarray]:
     u = v = np.zeros((len(inputs), *layer.shape), np.int64)
     for t in range(inputs.shape[1]):
         a = reference.accumulate(layer, inputs[:, t], case.levels)
-        u, _ = reference.step_current(u, a, layer.du, limit)
-        v, _ = reference.step_voltage(v, u, layer.bias, layer.dv, limit)
+        u, _ = arithmetic.step_current(u, a, layer.du, limit)
+        v, _ = arithmetic.step_voltage(v, u, layer.bias, layer.dv, limit)
         voltages.append(v)
-        v, s = reference.fire(v, layer.vth)
+        v, s = arithmetic.fire(v, layer.vth)
         spikes.append(s)
     trace = reference.run_lif(layer, inputs, case.chip, case.levels)
     got = np.stack(spikes, 1).astype(np.uint8)

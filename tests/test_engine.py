@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_networks import draw
 from test_reference import networks
 
-from stl_deploy.chips import bounds
+from stl_deploy.chips import arithmetic, bounds
 from stl_deploy.errors import InputError
 from stl_deploy.formats.raster import Raster, RasterFile, check_fits, load, save, stream
 from stl_deploy.hw_sim import compiled, engine, kernels, plans, reference
@@ -335,10 +335,10 @@ def test_the_plain_step(dv, exp):
     v = np.concatenate([edges, rng.integers(-(2**30), 2**30, 5000), rng.integers(-99, 99, 5000)])
     a = rng.integers(-(1 << 15), 1 << 15, len(v)) * rng.integers(0, 2, len(v))
     bias = rng.integers(-9, 9, len(v)) * rng.integers(0, 2, len(v))
-    u, _ = reference.step_current(v * 0, a << exp, 4095, None)
-    want, _ = reference.step_voltage(v, u, bias, dv, None)
+    u, _ = arithmetic.step_current(v * 0, a << exp, 4095, None)
+    want, _ = arithmetic.step_voltage(v, u, bias, dv, None)
     vth = (want + rng.integers(-40, 100, len(v))) >> 6
-    want, spikes = reference.fire(want, vth)
+    want, spikes = arithmetic.fire(want, vth)
     active = (v != 0) | (a != 0) | (bias != 0)
     mine, fired, busy = plainly(v, a, bias, vth, exp, 4096 - dv)
     assert (mine == want).all()
@@ -394,14 +394,14 @@ def test_the_wide_step(limit, du, dv, reset):
     v = np.where(rng.random(size) < 0.5, rng.choice(near, size), rng.integers(-big, big, size))
     a = rng.choice([0, 1 << 17, -(1 << 17), (1 << 17) - 1, 1 << 18, 1 << 25, 5], size)
     a += rng.integers(-1, 2, size)
-    wanted_u, wrapped = reference.step_current(u, a, du, limit)
+    wanted_u, wrapped = arithmetic.step_current(u, a, du, limit)
     # A bias that takes v to an edge, or past 32 bits.
     target = rng.choice([*near, big + 1, -big - 1, 1 << 31, -(1 << 31) - 1], size)
-    bias = np.where(rng.random(size) < 0.9, target - reference.decay(v, dv) - wanted_u, 0)
-    wanted_v, saturated = reference.step_voltage(v, wanted_u, bias, dv, limit)
+    bias = np.where(rng.random(size) < 0.9, target - arithmetic.decay(v, dv) - wanted_u, 0)
+    wanted_v, saturated = arithmetic.step_voltage(v, wanted_u, bias, dv, limit)
     vth = (wanted_v + rng.integers(-40, 100, size)) >> 6
-    wanted_v, spikes = reference.fire(wanted_v, vth, reset)
-    active = (reference.decay(u, du + 1) != 0) | (v != 0) | (a != 0) | (bias != 0)
+    wanted_v, spikes = arithmetic.fire(wanted_v, vth, reset)
+    active = (arithmetic.decay(u, du + 1) != 0) | (v != 0) | (a != 0) | (bias != 0)
     overflow = (abs(a) >= 1 << 17) | wrapped | saturated
     mine_u, mine_v, fired = u.copy(), v.copy(), np.zeros(size, np.uint8)
     busy = np.zeros(size, np.uint8)

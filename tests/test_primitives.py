@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stl_deploy.hw_sim.reference import decay, fire, step_current, step_voltage, wrap32
+from stl_deploy.chips.arithmetic import decay, fire, step_current, step_voltage, wrap32
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Dense
 

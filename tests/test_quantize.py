@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nets import random_net, random_spikes
 
 import stl_deploy
-from stl_deploy.chips import bounds
+from stl_deploy.chips import arithmetic, bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
@@ -336,11 +336,11 @@ def voltages(layer, raster, levels):
     sums, currents, before = [], [], []
     for t in range(steps):
         a = given[:, t] + reference.feed_back(layer, s)
-        u, _ = reference.step_current(u, a, layer.du, None)
-        v, _ = reference.step_voltage(v, u, layer.bias, layer.dv, None)
+        u, _ = arithmetic.step_current(u, a, layer.du, None)
+        v, _ = arithmetic.step_voltage(v, u, layer.bias, layer.dv, None)
         for trace, value in ((sums, a), (currents, u), (before, v)):
             trace.append(value)
-        v, s = reference.fire(v, layer.vth, layer.reset)
+        v, s = arithmetic.fire(v, layer.vth, layer.reset)
     return np.stack(sums, 1), np.stack(currents, 1), np.stack(before, 1)
 
 

@@ -25,7 +25,7 @@ from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.account.work import own_synapses_by_core, synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir import floats as float_layers
-from stl_deploy.ir import slices
+from stl_deploy.ir import single, slices
 from stl_deploy.ir.network import (
     IntegerNetwork,
     LifLayer,
@@ -318,7 +318,7 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
     block = next(b for b in blocks._blocks(graph) if not isinstance(b, OrPool))
     some = {"lif1": (block.weight, block.input_shape, block.node)}
-    total = folding.connections(block.weight != 0, block.input_shape, block.node)
+    total = single.connections(block.weight != 0, block.input_shape, block.node)
     holds = -(-total * (8 + 13) // 8)  # bytes
     facts = chip.limits
     memory = facts.synapse_bytes_per_core.model_copy(update={"value": holds})

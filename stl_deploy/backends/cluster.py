@@ -19,9 +19,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stl_deploy import __version__
 from stl_deploy.errors import BackendError, InputError, Problem
 from stl_deploy.spread import Job
+from stl_deploy.version import __version__
 
 if TYPE_CHECKING:
     from distributed import Client, Future

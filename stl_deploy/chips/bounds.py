@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.chips.arithmetic import decay
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import row_sums
@@ -46,8 +47,6 @@ def voltage_range(
 
     With ``anywhere`` it holds for thresholds anywhere between the layer's lowest and highest.
     """
-    from stl_deploy.hw_sim.reference import decay
-
     bias = layer.bias_mant.astype(np.int64) << layer.bias_exp
     vth = layer.vth.astype(np.int64).reshape(1 if anywhere else len(bias), -1) << 6
     lowest, highest = vth.min(axis=1), vth.max(axis=1)
@@ -85,8 +84,6 @@ def excess(
 
 def _currents(layer: LifLayer, levels: int, timesteps: int) -> Iterator[tuple[Int64, Int64]]:
     """(lower, upper) bound of u in each step; both only grow away from zero."""
-    from stl_deploy.hw_sim.reference import decay
-
     low, high = one_sided_sums(layer, levels)
     least = most = np.zeros_like(low)
     for _ in range(timesteps):

@@ -28,9 +28,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from stl_deploy import __version__
 from stl_deploy.data.catalogue import IMAGES, Name
 from stl_deploy.errors import InputError, Problem, StlError
+from stl_deploy.version import __version__
 
 if TYPE_CHECKING:
     from stl_deploy.verify.against_float import ParityReport

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from stl_deploy.hw_sim.simulate import Activity
     from stl_deploy.importers.stl import Checkpoint
     from stl_deploy.ir.network import IntegerNetwork
-    from stl_deploy.report.sections import Activity
     from stl_deploy.verify.against_float import ParityReport
 
 

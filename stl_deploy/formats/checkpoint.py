@@ -13,16 +13,14 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
 from stl_deploy.files import write as write_file
-
-if TYPE_CHECKING:
-    from stl_deploy.models.net import STLNet
+from stl_deploy.ir.arch import Architecture
 
 FORMAT = "stl-deploy/1"
 MAX_BYTES = 4 << 30
@@ -30,6 +28,17 @@ HOW_TO_CONVERT = (
     "in the program that made it, save tensors alone: torch.save(model.state_dict(), PATH), or "
     "stl_deploy.save_checkpoint(model, PATH)"
 )
+
+
+class Model(Protocol):
+    """What can be saved: a ``models.net.STLNet``."""
+
+    @property
+    def arch(self) -> Architecture:
+        """Its layers."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Its parameters and statistics by name."""
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def save_checkpoint(
-    model: STLNet, path: str | Path, training: Mapping[str, Any] | None = None
+    model: Model, path: str | Path, training: Mapping[str, Any] | None = None
 ) -> None:
     """Write ``model`` as ``model.pt``; ``training`` is plain data for the reader."""
     data = {
@@ -95,7 +104,7 @@ def write_tensors(path: Path, data: Mapping[str, Any]) -> None:
     write_file(path, memory.getvalue())
 
 
-def _state(model: STLNet) -> dict[str, torch.Tensor]:
+def _state(model: Model) -> dict[str, torch.Tensor]:
     """Parameters on the CPU; those of a network of integers as integers."""
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     if model.arch.quantized is None:

@@ -10,7 +10,6 @@ import numpy as np
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.lower import trained
 
 RUNS = (
     nir.Conv2d,
@@ -66,7 +65,7 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
             G.verify(graph)
             problems += _parameters(path, graph)
             if (known := G.float_meta(graph).trained) is not None:
-                trained.check_graph(graph, known)
+                check_trained(graph, known)
     except (InputError, LoweringError) as error:
         problems += [Problem(f"{path}: {p.where}", p.what, p.remedy) for p in error.problems]
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
@@ -121,3 +120,24 @@ def _parameters(path: Path, graph: nir.NIRGraph) -> list[Problem]:
 
 def _numbers(value: np.ndarray) -> bool:
     return value.dtype.kind in "iufb" and bool(np.isfinite(value).all())
+
+
+def check_trained(graph: nir.NIRGraph, trained: G.Trained) -> None:
+    """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
+    problems = []
+    shape = G.in_shape(graph)
+    beside = G.recurrent(graph)
+    for name, node in G.inner(graph).items():
+        shape = G.node_output(name, node, shape)
+        if isinstance(node, nir.CubaLIF | nir.IF) or name in beside:
+            what = f"a {type(node).__name__}" + (" that hears itself" if name in beside else "")
+            problems.append(
+                Problem(name, f"is {what}, and training on integers knows plain LIF only")
+            )
+        elif isinstance(node, nir.LIF) and len(trained.scale.get(name, ())) != shape[0]:
+            found = len(trained.scale.get(name, ()))
+            problems.append(
+                Problem(f"metadata.{G.KEY}: {name}", f"has {found} units for {shape[0]} channels")
+            )
+    if problems:
+        raise InputError(problems)

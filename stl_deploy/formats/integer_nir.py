@@ -56,7 +56,7 @@ from stl_deploy.formats.integer_meta import (
 )
 from stl_deploy.formats.nir_io import read
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir import slices
+from stl_deploy.ir import single, slices
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
 from stl_deploy.ir.notes import (
     Diagnostic,
@@ -67,7 +67,6 @@ from stl_deploy.ir.notes import (
 )
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse, Synapses
-from stl_deploy.lower import folding
 
 
 def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
@@ -550,8 +549,8 @@ def _folded_layer(
         *G.conv_geometry(node),
         int(node.groups),
     )
-    if folding.connections(np.ones(kernel.weight.shape, np.bool_), shape, node) > folding.MOST:
-        raise ValueError(f"more than {folding.MOST:,} single connections")
+    if single.connections(np.ones(kernel.weight.shape, np.bool_), shape, node) > single.MOST:
+        raise ValueError(f"more than {single.MOST:,} single connections")
     size = math.prod(factor.scale.shape), math.prod(shape)
     arrays = _triplets(node, size, entry)
     synapses = Sparse(arrays["row"], arrays["column"], arrays["weight"], size, kernel)
@@ -561,7 +560,7 @@ def _folded_layer(
         factor.scale * scale * 2.0**layer.exp, 1, rtol=1e-9, atol=0
     ):
         raise ValueError(f"{_scale_name(entry.weights)} contradicts the scales in the metadata")
-    folding.check(layer, synapses)
+    single.check(layer, synapses)
     return layer
 
 

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats import float_nir
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import slices
 from stl_deploy.ir.network import IntegerNetwork, Layer, OrPool, Readout
@@ -106,7 +107,7 @@ def quantize(
             "clamp_thresholds": clamp_thresholds,
         }
         trained.check_asked(meta.trained, {**asked, "calib": calib})
-        trained.check_graph(graph, meta.trained)
+        float_nir.check_trained(graph, meta.trained)
     check_options(options, facts, calib is not None)
     if calib is not None and calib.shape[2:] != G.in_shape(graph):
         raise InputError(

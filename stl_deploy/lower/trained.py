@@ -6,7 +6,6 @@ would make another network of it, so that asking for one is an error.
 
 from __future__ import annotations
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,27 +42,6 @@ def check_asked(trained: G.Trained, asked: dict[str, object]) -> None:
         for name, value in asked.items()
         if not any(value is ok or (ok is not None and value == ok) for ok in may[name])
     ]
-    if problems:
-        raise InputError(problems)
-
-
-def check_graph(graph: nir.NIRGraph, trained: G.Trained) -> None:
-    """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
-    problems = []
-    shape = G.in_shape(graph)
-    beside = G.recurrent(graph)
-    for name, node in G.inner(graph).items():
-        shape = G.node_output(name, node, shape)
-        if isinstance(node, nir.CubaLIF | nir.IF) or name in beside:
-            what = f"a {type(node).__name__}" + (" that hears itself" if name in beside else "")
-            problems.append(
-                Problem(name, f"is {what}, and training on integers knows plain LIF only")
-            )
-        elif isinstance(node, nir.LIF) and len(trained.scale.get(name, ())) != shape[0]:
-            found = len(trained.scale.get(name, ()))
-            problems.append(
-                Problem(f"metadata.{G.KEY}: {name}", f"has {found} units for {shape[0]} channels")
-            )
     if problems:
         raise InputError(problems)
 

@@ -7,10 +7,10 @@ SVG drawn by matplotlib, except the spikes of the first sample, which are small 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
@@ -25,7 +25,7 @@ from stl_deploy.ir.synapses import Dense, Sparse
 if TYPE_CHECKING:
     from stl_deploy.hw_sim.account.counts import Counts, LayerCounts
     from stl_deploy.hw_sim.account.energy import Bound, Energy
-    from stl_deploy.verify.against_float import ParityReport
+    from stl_deploy.hw_sim.simulate import Activity
 from stl_deploy.report.figures import (
     PALETTE,
     Picture,
@@ -45,17 +45,27 @@ TILE_PIXELS = 128  # width of a picture of spikes on a wide screen
 STATIC_COLOUR = "#999999"
 
 
-@dataclass(frozen=True)
-class Activity:
-    """A run of the network: counts, energies by profile name, accuracy (None without labels).
+class Parity(Protocol):
+    """What the report shows of a comparison with the float model (``verify.against_float.ParityReport``).
 
-    ``sample`` holds the spikes uint8 [T, *shape] of the first sample by layer name, "input" first.
+    Accuracies are None without labels; ``layers`` are rows of figures, ``not_certified`` says of layers why
+    not, ``first_divergence`` is None where no spike differs.
     """
 
-    counts: Counts
-    energies: dict[str, Energy]
-    accuracy: float | None
-    sample: dict[str, NDArray[np.uint8]]
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+    @property
+    def accuracy_float(self) -> float | None: ...  # noqa: D102
+    @property
+    def accuracy_lowered(self) -> float | None: ...  # noqa: D102
+    @property
+    def prediction_agreement(self) -> float: ...  # noqa: D102
+    @property
+    def layers(self) -> Sequence[object]: ...  # noqa: D102
+    @property
+    def not_certified(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def first_divergence(self) -> object: ...  # noqa: D102
 
 
 def render(
@@ -63,7 +73,7 @@ def render(
     network: IntegerNetwork,
     *,
     activity: Activity | None = None,
-    parity: ParityReport | None = None,
+    parity: Parity | None = None,
 ) -> str:
     """The report as HTML. Sections on activity, energy and parity appear where there are data."""
     chip = chips.load(network.chip)

@@ -361,13 +361,14 @@ def _blame(voltages: Voltages, fires: bool, slack: float) -> Blame:
 
 def _decayed(v: int, dv: int) -> int:
     """The voltage's decay as the reference defines it."""
-    from stl_deploy.hw_sim import reference
+    from stl_deploy.chips import arithmetic
 
-    return int(reference.decay(np.array([v], np.int64), dv)[0])
+    return int(arithmetic.decay(np.array([v], np.int64), dv)[0])
 
 
 def _integers(network: IntegerNetwork, layer: LifLayer, place: Place, inputs: Bytes) -> list[int]:
     """The neuron's integer voltage in every step, before the reset, by the reference's own steps."""
+    from stl_deploy.chips import arithmetic
     from stl_deploy.hw_sim import reference
 
     limit = chips.load(network.chip).state_limit
@@ -377,10 +378,10 @@ def _integers(network: IntegerNetwork, layer: LifLayer, place: Place, inputs: By
     u = v = np.zeros(layer.shape, np.int64)
     path = []
     for t in range(len(inputs)):
-        u, _ = reference.step_current(u, a[t], layer.du, limit)
-        v, _ = reference.step_voltage(v, u, bias, layer.dv, limit)
+        u, _ = arithmetic.step_current(u, a[t], layer.du, limit)
+        v, _ = arithmetic.step_voltage(v, u, bias, layer.dv, limit)
         path.append(int(v[place.neuron]))
-        v, _ = reference.fire(v, layer.vth)
+        v, _ = arithmetic.fire(v, layer.vth)
     return path
 
 
