@@ -106,11 +106,7 @@ def connections(layer: LifLayer | OrPool) -> tuple[list[list[int]], list[int]]:
     inputs = int(np.prod(layer.input_shape))
     for first in range(0, inputs, 256):
         one = np.eye(inputs, dtype=np.uint8)[first : first + 256].reshape(-1, *layer.input_shape)
-        if isinstance(layer, OrPool):
-            sums: Any = reference.run_or_pool(layer, one[:, None]).spikes[:, 0].astype(np.int64)
-        else:
-            sums = reference.accumulate(layer, one)
-        flat = sums.reshape(len(one), -1)
+        flat = reference.accumulate(layer, one).reshape(len(one), -1)
         source, target = np.nonzero(flat)
         pairs += np.stack([source + first, target], axis=1).tolist()
         weights += flat[source, target].tolist()

@@ -16,7 +16,7 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.ir import slices
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, row_sums
+from stl_deploy.ir.synapses import Conv
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
 CONV_INT8_MAX = 127
@@ -73,10 +73,10 @@ def largest_sum(layer: LifLayer, levels: int) -> int:
     The layer's own spikes count with it.
     """
     weight = np.abs(layer.synapses.weight.astype(np.int64))
-    largest = levels * int(row_sums(layer.synapses, weight).max())
+    largest = levels * int(layer.synapses.row_sums(weight).max())
     if layer.recurrent is not None:
         own = np.abs(layer.recurrent.weight.astype(np.int64))
-        largest += int(row_sums(layer.recurrent, own).max())
+        largest += int(layer.recurrent.row_sums(own).max())
     return largest
 
 

@@ -11,7 +11,7 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.exporters import onnx_graph, onnx_sums
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses, row_sums
+from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses
 
 INT32_SUM_LIMIT = 1 << 31
 # |x| * 4096 has to fit int64 in a decay.
@@ -75,16 +75,14 @@ def _layer_problems(layer: LifLayer, network: IntegerNetwork) -> Iterator[Proble
 def _largest_part(synapses: Synapses, levels: int) -> int:
     """Largest |sum| of a slice, for inputs 0..``levels``."""
     parts = (abs(part.astype(np.int64)) for part, _ in onnx_sums.slices(synapses.weight, levels))
-    return levels * max(int(row_sums(synapses, part).max()) for part in parts)
+    return levels * max(int(synapses.row_sums(part).max()) for part in parts)
 
 
 def _largest_state(layer: LifLayer, levels: int, network: IntegerNetwork) -> int:
     """Largest |u| or |v| within the network's time, 0 where registers bound them."""
     if chips.load(network.chip).state_limit is not None:
         return 0
-    total = levels * int(
-        row_sums(layer.synapses, abs(layer.synapses.weight.astype(np.int64))).max()
-    )
+    total = levels * int(layer.synapses.row_sums(abs(layer.synapses.weight.astype(np.int64))).max())
     if layer.recurrent is not None:
         total += int(abs(layer.recurrent.weight.astype(np.int64)).sum(axis=1).max())
     a, bias, u, v, top = total << (layer.exp + 6), int(abs(layer.bias).max()), 0, 0, 0

@@ -225,7 +225,7 @@ class _Out:
     ) -> _Out:
         """Results of ``size`` [N, T]."""
         shape = (*size, *memory_shape(layer.shape))
-        kind = np.int64 if wide and not isinstance(layer, OrPool) else np.int32
+        kind = np.int64 if wide else np.int32
         return cls(
             layer,
             np.empty(shape, np.uint8),

@@ -23,54 +23,22 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips.arithmetic import decay, fire, step_current, step_voltage
-from stl_deploy.ir.conv import convolve
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse, row_sums
+from stl_deploy.ir.network import IntegerNetwork, Layer
+from stl_deploy.ir.synapses import IntArray
 
 Int64 = NDArray[np.int64]
 
 
-def accumulate(layer: LifLayer, spikes: IntArray, levels: int = 1) -> Int64:
-    """a [N, *shape] for inputs 0..levels [N, *input_shape]: the weighted sum, shifted by ``exp``.
-
-    Dense matrix products run in floating point, where integers are exact: no partial sum exceeds
-    ``levels * sum|w|``, and float32 holds every integer up to 2^24, float64 up to 2^53.
-    """
-    if isinstance(layer.synapses, Sparse):
-        flat = spikes.reshape(len(spikes), -1).astype(np.int64)
-        single: Int64 = np.asarray(layer.synapses.matrix @ flat.T).T
-        return single.reshape(len(spikes), *layer.shape) << layer.exp
-    if isinstance(layer.synapses, Dense):
-        return product(layer.synapses, spikes, levels).reshape(-1, *layer.shape) << layer.exp
-    conv = layer.synapses
-    dtype = _exact(conv, levels)
-    x: NDArray[Any] = spikes.astype(dtype)
-    w: NDArray[Any] = conv.weight.astype(dtype)
-    total = convolve(x, w, conv.stride, conv.padding, conv.dilation, conv.groups)
-    sums: Int64 = total.astype(np.int64).reshape(len(x), *layer.shape)
-    return sums << layer.exp
+def accumulate(layer: Layer, spikes: IntArray, levels: int = 1) -> Int64:
+    """a [N, *shape] for inputs 0..levels [N, *input_shape]: the weighted sum, shifted by ``exp``."""
+    return layer.synapses.sums(spikes, levels).reshape(-1, *layer.shape) << layer.exp
 
 
-def feed_back(layer: LifLayer, spikes: NDArray[Any]) -> Int64:
+def feed_back(layer: Layer, spikes: NDArray[Any]) -> Int64:
     """What the layer's own ``spikes`` [N, *shape] of the step before add to a [N, *shape]."""
     if layer.recurrent is None:
         return np.zeros(spikes.shape, np.int64)
-    return product(layer.recurrent, spikes, 1).reshape(-1, *layer.shape) << layer.exp
-
-
-def product(dense: Dense, spikes: NDArray[Any], levels: int) -> Int64:
-    """The weighted sums [N, out] of inputs 0..levels [N, ...]."""
-    dtype = _exact(dense, levels)
-    x: NDArray[Any] = spikes.reshape(len(spikes), -1).astype(dtype)
-    w: NDArray[Any] = dense.weight.astype(dtype)
-    sums: Int64 = (x @ w.T).astype(np.int64)
-    return sums
-
-
-def _exact(synapses: Conv | Dense, levels: int) -> type[np.floating[Any]]:
-    """The type in which sums of inputs 0..levels are exact."""
-    weight = np.abs(synapses.weight.astype(np.int64))
-    return np.float32 if levels * int(row_sums(synapses, weight).max()) < 1 << 24 else np.float64
+    return layer.recurrent.sums(spikes).reshape(-1, *layer.shape) << layer.exp
 
 
 @dataclass
@@ -108,16 +76,17 @@ class ByCore:
 
 
 def run_lif(
-    layer: LifLayer,
+    layer: Layer,
     inputs: IntArray,
     chip: chips.Chip,
     levels: int = 1,
     states: bool = False,
     cores: IntArray | None = None,
 ) -> LayerTrace:
-    """Run a LIF layer on inputs [N, T, *input_shape]; the state starts at zero for every sample.
+    """Run a layer on inputs [N, T, *input_shape]; the state starts at zero for every sample.
 
-    ``cores`` int [neurons] numbers each neuron's core within the layer, for ``active_by_core``.
+    An OR pool is a LIF too (``network.OrPool``). ``cores`` int [neurons] numbers each neuron's core within
+    the layer, for ``active_by_core``.
     """
     n, steps = inputs.shape[:2]
     size = (n, steps, *layer.shape)
@@ -133,14 +102,15 @@ def run_lif(
         trace.active_by_core = np.zeros((n, steps, by_core.cores), np.int64)
     axes = tuple(range(1, len(layer.shape) + 1))
     too_large = (1 << 62) if chip.accumulator_limit is None else chip.accumulator_limit
+    bias, vth = layer.bias, layer.vth
     u = v = np.zeros((n, *layer.shape), np.int64)
     s = np.zeros((n, *layer.shape), np.bool_)
     for t in range(steps):
         now = a[:, t] + feed_back(layer, s)
-        active = (decay(u, layer.du + 1) != 0) | (v != 0) | (now != 0) | (layer.bias != 0)
+        active = (decay(u, layer.du + 1) != 0) | (v != 0) | (now != 0) | (bias != 0)
         u, wrapped = step_current(u, now, layer.du, chip.state_limit)
-        v, saturated = step_voltage(v, u, layer.bias, layer.dv, chip.state_limit)
-        v, s = fire(v, layer.vth, layer.reset)
+        v, saturated = step_voltage(v, u, bias, layer.dv, chip.state_limit)
+        v, s = fire(v, vth, layer.reset)
         trace.spikes[:, t] = s
         trace.active[:, t] = active.sum(axes)
         if by_core is not None and trace.active_by_core is not None:
@@ -148,25 +118,6 @@ def run_lif(
         trace.overflow[:, t] = ((np.abs(now) >= too_large) | wrapped | saturated).sum(axes)
         if trace.u is not None and trace.v is not None:
             trace.u[:, t], trace.v[:, t] = u, v
-    return trace
-
-
-def run_or_pool(
-    layer: OrPool, inputs: IntArray, states: bool = False, cores: IntArray | None = None
-) -> LayerTrace:
-    """Fire where any input of the window does. u holds the weighted input, v is always reset."""
-    n, steps = inputs.shape[:2]
-    (c, h, w), (kh, kw) = layer.shape, layer.kernel
-    windows = inputs.reshape(n, steps, c, h, kh, w, kw)
-    counts = windows.sum(axis=(4, 6), dtype=np.int32)
-    spikes = (counts > 0).astype(np.uint8)
-    trace = LayerTrace(
-        spikes, spikes.sum(axis=(2, 3, 4), dtype=np.int64), np.zeros((n, steps), np.int64)
-    )
-    if states:
-        trace.u, trace.v = counts << 6, np.zeros(counts.shape, np.int32)
-    if cores is not None:
-        trace.active_by_core = ByCore(cores)(spikes.reshape(n, steps, -1))
     return trace
 
 
@@ -181,8 +132,6 @@ def run_layer(
 
     With ``cores`` (the core of each neuron, C order) active neurons are counted by core too.
     """
-    if isinstance(layer, OrPool):
-        return run_or_pool(layer, inputs, states, cores)
     levels = network.input_limit(layer)
     return run_lif(layer, inputs, chips.load(network.chip), levels, states, cores)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.ir.network import Reset
 from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS
 
 Int64 = NDArray[np.int64]
 
@@ -21,15 +22,15 @@ def wrap32(x: Int64) -> Int64:
 
 def decay(x: Int64, constant: int) -> Int64:
     """x * (4096 - constant) / 4096, truncated toward zero."""
-    magnitude: Int64 = (np.abs(x) * (4096 - constant)) >> 12
+    magnitude: Int64 = (np.abs(x) * (DECAY_ONE - constant)) >> DECAY_BITS
     return np.where(x < 0, -magnitude, magnitude)
 
 
 def step_current(u: Int64, a: Int64, du: int, limit: int | None) -> tuple[Int64, NDArray[np.bool_]]:
     """The current after one step, and where it overflowed. ``limit`` is M, None for chip ideal."""
     if limit is None:
-        return decay(u, du + 1) + (a << 6), np.zeros(u.shape, np.bool_)
-    u = wrap32(decay(u, du + 1) + wrap32(a << 6))
+        return decay(u, du + 1) + (a << FRACTION_BITS), np.zeros(u.shape, np.bool_)
+    u = wrap32(decay(u, du + 1) + wrap32(a << FRACTION_BITS))
     wrapped = (u > limit) | (u <= -limit)
     return np.where(u > limit, u - 2 * limit, np.where(u <= -limit, u + 2 * limit, u)), wrapped
 
@@ -47,6 +48,6 @@ def step_voltage(
 
 def fire(v: Int64, vth: IntArray, reset: Reset = "zero") -> tuple[Int64, NDArray[np.bool_]]:
     """The voltage after the reset, and the spikes."""
-    threshold = vth.astype(np.int64) << 6
+    threshold = vth.astype(np.int64) << FRACTION_BITS
     s = v > threshold
     return np.where(s, 0 if reset == "zero" else v - threshold, v), s

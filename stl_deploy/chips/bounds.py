@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from stl_deploy.chips.arithmetic import decay
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir.network import LifLayer
-from stl_deploy.ir.synapses import row_sums
 
 Int64 = NDArray[np.int64]
 
@@ -26,9 +25,9 @@ def one_sided_sums(layer: LifLayer, levels: int) -> tuple[Int64, Int64]:
     """(smallest, largest) a_in that any input 0..levels can give, int64 [O] each, with ``exp``."""
     sides: list[Int64] = []
     for side in (np.minimum, np.maximum):
-        total = row_sums(layer.synapses, side(layer.synapses.weight.astype(np.int64), 0)) * levels
+        total = layer.synapses.row_sums(side(layer.synapses.weight.astype(np.int64), 0)) * levels
         if layer.recurrent is not None:
-            own = row_sums(layer.recurrent, side(layer.recurrent.weight.astype(np.int64), 0))
+            own = layer.recurrent.row_sums(side(layer.recurrent.weight.astype(np.int64), 0))
             total = _of_channels(own, len(total), side) + total
         sides.append(total << layer.exp)
     return sides[0], sides[1]

@@ -10,27 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import slices
-from stl_deploy.ir.slices import WeightPrecision, Weights
-
-if TYPE_CHECKING:
-    pass
 from stl_deploy.ir.notes import Diagnostic, Lowering, Placement, Precision, Rounding
+from stl_deploy.ir.slices import WeightPrecision, Weights
 from stl_deploy.ir.synapses import (
     Conv,
     Dense,
     IntArray,
     Pair,
     Shape,
-    Sparse,
     Synapses,
-    with_weights,
 )
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
 
 Reset = Literal["zero", "subtract"]
 
@@ -66,13 +63,15 @@ class LifLayer:
     scale: NDArray[np.float64]
     weight_bits: int = 8
     exp: int = 0
-    bias_exp: int = 6
-    du: int = 4095
-    dv: int = 2048
+    bias_exp: int = FRACTION_BITS
+    du: int = FORGETS
+    dv: int = DECAY_ONE // 2
     recurrent: Dense | None = None
     recurrent_name: str = ""
     reset: Reset = "zero"
     weight_precision: WeightPrecision = "8"
+
+    kind: ClassVar[Literal["lif"]] = "lif"
 
     @property
     def bias(self) -> NDArray[np.int64]:
@@ -107,6 +106,11 @@ class LifLayer:
     def _synapses_of(self, weight: Weights) -> NDArray[np.int64]:
         return slices.synapses(weight, self.weight_precision)
 
+    @property
+    def has_current(self) -> bool:
+        """Whether the neurons remember a current from step to step (CUBA)."""
+        return self.du != FORGETS
+
     def groups(self) -> Iterator[LifLayer]:
         """The layer with the weights of each group of synapses alone, one after the other.
 
@@ -120,7 +124,7 @@ class LifLayer:
         for group, weight, *heard in zip(slices.GROUPS[self.weight_precision], *held, strict=True):
             yield replace(
                 self,
-                synapses=with_weights(self.synapses, weight),
+                synapses=self.synapses.with_weights(weight),
                 recurrent=Dense(heard[0]) if heard else None,
                 exp=self.exp + group.exp,
                 weight_precision="8",
@@ -131,7 +135,8 @@ class LifLayer:
 class OrPool:
     """Max pooling of binary spikes: one compartment a window, firing in the step its input fires.
 
-    On the chip this is a LIF that forgets everything (du = dv = 4095) with vth = 0 behind weights 1.
+    It answers as a ``LifLayer`` does, as what it is on a chip: neurons that forget everything and have
+    a threshold of zero behind weights of one. Its windows tile the plane.
     """
 
     name: str
@@ -140,10 +145,52 @@ class OrPool:
     shape: Shape
     kernel: Pair
 
+    kind: ClassVar[Literal["or_pool"]] = "or_pool"
+    weight_bits: ClassVar[int] = 1
+    grid_bits: ClassVar[float] = 1
+    weight_precision: ClassVar[WeightPrecision] = "8"
+    exp: ClassVar[int] = 0
+    bias_exp: ClassVar[int] = FRACTION_BITS
+    du: ClassVar[int] = FORGETS
+    dv: ClassVar[int] = FORGETS
+    recurrent: ClassVar[None] = None
+    recurrent_name: ClassVar[str] = ""
+    reset: ClassVar[Reset] = "zero"
+
+    @cached_property
+    def synapses(self) -> Conv:
+        """A weight of one for each neuron of a window."""
+        ones = np.ones((self.shape[0], 1, *self.kernel), np.int8)
+        return Conv(ones, self.kernel, (0, 0), (1, 1), self.shape[0])
+
+    @property
+    def bias_mant(self) -> NDArray[np.int32]:
+        """int32 [C], all zero."""
+        return np.zeros(self.shape[0], np.int32)
+
+    @property
+    def bias(self) -> NDArray[np.int64]:
+        """int64, all zero, broadcastable to ``shape``."""
+        return np.zeros((1,) * len(self.shape), np.int64)
+
+    @property
+    def has_current(self) -> bool:
+        """Whether the neurons remember a current: they do not."""
+        return False
+
+    @property
+    def vth(self) -> NDArray[np.int32]:
+        """int32 of ``shape``, all zero."""
+        return np.zeros(self.shape, np.int32)
+
     @property
     def neurons(self) -> int:
         """Size of the population."""
         return math.prod(self.shape)
+
+    def groups(self) -> Iterator[OrPool]:
+        """See ``LifLayer``; the weights of a pool are one group."""
+        yield self
 
 
 Layer = LifLayer | OrPool
@@ -196,7 +243,7 @@ class IntegerNetwork:
     @property
     def lif_layers(self) -> tuple[LifLayer, ...]:
         """The layers with weights."""
-        return tuple(layer for layer in self.layers if isinstance(layer, LifLayer))
+        return tuple(layer for layer in self.layers if layer.kind == "lif")
 
     @property
     def weight_precision(self) -> str:
@@ -218,7 +265,7 @@ def synapse_count(layer: Layer) -> int:
 
 def recurrent_synapses(layer: Layer) -> NDArray[np.int64]:
     """Stored, non-zero synapses that leave each neuron for its own layer: int64 of ``shape``."""
-    if isinstance(layer, OrPool) or layer.recurrent is None:
+    if layer.recurrent is None:
         return np.zeros(layer.shape, np.int64)
     stored = slices.synapses(layer.recurrent.weight, layer.weight_precision)
     count: NDArray[np.int64] = stored.sum(axis=0)
@@ -227,28 +274,7 @@ def recurrent_synapses(layer: Layer) -> NDArray[np.int64]:
 
 def in_bounds_synapses(layer: Layer) -> NDArray[np.int64]:
     """Stored, non-zero, in-bounds synapses that leave each input neuron: int64 of ``input_shape``."""
-    if isinstance(layer, OrPool):
-        return np.ones(layer.input_shape, np.int64)
     total = np.zeros(layer.input_shape, np.int64)
     for group in layer.groups():
-        total += _fan_out(group)
+        total += group.synapses.fan_out(layer.input_shape)
     return total
-
-
-def _fan_out(layer: LifLayer) -> NDArray[np.int64]:
-    """``in_bounds_synapses`` of a layer whose weights take one synapse each."""
-    from stl_deploy.ir.conv import fan_out
-
-    match layer.synapses:
-        case Dense(weight=weight):
-            count: NDArray[np.int64] = (weight != 0).sum(axis=0, dtype=np.int64)
-            return count.reshape(layer.input_shape)
-        case Sparse(column=column):
-            inputs = math.prod(layer.input_shape)
-            return np.bincount(column, minlength=inputs).astype(np.int64).reshape(layer.input_shape)
-        case Conv() as conv:
-            c, h, w = layer.input_shape
-            return fan_out(
-                conv.weight != 0, (c, h, w), conv.stride, conv.padding, conv.dilation, conv.groups
-            )
-    raise TypeError(f"unknown layer {layer!r}")

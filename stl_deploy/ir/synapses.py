@@ -1,23 +1,28 @@
-"""Synapses of the integer network: which input reaches which neuron, and with what weight."""
+"""Synapses of the integer network: which input reaches which neuron, and with what weight.
+
+Each kind knows its weighted sums, how many synapses leave an input, and every synapse on its own. A
+further kind is a further class here; tables that backends keep are keyed by ``kind``.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
+from stl_deploy.ir import conv
 from stl_deploy.ir.slices import Weights
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 IntArray = NDArray[np.integer[Any]]
+Int64 = NDArray[np.int64]
+Entries = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,38 @@ class Conv:
 
     kind: Literal["conv"] = "conv"
 
+    @property
+    def geometry(self) -> tuple[Pair, Pair, Pair, int]:
+        """(stride, padding, dilation, groups), in the order of the functions of ``conv.py``."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def sums(self, spikes: IntArray, levels: int = 1) -> Int64:
+        """The weighted sums [N, O, H', W'] of inputs 0..levels [N, C, H, W]."""
+        dtype = _exact(self, levels)
+        x: NDArray[Any] = spikes.astype(dtype)
+        w: NDArray[Any] = self.weight.astype(dtype)
+        return conv.convolve(x, w, *self.geometry).astype(np.int64)
+
+    def row_sums(self, values: Int64) -> Int64:
+        """``values`` of the stored weights, added up for each output channel: int64 [O]."""
+        return _by_row(self.weight, values)
+
+    def with_weights(self, weight: Weights) -> Conv:
+        """The same synapses with other weights, of the same shape."""
+        return replace(self, weight=weight)
+
+    def fan_out(self, input_shape: Shape) -> Int64:
+        """Stored, non-zero, in-bounds synapses that leave each input: int64 of ``input_shape``."""
+        c, h, w = input_shape
+        return conv.fan_out(self.weight != 0, (c, h, w), *self.geometry)
+
+    def entries(self, input_shape: Shape, shape: Shape) -> Entries:
+        """(neuron, input), each in C order, of every stored, non-zero, in-bounds synapse."""
+        (c, h, w), (o, y, x) = input_shape, shape
+        row, column, weights = conv.unroll(self.weight, (c, h, w), (o, y, x), *self.geometry)
+        stored = weights != 0
+        return row[stored], column[stored]
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -40,6 +77,32 @@ class Dense:
     weight: Weights
 
     kind: Literal["dense"] = "dense"
+
+    def sums(self, spikes: NDArray[Any], levels: int = 1) -> Int64:
+        """The weighted sums [N, out] of inputs 0..levels [N, ...]."""
+        dtype = _exact(self, levels)
+        x: NDArray[Any] = spikes.reshape(len(spikes), -1).astype(dtype)
+        w: NDArray[Any] = self.weight.astype(dtype)
+        sums: Int64 = (x @ w.T).astype(np.int64)
+        return sums
+
+    def row_sums(self, values: Int64) -> Int64:
+        """``values`` of the stored weights, added up for each neuron: int64 [out]."""
+        return _by_row(self.weight, values)
+
+    def with_weights(self, weight: Weights) -> Dense:
+        """The same synapses with other weights, of the same shape."""
+        return replace(self, weight=weight)
+
+    def fan_out(self, input_shape: Shape) -> Int64:
+        """Stored, non-zero synapses that leave each input: int64 of ``input_shape``."""
+        count: Int64 = (self.weight != 0).sum(axis=0, dtype=np.int64)
+        return count.reshape(input_shape)
+
+    def entries(self, _input_shape: Shape, _shape: Shape) -> Entries:
+        """(neuron, input), each in C order, of every stored, non-zero synapse."""
+        neurons, inputs = np.nonzero(self.weight)
+        return neurons.astype(np.int32), inputs.astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,31 +137,48 @@ class Sparse:
     @cached_property
     def matrix(self) -> csr_array[np.int64]:
         """The same as a sparse matrix int64 [neurons, inputs]."""
-        from scipy.sparse import csr_array
-
         entries = self.weight.astype(np.int64), (self.row, self.column)
         return csr_array(entries, shape=self.size)
+
+    def sums(self, spikes: IntArray, _levels: int = 1) -> Int64:
+        """The weighted sums [N, neurons] of inputs [N, ...]."""
+        flat = spikes.reshape(len(spikes), -1).astype(np.int64)
+        return np.asarray(self.matrix @ flat.T).T
+
+    def row_sums(self, values: Int64) -> Int64:
+        """``values`` of the stored weights, added up for each neuron: int64 [neurons]."""
+        # float64 counts in bincount are exact: sums of bytes stay far below 2^53.
+        sums = np.bincount(self.row, weights=values, minlength=self.size[0])
+        return sums.astype(np.int64)
+
+    def with_weights(self, weight: Weights) -> Sparse:
+        """The same connections with other weights [n]; those of zero are left out."""
+        at = weight != 0
+        return replace(self, row=self.row[at], column=self.column[at], weight=weight[at])
+
+    def fan_out(self, input_shape: Shape) -> Int64:
+        """Connections that leave each input: int64 of ``input_shape``."""
+        count = np.bincount(self.column, minlength=math.prod(input_shape))
+        return count.astype(np.int64).reshape(input_shape)
+
+    def entries(self, _input_shape: Shape, _shape: Shape) -> Entries:
+        """(neuron, input), each in C order, of every connection."""
+        return self.row, self.column
 
 
 Synapses = Conv | Dense | Sparse
 
 
-def with_weights(synapses: Synapses, weight: Weights) -> Synapses:
-    """``synapses`` with other weights, of the same shape; single connections of zero are left out."""
-    if not isinstance(synapses, Sparse):
-        return replace(synapses, weight=weight)
-    at = weight != 0
-    return replace(synapses, row=synapses.row[at], column=synapses.column[at], weight=weight[at])
-
-
-def row_sums(synapses: Synapses, values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``values`` of the stored weights, added up for each output channel: int64 [O].
-
-    The channels of ``Sparse`` are its neurons.
-    """
-    if isinstance(synapses, Sparse):
-        # float64 counts in bincount are exact: sums of bytes stay far below 2^53.
-        sums = np.bincount(synapses.row, weights=values, minlength=synapses.size[0])
-        return sums.astype(np.int64)
-    totals: NDArray[np.int64] = values.reshape(len(synapses.weight), -1).sum(axis=1)
+def _by_row(weight: Weights, values: Int64) -> Int64:
+    totals: Int64 = values.reshape(len(weight), -1).sum(axis=1)
     return totals
+
+
+def _exact(synapses: Conv | Dense, levels: int) -> type[np.floating[Any]]:
+    """The type in which sums of inputs 0..levels are exact.
+
+    Sums run in floating point, where integers are exact: no partial sum exceeds ``levels * sum|w|``,
+    and float32 holds every integer up to 2^24, float64 up to 2^53.
+    """
+    weight = np.abs(synapses.weight.astype(np.int64))
+    return np.float32 if levels * int(synapses.row_sums(weight).max()) < 1 << 24 else np.float64

@@ -15,8 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir import conv
-from stl_deploy.ir.network import Layer, LifLayer, OrPool
+from stl_deploy.ir.network import Layer
 from stl_deploy.ir.synapses import Conv, Dense, Pair, Shape, Sparse
 
 Int = NDArray[np.integer[Any]]
@@ -38,10 +37,6 @@ class Wiring(Protocol):
 
 def of(layer: Layer, order: Sequence[int] | None = None) -> Wiring:
     """The wiring of ``layer``, its neurons renumbered in ``order`` (of LIF layers only)."""
-    if isinstance(layer, OrPool):
-        ones = np.ones((layer.shape[0], 1, *layer.kernel), np.int8)
-        pool = Conv(ones, layer.kernel, (0, 0), (1, 1), layer.shape[0])
-        return ConvWiring(pool, layer.input_shape, layer.shape)
     if order is not None or isinstance(layer.synapses, Sparse):
         return SingleWiring(layer, np.arange(layer.neurons) if order is None else np.asarray(order))
     if isinstance(layer.synapses, Dense):
@@ -51,7 +46,7 @@ def of(layer: Layer, order: Sequence[int] | None = None) -> Wiring:
 
 def own(layer: Layer, order: Sequence[int] | None = None) -> Wiring | None:
     """The synapses from ``layer`` into itself, its neurons renumbered in ``order``; None without."""
-    if isinstance(layer, OrPool) or layer.recurrent is None:
+    if layer.recurrent is None:
         return None
     rows = dealt(np.arange(layer.neurons), layer.shape)
     return DenseWiring(Dense(layer.recurrent.weight[rows if order is None else rows[list(order)]]))
@@ -68,22 +63,6 @@ def undealt(values: NDArray[_T], shape: Shape) -> NDArray[_T]:
     if len(shape) == 1:
         return values
     return np.moveaxis(values.reshape(*shape[1:], shape[0]), -1, 0)
-
-
-def singles(layer: LifLayer) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(neuron, input), each in C order, of every stored, non-zero, in-bounds synapse."""
-    match layer.synapses:
-        case Sparse(row=row, column=column):
-            return row, column
-        case Dense(weight=weight):
-            neurons, inputs = np.nonzero(weight)
-            return neurons.astype(np.int32), inputs.astype(np.int32)
-        case Conv() as kernel:
-            (c, h, w), (o, y, x) = layer.input_shape, layer.shape
-            geometry = kernel.stride, kernel.padding, kernel.dilation, kernel.groups
-            row, column, weights = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
-            stored = weights != 0
-            return row[stored], column[stored]
 
 
 def coordinates(index: int, shape: Shape) -> Shape:
@@ -182,8 +161,8 @@ class ConvWiring:
 class SingleWiring:
     """Any LIF layer, synapse by synapse, its neurons numbered in an order of their own."""
 
-    def __init__(self, layer: LifLayer, order: NDArray[np.integer[Any]]) -> None:
-        neurons, inputs = singles(layer)
+    def __init__(self, layer: Layer, order: NDArray[np.integer[Any]]) -> None:
+        neurons, inputs = layer.synapses.entries(layer.input_shape, layer.shape)
         # Rows of C order -> places in the order of placement -> places in ``order``.
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))

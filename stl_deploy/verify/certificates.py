@@ -25,7 +25,7 @@ from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import FloatLayer, FloatPool
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, Dense, Sparse, row_sums
+from stl_deploy.ir.synapses import Conv, Dense, Sparse
 
 Float = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -250,7 +250,7 @@ class LifCertifier:
         where float64 could not tell one unit of v from the next.
         """
         layer, steps = self.layer, self.steps
-        weight = row_sums(layer.synapses, np.abs(layer.synapses.weight.astype(np.int64)))
+        weight = layer.synapses.row_sums(np.abs(layer.synapses.weight.astype(np.int64)))
         bias = np.abs(layer.bias_mant) * 2.0**layer.bias_exp * self.unit
         integer = weight * (self.unit * 64 * 2.0**layer.exp) * levels + bias
         magnitude = np.maximum(magnitude, self._spread(integer))

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from stl_deploy.ir import slices
 from stl_deploy.ir.network import IntegerNetwork, LifLayer
-from stl_deploy.ir.synapses import with_weights
 
 Noise = Literal["pixel", "gaussian", "drop"]
 VTH_MAX = (1 << 31) - 1  # of int32; a chip's own limit is below it
@@ -88,6 +87,6 @@ def _drifted(
     own = layer.recurrent
     return replace(
         layer,
-        synapses=with_weights(layer.synapses, moved(layer.synapses.weight, most)),
+        synapses=layer.synapses.with_weights(moved(layer.synapses.weight, most)),
         recurrent=None if own is None else replace(own, weight=moved(own.weight, most)),
     )
