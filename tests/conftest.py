@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nets import random_net, random_spikes
 
 from stl_deploy.backends import lava_env
 from stl_deploy.errors import StlError
@@ -17,6 +16,7 @@ from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.models.net import STLNet
+from tests.build.nets import random_net, random_spikes
 
 
 @pytest.fixture

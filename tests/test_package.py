@@ -7,7 +7,7 @@ import subprocess
 import sys
 import zipfile
 
-from nets import ROOT
+from tests.build.nets import ROOT
 
 HEAVY = (
     "torch",

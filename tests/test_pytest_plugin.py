@@ -14,8 +14,6 @@ from importlib.metadata import entry_points
 import numpy as np
 import pytest
 import yaml
-from nets import ROOT, random_net, random_spikes
-from test_package import HEAVY
 
 import stl_deploy
 from stl_deploy.formats.checkpoint import save_checkpoint
@@ -23,6 +21,8 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.verify import budgets
+from tests.build.nets import ROOT, random_net, random_spikes
+from tests.test_package import HEAVY
 
 pytest_plugins = ["pytester"]
 TABLE = """

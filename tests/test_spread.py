@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 
 import pytest
-from nets import random_net, random_spikes
 
 import stl_deploy
 from stl_deploy import spread
 from stl_deploy.formats.raster import Raster
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.verify.against_float import compare
+from tests.build.nets import random_net, random_spikes
 
 
 def test_an_error_ends_the_work_before_the_caller_sees_it(monkeypatch):

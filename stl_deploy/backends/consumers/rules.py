@@ -3,7 +3,7 @@
 A file runs *exactly* where the tool computes NIR's equation by forward Euler with dt = 1e-4 and the
 integers of ``model.nir`` with it; in a float file up to the rounding of float32. A rule names the nodes
 of a file that it holds for; the gravest verdict counts. Every rule of a tool that is ``seen`` to
-"run" decides a case of tests/test_consumers.py, where the tool itself is run beside it.
+"run" decides a case of tests/backends/test_consumers.py, where the tool itself is run beside it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,362 @@
+"""Small NIR files that other tools run exactly, differently or not at all, each with a raster.
+
+``build`` writes them all. What a tool makes of each is decided by one rule, so that the tests can hold
+every rule against the tool. ``python -m tests.build.nir_cases`` prints the table of docs/nir.md.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy import from_torch, quantize
+from stl_deploy.backends import consumers
+from stl_deploy.backends.consumers import file as consumer_file
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
+from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.lower.passes import lower
+from stl_deploy.models.net import STLNet
+from tests.build.nets import random_net, random_spikes
+
+Graph = nir.NIRGraph
+
+
+@dataclass(frozen=True)
+class Case:
+    """``network`` is that of a file of integers, what hw_sim runs."""
+
+    path: Path
+    spikes: NDArray[np.uint8]
+    network: IntegerNetwork | None = None
+
+
+def dense(rng, inputs, outputs, name="lif1", vth=150, own=False, bias=False, **settings):
+    weight = rng.integers(-60, 90, (outputs, inputs)).astype(np.int8)
+    recurrent = Dense(rng.integers(-40, 40, (outputs, outputs)).astype(np.int8)) if own else None
+    return LifLayer(
+        name,
+        f"{name}_w",
+        Dense(weight),
+        (inputs,),
+        (outputs,),
+        (rng.integers(-60, 60, outputs) * bias).astype(np.int32),
+        np.broadcast_to(np.int32(vth), outputs).copy(),
+        np.ones(outputs),
+        recurrent=recurrent,
+        recurrent_name=f"{name}_r" if own else "",
+        **settings,
+    )
+
+
+def conv(rng, channels, outputs, kernel, name="lif1", vth=100, groups=1, shape=(8, 8), **geometry):
+    stride, padding, dilation = (
+        geometry.get(key, default)
+        for key, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)))
+    )
+    weight = rng.integers(-60, 90, (outputs, channels // groups, *kernel)).astype(np.int8)
+    size = (outputs, *G.plane((channels, *shape), kernel, stride, padding, dilation))
+    return LifLayer(
+        name,
+        f"{name}_w",
+        Conv(weight, stride, padding, dilation, groups),
+        (channels, *shape),
+        size,
+        np.zeros(outputs, np.int32),
+        np.broadcast_to(np.int32(vth), size).copy(),
+        np.ones(outputs),
+    )
+
+
+def pool(before, kernel):
+    size = (before.shape[0], *(n // k for n, k in zip(before.shape[1:], kernel, strict=True)))
+    return OrPool("pool1", "pool1_sum", before.shape, size, kernel)
+
+
+def network(*layers, steps=5) -> IntegerNetwork:
+    readout = Readout(layers[-1].neurons, 1)
+    return IntegerNetwork("loihi2", steps, layers[0].input_shape, 1, tuple(layers), readout)
+
+
+def uniform(net: IntegerNetwork) -> IntegerNetwork:
+    """The median threshold of each layer for all its neurons."""
+    layers = [
+        replace(layer, vth=np.full_like(layer.vth, np.median(layer.vth)))
+        if isinstance(layer, LifLayer)
+        else layer
+        for layer in net.layers
+    ]
+    return replace(net, layers=tuple(layers), placement=None)
+
+
+IN_DOCS = {
+    "spec conv one threshold": "convolutions, max pooling, one threshold a layer; `model.nir`",
+    "conv one threshold": "the same, `model.portable.nir`",
+    "conv": "with a threshold for every neuron, `model.portable.nir`",
+    "float conv": "the same in floats, `model.float.portable.nir`",
+    "float conv one threshold": "one float threshold a layer, `model.float.portable.nir`",
+    "spec dense": "linear, one threshold, `model.nir`",
+    "dense": "the same, `model.portable.nir`",
+    "bias": "linear with a bias, `model.portable.nir`",
+    "current": "neurons with a current (CubaLIF)",
+    "current and bias": "the same with a bias",
+    "hears itself": "recurrent",
+    "not square": "a kernel that is not square",
+    "depthwise": "a depthwise convolution, `model.portable.nir`",
+    "depthwise stored": "the same with its groups, as others write it",
+    "rounds": "decays that the chip's integers round",
+}
+
+
+def table(folder: Path) -> str:
+    """What the rules say of the cases of the docs, as Markdown."""
+    cases = build(folder)
+    tools = [consumer for consumer in consumers.CONSUMERS.values() if consumer.name != "nirtorch"]
+    rows = [["", *(f"{tool.title} {tool.version}" for tool in tools)], ["---"] * (len(tools) + 1)]
+    for name, words in IN_DOCS.items():
+        answers = consumers.check(consumer_file.read(cases[name].path), tools)
+        rows.append([words, *(VERDICTS[answer.verdict.value] for answer in answers)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+VERDICTS = {"exact": "**exactly**", "differs": "differently", "unreadable": "no", "unknown": "?"}
+
+
+def build(folder: Path) -> dict[str, Case]:
+    """All cases by name, their files in ``folder``."""
+    builder = _Builder(folder)
+    _integers(builder)
+    _changed(builder)
+    return builder.cases
+
+
+class _Builder:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cases: dict[str, Case] = {}
+        self.rng = np.random.default_rng(7)
+
+    def raster(self, net: IntegerNetwork) -> NDArray[np.uint8]:
+        size = (4, net.timesteps, *net.input_shape)
+        return (self.rng.random(size) < 0.5).astype(np.uint8)
+
+    def portable(self, name: str, net: IntegerNetwork, spikes=None) -> None:
+        path = self.folder / f"{name}.nir"
+        nir_portable.write(nir_portable.from_network(net), path)
+        self.cases[name] = Case(path, self.raster(net) if spikes is None else spikes, net)
+
+    def floats(self, name: str, model: STLNet, spikes) -> None:
+        path = self.folder / f"{name}.nir"
+        nir_portable.write(nir_portable.from_float(lower(from_torch(model))), path)
+        self.cases[name] = Case(path, spikes)
+
+    def spec(self, name: str, net: IntegerNetwork, spikes=None) -> None:
+        path = self.folder / f"{name}.nir"
+        nir_io.write(nir_file.to_nir(net), path)
+        self.cases[name] = Case(path, self.raster(net) if spikes is None else spikes, net)
+
+    def changed(
+        self, name: str, of: str, change: Callable[[Graph], None], drop_reset: bool = True
+    ) -> None:
+        """The file of another case with ``change`` done to its graph, as no file of ours."""
+        graph = nir_io.read(self.cases[of].path)
+        graph.metadata = {}
+        change(graph)
+        path = self.folder / f"{name}.nir"
+        (nir_portable.write if drop_reset else nir_io.write)(graph, path)
+        self.cases[name] = Case(path, self.cases[of].spikes)
+
+
+def _integers(b: _Builder) -> None:
+    """What stl-export writes."""
+    rng = b.rng
+    model = random_net()
+    net, spikes = quantize(from_torch(model), chip="loihi2"), random_spikes(model, 3)
+    b.portable("conv", net, spikes)
+    b.portable("conv one threshold", uniform(net), spikes)
+    split = quantize(from_torch(model), chip="loihi2", weight_precision="split")
+    b.portable("conv of split weights", split, spikes)
+    b.spec("spec conv one threshold", uniform(net), spikes)
+    b.floats("float conv", model, spikes)
+    alike = random_net()
+    for key, value in alike.state_dict().items():
+        if key.endswith("thresh"):
+            value.fill_(0.55)
+    b.floats("float conv one threshold", alike, spikes)
+    flat = dense(rng, 12, 20)
+    b.portable("dense", network(flat))
+    b.spec("spec dense", network(flat))
+    b.portable("bias", network(dense(rng, 12, 20, bias=True)))
+    b.portable("exponent", network(dense(rng, 12, 20, exp=2, vth=600)))
+    b.portable("three quarters", network(dense(rng, 12, 20, dv=1024, vth=200), steps=3))
+    b.portable("current", network(dense(rng, 12, 20, du=2047)))
+    b.spec("spec current", network(dense(rng, 12, 20, du=2047)))
+    b.portable("current and bias", network(dense(rng, 12, 20, du=2047, bias=True)))
+    b.portable("hears itself", network(dense(rng, 12, 20, own=True)))
+    b.portable("hears itself a.b", network(dense(rng, 12, 20, "l.lif", own=True)))
+    own = dense(rng, 12, 20, own=True, du=2047)
+    b.portable("hears itself with a current", network(own))
+    b.portable("convolution with a current", network(replace(conv(rng, 2, 3, (3, 3)), du=2047)))
+    b.portable("not square", network(conv(rng, 2, 3, (3, 2))))
+    wide = conv(rng, 2, 3, (3, 3), stride=(2, 1), padding=(1, 2), dilation=(2, 1))
+    b.portable("geometry", network(wide))
+    b.portable("groups", network(conv(rng, 4, 6, (3, 3), groups=2)))
+    b.portable("depthwise", network(conv(rng, 4, 4, (3, 3), groups=4)))
+    large = conv(rng, 2, 3, (3, 3), vth=400)
+    b.portable("pool of nine", network(large, pool(large, (3, 3))))
+    b.portable("rounds", network(dense(rng, 12, 20, du=3000, dv=100, vth=900), steps=40))
+
+
+def _set(node: str, key: str, value) -> Callable[[Graph], None]:
+    def change(graph: Graph) -> None:
+        now = getattr(graph.nodes[node], key)
+        new = value(now) if callable(value) else np.full(now.shape, float(value))
+        setattr(graph.nodes[node], key, new)
+
+    return change
+
+
+def _changed(b: _Builder) -> None:
+    """What others may write."""
+    first_half = np.arange(20) < 10
+    b.changed("groups stored", "groups", _in_groups(2))
+    b.changed("depthwise stored", "depthwise", _in_groups(4))
+    b.changed("r", "dense", _set("lif1", "r", lambda r: 2 * r))
+    b.changed("v_reset", "dense", _set("lif1", "v_reset", 30))
+    b.changed("v_leak", "dense", _set("lif1", "v_leak", 40))
+    b.changed("v_reset of a current", "current", _set("lif1", "v_reset", 30))
+    b.changed("r of a current", "current", _set("lif1", "r", lambda r: 2 * r))
+    b.changed("w_in", "current", _set("lif1", "w_in", lambda w: 2 * w))
+    b.changed("two taus", "dense", _set("lif1", "tau", lambda t: np.where(first_half, t, 2 * t)))
+    b.changed("integer weights", "dense", _set("lif1_w", "weight", lambda w: w.astype(np.int16)))
+    b.changed("affine", "dense", _affine)
+    b.changed("affine with v_reset stored", "dense", _affine, drop_reset=False)
+    b.changed("affine with v_leak", "affine", _set("lif1", "v_leak", 40))
+    b.changed("affine and a current", "current", _affine)
+    b.changed("subtracts", "dense", _subtracts)
+    b.changed("tie", "dense", _tie)
+    b.changed("tie below 0", "dense", _tie_below)
+    b.changed("no v below 0", "tie below 0", _set("lif1_w", "weight", np.abs))
+    b.portable("two layers", network(dense(b.rng, 12, 20), dense(b.rng, 20, 6, "lif2")))
+    b.changed("no v so low", "two layers", _set("lif2", "v_threshold", -2000))
+    b.changed("an edge back", "dense", _edge_back)
+    b.changed("an edge back to a current", "current", _edge_back)
+    b.changed("hears itself and a bias", "hears itself", _bias_back)
+    b.changed("beyond float32", "dense", _beyond)
+    b.changed("both rest elsewhere", "dense", _rests_elsewhere)
+    b.changed("threshold below 0", "dense", _set("lif1", "v_threshold", -50 - 1 / 128))
+    b.changed(
+        "threshold below 0 of a current", "current", _set("lif1", "v_threshold", -50 - 1 / 128)
+    )
+    b.changed("r below 0", "dense", _set("lif1", "r", lambda r: -r))
+    b.changed("unsigned weights and r below 0", "r below 0", _unsigned)
+    b.changed("w_in below 0", "current", _set("lif1", "w_in", lambda w: -w))
+    b.changed("tau below dt", "dense", _set("lif1", "tau", 0.8 * G.DT))
+    b.changed("tau_syn below dt", "current", _set("lif1", "tau_syn", 0.8 * G.DT))
+    b.changed("threshold node", "pool of nine", _threshold)
+    b.changed("padded pool", "dense", _padded_pool)
+    b.cases["padded pool"] = replace(
+        b.cases["padded pool"], spikes=(b.rng.random((3, 4, 2, 5, 5)) < 0.5).astype(np.uint8)
+    )
+    b.changed("flatten of all", "conv one threshold", _flatten_all)
+
+
+def _in_groups(groups: int) -> Callable[[Graph], None]:
+    """The first convolution with as many groups as the zeros in it are of."""
+
+    def change(graph: Graph) -> None:
+        node = graph.nodes["lif1_w"]
+        outputs, channels = node.weight.shape[:2]
+        own, inputs = outputs // groups, channels // groups
+        parts = [
+            node.weight[g * own : (g + 1) * own, g * inputs : (g + 1) * inputs]
+            for g in range(groups)
+        ]
+        node.weight, node.groups = np.concatenate(parts), groups
+
+    return change
+
+
+def _affine(graph: Graph) -> None:
+    graph.nodes["lif1_w"] = nir.Affine(weight=graph.nodes["lif1_w"].weight, bias=np.zeros(20))
+
+
+def _unsigned(graph: Graph) -> None:
+    node = graph.nodes["lif1_w"]
+    node.weight = np.abs(node.weight).astype(np.uint8)
+
+
+def _subtracts(graph: Graph) -> None:
+    graph.nodes["lif1"].metadata["reset"] = "subtract"
+    meta = G.FloatMeta(timesteps=5, classes=20, population=1)
+    graph.metadata = {G.KEY: meta.text()}
+
+
+def _tie(graph: Graph) -> None:
+    """Every third neuron reaches 50 with any spike of the first input, and no more."""
+    weight = graph.nodes["lif1_w"].weight.copy()
+    weight[::3] = 0
+    weight[::3, 0] = 100
+    graph.nodes["lif1_w"].weight = weight
+    graph.nodes["lif1"].v_threshold = np.full(20, 50.0)
+
+
+def _tie_below(graph: Graph) -> None:
+    """Every third neuron falls to -50 with any spike of the first input, and no lower."""
+    _tie(graph)
+    graph.nodes["lif1_w"].weight[::3] *= -1
+    graph.nodes["lif1"].v_threshold = np.full(20, -50.0)
+
+
+def _beyond(graph: Graph) -> None:
+    for node, key in (("lif1_w", "weight"), ("lif1", "v_threshold")):
+        _set(node, key, lambda value: value.astype(float) * 1e-60)(graph)
+
+
+def _edge_back(graph: Graph) -> None:
+    """A spike counts as much as a weight."""
+    graph.nodes["lif1_w"].weight = graph.nodes["lif1_w"].weight / 100
+    graph.nodes["lif1"].v_threshold = np.full(20, 0.77)
+    graph.edges.append(("lif1", "lif1"))
+
+
+def _bias_back(graph: Graph) -> None:
+    weight = graph.nodes["lif1_r"].weight
+    graph.nodes["lif1_r"] = nir.Affine(weight=weight, bias=np.full(20, 60.25))
+
+
+def _rests_elsewhere(graph: Graph) -> None:
+    for key in ("v_leak", "v_reset"):
+        _set("lif1", key, 60)(graph)
+
+
+def _threshold(graph: Graph) -> None:
+    graph.nodes["pool1"] = nir.Threshold(threshold=np.full((3, 2, 2), 0.5))
+
+
+def _padded_pool(graph: Graph) -> None:
+    """Windows that begin one pixel before the plane, and are as many without."""
+    sums = nir.SumPool2d(np.array((2, 2)), np.array((3, 3)), np.array((1, 1)))
+    lif = G.lif(np.full((2, 2, 2), 0.9), 2 * G.DT, 1.0)
+    made = G.chain_graph({"sum": sums, "lif1": lif}, (2, 5, 5), (2, 2, 2), "{}")
+    graph.nodes, graph.edges = made.nodes, made.edges
+
+
+def _flatten_all(graph: Graph) -> None:
+    for node in graph.nodes.values():
+        if isinstance(node, nir.Flatten):
+            node.start_dim = 0
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        print(table(Path(name)), end="")

@@ -1,0 +1,641 @@
+"""ONNX: the exported integers under onnxruntime and under ONNX's own reference evaluator, bit for bit.
+
+``STL_ONNX_NETWORKS`` sets how many random networks of each kind are compared (default 3; releases run
+50), ``STL_ONNX_SEED`` the first seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import nir
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+import stl_deploy
+from stl_deploy import exporters
+from stl_deploy.backends import onnx as onnx_backend
+from stl_deploy.commands import common
+from stl_deploy.commands import export as export_command
+from stl_deploy.errors import BackendError, InputError, LoweringError
+from stl_deploy.exporters import folder as output
+from stl_deploy.exporters import onnx as exporter
+from stl_deploy.exporters import onnx_float, onnx_graph, onnx_limits, onnx_step, onnx_sums
+from stl_deploy.formats.integer_nir import to_nir
+from stl_deploy.formats.nir_io import write as write_nir
+from stl_deploy.formats.raster import load as load_raster
+from stl_deploy.hw_sim import reference
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense, Sparse
+from stl_deploy.verify import against_reference as agreement
+from tests.build import random_networks
+from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
+from tests.hw_sim.test_recurrent import cuba, graph_of, random_graph
+
+NETWORKS = int(os.environ.get("STL_ONNX_NETWORKS", "3"))
+SEED = int(os.environ.get("STL_ONNX_SEED", "20230"))
+INTEGER_OPERATORS = {
+    *("Add", "ArgMax", "Cast", "Clip", "Concat", "ConstantOfShape", "ConvInteger", "Div", "Gather"),
+    *("Greater", "Identity", "Less", "MatMulInteger", "Mod", "Mul", "ReduceSum", "Reshape", "Scan"),
+    *("Shape", "Sub", "Transpose", "Where"),
+}
+
+
+def session(model):
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+def named(running, feed):
+    """The outputs of a session by name."""
+    names = [value.name for value in running.get_outputs()]
+    return dict(zip(names, running.run(names, feed), strict=True))
+
+
+def checked(model):
+    """``model``, which ONNX's checker and strict shape inference accept; no shape is a guess."""
+    onnx.checker.check_model(model, full_check=True)
+    full = onnx.shape_inference.infer_shapes(
+        model, check_type=True, strict_mode=True, data_prop=True
+    )
+    assert full.graph.output == model.graph.output
+    return model
+
+
+def compared(network, raster, model=None):
+    """Differences of scan.onnx under both tools from the reference; types and readout are right."""
+    model = checked(exporter.scan(network)) if model is None else model
+    want = reference.run(network, raster, states=True)
+    evaluator = ReferenceEvaluator(model)
+    with np.errstate(all="ignore"):
+        other = evaluator.run(None, {"input": raster})
+    total = agreement.Agreement()
+    for got in (
+        named(session(model), {"input": raster}),
+        dict(zip(evaluator.output_names, other, strict=True)),
+    ):
+        total += agreement.compare(network, want, got)
+        wide = onnx_step.state_type(network)
+        for layer in network.layers:
+            assert got[f"spikes/{layer.name}"].dtype == np.uint8
+            assert got[f"u/{layer.name}"].dtype == got[f"v/{layer.name}"].dtype == wide
+        last = want.layers[network.layers[-1].name].spikes
+        np.testing.assert_array_equal(got["votes"], network.readout.votes(last))
+        np.testing.assert_array_equal(got["prediction"], want.predictions)
+    return total
+
+
+# Integers
+
+
+KINDS = {"plain": {}, "process_graph": {"process_graph": True}, "recurrent": {"recurrent": True}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_networks_are_the_same(kind):
+    """Every layer fires 2 to 60 % and minds its thresholds (random_networks.py)."""
+    print(f"seeds {SEED} to {SEED + NETWORKS - 1}")  # shown when the test fails
+    entries = 0
+    for seed in range(SEED, SEED + NETWORKS):
+        network, raster = random_networks.draw(seed, **KINDS[kind])
+        result = compared(network, raster)
+        assert result.exact, f"seed {seed}, {kind}: {result}"
+        assert all(random_networks.flips(network, raster, i) for i in range(len(network.layers)))
+        entries += result.entries
+    assert entries > 500 * NETWORKS
+
+
+def test_the_zoo_model_is_the_same():
+    network = stl_deploy.quantize(stl_deploy.from_torch(stl_deploy.load(ZOO)), chip="loihi2")
+    spikes = load_raster(ZOO_RASTER).spikes[:30]
+    told = []
+    result = agreement.measure("onnx", network, spikes, on_steps=told.append)
+    assert result == agreement.Agreement(entries=30 * 4 * sum(n.neurons for n in network.layers))
+    assert told == [100, 120]  # in batches, so that memory stays bounded
+
+
+def loaded(rng, chip, kind=np.int8, levels=1, steps=5):
+    """Layers of all sorts whose sums leave the registers, or would need more than int8."""
+    top = min(np.iinfo(kind).max, 16_383 if chip == "ideal" else 1 << 15)
+
+    def weight(*size):
+        return rng.integers(-top, top + 1, size).astype(kind)
+
+    def lif(name, synapses, before, shape, exp, **fields):
+        vth = rng.integers(-3 if chip == "ideal" else 0, 131_071, shape).astype(np.int32)
+        bias = rng.integers(-4096, 4096, shape[0]).astype(np.int32)
+        decays = {"du": int(rng.integers(0, 4096)), "dv": int(rng.integers(0, 3000))}
+        ones = np.ones(shape[0])
+        fixed = {"bias_exp": int(rng.integers(0, 8)), "exp": exp, **decays, **fields}
+        return LifLayer(name, f"{name}_w", synapses, before, shape, bias, vth, ones, **fixed)
+
+    soft = "zero" if chip == "loihi1" else "subtract"
+    conv = Conv(weight(6, 2, 3, 2), (2, 1), (1, 2), (2, 1), 2)
+    single = random_networks.single(
+        rng,
+        lif("lif3", Conv(weight(4, 3, 2, 2), (1, 1), (0, 1), (1, 1), 2), (6, 4, 3), (4, 3, 4), 3),
+    )
+    if kind != np.int8:
+        wide = weight(len(single.synapses.weight))
+        single = replace(single, synapses=replace(single.synapses, weight=wide))
+    layers = (
+        lif("lif1", conv, (4, 9, 3), (6, 4, 6), 7, reset=soft),
+        OrPool("pool", "pool_w", (6, 4, 6), (6, 4, 3), (1, 2)),
+        single,
+        lif("lif4", Dense(weight(20, 48)), (4, 3, 4), (20,), 7, recurrent=Dense(weight(20, 20))),
+    )
+    network = IntegerNetwork(chip, steps, (4, 9, 3), levels, layers, Readout(5, 4))
+    raster = rng.integers(0, levels + 1, (3, steps, 4, 9, 3)).astype(np.uint8)
+    return network, raster
+
+
+@pytest.mark.parametrize("levels", [1, 127, 255])
+@pytest.mark.parametrize("chip", ["loihi1", "loihi2", "ideal"])
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+def test_registers_that_overflow_and_weights_beyond_int8(kind, chip, levels):
+    """u wraps at 2^32 and once at M, v saturates; more than eight bits go in slices."""
+    rng = np.random.default_rng([levels, len(chip), np.dtype(kind).itemsize])
+    for _ in range(2):
+        network, raster = loaded(rng, chip, kind, levels)
+        trace = reference.run(network, raster, states=True)
+        overflow = [bool(trace.layers[n.name].overflow.any()) for n in network.lif_layers]
+        assert overflow[0] == (chip != "ideal")
+        if kind == np.int16:
+            assert overflow == [chip != "ideal"] * 3
+        if kind == np.int16 and levels > 1:
+            first = reference.accumulate(network.lif_layers[0], raster[:, 0], levels)
+            assert int(abs(first).max()) << 6 > 1 << 31
+        result = compared(network, raster)
+        assert result.exact, result
+        if chip != "ideal":
+            largest = max(int(abs(trace.layers[n.name].v).max()) for n in network.lif_layers)
+            assert largest == (1 << 23) - 1
+        assert any(trace.layers[n.name].spikes.any() for n in network.lif_layers)
+
+
+@pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
+def test_the_ends_of_the_registers(chip):
+    """u at M, at -M and one step beyond: only above M and from -M down it wraps. v stops at M - 1."""
+    sums = np.array([131_072, 131_073, -131_071, -131_072, -131_073])  # 64 of u each
+    weight = np.full((5, 1_100), 126, np.int8) * np.sign(sums)[:, None].astype(np.int8)
+    weight[:, 0] = abs(sums) % 126 * np.sign(sums)
+    heard = abs(sums) // 126
+    weight[np.arange(1_100)[None] > heard[:, None]] = 0
+    np.testing.assert_array_equal(weight.sum(axis=1, dtype=np.int64), sums)
+    bias, vth = np.array([-1, 0, -1, 0, 0], np.int32), np.full(5, 131_071, np.int32)
+    fields = {"bias_exp": 0, "dv": 0}
+    layer = LifLayer("lif", "w", Dense(weight), (1_100,), (5,), bias, vth, np.ones(5), **fields)
+    network = IntegerNetwork(chip, 2, (1_100,), 1, (layer,), Readout(5, 1))
+    raster = np.ones((1, 2, 1_100), np.uint8)
+    u = reference.run(network, raster, states=True).layers["lif"].u[0, 0]
+    limit = 1 << 23
+    assert u.tolist() == [limit, 64 - limit, 64 - limit, limit, limit - 64]
+    assert compared(network, raster).exact
+
+
+@pytest.mark.parametrize("precision", ["split", "2x8"])
+def test_weights_in_groups_and_slices_are_the_same(net, precision):
+    graph = stl_deploy.from_torch(net)
+    network = stl_deploy.quantize(graph, chip="loihi2", weight_precision=precision)
+    assert any(abs(n.synapses.weight.astype(int)).max() > 128 for n in network.lif_layers)
+    assert compared(network, random_spikes(net, 5)).exact
+
+
+@pytest.mark.parametrize("levels", [1, 127, 128, 255])
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+def test_slices_add_up_and_two_products_fit_16_bits(kind, levels):
+    every = np.arange(np.iinfo(kind).min, np.iinfo(kind).max + 1).astype(kind)
+    total = np.zeros(len(every), np.int64)
+    parts = onnx_sums.slices(every, levels)
+    for part, shift in parts:
+        assert part.dtype == np.int8
+        assert 2 * levels * int(abs(part.astype(int)).max()) < 1 << 15
+        total += part.astype(np.int64) << shift
+    np.testing.assert_array_equal(total, every)
+    assert len(parts) == {(np.int8, False): 1, (np.int8, True): 2}.get((kind, levels > 127), 3)
+    ((zero, shift),) = onnx_sums.slices(np.zeros((2, 3), kind), levels)
+    assert not zero.any()
+    assert shift == 0
+
+
+def test_blocks_are_the_connections():
+    """A folded convolution as small matrices: every connection where it belongs, none else."""
+    rng = np.random.default_rng(0)
+    network, _ = loaded(rng, "loihi2")
+    (layer,) = (n for n in network.lif_layers if isinstance(n.synapses, Sparse))
+    sparse, (outputs, *plane) = layer.synapses, layer.shape
+    want = sparse.matrix.toarray()
+    for groups in (1, 2, 4):
+        index, weight = onnx_sums.blocks(sparse, outputs, groups)
+        places, slots = int(np.prod(plane)), outputs // groups
+        assert weight.shape == (*index.shape, slots)
+        got = np.zeros_like(want)
+        for block, k, slot in np.ndindex(weight.shape):
+            neuron = (block // places * slots + slot) * places + block % places
+            got[neuron, index[block, k]] += weight[block, k, slot]
+        np.testing.assert_array_equal(got, want)
+    # The groups of the kernel: no block hears the other group's channels.
+    assert onnx_sums.blocks(sparse, outputs, 2)[0].shape[1] <= 3 * 2 * 2
+
+
+def test_batch_and_time_are_free_and_no_state_is_kept():
+    network, _ = random_networks.draw(SEED, recurrent=True)
+    running = onnx_backend.Session(network)
+    rng = np.random.default_rng(1)
+    for n, steps in ((1, 1), (7, network.timesteps + 5), (2, 3), (0, 2)):
+        size = (n, steps, *network.input_shape)
+        raster = rng.integers(0, network.input_levels + 1, size).astype(np.uint8)
+        got = running.run(raster)
+        assert got["votes"].shape == (n, network.readout.classes)
+        if n:
+            want = reference.run(network, raster, states=True)
+            assert agreement.compare(network, want, got).exact
+
+
+def test_layers_may_be_called_anything():
+    network, raster = loaded(np.random.default_rng(5), "loihi2")
+    names = ("input", "by_time", "u", "votes")
+    layers = zip(network.layers, names, strict=True)
+    network = replace(network, layers=tuple(replace(n, name=name) for n, name in layers))
+    assert compared(network, raster).exact
+    names = ("input_by_time", "lif_by_time", "lif", "readout.groups")
+    layers = zip(network.layers, names, strict=True)
+    network = replace(network, layers=tuple(replace(n, name=name) for n, name in layers))
+    assert compared(network, raster).exact
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_step_carries_its_state_by_name(kind):
+    network, raster = random_networks.draw(SEED + 1, **KINDS[kind])
+    running = session(checked(exporter.step(network)))
+    state = {
+        value.name: np.zeros(
+            (len(raster), *value.shape[1:]), {"tensor(uint8)": np.uint8}.get(value.type, np.int32)
+        )
+        for value in running.get_inputs()
+        if value.name != "input"
+    }
+    heard = {f"spikes_in/{n.name}" for n in network.lif_layers if n.recurrent is not None}
+    assert state.keys() == heard | {
+        f"{what}_in/{n.name}" for n in network.lif_layers for what in "uv"
+    }
+    steps = []
+    for t in range(raster.shape[1]):
+        steps.append(named(running, {"input": raster[:, t], **state}))
+        state = {name: steps[-1][name.replace("_in/", "/")] for name in state}
+    got = {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
+    want = reference.run(network, raster, states=True)
+    assert agreement.compare(network, want, got).exact
+
+
+def operators(graph):
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from operators(attribute.g)
+
+
+def test_nothing_is_computed_in_floating_point():
+    rng = np.random.default_rng(0)
+    for chip in ("loihi1", "loihi2", "ideal"):
+        network, _ = loaded(rng, chip)
+        for model in (exporter.step(network), exporter.scan(network)):
+            assert set(operators(model.graph)) <= INTEGER_OPERATORS
+            assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+            text = onnx.printer.to_text(model)
+            assert not re.search(r"\b(float|double|float16)\b", text)
+
+
+# Floats
+
+
+def float_run(graph, raster):
+    """Spikes of float_step.onnx, step by step, under onnxruntime."""
+    (model,) = (onnx.helper.make_model(onnx_float.graph(graph), **exporter.VERSIONS),)
+    running = session(checked(model))
+    kinds = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+    state = {
+        value.name: np.zeros((len(raster), *value.shape[1:]), kinds[value.type])
+        for value in running.get_inputs()
+        if value.name != "input"
+    }
+    steps = []
+    for t in range(raster.shape[1]):
+        steps.append(named(running, {"input": raster[:, t], **state}))
+        state = {name: steps[-1][name.replace("_in/", "/")] for name in state}
+    return {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
+
+
+def float_differences(graph, raster):
+    want, got = float_exec.run(graph, raster), float_run(graph, raster)
+    assert {name for name in got if name.startswith("spikes/")} == {f"spikes/{n}" for n in want}
+    assert all(0.005 < spikes.mean() < 0.9 for spikes in want.values())
+    return sum(int((got[f"spikes/{name}"] != spikes).sum()) for name, spikes in want.items())
+
+
+def test_the_float_step_spikes_as_the_float_graph_does():
+    net = random_net()
+    assert float_differences(stl_deploy.from_torch(net), random_spikes(net, 20)) == 0
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_currents_recurrence_and_resets_in_float(reset):
+    rng = np.random.default_rng(3)
+    graph = random_graph(rng)
+    node = cuba(rng, 10, v_leak=np.zeros(10))
+    node.metadata = {"reset": reset}
+    nodes = {**G.inner(graph), "fc3": nir.Linear(weight=rng.normal(size=(10, 10))), "lif3": node}
+    graph = graph_of(nodes, G.recurrent(graph), 40, 10, 6)
+    raster = (rng.random((10, 6, 40)) < 0.5).astype(np.uint8)
+    assert float_differences(graph, raster) == 0
+
+
+def test_integrate_and_fire_in_float():
+    rng = np.random.default_rng(4)
+    nodes = {
+        "fc1": nir.Linear(weight=rng.normal(size=(30, 40))),
+        "lif1": G.integrate_and_fire(rng.uniform(3, 9, 30)),
+        "fc2": nir.Linear(weight=rng.normal(size=(10, 30))),
+        "lif2": G.integrate_and_fire(rng.uniform(1, 3, 10), 0.7),
+    }
+    graph = graph_of(nodes, inputs=40, outputs=10, steps=6)
+    raster = (rng.random((10, 6, 40)) < 0.3).astype(np.uint8)
+    assert float_differences(graph, raster) == 0
+
+
+def test_a_threshold_reached_exactly_fires_in_float32_too():
+    """nextafter(theta, -inf) in float64 rounds back to theta, which v has to exceed."""
+    theta = np.array([0.5, 0.75, 1.0])
+    lif = G.lif(np.nextafter(theta, -np.inf), tau=2e-4, r=2.0)
+    nodes = {"fc": nir.Linear(weight=np.diag(theta)), "lif": lif}
+    graph = graph_of(nodes, inputs=3, outputs=3, steps=1)
+    raster = np.ones((1, 1, 3), np.uint8)
+    assert float_run(graph, raster)["spikes/lif"].all()
+    assert (onnx_float._down(np.array([0.1, -0.1])) <= [0.1, -0.1]).all()
+
+
+def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
+    network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
+    unknown = graph_of(
+        {"fc": nir.Linear(weight=np.ones((3, 3))), "s": nir.Scale(scale=np.ones(3))}, None, 3, 3
+    )
+    trained = stl_deploy.from_torch(net)
+    said = G.float_meta(trained).model_dump()
+    scale = {n.name: [1.0] * n.shape[0] for n in network.lif_layers}
+    said |= {"version": 2, "trained": {"weight_bits": 8, "scale": scale}}
+    trained.metadata = {G.KEY: json.dumps(said)}
+    for i, (graph, why) in enumerate(
+        (
+            (None, "there is no float graph"),
+            (unknown, "s is a Scale, which has no form here"),
+            (trained, "the model was trained on integers"),
+        )
+    ):
+        (tmp_path / str(i)).mkdir()
+        (note,) = exporters.write(network, "onnx", tmp_path / str(i), exporters.Origin(graph))
+        assert note.where == "onnx/float_step.onnx"
+        assert note.what.startswith(f"not written: {why}")
+        names = sorted(path.name for path in (tmp_path / str(i) / "onnx").iterdir())
+        assert names == ["scan.onnx", "step.onnx"]
+
+
+def test_integers_that_are_exported_again_say_how_to_get_the_float_step(model, tmp_path, capsys):
+    """On the command line there is no graph to give; model.float.nir is what it takes."""
+    for source, out, note in (
+        (model, "first", None),
+        (tmp_path / "first" / "model.nir", "again", "model.float.nir beside model.nir"),
+        (tmp_path / "first" / "model.float.nir", "float", None),
+    ):
+        words = [str(source), "--target", "onnx", "--json", "-o", str(tmp_path / out)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["stl-export", *words])
+            with pytest.raises(SystemExit) as end:
+                common.run(export_command.export, "stl-export")
+        assert end.value.code == 0
+        said = json.loads(capsys.readouterr().out)
+        remedies = [d["remedy"] for d in said["diagnostics"] if "float_step" in d["where"]]
+        assert ("onnx/float_step.onnx" in said["files"]) == (note is None)
+        assert [note in remedy for remedy in remedies] == ([] if note is None else [True])
+
+
+# Files
+
+
+def test_an_export_says_what_it_is(net, model, tmp_path):
+    network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
+    outs = [tmp_path / "a", tmp_path / "b"]
+    for out in outs:
+        graph = stl_deploy.from_torch(net)
+        manifest = output.export(network, "onnx", out, graph=graph, source=model)
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert manifest["source"]["sha256"] == digest
+    names = sorted(path.name for path in (outs[0] / "onnx").iterdir())
+    assert names == ["float_step.onnx", "scan.onnx", "step.onnx"]
+    for name in names:
+        raw = (outs[0] / "onnx" / name).read_bytes()
+        assert raw == (outs[1] / "onnx" / name).read_bytes()
+        assert manifest["files"][f"onnx/{name}"] == hashlib.sha256(raw).hexdigest()
+        loaded_model = checked(onnx.load(outs[0] / "onnx" / name))
+        said = {p.key.removeprefix("stl_deploy."): p.value for p in loaded_model.metadata_props}
+        assert said.pop("model") == name.removesuffix(".onnx")
+        scales = json.loads(said.pop("scales"))
+        for layer in network.lif_layers:
+            np.testing.assert_array_equal(scales[layer.name], layer.scale)
+        assert said == {
+            "format": "stl-deploy/onnx",
+            "version": "1",
+            "chip": "loihi2",
+            "timesteps": "4",
+            "input_levels": "1",
+            "readout": '{"classes": 10, "population": 2}',
+            "source_sha256": digest,
+        }
+
+
+def test_what_cannot_be_carried_is_named_at_once(tmp_path):
+    network, _ = loaded(np.random.default_rng(0), "ideal")
+    first, pool, single, last = network.layers
+    broken = replace(
+        network,
+        input_levels=256,
+        readout=Readout(3, 4),
+        layers=(
+            replace(first, reset="delayed"),
+            pool,
+            replace(single, exp=8),
+            replace(last, dv=5000, bias_exp=8),
+        ),
+    )
+    with pytest.raises(LoweringError) as caught:
+        exporters.write(broken, "onnx", tmp_path)
+    lines = [str(problem).split(" -> ")[0] for problem in caught.value.problems]
+    assert lines == [
+        "input: input levels 256; the input is uint8, 0..255",
+        "lif4: 20 neurons for 3 classes of 4",
+        "lif1: reset 'delayed' is not zero or subtract",
+        "lif3: weight exponent 8 is outside 0..7",
+        "lif4: voltage decay dv 5000 is outside 0..4096",
+        "lif4: bias exponent 8 is outside 0..7",
+    ]
+    assert not list((tmp_path / "onnx").iterdir())
+
+
+def one_dense(inputs, levels=1, chip="loihi2", **fields):
+    weight = np.full((1, inputs), -127, np.int8)
+    zero = np.zeros(1, np.int32)
+    layer = LifLayer("lif", "fc", Dense(weight), (inputs,), (1,), zero, zero, np.ones(1), **fields)
+    return IntegerNetwork(chip, 4096, (inputs,), levels, (layer,), Readout(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("network", "what"),
+    [
+        (one_dense(300_000, 127), "lif: a sum can reach 4838700000; ONNX adds products in 32 bits"),
+        (
+            one_dense(130_000, 127, "ideal", exp=7, du=0, dv=0),
+            r"lif: u or v can reach \d+; the decay is exact below 1125899906842624",
+        ),
+    ],
+)
+def test_sums_and_states_that_do_not_fit_are_refused(network, what):
+    (problem,) = onnx_limits.problems(network)
+    assert re.match(what, str(problem))
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_sums_just_below_the_limit_are_right(kind):
+    """int32 to its last 0.02 %, and the register of u far beyond its end."""
+    inputs = ((1 << 31) - 1) // (127 * 127)
+    network = one_dense(inputs, 127)
+    if kind == "conv":
+        (layer,) = network.layers
+        weight, shape = layer.synapses.weight.reshape(1, inputs, 1, 1), (inputs, 1, 1)
+        conv = Conv(weight, (1, 1), (0, 0), (1, 1), 1)
+        cut = {"input_shape": shape, "shape": (1, 1, 1), "vth": layer.vth.reshape(1, 1, 1)}
+        layer = replace(layer, synapses=conv, **cut)
+        network = replace(network, input_shape=shape, layers=(layer,))
+    assert not onnx_limits.problems(network)
+    raster = np.full((1, 2, *network.input_shape), 127, np.uint8)
+    got = onnx_backend.Session(network).run(raster)
+    want = reference.run(network, raster, states=True)
+    assert agreement.compare(network, want, got).exact
+
+
+def test_a_file_that_would_be_too_large_is_refused(net, monkeypatch, tmp_path):
+    network, _ = loaded(np.random.default_rng(0), "loihi2")
+    size = len(exporter.scan(network).SerializeToString())
+    monkeypatch.setattr(onnx_graph, "FILE_BYTES_MAX", 2_000)
+    (problem,) = onnx_limits.problems(network)
+    said = int(re.search(r"take ([\d,]+) bytes", problem.what).group(1).replace(",", ""))
+    weights = sum(len(c.raw_data) for c in exporter.step(network).graph.initializer)
+    assert weights - 2_000 < said
+    assert size > weights
+    small = stl_deploy.quantize(stl_deploy.from_torch(net))
+    with pytest.raises(LoweringError, match="an ONNX file holds 2,000"):
+        stl_deploy.export(small, "onnx", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    (note,) = onnx_float.notes(stl_deploy.from_torch(net))
+    assert "an ONNX file holds 2,000" in note.what
+
+
+# The commands
+
+
+@pytest.fixture
+def lowered(net, tmp_path):
+    path = tmp_path / "model.nir"
+    write_nir(to_nir(stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")), path)
+    return path
+
+
+def test_parity_with_onnx(command, model, lowered, raster):
+    args = (model, lowered, "--input", raster, "--backend", "hw_sim,onnx", "--json")
+    code, out, err = command("stl-parity", *args)
+    assert (code, err) == (0, "")
+    entries = 12 * 4 * sum(layer.neurons for layer in stl_deploy.load(lowered).layers)
+    exact = {"entries": entries, "spike_mismatches": 0, "state_mismatches": 0, "first": None}
+    assert json.loads(out)["backends"] == {"hw_sim": exact, "onnx": exact}
+
+
+def test_parity_sees_a_model_that_differs(command, model, lowered, raster, monkeypatch):
+    """The thresholds of one layer halved."""
+    true_scan = exporter.scan
+
+    def wrong(network):
+        layers = [replace(n, vth=n.vth // 2) if n.name == "lif4" else n for n in network.layers]
+        return true_scan(replace(network, layers=tuple(layers)))
+
+    monkeypatch.setattr(exporter, "scan", wrong)
+    args = (model, lowered, "--input", raster, "--backend", "onnx", "--json")
+    code, out, err = command("stl-parity", *args)
+    assert code == 1
+    found = json.loads(out)["backends"]["onnx"]
+    assert found["spike_mismatches"] > 0
+    assert found["first"]["layer"] == "lif4"
+    assert "onnx differs from hw_sim in" in err
+
+
+def test_without_the_extra_the_remedy_is_said(
+    command, model, lowered, raster, monkeypatch, tmp_path
+):
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    args = (model, lowered, "--input", raster, "--backend", "onnx")
+    code, out, err = command("stl-parity", *args)
+    assert (code, out) == (2, "")
+    assert "backend onnx: needs the packages onnxruntime" in err
+    assert "pip install 'stl-deploy[onnx]'" in err
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    code, out, err = command("stl-export", model, "--target", "onnx", "-o", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert "target onnx: needs the packages onnx" in err
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(InputError, match="needs the packages onnx"):
+        exporters.check(("onnx",))
+    extras = importlib.metadata.metadata("stl-deploy").get_all("Provides-Extra")
+    assert {extra for _, extra in exporters.NEEDS.values()} <= set(extras)
+
+
+def test_a_failing_onnxruntime_is_one_error(net, monkeypatch):
+    network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
+    running = onnx_backend.Session(network)
+    with pytest.raises(BackendError, match="onnx: onnxruntime failed: "):
+        running.run(np.zeros((1, 2, 3), np.uint8))
+    monkeypatch.setattr(exporter, "scan", lambda _: onnx.ModelProto())
+    with pytest.raises(BackendError, match="onnx: onnxruntime does not take the model: "):
+        onnx_backend.Session(network)
+
+
+# docs/onnx.md
+
+
+def test_the_examples_of_the_documentation_run(command, model, raster, tmp_path):
+    """In a process of their own, in which nothing of this project can be imported."""
+    text = (ROOT / "docs" / "onnx.md").read_text("utf-8")
+    scripts = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(scripts) == 2
+    assert command("stl-export", model, "--target", "onnx", "-o", tmp_path / "out")[0] == 0
+    network = stl_deploy.load(tmp_path / "out" / "model.nir")
+    want = reference.run(network, load_raster(raster).spikes, states=True)
+    os.rename(raster, tmp_path / "test.npz")
+    for script in scripts:
+        code = f"import sys; sys.modules['stl_deploy'] = None\n{script}np.savez('got.npz', **got)\n"
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+        with np.load(tmp_path / "got.npz") as got:
+            assert agreement.compare(network, want, got).exact
+            if "votes" in got:
+                np.testing.assert_array_equal(got["prediction"], want.predictions)

@@ -1,0 +1,659 @@
+"""The engine against the reference: every spike, u, v and count of every network is the same."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stl_deploy.chips import arithmetic, bounds
+from stl_deploy.errors import InputError
+from stl_deploy.formats.raster import Raster, RasterFile, check_fits, load, save, stream
+from stl_deploy.hw_sim import compiled, engine, kernels, plans, reference
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
+from tests.build.random_networks import draw
+from tests.hw_sim.test_reference import networks
+
+EXAMPLES = settings(deadline=None, max_examples=200)
+FIELDS = ("spikes", "active", "overflow", "u", "v", "active_by_core")
+
+
+def assert_same(got, want):
+    assert got.layers.keys() == want.layers.keys()
+    for name, did in want.layers.items():
+        assert_layer(got.layers[name], did, name)
+    assert (got.predictions == want.predictions).all()
+
+
+def assert_layer(got, want, name=""):
+    for field in FIELDS:
+        a, b = getattr(got, field), getattr(want, field)
+        assert (a is None) == (b is None), (name, field)
+        if b is not None:
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), (name, field)
+            assert (a == b).all(), (name, field)
+
+
+def random_cores(rng, network):
+    """Neurons dealt to cores in blocks of memory, or each at random; the last layer's are not asked."""
+    cores = {}
+    for layer in network.layers[:-1]:
+        count = int(rng.integers(1, 5))
+        dealt = rng.integers(0, count, layer.neurons)
+        if rng.random() < 0.5:
+            dealt = np.moveaxis(np.sort(dealt).reshape(*layer.shape[1:], -1), -1, 0).ravel()
+        cores[layer.name] = dealt
+    return cores
+
+
+# Random networks
+
+
+@EXAMPLES
+@given(networks(), st.booleans(), st.integers(0, 99))
+def test_random_networks(case, states, seed):
+    network, raster = case
+    cores = random_cores(np.random.default_rng(seed), network)
+    raster = np.concatenate([raster, raster[::-1], raster[:1]])
+    want = reference.run(network, raster, states, cores)
+    assert_same(engine.run(network, raster, states, cores), want)
+    inputs = raster
+    for layer in network.layers:
+        own = cores.get(layer.name)
+        if isinstance(layer, LifLayer) and plans.never_overflows(network, layer, raster.shape[1]):
+            assert not want.layers[layer.name].overflow.any()
+        # The inputs as the reference leaves them, in C order.
+        inputs = np.ascontiguousarray(inputs)
+        got = engine.run_layer(network, layer, inputs, states, own)
+        assert_layer(got, want.layers[layer.name], layer.name)
+        inputs = want.layers[layer.name].spikes
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_working_networks(seed):
+    """Networks whose layers fire and mind their thresholds, on Loihi 1 and 2."""
+    network, raster = draw(seed)
+    for states in (False, True):
+        assert_same(engine.run(network, raster, states), reference.run(network, raster, states))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("seed", [0, 4, 30, 32, 34, 39])  # with layers that take the plain step
+def test_sums_of_a_part_of_a_sample(seed, steps, monkeypatch):
+    """Where the sums of a sample are too large, voltages go from part to part."""
+    network, raster = draw(seed)
+    monkeypatch.setattr(plans, "_together", lambda samples, all_steps, size: steps)
+    plain = [
+        plan.plain
+        for layer in network.lif_layers
+        if (plan := engine._plan(network, layer, network.timesteps, False, None)) is not None
+    ]
+    assert any(plain)
+    assert_same(engine.run(network, raster), reference.run(network, raster))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_single_connections(seed):
+    """Folded convolutions, some with a soft reset or bounds that prove nothing, and weight exponents."""
+    rng = np.random.default_rng(seed)
+    network, raster = draw(seed, process_graph=True)
+    layers = [
+        replace(layer, reset="subtract", vth=np.maximum(layer.vth, 0))
+        if isinstance(layer, LifLayer) and rng.random() < 0.3
+        else layer
+        for layer in network.layers
+    ]
+    network = replace(network, chip=str(rng.choice(["ideal", "loihi2"])), layers=tuple(layers))
+    cores = random_cores(rng, network)
+    assert any(layer.synapses.kind == "sparse" for layer in network.lif_layers)
+    for layer in network.layers[1:]:
+        assert engine._plan(network, layer, network.timesteps, False, None) is not None
+    for states in (False, True):
+        want = reference.run(network, raster, states, cores)
+        assert_same(engine.run(network, raster, states, cores), want)
+
+
+def single(weight, vth, **fields):
+    """A layer of single connections, weights [neurons, *input shape], zero where there is none."""
+    rows = weight.reshape(len(weight), -1)
+    row, column = (index.astype(np.int32) for index in np.nonzero(rows))
+    kernel = Kernel(np.zeros((1, 1, 1, 1)), np.zeros(1), (1, 1), (0, 0), (1, 1), 1)
+    found = Sparse(row, column, rows[row, column].astype(np.int8), rows.shape, kernel)
+    neurons = (len(weight),)
+    return LifLayer(
+        "lif",
+        "w",
+        found,
+        weight.shape[1:],
+        neurons,
+        np.zeros(neurons, np.int32),
+        np.full(neurons, vth, np.int32),
+        np.ones(neurons),
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("levels", [1, 7])
+@pytest.mark.parametrize("vth", [-5, 3000, 1 << 17])
+def test_single_connections_at_the_edge(levels, vth):
+    """Sums beyond 16 bits and registers that overflow; graded inputs run in the reference."""
+    rng = np.random.default_rng(vth & 7)
+    weight = rng.choice([-128, 127, 0], (9, 3, 19, 17), p=[0.1, 0.8, 0.1])
+    for chip in ("loihi1", "ideal"):
+        layer = single(weight, vth, dv=0)
+        network = IntegerNetwork(chip, 5, (3, 19, 17), levels, (layer,), Readout(9, 1))
+        raster = rng.integers(0, levels + 1, (20, 5, 3, 19, 17)).astype(np.uint8)
+        assert (engine._plan(network, layer, 5, False, None) is None) == (levels > 1)
+        for states in (False, True):
+            want = reference.run(network, raster, states)
+            assert chip == "ideal" or want.layers["lif"].overflow.any()
+            assert_same(engine.run(network, raster, states), want)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_working_networks_that_hear_themselves(seed):
+    """Also with currents and the soft reset; no layer of these needs the reference."""
+    network, raster = draw(seed, recurrent=True)
+    cores = random_cores(np.random.default_rng(seed), network)
+    for layer in network.lif_layers:
+        assert engine._plan(network, layer, network.timesteps, False, None) is not None
+    for states in (False, True):
+        want = reference.run(network, raster, states, cores)
+        assert_same(engine.run(network, raster, states, cores), want)
+
+
+@pytest.mark.parametrize("weight", [-128, 127, None])
+@pytest.mark.parametrize("levels", [1, 255])
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_a_large_layer_that_hears_itself(weight, levels, reset):
+    """Three blocks of outputs, two phases of its own spikes, which are all there in some steps."""
+    rng = np.random.default_rng(levels)
+    own = rng.integers(-128, 128, (300, 300)) if weight is None else np.full((300, 300), weight)
+    forward = rng.integers(-128, 128, (300, 40)).astype(np.int8)
+    network = one_layer(rng, "ideal", Dense(forward), (40,), levels, 100, du=900, reset=reset)
+    layer = replace(network.layers[0], recurrent=Dense(own.astype(np.int8)), recurrent_name="rec")
+    # In the first step everything fires.
+    layer = replace(layer, bias_mant=np.full(300, 1 << 20, np.int32), vth=layer.vth - 50)
+    network = replace(network, layers=(layer,), timesteps=6)
+    raster = random_raster(rng, network, 5, 0.3)
+    cores = {"lif": rng.integers(0, 3, 300)}
+    for states in (False, True):
+        want = reference.run(network, raster, states, cores)
+        assert want.layers["lif"].spikes[:, 0].all()
+        assert_same(engine.run(network, raster, states, cores), want)
+    assert engine._plan(network, layer, 6, False, None) is not None
+
+
+def test_a_layer_whose_own_sums_could_pass_32_bits_runs_in_the_reference():
+    """2^31 / 128 / 255 inputs are 65793: not with neurons that add more."""
+    weight = np.ones((9, 65_793), np.int8)
+    layer = one_layer(np.random.default_rng(0), "ideal", Dense(weight), (65_793,), 255).layers[0]
+    assert plans.fits_32_bits(layer, 255)
+    own = Dense(np.ones((9, 9), np.int8))
+    assert not plans.fits_32_bits(replace(layer, recurrent=own), 255)
+    assert plans.fits_32_bits(replace(layer, recurrent=own), 254)
+    wide = Dense(np.ones((9, 9), np.int16))
+    assert not plans.fits_32_bits(replace(layer, recurrent=wide), 1)
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("padding", [(0, 0), (2, 1), (4, 5)])
+@pytest.mark.parametrize("dilation", [(1, 1), (1, 2)])
+@pytest.mark.parametrize("levels", [1, 255])
+def test_convolutions_of_many_channels(chip, groups, stride, padding, dilation, levels):
+    """More than one vector register of outputs, more events a pixel than go together."""
+    rng = np.random.default_rng(groups)
+    weight = rng.integers(-128, 128, (40, 12 // groups, 3, 4)).astype(np.int8)
+    conv = Conv(weight, stride, padding, dilation, groups)
+    network = one_layer(rng, chip, conv, (12, 9, 8), levels, 300 * levels)
+    raster = random_raster(rng, network, 3, 0.5)
+    cores = {"lif": rng.integers(0, 3, network.layers[0].neurons)}
+    for states in (False, True):
+        want = reference.run(network, raster, states, cores)
+        assert 0.02 < want.layers["lif"].spikes.mean() < 0.6
+        assert_same(engine.run(network, raster, states, cores), want)
+
+
+# Sums at the edges of the narrow types
+
+
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("levels", [1, 255])
+def test_all_inputs_of_a_linear_layer_fire(weight, levels):
+    """More outputs than a block and inputs than a phase, all of one sign, the sums as far as they go."""
+    rng = np.random.default_rng(0)
+    network = one_layer(rng, "ideal", Dense(np.full((300, 1000), weight, np.int8)), (1000,), levels)
+    (layer,) = network.layers
+    raster = np.full((2, 3, 1000), levels, np.uint8)
+    want = reference.run(network, raster, states=True)
+    assert abs(want.layers["lif"].u).max() == 1000 * abs(weight) * levels * 64
+    assert_same(engine.run(network, raster, states=True), want)
+    assert len(plan(network, layer).synapses.wiring.phases) == (5 if levels == 1 else 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("weight", [-128, 127])
+def test_all_inputs_of_a_convolution_fire(weight, groups):
+    """25 * 64 * 127 is six times what 16 bits hold: the channels are summed in parts."""
+    rng = np.random.default_rng(0)
+    conv = Conv(np.full((6, 64 // groups, 5, 5), weight, np.int8), (1, 1), (2, 2), (1, 1), groups)
+    network = one_layer(rng, "ideal", conv, (64, 7, 7), 1)
+    raster = np.ones((2, 3, 64, 7, 7), np.uint8)
+    assert len(plan(network, network.layers[0]).synapses.wiring.phases) > 3
+    for states in (False, True):
+        want = reference.run(network, raster, states)
+        assert_same(engine.run(network, raster, states), want)
+    assert abs(want.layers["lif"].u).max() == 25 * 64 // groups * abs(weight) * 64
+
+
+def test_a_kernel_too_large_for_16_bits_runs_in_the_reference():
+    rng = np.random.default_rng(0)
+    conv = Conv(np.full((2, 1, 17, 17), 127, np.int8), (1, 1), (8, 8), (1, 1), 1)
+    network = one_layer(rng, "loihi2", conv, (1, 20, 20), 1, 1000)
+    raster = random_raster(rng, network, 2, 0.9)
+    assert plan(network, network.layers[0]) is None
+    assert_same(engine.run(network, raster), reference.run(network, raster))
+
+
+# Registers
+
+
+@pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
+@pytest.mark.parametrize("du", [0, 1000, 4095])
+@pytest.mark.parametrize("dv", [0, 2048])
+@pytest.mark.parametrize("exp", [0, 7])
+def test_registers_that_overflow(chip, du, dv, exp):
+    """Accumulators, currents that wrap and voltages that saturate are the same, and counted."""
+    rng = np.random.default_rng(du)
+    weight = np.sort(rng.integers(-128, 128, (40, 900)).astype(np.int8), axis=0)
+    network = one_layer(rng, chip, Dense(weight), (900,), 255, 100_000, du=du, dv=dv, exp=exp)
+    raster = random_raster(rng, network, 4, 0.7)
+    want = reference.run(network, raster, states=True)
+    assert want.layers["lif"].overflow.any()
+    for states in (False, True):
+        got = engine.run(network, raster, states)
+        assert_same(got, want if states else reference.run(network, raster))
+
+
+@pytest.mark.parametrize("exp", [0, 16, 24])
+def test_voltages_beyond_32_bits(exp):
+    """Chip ideal has no registers: with dv = 0 voltages pass 2^31 in a convolution too."""
+    rng = np.random.default_rng(0)
+    conv = Conv(rng.integers(100, 128, (6, 8, 3, 3)).astype(np.int8), (1, 1), (1, 1), (1, 1), 1)
+    network = one_layer(rng, "ideal", conv, (8, 5, 5), 1, 2**31 - 9, dv=0, exp=exp)
+    raster = np.ones((1, 4, 8, 5, 5), np.uint8)
+    want = reference.run(network, raster, states=True)
+    assert (exp == 0) == (max(want.layers["lif"].u.max(), want.layers["lif"].v.max()) < 1 << 31)
+    assert plans.never_overflows(network, network.layers[0], 4) == (exp == 0)
+    assert_same(engine.run(network, raster, states=True), want)
+    assert_same(engine.run(network, raster), reference.run(network, raster))
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])
+def test_a_proof_ends_where_a_register_does(chip):
+    """A sum, a voltage or a bias one too large for the registers is not called impossible."""
+    limits = {"ideal": 1 << 25, "loihi1": 1 << 15, "loihi2": 1 << 17}
+    layer = one_layer(np.random.default_rng(0), chip, ones(1, 1), (1, 1, 1), 1).layers[0]
+    for exp in range(17):
+        for weight in (1, -1, 127, -128):
+            conv = ones(1, 1, weight)
+            tried = replace(layer, synapses=conv, exp=exp, dv=4095, vth=np.full((1, 1, 1), 9))
+            network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
+            fits = abs(weight) << exp < limits[chip]
+            assert plans.never_overflows(network, tried, 1) == fits, (exp, weight)
+    edge = (1 << 23) - 1 if chip != "ideal" else (1 << 31) - 1
+    for bias in (edge - 64, edge - 63, -edge - 1, -edge, -edge - 2):
+        mant = np.array([bias], np.int64)
+        tried = replace(layer, bias_mant=mant, bias_exp=0, dv=4095)
+        network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
+        fits = bias + 64 <= edge and bias >= -edge
+        assert plans.never_overflows(network, tried, 1) == fits, bias
+
+
+@pytest.mark.parametrize(("steps", "fits"), [(2, True), (3, False)])
+def test_a_proof_minds_currents_that_a_bias_hides_from_the_voltage(steps, fits):
+    """65,000 * 64 a step, of which all is kept: 2^23 is passed in the third; v is held far below."""
+    weight = np.full((1, 520), 125, np.int8)
+    network = one_layer(np.random.default_rng(0), "loihi2", Dense(weight), (520,), 1, du=0, dv=4096)
+    bias = np.array([-((1 << 23) - 99)], np.int64)
+    layer = replace(network.layers[0], bias_mant=bias, bias_exp=0)
+    up = bounds.voltage_range(layer, 1, steps)[1]
+    assert up.max() < 1 << 23
+    assert plans.never_overflows(network, layer, steps) == fits
+
+
+@pytest.mark.parametrize("dv", [0, 1, 2048, 3001, 4095, 4096])
+@pytest.mark.parametrize("exp", [0, 3])
+def test_the_plain_step(dv, exp):
+    """Its voltages, which no trace shows: those of the reference, for all that fits into 31 bits."""
+    rng = np.random.default_rng(dv)
+    edges = np.array([0, 1, -1, 4095, 4096, -4096, 2**30 - 1, 1 - 2**30])
+    v = np.concatenate([edges, rng.integers(-(2**30), 2**30, 5000), rng.integers(-99, 99, 5000)])
+    a = rng.integers(-(1 << 15), 1 << 15, len(v)) * rng.integers(0, 2, len(v))
+    bias = rng.integers(-9, 9, len(v)) * rng.integers(0, 2, len(v))
+    u, _ = arithmetic.step_current(v * 0, a << exp, 4095, None)
+    want, _ = arithmetic.step_voltage(v, u, bias, dv, None)
+    vth = (want + rng.integers(-40, 100, len(v))) >> 6
+    want, spikes = arithmetic.fire(want, vth)
+    active = (v != 0) | (a != 0) | (bias != 0)
+    mine, fired, busy = plainly(v, a, bias, vth, exp, 4096 - dv)
+    assert (mine == want).all()
+    assert (fired == spikes).all()
+    assert 0.1 < spikes.mean() < 0.9
+    assert (busy == active).all()
+    assert not active.all()
+
+
+def plainly(v, a, bias, vth, exp, keep):
+    """One plain step from voltages ``v`` on, as the second of two."""
+    n = len(v)
+    neurons = kernels.Neurons(
+        bias=bias.astype(np.int32),
+        threshold=(vth << 6).astype(np.int32),
+        u_keep=0,
+        v_keep=keep,
+        exp=exp,
+        limit=0,
+        too_large=1 << 62,
+        subtract=False,
+        block_first=np.array([0, 1]),
+        first=np.array([0]),
+        length=np.array([n]),
+        at=np.array([0]),
+        block_run=np.array([0, 0]),
+        run_first=np.array([0]),
+        run_length=np.array([n]),
+        run_core=np.array([0]),
+    )
+    both = np.stack([v, v]).astype(np.int32)
+    spikes, active = np.zeros((1, 2, n), np.uint8), np.zeros((1, n), np.uint8)
+    none, counts = np.zeros((0, 0, 0), np.int32), np.zeros((1, 2, 1), np.int64)
+    did = kernels.Did(spikes, counts, counts[..., 0], none, none)
+    # Two phases, whose sum is what counts.
+    acc = np.stack([a - 7, np.full(n, 7)]).astype(np.int32)[None]
+    kernels.update_plain(neurons, 0, acc, both, did, 1, active)
+    assert (both[0] == v).all()
+    assert not spikes[0, 0].any()
+    return both[1], spikes[0, 1], active[0]
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 23])
+@pytest.mark.parametrize("du", [0, 7, 4095])
+@pytest.mark.parametrize("dv", [0, 2048, 3001])
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_the_wide_step(limit, du, dv, reset):
+    """The reference's, at the edges of every register: u and v one short of M, at M and beyond."""
+    rng = np.random.default_rng(du + dv)
+    size, big = 40_000, 1 << 23
+    near = np.array([-big, 1 - big, -1, 0, 1, big - 1, big])
+    u = np.where(rng.random(size) < 0.5, rng.choice(near, size), rng.integers(-4, 5, size))
+    v = np.where(rng.random(size) < 0.5, rng.choice(near, size), rng.integers(-big, big, size))
+    a = rng.choice([0, 1 << 17, -(1 << 17), (1 << 17) - 1, 1 << 18, 1 << 25, 5], size)
+    a += rng.integers(-1, 2, size)
+    wanted_u, wrapped = arithmetic.step_current(u, a, du, limit)
+    # A bias that takes v to an edge, or past 32 bits.
+    target = rng.choice([*near, big + 1, -big - 1, 1 << 31, -(1 << 31) - 1], size)
+    bias = np.where(rng.random(size) < 0.9, target - arithmetic.decay(v, dv) - wanted_u, 0)
+    wanted_v, saturated = arithmetic.step_voltage(v, wanted_u, bias, dv, limit)
+    vth = (wanted_v + rng.integers(-40, 100, size)) >> 6
+    wanted_v, spikes = arithmetic.fire(wanted_v, vth, reset)
+    active = (arithmetic.decay(u, du + 1) != 0) | (v != 0) | (a != 0) | (bias != 0)
+    overflow = (abs(a) >= 1 << 17) | wrapped | saturated
+    mine_u, mine_v, fired = u.copy(), v.copy(), np.zeros(size, np.uint8)
+    busy = np.zeros(size, np.uint8)
+    beyond = kernels.fire_wide(
+        a.astype(np.int32),
+        mine_u,
+        mine_v,
+        bias,
+        vth << 6,
+        4096 - (du + 1),
+        4096 - dv,
+        0,
+        limit or 0,
+        1 << 17,
+        reset == "subtract",
+        fired,
+        busy,
+    )
+    assert (mine_u == wanted_u).all()
+    assert (mine_v == wanted_v).all()
+    assert (fired == spikes).all()
+    assert (busy == active).all()
+    assert beyond == overflow.sum()
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi1"])
+def test_a_raster_of_more_steps_than_the_network_says(chip):
+    """What one step cannot do to a register a thousand can."""
+    rng = np.random.default_rng(0)
+    network = one_layer(rng, chip, ones(2, 2, 127), (2, 3, 3), 1, 2**31 - 9, dv=0)
+    network = replace(network, timesteps=1)
+    assert plans.never_overflows(network, network.layers[0], 1)
+    raster = np.ones((1, 1000 if chip == "loihi1" else 140_000, 2, 3, 3), np.uint8)
+    want = reference.run(network, raster)
+    assert chip == "ideal" or want.layers["lif"].overflow.any()
+    assert_same(engine.run(network, raster), want)
+
+
+def ones(outputs, inputs, value=1):
+    weight = np.full((outputs, inputs, 1, 1), value, np.int8)
+    return Conv(weight, (1, 1), (0, 0), (1, 1), 1)
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint16, np.int64, np.float64])
+def test_other_types_of_rasters(kind):
+    network, raster = draw(0)
+    assert network.input_levels == 1
+    assert_same(engine.run(network, raster.astype(kind)), reference.run(network, raster))
+    # Axes in another order, and read-only.
+    other = np.asfortranarray(raster)
+    other.flags.writeable = False
+    assert_same(engine.run(network, other), reference.run(network, raster))
+
+
+@pytest.mark.parametrize("value", [2, 200, 256, 1000, -1])
+def test_values_that_nobody_promised(value):
+    """The reference is exact for them as well, so the engine must not be wrong."""
+    rng = np.random.default_rng(0)
+    network = one_layer(rng, "loihi2", ones(3, 2, 5), (2, 3, 3), 1, 10)
+    raster = np.zeros((2, 3, 2, 3, 3), np.int64)
+    raster[:, :, 1, 1] = value
+    want = reference.run(network, raster, states=True)
+    assert abs(want.layers["lif"].u).max() == abs(5 * 64 * value)
+    assert_same(engine.run(network, raster, states=True), want)
+
+
+def test_a_flat_layer_reads_a_plane_in_c_order():
+    rng = np.random.default_rng(0)
+    first = one_layer(rng, "loihi2", ones(3, 2, 5), (2, 3, 4), 1, 3).layers[0]
+    weight = rng.integers(-9, 10, (7, 36)).astype(np.int8)
+    # Once as a plane and once as a flat population.
+    for before in ((3, 3, 4), (36,)):
+        second = replace(one_layer(rng, "loihi2", Dense(weight), before, 1).layers[0], name="lif2")
+        network = IntegerNetwork("loihi2", 4, (2, 3, 4), 1, (first, second), Readout(7, 1))
+        raster = random_raster(rng, network, 5, 0.4)
+        want = reference.run(network, raster, states=True)
+        assert_same(engine.run(network, raster, states=True), want)
+        # The other way round: a convolution on a flat raster.
+        flat = raster.reshape(*raster.shape[:2], -1)
+        assert_same(engine.run(network, flat, states=True), want)
+
+
+def test_what_the_engine_does_not_know_runs_in_the_reference(monkeypatch):
+    network, raster = draw(8)
+    want = reference.run(network, raster, states=True)
+    unknown = next(i for i, layer in enumerate(network.layers) if isinstance(layer, LifLayer))
+    known = engine._plan
+
+    def forgetful(net, layer, *rest):
+        return None if layer is network.layers[unknown] else known(net, layer, *rest)
+
+    monkeypatch.setattr(engine, "_plan", forgetful)
+    assert_same(engine.run(network, raster, states=True), want)
+
+
+# Samples, threads, batches
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_samples_are_independent(monkeypatch, workers):
+    monkeypatch.setattr(engine, "cores", lambda: workers)
+    network, raster = draw(5)
+    rng = np.random.default_rng(0)
+    many = (rng.random((37, *raster.shape[1:])) < 0.5).astype(np.uint8)
+    want = reference.run(network, many, states=True)
+    runner = engine.Engine(network)
+    assert_same(runner.run(many, states=True), want)
+    assert_same(runner.run(many[:1], states=True), reference.run(network, many[:1], states=True))
+    parts = [runner.run(part) for part in Raster(many).batches(10)]
+    assert [len(part.predictions) for part in parts] == [10, 10, 10, 7]
+    for name, did in want.layers.items():
+        assert (np.concatenate([p.layers[name].spikes for p in parts]) == did.spikes).all()
+
+
+def test_batches_fit_into_the_memory(monkeypatch):
+    network, _ = draw(5)
+    entries = int(np.prod(network.input_shape)) + sum(layer.neurons for layer in network.layers)
+    sample = entries * network.timesteps
+    monkeypatch.setattr(engine, "MEMORY", 10 * sample)
+    assert engine.batch_size(network) == 10
+    assert engine.batch_size(network, states=True) == 1
+    monkeypatch.setattr(engine, "MEMORY", 1 << 60)
+    assert engine.batch_size(network) == 256
+    monkeypatch.setattr(engine, "_free_memory", lambda: 8 * 7 * sample)
+    assert engine.batch_size(network) == 7
+    monkeypatch.undo()
+    assert 0 < engine._free_memory() < 1 << 62
+
+
+def test_without_a_cache_the_kernels_are_still_compiled(monkeypatch):
+    """numba finds no folder to write to."""
+    given = []
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        given.append(options)
+        return lambda function: function
+
+    monkeypatch.setattr(compiled, "njit", njit)
+    plain = lambda: None  # noqa: E731
+    assert compiled.compiled(plain) is plain
+    assert given == [{"nogil": True}]
+
+
+# Rasters that stay on disk
+
+
+@pytest.fixture
+def saved(tmp_path):
+    rng = np.random.default_rng(0)
+    spikes = (rng.random((11, 3, 2, 4)) < 0.5).astype(np.uint8)
+    save(tmp_path / "raster.npz", Raster(spikes, np.arange(11) % 3), {})
+    return tmp_path / "raster.npz", spikes
+
+
+@pytest.mark.parametrize("size", [1, 4, 11, 50])
+@pytest.mark.parametrize("limit", [None, 1, 6, 99])
+def test_a_raster_is_read_in_batches(saved, size, limit):
+    path, spikes = saved
+    raster = stream(path).first(limit)
+    assert isinstance(raster, RasterFile)
+    assert raster.shape == spikes[:limit].shape
+    assert (raster.labels == load(path).first(limit).labels).all()
+    for _ in range(2):
+        parts = list(raster.batches(size))
+        assert {len(part) for part in parts[:-1]} <= {size}
+        assert (np.concatenate(parts) == spikes[:limit]).all()
+
+
+def test_values_are_looked_at_when_they_are_read(saved, tmp_path):
+    path, spikes = saved
+    spikes[9, 1, 1, 2] = 3
+    save(path, Raster(spikes), {})
+    network = IntegerNetwork("ideal", 3, (2, 4), 2, (), Readout(3, 1))
+    raster = check_fits(stream(path), str(path), network)
+    with pytest.raises(InputError, match=r"values 0\.\.3, the network reads 0\.\.2"):
+        list(raster.batches(4))
+    assert len(list(raster.first(9).batches(4))) == 3
+    with pytest.raises(InputError, match=r"has inputs \(2, 4\)"):
+        check_fits(stream(path), str(path), replace(network, input_shape=(8,)))
+    with pytest.raises(InputError, match="3 time steps"):
+        check_fits(stream(path), str(path), replace(network, timesteps=4))
+
+
+def test_damage_is_found_when_it_is_read(saved):
+    path, _ = saved
+    whole = path.read_bytes()
+    # In the compressed spikes, behind the header.
+    at = whole.index(b"spikes.npy") + 120
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    with pytest.raises(InputError, match="is not a raster"):
+        list(stream(path).batches(4))
+
+
+def test_what_cannot_be_streamed_is_loaded(saved):
+    path, spikes = saved
+    np.savez(path, spikes=np.asfortranarray(spikes))
+    assert isinstance(stream(path), Raster)
+    assert (stream(path).spikes == spikes).all()
+    np.savez(path, spikes=spikes.astype(np.int32))
+    with pytest.raises(InputError, match="type int32"):
+        stream(path)
+    np.savez(path, other=spikes)
+    with pytest.raises(InputError, match="no array 'spikes'"):
+        stream(path)
+    np.savez(path, spikes=spikes.astype(bool))
+    assert (next(stream(path).batches(99)) == spikes).all()
+    np.savez(path, spikes=spikes, labels=np.arange(4))
+    with pytest.raises(InputError, match="labels"):
+        stream(path)
+
+
+# Helpers
+
+
+def plan(network, layer):
+    return engine._plan(network, layer, network.timesteps, False, None)
+
+
+def one_layer(rng, chip, synapses, input_shape, levels, reach=100, **fields):
+    """A network of one layer with thresholds up to ``reach`` and biases."""
+    outputs = len(synapses.weight)
+    shape = (outputs,)
+    if isinstance(synapses, Conv):
+        sizes = zip(
+            input_shape[1:],
+            synapses.padding,
+            synapses.stride,
+            synapses.dilation,
+            synapses.weight.shape[2:],
+            strict=True,
+        )
+        shape = (outputs, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, s, d, k in sizes))
+    layer = LifLayer(
+        "lif",
+        "w",
+        synapses,
+        input_shape,
+        shape,
+        rng.integers(-3, 4, outputs).astype(np.int32),
+        rng.integers(reach // 2, reach, shape).astype(np.int32),
+        np.ones(outputs),
+        **fields,
+    )
+    return IntegerNetwork(chip, 4, input_shape, levels, (layer,), Readout(layer.neurons, 1))
+
+
+def random_raster(rng, network, samples, density):
+    size = (samples, network.timesteps, *network.input_shape)
+    values = rng.integers(1, network.input_levels + 1, size)
+    return np.where(rng.random(size) < density, values, 0).astype(np.uint8)

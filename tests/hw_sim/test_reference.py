@@ -1,0 +1,501 @@
+"""The reference simulator against loops over single neurons, and against traces of a real Loihi.
+
+The loops below restate every rule (the sums over synapses, the step of lava-nc 0.10.0's ``fixed_pt``
+LIF, the reset, what counts as active and as overflow) with Python's integers and no arrays.
+"""
+
+import csv
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stl_deploy.chips import facts as chips
+from stl_deploy.hw_sim import reference
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="the folder of reference traces is not beside the checkout"
+)
+EXAMPLES = settings(deadline=None, max_examples=200)
+# M and the bound of |a_in|; the registers of the chips, restated.
+REGISTERS = {"ideal": (None, None), "loihi1": (1 << 23, 1 << 15), "loihi2": (1 << 23, 1 << 17)}
+
+
+# One neuron at a time
+
+
+def w32(x):
+    return (x + 2**31) % 2**32 - 2**31
+
+
+def shrink(x, constant):
+    size = abs(x) * (4096 - constant) // 4096
+    return size if x >= 0 else -size
+
+
+@dataclass
+class Did:
+    """What one neuron did in one step."""
+
+    u: int
+    v: int
+    s: int
+    active: bool
+    overflow: bool
+
+
+def neuron(layer, index, sums, chip):
+    """A neuron with weighted sums ``sums`` over time, from a state of zero."""
+    big, too_large = REGISTERS[chip]
+    bias = int(layer.bias_mant[index[0]]) * 2**layer.bias_exp
+    vth = int(layer.vth[index])
+    u = v = 0
+    for total in sums:
+        a = total * 2**layer.exp
+        left = shrink(u, layer.du + 1)
+        active = left != 0 or v != 0 or a != 0 or bias != 0
+        overflow = too_large is not None and abs(a) >= too_large
+        u = left + 64 * a
+        if big is not None:
+            u = w32(left + w32(64 * a))
+            if not -big < u <= big:
+                u, overflow = u - 2 * big * (1 if u > 0 else -1), True
+        v = shrink(v, layer.dv) + u + bias
+        if big is not None:
+            v = w32(v)
+            if abs(v) >= big:
+                v, overflow = (big - 1) * (1 if v > 0 else -1), True
+        s = int(v > 64 * vth)
+        if s:
+            v = v - 64 * vth if layer.reset == "subtract" else 0
+        yield Did(u, v, s, active, overflow)
+
+
+def weighted_sum(layer, x, index):
+    """Sum of weight * input over the synapses of one neuron; ``x`` is a nested list."""
+    if isinstance(layer.synapses, Dense):
+        flat = np.asarray(x, object).ravel()
+        return sum(int(w) * s for w, s in zip(layer.synapses.weight[index[0]], flat, strict=True))
+    conv, (o, i, j) = layer.synapses, index
+    channels, height, width = layer.input_shape
+    per_group_in, per_group_out = channels // conv.groups, layer.shape[0] // conv.groups
+    total = 0
+    for k in range(per_group_in):
+        c = (o // per_group_out) * per_group_in + k
+        for p in range(conv.weight.shape[2]):
+            for q in range(conv.weight.shape[3]):
+                y = i * conv.stride[0] + p * conv.dilation[0] - conv.padding[0]
+                z = j * conv.stride[1] + q * conv.dilation[1] - conv.padding[1]
+                if 0 <= y < height and 0 <= z < width:
+                    total += int(conv.weight[o, k, p, q]) * x[c][y][z]
+    return total
+
+
+def sums(layer, index, steps, fired):
+    """The sum that one neuron gets in each step; ``fired`` are its layer's spikes of the one before."""
+    for x in steps:
+        total = weighted_sum(layer, x, index)
+        if layer.recurrent is not None:
+            weights = layer.recurrent.weight[index[0]]
+            total += sum(int(w) * fired.get((j,), 0) for j, w in enumerate(weights))
+        yield total
+
+
+def naive(network, raster):
+    """Arrays u, v, s [N, T, *shape] and counts active, overflow [N, T] of every layer, by name."""
+    out = {}
+    inputs = raster
+    for layer in network.layers:
+        size = (*raster.shape[:2], *layer.shape)
+        u, v, s = (np.zeros(size, object) for _ in range(3))
+        active, overflow = (np.zeros(size[:2], object) for _ in range(2))
+        for n in range(size[0]):
+            steps = [inputs[n, t].astype(object).tolist() for t in range(size[1])]
+            fired = {}
+            every = {
+                index: iter([pooled(layer, x, index) for x in steps])
+                if isinstance(layer, OrPool)
+                else neuron(layer, index, sums(layer, index, steps, fired), network.chip)
+                for index in np.ndindex(layer.shape)
+            }
+            for t in range(size[1]):
+                # All neurons take the step before any of them hears of its spikes.
+                did = {index: next(steps_of) for index, steps_of in every.items()}
+                fired.update({index: d.s for index, d in did.items()})
+                for index, d in did.items():
+                    u[n, t][index], v[n, t][index], s[n, t][index] = d.u, d.v, d.s
+                    active[n, t] += d.active
+                    overflow[n, t] += d.overflow
+        out[layer.name] = u, v, s, active, overflow
+        inputs = s
+    return out
+
+
+def pooled(layer, x, index):
+    (kh, kw), (c, i, j) = layer.kernel, index
+    count = sum(x[c][i * kh + p][j * kw + q] for p in range(kh) for q in range(kw))
+    return Did(64 * count, 0, int(count > 0), count > 0, False)
+
+
+def assert_same(trace, expected):
+    for name, (u, v, s, active, overflow) in expected.items():
+        did = trace.layers[name]
+        assert did.spikes.tolist() == s.tolist(), f"{name}: spikes"
+        assert did.u.tolist() == u.tolist(), f"{name}: u"
+        assert did.v.tolist() == v.tolist(), f"{name}: v"
+        assert did.active.tolist() == active.tolist(), f"{name}: active"
+        assert did.overflow.tolist() == overflow.tolist(), f"{name}: overflow"
+
+
+# Random networks
+
+
+def random_lif(draw, rng, name, synapses, input_shape, shape, chip, levels):
+    """Neurons behind ``synapses``; decays, exponents and biases of the whole range now and then."""
+    wild = draw(st.booleans())
+    exp = draw(st.integers(0, 7)) if wild else draw(st.sampled_from([0, 0, 1]))
+    reach = levels * (int(np.abs(synapses.weight.astype(int)).max()) << exp) + 2
+    vth = rng.integers(0, min(2 * reach, 131072), shape)
+    if chip == "ideal":
+        vth -= rng.integers(0, reach, shape)
+    bias = rng.integers(-4096, 4096, shape[0]) if wild else rng.integers(-30, 31, shape[0])
+    if draw(st.booleans()):
+        bias *= 0
+    recurrent = None
+    if len(shape) == 1 and draw(st.booleans()):
+        own = rng.integers(-reach // 2, reach // 2 + 1, (*shape, *shape)) >> exp
+        recurrent = Dense(np.clip(own, -128, 127).astype(np.int8))
+    return LifLayer(
+        name,
+        f"{name}_w",
+        synapses,
+        input_shape,
+        shape,
+        bias.astype(np.int32),
+        vth.astype(np.int32),
+        np.ones(shape[0]),
+        exp=exp,
+        bias_exp=draw(st.integers(0, 7)) if wild else 6,
+        du=draw(st.sampled_from([4095, 4095, 0, 1000, 4094])),
+        dv=draw(st.sampled_from([2048, 2048, 0, 1, 163, 3001, 4095])),
+        recurrent=recurrent,
+        recurrent_name="" if recurrent is None else f"{name}_rec",
+        reset=draw(st.sampled_from(["zero", "subtract"])) if chip != "loihi1" else "zero",
+    )
+
+
+@st.composite
+def networks(draw):
+    """Convolution, OR pool, dense: sizes, geometry and registers at random, and a raster."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    chip = draw(st.sampled_from(["ideal", "loihi1", "loihi2"]))
+    levels = draw(st.sampled_from([1, 1, 7, 255]))
+    groups = draw(st.integers(1, 3))
+    pairs = st.tuples(st.integers(1, 2), st.integers(1, 2))
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride, dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), draw(pairs)
+    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    window, tiles = draw(pairs), draw(pairs)
+    # The last rows and columns may lie under no window.
+    plane = [
+        max(1, (k * n - 1) * s + d * (f - 1) + 1 - 2 * p + draw(st.integers(0, s - 1)))
+        for k, n, s, d, f, p in zip(window, tiles, stride, dilation, kernel, padding, strict=True)
+    ]
+    after = tuple(
+        (n + 2 * p - d * (f - 1) - 1) // s + 1
+        for n, p, d, f, s in zip(plane, padding, dilation, kernel, stride, strict=True)
+    )
+    window = tuple(k if n % k == 0 else 1 for n, k in zip(after, window, strict=True))
+    cin, cout = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    weight = rng.integers(-128, 128, (cout, cin // groups, *kernel)).astype(np.int8)
+    weight[rng.random(weight.shape) < 0.2] = 0
+    conv = Conv(weight, stride, padding, dilation, groups)
+    small = (cout, after[0] // window[0], after[1] // window[1])
+    dense = Dense(rng.integers(-127, 128, (4, math.prod(small))).astype(np.int8))
+    layers = (
+        random_lif(draw, rng, "lif1", conv, (cin, *plane), (cout, *after), chip, levels),
+        OrPool("pool1", "pool1_w", (cout, *after), small, window),
+        random_lif(draw, rng, "lif2", dense, small, (4,), chip, 1),
+    )
+    steps = draw(st.integers(1, 5))
+    network = IntegerNetwork(chip, steps, (cin, *plane), levels, layers, Readout(2, 2))
+    raster = rng.integers(0, levels + 1, (2, steps, cin, *plane)).astype(np.uint8)
+    return network, raster
+
+
+@EXAMPLES
+@given(networks())
+def test_random_networks(case):
+    network, raster = case
+    trace = reference.run(network, raster, states=True)
+    assert_same(trace, naive(network, raster))
+    wide = np.int64 if network.chip == "ideal" else np.int32
+    assert trace.layers["lif1"].v.dtype == trace.layers["lif1"].u.dtype == wide
+
+
+@EXAMPLES
+@given(networks(), st.data())
+def test_samples_do_not_see_each_other(case, data):
+    """Batches, their order and what ran before change nothing: every sample starts from zero."""
+    network, raster = case
+    raster = np.concatenate([raster, raster[::-1], raster[:1]])
+    together = reference.run(network, raster, states=True)
+    for i in range(len(raster)):
+        alone = reference.run(network, raster[i : i + 1], states=True)
+        for name, did in alone.layers.items():
+            whole = together.layers[name]
+            for field in ("spikes", "u", "v", "active", "overflow"):
+                assert (getattr(did, field)[0] == getattr(whole, field)[i]).all(), (name, field)
+        assert alone.predictions[0] == together.predictions[i]
+    batch = data.draw(st.integers(1, 6))
+    parts = []
+    for at in range(0, len(raster), batch):
+        parts.append((at, reference.run(network, raster[at : at + batch])))
+    assert [at for at, _ in parts] == list(range(0, 5, batch))
+    for name, did in together.layers.items():
+        spikes = np.concatenate([trace.layers[name].spikes for _, trace in parts])
+        assert (spikes == did.spikes).all()
+    assert all(trace.layers["lif1"].v is None for _, trace in parts)
+
+
+@EXAMPLES
+@given(networks())
+def test_an_or_pool_is_the_lif_it_stands_for(case):
+    """A neuron that forgets everything (du = dv = 4095), vth = 0, behind weights of one."""
+    network, raster = case
+    pool = network.layers[1]
+    channels = pool.shape[0]
+    ones = np.ones((channels, 1, *pool.kernel), np.int8)
+    zero = np.zeros(channels, np.int32)
+    as_lif = LifLayer(
+        pool.name,
+        pool.synapse_name,
+        Conv(ones, pool.kernel, (0, 0), (1, 1), channels),
+        pool.input_shape,
+        pool.shape,
+        zero,
+        np.zeros(pool.shape, np.int32),
+        np.ones(channels),
+        du=4095,
+        dv=4095,
+    )
+    inputs = reference.run(network, raster).layers["lif1"].spikes
+    one = reference.run_lif(pool, inputs, chips.load("loihi2"), states=True)
+    two = reference.run_lif(as_lif, inputs, chips.load("loihi2"), states=True)
+    for field in ("spikes", "u", "v", "active", "overflow"):
+        assert (getattr(one, field) == getattr(two, field)).all(), field
+
+
+# Sums
+
+
+@pytest.mark.parametrize("levels", [1, 255])
+def test_large_sums_are_exact(levels):
+    """700 inputs of 255 with weights of 127 pass 2^24, where float32 holds no odd number."""
+    rng = np.random.default_rng(levels)
+    weight = rng.integers(120, 128, (3, 700)).astype(np.int8)
+    weight[1] *= -1
+    layer = dense_layer(weight)
+    x = (rng.integers(0, 2, (4, 700)) * levels).astype(np.uint8)
+    x[0] = levels
+    x[0, :3] = levels - 1
+    expected = x.astype(np.int64) @ weight.astype(np.int64).T
+    assert levels == 1 or expected.max() > 1 << 24
+    assert (reference.accumulate(layer, x, levels) == expected).all()
+    shifted = replace(layer, exp=7)
+    assert (reference.accumulate(shifted, x, levels) == expected * 128).all()
+
+
+def dense_layer(weight, **fields):
+    weight = np.asarray(weight, np.int8)
+    n = len(weight)
+    fields.setdefault("vth", np.full(n, 1000, np.int32))
+    return LifLayer(
+        "lif",
+        "fc",
+        Dense(weight),
+        weight.shape[1:],
+        (n,),
+        fields.pop("bias_mant", np.zeros(n, np.int32)),
+        fields.pop("vth"),
+        np.ones(n),
+        **fields,
+    )
+
+
+# Recurrence and the reset by subtraction, by hand
+
+
+def test_a_neuron_hears_itself_one_step_late_and_nothing_of_the_sample_before():
+    """Weight 3 on the input, 2 on itself, vth 2, nothing kept: fires on 3, then again on 3 + 2."""
+    layer = dense_layer([[3]], vth=np.array([2], np.int32), dv=4095, recurrent=Dense(ONE_OF_TWO))
+    raster = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], np.uint8).reshape(2, 4, 1)
+    trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
+    assert (trace.u[..., 0] // 64).tolist() == [[3, 5, 2, 0], [0, 0, 3, 5]]
+    assert trace.spikes[..., 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    # The first spike of the second sample comes after steps in which nothing was heard.
+    assert trace.active.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    shifted = replace(layer, exp=2, vth=np.array([11], np.int32))
+    trace = reference.run_lif(shifted, raster, chips.load("loihi2"), states=True)
+    assert (trace.u[0, :, 0] // 64).tolist() == [12, 20, 8, 0]
+
+
+ONE_OF_TWO = np.array([[2]], np.int8)
+
+
+def test_a_row_of_recurrent_weights_belongs_to_the_neuron_that_hears():
+    layer = dense_layer([[9], [0]], vth=np.array([3, 3], np.int32), dv=4095)
+    own = np.array([[0, 0], [5, 0]], np.int8)
+    layer = replace(layer, recurrent=Dense(own), recurrent_name="rec")
+    raster = np.array([1, 0, 0], np.uint8).reshape(1, 3, 1)
+    trace = reference.run_lif(layer, raster, chips.load("loihi2"))
+    assert trace.spikes[0].tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_what_a_spike_leaves_by_hand():
+    """Weight 10, vth 4, no leak: 10 - 4 = 6, then 6 - 4 = 2; not delayed, and not above its limit."""
+    layer = dense_layer([[10]], vth=np.array([4], np.int32), dv=0, reset="subtract")
+    raster = np.array([1, 0, 0], np.uint8).reshape(1, 3, 1)
+    trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
+    assert (trace.v[0, :, 0] / 64).tolist() == [6, 2, 2]
+    assert trace.spikes[0, :, 0].tolist() == [1, 1, 0]
+    edge = replace(layer, vth=np.array([10], np.int32))
+    trace = reference.run_lif(edge, raster, chips.load("loihi2"), states=True)
+    assert (trace.v[0, :, 0] / 64).tolist() == [10, 10, 10]
+    assert not trace.spikes.any()
+
+
+@pytest.mark.parametrize(("own", "overflows"), [(1, 0), (2, 1)])
+def test_the_accumulator_holds_both_sums(own, overflows):
+    """127 * 258 = 32766 from outside; 1 more from inside fits below 2^15, 2 do not."""
+    layer = dense_layer(np.full((1, 258), 127), vth=np.zeros(1, np.int32), dv=4095)
+    layer = replace(layer, recurrent=Dense(np.array([[own]], np.int8)), recurrent_name="rec")
+    raster = np.ones((1, 2, 258), np.uint8)
+    trace = reference.run_lif(layer, raster, chips.load("loihi1"))
+    assert trace.overflow.tolist() == [[0, overflows]]
+
+
+# Counts, by hand
+
+
+def test_active_by_hand():
+    """Two neurons, weights 1 and 0, a spike in the first of four steps, dv = 2048.
+
+    v of the first is 64, 32, 16, 8: active in all four steps. The second has nothing to do.
+    """
+    layer = dense_layer([[1], [0]])
+    raster = np.array([1, 0, 0, 0], np.uint8).reshape(1, 4, 1)
+    trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
+    assert trace.v[0, :, 0].tolist() == [64, 32, 16, 8]
+    assert trace.active.tolist() == [[1, 1, 1, 1]]
+    # dv = 4095 leaves nothing of 64: it is there to be forgotten in step 2, and gone in step 3.
+    trace = reference.run_lif(replace(layer, dv=4095), raster, chips.load("loihi2"))
+    assert trace.active.tolist() == [[1, 1, 0, 0]]
+    # A spike resets: nothing is left.
+    fired = replace(layer, vth=np.zeros(2, np.int32))
+    assert reference.run_lif(fired, raster, chips.load("loihi2")).active.tolist() == [[1, 0, 0, 0]]
+    # A bias keeps its neuron busy for ever.
+    biased = replace(layer, bias_mant=np.array([0, 5], np.int32))
+    assert reference.run_lif(biased, raster, chips.load("loihi2")).active.tolist() == [[2] * 4]
+
+
+@pytest.mark.parametrize(
+    ("chip", "inputs", "overflows"),
+    [
+        # 127 * 258 = 32766, 127 * 259 = 32893, limit 2^15
+        ("loihi1", 258, 0),
+        ("loihi1", 259, 1),
+        # 127 * 1032 = 131064, 127 * 1033 = 131191, limit 2^17
+        ("loihi2", 1032, 0),
+        ("loihi2", 1033, 1),
+        ("ideal", 1033, 0),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_overflow_of_the_accumulator(chip, inputs, overflows, sign):
+    """The second neuron hears half of the inputs and is never counted."""
+    weight = np.full((2, inputs), 127 * sign, np.int8)
+    weight[1, ::2] = 0
+    raster = np.ones((1, 1, inputs), np.uint8)
+    trace = reference.run_lif(dense_layer(weight), raster, chips.load(chip))
+    assert trace.overflow.tolist() == [[overflows]]
+
+
+@pytest.mark.parametrize(("last", "overflows"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_accumulator_does_not_hold_its_limit(last, overflows, sign):
+    """127 * 258 + 1 = 2^15 - 1 fits, 127 * 258 + 2 = 2^15 does not."""
+    weight = np.array([[127] * 258 + [last]]) * sign
+    raster = np.ones((1, 1, 259), np.uint8)
+    trace = reference.run_lif(dense_layer(weight), raster, chips.load("loihi1"))
+    assert trace.overflow.tolist() == [[overflows]]
+
+
+def test_overflow_of_the_voltage():
+    """Without leak (dv = 0) sums within the accumulator pile up to the end of the register."""
+    weight = np.full((1, 1000), -127, np.int8)
+    raster = np.ones((1, 3, 1000), np.uint8)
+    trace = reference.run_lif(dense_layer(weight, dv=0), raster, chips.load("loihi2"), states=True)
+    assert trace.v[0, :, 0].tolist() == [-8128000, -(1 << 23) + 1, -(1 << 23) + 1]
+    assert trace.overflow.tolist() == [[0, 1, 1]]
+    free = reference.run_lif(dense_layer(weight, dv=0), raster, chips.load("ideal"), states=True)
+    assert free.v[0, :, 0].tolist() == [-8128000, -16256000, -24384000]
+    assert free.overflow.tolist() == [[0, 0, 0]]
+
+
+# Readout
+
+
+def test_readout_counts_votes_and_takes_the_first_of_equals():
+    spikes = np.zeros((3, 2, 6), np.uint8)
+    spikes[0, :, 3] = 1  # class 1 twice
+    spikes[1, 0, [0, 5]] = 1  # classes 0 and 2 once each
+    votes = Readout(3, 2).votes(spikes)
+    assert votes.tolist() == [[0, 2, 0], [1, 0, 1], [0, 0, 0]]
+    assert Readout(3, 2).predict(spikes).tolist() == [1, 0, 0]
+
+
+# A chip's own trace
+
+
+def rows(name):
+    with (REFERENCE / name).open(newline="") as file:
+        return [[float(x) for x in row] for row in csv.reader(file)]
+
+
+def replayed(table):
+    """The file's neuron (dv 163, weight 640 = 10 << 6, vth 25) on its input, one step late."""
+    late = [0, *(int(row[0]) for row in table[:-1])]
+    raster = np.array(late, np.uint8).reshape(1, -1, 1)
+    layer = dense_layer([[10]], vth=np.array([25], np.int32), dv=163)
+    return reference.run_lif(layer, raster, chips.load("loihi1"), int(raster.max()), states=True)
+
+
+@needs_reference
+def test_lava_on_the_cpu():
+    table = rows("lif_lava_cpu_fixed.csv")
+    trace = replayed(table)
+    assert len(table) == 1000
+    assert trace.spikes[0, :, 0].tolist() == [row[2] for row in table]
+    assert trace.v[0, :, 0].tolist() == [row[1] for row in table]
+
+
+@needs_reference
+def test_a_real_loihi():
+    """All spikes agree. The register of v reads 128 in the spike steps, where the model has reset."""
+    table = rows("lif_lava_loihi_fixed.csv")
+    trace = replayed(table)
+    assert len(table) == 1000
+    fired = [i for i, row in enumerate(table) if row[2]]
+    assert fired == [461, 511, 711, 761]
+    assert np.flatnonzero(trace.spikes).tolist() == fired
+    v = trace.v[0, :, 0].tolist()
+    assert [i for i, row in enumerate(table) if row[1] != v[i]] == fired
+    assert [(v[i], table[i][1]) for i in fired] == [(0, 128)] * 4

@@ -1,0 +1,599 @@
+"""Certificates: sound on random layers of every kind, complete where decays are exact, loud if wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import nir
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import stl_deploy
+from stl_deploy.chips import arithmetic
+from stl_deploy.chips import facts as chips
+from stl_deploy.errors import LoweringError
+from stl_deploy.formats import raster
+from stl_deploy.formats.raster import Raster
+from stl_deploy.hw_sim import reference
+from stl_deploy.hw_sim.engine import Engine
+from stl_deploy.importers import stl
+from stl_deploy.ir import floats as float_layers
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.conv import convolve, unroll
+from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
+from stl_deploy.lower.quantize import quantize
+from stl_deploy.models.net import infer
+from stl_deploy.spread import Threads
+from stl_deploy.verify import certificates
+from stl_deploy.verify.against_float import compare
+from stl_deploy.verify.audit import Audit
+from stl_deploy.verify.certificates import LifCertifier, PoolCertifier, Verdicts
+from stl_deploy.verify.divergence import CertificateError
+from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
+
+EXAMPLES = settings(deadline=None, max_examples=150)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+# Random layers: any float layer beside any integer one, near or far from it
+
+
+@dataclass
+class Case:
+    layer: LifLayer
+    floats: FloatLayer
+    chip: chips.Chip
+    levels: int
+    inputs: np.ndarray
+
+    def certifier(self, steps: int | None = None) -> LifCertifier:
+        weight = np.abs(self.floats.weight).reshape(len(self.floats.bias), -1).sum(axis=1)
+        peak = weight * self.levels + np.abs(self.floats.bias)
+        steps = steps or self.inputs.shape[1]
+        return LifCertifier(self.layer, self.floats, peak, self.chip, self.levels, steps)
+
+
+def draw(
+    seed: int, kind: str, dv: int | None = None, steps: int | None = None, small=False
+) -> Case:
+    """A float layer, an integer one that is more or less its rounding, and inputs."""
+    rng = np.random.default_rng(seed)
+    chip = chips.load(str(rng.choice(["ideal", "loihi1", "loihi2"])))
+    levels = 1 if small or rng.random() < 0.6 else int(rng.choice([7, 255]))
+    steps = steps or int(rng.integers(1, 12))
+    bits = int(rng.integers(2, 9))
+    top = (1 << (bits - 1)) - 1
+    exp = 0 if small or rng.random() < 0.5 else int(rng.integers(1, 8))
+    if kind == "dense":
+        before, shape = (int(rng.integers(3, 30)),), (int(rng.integers(2, 12)),)
+        held = rng.integers(-top, top + 1, (*shape, *before))
+        node = nir.Linear(weight=held.astype(np.float64))
+        synapses = Dense(held.astype(np.int8))
+    else:
+        groups = int(rng.choice([1, 1, 2]))
+        before = (2 * groups, int(rng.integers(3, 7)), int(rng.integers(3, 7)))
+        kernel = rng.integers(1, 4, 2)
+        stride, padding = rng.integers(1, 3, 2), rng.integers(0, 2, 2)
+        held = rng.integers(-top, top + 1, (2 * groups, 2, *kernel))
+        pairs = tuple(map(int, stride)), tuple(map(int, padding))
+        node = G.conv2d(held.astype(np.float64), np.zeros(len(held)), before, *pairs, groups)
+        shape = G.node_output("conv", node, before)
+        synapses = Conv(held.astype(np.int8), *pairs, (1, 1), groups)
+    channels = len(held)
+    scale = (
+        rng.uniform(1e-3, 1, channels)
+        if rng.random() < 0.7
+        else 2.0 ** -rng.integers(0, 9, channels)
+    )
+    unit = scale * 2.0**exp
+    worth = unit.reshape(-1, *[1] * (held.ndim - 1))
+    # From a model that lies on the grid through its rounding to a worse one.
+    noise = rng.choice([0, 0.5, 3]) * rng.uniform(-1, 1, held.shape)
+    weight = (held + noise) * worth
+    biased = rng.random() < 0.6
+    bias_exp = 6 if small or rng.random() < 0.5 else int(rng.integers(0, 8))
+    mant = (rng.integers(-4 * top, 4 * top + 1, channels) * biased).astype(np.int32)
+    bias = (mant + rng.uniform(-0.5, 0.5, channels) * biased) * 2.0 ** (bias_exp - 6) * scale
+    if dv is None:
+        dv = int(rng.choice([2048, 1024, 3072, 1, 4095, int(rng.integers(0, 4096))]))
+    layer = LifLayer(
+        name="lif",
+        synapse_name="w",
+        synapses=synapses,
+        input_shape=before,
+        shape=shape,
+        bias_mant=mant,
+        vth=np.full(shape, (1 << 30) >> 6, np.int32),
+        scale=scale,
+        weight_bits=bits,
+        exp=exp,
+        bias_exp=bias_exp,
+        dv=dv,
+    )
+    if kind == "sparse":
+        layer = folded(rng, layer, weight, bias)
+    size = (3, steps, *before)
+    inputs = (rng.integers(1, levels + 1, size) * (rng.random(size) < 0.5)).astype(np.uint8)
+    # Thresholds that voltages come near to; a few below zero, a few out of reach.
+    a = reference.accumulate(layer, inputs.reshape(-1, *before), levels)
+    reach = np.abs(a << 6).max() * rng.uniform(-0.1, 1.5, layer.shape)
+    vth = (reach.astype(np.int64) >> 6).clip(-(1 << 24), 1 << 24).astype(np.int32)
+    layer = replace(layer, vth=vth)
+    theta = (vth + rng.uniform(0, 1, shape) * rng.choice([0, 1, 4])) * layer.per_neuron(layer.scale)
+    keep = (4096 - dv) / 4096
+    if rng.random() < 0.5:
+        keep = float(np.clip(keep + rng.uniform(-1, 1) / 8192, 0, 1))
+    floats = FloatLayer("lif", node, weight, bias, theta, keep, before)
+    return Case(layer, floats, chip, levels, inputs)
+
+
+def folded(rng, layer, weight, bias) -> LifLayer:
+    """A convolution with an own scale for each neuron, and the single connections that makes."""
+    conv = layer.synapses
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    row, column, exact = unroll(weight, layer.input_shape, layer.shape, *geometry)
+    scale = np.repeat(layer.scale, layer.neurons // len(layer.scale))
+    scale = scale * rng.uniform(0.7, 3, layer.neurons)
+    top = (1 << (layer.weight_bits - 1)) - 1
+    held = np.rint(exact / (scale * 2.0**layer.exp)[row]).clip(-top, top).astype(np.int8)
+    some = held != 0
+    size = layer.neurons, math.prod(layer.input_shape)
+    kernel = Kernel(weight, bias, *geometry)
+    per_neuron = np.repeat(bias, layer.neurons // len(bias)) / scale * 2.0 ** (6 - layer.bias_exp)
+    return replace(
+        layer,
+        synapses=Sparse(row[some], column[some], held[some], size, kernel),
+        bias_mant=np.rint(per_neuron).astype(np.int32),
+        scale=scale,
+    )
+
+
+def run_float(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Spikes and voltages before the reset of the float layer, as a float64 model computes them."""
+    floats, inputs = case.floats, case.inputs
+    n, steps = inputs.shape[:2]
+    x = inputs.reshape(n * steps, *inputs.shape[2:]).astype(np.float64)
+    if isinstance(floats.node, nir.Conv2d):
+        geometry = G.conv_geometry(floats.node)
+        current = convolve(x, floats.weight, *geometry, int(floats.node.groups))
+        current = current + floats.bias[:, None, None]
+    else:
+        current = x @ floats.weight.T + floats.bias
+    current = current.reshape(n, steps, *case.layer.shape)
+    v, voltages, spikes = np.zeros_like(current[:, 0]), [], []
+    for t in range(steps):
+        v = floats.keep * v + current[:, t]
+        voltages.append(v)
+        spikes.append(v >= floats.threshold)
+        v = np.where(spikes[-1], 0.0, v)
+    return np.stack(spikes, 1).astype(np.uint8), np.stack(voltages, 1)
+
+
+def run_integer(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Spikes and voltages before the reset of the integer layer, by the reference's own steps."""
+    layer, inputs, limit = case.layer, case.inputs, case.chip.state_limit
+    spikes, voltages = [], []
+    u = v = np.zeros((len(inputs), *layer.shape), np.int64)
+    for t in range(inputs.shape[1]):
+        a = reference.accumulate(layer, inputs[:, t], case.levels)
+        u, _ = arithmetic.step_current(u, a, layer.du, limit)
+        v, _ = arithmetic.step_voltage(v, u, layer.bias, layer.dv, limit)
+        voltages.append(v)
+        v, s = arithmetic.fire(v, layer.vth)
+        spikes.append(s)
+    trace = reference.run_lif(layer, inputs, case.chip, case.levels)
+    got = np.stack(spikes, 1).astype(np.uint8)
+    assert (trace.spikes == got).all()
+    return got, np.stack(voltages, 1)
+
+
+def judge(case: Case) -> tuple[Verdicts, np.ndarray, np.ndarray]:
+    """Verdicts, checked against both runs; and the spikes of both."""
+    expected, float_v = run_float(case)
+    got, integer_v = run_integer(case)
+    verdicts = case.certifier().run(case.inputs, expected, bounds=True)
+    assert not (verdicts.fires & verdicts.silent).any()
+    assert not verdicts.refuted.any()
+    assert (got[verdicts.fires] == 1).all()
+    assert (got[verdicts.silent] == 0).all()
+    certified = verdicts.certified(expected)
+    assert (got == expected)[certified].all()
+    assert not verdicts.wrong(got).any()
+    unit = np.broadcast_to(case.layer.per_neuron(case.layer.scale) / 64, case.layer.shape)
+    apart = np.abs(integer_v * unit - float_v)
+    assert (apart <= verdicts.bound).all()
+    return verdicts, expected, got
+
+
+@EXAMPLES
+@given(SEEDS, st.sampled_from(["dense", "conv", "sparse"]))
+def test_no_certificate_and_no_bound_is_ever_wrong(seed, kind):
+    judge(draw(seed, kind))
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv", "sparse"])
+def test_the_random_layers_do_what_a_proof_could_miss(kind):
+    """Saturation, wrapped currents, inexact decays and uncertain resets do occur among them."""
+    met: dict[str, int] = dict.fromkeys(
+        ("saturated", "wrapped", "mismatch", "uncertain", "later"), 0
+    )
+    for seed in range(150):
+        case = draw(seed, kind)
+        verdicts, expected, got = judge(case)
+        uncertain = ~(verdicts.fires | verdicts.silent)
+        met["uncertain"] += uncertain.any()
+        # Known again after a step that was not.
+        seen = uncertain.cumsum(axis=1) > 0
+        met["later"] += (seen & (verdicts.fires | verdicts.silent)).any()
+        met["mismatch"] += (got != expected).any()
+        limit = case.chip.state_limit
+        if limit is not None:
+            a = reference.accumulate(
+                case.layer, case.inputs.reshape(-1, *case.layer.input_shape), 255
+            )
+            met["wrapped"] += (np.abs(a << 6) > limit).any()
+            met["saturated"] += (np.abs(run_integer(case)[1]) == limit - 1).any()
+    assert all(met.values()), met
+
+
+@EXAMPLES
+@given(SEEDS, st.sampled_from(["dense", "conv", "sparse"]))
+def test_where_every_decay_is_exact_everything_is_known(seed, kind):
+    """Six halvings lose nothing: no verdict is open, and what agrees is certified."""
+    verdicts, expected, got = judge(draw(seed, kind, dv=2048, steps=7, small=True))
+    assert (verdicts.fires | verdicts.silent).all()
+    assert (verdicts.certified(expected) == (got == expected)).all()
+
+
+@pytest.mark.parametrize(
+    ("dv", "exp", "bias_exp", "exact"),
+    [
+        (2048, 0, 6, 6),
+        (2048, 1, 7, 7),
+        (2048, 0, 3, 3),
+        (1024, 0, 6, 3),
+        (3072, 2, 7, 3),
+        (1, 0, 6, 0),
+    ],
+)
+def test_decays_are_exact_as_long_as_the_bits_lost_are_zero(dv, exp, bias_exp, exact):
+    """An odd sum of weight and bias, then the bias alone: which decay may lose something is known."""
+    steps = exact + 2
+    layer = LifLayer(
+        name="lif",
+        synapse_name="w",
+        synapses=Dense(np.array([[100]], np.int8)),
+        input_shape=(1,),
+        shape=(1,),
+        bias_mant=np.array([1], np.int32),
+        vth=np.array([1 << 12], np.int32),
+        scale=np.ones(1),
+        exp=exp,
+        bias_exp=bias_exp,
+        dv=dv,
+    )
+    weight, bias = np.full((1, 1), 100.0 * 2**exp), np.array([2.0 ** (bias_exp - 6)])
+    keep = (4096 - dv) / 4096
+    floats = FloatLayer(
+        "lif", nir.Linear(weight=weight), weight, bias, np.full(1, 2.0**12), keep, (1,)
+    )
+    inputs = np.zeros((1, steps, 1), np.uint8)
+    inputs[0, 0] = 1
+    case = Case(layer, floats, chips.load("ideal"), 1, inputs)
+    bound = judge(case)[0].bound
+    assert bound is not None
+    assert (bound[0, : exact + 1] < 1e-9).all()
+    assert bound[0, exact + 1] == pytest.approx(1 / 64, abs=1e-6)
+    # It really is so: what the reference shifts out is zero so long, and then not.
+    apart = np.abs(run_integer(case)[1] / 64 - run_float(case)[1])[0, :, 0]
+    assert (apart[: exact + 1] < 1e-9).all()
+    assert apart[exact + 1] > 1e-4
+
+
+@EXAMPLES
+@given(SEEDS)
+def test_pools_are_certified_whole(seed):
+    rng = np.random.default_rng(seed)
+    kernel = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    before = (3, 2 * kernel[0], 3 * kernel[1])
+    pool = OrPool("pool", "pool_sum", before, (3, 2, 3), kernel)
+    inputs = (rng.random((2, 4, *before)) < 0.2).astype(np.uint8)
+    spikes = reference.run_lif(pool, inputs, chips.load("ideal")).spikes
+    verdicts = PoolCertifier(pool).run(inputs, spikes)
+    assert verdicts.certified(spikes).all()
+    assert not verdicts.wrong(spikes).any()
+    flipped = spikes.copy()
+    at = tuple(rng.integers(0, n) for n in flipped.shape)
+    flipped[at] ^= 1
+    assert np.argwhere(verdicts.wrong(flipped)).tolist() == [list(map(int, at))]
+
+
+# Whole networks as the commands make them
+
+ARCHITECTURES = (
+    "4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2",
+    "3C5-LIF-P2-FC12-BN-LIF-FC10-LIF",
+    "FC20-LIF-FC10-LIF",
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    SEEDS,
+    st.sampled_from(ARCHITECTURES),
+    st.sampled_from(["ideal", "loihi1", "loihi2"]),
+    st.sampled_from(["native", "fold", "profiles"]),
+    st.integers(2, 8),
+    st.integers(0, 4),
+    st.sampled_from([0.5, 0.75, 0.3, 0.95]),
+    st.sampled_from([1, 4, 9]),
+)
+@example(0, ARCHITECTURES[0], "loihi1", "profiles", 8, 0, 0.5, 4)
+@example(0, ARCHITECTURES[0], "loihi2", "fold", 8, 0, 0.5, 4)
+def test_whole_networks(seed, text, chip, thresholds, bits, exp, tau, steps):
+    """``compare`` refuses a wrong certificate itself; forced spikes that agree may be uncertified."""
+    model = random_net(text, seed % 1000)
+    spec = model.arch.model_dump()
+    spec["timesteps"] = steps
+    for layer in spec["layers"]:
+        if layer["kind"] == "lif":
+            layer["tau"] = tau
+    arch = type(model.arch).from_dict(spec)
+    rebuilt = type(model)(arch)
+    rebuilt.load_state_dict(model.state_dict())
+    model = rebuilt.eval()
+    if chip != "loihi1" and thresholds == "profiles":
+        chip = "loihi1"
+    graph = stl_deploy.from_torch(model)
+    try:
+        network = quantize(graph, chip, weight_bits=bits, weight_exp=exp, thresholds=thresholds)
+    except LoweringError:
+        return
+    report = compare(model, graph, network, Raster(random_spikes(model, 6, seed % 99)), batch=4)
+    assert report.not_certified == {}
+    for layer in report.layers:
+        assert layer.certified is not None
+        assert layer.certified + layer.mismatch_forced <= 1 + 1e-12
+        assert layer.certified >= 0.5
+    differs = any(layer.mismatch for layer in report.layers)
+    assert (report.first_divergence is not None) == differs
+
+
+def test_the_shipped_model():
+    """The bar: at 8 bits, 99 % of each layer's entries, 97 % of those where either side spikes."""
+    model = stl_deploy.load(ZOO)
+    network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2")
+    shipped = raster.load(ZOO_RASTER)
+    report = stl_deploy.parity(model, network, shipped.spikes[:100])
+    for layer in report.layers:
+        assert layer.certified is not None
+        assert layer.certified_spiking is not None
+        assert layer.certified >= 0.99
+        assert layer.certified_spiking >= 0.97
+        # Halvings are exact in four steps: all that is not certified does differ.
+        assert layer.certified == pytest.approx(1 - layer.mismatch_forced, abs=1e-12)
+
+
+def test_float_rounding_is_bounded_by_the_model_before_folding():
+    """Where a BatchNorm subtracts a large mean, the model rounds more than the folded weights would."""
+    model = random_net("FC20-BN-LIF-FC10-LIF", 3)
+    with torch.no_grad():
+        model.get_submodule("bn1").running_mean += 1e9
+        model.get_submodule("bn1").bias += (
+            1e9
+            / torch.sqrt(model.get_submodule("bn1").running_var + 1e-5)
+            * model.get_submodule("bn1").weight
+        )
+    params = stl.params_of(model)
+    source = stl.to_graph(model.arch, params)
+    lowered = float_layers.magnitudes(stl_deploy.from_torch(model))
+    before = float_layers.magnitudes(source)
+    assert (before["lif1"] > 1e8).all()
+    assert (lowered["lif1"] < 1e8).all()
+    assert (before["lif2"] == lowered["lif2"]).all()
+    graph = stl_deploy.from_torch(model)
+    network = quantize(graph, "ideal")
+    both = [certificates.certifiers(network, graph, s)["lif1"] for s in (None, source)]
+    assert both[1].cells.slack.min() > 100 * both[0].cells.slack.max()
+    spikes = random_spikes(model, 50)
+    double = infer(model, torch.from_numpy(spikes), torch.float64)["lif1"].numpy()
+    verdicts = both[1].run(spikes, double.astype(np.uint8))
+    assert not verdicts.wrong(Engine(network).run(spikes).layers["lif1"].spikes).any()
+
+
+def test_fractions_are_counted_over_what_they_say(net):
+    """Of all entries, and of those where either side spikes, over several batches."""
+    graph = stl_deploy.from_torch(net)
+    network = quantize(graph, "loihi2", weight_bits=3)
+    audit, engine = Audit(graph, network), Engine(network)
+    counts = {layer.name: np.zeros(4) for layer in network.layers}
+    for seed in range(3):
+        spikes = random_spikes(net, 5, seed)
+        double = infer(net, torch.from_numpy(spikes), torch.float64)
+        expected = {name: s.numpy().astype(np.uint8) for name, s in double.items()}
+        forced, before = {}, spikes
+        for layer in network.layers:
+            forced[layer.name] = engine.run_layer(layer, before).spikes
+            before = expected[layer.name]
+        lowered = {name: did.spikes for name, did in engine.run(spikes).layers.items()}
+        audit.add(spikes, expected, forced, lowered)
+        for name, want in expected.items():
+            # In four steps every halving is exact: what agrees is certified.
+            equal, spiking = want == forced[name], (want != 0) | (forced[name] != 0)
+            counts[name] += [equal.size, equal.sum(), spiking.sum(), (equal & spiking).sum()]
+    for name, (entries, equal, spiking, both) in counts.items():
+        assert audit.certified(name) == equal / entries
+        assert audit.certified_spiking(name) == both / spiking
+    assert any(equal < entries for entries, equal, _, _ in counts.values())
+
+
+# What is not covered is not certified
+
+
+@dataclass(frozen=True)
+class Later(LifLayer):
+    """A layer with a field that certificates were not made for."""
+
+    adaptation: str = "none"
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"du": 100}, "its synaptic current has a memory"),
+        ({"dv": 4096}, "its decay or exponents are outside the registers"),
+        ({"scale": np.zeros(10)}, "its scale is not positive"),
+        ({"bias_mant": np.full(10, 1 << 25, np.int32)}, "its bias is as large as its registers"),
+        ({"shape": (5, 2)}, "its shape is not that of the float layer"),
+        ({"synapses": Dense(np.zeros((10, 7), np.int8))}, "where the float layer's do"),
+    ],
+)
+def test_uncovered_layers_are_not_certified(changed, why):
+    model = random_net("FC20-LIF-FC10-LIF", 1)
+    graph = stl_deploy.from_torch(model)
+    network = quantize(graph, "ideal")
+    layers = (network.layers[0], replace(network.layers[1], **changed))
+    got = certificates.certifiers(replace(network, layers=layers), graph)
+    assert isinstance(got["lif1"], LifCertifier)
+    assert isinstance(got["lif2"], str)
+    assert why in got["lif2"]
+
+
+def test_pools_of_graded_inputs_and_other_windows_are_not_certified():
+    nodes = {
+        "sum": G.sum_pool((2, 2), (1, 4, 4)),
+        "pool": nir.Threshold(threshold=np.full((1, 2, 2), 0.5)),
+    }
+
+    def why(levels: int, kernel: tuple[int, int] = (2, 2)):
+        meta = G.FloatMeta(timesteps=2, input_levels=levels, classes=4, population=1)
+        graph = G.chain_graph(nodes, (1, 4, 4), (1, 2, 2), meta.model_dump_json())
+        pool = OrPool("pool", "sum", (1, 4, 4), (1, 2, 2), kernel)
+        network = IntegerNetwork("ideal", 2, (1, 4, 4), levels, (pool,), Readout(4, 1))
+        return certificates.certifiers(network, graph)["pool"]
+
+    assert isinstance(why(1), PoolCertifier)
+    assert why(3) == "it pools graded inputs"
+    assert why(1, (1, 4)) == "its windows are not those of the float layer"
+
+
+def test_an_unknown_field_is_certified_only_at_its_default():
+    model = random_net("FC20-LIF-FC10-LIF", 1)
+    graph = stl_deploy.from_torch(model)
+    network = quantize(graph, "ideal")
+    for value, covered in (("none", True), ("some", False)):
+        layers = (Later(**vars(network.layers[0]), adaptation=value), network.layers[1])
+        got = certificates.certifiers(replace(network, layers=layers), graph)["lif1"]
+        assert isinstance(got, LifCertifier) == covered
+        assert covered or got == "its adaptation is not known here"
+
+
+def test_a_parity_report_says_what_is_not_certified(net):
+    graph = stl_deploy.from_torch(net)
+    network = quantize(graph, "ideal")
+    last = replace(network.layers[-1], du=2047)
+    network = replace(network, layers=(*network.layers[:-1], last))
+    report = compare(net, graph, network, Raster(random_spikes(net, 4)))
+    assert report.not_certified == {"lif4": "its synaptic current has a memory"}
+    assert report.layers[-1].certified is None
+    assert report.layers[-1].certified_spiking is None
+    assert all(layer.certified is not None for layer in report.layers[:-1])
+
+
+def test_more_steps_than_were_bounded_are_refused():
+    case = draw(1, "dense", steps=6)
+    with pytest.raises(ValueError, match="6 steps, where rounding was bounded for 3"):
+        case.certifier(3).run(case.inputs, run_float(case)[0])
+
+
+def test_other_float_neurons_are_not_understood():
+    shape = (4,)
+    theta = np.ones(shape)
+
+    def why(second: nir.ir.NIRNode, weights: nir.ir.NIRNode | None = None):
+        nodes = {"fc": weights or nir.Linear(weight=np.ones((4, 3))), "lif": second}
+        meta = G.FloatMeta(timesteps=2, classes=4, population=1).model_dump_json()
+        before = (3,) if weights is None else (4,)
+        return float_layers.read(G.chain_graph(nodes, before, shape, meta))["lif"]
+
+    good = G.lif(theta, 2e-4, 2.0)
+    assert isinstance(why(good), FloatLayer)
+    good.v_reset[1] = 0.1
+    assert why(good) == "v_leak or v_reset is not zero"
+    good = G.lif(theta, 2e-4, 2.0)
+    good.tau[0] = 3e-4
+    assert why(good) == "its neurons have different time constants"
+    assert why(nir.Threshold(threshold=theta)) == "it is a Threshold behind a Linear"
+
+
+# Wrong ones are errors
+
+
+@pytest.fixture
+def lowered_net(net):
+    graph = stl_deploy.from_torch(net)
+    return graph, quantize(graph, "loihi2")
+
+
+def test_a_run_that_contradicts_a_certificate_is_an_error(net, lowered_net, monkeypatch):
+    graph, network = lowered_net
+    whole = Engine.run_layer
+
+    def wrong(self, layer, inputs, states=False):
+        did = whole(self, layer, inputs, states)
+        if layer.name == "lif3":
+            did.spikes[1, 2, 7] ^= 1
+        return did
+
+    monkeypatch.setattr(Engine, "run_layer", wrong)
+    with pytest.raises(CertificateError) as caught:
+        compare(net, graph, network, Raster(random_spikes(net, 8)), batch=3)
+    (problem,) = caught.value.problems
+    assert problem.where == "lif3"
+    assert "certificates are wrong, the first in sample 1, step 2, neuron (7,)" in problem.what
+    assert "please report" in problem.remedy
+    assert caught.value.exit_code == 1
+
+
+def test_samples_are_counted_across_batches(net, lowered_net, monkeypatch):
+    graph, network = lowered_net
+    calls = []
+    whole = Engine.run_layer
+
+    def wrong(self, layer, inputs, states=False):
+        did = whole(self, layer, inputs, states)
+        calls.append(layer.name)
+        if layer.name == "lif4" and calls.count("lif4") == 3:
+            did.spikes[1, 3, 4] ^= 1
+        return did
+
+    monkeypatch.setattr(Engine, "run_layer", wrong)
+    with pytest.raises(
+        CertificateError, match=r"1 certificates are wrong, the first in sample 7, step 3"
+    ):
+        compare(net, graph, network, Raster(random_spikes(net, 9)), batch=3, spread=Threads(1))
+
+
+def test_a_proof_that_is_too_narrow_is_an_error(net, lowered_net, monkeypatch):
+    """The bounds forget the weights' error: the run shows that they are wrong."""
+    graph, _ = lowered_net
+    small = quantize(graph, "loihi2", weight_bits=4)
+    monkeypatch.setattr(
+        certificates, "weight_errors", lambda layer, floats: np.zeros_like(floats.weight)
+    )
+    with pytest.raises(CertificateError, match="was proved to"):
+        compare(net, graph, small, Raster(random_spikes(net, 8)))
+
+
+def test_a_float_graph_that_is_not_the_model_is_an_error(net, lowered_net):
+    graph, network = lowered_net
+    nodes = dict(G.inner(graph))
+    nodes["conv2"].bias[:] += 0.05
+    with pytest.raises(CertificateError, match="contradicts the float model's own spike"):
+        compare(net, G.rebuild(graph, nodes), network, Raster(random_spikes(net, 8)))
