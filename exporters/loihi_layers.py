@@ -25,6 +25,13 @@ CONV_SUM_LIMIT = 1 << 23
 # Lava's Dense and Sparse multiply graded spikes in int32 (dense/models.py, sparse/models.py).
 DENSE_SUM_LIMIT = 1 << 31
 
+# What Lava computes with, whatever a chip's file says: lava-nc 0.10.0, lava/proc/lif/models.py (u and v
+# are int32 of precision 24, du and dv uint16 of precision 12, both shifted by 6 bits for the fraction)
+ARITHMETIC: chips.Arithmetic = "loihi"
+EXACTLY = {"fraction_bits": 6, "decay_bits": 12, "state_bits": 24}
+# ... and the widest values that its LIF (the same file) and Dense and Conv (8 bits and a sign mode) take.
+AT_MOST = {"weight_bits": 8, "threshold_bits": 17, "bias_mant_bits": 13, "bias_exp_bits": 3}
+
 FEWER_BITS = "quantize again with --overflow proven or fewer --weight-bits"
 
 
@@ -82,23 +89,42 @@ def largest_sum(layer: LifLayer, levels: int) -> int:
 
 def problems(network: IntegerNetwork) -> list[Problem]:
     """What neither Lava nor netx can carry, the whole network at once."""
-    # An ideal network runs as it is when it happens to fit the registers of the larger chip.
-    chip = chips.load("loihi2" if network.chip == "ideal" else network.chip)
+    chip, own = chips.load("loihi2"), chips.load(network.chip)
     found: list[Problem] = []
+    # A network without registers runs as it is when it happens to fit those of the larger chip.
+    if bounded := own.arithmetic != "unbounded":
+        chip = own
+        found += _arithmetic_problems(chip)
     for layer in network.layers:
         lif, levels = lif_form(layer), network.input_limit(layer)
         found += _range_problems(lif, chip)
         found += chip.reset_problems(lif.name, lif.reset)
         found += _synapse_problems(lif, levels)
-        if network.chip == "ideal":
+        if not bounded:
             found += _state_problems(lif, levels, network.timesteps, chip)
     return found
+
+
+def _arithmetic_problems(chip: chips.Chip) -> Iterator[Problem]:
+    """What of ``chip`` is not as Lava computes: its spikes would be those of other registers."""
+    remedy = "quantize for --chip loihi1 or loihi2, or use --target onnx, which computes as the chip does"
+    if chip.arithmetic != ARITHMETIC:
+        what = f"arithmetic {chip.arithmetic!r}; Lava computes {ARITHMETIC!r}"
+        yield Problem(f"chip {chip.name}", what, remedy)
+    for name, bits in (EXACTLY | AT_MOST).items():
+        fact: chips.Count | None = getattr(chip.registers, name)
+        held = None if fact is None else fact.value
+        if held == bits or (name in AT_MOST and held is not None and held < bits):
+            continue
+        value = "has no limit" if held is None else f"is {held}"
+        rule = "computes with" if name in EXACTLY else "holds at most"
+        yield Problem(f"chip {chip.name}", f"{name} {value}; Lava {rule} {bits}", remedy)
 
 
 def _range_problems(layer: LifLayer, chip: chips.Chip) -> Iterator[Problem]:
     registers = chip.registers
     requantize = f"quantize for chip {chip.name}"
-    decays = _field(registers.decay_bits)
+    decays = (1 << registers.decay_bits.value) - 1
     weights = slices.span(layer.weight_precision, registers.weight_bits.value)
     exponents = registers.weight_exp_max.value if registers.weight_exp_max else 0
     own = np.zeros(0, np.int8) if layer.recurrent is None else layer.recurrent.weight

@@ -2,7 +2,8 @@
 
 Every line of ``hw_sim/reference.py`` in integers (docs/onnx.md has the table). Weighted sums come in int64
 (onnx_sums.py); nothing behind them can overflow it (onnx_limits.py), and the chip's wraps and limits are
-written out. State is int32 where the chip has registers, int64 on chip ``ideal``.
+written out, for any arithmetic and width that a chip's file can name. State is int32 where the chip has
+registers, int64 on chip ``ideal``.
 """
 
 from __future__ import annotations

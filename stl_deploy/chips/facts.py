@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stl_deploy.errors import InputError, Problem
 
@@ -32,12 +32,24 @@ class Quantity(_Table):
     source: str = Field(min_length=10)
 
 
+# "loihi": u wraps once and v saturates at ``state_bits``, sums wrap at 32 bits. "unbounded": neither.
+Arithmetic = Literal["loihi", "unbounded"]
+# The integer network is defined for these alone (hw_sim/reference.py).
+FRACTION_BITS = 6
+DECAY_BITS = 12
+STATE_BITS_MAX = 31  # states are held in int32
+
+
 class Registers(_Table):
-    """Widths in bits; a missing one has no limit (chip ``ideal``)."""
+    """Widths in bits; a missing one has no limit (chip ``ideal``).
+
+    ``fraction_bits`` are those of u and v below a weight's unit.
+    """
 
     weight_bits: Count
+    fraction_bits: Count
+    decay_bits: Count
     state_bits: Count | None = None
-    decay_bits: Count | None = None
     threshold_bits: Count | None = None
     bias_mant_bits: Count | None = None
     bias_exp_bits: Count | None = None
@@ -194,6 +206,7 @@ class Chip(_Table):
 
     name: str
     title: str
+    arithmetic: Arithmetic
     registers: Registers
     neurons: Neurons
     limits: Limits
@@ -202,6 +215,21 @@ class Chip(_Table):
     pilotnet: PilotNet | None = None
     static: Static | None = None
     profiles: dict[str, Profile] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _computable(self) -> Chip:
+        """Widths are those of the chip's arithmetic, and of the integer network's definition."""
+        registers, bits = self.registers, self.registers.state_bits
+        if (self.arithmetic == "loihi") != (bits is not None):
+            raise ValueError(
+                f"arithmetic {self.arithmetic!r} with state_bits {bits and bits.value}"
+            )
+        if bits is not None and not 2 <= bits.value <= STATE_BITS_MAX:
+            raise ValueError(f"state_bits {bits.value} is not in 2..{STATE_BITS_MAX}")
+        for name, only in (("fraction_bits", FRACTION_BITS), ("decay_bits", DECAY_BITS)):
+            if (value := getattr(registers, name).value) != only:
+                raise ValueError(f"{name} {value}; networks are defined for {only}")
+        return self
 
     def input_problems(self, levels: int) -> list[Problem]:
         """Why inputs 0..``levels`` cannot come in; none where they can."""

@@ -17,10 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import nir
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import stl_deploy
+from stl_deploy import agreement, lava_env, nir_file, parity_check
+from stl_deploy import chip as chips
+from stl_deploy import graph as graphs
+from stl_deploy import raster as rasters
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import lava, loihi, netx
 from stl_deploy.hw_sim import reference
@@ -619,3 +625,115 @@ def test_an_ideal_network_that_could_overflow_is_refused(tmp_path):
     assert line.startswith("fc: u or v can reach ")
     assert line.endswith("-> quantize for chip loihi2")
     loihi.write(replace(net, chip="loihi2"), tmp_path)
+
+
+# Chips whose arithmetic is not Lava's
+
+
+def own_chip(monkeypatch, name="mychip", **registers):
+    """Loihi 2 with other ``registers`` (bits, or None for no limit), known by ``name``."""
+    base, load, names = chips.load("loihi2"), chips.load, chips.names()
+    counts = {
+        key: None if bits is None else chips.Count(value=bits, source="an imagined chip")
+        for key, bits in registers.items()
+    }
+    mine = base.model_copy(
+        update={
+            "name": name,
+            "registers": base.registers.model_copy(update=counts),
+            "profiles": {},
+        }
+    )
+    monkeypatch.setattr(chips, "load", lambda asked: mine if asked == name else load(asked))
+    monkeypatch.setattr(chips, "names", lambda: (*names, name))
+    return mine
+
+
+def saturating():
+    """Sums that pass 2^19, where 20 bits of state end, and not 2^23, where Lava's end."""
+    weight = np.random.default_rng(0).integers(60, 127, (20, 150)).astype(np.int8)
+    return one_dense(weight, vth=np.full(20, 9000, np.int32))
+
+
+def test_a_chip_of_other_state_bits_is_refused_where_lava_computes(tmp_path, monkeypatch):
+    own_chip(monkeypatch, state_bits=20)
+    net, spikes = replace(saturating(), chip="mychip"), raster(saturating(), 20)
+    here = reference.run(net, spikes).layers["fc"].spikes
+    lavas = reference.run(replace(net, chip="loihi2"), spikes).layers["fc"].spikes
+    assert (here != lavas).mean() > 0.1  # so that the refusal is needed
+    for write in (loihi.write, lava.write, netx.write):
+        (line,) = problems(write, net, tmp_path)
+        assert line == (
+            "chip mychip: state_bits is 20; Lava computes with 24 -> quantize for --chip loihi1 or "
+            "loihi2, or use --target onnx, which computes as the chip does"
+        )
+
+
+@pytest.mark.parametrize(
+    ("registers", "lines"),
+    [
+        ({"state_bits": 25}, ["state_bits is 25; Lava computes with 24"]),
+        ({"threshold_bits": 18}, ["threshold_bits is 18; Lava holds at most 17"]),
+        ({"threshold_bits": None}, ["threshold_bits has no limit; Lava holds at most 17"]),
+        ({"bias_mant_bits": 14}, ["bias_mant_bits is 14; Lava holds at most 13"]),
+        ({"bias_exp_bits": 4}, ["bias_exp_bits is 4; Lava holds at most 3"]),
+        ({"weight_bits": 9}, ["weight_bits is 9; Lava holds at most 8"]),
+        ({"fraction_bits": 7}, ["fraction_bits is 7; Lava computes with 6"]),
+        (
+            {"decay_bits": 13, "state_bits": 23},
+            ["decay_bits is 13; Lava computes with 12", "state_bits is 23; Lava computes with 24"],
+        ),
+        # Narrower values fit into wider fields, and what is only reported changes nothing.
+        ({"threshold_bits": 16, "bias_mant_bits": 12, "accumulator_bits": 10}, []),
+    ],
+)
+def test_every_register_is_compared_with_lavas(registers, lines, tmp_path, monkeypatch):
+    own_chip(monkeypatch, **registers)
+    net = replace(one_dense(np.ones((2, 3), np.int8)), chip="mychip")
+    if lines:
+        found = problems(loihi.write, net, tmp_path)
+        assert [line.partition(" -> ")[0] for line in found] == [f"chip mychip: {x}" for x in lines]
+    else:
+        loihi.write(net, tmp_path)
+        assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
+
+
+def test_an_arithmetic_that_lava_does_not_know_is_refused(tmp_path, monkeypatch):
+    mine = own_chip(monkeypatch)
+    other = mine.model_copy(update={"arithmetic": "stochastic"})
+    load = chips.load
+    monkeypatch.setattr(chips, "load", lambda name: other if name == "mychip" else load(name))
+    (line,) = problems(
+        loihi.write, replace(one_dense(np.ones((2, 3), np.int8)), chip="mychip"), tmp_path
+    )
+    assert line.startswith("chip mychip: arithmetic 'stochastic'; Lava computes 'loihi' -> ")
+
+
+@pytest.mark.parametrize("backends", [("lava",), ("netx",), ("lava", "netx")])
+def test_parity_does_not_run_lava_for_another_arithmetic(backends, tmp_path, monkeypatch):
+    """Before anything is run; hw_sim and ONNX compute with the chip's own registers."""
+    own_chip(monkeypatch, state_bits=20)
+    monkeypatch.setattr(lava_env, "python", lambda: pytest.fail("Lava was asked for"))
+    net = replace(saturating(), chip="mychip")
+    spikes = raster(net, 20)
+    for name in ("hw_sim", "onnx"):
+        assert agreement.measure(name, net, spikes).exact
+    lif = graphs.lif(np.full(20, 9000.0), 2 * graphs.DT, 2.0)
+    nodes = {"fc_w": nir.Linear(net.layers[0].synapses.weight.astype(float)), "fc": lif}
+    graph = graphs.chain_graph(nodes, (150,), (20,), "{}")
+    graph.metadata = {}  # as of any other tool
+    nir_file.write(graph, tmp_path / "float.nir")
+    nir_file.write(nir_file.to_nir(net), tmp_path / "model.nir")
+    rasters.save(tmp_path / "in.npz", rasters.Raster(spikes), {})
+    paths = (tmp_path / name for name in ("float.nir", "model.nir", "in.npz"))
+    with pytest.raises(LoweringError, match="chip mychip: state_bits is 20; Lava computes with 24"):
+        parity_check.run(parity_check.Settings(*paths, backends))
+
+
+def test_export_refuses_the_whole_folder_for_another_arithmetic(tmp_path, monkeypatch):
+    own_chip(monkeypatch, state_bits=20)
+    net = replace(saturating(), chip="mychip")
+    with pytest.raises(LoweringError, match="state_bits is 20"):
+        stl_deploy.export(net, "loihi", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    stl_deploy.export(net, "onnx", tmp_path / "out")

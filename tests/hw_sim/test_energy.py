@@ -308,9 +308,10 @@ def test_the_chips_there_are():
 @pytest.mark.parametrize("chip", CHIPS)
 def test_every_number_has_a_source(chip):
     table = facts(chip)
-    assert {k for k, v in table.items() if not isinstance(v, dict)} == {"name", "title"}
+    plain = {k for k, v in table.items() if not isinstance(v, dict)}
+    assert plain == {"name", "title", "arithmetic"}
     assert table["name"] == chip
-    for section in table.keys() - {"name", "title", "profiles"}:
+    for section in table.keys() - plain - {"profiles"}:
         for key, entry in table[section].items():
             assert set(entry) == {"value", "source"}, f"{section}.{key}"
             assert isinstance(entry["value"], int | float)
@@ -391,6 +392,38 @@ def test_registers():
     for chip in (one, two):
         assert chip.threshold_range == (0, 131071)
         assert chip.bias_mant_range == (-4096, 4095)
+
+
+def test_every_chip_names_its_arithmetic():
+    assert [chips.load(name).arithmetic for name in CHIPS] == ["unbounded", "loihi", "loihi"]
+    table = facts("loihi1")
+    del table["arithmetic"]
+    with pytest.raises(ValidationError, match=r"arithmetic\s+Field required"):
+        chips.Chip.model_validate(table)
+    with pytest.raises(ValidationError, match="'loihi' or 'unbounded'"):
+        chips.Chip.model_validate(table | {"arithmetic": "float"})
+
+
+@pytest.mark.parametrize(
+    ("chip", "register", "bits", "text"),
+    [
+        ("loihi1", "fraction_bits", 7, "fraction_bits 7; networks are defined for 6"),
+        ("ideal", "decay_bits", 11, "decay_bits 11; networks are defined for 12"),
+        ("loihi2", "state_bits", 32, "state_bits 32 is not in 2..31"),
+        ("loihi2", "state_bits", 1, "state_bits 1 is not in 2..31"),
+        ("loihi2", "state_bits", None, "arithmetic 'loihi' with state_bits None"),
+        ("ideal", "state_bits", 24, "arithmetic 'unbounded' with state_bits 24"),
+    ],
+)
+def test_what_no_network_is_defined_for_is_no_chip(chip, register, bits, text):
+    table = facts(chip)
+    registers = dict(table["registers"])
+    if bits is None:
+        del registers[register]
+    else:
+        registers[register] = {"value": bits, "source": "an imagined chip"}
+    with pytest.raises(ValidationError, match=text):
+        chips.Chip.model_validate(table | {"registers": registers})
 
 
 @pytest.mark.parametrize("section", ["registers", "limits", "static"])
