@@ -231,7 +231,7 @@ class OnChip:
         return layers, sums, loads.max(axis=0)
 
     def _with_recurrent(self, i: int, work: LayerWork) -> LayerWork:
-        """The work of layer ``i`` with its recurrent part; that of the last step is kept for the next batch."""
+        """The work of layer ``i`` with its recurrent part, of which the last step is kept as pending."""
         if work.recurrent_packets is None or work.recurrent_synops is None:
             return work
         none = np.zeros((len(work.recurrent_synops), 1), np.int32)

@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.ir import slices
 from stl_deploy.ir.network import IntegerNetwork, LifLayer

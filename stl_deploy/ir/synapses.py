@@ -69,7 +69,9 @@ class Conv:
         stored = weights != 0
         return row[stored], column[stored]
 
-    def fan_out_into(self, part: IntArray, parts: int, input_shape: Shape, shape: Shape) -> csr_array:
+    def fan_out_into(
+        self, part: IntArray, parts: int, input_shape: Shape, shape: Shape
+    ) -> csr_array:
         """``fan_out`` by the part [neurons] of the population that they lead to: int32 [parts, inputs]."""
         if self.weight.shape[1] == 1:  # Few enough to list, where a product would be mostly zeros.
             return _into(part, parts, self.entries(input_shape, shape), math.prod(input_shape))
