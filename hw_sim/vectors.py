@@ -117,7 +117,7 @@ def marked(typing: Any, marks: Any, at: Any) -> Any:
         values = builder.load(_lanes(context, builder, sig.args[0], *args), align=1)
         bits = builder.icmp_unsigned("!=", values, ir.Constant(values.type, None))
         return builder.zext(
-            builder.bitcast(bits, ir.IntType(LANES)), ir.IntType(types.int64.bitwidth)
+            builder.bitcast(bits, ir.IntType(LANES)), context.get_data_type(sig.return_type)
         )
 
     return types.int64(marks, at), code
