@@ -25,8 +25,8 @@ from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import Spread
 
 MEMORY = 512 << 20  # bytes that one batch may take, roughly
-SPREAD_BATCH = 64  # samples that one of many workers takes at a time
-BYTES_PER_ENTRY = 64  # of the largest layer, all temporaries together
+SPREAD_BATCH = 1 << 6  # samples that one of many workers takes at a time
+BYTES_PER_ENTRY = 1 << 6  # of the largest layer, all temporaries together
 
 
 def batch_size(network: IntegerNetwork) -> int:
@@ -37,7 +37,7 @@ def batch_size(network: IntegerNetwork) -> int:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run did, and what that takes by profile."""
+    """What a run did, and what that takes by energy model."""
 
     counts: Counts
     energies: dict[str, Energy]
@@ -45,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Activity:
-    """A run of the network: counts, energies by profile name, accuracy (None without labels).
+    """A run of the network: counts, energies by energy model, accuracy (None without labels).
 
     ``sample`` holds the spikes uint8 [T, *shape] of the first sample by layer name, "input" first.
     """
@@ -57,14 +57,14 @@ class Activity:
 
 
 class Recorder:
-    """Counts a run, and prices it by every profile or by one.
+    """Counts a run, and prices it by every energy model or by one.
 
     Run the network with ``cores``, and use ``add`` on each batch, in order.
     """
 
-    def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
+    def __init__(self, network: IntegerNetwork, energy_model: str | None = None) -> None:
         self.counter = Counter(network)
-        self.assessment = Assessment(network, profile)
+        self.assessment = Assessment(network, energy_model)
 
     @property
     def cores(self) -> dict[str, IntArray]:
@@ -92,12 +92,12 @@ class Recorder:
 class Simulator:
     """A network prepared to run on any number of rasters: placed, wired and planned once.
 
-    Energy and time come by every profile, or by the one named.
+    Energy and time come by every energy model, or by the one named.
     """
 
-    def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
-        self.network, self.profile = network, profile
-        self.recorder = Recorder(network, profile)
+    def __init__(self, network: IntegerNetwork, energy_model: str | None = None) -> None:
+        self.network, self.energy_model = network, energy_model
+        self.recorder = Recorder(network, energy_model)
         self.engine = engine.Engine(network, self.recorder.cores)
 
     def run(
@@ -148,7 +148,7 @@ class Simulator:
     ) -> Generator[Trace]:
         """Have batches run and counted, and record them in order."""
         size = min(SPREAD_BATCH, engine.batch_size(self.network, states))
-        job = Batches(self.network, self.profile, states, keep)
+        job = Batches(self.network, self.energy_model, states, keep)
         with closing(spread.run(job, raster.batches(size))) as results:
             for works, trace in results:
                 self.recorder.take(works, trace)
@@ -160,13 +160,13 @@ class Batches:
     """Batches to run and to count the work of (a ``spread.Job``); ``keep``: spikes and states return."""
 
     network: IntegerNetwork
-    profile: str | None
+    energy_model: str | None
     states: bool
     keep: bool
 
     def prepare(self) -> Callable[[NDArray[np.uint8]], tuple[list[list[LayerWork]], Trace]]:
         """What does one batch, inputs [N, T, *input_shape]: its work by chip and layer, and the trace."""
-        work = Recorder(self.network, self.profile).assessment.work
+        work = Recorder(self.network, self.energy_model).assessment.work
         ready = engine.Engine(self.network, work.cores)
 
         def do(inputs: NDArray[np.uint8]) -> tuple[list[list[LayerWork]], Trace]:

@@ -1,7 +1,7 @@
 """Synapses of the integer network: which input reaches which neuron, and with what weight.
 
-Each kind knows its weighted sums, how many synapses leave an input, and every synapse on its own. A
-further kind is a further class here; tables that backends keep are keyed by ``kind``.
+Each kind knows its weighted sums, how many synapses leave an input, every synapse on its own, and its
+size. A further kind is a further class here; tables that backends keep are keyed by ``kind``.
 """
 
 from __future__ import annotations
@@ -69,6 +69,31 @@ class Conv:
         stored = weights != 0
         return row[stored], column[stored]
 
+    def fan_out_into(
+        self, part: IntArray, parts: int, input_shape: Shape, shape: Shape
+    ) -> csr_array:
+        """``fan_out`` by the part [neurons] of the population that they lead to: int32 [parts, inputs]."""
+        if self.weight.shape[1] == 1:  # Few enough to list, where a product would be mostly zeros.
+            return _into(part, parts, self.entries(input_shape, shape), math.prod(input_shape))
+        c, h, w = input_shape
+        stored = self.weight != 0
+        return conv.fan_out_into(stored, part.reshape(shape), parts, (c, h, w), *self.geometry)
+
+    def possible(self, input_shape: Shape) -> int:
+        """In-bounds synapses, those whose weight is zero included."""
+        c, h, w = input_shape
+        every = np.ones(self.weight.shape, np.bool_)
+        return int(conv.fan_out(every, (c, h, w), *self.geometry).sum())
+
+    def parameters(self, _input_shape: Shape) -> int:
+        """Weights of the model, zeros included: those of the kernel."""
+        return self.weight.size
+
+    @property
+    def arrays(self) -> tuple[IntArray, ...]:
+        """Everything that has to be stored of these synapses."""
+        return (self.weight,)
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -103,6 +128,27 @@ class Dense:
         """(neuron, input), each in C order, of every stored, non-zero synapse."""
         neurons, inputs = np.nonzero(self.weight)
         return neurons.astype(np.int32), inputs.astype(np.int32)
+
+    def fan_out_into(
+        self, part: IntArray, parts: int, _input_shape: Shape, _shape: Shape
+    ) -> csr_array:
+        """``fan_out`` by the part [neurons] of the population that they lead to: int32 [parts, inputs]."""
+        ones, neuron = np.ones(len(part), np.int32), np.arange(len(part))
+        members = csr_array((ones, (part, neuron)), shape=(parts, len(part)))
+        return csr_array(members @ (self.weight != 0).astype(np.int32))
+
+    def possible(self, _input_shape: Shape) -> int:
+        """Synapses, those whose weight is zero included."""
+        return self.weight.size
+
+    def parameters(self, _input_shape: Shape) -> int:
+        """Weights of the model, zeros included."""
+        return self.weight.size
+
+    @property
+    def arrays(self) -> tuple[IntArray, ...]:
+        """Everything that has to be stored of these synapses."""
+        return (self.weight,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +211,37 @@ class Sparse:
         """(neuron, input), each in C order, of every connection."""
         return self.row, self.column
 
+    def fan_out_into(
+        self, part: IntArray, parts: int, input_shape: Shape, _shape: Shape
+    ) -> csr_array:
+        """``fan_out`` by the part [neurons] of the population that they lead to: int32 [parts, inputs]."""
+        return _into(part, parts, (self.row, self.column), math.prod(input_shape))
+
+    def possible(self, input_shape: Shape) -> int:
+        """In-bounds synapses of the convolution, those whose weight is zero included."""
+        (c, h, w), k = input_shape, self.kernel
+        every = np.ones(k.weight.shape, np.bool_)
+        fan_out = conv.fan_out(every, (c, h, w), k.stride, k.padding, k.dilation, k.groups)
+        return int(fan_out.sum())
+
+    def parameters(self, input_shape: Shape) -> int:
+        """Weights of the model, zeros included: every synapse has its own."""
+        return self.possible(input_shape)
+
+    @property
+    def arrays(self) -> tuple[IntArray, ...]:
+        """Everything that has to be stored of these synapses."""
+        return self.weight, self.row, self.column
+
 
 Synapses = Conv | Dense | Sparse
+
+
+def _into(part: IntArray, parts: int, entries: Entries, inputs: int) -> csr_array:
+    """Single synapses ``entries`` (neuron, input) counted by part and input: int32 [parts, inputs]."""
+    neuron, column = entries
+    ones = np.ones(len(neuron), np.int32)
+    return csr_array((ones, (part[neuron], column)), shape=(parts, inputs))
 
 
 def _by_row(weight: Weights, values: Int64) -> Int64:

@@ -202,7 +202,7 @@ def test_the_engine_in_the_other_form():
     done = run_with(
         other,
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-x"),
-        *(str(ROOT / "tests" / "test_engine.py"), "-k", chosen),
+        *(str(ROOT / "tests" / "hw_sim" / "test_engine.py"), "-k", chosen),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

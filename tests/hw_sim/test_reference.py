@@ -21,7 +21,7 @@ from stl_deploy.ir.synapses import Conv, Dense
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason="the folder of reference traces is not beside the checkout"
+    not REFERENCE.is_dir(), reason="the folder of reference traces is not next to the checkout"
 )
 EXAMPLES = settings(deadline=None, max_examples=200)
 # M and the bound of |a_in|; the registers of the chips, restated.

@@ -19,7 +19,7 @@ from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
-from stl_deploy.hw_sim.account.work import own_synapses_by_core, synapses_by_core
+from stl_deploy.hw_sim.account.work import recurrent_synapses_by_core, synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import single, slices
@@ -188,10 +188,13 @@ def test_synapses_are_counted_slice_by_slice(precision, drawn):
             got = synapses_by_core(layer, cores.reshape(-1), 3).toarray()
             assert (got == expected.reshape(3, -1)).all()
             assert (in_bounds_synapses(layer) == expected.sum(axis=0)).all()
-            heard = own_synapses_by_core(layer, cores.reshape(-1), 3)
-            assert (heard is None) == (not own)
-            if heard is not None:
-                assert heard.toarray().sum() == len(own)
+            recurrent = recurrent_synapses_by_core(layer, cores.reshape(-1), 3)
+            assert (recurrent is None) == (not own)
+            if recurrent is not None:
+                expected = np.zeros((3, *layer.shape), int)
+                for source, target in own:
+                    expected[(cores[target], *source)] += 1
+                assert (recurrent.toarray() == expected.reshape(3, -1)).all()
 
 
 def test_a_spike_is_a_synop_in_every_slice_that_it_meets():
