@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.verify.against_float import ParityReport
 else:
-    Target = Literal[tuple(TARGETS)]  # the values that typer lists and accepts
+    # The values that typer lists and accepts; of several it takes members of an Enum alone.
+    Target = StrEnum("Target", {name: name for name in TARGETS})
 
 
 def export(
@@ -156,7 +158,7 @@ def export(
     from stl_deploy.report.sections import render
 
     out = out if out is not None else Path(model.stem + "-export")
-    targets = tuple(dict.fromkeys(target))
+    targets = tuple(dict.fromkeys(map(str, target)))
     exporters.check(targets)
     check_out(out, force, [model, calib, evaluate])
     given = Given(
@@ -183,7 +185,7 @@ def export(
             with _shown(as_json) as tell:
                 network = quantize(
                     found.graph,
-                    chip or ("ideal" if set(target) == {"nir"} else "loihi2"),
+                    chip or ("ideal" if set(targets) == {"nir"} else "loihi2"),
                     None if calib is None else _calibration(calib, found.graph),
                     weight_bits=weight_bits,
                     weight_exp=weight_exp,
