@@ -204,7 +204,7 @@ def _in_blocks(sparse: Sparse, layer: LifLayer) -> int:
     return parts.count * parts.most * (4 + parts.outputs)
 
 
-WHO = "target onnx"
+WHO = "ONNX"
 SYNAPSES: dict[str, Form] = {
     "conv": Form(_conv, _stored),
     "dense": Form(_dense, _stored),
