@@ -417,7 +417,7 @@ def test_integers_that_are_exported_again_say_how_to_get_the_float_step(model, t
     """On the command line there is no graph to give; model.float.nir is what it takes."""
     for source, out, note in (
         (model, "first", None),
-        (tmp_path / "first" / "model.nir", "again", "model.float.nir beside model.nir"),
+        (tmp_path / "first" / "model.nir", "again", "model.float.nir next to model.nir"),
         (tmp_path / "first" / "model.float.nir", "float", None),
     ):
         words = [str(source), "--target", "onnx", "--json", "-o", str(tmp_path / out)]
