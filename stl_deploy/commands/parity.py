@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stl_deploy.backends import BACKENDS
 from stl_deploy.commands.common import (
     Dask,
     Debug,
@@ -69,8 +70,8 @@ def parity(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Of hw_sim, lava, netx, onnx, with commas: what is to equal the reference in every spike, "
-            "u and v, e.g. --backend hw_sim,lava. [default: hw_sim]",
+            help=f"What must equal the reference in every spike, u and v: {', '.join(BACKENDS)}; several "
+            "with commas, e.g. --backend hw_sim,lava. [default: hw_sim]",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First N samples only.")] = None,

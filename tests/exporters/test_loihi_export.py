@@ -493,7 +493,7 @@ def test_registers_of_what_a_layer_hears_of_itself(tmp_path):
     assert line.startswith("fc: recurrent weight 200 is outside -128..127")
     image = replace(heard(1), shape=(1, 1, 1), vth=np.zeros((1, 1, 1), np.int32))
     lines = problems(lava.write, network(image), tmp_path)
-    assert any("fc: neurons of shape (1, 1, 1) hear themselves" in line for line in lines)
+    assert any("fc: is recurrent and has shape (1, 1, 1)" in line for line in lines)
     # 1 + 127 n, a step of u in 64ths, of which nothing is lost, against 2^23.
     for n, fits in ((344, True), (345, False)):
         ideal = network(heard(127, n, du=0, dv=4095), chip="ideal", timesteps=3)

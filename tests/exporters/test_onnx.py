@@ -23,7 +23,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import stl_deploy
-from stl_deploy import exporters
+from stl_deploy import backends, exporters
 from stl_deploy.backends import onnx as onnx_backend
 from stl_deploy.commands import common
 from stl_deploy.commands import export as export_command
@@ -417,7 +417,7 @@ def test_integers_that_are_exported_again_say_how_to_get_the_float_step(model, t
     """On the command line there is no graph to give; model.float.nir is what it takes."""
     for source, out, note in (
         (model, "first", None),
-        (tmp_path / "first" / "model.nir", "again", "model.float.nir beside model.nir"),
+        (tmp_path / "first" / "model.nir", "again", "model.float.nir next to model.nir"),
         (tmp_path / "first" / "model.float.nir", "float", None),
     ):
         words = [str(source), "--target", "onnx", "--json", "-o", str(tmp_path / out)]
@@ -586,7 +586,7 @@ def test_parity_sees_a_model_that_differs(command, model, lowered, raster, monke
     found = json.loads(out)["backends"]["onnx"]
     assert found["spike_mismatches"] > 0
     assert found["first"]["layer"] == "lif4"
-    assert "onnx differs from hw_sim in" in err
+    assert "onnx differs from the reference in" in err
 
 
 def test_without_the_extra_the_remedy_is_said(
@@ -607,7 +607,8 @@ def test_without_the_extra_the_remedy_is_said(
     with pytest.raises(InputError, match="needs the packages onnx"):
         exporters.check(("onnx",))
     extras = importlib.metadata.metadata("stl-deploy").get_all("Provides-Extra")
-    assert {extra for _, extra in exporters.NEEDS.values()} <= set(extras)
+    entries = [*exporters.TARGETS.values(), *backends.BACKENDS.values()]
+    assert {entry.extra for entry in entries if entry.extra} <= set(extras)
 
 
 def test_a_failing_onnxruntime_is_one_error(net, monkeypatch):

@@ -171,7 +171,7 @@ NODES = "node/nodes"
         (layer_meta(du=0), "a LIF has du = 4095"),
         (layer_meta(dv=0), "in version 1 a LIF has du = 4095, resets to zero, leaks"),
         (layer_meta(reset="subtract"), "a LIF has du = 4095, resets to zero"),
-        (layer_meta(recurrent="rec"), "does not hear itself and is not calibrated"),
+        (layer_meta(recurrent="rec"), "is not recurrent and is not calibrated"),
         (
             layer_meta(
                 precision={
@@ -347,7 +347,7 @@ OLD = meta(version=1, reset="same-step, to zero")
         (layer_meta(du=4095), "is a CubaLIF, with du 4095 not a LIF"),
         (layer_meta(du=2046), "tau_syn contradicts the metadata (du 2046"),
         (layer_meta(dv=0), "dv 0"),
-        (layer_meta(recurrent=None), "hears itself through rec, in the metadata through none"),
+        (layer_meta(recurrent=None), "is recurrent through rec, in the metadata through none"),
         (layer_meta(recurrent="other"), "through rec, in the metadata through other"),
         (layer_meta(reset="half"), "'zero' or 'subtract'"),
         (OLD, "lif1: in version 1 a LIF has du = 4095"),
@@ -367,7 +367,7 @@ OLD = meta(version=1, reset="same-step, to zero")
                 edges(("rec", "lif2"), ("lif2", "rec")),
                 put(f"{NODES}/rec/weight", np.zeros((6, 6), np.int8)),
             ),
-            "hears itself through no node, in the metadata through rec",
+            "is recurrent through no node, in the metadata through rec",
         ),
         (put(f"{NODES}/rec/type", "Threshold"), "nir can read"),
     ],
@@ -410,7 +410,7 @@ def test_what_nir_cannot_say_is_not_written():
         nir_file.to_nir(broken)
     assert [p.where for p in error.value.problems] == ["lif1", "lif2"]
     assert "dv 0" in str(error.value)
-    assert "neurons of shape (6, 1, 1) hear themselves" in str(error.value)
+    assert "is recurrent and has shape (6, 1, 1)" in str(error.value)
     pool = replace(net, layers=(first, replace(second, du=0)))
     assert nir_file.from_nir(nir_file.to_nir(pool)).layers[1].du == 0
 
