@@ -80,7 +80,7 @@ def _largest_part(synapses: Synapses, levels: int) -> int:
 
 def _largest_state(layer: LifLayer, levels: int, network: IntegerNetwork) -> int:
     """Largest |u| or |v| within the network's time, 0 where registers bound them."""
-    if chips.load(network.chip).state_limit is not None:
+    if chips.of(network).state_limit is not None:
         return 0
     total = levels * int(layer.synapses.row_sums(abs(layer.synapses.weight.astype(np.int64))).max())
     if layer.recurrent is not None:

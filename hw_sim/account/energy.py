@@ -134,7 +134,8 @@ class Assessment:
     """
 
     def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
-        wanted = {n: p for n, p in chips.profiles().items() if profile in (None, n)}
+        known = chips.profiles(chips.of(network))
+        wanted = {n: p for n, p in known.items() if profile in (None, n)}
         self.timesteps = network.timesteps
         # Placing takes seconds where the network is large: once a chip, not once a profile.
         self.chips = {

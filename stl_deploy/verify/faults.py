@@ -182,7 +182,7 @@ def _biases(layer: LifLayer, floats: FloatLayer) -> list[Fault]:
 
 def _thresholds(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
     """Thresholds that are not ceil(theta / scale) - 1, nor the end of the register."""
-    low, high = chips.load(network.chip).threshold_range
+    low, high = chips.of(network).threshold_range
     ratio = floats.threshold / layer.per_neuron(layer.scale)
     if network.lowering == "fold":
         # The unit is theta over a whole number, which a division gives back but nearly.
