@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir.network import IntegerNetwork
@@ -15,6 +15,8 @@ from stl_deploy.ir.notes import Diagnostic
 if TYPE_CHECKING:
     import nir
 
+# Which nodes model.nir is written in: those that say most, or also those that most readers know.
+NirDialect = Literal["spec", "portable"]
 # ``nir`` has no writer of its own: model.nir is what every other target is made from.
 TARGETS: dict[str, tuple[str, str] | None] = {
     "nir": None,

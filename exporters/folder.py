@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
 import nir
@@ -18,6 +18,7 @@ import numpy as np
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.exporters import NirDialect
 from stl_deploy.files import new_folder, sha256
 from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
@@ -29,7 +30,6 @@ from stl_deploy.version import __version__
 
 MANIFEST = "manifest.json"
 FORMAT = "stl-deploy/export"
-NirProfile = Literal["spec", "portable"]
 
 
 def export(
@@ -42,7 +42,7 @@ def export(
     force: bool = False,
     report: Callable[[], str] | None = None,
     extra: dict[str, Any] | None = None,
-    nir_profile: NirProfile = "spec",
+    nir_dialect: NirDialect = "spec",
 ) -> dict[str, Any]:
     """Write ``network`` for one target or several into the folder ``out``; the manifest is returned.
 
@@ -56,7 +56,7 @@ def export(
         force: replace an earlier export.
         report: gives the text of report.html; without it the hardware sections alone.
         extra: more entries for the manifest.
-        nir_profile: with "portable" model.portable.nir and, with ``graph``, model.float.portable.nir
+        nir_dialect: with "portable" model.portable.nir and, with ``graph``, model.float.portable.nir
             are written too, for other tools (``nir_portable``).
 
     Raises:
@@ -76,7 +76,7 @@ def export(
         nir_io.write(nir_file.to_nir(network), temporary / "model.nir")
         if graph is not None:
             nir_io.write(graph, temporary / "model.float.nir")
-        if nir_profile == "portable":
+        if nir_dialect == "portable":
             nir_portable.write_beside(network, graph, temporary)
         notes = [
             asdict(note)
@@ -86,7 +86,7 @@ def export(
         text = report() if report is not None else render(out.name, network)
         write_file(temporary / "report.html", text.encode())
         manifest = {**describe(network), "targets": list(targets)}
-        manifest |= {"nir_profile": nir_profile, **(extra or {})}
+        manifest |= {"nir_dialect": nir_dialect, **(extra or {})}
         manifest["diagnostics"] += notes
         manifest["source"] = None if source is None else {"file": source.name, "sha256": digest}
         manifest["files"] = {

@@ -62,9 +62,9 @@ class Recorder:
     Run the network with ``cores``, and use ``add`` on each batch, in order.
     """
 
-    def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
+    def __init__(self, network: IntegerNetwork, energy_model: str | None = None) -> None:
         self.counter = Counter(network)
-        self.assessment = Assessment(network, profile)
+        self.assessment = Assessment(network, energy_model)
 
     @property
     def cores(self) -> dict[str, IntArray]:
@@ -95,9 +95,9 @@ class Simulator:
     Energy and time come by every profile, or by the one named.
     """
 
-    def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
-        self.network, self.profile = network, profile
-        self.recorder = Recorder(network, profile)
+    def __init__(self, network: IntegerNetwork, energy_model: str | None = None) -> None:
+        self.network, self.energy_model = network, energy_model
+        self.recorder = Recorder(network, energy_model)
         self.engine = engine.Engine(network, self.recorder.cores)
 
     def run(
@@ -148,7 +148,7 @@ class Simulator:
     ) -> Generator[Trace]:
         """Have batches run and counted, and record them in order."""
         size = min(SPREAD_BATCH, engine.batch_size(self.network, states))
-        job = Batches(self.network, self.profile, states, keep)
+        job = Batches(self.network, self.energy_model, states, keep)
         with closing(spread.run(job, raster.batches(size))) as results:
             for works, trace in results:
                 self.recorder.take(works, trace)
@@ -160,13 +160,13 @@ class Batches:
     """Batches to run and to count the work of (a ``spread.Job``); ``keep``: spikes and states return."""
 
     network: IntegerNetwork
-    profile: str | None
+    energy_model: str | None
     states: bool
     keep: bool
 
     def prepare(self) -> Callable[[NDArray[np.uint8]], tuple[list[list[LayerWork]], Trace]]:
         """What does one batch, inputs [N, T, *input_shape]: its work by chip and layer, and the trace."""
-        work = Recorder(self.network, self.profile).assessment.work
+        work = Recorder(self.network, self.energy_model).assessment.work
         ready = engine.Engine(self.network, work.cores)
 
         def do(inputs: NDArray[np.uint8]) -> tuple[list[list[LayerWork]], Trace]:

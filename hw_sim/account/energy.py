@@ -133,9 +133,9 @@ class Assessment:
     Use ``cores`` for ``reference.run`` and ``add`` on each batch, in order.
     """
 
-    def __init__(self, network: IntegerNetwork, profile: str | None = None) -> None:
+    def __init__(self, network: IntegerNetwork, energy_model: str | None = None) -> None:
         known = chips.profiles(chips.of(network))
-        wanted = {n: p for n, p in known.items() if profile in (None, n)}
+        wanted = {n: p for n, p in known.items() if energy_model in (None, n)}
         self.timesteps = network.timesteps
         # Placing takes seconds where the network is large: once a chip, not once a profile.
         self.chips = {

@@ -174,7 +174,7 @@ def _unsayable(layer: LifLayer) -> Iterator[Problem]:
         yield Problem(
             layer.name,
             "a folded convolution, whose single connections no node of NIR can say",
-            "use --thresholds native, or --nir-profile spec",
+            "use --thresholds native, or --nir-dialect spec",
         )
 
 
@@ -182,7 +182,7 @@ def _subtracts(name: str) -> Problem:
     return Problem(
         name,
         "resets by subtraction, which NIR's equations cannot say",
-        "use --nir-profile spec, whose metadata says it",
+        "use --nir-dialect spec, whose metadata says it",
     )
 
 
@@ -201,7 +201,7 @@ def _portable(graph: nir.NIRGraph, meta: PortableMeta, above: float) -> nir.NIRG
             try:
                 gains[weights] = _by_channel(node.r, nodes.get(weights))
             except ValueError as error:
-                problems.append(Problem(name, str(error), "use --nir-profile spec"))
+                problems.append(Problem(name, str(error), "use --nir-dialect spec"))
             if name in beside:
                 gains[beside[name][0]] = node.r.astype(np.float64)
         weights = name

@@ -70,7 +70,7 @@ def quantize(
             trained on.
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
         thresholds: "native", a threshold per neuron; "fold", one a layer, inputs scaled instead;
-            "profiles", rounded to what a core of ``chip`` holds, neurons placed by threshold;
+            "grouped", rounded to what a core of ``chip`` holds, neurons placed by threshold;
             "auto", native where the chip can hold that, else profiles.
         overflow: "proven" (no input can overflow), "checked" (units from ``calib``; hw_sim flags an
             overflow), "auto": proven where it costs at most one effective bit, and with
@@ -282,9 +282,9 @@ def _distinct_thresholds(
             f"a core gets {placed.fullest['thresholds']} distinct thresholds; one of {chip.name} "
             f"holds {fact.value}. The file is right for simulation but cannot be loaded onto that "
             "chip as it is",
-            "use --chip loihi2, or the float model with --thresholds profiles"
+            "use --chip loihi2, or the float model with --thresholds grouped"
             if as_trained
-            else "use --thresholds profiles or fold, or --chip loihi2",
+            else "use --thresholds grouped or fold, or --chip loihi2",
         )
         for name, placed in network.placement.layers.items()
         if placed.fullest["thresholds"] > fact.value

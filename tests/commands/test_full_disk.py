@@ -48,7 +48,7 @@ def rows(tmp_path_factory):
     write_idx(folder / "images" / "t10k-images-idx3-ubyte.gz", np.zeros((10, 6, 5)))
     write_idx(folder / "images" / "t10k-labels-idx1-ubyte.gz", np.arange(10))
     network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
-    stl_deploy.export(network, "nir", folder / "o", nir_profile="portable")
+    stl_deploy.export(network, "nir", folder / "o", nir_dialect="portable")
     done = subprocess.run(
         [sys.executable, full_disk.__file__, folder],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

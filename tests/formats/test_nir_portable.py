@@ -158,7 +158,7 @@ def test_what_it_cannot_say_is_named_all_at_once():
     with pytest.raises(LoweringError) as caught:
         nir_portable.from_network(nir_cases.network(first, second))
     assert [p.where for p in caught.value.problems] == ["a", "b"]
-    assert "--nir-profile spec" in caught.value.problems[0].remedy
+    assert "--nir-dialect spec" in caught.value.problems[0].remedy
 
 
 def test_an_r_that_weights_cannot_carry_is_refused():
@@ -185,16 +185,16 @@ def exported(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "o"
     graph = lower(from_torch(random_net()))
     network = quantize(graph)
-    stl_deploy.export(network, "nir", out, graph=graph, nir_profile="portable")
+    stl_deploy.export(network, "nir", out, graph=graph, nir_dialect="portable")
     return out
 
 
 def test_export_writes_it_beside_and_names_it(command, model, raster, tmp_path):
     out = tmp_path / "o"
-    args = (model, "--target", "nir", "--nir-profile", "portable", "-o", out)
+    args = (model, "--target", "nir", "--nir-dialect", "portable", "-o", out)
     assert command("stl-export", *args)[0] == 0
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["nir_profile"] == "portable"
+    assert manifest["nir_dialect"] == "portable"
     names = {"model.nir", "model.float.nir", "model.portable.nir", "model.float.portable.nir"}
     assert names <= set(manifest["files"])
     code, _, err = command("hw_sim", out / "model.portable.nir", "--input", raster)
@@ -206,11 +206,11 @@ def test_the_usual_export_writes_none(command, model, tmp_path):
     out = tmp_path / "o"
     assert command("stl-export", model, "--target", "nir", "-o", out)[0] == 0
     assert not list(out.glob("*portable*"))
-    assert json.loads((out / "manifest.json").read_text())["nir_profile"] == "spec"
+    assert json.loads((out / "manifest.json").read_text())["nir_dialect"] == "spec"
 
 
 def test_an_export_that_it_cannot_say_leaves_nothing(command, model, tmp_path):
-    args = ("--target", "loihi", "--thresholds", "fold", "--nir-profile", "portable")
+    args = ("--target", "loihi", "--thresholds", "fold", "--nir-dialect", "portable")
     code, _, err = command("stl-export", model, *args, "-o", tmp_path / "o")
     assert code == 1
     assert "single connections" in err
@@ -255,7 +255,7 @@ def test_a_portable_file_is_not_to_be_exported_again(exported, command):
     code, _, err = command("stl-check", exported / "model.portable.nir", "--need", "snntorch")
     assert code == 1
     assert "see docs/nir.md" in err
-    assert "--nir-profile" not in err
+    assert "--nir-dialect" not in err
 
 
 def test_check_can_insist(exported, command):
