@@ -6,6 +6,7 @@ A chip is one of ``chips/*.toml``, which ``load`` finds by name, or any other fi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from bisect import bisect_right
@@ -19,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stl_deploy.chips import names as names
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
 from stl_deploy.ir.network import IntegerNetwork
@@ -384,15 +386,6 @@ class Chip(_Table):
 
 
 @cache
-def names() -> tuple[str, ...]:
-    """Names of the chips that come with the package."""
-    folder = resources.files("stl_deploy.chips")
-    return tuple(
-        sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
-    )
-
-
-@cache
 def load(name: str) -> Chip:
     """The chip called ``name`` of those that come with the package. Raises InputError listing them."""
     if name not in names():
@@ -451,6 +444,14 @@ def check(data: Any, where: str) -> Chip:
 def carried(chip: Chip) -> str | None:
     """What a network for ``chip`` has as ``chip_facts``: None where the name says everything."""
     return None if chip.name in names() else chip.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def identity(chip: Chip) -> str:
+    """A name that stands for exactly these facts: with a digest where the chip is not one of ``names()``."""
+    facts = carried(chip)
+    if facts is None:
+        return chip.name
+    return f"{chip.name} sha256:{hashlib.sha256(facts.encode()).hexdigest()}"
 
 
 def of(network: IntegerNetwork) -> Chip:
