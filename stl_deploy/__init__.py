@@ -1,4 +1,4 @@
-"""stl-deploy: trained spiking networks to neuromorphic hardware, with proof of how near they are.
+"""stl-deploy: trained spiking networks to neuromorphic hardware, with proof of how close they are.
 
     import stl_deploy as stl
     model = stl.load("model.pt")
@@ -42,6 +42,15 @@ if TYPE_CHECKING:
     from stl_deploy.lower.quantize import quantize
     from stl_deploy.models.net import STLNet
     from stl_deploy.verify.against_float import ParityReport
+
+# In the root of a checkout this folder goes before an installed package and lacks the rooms that stand next
+# to it, which pyproject.toml installs into it: they are found there.
+_HERE = Path(__file__).resolve().parent
+_ROOMS = ("exporters", "hw_sim", "models")
+if not (_HERE / "hw_sim").is_dir() and all(
+    (_HERE.parent / name).exists() for name in ("pyproject.toml", *_ROOMS)
+):
+    __path__ = [*__path__, str(_HERE.parent)]
 
 _LAZY = {
     "export": "stl_deploy.exporters.folder",

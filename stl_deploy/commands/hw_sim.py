@@ -279,7 +279,7 @@ def _print_neurobench(result: dict[str, Any]) -> None:
     say(
         f"45 nm convention of papers (0.9 pJ per AC, 4.6 pJ per MAC, nothing else): "
         f"{1e6 * at_45nm['snn_j']:,.3f} uJ, {1e6 * at_45nm['ann_j']:,.3f} uJ as one dense pass in MACs; "
-        "for comparison with papers; it does not estimate any chip"
+        "for comparison with papers only, not an estimate of any chip"
     )
 
 
