@@ -12,9 +12,12 @@ Importing this module is light: torch, h5py and the rest are loaded by the first
 
 from __future__ import annotations
 
+import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stl_deploy.errors import UncheckedWarning
 from stl_deploy.version import __version__
 
 __all__ = [
@@ -62,8 +65,6 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'stl_deploy' has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
@@ -134,9 +135,6 @@ def from_nir(
     Warns (UncheckedWarning) of neurons whose reset the source does not state. Raises InputError for a
     broken file, LoweringError for a network that cannot be lowered, each naming every problem.
     """
-    import warnings
-
-    from stl_deploy.errors import UncheckedWarning
     from stl_deploy.formats import nir_io
     from stl_deploy.importers.nir import flow as nir_graph
 

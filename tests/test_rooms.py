@@ -52,7 +52,7 @@ def test_an_import_inside_a_function_is_seen() -> None:
         "hw_sim/c.py": "class A:\n    def f(self):\n        import numba\n",
         "stl_deploy/commands/d.py": (
             "def f():\n    from stl_deploy.formats import slow\n    from stl_deploy import errors\n"
-            "    import warnings\n"
+            "    import warnings\n    import numpy\n"
         ),
         "stl_deploy/verify/e.py": "try:\n    import tomllib\nexcept ImportError:\n    tomllib = None\n",
     }

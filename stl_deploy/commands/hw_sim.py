@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from stl_deploy.backends.cluster import connect
 from stl_deploy.commands.common import (
     Dask,
     Debug,
@@ -26,6 +27,7 @@ from stl_deploy.commands.common import (
     warn_overflows,
 )
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.files import check_distinct, check_writable, write
 
 if TYPE_CHECKING:
     from stl_deploy.hw_sim.account.counts import Counts
@@ -61,7 +63,6 @@ def simulate(
     Example: hw_sim out/model.nir --input test.npz --report report.html
     """
     from stl_deploy.chips import facts as chips
-    from stl_deploy.files import check_distinct, check_writable, write
     from stl_deploy.formats import integer_nir as nir_file
     from stl_deploy.formats import raster as rasters
     from stl_deploy.hw_sim import simulate as sim
@@ -101,8 +102,6 @@ def _spread(address: str | None) -> AbstractContextManager[Spread | None]:
     """The Dask cluster at ``address``; None for this process."""
     if address is None:
         return nullcontext(None)
-    from stl_deploy.backends.cluster import connect
-
     return connect(address)
 
 

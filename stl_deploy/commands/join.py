@@ -20,6 +20,7 @@ from stl_deploy.commands.common import (
     warn,
 )
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.files import check_distinct, check_writable, sha256
 
 if TYPE_CHECKING:
     from stl_deploy.importers.stl import Checkpoint
@@ -49,7 +50,6 @@ def join(
 
     Example: stl-join a.pt b.pt c.pt -o joint.pt
     """
-    from stl_deploy.files import check_distinct, check_writable, sha256
     from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.models import joint
     from stl_deploy.models.net import from_params

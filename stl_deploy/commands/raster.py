@@ -28,6 +28,7 @@ from stl_deploy.commands.common import (
     warn,
 )
 from stl_deploy.data.catalogue import IMAGES
+from stl_deploy.files import check_writable, sha256
 from stl_deploy.ir.units import MAX_STEPS
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ def raster(
     Example: stl-raster --dataset nmnist --data NMNIST --split test -o test.npz
     """
     from stl_deploy.data.load import Wanted
-    from stl_deploy.files import check_writable
     from stl_deploy.formats import raster as rasters
 
     refuse_options_of_the_other(dataset, asked(context), ("encoding", "seed"))
@@ -104,7 +104,6 @@ def _images(
     folder: Path, split: str, encoding: Encoding, seed: int, timesteps: int, limit: int | None
 ) -> tuple[Raster, dict[str, Any]]:
     """Images of IDX files, encoded."""
-    from stl_deploy.files import sha256
     from stl_deploy.formats import idx
     from stl_deploy.formats import raster as rasters
 

@@ -38,8 +38,10 @@ from stl_deploy.commands.common import (
 )
 from stl_deploy.data.catalogue import EVENT_SETS, IMAGES
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.files import check_distinct, check_writable, sha256
 from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture
 from stl_deploy.ir.units import MAX_STEPS
+from stl_deploy.models import memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,9 +165,8 @@ def train(
 
     from stl_deploy.chips import facts
     from stl_deploy.data.load import Wanted
-    from stl_deploy.files import check_distinct, check_writable, sha256
     from stl_deploy.formats.checkpoint import save_checkpoint
-    from stl_deploy.models import memory, parallel
+    from stl_deploy.models import parallel
     from stl_deploy.models.train import Settings, Trainer
 
     _check_usage(context, qat, init)

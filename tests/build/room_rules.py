@@ -55,7 +55,7 @@ HEAVY = {
 }
 # Compiles when it is imported; nothing but the engine needs it.
 COMPILERS, COMPILED = {"numba", "llvmlite"}, "hw_sim"
-# Files that may import our own modules inside functions, where these load packages that take time.
+# Files that may import inside functions whatever takes time to load, our own modules included.
 LAZY = {
     "stl_deploy/commands": "so that --help is quick",
     "stl_deploy/__init__.py": "so that `import stl_deploy` is quick",
@@ -181,10 +181,10 @@ def imports_at_the_top(sources: Sources) -> list[str]:
             if one.package in COMPILERS and within(path, {COMPILED}):
                 continue
             own = code.file(one.target)
-            if own and within(path, LAZY) and code.loads[own] & SLOW:
-                continue
             why = "is imported inside a function"
-            if own and within(path, LAZY):
+            if within(path, LAZY):
+                if one.package in SLOW or (own and code.loads[own] & SLOW):
+                    continue
                 why += ", and is quick to load"
             found.append(f"{path}:{one.line}: R1 {one.target} {why}")
     return sorted(set(found), key=_place)
