@@ -182,7 +182,7 @@ def _foreign_files(folder: Path) -> list[str]:
 
 def describe(network: IntegerNetwork) -> dict[str, Any]:
     """What the manifest and ``--json`` say of a network."""
-    chip = chips.load(network.chip)
+    chip = chips.of(network)
     placed = placement.of(network, chip)
     return {
         "format": FORMAT,

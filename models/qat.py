@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import nir
@@ -64,14 +65,16 @@ class QatNet(STLNet):
     Args:
         arch: a quantized description, see ``quantized``.
         floats: weights, biases and thresholds to begin with, by the name of the neurons.
-        chip: whose registers nothing may leave.
+        chip: whose registers nothing may leave, by name or as the path of a chip file.
     """
 
-    def __init__(self, arch: Architecture, floats: Mapping[str, FloatLayer], chip: str) -> None:
+    def __init__(
+        self, arch: Architecture, floats: Mapping[str, FloatLayer], chip: str | Path
+    ) -> None:
         super().__init__(arch)
         assert arch.quantized is not None
         self.largest = arch.quantized.largest
-        self.chip = chips.load(chip)
+        self.chip = chips.find(chip)
         weights = [s for s in arch.layers if isinstance(s, Conv | Linear | Lif)]
         self.pairs = {
             lif.name: source.name for source, lif in pairwise(weights) if isinstance(lif, Lif)
@@ -220,7 +223,7 @@ def quantized(arch: Architecture, weight_bits: int) -> Architecture:
     return Architecture.from_dict(arch.model_copy(update=changed).to_dict())
 
 
-def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str) -> QatNet:
+def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str | Path) -> QatNet:
     """What training on integers begins with: the float network, BatchNorm and input scale folded.
 
     Raises LoweringError for a network that cannot be lowered, or is several that decide together.
@@ -233,7 +236,7 @@ def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str) -> 
                 "train each on integers, then join what comes out (stl-join)",
             )
         )
-    if problems := chips.load(chip).input_problems(checkpoint.arch.input.levels):
+    if problems := chips.find(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
     graph: nir.NIRGraph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
     floats = {

@@ -95,7 +95,7 @@ def rebuild(network: IntegerNetwork, chip: Chip, blocks: Mapping[str, _Blocks]) 
     Raises:
         ValueError: blocks that do not cover a layer's neurons once, or need more than a core holds.
     """
-    strict = network.lowering == "profiles"
+    strict = network.lowering == "grouped"
     for layer in network.layers:
         _check_blocks(layer, *blocks[layer.name])
     placement = _placement(network, chip, blocks)

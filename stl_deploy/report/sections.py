@@ -76,10 +76,11 @@ def render(
     parity: Parity | None = None,
 ) -> str:
     """The report as HTML. Sections on activity, energy and parity appear where there are data."""
-    chip = chips.load(network.chip)
+    chip = chips.of(network)
     placed = placement.of(network, chip)
     energies = {} if activity is None else activity.energies
-    profiles = {name: chips.profiles()[name] for name in energies}
+    models = chips.profiles(chip)
+    profiles = {name: models[name] for name in energies}
     rows = [_layer_row(network, layer) for layer in network.layers]
     return _template().render(
         title=title,
@@ -442,10 +443,11 @@ def _energy_section(
             ),
         ],
         maps=[
-            core_map(title, traffic, layer_colours, counts.samples)
-            for title, traffic in {
-                profiles[name][0].title: e.traffic for name, e in energies.items()
-            }.items()
+            core_map(of.title, traffic, layer_colours, counts.samples)
+            for of, traffic in {
+                profiles[name][0].name: (profiles[name][0], e.traffic)
+                for name, e in energies.items()
+            }.values()
             if traffic.mesh.chips <= MAPPED_CHIPS
         ],
         steps=[

@@ -104,7 +104,7 @@ def _certifier(
         case _, str():
             return known
         case LifLayer(), FloatLayer():
-            chip = chips.load(network.chip)
+            chip = chips.of(network)
             try:
                 return LifCertifier(
                     layer, known, magnitudes[layer.name], chip, levels, network.timesteps

@@ -371,7 +371,7 @@ def _integers(network: IntegerNetwork, layer: LifLayer, place: Place, inputs: By
     from stl_deploy.chips import arithmetic
     from stl_deploy.hw_sim import reference
 
-    limit = chips.load(network.chip).state_limit
+    limit = chips.of(network).state_limit
     a = reference.accumulate(layer, inputs, network.input_limit(layer))
     a = a.reshape(len(inputs), *layer.shape)
     bias = np.broadcast_to(layer.bias, layer.shape)

@@ -54,7 +54,7 @@ def of_network(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> 
     how = network.precision.get(layer.name)
     if how is None or not how.calibrated:
         faults += [*_weights(layer, floats), *_biases(layer, floats)]
-        if network.lowering != "profiles":  # which rounds thresholds once more, as it likes
+        if network.lowering != "grouped":  # which rounds thresholds once more, as it likes
             faults += _thresholds(network, layer, floats)
     step = 4096 * (1 - floats.keep)
     if abs(layer.dv - (0 if floats.keep == 1 else min(max(step, 1), 4095))) > 0.5 + TIE:
@@ -182,7 +182,7 @@ def _biases(layer: LifLayer, floats: FloatLayer) -> list[Fault]:
 
 def _thresholds(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
     """Thresholds that are not ceil(theta / scale) - 1, nor the end of the register."""
-    low, high = chips.load(network.chip).threshold_range
+    low, high = chips.of(network).threshold_range
     ratio = floats.threshold / layer.per_neuron(layer.scale)
     if network.lowering == "fold":
         # The unit is theta over a whole number, which a division gives back but nearly.

@@ -608,8 +608,8 @@ def test_options_that_do_not_go_together(tmp_path, command):
     event_files.write_shd(tmp_path, 3)
     for name, args, what in (
         ("stl-raster", ["--size", 8], "--size: does not go with --dataset fashion-mnist"),
-        ("stl-raster", ["--dataset", "nmnist"], "--data: is needed with --dataset nmnist"),
-        ("stl-raster", ["--dataset", "mnist"], "--data: is needed with --dataset mnist"),
+        ("stl-raster", ["--dataset", "nmnist"], "--data: is required with --dataset nmnist"),
+        ("stl-raster", ["--dataset", "mnist"], "--data: is required with --dataset mnist"),
         (
             "stl-raster",
             ["--dataset", "shd", "--data", tmp_path, "--encoding", "graded"],

@@ -328,13 +328,13 @@ ARCHITECTURES = (
     SEEDS,
     st.sampled_from(ARCHITECTURES),
     st.sampled_from(["ideal", "loihi1", "loihi2"]),
-    st.sampled_from(["native", "fold", "profiles"]),
+    st.sampled_from(["native", "fold", "grouped"]),
     st.integers(2, 8),
     st.integers(0, 4),
     st.sampled_from([0.5, 0.75, 0.3, 0.95]),
     st.sampled_from([1, 4, 9]),
 )
-@example(0, ARCHITECTURES[0], "loihi1", "profiles", 8, 0, 0.5, 4)
+@example(0, ARCHITECTURES[0], "loihi1", "grouped", 8, 0, 0.5, 4)
 @example(0, ARCHITECTURES[0], "loihi2", "fold", 8, 0, 0.5, 4)
 def test_whole_networks(seed, text, chip, thresholds, bits, exp, tau, steps):
     """``compare`` refuses a wrong certificate itself; forced spikes that agree may be uncertified."""
@@ -348,7 +348,7 @@ def test_whole_networks(seed, text, chip, thresholds, bits, exp, tau, steps):
     rebuilt = type(model)(arch)
     rebuilt.load_state_dict(model.state_dict())
     model = rebuilt.eval()
-    if chip != "loihi1" and thresholds == "profiles":
+    if chip != "loihi1" and thresholds == "grouped":
         chip = "loihi1"
     graph = stl_deploy.from_torch(model)
     try:
