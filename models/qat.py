@@ -264,5 +264,9 @@ def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str) -> 
     if problems := chips.load(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
     graph: nir.NIRGraph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
-    floats = float_layers.populations(graph)
+    floats = {
+        name: layer
+        for name, layer in float_layers.read(graph).items()
+        if isinstance(layer, FloatLayer)
+    }
     return QatNet(quantized(checkpoint.arch, weight_bits), floats, chip)

@@ -77,11 +77,6 @@ def read(graph: nir.NIRGraph) -> dict[str, FloatLayer | FloatPool | str]:
     return out
 
 
-def populations(graph: nir.NIRGraph) -> dict[str, FloatLayer]:
-    """The LIF layers of a lowered graph, but for those that are not understood here."""
-    return {name: layer for name, layer in read(graph).items() if isinstance(layer, FloatLayer)}
-
-
 def _halves(node: nir.LIF, timesteps: int) -> bool:
     """Whether a step halves v and so many steps lose none of its six fractional bits."""
     return bool((np.rint(4096 * G.DT / node.tau) == 2048).all()) and timesteps <= EXACT
