@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stl_deploy.chips.arithmetic import decay
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.units import FRACTION_BITS
 
 Int64 = NDArray[np.int64]
 
@@ -47,7 +48,7 @@ def voltage_range(
     With ``anywhere`` it holds for thresholds anywhere between the layer's lowest and highest.
     """
     bias = layer.bias_mant.astype(np.int64) << layer.bias_exp
-    vth = layer.vth.astype(np.int64).reshape(1 if anywhere else len(bias), -1) << 6
+    vth = layer.vth.astype(np.int64).reshape(1 if anywhere else len(bias), -1) << FRACTION_BITS
     lowest, highest = vth.min(axis=1), vth.max(axis=1)
     down = up = np.zeros_like(bias)
     worst_down, worst_up = down, up
@@ -86,8 +87,8 @@ def _currents(layer: LifLayer, levels: int, timesteps: int) -> Iterator[tuple[In
     low, high = one_sided_sums(layer, levels)
     least = most = np.zeros_like(low)
     for _ in range(timesteps):
-        least = decay(least, layer.du + 1) + (low << 6)
-        most = decay(most, layer.du + 1) + (high << 6)
+        least = decay(least, layer.du + 1) + (low << FRACTION_BITS)
+        most = decay(most, layer.du + 1) + (high << FRACTION_BITS)
         yield least, most
 
 

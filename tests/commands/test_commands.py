@@ -431,8 +431,8 @@ def test_places_that_cannot_become_an_export(command, here, model, monkeypatch):
     for out, what in (
         ("link", "symbolic link"),
         ("dangling", "symbolic link"),
-        (".", "current folder"),
-        ("..", "current folder"),
+        (".", "current directory"),
+        ("..", "current directory"),
         (model, "is a file"),
     ):
         code, _, err = command("stl-export", model, "--target", "nir", "-o", out, "--force")
