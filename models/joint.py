@@ -125,8 +125,8 @@ def _unfit(arch: A.Architecture, name: str) -> list[Problem]:
         problems.append(
             Problem(
                 f"{name}: {arch.layers[-1].name}",
-                f"{arch.population} neurons vote for a class, which is no whole number of its "
-                f"channels of {plane}",
+                f"{arch.population} neurons vote for a class, not a multiple of the {plane} neurons "
+                "of its channels",
                 "let a linear layer end the network",
             )
         )

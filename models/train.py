@@ -36,7 +36,7 @@ TEST = 2**31  # stands for the epoch where noise for the test images is drawn
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines a training run, beside architecture and data."""
+    """What determines a training run, in addition to architecture and data."""
 
     mode: Mode = "synergistic"
     encoding: Encoding = "bernoulli"

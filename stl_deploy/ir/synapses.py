@@ -64,7 +64,8 @@ class Conv:
 
     def into(self, _neuron: int, _inputs: IntArray, index: IntArray) -> Int64:
         """The weights [n] that stand at ``index`` [n, dimensions] and lead to a neuron."""
-        return self.weight[tuple(index.T)].astype(np.int64)
+        held: Int64 = self.weight[tuple(index.T)].astype(np.int64)
+        return held
 
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero, in-bounds synapses that leave each input: int64 of ``input_shape``."""
@@ -109,7 +110,8 @@ class Dense:
 
     def into(self, _neuron: int, _inputs: IntArray, index: IntArray) -> Int64:
         """The weights [n] that stand at ``index`` [n, dimensions] and lead to a neuron."""
-        return self.weight[tuple(index.T)].astype(np.int64)
+        held: Int64 = self.weight[tuple(index.T)].astype(np.int64)
+        return held
 
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero synapses that leave each input: int64 of ``input_shape``."""

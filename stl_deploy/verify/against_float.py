@@ -1,8 +1,9 @@
 """Float against integer: spike mismatch per layer, certificates, first divergence, predictions.
 
-The reference is the PyTorch model's float32 parameters evaluated in float64. Beside the integer
-network stand the float NIR graph (which must agree exactly) and the same model in float32 (which
-shows how much rounding alone flips). Without a PyTorch model the float NIR graph is the reference.
+The reference is the PyTorch model's float32 parameters evaluated in float64. In addition to
+the integer network, the float NIR graph (which must agree exactly) and the same model in float32
+(which shows how much rounding alone flips) are compared with it. Without a PyTorch model the float
+NIR graph is the reference.
 """
 
 from __future__ import annotations
