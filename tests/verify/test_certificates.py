@@ -24,7 +24,7 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve, unroll
-from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.floats import FloatLayer, FloatPool
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.lower.quantize import quantize
@@ -305,7 +305,8 @@ def test_pools_are_certified_whole(seed):
     pool = OrPool("pool", "pool_sum", before, (3, 2, 3), kernel)
     inputs = (rng.random((2, 4, *before)) < 0.2).astype(np.uint8)
     spikes = reference.run_lif(pool, inputs, chips.load("ideal")).spikes
-    verdicts = PoolCertifier(pool).run(inputs, spikes)
+    floats = FloatPool("pool", kernel, before)
+    verdicts = PoolCertifier(pool, floats).run(inputs, spikes)
     assert verdicts.certified(spikes).all()
     assert not verdicts.wrong(spikes).any()
     flipped = spikes.copy()
