@@ -330,7 +330,7 @@ SNNTORCH = Consumer(
             nodes(lambda node: not is_close(node.r * step(node.tau_mem), 1), nir.CubaLIF),
         ),
         unreadable(
-            "neurons that hear themselves must have names like a.b",
+            "recurrent neurons must have names like a.b",
             lambda file: [name for name in hear_themselves(file) if "." not in name],
         ),
         differs(
