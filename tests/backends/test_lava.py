@@ -38,11 +38,12 @@ from stl_deploy.formats.nir_io import write as write_nir
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.formats.raster import save as save_raster
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_networks
 from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
+from tests.build.networks import chain, dense_lif
 from tests.hw_sim.test_recurrent import random_graph
 
 NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))
@@ -220,21 +221,14 @@ def test_a_quantized_recurrent_graph_is_the_same_on_lava(python, chip):
 
 def test_a_spike_of_the_sample_before_is_not_heard_on_lava(python):
     """Every neuron fires in the last step of a sample and would fire in the first of the next one."""
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(np.eye(3, dtype=np.int8) * 9),
-        (3,),
-        (3,),
-        np.zeros(3, np.int32),
-        np.array([4, 5, 6], np.int32),
-        np.ones(3),
+    layer = dense_lif(
+        np.eye(3) * 9,
+        [4, 5, 6],
         du=2000,
         recurrent=Dense(np.full((3, 3), 20, np.int8)),
-        recurrent_name="rec",
         reset="subtract",
     )
-    network = IntegerNetwork("loihi2", 2, (3,), 1, (layer,), Readout(3, 1))
+    network = chain(layer, steps=2)
     spikes = np.zeros((4, 2, 3), np.uint8)
     spikes[:, 1] = 1
     expected = simulate(network, spikes).layers["lif"].spikes

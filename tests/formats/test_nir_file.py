@@ -18,11 +18,12 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
 from tests.build.nets import random_net, random_spikes
-from tests.hw_sim.test_reference import networks
+from tests.build.networks import chain, lif
+from tests.build.strategies import networks
 
 
 def network(text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
@@ -248,17 +249,15 @@ def remembering():
     """Two flat layers: a current, weights of its own and a soft reset; then a plain one."""
     rng = np.random.default_rng(3)
 
-    def lif(name, inputs, outputs, vth, **fields):
+    def drawn(name, inputs, outputs, vth, **fields):
         weight = Dense(rng.integers(-50, 80, (outputs, inputs)).astype(np.int8))
-        bias = rng.integers(-20, 20, outputs).astype(np.int32)
-        vth = rng.integers(vth // 2, vth, outputs).astype(np.int32)
-        ones = np.ones(outputs)
-        return LifLayer(name, f"{name}_w", weight, (inputs,), (outputs,), bias, vth, ones, **fields)
+        bias = rng.integers(-20, 20, outputs)
+        vth = rng.integers(vth // 2, vth, outputs)
+        return lif(name, weight, vth=vth, bias=bias, **fields)
 
     own = Dense(rng.integers(-60, 60, (12, 12)).astype(np.int8))
-    first = lif("lif1", 9, 12, 400, du=2047, exp=1, recurrent=own, recurrent_name="rec")
-    layers = (replace(first, reset="subtract"), lif("lif2", 12, 6, 150))
-    return IntegerNetwork("loihi2", 5, (9,), 1, layers, Readout(6, 1))
+    first = drawn("lif1", 9, 12, 400, du=2047, exp=1, recurrent=own, recurrent_name="rec")
+    return chain(replace(first, reset="subtract"), drawn("lif2", 12, 6, 150), steps=5)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 
 import nir
 import numpy as np
@@ -27,9 +26,9 @@ from stl_deploy.formats.raster import Raster, save
 from stl_deploy.hw_sim import plans, reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower.passes import lower
+from tests.build.networks import chain, lif
 
 SEEDS = st.integers(0, 2**32 - 1)
 DT = 1e-4
@@ -66,26 +65,22 @@ def halving(rng, chip, steps, weight_exp):
         weight[np.arange(outputs), rng.integers(0, inputs, outputs)] = 127
         own = Dense(rng.integers(-127, 128, (outputs, outputs)).astype(np.int8))
         vth = rng.integers(20, 400, outputs) << weight_exp
+        bias = rng.integers(-60, 60, outputs) * (rng.random() < 0.5)
+        du, heard = int(rng.choice([4095, 2047])), rng.random() < 0.7
+        soft = chip != "loihi1" and rng.random() < 0.5
         layers.append(
-            LifLayer(
+            lif(
                 name,
-                f"{name}_w",
                 Dense(weight.astype(np.int8)),
-                (inputs,),
-                (outputs,),
-                (rng.integers(-60, 60, outputs) * (rng.random() < 0.5)).astype(np.int32),
-                vth.astype(np.int32),
-                np.ones(outputs),
+                vth=vth,
+                bias=bias,
                 exp=weight_exp,
-                du=int(rng.choice([4095, 2047])),
-                recurrent=own if rng.random() < 0.7 else None,
-                recurrent_name="",
-                reset="subtract" if chip != "loihi1" and rng.random() < 0.5 else "zero",
+                du=du,
+                recurrent=own if heard else None,
+                reset="subtract" if soft else "zero",
             )
         )
-        if layers[-1].recurrent is not None:
-            layers[-1] = replace(layers[-1], recurrent_name=f"{name}_r")
-    return IntegerNetwork(chip, steps, (7,), 1, tuple(layers), Readout(4, 1))
+    return chain(*layers, chip=chip, steps=steps)
 
 
 @settings(deadline=None, max_examples=80)

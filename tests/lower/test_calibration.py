@@ -23,22 +23,7 @@ from stl_deploy.lower import calibration
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
-
-
-def layer_of(synapses, input_shape, shape, rng, **fields):
-    """A LIF layer with thresholds at random and without bias."""
-    channels = len(synapses.weight)
-    return LifLayer(
-        "lif",
-        "fc",
-        synapses,
-        input_shape,
-        shape,
-        np.zeros(channels, np.int32),
-        rng.integers(20, 200, shape).astype(np.int32),
-        np.ones(channels),
-        **fields,
-    )
+from tests.build.networks import lif
 
 
 def chain(rng, inputs, timesteps=4, recurrent=None):
@@ -76,7 +61,7 @@ def test_columns_are_what_a_kernel_sees(stride, padding, dilation, groups):
     x = rng.random((5, 6, 7, 8)).astype(np.float32)
     out = convolve(x, weight.astype(np.float32), stride, padding, dilation, groups)
     conv = Conv(weight, stride, padding, dilation, groups)
-    layer = layer_of(conv, (6, 7, 8), out.shape[1:], rng)
+    layer = lif("lif", conv, (6, 7, 8), vth=rng.integers(20, 200, out.shape[1:]))
     chosen = rng.permutation(5 * out[0, 0].size)[:50]
     columns = calibration._columns(layer, x, chosen)
     rows = weight.reshape(groups, 4 // groups, -1).astype(np.float32)
@@ -93,7 +78,7 @@ def test_moments_are_those_of_what_v_adds_up(du, dv, hears):
     fired = (rng.random((40, 5, 3)) < 0.3).astype(np.uint8)
     own = Dense(np.zeros((3, 3), np.int8)) if hears else None
     dense = Dense(np.zeros((3, 7), np.int8))
-    layer = layer_of(dense, (7,), (3,), rng, du=du, dv=dv, recurrent=own)
+    layer = lif("lif", dense, (7,), vth=rng.integers(20, 200, (3,)), du=du, dv=dv, recurrent=own)
     packed = {"lif": np.packbits(fired, axis=-1)}
     recording = calibration.Recording(inputs, packed, {"lif": (3,)})
     got = calibration.moments(layer, "", recording)
@@ -116,7 +101,7 @@ def test_patches_beyond_the_budget_are_drawn(monkeypatch):
     """Fewer patches give nearly the same moments, and the same ones each time."""
     rng = np.random.default_rng(3)
     conv = Conv(np.zeros((2, 1, 3, 3), np.int8), (1, 1), (1, 1), (1, 1), 1)
-    layer = layer_of(conv, (1, 9, 9), (2, 9, 9), rng)
+    layer = lif("lif", conv, (1, 9, 9), vth=rng.integers(20, 200, (2, 9, 9)))
     inputs = (rng.random((60, 4, 1, 9, 9)) < 0.5).astype(np.uint8)
     recording = calibration.Recording(inputs, {}, {})
     whole = calibration.moments(layer, "", recording)
@@ -133,7 +118,13 @@ def test_a_layer_that_hears_itself_over_many_steps(monkeypatch):
     inputs = (rng.random((50, 6, 4)) < 0.4).astype(np.uint8)
     recording = calibration.Recording(inputs, {"lif": np.packbits(inputs, axis=-1)}, {"lif": (4,)})
     own = Dense(np.zeros((4, 4), np.int8))
-    layer = layer_of(Dense(np.zeros((4, 4), np.int8)), (4,), (4,), rng, recurrent=own)
+    layer = lif(
+        "lif",
+        Dense(np.zeros((4, 4), np.int8)),
+        (4,),
+        vth=rng.integers(20, 200, (4,)),
+        recurrent=own,
+    )
     whole = calibration.moments(layer, "", recording)
     monkeypatch.setattr(calibration, "ROWS", 200)
     np.testing.assert_allclose(
@@ -207,7 +198,7 @@ def test_compensation_lowers_the_error_of_sums():
 def test_no_threshold_of_the_window_agrees_more_often(chip, exp):
     rng = np.random.default_rng(7)
     dense = Dense(rng.integers(-20, 60, (9, 15)).astype(np.int8))
-    layer = layer_of(dense, (15,), (9,), rng, exp=exp)
+    layer = lif("lif", dense, (15,), vth=rng.integers(20, 200, (9,)), exp=exp)
     layer = replace(layer, vth=np.array([0, 1, 3, 60, 70, 80, 90, 20_000, 110], np.int32) << exp)
     inputs = (rng.random((70, 4, 15)) < 0.3).astype(np.uint8)
     facts = chips.load(chip)

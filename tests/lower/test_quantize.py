@@ -17,11 +17,13 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import LifLayer, OrPool
+from stl_deploy.ir.network import OrPool
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.lower.units import HEADROOM
 from tests.build.nets import random_net, random_spikes
+from tests.build.networks import dense_lif
+from tests.build.strategies import dense_layers
 
 EXAMPLES = settings(deadline=None, max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -278,35 +280,6 @@ def test_different_decays_in_a_layer_are_named():
 # Bounds
 
 
-@st.composite
-def layers(draw):
-    """A dense layer with anything at random, and its input's largest value."""
-    rng = np.random.default_rng(draw(SEEDS))
-    inputs, outputs = draw(st.integers(1, 12)), draw(st.integers(1, 4))
-    weight = rng.integers(-127, 128, (outputs, inputs)).astype(np.int8)
-    reach = 127 * inputs
-    vth = rng.integers(-reach if draw(st.booleans()) else 0, reach, outputs)
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(weight),
-        (inputs,),
-        (outputs,),
-        rng.integers(-reach, reach, outputs).astype(np.int32),
-        vth.astype(np.int32),
-        np.ones(outputs),
-        exp=draw(st.integers(0, 2)),
-        bias_exp=draw(st.integers(0, 7)),
-        du=draw(st.sampled_from([4095, 4095, 0, 1000, 4094])),
-        dv=draw(st.sampled_from([0, 1, 163, 2048, 4095])),
-        reset=draw(st.sampled_from(["zero", "subtract"])),
-    )
-    if draw(st.booleans()):
-        own = rng.integers(-reach, reach, (outputs, outputs)) // inputs
-        layer = replace(layer, recurrent=Dense(own.astype(np.int8)), recurrent_name="rec")
-    return layer, draw(st.sampled_from([1, 1, 7, 255])), rng
-
-
 def patterns(weight, levels, timesteps, rng):
     """Rasters [N, T, inputs]: random ones, and for each neuron the inputs that drive it furthest.
 
@@ -345,7 +318,7 @@ def voltages(layer, raster, levels):
 
 
 @EXAMPLES
-@given(layers(), st.integers(1, 6))
+@given(dense_layers(), st.integers(1, 6))
 def test_bounds_are_sound(case, timesteps):
     """No input passes them, and those made for it reach the sums and the lowest values exactly.
 
@@ -377,20 +350,13 @@ def test_bounds_are_sound(case, timesteps):
 
 def test_bounds_of_neurons_that_hear_each_other():
     """By hand: 2 x 3 from outside, 5 from inside; u halves; a spike takes 4 of v, which stays else."""
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(np.array([[2, -1], [0, 1]], np.int8)),
-        (2,),
-        (2,),
-        np.zeros(2, np.int32),
-        np.array([4, 4], np.int32),
-        np.ones(2),
+    layer = dense_lif(
+        [[2, -1], [0, 1]],
+        4,
         exp=1,
         du=2047,
         dv=0,
         recurrent=Dense(np.array([[5, -3], [1, 0]], np.int8)),
-        recurrent_name="rec",
         reset="subtract",
     )
     low, high = bounds.one_sided_sums(layer, 3)
@@ -567,7 +533,7 @@ def test_calibration_sees_the_sums_that_the_neuron_gets(gain):
     assert scales[0] > 1.01 * gain / 127  # calibration binds
 
 
-def test_calibration_binds_and_is_seen_by_later_layers():
+def test_calibration_binds_and_is_seen_by_later_dense_layers():
     """The second layer is calibrated on the spikes of the first, in float."""
     nodes = {
         "fc1": nir.Linear(weight=np.eye(3000)),
