@@ -7,21 +7,8 @@ import subprocess
 import sys
 import zipfile
 
+from tests.build.heavy import HEAVY
 from tests.build.nets import ROOT
-
-HEAVY = (
-    "torch",
-    "numba",
-    "matplotlib",
-    "h5py",
-    "nir",
-    "pydantic",
-    "rich",
-    "typer",
-    "distributed",
-    "onnx",
-    "onnxruntime",
-)
 
 
 def test_the_wheel_has_every_module_and_imports_outside_the_checkout(tmp_path):

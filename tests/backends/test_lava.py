@@ -42,9 +42,9 @@ from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_networks
+from tests.build.floats import random_graph
 from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, dense_lif
-from tests.hw_sim.test_recurrent import random_graph
 
 NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))
 SEED = int(os.environ.get("STL_LAVA_SEED", "20230"))

@@ -14,6 +14,7 @@ from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.network import Layer, OrPool
 from stl_deploy.ir.synapses import Dense, Sparse
 from stl_deploy.models.net import STLNet
+from tests.build.networks import values
 
 SMALL = "4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2"
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,9 +44,7 @@ def random_net(
 
 def random_spikes(net: STLNet, samples: int, seed: int = 0) -> np.ndarray:
     """A Bernoulli raster [N, T, *input] that fits ``net``."""
-    rng = np.random.default_rng(seed)
-    size = (samples, net.arch.timesteps, *net.arch.input.shape)
-    return (rng.random(size) < 0.4).astype(np.uint8)
+    return values((samples, net.arch.timesteps, *net.arch.input.shape), 0.4, seed=seed)
 
 
 def taken(weight: int, precision: str) -> int:

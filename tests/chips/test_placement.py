@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -24,8 +23,8 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io, raster
 from stl_deploy.hw_sim import simulate
 from stl_deploy.ir.network import LifLayer, OrPool
-from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Dense
+from tests.build.files import change_meta
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, recurrent_synapses, synapses
 from tests.build.networks import chain, lif, recurrent, weights
 from tests.build.random_networks import single
@@ -469,15 +468,6 @@ def test_round_trip(tmp_path, chip, thresholds):
     assert nir_file.read_network(tmp_path / "m.nir").placement == network.placement
 
 
-def edit(path, change):
-    with h5py.File(path, "r+") as file:
-        name = f"node/metadata/{KEY}"
-        meta = json.loads(file[name][()])
-        change(meta)
-        del file[name]
-        file[name] = json.dumps(meta)
-
-
 def layer(**changes):
     return lambda meta: meta["placement"]["layers"][0].update(changes)
 
@@ -509,7 +499,7 @@ def whole(**changes):
     ],
 )
 def test_contradictions_are_refused(path, change, what):
-    edit(path, change)
+    change_meta(path, change)
     with pytest.raises(InputError) as caught:
         nir_file.read_network(path)
     assert what in str(caught.value)
@@ -540,7 +530,7 @@ def test_changed_weights_contradict_the_placement(path):
 
 def test_a_file_without_a_placement_is_placed_where_it_is_needed(path):
     before = nir_file.read_network(path)
-    edit(path, lambda meta: meta.pop("placement"))
+    change_meta(path, lambda meta: meta.pop("placement"))
     after = nir_file.read_network(path)
     assert after.placement is None
     assert placement.of(after, chips.load("loihi1")) == before.placement

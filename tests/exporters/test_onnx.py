@@ -41,9 +41,10 @@ from stl_deploy.ir.network import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_networks
+from tests.build.floats import cuba, random_graph
+from tests.build.floats import graph as graph_of
 from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, dense_lif, lif, pool
-from tests.hw_sim.test_recurrent import cuba, graph_of, random_graph
 
 NETWORKS = int(os.environ.get("STL_ONNX_NETWORKS", "3"))
 SEED = int(os.environ.get("STL_ONNX_SEED", "20230"))
@@ -357,7 +358,7 @@ def test_currents_recurrence_and_resets_in_float(reset):
     node = cuba(rng, 10, v_leak=np.zeros(10))
     node.metadata = {"reset": reset}
     nodes = {**G.inner(graph), "fc3": nir.Linear(weight=rng.normal(size=(10, 10))), "lif3": node}
-    graph = graph_of(nodes, G.recurrent(graph), 40, 10, 6)
+    graph = graph_of(nodes, 40, 10, G.recurrent(graph), timesteps=6)
     raster = (rng.random((10, 6, 40)) < 0.5).astype(np.uint8)
     assert float_differences(graph, raster) == 0
 
@@ -370,7 +371,7 @@ def test_integrate_and_fire_in_float():
         "fc2": nir.Linear(weight=rng.normal(size=(10, 30))),
         "lif2": G.integrate_and_fire(rng.uniform(1, 3, 10), 0.7),
     }
-    graph = graph_of(nodes, inputs=40, outputs=10, steps=6)
+    graph = graph_of(nodes, 40, 10, timesteps=6)
     raster = (rng.random((10, 6, 40)) < 0.3).astype(np.uint8)
     assert float_differences(graph, raster) == 0
 
@@ -380,7 +381,7 @@ def test_a_threshold_reached_exactly_fires_in_float32_too():
     theta = np.array([0.5, 0.75, 1.0])
     lif = G.lif(np.nextafter(theta, -np.inf), tau=2e-4, r=2.0)
     nodes = {"fc": nir.Linear(weight=np.diag(theta)), "lif": lif}
-    graph = graph_of(nodes, inputs=3, outputs=3, steps=1)
+    graph = graph_of(nodes, 3, 3, timesteps=1)
     raster = np.ones((1, 1, 3), np.uint8)
     assert float_run(graph, raster)["spikes/lif"].all()
     assert (onnx_float._down(np.array([0.1, -0.1])) <= [0.1, -0.1]).all()
@@ -389,7 +390,7 @@ def test_a_threshold_reached_exactly_fires_in_float32_too():
 def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
     network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
     unknown = graph_of(
-        {"fc": nir.Linear(weight=np.ones((3, 3))), "s": nir.Scale(scale=np.ones(3))}, None, 3, 3
+        {"fc": nir.Linear(weight=np.ones((3, 3))), "s": nir.Scale(scale=np.ones(3))}, 3, 3
     )
     trained = stl_deploy.from_torch(net)
     said = G.float_meta(trained).model_dump()

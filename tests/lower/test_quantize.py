@@ -21,6 +21,7 @@ from stl_deploy.ir.network import OrPool
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.lower.units import HEADROOM
+from tests.build.floats import conv, deep, dense, graph, lif
 from tests.build.nets import random_net, random_spikes
 from tests.build.networks import dense_lif
 from tests.build.strategies import dense_layers
@@ -28,64 +29,6 @@ from tests.build.strategies import dense_layers
 EXAMPLES = settings(deadline=None, max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)
 THOUSANDTHS = st.integers(-1500, 1500).map(lambda n: n / 1000)
-
-
-# Graphs
-
-
-def lif(theta, tau=0.5):
-    """Fires at v >= theta: the float graph holds the number below theta behind NIR's strict >."""
-    theta = np.nextafter(np.asarray(theta, np.float64), -np.inf)
-    return G.lif(theta, G.DT / (1 - tau), 1 / (1 - tau))
-
-
-def graph(nodes, in_shape, out_shape, timesteps=4, levels=1):
-    classes = math.prod(out_shape)
-    meta = G.FloatMeta(timesteps=timesteps, input_levels=levels, classes=classes, population=1)
-    built = G.chain_graph(nodes, in_shape, out_shape, meta.model_dump_json())
-    G.verify(built)
-    return built
-
-
-def dense(weight, theta, bias=None, tau=0.5, **fields):
-    """One linear layer ``fc`` and its neurons ``lif``."""
-    weight = np.asarray(weight, np.float64)
-    theta = np.broadcast_to(np.asarray(theta, np.float64), len(weight))
-    bias = np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)
-    nodes = {"fc": nir.Affine(weight=weight, bias=bias), "lif": lif(theta, tau)}
-    return graph(nodes, weight.shape[1:], (len(weight),), **fields)
-
-
-def conv(weight, theta, bias, in_shape, stride=(1, 1), padding=(0, 0), **fields):
-    """One convolution ``conv`` and its neurons ``lif``; ``theta`` may be a function of the shape."""
-    node = G.conv2d(weight, bias, in_shape, stride, padding)
-    out = G.node_output("conv", node, in_shape)
-    theta = theta(out) if callable(theta) else np.full(out, theta)
-    return graph({"conv": node, "lif": lif(theta)}, in_shape, out, **fields)
-
-
-def deep(rng, levels=1, bias=0.3, theta=(0.1, 1.5), **fields):
-    """Convolution with strides, pool, two linear layers; all parameters at random."""
-    uniform = rng.uniform
-    return graph(
-        {
-            "conv1": G.conv2d(
-                rng.normal(size=(4, 2, 3, 2)), uniform(-bias, bias, 4), (2, 6, 7), (1, 2), (1, 0)
-            ),
-            "lif1": lif(uniform(*theta, (4, 6, 3))),
-            "pool1_sum": G.sum_pool((2, 3), (4, 6, 3)),
-            "pool1": nir.Threshold(threshold=np.full((4, 3, 1), 0.5)),
-            "flat": G.flatten((4, 3, 1)),
-            "fc1": nir.Affine(weight=rng.normal(size=(9, 12)), bias=uniform(-bias, bias, 9)),
-            "lif2": lif(uniform(*theta, 9)),
-            "fc2": nir.Linear(weight=rng.normal(size=(5, 9))),
-            "lif3": lif(uniform(*theta, 5)),
-        },
-        (2, 6, 7),
-        (5,),
-        levels=levels,
-        **fields,
-    )
 
 
 def only(network):

@@ -28,9 +28,9 @@ from stl_deploy.ir.synapses import Conv, Sparse
 from stl_deploy.lower import folding
 from stl_deploy.lower import grouped as profiles
 from stl_deploy.models.net import infer
+from tests.build.floats import dense
 from tests.build.nets import ZOO, random_net, random_spikes, synapses
 from tests.build.random_networks import draw
-from tests.lower.test_quantize import dense
 
 CONVOLUTIONAL = "4C3-BN-LIF-P4-FC20-LIF-AvgPool2"
 

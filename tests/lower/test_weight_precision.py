@@ -34,6 +34,7 @@ from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower import blocks, folding
 from stl_deploy.verify import faults
 from stl_deploy.verify.against_float import compare
+from tests.build.files import change_meta
 from tests.build.nets import random_net, random_spikes, recurrent_synapses, synapses, taken
 from tests.build.networks import chain, dense_lif, random_cores
 from tests.build.random_networks import draw
@@ -385,14 +386,14 @@ def test_files_of_8_bits_are_what_they_were():
 
 def changed(path, layer=None, weight=None, **fields):
     """The file with other fields of the JSON (of its first layer), or another weight there."""
-    with h5py.File(path, "r+") as file:
-        at = f"node/metadata/{KEY}"
-        meta = json.loads(file[at][()])
-        meta |= fields
-        meta["layers"][0] |= layer or {}
-        del file[at]
-        file[at] = json.dumps(meta)
-        if weight is not None:
+
+    def change(meta):
+        meta.update(fields)
+        meta["layers"][0].update(layer or {})
+
+    change_meta(path, change)
+    if weight is not None:
+        with h5py.File(path, "r+") as file:
             file["node/nodes/conv1/weight"][0, 0, 0, 0] = weight
     with pytest.raises(InputError) as error:
         nir_file.read_network(path)

@@ -35,6 +35,7 @@ from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.certificates import LifCertifier, PoolCertifier, Verdicts
 from stl_deploy.verify.divergence import CertificateError
+from tests.build.floats import graph as graph_of
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, dense_lif, lif
 
@@ -460,8 +461,7 @@ def test_pools_of_graded_inputs_and_other_windows_are_not_certified():
     }
 
     def why(levels: int, kernel: tuple[int, int] = (2, 2)):
-        meta = G.FloatMeta(timesteps=2, input_levels=levels, classes=4, population=1)
-        graph = G.chain_graph(nodes, (1, 4, 4), (1, 2, 2), meta.model_dump_json())
+        graph = graph_of(nodes, (1, 4, 4), (1, 2, 2), timesteps=2, levels=levels)
         pool = OrPool("pool", "sum", (1, 4, 4), (1, 2, 2), kernel)
         network = chain(pool, chip="ideal", steps=2, levels=levels)
         return certificates.certifiers(network, graph)["pool"]
@@ -506,9 +506,8 @@ def test_other_float_neurons_are_not_understood():
 
     def why(second: nir.ir.NIRNode, weights: nir.ir.NIRNode | None = None):
         nodes = {"fc": weights or nir.Linear(weight=np.ones((4, 3))), "lif": second}
-        meta = G.FloatMeta(timesteps=2, classes=4, population=1).model_dump_json()
         before = (3,) if weights is None else (4,)
-        return float_layers.read(G.chain_graph(nodes, before, shape, meta))["lif"]
+        return float_layers.read(graph_of(nodes, before, shape, timesteps=2))["lif"]
 
     good = G.lif(theta, 2e-4, 2.0)
     assert isinstance(why(good), FloatLayer)

@@ -33,6 +33,7 @@ from stl_deploy.verify import divergence, faults
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.divergence import CertificateError
+from tests.build.floats import graph as graph_of
 from tests.build.nets import random_net, random_spikes
 from tests.build.networks import chain, changed, dense_lif
 
@@ -505,10 +506,9 @@ def test_a_layer_without_certificates_still_has_a_first_divergence(exact):
 def test_an_account_begins_after_the_last_spike():
     """By hand: both sides spike in step 0, then 0.3 comes as 15/64, halves, and 0.86 as 55/64."""
     weight = np.array([[1.0, 0.86, 0.3]])
-    meta = G.FloatMeta(timesteps=3, classes=1, population=1).model_dump_json()
     theta = np.full(1, np.nextafter(1.0, -np.inf))
     nodes = {"fc": nir.Linear(weight=weight), "lif": G.lif(theta, 2e-4, 2.0)}
-    graph = G.chain_graph(nodes, (3,), (1,), meta)
+    graph = graph_of(nodes, 3, 1, timesteps=3)
     layer = dense_lif([[64, 55, 15]], 63, synapse_name="fc", scale=1 / 64)
     network = chain(layer, steps=3)
     inputs = np.array([[[1, 0, 1], [0, 0, 1], [0, 1, 0]]], np.uint8)
@@ -535,9 +535,9 @@ def test_a_saturating_register_is_blamed():
     """A voltage that the register cuts off, with nothing rounded."""
     weight = np.full((1, 40), 100.0)
     node = nir.Linear(weight=weight)
-    meta = G.FloatMeta(timesteps=2, input_levels=255, classes=1, population=1).model_dump_json()
     theta = np.full(1, np.nextafter(1_000_000.0, -np.inf))
-    graph = G.chain_graph({"fc": node, "lif": G.lif(theta, 2e-4, 2.0)}, (40,), (1,), meta)
+    nodes = {"fc": node, "lif": G.lif(theta, 2e-4, 2.0)}
+    graph = graph_of(nodes, 40, 1, timesteps=2, levels=255)
     network = chain(dense_lif(weight, 999_999, synapse_name="fc"), steps=2, levels=255)
     inputs = np.full((1, 2, 40), 255, np.uint8)
     spikes = {"lif": np.ones((1, 2, 1), np.uint8)}
