@@ -145,7 +145,7 @@ def by_brute_force(network, placed, chip):
 TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons": 300}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     limits=st.fixed_dictionaries(
@@ -247,7 +247,7 @@ def test_a_layer_is_cut_again_where_its_own_cores_need_more_axons():
     assert "out-axons" in problem.what
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6))
 def test_no_block_could_be_longer(seed):
     """One neuron more on any core but a layer's last breaks a limit, and bound_by is such a limit."""

@@ -19,7 +19,7 @@ from stl_deploy.ir.synapses import Dense
 from tests.build.networks import lif
 
 M = 1 << 23
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = settings(max_examples=150)
 
 
 # The model

@@ -21,20 +21,15 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
-from tests.build.nets import random_net, random_spikes
+from tests.build.nets import quantized, random_net, random_spikes
 from tests.build.networks import chain, lif
 from tests.build.strategies import networks
-
-
-def network(text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
-    net = random_net(text, seed)
-    return stl_deploy.quantize(stl_deploy.from_torch(net), **options)
 
 
 @pytest.fixture
 def path(tmp_path):
     file = tmp_path / "model.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi2")), file)
+    nir_io.write(nir_file.to_nir(quantized(chip="loihi2")), file)
     return file
 
 
@@ -46,7 +41,7 @@ def refused(path):
 
 @pytest.mark.parametrize("options", [{}, {"chip": "loihi1"}, {"weight_bits": 3, "weight_exp": 2}])
 def test_round_trip_is_exact(tmp_path, options):
-    before = network(**options)
+    before = quantized(**options)
     nir_io.write(nir_file.to_nir(before), tmp_path / "m.nir")
     after = nir_file.read_network(tmp_path / "m.nir")
     for a, b in zip(before.layers, after.layers, strict=True):
@@ -221,7 +216,7 @@ def equal(before, after):
                 np.testing.assert_array_equal(value, getattr(b, key), key)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(networks())
 def test_any_network_comes_back(case):
     before, raster = case
@@ -415,7 +410,7 @@ def test_what_nir_cannot_say_is_not_written():
 
 
 def test_a_folded_convolution_has_no_current(tmp_path):
-    folded = network(chip="loihi2", thresholds="fold")
+    folded = quantized(chip="loihi2", thresholds="fold")
     current = replace(folded.layers[0], du=100)
     with pytest.raises(LoweringError, match="folded convolution into neurons with a current"):
         nir_file.to_nir(replace(folded, layers=(current, *folded.layers[1:])))

@@ -19,7 +19,7 @@ from tests.build.random_networks import draw
 from tests.build.strategies import networks
 from tests.build.traces import assert_layer, assert_same
 
-EXAMPLES = settings(deadline=None, max_examples=200)
+EXAMPLES = settings(max_examples=200)
 
 
 # Random networks

@@ -85,7 +85,7 @@ def halving(rng, chip, steps, weight_exp):
     return chain(*layers, chip=chip, steps=steps)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(SEEDS, st.sampled_from(["ideal", "loihi1", "loihi2"]), st.integers(1, 7), st.integers(0, 2))
 def test_a_graph_of_integers_comes_back_as_these_integers(seed, chip, steps, weight_exp):
     """Weights, biases, decays, thresholds and resets; and the graph in float spikes as they do."""
@@ -231,7 +231,7 @@ def test_few_spikes_differ_from_float(chip, reset):
         assert (spikes != trace.layers[name].spikes).mean() < 0.03, name
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SEEDS, st.sampled_from(["loihi1", "loihi2"]))
 def test_proven_networks_never_overflow(seed, chip):
     """Weights, currents and resets that would leave a register, with the worst input all the time."""

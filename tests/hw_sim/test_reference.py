@@ -24,7 +24,7 @@ REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
     not REFERENCE.is_dir(), reason="the folder of reference traces is not beside the checkout"
 )
-EXAMPLES = settings(deadline=None, max_examples=200)
+EXAMPLES = settings(max_examples=200)
 # M and the bound of |a_in|; the registers of the chips, restated.
 REGISTERS = {"ideal": (None, None), "loihi1": (1 << 23, 1 << 15), "loihi2": (1 << 23, 1 << 17)}
 

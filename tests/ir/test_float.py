@@ -29,7 +29,7 @@ REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
     not REFERENCE.is_dir(), reason="the folder of reference traces is not beside the checkout"
 )
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = settings(max_examples=150)
 
 
 # The neuron of the official code

@@ -26,7 +26,7 @@ from tests.build.nets import random_net, random_spikes
 from tests.build.networks import dense_lif
 from tests.build.strategies import dense_layers
 
-EXAMPLES = settings(deadline=None, max_examples=60)
+EXAMPLES = settings(max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)
 THOUSANDTHS = st.integers(-1500, 1500).map(lambda n: n / 1000)
 
@@ -443,7 +443,7 @@ def test_no_limit_no_cost():
     assert network.diagnostics == ()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(SEEDS, st.sampled_from(["loihi1", "loihi2"]), st.integers(0, 3))
 def test_calibration_leaves_headroom(seed, chip, exp):
     rng = np.random.default_rng(seed)
@@ -476,7 +476,7 @@ def test_calibration_sees_the_sums_that_the_neuron_gets(gain):
     assert scales[0] > 1.01 * gain / 127  # calibration binds
 
 
-def test_calibration_binds_and_is_seen_by_later_dense_layers():
+def test_calibration_binds_and_is_seen_by_later_layers():
     """The second layer is calibrated on the spikes of the first, in float."""
     nodes = {
         "fc1": nir.Linear(weight=np.eye(3000)),

@@ -34,6 +34,7 @@ from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower import blocks, folding
 from stl_deploy.verify import faults
 from stl_deploy.verify.against_float import compare
+from tests.build import nets
 from tests.build.files import change_meta
 from tests.build.nets import random_net, random_spikes, recurrent_synapses, synapses, taken
 from tests.build.networks import chain, dense_lif, random_cores
@@ -49,10 +50,8 @@ DRAWN = pytest.mark.parametrize(
 )
 
 
-def quantized(precision, text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
-    net = random_net(text, seed)
-    graph = stl_deploy.from_torch(net)
-    return stl_deploy.quantize(graph, weight_precision=precision, **{"chip": "loihi2", **options})
+def quantized(precision, chip="loihi2", **options):
+    return nets.quantized(chip=chip, weight_precision=precision, **options)
 
 
 def one_layer(weight, precision, vth=50):

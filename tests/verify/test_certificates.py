@@ -39,7 +39,7 @@ from tests.build.floats import graph as graph_of
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, dense_lif, lif
 
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = settings(max_examples=150)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -312,7 +312,7 @@ ARCHITECTURES = (
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     SEEDS,
     st.sampled_from(ARCHITECTURES),

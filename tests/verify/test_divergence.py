@@ -338,7 +338,7 @@ OPTIONS = st.fixed_dictionaries(
 TEXTS = ("4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2", "FC20-BN-LIF-FC10-LIF")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 500), st.sampled_from(TEXTS), st.sampled_from(["ideal", "loihi1"]), OPTIONS)
 def test_what_the_quantizer_makes_has_no_faults_and_adds_up(seed, text, chip, options):
     model = random_net(text, seed)
