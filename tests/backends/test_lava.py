@@ -407,19 +407,24 @@ def test_an_interrupt_ends_the_worker(tmp_path, temporary, monkeypatch):
     assert_gone(workers[0], temporary)
 
 
-def test_a_killed_command_leaves_no_worker(python, lowered, model, raster, tmp_path):
-    """Lava's own processes are still being started or at work when the command is killed."""
+def test_a_killed_command_leaves_no_worker(python, net, lowered, model, tmp_path):
+    """Lava's own processes are still being started or at work when the command is killed.
+
+    Left alone they would be at work for longer than the wait at the end.
+    """
+    raster = tmp_path / "long.npz"
+    save_raster(raster, Raster(random_spikes(net, 20_000)), {})
     args = [str(model), str(lowered), "--input", str(raster), "--backend", "lava"]
     code = "from stl_deploy.commands.parity import main; main()"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = subprocess.Popen([sys.executable, "-c", code, *args], env=environment)
     try:
-        group = wait_for(lambda: next(iter(children(command.pid)), 0), 60)
-        memory = wait_for(lambda: len(children(group)) > 8 and shared_memory(group), 60)
+        group = wait_for(lambda: next(iter(children(command.pid)), 0), 300)
+        memory = wait_for(lambda: len(children(group)) > 8 and shared_memory(group), 300)
     finally:
         command.kill()
         command.wait()
-    wait_for(lambda: not lava_backend._alive(group), 10)
+    wait_for(lambda: not lava_backend._alive(group), 60)
     assert not [path for path in memory if path.exists()]
 
 

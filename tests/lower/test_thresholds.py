@@ -22,6 +22,7 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import single as single_connections
 from stl_deploy.ir.network import in_bounds_synapses
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Sparse
@@ -472,8 +473,8 @@ def test_a_connection_outside_the_kernel_is_refused(path):
 
 
 def test_a_file_of_too_many_connections_is_refused_unread(path, monkeypatch):
-    monkeypatch.setattr(folding, "MOST", 1000)
-    monkeypatch.setattr(folding.conv, "unroll", None)
+    monkeypatch.setattr(single_connections, "MOST", 1000)
+    monkeypatch.setattr(single_connections.conv, "unroll", None)
     with pytest.raises(InputError, match="more than 1,000 single connections"):
         nir_file.read_network(path)
 

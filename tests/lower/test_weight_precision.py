@@ -302,7 +302,7 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     """As many single connections as one synapse each leaves room for, and two do not."""
     chip = chips.load("loihi2")
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
-    block = next(b for b in blocks._blocks(graph) if not isinstance(b, OrPool))
+    block = next(b for b in blocks.read_blocks(graph) if not isinstance(b, OrPool))
     some = {"lif1": (block.weight, block.input_shape, block.node)}
     total = single.connections(block.weight != 0, block.input_shape, block.node)
     holds = -(-total * (8 + 13) // 8)  # bytes

@@ -280,7 +280,7 @@ def bits(path):
 def test_the_same_command_gives_the_same_bytes(folder, threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     args = ["--data", folder, "--arch", ARCH, "--epochs", 2, "--flip"]
-    code = "from stl_deploy.models.cli import main; main()"
+    code = "from stl_deploy.commands.train import main; main()"
     for name in ("a.pt", "b.pt"):
         words = map(str, [*args, "-o", folder / name])
         subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
