@@ -37,12 +37,13 @@ from stl_deploy.formats.nir_io import write as write_nir
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.formats.raster import save as save_raster
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_networks
+from tests.build.floats import random_graph
 from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
-from tests.hw_sim.test_recurrent import random_graph
+from tests.build.networks import chain, dense_lif
 
 NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))
 SEED = int(os.environ.get("STL_LAVA_SEED", "20230"))
@@ -220,21 +221,14 @@ def test_a_quantized_recurrent_graph_is_the_same_on_lava(python, chip):
 
 def test_a_spike_of_the_sample_before_is_not_heard_on_lava(python):
     """Every neuron fires in the last step of a sample and would fire in the first of the next one."""
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(np.eye(3, dtype=np.int8) * 9),
-        (3,),
-        (3,),
-        np.zeros(3, np.int32),
-        np.array([4, 5, 6], np.int32),
-        np.ones(3),
+    layer = dense_lif(
+        np.eye(3) * 9,
+        [4, 5, 6],
         du=2000,
         recurrent=Dense(np.full((3, 3), 20, np.int8)),
-        recurrent_name="rec",
         reset="subtract",
     )
-    network = IntegerNetwork("loihi2", 2, (3,), 1, (layer,), Readout(3, 1))
+    network = chain(layer, steps=2)
     spikes = np.zeros((4, 2, 3), np.uint8)
     spikes[:, 1] = 1
     expected = simulate(network, spikes).layers["lif"].spikes
@@ -416,19 +410,24 @@ def test_an_interrupt_ends_the_worker(tmp_path, temporary, monkeypatch):
     assert_gone(workers[0], temporary)
 
 
-def test_a_killed_command_leaves_no_worker(python, lowered, model, raster, tmp_path):
-    """Lava's own processes are still being started or at work when the command is killed."""
+def test_a_killed_command_leaves_no_worker(python, net, lowered, model, tmp_path):
+    """Lava's own processes are still being started or at work when the command is killed.
+
+    Left alone they would be at work for longer than the wait at the end.
+    """
+    raster = tmp_path / "long.npz"
+    save_raster(raster, Raster(random_spikes(net, 20_000)), {})
     args = [str(model), str(lowered), "--input", str(raster), "--backend", "lava"]
     code = "from stl_deploy.commands.parity import main; main()"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = subprocess.Popen([sys.executable, "-c", code, *args], env=environment)
     try:
-        group = wait_for(lambda: next(iter(children(command.pid)), 0), 60)
-        memory = wait_for(lambda: len(children(group)) > 8 and shared_memory(group), 60)
+        group = wait_for(lambda: next(iter(children(command.pid)), 0), 300)
+        memory = wait_for(lambda: len(children(group)) > 8 and shared_memory(group), 300)
     finally:
         command.kill()
         command.wait()
-    wait_for(lambda: not lava_worker._alive(group), 10)
+    wait_for(lambda: not lava_worker._alive(group), 60)
     assert not [path for path in memory if path.exists()]
 
 

@@ -32,33 +32,6 @@ SENSOR = (2, 128, 128)
 LAYOUTS = ("nmnist", "dvs128gesture", "dvs128gesture-cut", "cifar10dvs", "cifar10dvs-4", "shd")
 
 
-def write(layout, folder):
-    """A tiny dataset: its samples by split, each (label, events)."""
-    folder.mkdir(exist_ok=True)
-    if layout.startswith("cifar10dvs"):
-        suffix = ".aedat4" if layout.endswith("4") else ".aedat"
-        made = event_files.write_cifar10dvs(folder, suffix=suffix)
-        out = {}
-        for split in ("train", "test"):
-            chosen = {label: in_split(label, 10, split) for label in range(10)}
-            order = [(chosen[label][i], label) for i in range(len(chosen[0])) for label in chosen]
-            out[split] = [(label, made[label, number]) for number, label in order]
-        return out
-    writer = {
-        "nmnist": event_files.write_nmnist,
-        "dvs128gesture": event_files.write_gesture,
-        "dvs128gesture-cut": event_files.write_cut_gesture,
-        "shd": event_files.write_shd,
-    }[layout]
-    return writer(folder)
-
-
-def in_split(label, n, split):
-    """The documented draw: PCG64 of (0, class), nine of ten for training, in the order of names."""
-    order = np.random.Generator(np.random.PCG64([0, label])).permutation(n)
-    return sorted(order[: n * 9 // 10] if split == "train" else order[n * 9 // 10 :])
-
-
 def frames_by_loop(sample, sensor, shape, steps, binning, levels, window=1_400_000):
     """Frames event by event, in plain Python."""
     sample = sorted(sample, key=lambda e: e[0]) if len(sensor) == 1 else sample
@@ -79,7 +52,7 @@ def frames_by_loop(sample, sensor, shape, steps, binning, levels, window=1_400_0
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("binning", "levels"), [("count", 1), ("time", 3), (None, 255)])
 def test_rasters_are_what_a_loop_over_the_events_makes(layout, binning, levels, tmp_path):
-    made = write(layout, tmp_path)
+    made = event_files.write(layout, tmp_path)
     name = layout.split("-")[0]
     dataset = EVENT_SETS[name]
     size = 70 if name == "shd" else 9
@@ -199,7 +172,7 @@ ABORTS = bytes(ABORTS)
 )
 def test_broken_files_of_cifar10dvs(data, what, tmp_path):
     event_files.write_cifar10dvs(tmp_path)
-    path = tmp_path / "cat" / f"cifar10_cat_{in_split(3, 10, 'test')[0]}.aedat"
+    path = tmp_path / "cat" / f"cifar10_cat_{event_files.in_split(3, 10, 'test')[0]}.aedat"
     path.write_bytes(data)
     refused("cifar10dvs", tmp_path, path, what)
 
@@ -218,7 +191,7 @@ def test_broken_files_of_cifar10dvs(data, what, tmp_path):
 )
 def test_broken_files_of_aedat_4(data, what, tmp_path, capfd):
     event_files.write_cifar10dvs(tmp_path, suffix=".aedat4")
-    path = tmp_path / "cat" / f"cifar10_cat_{in_split(3, 10, 'test')[0]}.aedat4"
+    path = tmp_path / "cat" / f"cifar10_cat_{event_files.in_split(3, 10, 'test')[0]}.aedat4"
     path.write_bytes(data)
     refused("cifar10dvs", tmp_path, path, what)
 
@@ -498,7 +471,7 @@ SMALL = {
 )
 def test_from_events_to_the_chip(layout, levels, tmp_path, command):
     """stl-raster, stl-train, stl-export, hw_sim, stl-parity."""
-    write(layout, tmp_path)
+    event_files.write(layout, tmp_path)
     arch, size = SMALL[layout]
     name = layout.split("-")[0]
     how = [
@@ -696,7 +669,7 @@ def test_spikingjelly_reads_and_frames_the_same(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_mutated_files_are_read_or_refused(layout, tmp_path):
     """Bytes changed, cut out or doubled: an InputError that names the folder, or frames; nothing else."""
-    write(layout, tmp_path)
+    event_files.write(layout, tmp_path)
     name = layout.split("-")[0]
     listing = EVENT_SETS[name].listing(tmp_path, "test")
     paths = {Path(listing.read(0).where.split(",")[0])}

@@ -18,22 +18,18 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
-from tests.build.nets import random_net, random_spikes
-from tests.hw_sim.test_reference import networks
-
-
-def network(text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
-    net = random_net(text, seed)
-    return stl_deploy.quantize(stl_deploy.from_torch(net), **options)
+from tests.build.nets import quantized, random_net, random_spikes
+from tests.build.networks import chain, lif
+from tests.build.strategies import networks
 
 
 @pytest.fixture
 def path(tmp_path):
     file = tmp_path / "model.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi2")), file)
+    nir_io.write(nir_file.to_nir(quantized(chip="loihi2")), file)
     return file
 
 
@@ -45,7 +41,7 @@ def refused(path):
 
 @pytest.mark.parametrize("options", [{}, {"chip": "loihi1"}, {"weight_bits": 3, "weight_exp": 2}])
 def test_round_trip_is_exact(tmp_path, options):
-    before = network(**options)
+    before = quantized(**options)
     nir_io.write(nir_file.to_nir(before), tmp_path / "m.nir")
     after = nir_file.read_network(tmp_path / "m.nir")
     for a, b in zip(before.layers, after.layers, strict=True):
@@ -220,7 +216,7 @@ def equal(before, after):
                 np.testing.assert_array_equal(value, getattr(b, key), key)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(networks())
 def test_any_network_comes_back(case):
     before, raster = case
@@ -248,17 +244,15 @@ def remembering():
     """Two flat layers: a current, weights of its own and a soft reset; then a plain one."""
     rng = np.random.default_rng(3)
 
-    def lif(name, inputs, outputs, vth, **fields):
+    def drawn(name, inputs, outputs, vth, **fields):
         weight = Dense(rng.integers(-50, 80, (outputs, inputs)).astype(np.int8))
-        bias = rng.integers(-20, 20, outputs).astype(np.int32)
-        vth = rng.integers(vth // 2, vth, outputs).astype(np.int32)
-        ones = np.ones(outputs)
-        return LifLayer(name, f"{name}_w", weight, (inputs,), (outputs,), bias, vth, ones, **fields)
+        bias = rng.integers(-20, 20, outputs)
+        vth = rng.integers(vth // 2, vth, outputs)
+        return lif(name, weight, vth=vth, bias=bias, **fields)
 
     own = Dense(rng.integers(-60, 60, (12, 12)).astype(np.int8))
-    first = lif("lif1", 9, 12, 400, du=2047, exp=1, recurrent=own, recurrent_name="rec")
-    layers = (replace(first, reset="subtract"), lif("lif2", 12, 6, 150))
-    return IntegerNetwork("loihi2", 5, (9,), 1, layers, Readout(6, 1))
+    first = drawn("lif1", 9, 12, 400, du=2047, exp=1, recurrent=own, recurrent_name="rec")
+    return chain(replace(first, reset="subtract"), drawn("lif2", 12, 6, 150), steps=5)
 
 
 @pytest.fixture
@@ -416,7 +410,7 @@ def test_what_nir_cannot_say_is_not_written():
 
 
 def test_a_folded_convolution_has_no_current(tmp_path):
-    folded = network(chip="loihi2", thresholds="fold")
+    folded = quantized(chip="loihi2", thresholds="fold")
     current = replace(folded.layers[0], du=100)
     with pytest.raises(LoweringError, match="folded convolution into neurons with a current"):
         nir_file.to_nir(replace(folded, layers=(current, *folded.layers[1:])))

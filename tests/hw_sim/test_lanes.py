@@ -17,7 +17,7 @@ from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.hw_sim.lanes import Lanes, Steps
 from tests.build.nets import ROOT
 
-EXAMPLES = settings(deadline=None, max_examples=200)
+EXAMPLES = settings(max_examples=200)
 FORMS = (vectors, plain)
 
 

@@ -19,7 +19,7 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, OrPool, Readout
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.report import figures, numbers
@@ -27,6 +27,7 @@ from stl_deploy.report import sections as report
 from stl_deploy.verify.against_float import LayerParity, ParityReport
 from stl_deploy.verify.divergence import Divergence, Place, Synapse, Voltages
 from stl_deploy.verify.faults import Fault
+from tests.build.networks import chain, lif
 
 SAMPLES, STEPS = 5, 4
 X = "\N{MULTIPLICATION SIGN}"
@@ -39,27 +40,23 @@ INLINE = {"strong", "em", "code"}
 
 def network(chip: str = "loihi2", **fields) -> IntegerNetwork:
     rng = np.random.default_rng(0)
-    conv = LifLayer(
-        name="lif1",
+    kernels = rng.integers(1, 128, (4, 1, 3, 3)).astype(np.int8)
+    conv = lif(
+        "lif1",
+        Conv(kernels, (1, 1), (1, 1), (1, 1), 1),
+        (1, 6, 6),
+        vth=rng.integers(50, 400, (4, 6, 6)),
+        scale=0.01,
         synapse_name="conv1",
-        synapses=Conv(
-            rng.integers(1, 128, (4, 1, 3, 3)).astype(np.int8), (1, 1), (1, 1), (1, 1), 1
-        ),
-        input_shape=(1, 6, 6),
-        shape=(4, 6, 6),
-        bias_mant=np.zeros(4, np.int32),
-        vth=rng.integers(50, 400, (4, 6, 6)).astype(np.int32),
-        scale=np.full(4, 0.01),
     )
-    dense = LifLayer(
-        name="lif2",
+    dense = lif(
+        "lif2",
+        Dense(rng.integers(-127, 0, (6, 36)).astype(np.int8)),
+        (4, 3, 3),
+        vth=1234,
+        bias=900,
+        scale=0.5,
         synapse_name="fc",
-        synapses=Dense(rng.integers(-127, 0, (6, 36)).astype(np.int8)),
-        input_shape=(4, 3, 3),
-        shape=(6,),
-        bias_mant=np.full(6, 900, np.int32),
-        vth=np.full(6, 1234, np.int32),
-        scale=np.full(6, 0.5),
         weight_bits=6,
     )
     pool = OrPool("pool1", "max1", (4, 6, 6), (4, 3, 3), (2, 2))
@@ -67,10 +64,9 @@ def network(chip: str = "loihi2", **fields) -> IntegerNetwork:
         "lif1": Precision("proven", 7.456, 1100, 131072),
         "lif2": Precision("checked", 6.0, 200000, 131072),
     }
-    network = IntegerNetwork(
-        chip, STEPS, (1, 6, 6), 1, (conv, pool, dense), Readout(3, 2), precision=precision
-    )
-    return replace(network, **fields)
+    layers, readout = (conv, pool, dense), Readout(3, 2)
+    made = chain(*layers, chip=chip, steps=STEPS, readout=readout, precision=precision)
+    return replace(made, **fields)
 
 
 def run(network: IntegerNetwork, profiles: bool = True) -> Activity:
