@@ -19,7 +19,7 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
-from stl_deploy.ir.network import IntegerNetwork, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.report import figures, numbers
