@@ -21,7 +21,7 @@ ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 LOWERED = (
     ("loihi2", "native"),
     ("loihi2", "fold"),
-    ("loihi1", "profiles"),
+    ("loihi1", "grouped"),
     ("loihi1", "fold"),
 )
 

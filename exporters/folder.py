@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.ir.network import IntegerNetwork, Layer, synapse_count
+from stl_deploy.ir.kinds import entry
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, synapse_count
 from stl_deploy.ir.notes import Placement
 from stl_deploy.report.sections import render
 from stl_deploy.version import __version__
@@ -182,7 +183,7 @@ def _foreign_files(folder: Path) -> list[str]:
 
 def describe(network: IntegerNetwork) -> dict[str, Any]:
     """What the manifest and ``--json`` say of a network."""
-    chip = chips.load(network.chip)
+    chip = chips.of(network)
     placed = placement.of(network, chip)
     return {
         "format": FORMAT,
@@ -211,28 +212,55 @@ def _weights(network: IntegerNetwork, placed: Placement | None) -> dict[str, Any
     }
 
 
+@dataclass(frozen=True)
+class _OfKind:
+    """What the manifest says of a layer by its kind; None where it does not apply.
+
+    ``decays`` are du and dv, ``lowering`` how its thresholds came about.
+    """
+
+    kind: str
+    weight_precision: str | None
+    decays: dict[str, int] | None
+    lowering: str
+
+
+def _of_lif(layer: LifLayer, network: IntegerNetwork) -> _OfKind:
+    decays = {"du": layer.du, "dv": layer.dv}
+    return _OfKind(layer.synapses.kind, layer.weight_precision, decays, network.lowering)
+
+
+def _of_pool(layer: OrPool, _network: IntegerNetwork) -> _OfKind:
+    return _OfKind(layer.kind, None, None, "native")
+
+
+OF_KIND: dict[str, Callable[[Any, IntegerNetwork], _OfKind]] = {
+    "lif": _of_lif,
+    "or_pool": _of_pool,
+}
+
+
 def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
-    pool = layer.kind == "or_pool"  # not trained: it has neither weights nor decays to speak of
-    vth = layer.vth
+    own = entry(OF_KIND, layer.kind, layer.name, "the manifest")(layer, network)
     precision = network.precision.get(layer.name)
     rounding = network.rounding.get(layer.name)
     return {
         "name": layer.name,
-        "kind": layer.kind if pool else layer.synapses.kind,
+        "kind": own.kind,
         "shape": list(layer.shape),
         "neurons": layer.neurons,
         "synapses": synapse_count(layer),
         "weight_bits": layer.weight_bits,
-        "weight_precision": None if pool else layer.weight_precision,
+        "weight_precision": own.weight_precision,
         "grid_bits": layer.grid_bits,
         "recurrent": layer.recurrent is not None,
         "reset": layer.reset,
-        "decays": None if pool else {"du": layer.du, "dv": layer.dv},
+        "decays": own.decays,
         "thresholds": {
-            "distinct": len(np.unique(vth)),
-            "min": int(vth.min()),
-            "max": int(vth.max()),
-            "lowering": "native" if pool else network.lowering,
+            "distinct": len(np.unique(layer.vth)),
+            "min": int(layer.vth.min()),
+            "max": int(layer.vth.max()),
+            "lowering": own.lowering,
             "rounding": None if rounding is None else asdict(rounding),
         },
         "precision": None if precision is None else asdict(precision),

@@ -77,7 +77,7 @@ def _merge_groups(conv: Conv) -> Conv:
 
 def problems(network: IntegerNetwork) -> list[Problem]:
     """What neither Lava nor netx can carry, the whole network at once."""
-    chip, own = chips.load("loihi2"), chips.load(network.chip)
+    chip, own = chips.load("loihi2"), chips.of(network)
     found: list[Problem] = []
     # A network without registers runs as it is when it happens to fit those of the larger chip.
     if bounded := own.arithmetic != "unbounded":

@@ -139,7 +139,7 @@ def _results(network: IntegerNetwork) -> list[State]:
 
 def state_type(network: IntegerNetwork) -> type[np.int32] | type[np.int64]:
     """The type of u and v."""
-    return np.int64 if chips.load(network.chip).state_limit is None else np.int32
+    return np.int64 if chips.of(network).state_limit is None else np.int32
 
 
 def _step(b: Builder, network: IntegerNetwork) -> None:
@@ -168,7 +168,7 @@ def _or_pool(b: Builder, layer: OrPool, inputs: str, network: IntegerNetwork) ->
 
 def _lif(b: Builder, layer: LifLayer, inputs: str, network: IntegerNetwork) -> str:
     """One step of LIF neurons, as at the head of ``hw_sim/reference.py``."""
-    name, limit = layer.name, chips.load(network.chip).state_limit
+    name, limit = layer.name, chips.of(network).state_limit
     a = onnx_sums.accumulate(b, layer, inputs, network.input_limit(layer))
     old_u = b.cast(b.name("u_in", name), np.int64, b.name("old_u", name))
     old_v = b.cast(b.name("v_in", name), np.int64, b.name("old_v", name))

@@ -98,7 +98,7 @@ class Engine:
 
     def _run(self, layers: tuple[Layer, ...], raster: IntArray, states: bool) -> list[LayerTrace]:
         """Run a chain of layers, samples in parallel, each task through all layers."""
-        wide = chips.load(self.network.chip).state_limit is None
+        wide = chips.of(self.network).state_limit is None
         outs = [
             _Out.zeros(layer, raster.shape[:2], states, wide, self.cores.get(layer.name))
             for layer in layers

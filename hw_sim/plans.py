@@ -275,7 +275,7 @@ def _neurons(
 
     Also the neurons of each core where all are active in every step, else None.
     """
-    (first, at, blocks), chip = pieces, chips.load(network.chip)
+    (first, at, blocks), chip = pieces, chips.of(network)
     runs = _Runs.of(layer, blocks, cores)
     # A bias keeps a neuron busy in every step: then there is nothing to count.
     busy = np.bincount(runs.core, runs.length).astype(np.int64) if layer.bias.all() else None
@@ -341,7 +341,7 @@ def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> boo
 
     Such a layer neither wraps nor saturates nor counts overflow.
     """
-    chip = chips.load(network.chip)
+    chip = chips.of(network)
     if not (0 <= layer.du <= FORGETS and 0 <= layer.dv <= DECAY_ONE and 0 <= layer.exp <= 16):
         return False
     levels = network.input_limit(layer)

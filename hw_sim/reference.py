@@ -133,7 +133,7 @@ def run_layer(
     With ``cores`` (the core of each neuron, C order) active neurons are counted by core too.
     """
     levels = network.input_limit(layer)
-    return run_lif(layer, inputs, chips.load(network.chip), levels, states, cores)
+    return run_lif(layer, inputs, chips.of(network), levels, states, cores)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""stl-deploy: trained spiking networks to neuromorphic hardware, with proof of how near they are.
+"""stl-deploy: trained spiking networks to neuromorphic hardware, with proof of how close they are.
 
     import stl_deploy as stl
     model = stl.load("model.pt")
@@ -12,9 +12,13 @@ Importing this module is light: torch, h5py and the rest are loaded by the first
 
 from __future__ import annotations
 
+import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stl_deploy.checkout import find_rooms
+from stl_deploy.errors import UncheckedWarning
 from stl_deploy.version import __version__
 
 __all__ = [
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
     from stl_deploy.models.net import STLNet
     from stl_deploy.verify.against_float import ParityReport
 
+find_rooms(Path(__file__).resolve().parent)
+
 _LAZY = {
     "export": "stl_deploy.exporters.folder",
     "quantize": "stl_deploy.lower.quantize",
@@ -53,8 +59,6 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'stl_deploy' has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
@@ -125,9 +129,6 @@ def from_nir(
     Warns (UncheckedWarning) of neurons whose reset the source does not state. Raises InputError for a
     broken file, LoweringError for a network that cannot be lowered, each naming every problem.
     """
-    import warnings
-
-    from stl_deploy.errors import UncheckedWarning
     from stl_deploy.formats import nir_io
     from stl_deploy.importers.nir import flow as nir_graph
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from stl_deploy.errors import StlError
+
 if TYPE_CHECKING:
     from stl_deploy.verify.check import Outcome
 
@@ -42,7 +44,6 @@ def stl_parity(request: pytest.FixtureRequest) -> Callable[..., Outcome]:
         request.node.user_properties.append((f"stl_parity.{name}", value))
 
     def check(**given: Any) -> Outcome:
-        from stl_deploy.errors import StlError
         from stl_deploy.verify import budgets
         from stl_deploy.verify import check as parity_check
 

@@ -135,7 +135,8 @@ class Assessment:
     """
 
     def __init__(self, network: IntegerNetwork, energy_model: str | None = None) -> None:
-        wanted = {n: p for n, p in chips.profiles().items() if energy_model in (None, n)}
+        known = chips.profiles(chips.of(network))
+        wanted = {n: p for n, p in known.items() if energy_model in (None, n)}
         self.timesteps = network.timesteps
         # Placing takes seconds where the network is large: once per chip, not once per energy model.
         self.chips = {

@@ -1,35 +1,73 @@
-"""Chip facts from ``chips/*.toml``: register widths, limits and energy profiles, each with its source."""
+"""Chip facts from TOML files: register widths, limits and energy models, each number with its source.
+
+A chip is one of ``chips/*.toml``, which ``load`` finds by name, or any other file of the same form, which
+``read`` checks as untrusted data. A network for such a chip carries its facts, and ``of`` finds them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
 from bisect import bisect_right
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, lru_cache
 from importlib import resources
-from typing import Annotated, Literal
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stl_deploy.chips import names as names
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.files import check_readable
+from stl_deploy.ir.network import IntegerNetwork
+
+MAX_BYTES = 1 << 16  # of a chip file
+MAX_SHOWN = 40  # characters of a wrong value in a message
+
+# Nothing that a terminal would obey.
+Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+Source = Annotated[
+    str, Field(min_length=10, max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+# Energies in pJ, times in ns or us, power in W: wide enough for any chip, and sums stay finite.
+Amount = Annotated[float, Field(strict=True, ge=0, le=1e12, allow_inf_nan=False)]
 
 
 class _Table(BaseModel):
+    """A table of a chip file; ``RANGES`` bounds the values of its counts."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+    RANGES: ClassVar[Mapping[str, tuple[int, int]]] = {}
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        facts = {name: getattr(self, name) for name in self.RANGES}
+        if outside := [
+            f"{name} {fact.value} is not in {self.RANGES[name][0]}..{self.RANGES[name][1]}"
+            for name, fact in facts.items()
+            if fact is not None and not self.RANGES[name][0] <= fact.value <= self.RANGES[name][1]
+        ]:
+            raise ValueError("; ".join(outside))
+        return self
 
 
 class Count(_Table):
     """A whole number and where it comes from."""
 
-    value: int
-    source: str = Field(min_length=10)
+    value: int = Field(strict=True, ge=-(1 << 31), lt=1 << 31)
+    source: Source
 
 
 class Quantity(_Table):
     """A measured number and where it comes from."""
 
-    value: float
-    source: str = Field(min_length=10)
+    value: Amount
+    source: Source
 
 
 # "loihi": u wraps once and v saturates at ``state_bits``, sums wrap at 32 bits. "unbounded": neither.
@@ -57,12 +95,24 @@ class Registers(_Table):
     accumulator_bits: Count | None = None
     graded_spike_bits: Count | None = None
 
+    # What int8 weights, int32 thresholds and the exponents of model.nir can hold; and sums (with the
+    # fraction) and biases so small that no wrap at 32 bits goes unnoticed.
+    RANGES = {
+        "weight_bits": (2, 8),
+        "threshold_bits": (1, 31),
+        "bias_mant_bits": (1, 24),
+        "bias_exp_bits": (0, 3),
+        "weight_exp_max": (0, 7),
+        "accumulator_bits": (1, 25),
+        "graded_spike_bits": (0, 64),
+    }
+
 
 class Ability(_Table):
     """Whether a chip can do something, and where that comes from."""
 
-    value: bool
-    source: str = Field(min_length=10)
+    value: bool = Field(strict=True)
+    source: Source
 
 
 class Neurons(_Table):
@@ -82,6 +132,15 @@ class Limits(_Table):
     out_axons_per_core: Count | None = None
     thresholds_per_core: Count | None = None
 
+    RANGES = dict.fromkeys(
+        (
+            *("cores_per_chip", "cores_per_tile", "compartments_per_core"),
+            *("synapse_bytes_per_core", "in_axons_per_core", "out_axons_per_core"),
+            "thresholds_per_core",
+        ),
+        (1, (1 << 31) - 1),
+    )
+
 
 class Packing(_Table):
     """How synapses lie in a core's memory: entries of one axon's synapses, in whole words."""
@@ -93,12 +152,23 @@ class Packing(_Table):
     delay_bits: Count
     tag_bits: Count
 
+    RANGES = {
+        "synapses_per_entry": (1, 1 << 16),
+        "entry_header_bits": (0, 1 << 16),
+        "word_bits": (1, 1 << 16),
+        "index_bits": (0, 64),
+        "delay_bits": (0, 64),
+        "tag_bits": (0, 64),
+    }
+
 
 class Mesh(_Table):
     """The grid of a chip's tiles; tiles fill a column before the next begins."""
 
     columns: Count
     rows: Count
+
+    RANGES = {"columns": (1, 1024), "rows": (1, 1024)}
 
 
 class Static(_Table):
@@ -136,31 +206,31 @@ class PilotNet(_Table):
 class Update(_Table):
     """Cost of a neuron update: ``always``, more when ``active``, more when it ``spike``s."""
 
-    always: float
-    active: float
-    spike: float
+    always: Amount
+    active: Amount
+    spike: Amount
 
 
 class Synop(_Table):
     """Cost of a synaptic operation by how the synapses are stored."""
 
-    dense: float
-    conv: float
-    sparse: float
+    dense: Amount
+    conv: Amount
+    sparse: Amount
 
 
 class Packet(_Table):
     """Cost of a spike packet leaving (``out``) and entering (``in``) a core."""
 
-    out: float
-    in_: Annotated[float, Field(alias="in")]
+    out: Amount
+    in_: Annotated[Amount, Field(alias="in")]
 
 
 class Hop(_Table):
     """Cost of a packet's way from a tile to the next, by direction."""
 
-    east_west: float
-    north_south: float
+    east_west: Amount
+    north_south: Amount
 
 
 class Barrier(_Table):
@@ -169,9 +239,19 @@ class Barrier(_Table):
     Between two entries it follows a line, or is a step that begins at an entry.
     """
 
-    tiles: tuple[int, ...]
-    us: tuple[float, ...]
+    tiles: tuple[Annotated[int, Field(strict=True, ge=1, lt=1 << 31)], ...] = Field(
+        min_length=1, max_length=1024
+    )
+    us: tuple[Amount, ...]
     between: Literal["line", "step"]
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> Self:
+        if len(self.us) != len(self.tiles):
+            raise ValueError(f"{len(self.tiles)} numbers of tiles for {len(self.us)} durations")
+        if any(b <= a for a, b in pairwise(self.tiles)):
+            raise ValueError(f"tiles {list(self.tiles)} do not increase")
+        return self
 
     def seconds(self, tiles: int) -> float:
         """The duration for so many tiles; outside the table its nearest entry."""
@@ -186,9 +266,9 @@ class Profile(_Table):
     ``extrapolation`` says what a profile rests on that nobody published, None for one published.
     """
 
-    title: str
-    source: str = Field(min_length=10)
-    extrapolation: str | None = None
+    title: Text
+    source: Source
+    extrapolation: Source | None = None
     update_pj: Update
     update_ns: Update
     synop_pj: Synop
@@ -197,15 +277,15 @@ class Profile(_Table):
     packet_ns: Packet
     hop_pj: Hop
     hop_ns: Hop
-    link_ns: float
+    link_ns: Amount
     barrier: Barrier
 
 
 class Chip(_Table):
     """One chip file."""
 
-    name: str
-    title: str
+    name: Name
+    title: Text
     arithmetic: Arithmetic
     registers: Registers
     neurons: Neurons
@@ -214,7 +294,7 @@ class Chip(_Table):
     mesh: Mesh | None = None
     pilotnet: PilotNet | None = None
     static: Static | None = None
-    profiles: dict[str, Profile] = Field(default_factory=dict)
+    profiles: dict[Name, Profile] = Field(default_factory=dict, max_length=16)
 
     @model_validator(mode="after")
     def _computable(self) -> Chip:
@@ -229,6 +309,28 @@ class Chip(_Table):
         for name, only in (("fraction_bits", FRACTION_BITS), ("decay_bits", DECAY_BITS)):
             if (value := getattr(registers, name).value) != only:
                 raise ValueError(f"{name} {value}; networks are defined for {only}")
+        return self
+
+    @model_validator(mode="after")
+    def _notices_overflow(self) -> Self:
+        """What wraps at 32 bits has limits below, so that hw_sim can count what passes them."""
+        held = self.registers.accumulator_bits, self.registers.bias_mant_bits
+        if self.arithmetic == "loihi" and None in held:
+            raise ValueError("arithmetic 'loihi' needs accumulator_bits and bias_mant_bits")
+        return self
+
+    @model_validator(mode="after")
+    def _priceable(self) -> Self:
+        """Energy models price what happens on cores and between tiles."""
+        needed = {
+            "limits.cores_per_chip": self.limits.cores_per_chip,
+            "limits.cores_per_tile": self.limits.cores_per_tile,
+            "packing": self.packing,
+            "mesh": self.mesh,
+        }
+        missing = [name for name, facts in needed.items() if facts is None]
+        if self.profiles and missing:
+            raise ValueError(f"profiles need {', '.join(missing)}")
         return self
 
     def input_problems(self, levels: int) -> list[Problem]:
@@ -284,25 +386,115 @@ class Chip(_Table):
 
 
 @cache
-def names() -> tuple[str, ...]:
-    """Names of the chips that have a file."""
-    folder = resources.files("stl_deploy.chips")
-    return tuple(
-        sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
-    )
-
-
-@cache
 def load(name: str) -> Chip:
-    """The chip called ``name``. Raises InputError listing those there are."""
+    """The chip called ``name`` of those that come with the package. Raises InputError listing them."""
     if name not in names():
-        raise InputError(Problem("chip", f"{name!r} is not one of {', '.join(names())}"))
+        raise InputError(
+            Problem(
+                "chip",
+                f"{name!r} is not one of {', '.join(names())}",
+                "name one of them, or the path of a chip file (docs/chips.md)",
+            )
+        )
     text = (resources.files("stl_deploy.chips") / f"{name}.toml").read_text("utf-8")
     return Chip.model_validate(tomllib.loads(text))
 
 
+def find(given: str | Path) -> Chip:
+    """The chip of that name, or of the TOML file at that path; a name goes before a file.
+
+    Raises InputError for a name that is not known, or a file that ``read`` refuses.
+    """
+    if isinstance(given, str) and given in names():
+        return load(given)
+    path = Path(given)
+    if isinstance(given, Path) or path.suffix == ".toml" or len(path.parts) > 1 or path.is_file():
+        return read(path)
+    return load(str(given))
+
+
+def read(path: Path) -> Chip:
+    """The chip of a TOML file, read as untrusted data. Raises InputError naming all that is wrong."""
+    check_readable(path, MAX_BYTES)
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(Problem(str(path), f"is not a TOML file: {error}")) from None
+    except OSError as error:
+        raise InputError(Problem(str(path), f"cannot be read: {error.strerror}")) from None
+    return check(data, str(path))
+
+
+def check(data: Any, where: str) -> Chip:
+    """The chip that these untrusted facts describe.
+
+    Raises InputError naming ``where``, every key that is wrong and its value. A name of ``names()`` is
+    for exactly those facts.
+    """
+    try:
+        chip = Chip.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from None
+    if chip.name in names() and chip != load(chip.name):
+        what = f"{chip.name!r} is a chip of stl-deploy, and its facts are others"
+        raise InputError(Problem(f"{where}: name", what, "give your chip a name of its own"))
+    return chip
+
+
+def carried(chip: Chip) -> str | None:
+    """What a network for ``chip`` has as ``chip_facts``: None where the name says everything."""
+    return None if chip.name in names() else chip.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def identity(chip: Chip) -> str:
+    """A name that stands for exactly these facts: with a digest where the chip is not one of ``names()``."""
+    facts = carried(chip)
+    if facts is None:
+        return chip.name
+    return f"{chip.name} sha256:{hashlib.sha256(facts.encode()).hexdigest()}"
+
+
+def of(network: IntegerNetwork) -> Chip:
+    """The chip of ``network``, by name or from the facts that it carries."""
+    if network.chip_facts is None:
+        return load(network.chip)
+    return _carried(network.chip, network.chip_facts)
+
+
+@lru_cache(maxsize=16)
+def _carried(name: str, facts: str) -> Chip:
+    chip = check(json.loads(facts), "chip_facts")
+    if chip.name != name:
+        raise InputError(Problem("chip_facts", f"are those of {chip.name!r}, not of {name!r}"))
+    return chip
+
+
 @cache
-def profiles() -> dict[str, tuple[Chip, Profile]]:
-    """All energy profiles by name, with the chip that each belongs to."""
+def _shipped_profiles() -> dict[str, tuple[Chip, Profile]]:
     chips = [load(name) for name in names()]
     return {name: (chip, p) for chip in chips for name, p in chip.profiles.items()}
+
+
+def profiles(own: Chip | None = None) -> dict[str, tuple[Chip, Profile]]:
+    """All energy models by name, with the chip that each belongs to, those of the chip ``own`` included.
+
+    Where one of ``own`` has the name of one that comes with the package, it is called CHIP/NAME.
+    """
+    found = dict(_shipped_profiles())
+    if own is not None and own.name not in names():
+        for name, profile in own.profiles.items():
+            found[f"{own.name}/{name}" if name in found else name] = (own, profile)
+    return found
+
+
+def _explain(error: ValidationError, where: str) -> list[Problem]:
+    """Every error with its key, and its value where that is a plain one."""
+    problems = []
+    for e in error.errors(include_url=False):
+        key, given = ".".join(str(part) for part in e["loc"]), e["input"]
+        what = e["msg"].removeprefix("Value error, ")
+        if isinstance(given, str | int | float):
+            shown = repr(given)
+            what += f", not {shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + '...'}"
+        problems.append(Problem(f"{where}: {key}" if key else where, what))
+    return problems

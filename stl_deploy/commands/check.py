@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 4  # names of nodes in a line
 LIMIT = 10  # samples of --input
-EXPORT = "export with --nir-profile portable, or see docs/nir.md"
+EXPORT = "export with --nir-dialect portable, or see docs/nir.md"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def check(
     raster: Annotated[
         Path | None,
         typer.Option(
-            "--input", metavar="NPZ", help="Raster to run it on in the tools that read it."
+            "--input", metavar="NPZ", help="Spike raster to run it on in the tools that read it."
         ),
     ] = None,
     limit: Annotated[
@@ -55,12 +55,12 @@ def check(
         typer.Option(min=1, help="First N samples of --input (10).", show_default=False),
     ] = None,
     rules: Annotated[
-        bool, typer.Option("--rules", help="Print all rules as Markdown, and nothing else.")
+        bool, typer.Option("--rules", help="Print all rules as Markdown and nothing else.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what becomes of a NIR file in Norse, snnTorch, SpikingJelly and others.
+    """Say whether Norse, snnTorch, SpikingJelly and others run a NIR file exactly.
 
     Example: stl-check out/model.portable.nir --need norse
     """
@@ -112,7 +112,7 @@ def _usage(
             "--json": as_json,
         }
         problems = [
-            Problem(name, "has no effect with --rules", "leave one of them out")
+            Problem(name, "has no effect with --rules", "omit one of them")
             for name, named in given.items()
             if named
         ]
@@ -134,7 +134,7 @@ def _problems(answer: Answer, file: Path, file_kind: str, ran: Ran) -> Iterator[
         yield Problem(where, what, remedy)
     elif ran.impossible:
         what = f"was not run: {ran.impossible[0]}"
-        yield Problem(where, what, "leave out --input to go by the rules alone")
+        yield Problem(where, what, "omit --input to rely on the rules alone")
 
 
 def _known(names: str) -> list[str]:

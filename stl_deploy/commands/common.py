@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -28,11 +29,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from stl_deploy import chips
 from stl_deploy.data.catalogue import IMAGES, Name
 from stl_deploy.errors import InputError, Problem, StlError
 from stl_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from stl_deploy.chips.facts import Chip
     from stl_deploy.verify.against_float import ParityReport
 
 MAX_SAMPLE = 1 << 24  # values of a sample
@@ -71,12 +74,23 @@ SampleShape = Annotated[
         "--sample-shape 1,784.",
     ),
 ]
+_RASTER = typer.Option("--input", metavar="NPZ", help="Spike raster, as stl-raster writes it.")
+Input = Annotated[Path, _RASTER]
+InputOrTable = Annotated[Path | None, _RASTER]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first N samples only.")]
+Tau = Annotated[
+    float | None,
+    typer.Option("--tau", help="Decay of an official state_dict. \\[default: 0.5]"),
+]
+CheckpointOut = Annotated[
+    Path, typer.Option("-o", "--out", metavar="PT", help="Checkpoint to write.")
+]
 Dask = Annotated[
     str | None,
     typer.Option(
         "--dask",
         metavar="ADDRESS",
-        help="Spread the samples over the Dask cluster with this scheduler, e.g. "
+        help="Distribute the samples over the Dask cluster with this scheduler, e.g. "
         "--dask tcp://10.0.0.1:8786 (needs stl-deploy\\[dask]).",
     ),
 ]
@@ -124,6 +138,29 @@ Levels = Annotated[
 # Lines are wrapped at words on a terminal, and never in a pipe.
 stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 stderr = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def chip_option(default: str) -> Any:
+    """The option --chip of a command: a chip of ours by name, or any chip file."""
+    return typer.Option(
+        "--chip",
+        metavar="NAME|TOML",
+        help=f"Whose registers and limits apply: {', '.join(chips.names())}, or the path of your own chip "
+        f"file (docs/chips.md). Default: {default}.",
+        show_default=False,
+    )
+
+
+def find_chip(given: str) -> Chip:
+    """The chip of --chip. Raises InputError under that name where there is none."""
+    from stl_deploy.chips import facts
+
+    try:
+        return facts.find(given)
+    except InputError as error:
+        raise InputError(
+            replace(p, where="--chip") if p.where == "chip" else p for p in error.problems
+        ) from None
 
 
 def run(command: Callable[..., None], name: str) -> NoReturn:
@@ -193,18 +230,18 @@ def shape(text: str | None) -> tuple[int, ...] | None:
         found = ()
     what = ""
     if not found or min(found) < 1:
-        what = f"{text!r} is not whole numbers above 0 with commas between them"
+        what = f"{text!r} is not a list of positive integers separated by commas"
     elif len(found) == 1:
-        what = f"{text!r} is one axis; the batch is one, and what a sample holds at least another"
+        what = f"{text!r} has one axis; the batch takes one, a sample at least another"
     elif math.prod(found) > MAX_SAMPLE:
-        what = f"{text!r} holds {math.prod(found):,} values, limit {MAX_SAMPLE:,}"
+        what = f"{text!r} has {math.prod(found):,} values; the limit is {MAX_SAMPLE:,}"
     if what:
         raise InputError(Problem("--sample-shape", what, f"e.g. {SHAPES}"))
     return found
 
 
 def complain(name: str, error: StlError) -> None:
-    """Print every problem of ``error`` on stderr, one a line, the remedy under it."""
+    """Print every problem of ``error`` on stderr, one per line, with the remedy below it."""
     n = len(error.problems)
     stderr.print(f"[bold red]{name}: {n} problem{'s' if n != 1 else ''}[/]")
     for problem in error.problems:
@@ -230,7 +267,7 @@ def warn_overflows(overflows: Mapping[str, int]) -> None:
     where = ", ".join(f"{name} {n:,}" for name, n in overflows.items())
     warn(
         f"registers overflowed ({where} neuron steps): these results differ from the float "
-        "model by more than rounding; export with --overflow proven, or --calib"
+        "model by more than rounding; export with --overflow proven or with --calib"
     )
 
 
@@ -319,7 +356,9 @@ def data_folder(dataset: str, data: Path | None) -> Path:
     """The folder of --data. Raises InputError where it must be given."""
     if data is None and dataset != "fashion-mnist":
         raise InputError(
-            Problem("--data", f"is needed with --dataset {dataset}", "name the folder of its files")
+            Problem(
+                "--data", f"is required with --dataset {dataset}", "name the folder of its files"
+            )
         )
     return data or DEFAULT_DATA
 
@@ -329,12 +368,12 @@ def refuse_options_of_the_other(
 ) -> None:
     """Raise InputError for options that images have and events lack, or the other way round."""
     foreign = {"size", "binning", "levels"} if dataset in IMAGES else set(of_images)
-    remedies = {"encoding": "leave it out; --levels gives graded input"}
+    remedies = {"encoding": "omit it; --levels gives graded input"}
     problems = [
         Problem(
             f"--{name}",
             f"does not go with --dataset {dataset}",
-            remedies.get(name, "leave it out"),
+            remedies.get(name, "omit it"),
         )
         for name in sorted(foreign & given)
     ]

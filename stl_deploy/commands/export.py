@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,10 @@ from stl_deploy.commands.common import (
     Json,
     ModelClass,
     SampleShape,
+    Tau,
+    chip_option,
     complain_diagnostics,
+    find_chip,
     print_json,
     print_parity,
     progress,
@@ -29,8 +32,10 @@ from stl_deploy.commands.common import (
     warn_overflows,
 )
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.exporters import TARGETS
+from stl_deploy.exporters import TARGETS, NirDialect
 from stl_deploy.importers.given import Given
+from stl_deploy.ir.slices import WeightPrecision
+from stl_deploy.lower.options import Overflow, Thresholds
 
 if TYPE_CHECKING:
     Target = str
@@ -50,7 +55,9 @@ else:
 def export(
     model: Annotated[
         Path,
-        typer.Argument(help="Checkpoint (ours, or a state_dict), or a NIR file.", metavar="MODEL"),
+        typer.Argument(
+            help="Checkpoint (stl-train's or a state_dict), or a NIR file.", metavar="MODEL"
+        ),
     ],
     target: Annotated[
         list[Target],
@@ -62,11 +69,10 @@ def export(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="DIR", help="Output folder; default MODEL's name."),
+        typer.Option("-o", "--out", metavar="DIR", help="Output folder. Default: MODEL-export."),
     ] = None,
     chip: Annotated[
-        Literal["ideal", "loihi1", "loihi2"] | None,
-        typer.Option(help="Registers and limits; default ideal for nir alone, else loihi2."),
+        str | None, chip_option("ideal where --target is nir alone, else loihi2")
     ] = None,
     weight_bits: Annotated[
         int | None,
@@ -77,30 +83,37 @@ def export(
         ),
     ] = None,
     weight_precision: Annotated[
-        Literal["8", "split", "2x8"],
+        WeightPrecision,
         typer.Option(
-            help="8: a weight is one synapse; split: in one of two one-signed groups, 9 bits; 2x8: two "
-            "slices, nearly exact at up to twice the synapses. Not for netx unless 8."
+            help="8: one synapse per weight; split: 9 bits, in one of two groups of one sign; 2x8: two "
+            "slices, nearly exact at up to twice the synapses. netx supports 8 only."
         ),
     ] = "8",
     weight_exp: Annotated[
-        int, typer.Option(min=0, max=7, help="Weights count 2^E; finer thresholds, not for netx.")
+        int,
+        typer.Option(
+            min=0, max=7, help="Weights count 2^E: finer thresholds. netx supports 0 only."
+        ),
     ] = 0,
     thresholds: Annotated[
-        Literal["auto", "native", "fold", "profiles"],
+        Thresholds,
         typer.Option(
-            help="native: one per neuron; fold: one per layer, inputs scaled instead; profiles: "
-            "rounded to what a core holds; auto: by chip."
+            help="native: one per neuron; fold: one per layer, inputs scaled instead; grouped: rounded "
+            "to the few that a core holds; auto: native where the chip can, else grouped."
         ),
     ] = "auto",
     overflow: Annotated[
-        Literal["auto", "proven", "checked"],
-        typer.Option(help="proven: no input can overflow; checked: calibrated, hw_sim flags it."),
+        Overflow,
+        typer.Option(
+            help="proven: no input can overflow; checked: fitted to --calib, and hw_sim flags overflows; "
+            "auto: proven where that costs at most one bit."
+        ),
     ] = "auto",
     calib: Annotated[
         Path | None,
         typer.Option(
-            metavar="NPZ", help="Raster that weights and thresholds are fitted to, no labels."
+            metavar="NPZ",
+            help="Raster that weights and thresholds are fitted to; labels are not read.",
         ),
     ] = None,
     evaluate: Annotated[
@@ -108,11 +121,9 @@ def export(
         typer.Option("--eval", metavar="NPZ", help="Raster to measure parity and energy on."),
     ] = None,
     clamp_thresholds: Annotated[
-        bool, typer.Option("--clamp-thresholds", help="Move thresholds the chip cannot hold.")
+        bool, typer.Option("--clamp-thresholds", help="Move thresholds that the chip cannot hold.")
     ] = False,
-    tau: Annotated[
-        float | None, typer.Option(help="Decay of an official state_dict. [default: 0.5]")
-    ] = None,
+    tau: Tau = None,
     timesteps: Annotated[
         int | None,
         typer.Option(
@@ -124,13 +135,13 @@ def export(
         int | None,
         typer.Option(
             min=1,
-            help="Classes where MODEL does not say. [default: 10; of NIR one for each output]",
+            help="Classes where MODEL does not say. [default: 10; NIR: one per output]",
         ),
     ] = None,
-    nir_profile: Annotated[
-        Literal["spec", "portable"],
+    nir_dialect: Annotated[
+        NirDialect,
         typer.Option(
-            help="portable: write model.portable.nir too, for Norse and others (docs/nir.md)."
+            help="portable: also write model.portable.nir, for Norse and others (docs/nir.md)."
         ),
     ] = "spec",
     dt: Dt = None,
@@ -218,7 +229,7 @@ def export(
         force=force,
         report=lambda: render(model.name, network, activity=activity, parity=parity),
         extra={} if parity is None else {"parity": parity.to_json()},
-        nir_dialect=nir_profile,
+        nir_dialect=nir_dialect,
     )
     if as_json:
         print_json({"out": str(out), **manifest})
@@ -233,7 +244,7 @@ OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in (
         *("weight_bits", "weight_exp", "weight_precision", "thresholds", "overflow", "calib"),
-        "clamp_thresholds",
+        *("clamp_thresholds", "chip"),
     )
 }
 CHANGE = {"changed": "neurons changed", "mean": "mean change", "largest": "largest change"}
@@ -250,18 +261,20 @@ def _shown(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
 def _check_unasked(
     model: Path, network: IntegerNetwork, chip: str | None, asked: tuple[Any, ...]
 ) -> None:
-    """Raise InputError for options that would quantize anew what is integers already."""
+    """Raise InputError for options that would quantize integers again."""
+    from stl_deploy.chips import facts
+
     what = []
-    if chip not in (None, network.chip):
-        what.append(f"--chip {chip}, but it is for {network.chip}")
+    if chip is not None and find_chip(chip) != facts.of(network):
+        what.append(f"--chip {chip} does not apply to a network for {network.chip}")
     if asked != (None, None, None, 0, "auto", "auto", False, "8"):
-        what.append("options of quantization, of --calib or --eval")
+        what.append("options of quantization, --calib and --eval do not apply")
     if what:
         raise InputError(
             Problem(
                 str(model),
-                f"holds integers, which are written as they are; asked for were {' and '.join(what)}",
-                "name the float model: model.float.nir beside it, or what it was exported from",
+                f"contains integers, which are exported unchanged; {'; '.join(what)}",
+                "name the float model: model.float.nir in the same folder, or its source",
             )
         )
 
@@ -340,8 +353,8 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
 
 
 PRECISIONS = {
-    "split": "positive and negative weights in two one-signed groups",
-    "2x8": "weights in two slices of 8 bits, each a synapse of its own",
+    "split": "positive and negative weights in two groups of one sign",
+    "2x8": "weights in two slices of 8 bits, one synapse per slice",
 }
 
 
@@ -356,7 +369,7 @@ def _print_precision(manifest: dict[str, Any]) -> None:
 
 
 def _print_lowering(manifest: dict[str, Any]) -> None:
-    """How thresholds came to the chip, why so, and what rounding them changed."""
+    """How thresholds were lowered, why, and what rounding them changed."""
     how = manifest["thresholds"]
     say(f"thresholds: {how['lowering']}, {how['reason']}")
     rows = [

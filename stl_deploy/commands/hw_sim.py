@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from stl_deploy.backends.cluster import connect
 from stl_deploy.commands.common import (
     Dask,
     Debug,
     Force,
+    Input,
     Json,
+    Limit,
     print_json,
     progress,
     refuse_existing,
@@ -24,6 +27,7 @@ from stl_deploy.commands.common import (
     warn_overflows,
 )
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.files import check_distinct, check_writable, write
 
 if TYPE_CHECKING:
     from stl_deploy.hw_sim.account.counts import Counts
@@ -34,14 +38,21 @@ if TYPE_CHECKING:
 
 def simulate(
     model: Annotated[Path, typer.Argument(help="model.nir of stl-export.", metavar="MODEL.nir")],
-    data: Annotated[Path, typer.Option("--input", metavar="NPZ", help="Raster (see stl-raster).")],
-    profile: Annotated[str | None, typer.Option(help="One energy profile; default all.")] = None,
+    data: Input,
+    energy_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Price events by this energy model only. Default: by all."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="NPZ", help="Write the spikes of every layer.")
     ] = None,
-    states: Annotated[bool, typer.Option("--states", help="Write u and v too (--out).")] = False,
+    states: Annotated[
+        bool, typer.Option("--states", help="With --out: write u and v too.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(metavar="HTML", help="Write a report.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First N samples only.")] = None,
+    limit: Limit = None,
     dask: Dask = None,
     force: Force = False,
     as_json: Json = False,
@@ -52,28 +63,27 @@ def simulate(
     Example: hw_sim out/model.nir --input test.npz --report report.html
     """
     from stl_deploy.chips import facts as chips
-    from stl_deploy.files import check_distinct, check_writable, write
     from stl_deploy.formats import integer_nir as nir_file
     from stl_deploy.formats import raster as rasters
     from stl_deploy.hw_sim import simulate as sim
     from stl_deploy.report.sections import render
 
-    if profile is not None and profile not in chips.profiles():
-        raise InputError(
-            Problem("--profile", f"{profile!r} is not one of {', '.join(chips.profiles())}")
-        )
     if states and out is None:
-        raise InputError(Problem("--states", "goes with --out", "name a trace file with --out"))
+        raise InputError(Problem("--states", "needs --out", "name a trace file with --out"))
     check_distinct((model, data), (out, report))
     for path in (out, report):
         if path is not None:
             refuse_existing(path, force)
             check_writable(path)
     network = nir_file.read_network(model)
+    models = chips.profiles(chips.of(network))
+    if energy_model is not None and energy_model not in models:
+        what = f"{energy_model!r} is not one of {', '.join(models)}"
+        raise InputError(Problem("--energy-model", what))
     raster = rasters.check_fits(rasters.stream(data).first(limit), str(data), network)
     with _spread(dask) as spread, progress(as_json) as bar:
         task = bar.add_task("simulate", total=raster.shape[0], note="samples")
-        done = sim.Simulator(network, profile).run(
+        done = sim.Simulator(network, energy_model=energy_model).run(
             raster, out, states, lambda n: bar.update(task, completed=n), spread
         )
     activity, counts = sim.summarize(network, done, raster), done.counts
@@ -92,8 +102,6 @@ def _spread(address: str | None) -> AbstractContextManager[Spread | None]:
     """The Dask cluster at ``address``; None for this process."""
     if address is None:
         return nullcontext(None)
-    from stl_deploy.backends.cluster import connect
-
     return connect(address)
 
 
@@ -110,7 +118,7 @@ def to_json(
 
     bench = neurobench.metrics(network, counts)
     traffic = {e.traffic.placed.chip: e.traffic for e in energies.values()}
-    placed = placement.of(network, chips.load(network.chip))
+    placed = placement.of(network, chips.of(network))
     return {
         "samples": counts.samples,
         "timesteps": counts.timesteps,
@@ -128,7 +136,7 @@ def to_json(
             }
             for c in counts.layers
         ],
-        "profiles": {name: _profile_json(e) for name, e in energies.items()},
+        "profiles": {name: _energy_json(e) for name, e in energies.items()},
         "traffic": {chip: _traffic_json(t) for chip, t in traffic.items()},
         "neurobench": vars(bench),
         "convention_45nm": vars(neurobench.convention_45nm(network, bench)),
@@ -137,8 +145,8 @@ def to_json(
     }
 
 
-def _profile_json(e: Energy) -> dict[str, Any]:
-    """Energy and time by one profile; ``io`` is null because nobody has published what it takes."""
+def _energy_json(e: Energy) -> dict[str, Any]:
+    """Energy and time by one energy model; ``io`` is null because nobody has published its cost."""
     return {
         "energy_j": {
             "dynamic": e.dynamic_j,
@@ -217,7 +225,7 @@ def _print(
 
 
 def _print_energies(energies: dict[str, Energy], chip: str) -> None:
-    """All profiles side by side, each under the chip that it describes; ``chip`` is the network's."""
+    """All energy models side by side, each under the chip it describes; ``chip`` is the network's."""
 
     def joules(value: float | None) -> str:
         return "-" if value is None else f"{1e6 * value:,.3f} uJ"
@@ -259,7 +267,7 @@ def _bound(bound: Bound) -> str:
 
 
 def _print_neurobench(result: dict[str, Any]) -> None:
-    """NeuroBench's metrics and the convention of papers, which is no estimate of a chip."""
+    """NeuroBench's metrics, and the convention of papers, which estimates no chip."""
     bench, at_45nm = result["neurobench"], result["convention_45nm"]
     say(
         f"NeuroBench: {bench['effective_acs']:,.0f} effective ACs, "
@@ -268,9 +276,9 @@ def _print_neurobench(result: dict[str, Any]) -> None:
         f"{bench['connection_sparsity']:.4f}, footprint {bench['footprint_bytes']:,} bytes"
     )
     say(
-        f"45 nm convention of papers (0.9 pJ an AC, 4.6 pJ a MAC, nothing else): "
+        f"45 nm convention of papers (0.9 pJ per AC, 4.6 pJ per MAC, nothing else): "
         f"{1e6 * at_45nm['snn_j']:,.3f} uJ, {1e6 * at_45nm['ann_j']:,.3f} uJ as one dense pass in MACs; "
-        "for comparison with papers, no estimate of any chip"
+        "for comparison with papers only, not an estimate of any chip"
     )
 
 

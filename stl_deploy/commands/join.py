@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stl_deploy.commands.common import (
+    CheckpointOut,
     Debug,
     Force,
     Json,
+    Tau,
     print_json,
     refuse_existing,
     run,
@@ -18,6 +20,7 @@ from stl_deploy.commands.common import (
     warn,
 )
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.files import check_distinct, check_writable, sha256
 
 if TYPE_CHECKING:
     from stl_deploy.importers.stl import Checkpoint
@@ -26,27 +29,27 @@ if TYPE_CHECKING:
 def join(
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="MODEL", help="Checkpoints of one architecture; joint ones too."),
+        typer.Argument(
+            metavar="MODEL", help="Checkpoints of one architecture, joint ones included."
+        ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
-    tau: Annotated[
-        float | None, typer.Option(help="Decay of official state_dicts. [default: 0.5]")
-    ] = None,
+    out: CheckpointOut,
+    tau: Tau = None,
     timesteps: Annotated[
-        int | None, typer.Option(min=1, help="T of official state_dicts. [default: 4]")
+        int | None, typer.Option(min=1, help="T of an official state_dict. [default: 4]")
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes of official state_dicts. [default: 10]")
+        int | None,
+        typer.Option(min=1, help="Classes of an official state_dict. [default: 10]"),
     ] = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Join STL-SNNs into one network: a shared input, and each votes with its population.
+    """Join STL-SNNs into one network: they share the input, and each votes with its population.
 
     Example: stl-join a.pt b.pt c.pt -o joint.pt
     """
-    from stl_deploy.files import check_distinct, check_writable, sha256
     from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.models import joint
     from stl_deploy.models.net import from_params
@@ -58,7 +61,7 @@ def join(
     sources = [{"file": path.name, "sha256": sha256(path)} for path in models]
     merged = joint.join(checkpoints, [str(path) for path in models])
     if len({source["sha256"] for source in sources}) < len(sources):
-        warn("the same checkpoint was given more than once, and votes as often")
+        warn("a checkpoint that is given twice votes twice")
     save_checkpoint(from_params(merged.arch, merged.params), out, {"joint": sources})
     record: dict[str, Any] = {
         "out": str(out),

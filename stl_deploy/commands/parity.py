@@ -15,9 +15,12 @@ from stl_deploy.commands.common import (
     Dask,
     Debug,
     Dt,
+    InputOrTable,
     Json,
+    Limit,
     ModelClass,
     SampleShape,
+    Tau,
     complain_diagnostics,
     print_json,
     print_parity,
@@ -46,7 +49,7 @@ def parity(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="Checkpoint (ours, or a state_dict), model.float.nir, or NIR of another tool.",
+            help="Checkpoint (stl-train's or a state_dict), model.float.nir, or NIR file of another tool.",
             metavar="[MODEL.pt|FLOAT.nir]",
             show_default=False,
         ),
@@ -55,15 +58,13 @@ def parity(
         Path | None,
         typer.Argument(help="model.nir of stl-export.", metavar="[MODEL.nir]", show_default=False),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--input", metavar="NPZ", help="Raster (see stl-raster).")
-    ] = None,
+    data: InputOrTable = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="PYPROJECT",
-            help="File with a table \\[tool.stl-deploy.parity] for all that is not given here, e.g. "
-            "--config ci/pyproject.toml; default: the nearest pyproject.toml.",
+            help="File whose table \\[tool.stl-deploy.parity] gives everything not given here, e.g. "
+            "--config ci/pyproject.toml. Default: the nearest pyproject.toml.",
         ),
     ] = None,
     backend: Annotated[
@@ -74,7 +75,7 @@ def parity(
             "with commas, e.g. --backend hw_sim,lava. [default: hw_sim]",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First N samples only.")] = None,
+    limit: Limit = None,
     max_mismatch: Annotated[
         float | None, _rate("Fail above this mismatch of a layer, e.g. --max-mismatch 0.02.")
     ] = None,
@@ -85,7 +86,7 @@ def parity(
         float | None, _rate("Fail below this certified fraction of a layer, e.g. 0.99.")
     ] = None,
     min_certified_spiking: Annotated[
-        float | None, _rate("The same of entries where either side spikes, e.g. 0.97.")
+        float | None, _rate("The same for entries where either side spikes, e.g. 0.97.")
     ] = None,
     min_agreement: Annotated[
         float | None, _rate("Fail below this fraction of equal predictions, e.g. 0.97.")
@@ -94,16 +95,16 @@ def parity(
         float | None,
         typer.Option(metavar="PCT", min=0, max=100, help="Fail above this drop, in points."),
     ] = None,
-    tau: Annotated[
-        float | None, typer.Option(help="Decay of an official state_dict. [default: 0.5]")
-    ] = None,
+    tau: Tau = None,
     dt: Dt = None,
     model_class: ModelClass = None,
     sample_shape: SampleShape = None,
     timeout: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", min=1, help="End a backend that stands still so long. [default: 600]"
+            metavar="SECONDS",
+            min=1,
+            help="Stop a backend that makes no progress for so long. [default: 600]",
         ),
     ] = None,
     dask: Dask = None,
@@ -218,7 +219,7 @@ def _print(outcome: Outcome) -> None:
     print_parity(report)
     if report.overflows:
         warn(
-            f"{report.overflows:,} neuron steps left a register: this is no prediction of the chip"
+            f"registers overflowed in {report.overflows:,} neuron steps: this does not predict the chip"
         )
 
 

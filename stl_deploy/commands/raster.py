@@ -15,6 +15,7 @@ from stl_deploy.commands.common import (
     Force,
     Json,
     Levels,
+    Limit,
     Size,
     asked,
     data_folder,
@@ -27,6 +28,8 @@ from stl_deploy.commands.common import (
     warn,
 )
 from stl_deploy.data.catalogue import IMAGES
+from stl_deploy.files import check_writable, sha256
+from stl_deploy.ir.units import MAX_STEPS
 
 if TYPE_CHECKING:
     from stl_deploy.formats.raster import Encoding, Raster
@@ -39,7 +42,9 @@ def raster(
     out: Annotated[Path, typer.Option("-o", "--out", help="Raster to write.", metavar="NPZ")],
     dataset: Dataset = "fashion-mnist",
     data: Data = None,
-    split: Annotated[Literal["train", "test"], typer.Option(help="Which samples.")] = "test",
+    split: Annotated[
+        Literal["train", "test"], typer.Option(help="Which samples to take.")
+    ] = "test",
     encoding: Annotated[
         Literal["bernoulli", "graded"],
         typer.Option(help="Images: spikes with P = pixel/255, or the pixels themselves."),
@@ -49,7 +54,7 @@ def raster(
         int | None,
         typer.Option(
             min=1,
-            max=4096,
+            max=MAX_STEPS,
             help=f"Time steps T. Default: {IMAGE_STEPS} for images, else that of the dataset.",
             show_default=False,
         ),
@@ -57,7 +62,7 @@ def raster(
     size: Size = None,
     binning: Binning = None,
     levels: Levels = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First N samples only.")] = None,
+    limit: Limit = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -70,7 +75,6 @@ def raster(
     Example: stl-raster --dataset nmnist --data NMNIST --split test -o test.npz
     """
     from stl_deploy.data.load import Wanted
-    from stl_deploy.files import check_writable
     from stl_deploy.formats import raster as rasters
 
     refuse_options_of_the_other(dataset, asked(context), ("encoding", "seed"))
@@ -92,7 +96,7 @@ def raster(
         what = "images" if dataset in IMAGES else "samples"
         say(
             f"{out}: {len(made.spikes)} {split} {what}, {made.shape[1]} steps, {how}, "
-            f"{100 * rate:.1f} % of the entries are not zero"
+            f"{100 * rate:.1f} % of the entries are nonzero"
         )
 
 
@@ -100,7 +104,6 @@ def _images(
     folder: Path, split: str, encoding: Encoding, seed: int, timesteps: int, limit: int | None
 ) -> tuple[Raster, dict[str, Any]]:
     """Images of IDX files, encoded."""
-    from stl_deploy.files import sha256
     from stl_deploy.formats import idx
     from stl_deploy.formats import raster as rasters
 

@@ -15,6 +15,7 @@ import typer
 
 from stl_deploy.commands.common import (
     Binning,
+    CheckpointOut,
     Data,
     Dataset,
     Debug,
@@ -23,7 +24,9 @@ from stl_deploy.commands.common import (
     Levels,
     Size,
     asked,
+    chip_option,
     data_folder,
+    find_chip,
     print_json,
     progress,
     refuse_existing,
@@ -35,7 +38,10 @@ from stl_deploy.commands.common import (
 )
 from stl_deploy.data.catalogue import EVENT_SETS, IMAGES
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.files import check_distinct, check_writable, sha256
 from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture
+from stl_deploy.ir.units import MAX_STEPS
+from stl_deploy.models import memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,17 +53,18 @@ if TYPE_CHECKING:
     from stl_deploy.models.train import Epoch
 
 MAX_SEED = 2**63 - 1  # what PyTorch takes
+DEFAULT_CHIP = "loihi2"  # of training on integers
 
 
 def train(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write.", metavar="PT")],
+    out: CheckpointOut,
     dataset: Dataset = "fashion-mnist",
     data: Data = None,
     raster: Annotated[
         Path | None,
         typer.Option(
-            metavar="NPZ", help="Train on this raster of stl-raster instead; it says T and levels."
+            metavar="NPZ", help="Train on this raster of stl-raster instead; it gives T and levels."
         ),
     ] = None,
     size: Size = None,
@@ -67,7 +74,7 @@ def train(
         str | None,
         typer.Option(
             help="<n>C<k> convolution, BN, LIF, P<s> max pool to s x s, D<p> dropout, FC<n> linear, "
-            "AvgPool<p> readout of p neurons a class. Default: that of the dataset "
+            "AvgPool<p> readout of p neurons per class. Default: that of the dataset "
             "(docs/data.md), for images the official MNIST net.",
             show_default=False,
         ),
@@ -82,7 +89,7 @@ def train(
     timesteps: Annotated[
         int | None,
         typer.Option(
-            min=1, max=4096, help="Time steps T. [default: 4, events: that of the dataset]"
+            min=1, max=MAX_STEPS, help="Time steps T. [default: 4, events: that of the dataset]"
         ),
     ] = None,
     tau: Annotated[
@@ -99,23 +106,18 @@ def train(
     ] = None,
     qat: Annotated[
         bool,
-        typer.Option(
-            "--qat", help="Fine-tune --init on integers: what comes out is exported as it is."
-        ),
+        typer.Option("--qat", help="Fine-tune --init on integers, which are exported unchanged."),
     ] = False,
     init: Annotated[
         Path | None,
         typer.Option(
-            metavar="MODEL", help="Checkpoint that --qat begins with; it says the network."
+            metavar="MODEL", help="Checkpoint that --qat starts from; it gives the architecture."
         ),
     ] = None,
     weight_bits: Annotated[
         int | None, typer.Option(min=2, max=8, help="Bits of a weight, with --qat. [default: 8]")
     ] = None,
-    chip: Annotated[
-        Literal["ideal", "loihi1", "loihi2"] | None,
-        typer.Option(help="Whose registers nothing may leave, with --qat. [default: loihi2]"),
-    ] = None,
+    chip: Annotated[str | None, chip_option("loihi2, with --qat")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 24, with --qat 4]")] = None,
     batch: Annotated[
         int | None, typer.Option(min=2, help="[default: 128, events: that of the dataset]")
@@ -134,16 +136,14 @@ def train(
     limit: Annotated[int | None, typer.Option(min=2, help="Use the first N samples only.")] = None,
     evaluate: Annotated[
         bool,
-        typer.Option(
-            "--eval", help="Measure on the test split what is learned, after every epoch."
-        ),
+        typer.Option("--eval", help="Measure accuracy on the test split after every epoch."),
     ] = False,
     eval_limit: Annotated[
-        int | None, typer.Option(min=1, help="With --eval: the first N test samples only.")
+        int | None, typer.Option(min=1, help="With --eval: use the first N test samples only.")
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
-        typer.Option(help="Where to train; auto takes a GPU where there is one."),
+        typer.Option(help="Where to train; auto uses a GPU if there is one."),
     ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Force = False,
@@ -163,11 +163,10 @@ def train(
     import numpy as np
     import torch
 
-    from stl_deploy.chips.facts import load as load_chip
+    from stl_deploy.chips import facts
     from stl_deploy.data.load import Wanted
-    from stl_deploy.files import check_distinct, check_writable, sha256
     from stl_deploy.formats.checkpoint import save_checkpoint
-    from stl_deploy.models import memory, parallel
+    from stl_deploy.models import parallel
     from stl_deploy.models.train import Settings, Trainer
 
     _check_usage(context, qat, init)
@@ -181,8 +180,9 @@ def train(
     given = _inputs(dataset, data, raster, encoding, wanted, as_json)
     defaults = EVENT_SETS[given.dataset] if given.dataset else None
     model = None
+    on = None if init is None else find_chip(chip or DEFAULT_CHIP)
     if init is not None:
-        model = _integers(init, weight_bits or 8, chip or "loihi2", given)
+        model = _integers(init, weight_bits or 8, chip or DEFAULT_CHIP, given)
         architecture = model.arch
         if given.encoding != "recorded":
             encoding = "graded" if architecture.input.levels > 1 else "bernoulli"
@@ -197,22 +197,22 @@ def train(
         )
     if flip and len(given.shape) != 3:
         raise InputError(
-            Problem("--flip", f"inputs {given.shape} have no left and right", "leave it out")
+            Problem("--flip", f"inputs {given.shape} have no left and right", "omit it")
         )
     labels = given.labels
     if labels.max() >= architecture.classes:
         raise InputError(
             Problem(
                 "--arch" if init is None else str(init),
-                f"tells {architecture.classes} classes apart, the labels go up to {labels.max()}",
-                "let FC<n>-LIF-AvgPool<p> end the network, with n = classes * p",
+                f"distinguishes {architecture.classes} classes, but labels go up to {labels.max()}",
+                "end the network with FC<n>-LIF-AvgPool<p>, where n = classes * p",
             )
         )
     usual = defaults.lr if defaults else 2e-3
     if architecture.classes >= 2 * (labels.max() + 1):
         warn(
-            f"the network tells {architecture.classes} classes apart, and labels go up to "
-            f"{labels.max()}: end --arch with AvgPool<p> where p neurons vote for each class"
+            f"the network distinguishes {architecture.classes} classes, but labels go up to "
+            f"{labels.max()}: end --arch with AvgPool<p> if p neurons vote for each class"
         )
     held_out = None
     if evaluate:
@@ -230,25 +230,25 @@ def train(
         flip=flip,
         data=given.digest,
         weight_bits=None if init is None else weight_bits or 8,
-        chip="" if init is None else chip or "loihi2",
+        chip="" if on is None else facts.identity(on),
         start="" if init is None else sha256(init),
     )
     where = parallel.device_of(device)
     parallel.ready()
     parallel.check_same("the run", (asdict(settings), architecture.to_dict(), torch.__version__))
-    fact = load_chip(settings.chip).limits.thresholds_per_core if qat else None
-    if fact is not None:
+    fact = None if on is None else on.limits.thresholds_per_core
+    if on is not None and fact is not None:
         warn(
-            f"a core of {settings.chip} holds {fact.value} distinct thresholds, and training on integers "
-            "learns one for every neuron: the result is right for simulation, and can be loaded onto "
-            "that chip only where a core happens to need no more"
+            f"a core of {on.name} holds {fact.value} distinct thresholds, and training on integers "
+            "learns one per neuron: the result can be simulated, but loaded onto that chip only if no "
+            "core needs more"
         )
     memory.keep()
     trainer = Trainer(architecture, settings, where, model)
     if resume and parallel.from_first(snapshot.exists):
         trainer.resume(snapshot)
     elif resume:
-        stderr.print(f"{snapshot}: none there, so training begins at epoch 1", markup=False)
+        stderr.print(f"{snapshot} does not exist: training begins at epoch 1", markup=False)
     x, y = torch.from_numpy(np.require(given.x, requirements="W")), torch.from_numpy(labels)
     started = time.monotonic()
     with _resumable(snapshot), progress(as_json) as bar:
@@ -305,7 +305,7 @@ def _held_out(given: Inputs, arch: Architecture) -> tuple[Tensor, Tensor]:
                 "--data",
                 f"test inputs {given.shape} with labels up to {given.labels.max()} are not for a "
                 f"network of input {arch.input.shape} and {arch.classes} classes",
-                "leave out --eval, or give a --data whose splits belong together",
+                "omit --eval, or give a --data whose splits match",
             )
         )
     return torch.from_numpy(np.require(given.x, requirements="W")), torch.from_numpy(given.labels)
@@ -321,17 +321,17 @@ def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
     problems = []
     if qat and init is None:
         problems.append(
-            Problem("--qat", "begins with a trained network", "name its checkpoint with --init")
+            Problem("--qat", "starts from a trained network", "name its checkpoint with --init")
         )
     if qat:
         problems += [
-            Problem(GIVEN[name], "comes from the checkpoint of --init", "leave it out")
+            Problem(GIVEN[name], "comes from the checkpoint of --init", "omit it")
             for name in given
             if name in GIVEN
         ]
     else:
         problems += [
-            Problem(option, "goes with --qat", "give --qat, or leave it out")
+            Problem(option, "has no effect without --qat", "give --qat, or omit it")
             for name, option in (
                 ("init", "--init"),
                 ("weight_bits", "--weight-bits"),
@@ -340,7 +340,9 @@ def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
             if name in given
         ]
     if "eval_limit" in given and "evaluate" not in given:
-        problems.append(Problem("--eval-limit", "goes with --eval", "give --eval, or leave it out"))
+        problems.append(
+            Problem("--eval-limit", "has no effect without --eval", "give --eval, or omit it")
+        )
     if problems:
         raise InputError(problems)
 
@@ -352,13 +354,13 @@ def _check_data_usage(dataset: str, raster: Path | None, given: set[str]) -> Non
         return
     foreign = ("dataset", "data", "size", "binning", "levels", "encoding", "timesteps")
     problems = [
-        Problem(f"--{name}", "comes from the raster of --raster", "leave it out")
+        Problem(f"--{name}", "comes from the raster of --raster", "omit it")
         for name in foreign
         if name in given
     ]
     if "evaluate" in given:
         problems.append(
-            Problem("--eval", "has no test split beside --raster", "use hw_sim on a test raster")
+            Problem("--eval", "has no test split with --raster", "use hw_sim on a test raster")
         )
     if problems:
         raise InputError(problems)
@@ -400,7 +402,7 @@ def _integers(init: Path, bits: int, chip: str, given: Inputs) -> QatNet:
     checkpoint = stl.read(init)
     if checkpoint.arch.quantized is not None:
         raise InputError(
-            Problem(str(init), "is trained on integers already", "name the float checkpoint")
+            Problem(str(init), "is already trained on integers", "name the float checkpoint")
         )
     arch = checkpoint.arch
     reads, has = f"{arch.input.shape}", f"{given.shape}"
@@ -425,7 +427,7 @@ def _resumable(snapshot: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if snapshot.exists():
-            stderr.print(f"the finished epochs are in {snapshot}; --resume continues from there")
+            stderr.print(f"the finished epochs are in {snapshot}; resume with --resume")
         raise
 
 

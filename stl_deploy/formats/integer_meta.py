@@ -127,7 +127,11 @@ class PlacementMeta(_Meta):
 
 
 class IntegerMeta(_Meta):
-    """The JSON string of ``model.nir``."""
+    """The JSON string of ``model.nir``.
+
+    ``chip_facts`` are those of a chip that does not come with the package, as its file has them
+    (``chips/facts.py`` checks them); a file for another chip has no such key.
+    """
 
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
     version: Version = 1
@@ -144,6 +148,14 @@ class IntegerMeta(_Meta):
     layers: list[LayerMeta]
     placement: PlacementMeta | None = None
     diagnostics: list[tuple[str, str, str]] = Field(default_factory=list)
+    chip_facts: dict[str, Any] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = write(self)
+        if self.chip_facts is None:
+            del row["chip_facts"]
+        return row
 
     @model_validator(mode="after")
     def _says_what_it_can(self) -> IntegerMeta:

@@ -78,6 +78,7 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
         version=version,
         reset=RESETS[version],
         chip=network.chip,
+        chip_facts=None if network.chip_facts is None else json.loads(network.chip_facts),
         timesteps=network.timesteps,
         input_levels=network.input_levels,
         classes=network.readout.classes,
@@ -241,14 +242,25 @@ def _lif_meta(layer: LifLayer, network: IntegerNetwork) -> LayerMeta:
     )
 
 
-def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
-    """Rebuild the integer network. Raises InputError naming everything that is off."""
-    meta = _integer_meta(graph, where)
+def _chip(meta: IntegerMeta, where: str) -> chips.Chip:
+    """The chip of the file. Raises InputError where it is not known, or its facts are not right."""
+    if meta.chip_facts is not None:
+        chip = chips.check(meta.chip_facts, f"{where}: chip_facts")
+        if chip.name != meta.chip:
+            what = f"are those of {chip.name!r}, and the network is for {meta.chip!r}"
+            raise InputError(Problem(f"{where}: chip_facts", what))
+        return chip
     if meta.chip not in chips.names():
         raise InputError(
             Problem(f"{where}: chip", f"{meta.chip!r} is not one of {', '.join(chips.names())}")
         )
-    chip = chips.load(meta.chip)
+    return chips.load(meta.chip)
+
+
+def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
+    """Rebuild the integer network. Raises InputError naming everything that is off."""
+    meta = _integer_meta(graph, where)
+    chip = _chip(meta, where)
     problems: list[Problem] = []
     layers: list[Layer] = []
     try:
@@ -296,7 +308,8 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     if problems:
         raise InputError(problems)
     network = IntegerNetwork(
-        chip=meta.chip,
+        chip=chip.name,
+        chip_facts=chips.carried(chip),
         timesteps=meta.timesteps,
         input_shape=G.in_shape(graph),
         input_levels=meta.input_levels,

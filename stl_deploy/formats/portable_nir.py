@@ -114,7 +114,7 @@ def inexact(network: IntegerNetwork) -> dict[str, str]:
     Of the others every v is that of NIR's equation, and float32 holds it: a step of decay takes bits
     off the end that are all zero.
     """
-    register = chips.load(network.chip).state_limit
+    register = chips.of(network).state_limit
     found = {layer.name: _inexact(network, layer, register) for layer in network.lif_layers}
     return {name: why for name, why in found.items() if why}
 

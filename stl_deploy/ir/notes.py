@@ -28,7 +28,7 @@ class Precision:
     calibrated: int = 0
 
 
-Lowering = Literal["native", "fold", "profiles"]
+Lowering = Literal["native", "fold", "grouped"]
 
 
 @dataclass(frozen=True)

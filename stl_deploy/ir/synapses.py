@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 IntArray = NDArray[np.integer[Any]]
 Int64 = NDArray[np.int64]
+Float = NDArray[np.float64]
 Entries = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
@@ -56,6 +57,15 @@ class Conv:
     def with_weights(self, weight: Weights) -> Conv:
         """The same synapses with other weights, of the same shape."""
         return replace(self, weight=weight)
+
+    def scaled(self, unit: Float) -> Float:
+        """The weights times ``unit`` [O], that of each output channel: float64 of their shape."""
+        return _by_channel(self.weight, unit)
+
+    def into(self, _neuron: int, _inputs: IntArray, index: IntArray) -> Int64:
+        """The weights [n] that stand at ``index`` [n, dimensions] and lead to a neuron."""
+        held: Int64 = self.weight[tuple(index.T)].astype(np.int64)
+        return held
 
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero, in-bounds synapses that leave each input: int64 of ``input_shape``."""
@@ -118,6 +128,15 @@ class Dense:
     def with_weights(self, weight: Weights) -> Dense:
         """The same synapses with other weights, of the same shape."""
         return replace(self, weight=weight)
+
+    def scaled(self, unit: Float) -> Float:
+        """The weights times ``unit`` [O], that of each output channel: float64 of their shape."""
+        return _by_channel(self.weight, unit)
+
+    def into(self, _neuron: int, _inputs: IntArray, index: IntArray) -> Int64:
+        """The weights [n] that stand at ``index`` [n, dimensions] and lead to a neuron."""
+        held: Int64 = self.weight[tuple(index.T)].astype(np.int64)
+        return held
 
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero synapses that leave each input: int64 of ``input_shape``."""
@@ -202,6 +221,18 @@ class Sparse:
         at = weight != 0
         return replace(self, row=self.row[at], column=self.column[at], weight=weight[at])
 
+    def scaled(self, unit: Float) -> csr_array[np.float64]:
+        """The weights times ``unit`` [neurons], as a sparse matrix float64 [neurons, inputs]."""
+        entries = self.weight * unit[self.row], (self.row, self.column)
+        return csr_array(entries, shape=self.size)
+
+    def into(self, neuron: int, inputs: IntArray, _index: IntArray) -> Int64:
+        """The weights [n] that lead from ``inputs`` [n] to a neuron, zero where there is none."""
+        held = np.zeros(self.size[1], np.int64)
+        start, end = np.searchsorted(self.row, [neuron, neuron + 1])
+        held[self.column[start:end]] = self.weight[start:end]
+        return held[inputs]
+
     def fan_out(self, input_shape: Shape) -> Int64:
         """Connections that leave each input: int64 of ``input_shape``."""
         count = np.bincount(self.column, minlength=math.prod(input_shape))
@@ -242,6 +273,11 @@ def _into(part: IntArray, parts: int, entries: Entries, inputs: int) -> csr_arra
     neuron, column = entries
     ones = np.ones(len(neuron), np.int32)
     return csr_array((ones, (part[neuron], column)), shape=(parts, inputs))
+
+
+def _by_channel(weight: Weights, unit: Float) -> Float:
+    values: Float = weight * unit.reshape(-1, *[1] * (weight.ndim - 1))
+    return values
 
 
 def _by_row(weight: Weights, values: Int64) -> Int64:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir import slices
 from stl_deploy.ir.slices import WeightPrecision
 
+if TYPE_CHECKING:
+    from stl_deploy.chips import facts as chips
+
 Overflow = Literal["auto", "proven", "checked"]
-Thresholds = Literal["auto", "native", "fold", "profiles"]
+Thresholds = Literal["auto", "native", "fold", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,11 @@ def check_options(options: Options, chip: chips.Chip, calib: bool) -> None:
     ):
         if choice not in choices:
             problems.append(Problem(name, f"{choice!r} is not one of {', '.join(choices)}"))
-    if options.thresholds == "profiles" and chip.limits.thresholds_per_core is None:
+    if options.thresholds == "grouped" and chip.limits.thresholds_per_core is None:
         problems.append(
             Problem(
                 "thresholds",
-                f"profiles serves chips that hold few thresholds a core; {chip.name} holds one for "
+                f"grouped serves chips that hold few thresholds a core; {chip.name} holds one for "
                 "every neuron",
                 "use --thresholds native",
             )

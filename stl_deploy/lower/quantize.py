@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import nir
 import numpy as np
@@ -45,7 +46,7 @@ from stl_deploy.lower.units import Fit
 
 def quantize(
     graph: nir.NIRGraph,
-    chip: str = "ideal",
+    chip: str | Path = "ideal",
     calib: NDArray[np.uint8] | None = None,
     *,
     weight_bits: int | None = None,
@@ -62,14 +63,14 @@ def quantize(
         graph: chain of Conv2d/Linear/Affine -> LIF, IF or CubaLIF, SumPool2d -> Threshold and Flatten
             nodes; flat neurons may have a Linear node from them back to them, and ``reset: "subtract"``
             in their metadata.
-        chip: name of a file in ``chips/``.
+        chip: name of a chip that comes with the package, or the path of a chip file.
         calib: raster [N, T, *input] that weights and thresholds are fitted to (``calibration.py``; not
             with thresholds "fold") and that sets scales with ``overflow="checked"``; no labels.
         weight_bits: 2..8, the grid +-(2^(B-1)-1) of precision "8"; 8 without, or what the model was
             trained on.
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
         thresholds: "native", a threshold per neuron; "fold", one a layer, inputs scaled instead;
-            "profiles", rounded to what a core of ``chip`` holds, neurons placed by threshold;
+            "grouped", rounded to what a core of ``chip`` holds, neurons placed by threshold;
             "auto", native where the chip can hold that, else profiles.
         overflow: "proven" (no input can overflow), "checked" (units from ``calib``; hw_sim flags an
             overflow), "auto": proven where it costs at most one effective bit, and with
@@ -87,7 +88,7 @@ def quantize(
         InputError: an option out of range, or one that contradicts such a training.
         LoweringError: every problem of the model at once.
     """
-    facts = chips.load(chip)
+    facts = chips.find(chip)
     if not isinstance(graph, nir.NIRGraph):
         raise InputError(
             Problem("graph", f"is a {type(graph).__name__}, not a NIR graph", "see from_torch")
@@ -154,7 +155,8 @@ def quantize(
     if calib is not None:
         diagnostics.append(_fitted_to(recording))
     network = IntegerNetwork(
-        chip=chip,
+        chip=facts.name,
+        chip_facts=chips.carried(facts),
         timesteps=meta.timesteps,
         input_shape=G.in_shape(graph),
         input_levels=meta.input_levels,
@@ -280,9 +282,9 @@ def _distinct_thresholds(
             f"a core gets {placed.fullest['thresholds']} distinct thresholds; one of {chip.name} "
             f"holds {fact.value}. The file is right for simulation but cannot be loaded onto that "
             "chip as it is",
-            "use --chip loihi2, or the float model with --thresholds profiles"
+            "use --chip loihi2, or the float model with --thresholds grouped"
             if as_trained
-            else "use --thresholds profiles or fold, or --chip loihi2",
+            else "use --thresholds grouped or fold, or --chip loihi2",
         )
         for name, placed in network.placement.layers.items()
         if placed.fullest["thresholds"] > fact.value

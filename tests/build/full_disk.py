@@ -26,7 +26,7 @@ SCRIPTS = distribution("stl-deploy").entry_points.select(group="console_scripts"
 EVERY_TARGET = ["--target", "nir", "--target", "loihi", "--target", "onnx"]
 TRAINED = ["--raster", "raster.npz", "--arch", "FC20-LIF-AvgPool2", "--epochs", "1"]
 COMMANDS = {
-    "export": ["stl-export", "model.pt", *EVERY_TARGET, "--nir-profile", "portable", "-o", "new"],
+    "export": ["stl-export", "model.pt", *EVERY_TARGET, "--nir-dialect", "portable", "-o", "new"],
     "hw_sim": [
         *("hw_sim", "o/model.nir", "--input", "raster.npz", "--states"),
         *("--out", "new.npz", "--report", "new.html"),

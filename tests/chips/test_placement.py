@@ -179,11 +179,11 @@ TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons"
         }
     ),
     folded=st.booleans(),
-    spread=st.none() | st.integers(1, 6),
+    stretch=st.none() | st.integers(1, 6),
     own=st.booleans(),
 )
 def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
-    seed, limits, folded, spread, own
+    seed, limits, folded, stretch, own
 ):
     network, chip = random_network(seed), chip_with(**limits)
     if own:
@@ -192,7 +192,7 @@ def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
         rng = np.random.default_rng(seed)
         layers = [single(rng, n) if isinstance(n, LifLayer) else n for n in network.layers]
         network = replace(network, layers=tuple(layers))
-    over = None if spread is None else {n.name: spread for n in network.lif_layers}
+    over = None if stretch is None else {n.name: stretch for n in network.layers}
     placed = placement.place(network, chip, over)
     assert placed == placement.place(network, chip, over)
     first = 0
@@ -489,10 +489,10 @@ def path(tmp_path):
     return tmp_path / "model.nir"
 
 
-@pytest.mark.parametrize("thresholds", ["native", "fold", "profiles"])
+@pytest.mark.parametrize("thresholds", ["native", "fold", "grouped"])
 @pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
 def test_round_trip(tmp_path, chip, thresholds):
-    if (chip, thresholds) == ("loihi2", "profiles"):
+    if (chip, thresholds) == ("loihi2", "grouped"):
         return
     graph = stl_deploy.from_torch(random_net())
     network = stl_deploy.quantize(graph, chip=chip, thresholds=thresholds)

@@ -35,8 +35,7 @@ def test_a_weight_precision_is_written_and_told(command, here, model, raster):
     manifest = json.loads(Path("o/manifest.json").read_text())
     synapses = manifest["weights"]["synapses"]
     assert (
-        f"weights: 2x8, weights in two slices of 8 bits, each a synapse of its own: {synapses:,}"
-        in out
+        f"weights: 2x8, weights in two slices of 8 bits, one synapse per slice: {synapses:,}" in out
     )
     assert "8.00 of 8" not in out
     assert not Path("o/loihi/network.net").exists()
@@ -201,7 +200,7 @@ def test_hw_sim_prints_both_loihi_1_profiles_side_by_side(command, here, model, 
     assert header.split() == ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
     assert "loihi2-pilotnet is an extrapolation" in out
     assert "NeuroBench: " in out
-    assert "no estimate of any chip" in out
+    assert "not an estimate of any chip" in out
     slowest = next(line for line in out.splitlines() if line.startswith("slowest"))
     assert slowest.count(" of ") == 3
 
@@ -218,7 +217,7 @@ def test_hw_sim_says_which_chip_an_energy_describes(command, here, model, raster
     assert f"lowered to {chip}: the columns of {others} price its events on another chip" in out
     own = {"loihi1": "loihi1-nahuku", "loihi2": "loihi2-pilotnet"}.get(chip)
     if own is not None:
-        _, out, _ = command("hw_sim", "o/model.nir", "--input", raster, "--profile", own)
+        _, out, _ = command("hw_sim", "o/model.nir", "--input", raster, "--energy-model", own)
         assert "another chip" not in out
 
 
@@ -317,7 +316,6 @@ def test_nothing_is_left_when_writing_fails(command, here, model, monkeypatch):
         ("stl-export", ["none.pt", "--target", "tpu"], 2, "tpu"),
         ("stl-export", ["none.pt", "--target", "nir", "-o", "no/where"], 2, "does not exist"),
         ("hw_sim", ["none.nir", "--input", "x.npz"], 2, "does not exist"),
-        ("hw_sim", ["none.nir", "--input", "x.npz", "--profile", "tpu"], 2, "loihi1-spice"),
         ("hw_sim", ["none.nir", "--input", "x.npz", "--states"], 2, "--out"),
         ("stl-raster", ["--data", "none", "-o", "r.npz"], 2, "apt-get install"),
         ("stl-raster", ["--data", "none", "-o", "r.npz", "--timesteps", "0"], 2, "timesteps"),
@@ -331,6 +329,15 @@ def test_bad_usage_is_exit_code_2_without_a_traceback(command, here, name, args,
     assert what in " ".join(err.split())
     assert "Traceback" not in err
     assert list(here.iterdir()) == []
+
+
+def test_an_unknown_energy_model_is_refused_with_those_there_are(command, here, model, raster):
+    assert command("stl-export", model, "--target", "nir", "-o", "o")[0] == 0
+    args = ("o/model.nir", "--input", raster, "--energy-model", "tpu", "--out", "trace.npz")
+    code, out, err = command("hw_sim", *args)
+    assert (code, out) == (2, "")
+    assert "--energy-model: 'tpu' is not one of loihi1-spice, loihi1-nahuku, loihi2-pilotnet" in err
+    assert not Path("trace.npz").exists()
 
 
 @pytest.mark.parametrize("name", ["stl-export", "hw_sim", "stl-raster", "stl-train", "stl-check"])

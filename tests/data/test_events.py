@@ -158,7 +158,7 @@ LATER = event_files.nmnist_event(20, 1, 3, 3)
     ("data", "what"),
     [
         (b"", "has 0 bytes"),
-        (EVENT + b"12", "has 7 bytes, which is no multiple of 5"),
+        (EVENT + b"12", "has 7 bytes, not a multiple of 5"),
         (event_files.nmnist_event(0, 0, 0, 34), "x = 34, allowed are 0..33"),
         (EVENT + event_files.nmnist_event(11, 0, 99, 0), "event 1 with y = 99"),
         (LATER + EVENT, "time goes backwards 1 times, first at event 1: 10 us after 20 us"),
@@ -191,7 +191,7 @@ ABORTS = bytes(ABORTS)
         (b"nothing", "does not begin with #!AER-DAT2.0"),
         (b"#!AER-DAT2.0", "ends inside its header"),
         (event_files.aedat_31(GOOD), "does not begin with #!AER-DAT2.0"),
-        (event_files.aedat_2(GOOD)[:-3], "no multiple of 8"),
+        (event_files.aedat_2(GOOD)[:-3], "not a multiple of 8"),
         (event_files.aedat_2([]), "holds no events"),
         (event_files.aedat_2(GOOD[::-1]), "time goes backwards 23 times"),
         (b"#!AER-DAT2.0\r\n" + struct.pack(">II", 1 << 15, 0), "holds address 32768"),
@@ -207,10 +207,10 @@ def test_broken_files_of_cifar10dvs(data, what, tmp_path):
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"nothing", "is no whole AEDAT 4 file"),
-        (b"#!AER-DAT4.0\r\n" + bytes(400), "is no whole AEDAT 4 file"),  # its library panics
-        (event_files.aedat_4(GOOD)[:-7], "is no whole AEDAT 4 file"),
-        (ABORTS, "is no whole AEDAT 4 file"),
+        (b"nothing", "is not a complete AEDAT 4 file"),
+        (b"#!AER-DAT4.0\r\n" + bytes(400), "is not a complete AEDAT 4 file"),  # its library panics
+        (event_files.aedat_4(GOOD)[:-7], "is not a complete AEDAT 4 file"),
+        (ABORTS, "is not a complete AEDAT 4 file"),
         (event_files.aedat_4([]), "holds no events"),
         (event_files.aedat_4([(0, 1, 128, 0)], (999, 999)), "y = 128, allowed are 0..127"),
         (event_files.aedat_4(GOOD[::-1]), "time goes backwards"),
@@ -236,7 +236,9 @@ def test_a_reader_that_dies_blames_its_file_and_is_replaced(tmp_path):
     path.write_bytes(event_files.aedat_4(GOOD))
     before = aedat4.read(path)
     aedat4._child().kill()
-    with pytest.raises(InputError, match=r"a.aedat4: is no whole AEDAT 4 file: its reader crashed"):
+    with pytest.raises(
+        InputError, match=r"a.aedat4: is not a complete AEDAT 4 file: its reader crashed"
+    ):
         aedat4.read(path)
     assert aedat4.read(path).t.tolist() == before.t.tolist() == [e[0] for e in GOOD]
     first = aedat4._child()
@@ -293,7 +295,7 @@ def test_a_gesture_outside_the_sensor(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [
-        ("trials_to_test.txt", "../../etc/passwd\n", "which is no recording"),
+        ("trials_to_test.txt", "../../etc/passwd\n", "which is not a recording"),
         ("trials_to_test.txt", "\n", "names no gestures"),
         ("trials_to_test.txt", b"\xff\xfe", "is not text"),
         ("trials_to_test.txt", "user03_led.aedat\nuser03_led.aedat\n", "twice"),
@@ -327,10 +329,10 @@ ROW = np.array([[1, 2, 1, 3]], float)
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"nothing", "is no array"),
-        (npy(ROW)[:-1], "is no array"),
-        (npy(np.array([None])), "is no array"),
-        (npy(ROW).replace(b"(1, 4)", b"(9999999999, 4)"), "is no array"),
+        (b"nothing", "is not a valid array"),
+        (npy(ROW)[:-1], "is not a valid array"),
+        (npy(np.array([None])), "is not a valid array"),
+        (npy(ROW).replace(b"(1, 4)", b"(9999999999, 4)"), "is not a valid array"),
         (npy(ROW[0]), "not rows (x, y, polarity, milliseconds)"),
         (npy(ROW.astype(complex)), "not rows"),
         (npy(ROW + 0.5), "not whole"),
@@ -390,7 +392,7 @@ def test_broken_files_of_shd(tmp_path):
     with h5py.File(path, "a") as file:
         del file["spikes/times"]
         file["spikes/times"] = np.zeros((3, 4))
-    refused("shd", tmp_path, path, "spikes/times is no plain list")
+    refused("shd", tmp_path, path, "spikes/times is not a plain list")
     with h5py.File(path, "a") as file:
         del file["spikes/times"]
         file["spikes/times"] = np.zeros(3)
@@ -608,8 +610,8 @@ def test_options_that_do_not_go_together(tmp_path, command):
     event_files.write_shd(tmp_path, 3)
     for name, args, what in (
         ("stl-raster", ["--size", 8], "--size: does not go with --dataset fashion-mnist"),
-        ("stl-raster", ["--dataset", "nmnist"], "--data: is needed with --dataset nmnist"),
-        ("stl-raster", ["--dataset", "mnist"], "--data: is needed with --dataset mnist"),
+        ("stl-raster", ["--dataset", "nmnist"], "--data: is required with --dataset nmnist"),
+        ("stl-raster", ["--dataset", "mnist"], "--data: is required with --dataset mnist"),
         (
             "stl-raster",
             ["--dataset", "shd", "--data", tmp_path, "--encoding", "graded"],

@@ -191,7 +191,7 @@ def exported(tmp_path_factory) -> Path:
 
 def test_export_writes_it_beside_and_names_it(command, model, raster, tmp_path):
     out = tmp_path / "o"
-    args = (model, "--target", "nir", "--nir-profile", "portable", "-o", out)
+    args = (model, "--target", "nir", "--nir-dialect", "portable", "-o", out)
     assert command("stl-export", *args)[0] == 0
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["nir_dialect"] == "portable"
@@ -210,7 +210,7 @@ def test_the_usual_export_writes_none(command, model, tmp_path):
 
 
 def test_an_export_that_it_cannot_say_leaves_nothing(command, model, tmp_path):
-    args = ("--target", "loihi", "--thresholds", "fold", "--nir-profile", "portable")
+    args = ("--target", "loihi", "--thresholds", "fold", "--nir-dialect", "portable")
     code, _, err = command("stl-export", model, *args, "-o", tmp_path / "o")
     assert code == 1
     assert "single connections" in err
@@ -255,7 +255,7 @@ def test_a_portable_file_is_not_to_be_exported_again(exported, command):
     code, _, err = command("stl-check", exported / "model.portable.nir", "--need", "snntorch")
     assert code == 1
     assert "see docs/nir.md" in err
-    assert "--nir-profile" not in err
+    assert "--nir-dialect" not in err
 
 
 def test_check_can_insist(exported, command):

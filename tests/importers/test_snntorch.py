@@ -661,7 +661,7 @@ def test_a_state_dict_and_a_class_on_the_command_line(tmp_path, capsys, monkeypa
         (["--model-class", f"{__name__}:made"], "let it be callable without arguments"),
         (["--model-class", f"{__name__}:Dense"], "--sample-shape"),
         (["--model-class", f"{__name__}:Current", "--sample-shape", "15,1,12"], "Unexpected key"),
-        ([*said[:2], "--sample-shape", "15,x"], "not whole numbers above 0"),
+        ([*said[:2], "--sample-shape", "15,x"], "not a list of positive integers"),
         ([*said, "--dt", "1e-3"], "--dt"),
     ):
         assert command(export.export, "net.pt", *wrong, "--target", "nir", "-o", "no") == 2
@@ -992,11 +992,11 @@ def test_a_class_in_the_current_folder(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "'' is not whole numbers above 0"),
-        ("0,4", "'0,4' is not whole numbers above 0"),
-        ("1.5,4", "'1.5,4' is not whole numbers above 0"),
-        ("(1,4)", "'(1,4)' is not whole numbers above 0"),
-        ("4", "'4' is one axis"),
+        ("", "'' is not a list of positive integers"),
+        ("0,4", "'0,4' is not a list of positive integers"),
+        ("1.5,4", "'1.5,4' is not a list of positive integers"),
+        ("(1,4)", "'(1,4)' is not a list of positive integers"),
+        ("4", "'4' has one axis"),
         ("99999,99999", "9,999,800,001 values, limit 16,777,216"),
     ],
 )

@@ -68,7 +68,7 @@ LOW = (("lif1.thresh", (0, 3, 3)), ("lif2.thresh", (5,)))
     [
         ("ideal", "native", "ideal holds a threshold for every neuron"),
         ("loihi2", "native", "loihi2 holds a threshold for every neuron"),
-        ("loihi1", "profiles", "a core of loihi1 holds 7 distinct thresholds, and up to "),
+        ("loihi1", "grouped", "a core of loihi1 holds 7 distinct thresholds, and up to "),
     ],
 )
 def test_auto_goes_by_the_chip_and_says_why(chip, lowering, reason):
@@ -96,7 +96,7 @@ def test_auto_keeps_few_thresholds_as_they_are():
     assert got.diagnostics == ()
 
 
-@pytest.mark.parametrize(("distinct", "lowering"), [(7, "native"), (8, "profiles")])
+@pytest.mark.parametrize(("distinct", "lowering"), [(7, "native"), (8, "grouped")])
 def test_auto_counts_the_thresholds_of_a_core(distinct, lowering):
     built = dense(np.ones((16, 3)), 1 + np.arange(16) % distinct)
     assert stl_deploy.quantize(built, chip="loihi1").lowering == lowering
@@ -105,7 +105,7 @@ def test_auto_counts_the_thresholds_of_a_core(distinct, lowering):
 @pytest.mark.parametrize("chip", ["ideal", "loihi2"])
 def test_profiles_are_for_chips_that_need_them(chip):
     with pytest.raises(InputError, match=f"{chip} holds one for every neuron"):
-        network(chip=chip, thresholds="profiles")
+        network(chip=chip, thresholds="grouped")
 
 
 def test_the_command_prints_lowering_and_rounding(tmp_path, capfd, monkeypatch):
@@ -119,12 +119,12 @@ def test_the_command_prints_lowering_and_rounding(tmp_path, capfd, monkeypatch):
         export.main()
     assert done.value.code == 0
     text = " ".join(capfd.readouterr().out.split())
-    assert "thresholds: profiles, a core of loihi1 holds 7 distinct thresholds" in text
+    assert "thresholds: grouped, a core of loihi1 holds 7 distinct thresholds" in text
     assert "Thresholds rounded to what a core holds" in text
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["thresholds"]["lowering"] == "profiles"
+    assert manifest["thresholds"]["lowering"] == "grouped"
     rows = {row["name"]: row["thresholds"] for row in manifest["layers"]}
-    assert rows["lif1"]["lowering"] == "profiles"
+    assert rows["lif1"]["lowering"] == "grouped"
     assert set(rows["lif1"]["rounding"]) == {"changed", "mean", "largest"}
     assert rows["pool1"]["rounding"] is None
     assert "laid onto cores by threshold" in (out / "report.html").read_text()
@@ -511,7 +511,7 @@ def test_rounding_costs_no_more_than_any_other_choice(vth, count):
 @given(seed=st.integers(0, 10**6))
 def test_no_core_gets_more_thresholds_than_it_holds(seed):
     before = network(seed=seed, chip="loihi1", thresholds="native")
-    after = network(seed=seed, chip="loihi1", thresholds="profiles")
+    after = network(seed=seed, chip="loihi1", thresholds="grouped")
     assert after.placement is not None
     for a, b in zip(before.lif_layers, after.lif_layers, strict=True):
         placed = after.placement.layers[b.name]
@@ -595,12 +595,12 @@ def test_profiles_keep_to_the_chips_that_are_there(cores):
     after = profiles.pack(before, small)
     assert after.placement.chips == before.placement.chips
     assert after.placement.cores <= cores * before.placement.chips
-    assert after.lowering == "profiles"
+    assert after.lowering == "grouped"
 
 
 def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
     file = tmp_path / "m.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
+    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="grouped")), file)
     with h5py.File(file, "r+") as opened:
         vth = opened["node/nodes/lif1/v_threshold"]
         vth[...] = np.arange(vth.size).reshape(vth.shape)
@@ -619,7 +619,7 @@ def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
 )
 def test_a_wrong_order_is_refused(tmp_path, layer, order, what):
     file = tmp_path / "m.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
+    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="grouped")), file)
     with h5py.File(file, "r+") as opened:
         meta = json.loads(opened[f"node/metadata/{KEY}"][()])
         meta["placement"]["layers"][layer]["order"] = order

@@ -361,8 +361,8 @@ def test_what_contradicts_the_training_is_refused(kept):
         "calib",
     }
     assert all("trained on integers of 4 bits" in p.what for p in caught.value.problems)
-    with pytest.raises(InputError, match="profiles was asked for"):
-        quantize(graph, "loihi1", thresholds="profiles")
+    with pytest.raises(InputError, match="grouped was asked for"):
+        quantize(graph, "loihi1", thresholds="grouped")
     quantize(graph, "loihi1", weight_bits=4, thresholds="native")
 
 
@@ -597,7 +597,7 @@ def test_export_refuses_what_contradicts_the_training(command, here):
         (["--weight-bits", 8], "--weight-bits"),
         (["--calib", "r.npz"], "--calib"),
         (["--thresholds", "fold"], "--thresholds"),
-        (["--thresholds", "profiles", "--chip", "loihi1"], "--thresholds"),
+        (["--thresholds", "grouped", "--chip", "loihi1"], "--thresholds"),
         (["--weight-exp", 1], "--weight-exp"),
         (["--weight-precision", "2x8"], "--weight-precision"),
         (["--clamp-thresholds"], "--clamp-thresholds"),
@@ -611,10 +611,10 @@ def test_export_refuses_what_contradicts_the_training(command, here):
 
 def test_train_refuses_options_that_do_not_go_together(command, here):
     for args, told in (
-        (["--qat"], ["--qat: begins with a trained network"]),
+        (["--qat"], ["--qat: starts from a trained network"]),
         (
             ["--init", "float.pt", "--weight-bits", 4],
-            ["--init: goes with", "--weight-bits: goes with"],
+            ["--init: has no effect without", "--weight-bits: has no effect without"],
         ),
         (
             ["--qat", "--init", "float.pt", "--arch", TINY, "--tau", 0.5],
@@ -628,7 +628,7 @@ def test_train_refuses_options_that_do_not_go_together(command, here):
     save_checkpoint(kept, here / "done.pt")
     save_checkpoint(random_net(TINY, 1, (1, 9, 9)), here / "larger.pt")
     for name, told in (
-        ("done.pt", "is trained on integers already"),
+        ("done.pt", "is already trained on integers"),
         ("larger.pt", "the images are"),
     ):
         code, _, err = command("stl-train", "--qat", "--init", name, "--data", here, "-o", "q.pt")

@@ -170,7 +170,7 @@ def test_command_resumes_after_a_kill(folder, monkeypatch):
 def test_command_checks_before_it_trains(folder, monkeypatch, capfd):
     args = ["--data", folder, "--epochs", 1]
     for more, what in (
-        (["--arch", "FC10-LIF-AvgPool5", "-o", folder / "m.pt"], "tells 2 classes apart"),
+        (["--arch", "FC10-LIF-AvgPool5", "-o", folder / "m.pt"], "distinguishes 2 classes"),
         (["--arch", ARCH, "-o", folder / "no" / "m.pt"], "does not exist"),
         (["--arch", ARCH, "-o", folder, "--force"], "is a folder"),
     ):
@@ -276,7 +276,7 @@ def test_a_run_killed_at_any_moment_resumes(folder, moment):
     assert (folder / "cut.resume.pt").exists() == (moment != "2")
     again = run_killed("never", [*cut, "--resume"])
     assert again.returncode == 0, again.stderr
-    assert ("none there, so training begins at epoch 1" in again.stderr) == (moment == "2")
+    assert ("does not exist: training begins at epoch 1" in again.stderr) == (moment == "2")
     epochs = [line.split("/")[0] for line in again.stderr.splitlines() if line.startswith("epoch")]
     assert len(epochs) == (3 if moment == "2" else 2)
     assert bits(folder / "whole.pt") == bits(folder / "cut.pt")
@@ -313,7 +313,7 @@ def test_command_measures_on_the_test_split(folder, monkeypatch, capfd):
     )
     assert history[0]["test_rates"].keys() == history[0]["thresholds"].keys() == {"lif1", "lif2"}
     assert command(monkeypatch, *args, "--eval-limit", 3, "-o", folder / "n.pt") == 2
-    assert "goes with --eval" in capfd.readouterr().err
+    assert "has no effect without --eval" in capfd.readouterr().err
     write_idx(folder / "t10k-labels-idx1-ubyte.gz", labels.numpy() + 5)
     assert command(monkeypatch, *args, "--eval", "-o", folder / "n.pt") == 2
     assert "are not for a network of input (1, 6, 6) and 10 classes" in capfd.readouterr().err
@@ -353,9 +353,9 @@ def test_arguments_that_end_elsewhere_than_meant(folder, monkeypatch, capfd):
     assert "--seed" in capfd.readouterr().err
     # Twenty neurons without AvgPool2 are twenty classes.
     assert command(monkeypatch, *args, "--arch", ARCH.rpartition("-")[0]) == 0
-    assert "classes apart, and labels go up to" in capfd.readouterr().err
+    assert "classes, but labels go up to" in capfd.readouterr().err
     assert command(monkeypatch, *args, "--arch", ARCH, "--force") == 0
-    assert "classes apart" not in capfd.readouterr().err
+    assert "distinguishes" not in capfd.readouterr().err
 
 
 def test_a_damaged_snapshot_can_be_deleted(folder, monkeypatch, capfd):

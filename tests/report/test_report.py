@@ -5,7 +5,7 @@ import io
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 
 import matplotlib
@@ -14,13 +14,14 @@ import pytest
 from matplotlib.image import imread
 
 from stl_deploy.chips import facts as chips
+from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
 from stl_deploy.ir.notes import Diagnostic, Precision
-from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.report import figures, numbers
 from stl_deploy.report import sections as report
 from stl_deploy.verify.against_float import LayerParity, ParityReport
@@ -266,7 +267,40 @@ def test_placement_beyond_a_limit_is_marked():
 )
 def test_kind_names_only_what_is_unusual(fields, words):
     layer = network().lif_layers[0]
-    assert report._kind(replace(layer, synapses=replace(layer.synapses, **fields))) == words
+    layer = replace(layer, synapses=replace(layer.synapses, **fields))
+    assert ", ".join(report._lif_columns(layer)[0]) == words
+
+
+def test_the_row_of_a_layer_is_that_of_its_kind():
+    net = network()
+    conv, pool, dense = net.layers
+    kernel = Kernel(conv.synapses.weight.astype(np.float64), np.zeros(4), *conv.synapses.geometry)
+    single = np.zeros(1, np.int32)
+    sparse = Sparse(single, single, np.ones(1, np.int8), (144, 36), kernel)
+    own = {"recurrent": Dense(np.ones((6, 6), np.int8)), "du": 100, "reset": "subtract"}
+    rows = [
+        report._layer_row(net, layer)
+        for layer in (pool, dense, replace(dense, **own), replace(conv, synapses=sparse))
+    ]
+    assert [row.kind for row in rows] == [
+        f"OR pool 2{X}2",
+        "dense",
+        "dense, recurrent, current, soft reset",
+        f"folded conv 3{X}3, padding 1",
+    ]
+    assert [row.weights for row in rows] == [None, 216, 252, 1]
+    assert [row.thresholds is None for row in rows] == [True, False, False, False]
+
+
+def test_a_kind_that_the_report_has_no_words_for_is_refused():
+    @dataclass(frozen=True)
+    class Later(LifLayer):
+        kind = "later"
+
+    net = network()
+    layer = Later(**vars(net.layers[0]))
+    with pytest.raises(LoweringError, match="lif1: the report does not support 'later'"):
+        report._layer_row(net, layer)
 
 
 def test_activity_are_means_per_inference(page: Page, activity: Activity):

@@ -24,7 +24,7 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve, unroll
-from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.floats import FloatLayer, FloatPool
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.lower.quantize import quantize
@@ -305,7 +305,8 @@ def test_pools_are_certified_whole(seed):
     pool = OrPool("pool", "pool_sum", before, (3, 2, 3), kernel)
     inputs = (rng.random((2, 4, *before)) < 0.2).astype(np.uint8)
     spikes = reference.run_lif(pool, inputs, chips.load("ideal")).spikes
-    verdicts = PoolCertifier(pool).run(inputs, spikes)
+    floats = FloatPool("pool", kernel, before)
+    verdicts = PoolCertifier(pool, floats).run(inputs, spikes)
     assert verdicts.certified(spikes).all()
     assert not verdicts.wrong(spikes).any()
     flipped = spikes.copy()
@@ -328,13 +329,13 @@ ARCHITECTURES = (
     SEEDS,
     st.sampled_from(ARCHITECTURES),
     st.sampled_from(["ideal", "loihi1", "loihi2"]),
-    st.sampled_from(["native", "fold", "profiles"]),
+    st.sampled_from(["native", "fold", "grouped"]),
     st.integers(2, 8),
     st.integers(0, 4),
     st.sampled_from([0.5, 0.75, 0.3, 0.95]),
     st.sampled_from([1, 4, 9]),
 )
-@example(0, ARCHITECTURES[0], "loihi1", "profiles", 8, 0, 0.5, 4)
+@example(0, ARCHITECTURES[0], "loihi1", "grouped", 8, 0, 0.5, 4)
 @example(0, ARCHITECTURES[0], "loihi2", "fold", 8, 0, 0.5, 4)
 def test_whole_networks(seed, text, chip, thresholds, bits, exp, tau, steps):
     """``compare`` refuses a wrong certificate itself; forced spikes that agree may be uncertified."""
@@ -348,7 +349,7 @@ def test_whole_networks(seed, text, chip, thresholds, bits, exp, tau, steps):
     rebuilt = type(model)(arch)
     rebuilt.load_state_dict(model.state_dict())
     model = rebuilt.eval()
-    if chip != "loihi1" and thresholds == "profiles":
+    if chip != "loihi1" and thresholds == "grouped":
         chip = "loihi1"
     graph = stl_deploy.from_torch(model)
     try:
