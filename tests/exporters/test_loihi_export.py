@@ -23,15 +23,18 @@ import pytest
 from numpy.typing import NDArray
 
 import stl_deploy
-from stl_deploy import agreement, lava_env, nir_file, parity_check
-from stl_deploy import chip as chips
-from stl_deploy import graph as graphs
-from stl_deploy import raster as rasters
+from stl_deploy.backends import lava_env
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import lava, loihi, netx
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
+from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import nir_graph as graphs
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.verify import against_reference, check
 from tests.build.networks import after, chain, lif, pool, raster, weights
 
 Ints = NDArray[np.int64]
@@ -696,17 +699,17 @@ def test_parity_does_not_run_lava_for_another_arithmetic(backends, tmp_path, mon
     net = replace(saturating(), chip="mychip")
     spikes = raster(net, 20)
     for name in ("hw_sim", "onnx"):
-        assert agreement.measure(name, net, spikes).exact
+        assert against_reference.measure(name, net, spikes).exact
     lif = graphs.lif(np.full(20, 9000.0), 2 * graphs.DT, 2.0)
     nodes = {"fc_w": nir.Linear(net.layers[0].synapses.weight.astype(float)), "fc": lif}
     graph = graphs.chain_graph(nodes, (150,), (20,), "{}")
     graph.metadata = {}  # as of any other tool
-    nir_file.write(graph, tmp_path / "float.nir")
-    nir_file.write(nir_file.to_nir(net), tmp_path / "model.nir")
+    nir_io.write(graph, tmp_path / "float.nir")
+    nir_io.write(nir_file.to_nir(net), tmp_path / "model.nir")
     rasters.save(tmp_path / "in.npz", rasters.Raster(spikes), {})
     paths = (tmp_path / name for name in ("float.nir", "model.nir", "in.npz"))
     with pytest.raises(LoweringError, match="chip mychip: state_bits is 20; Lava computes with 24"):
-        parity_check.run(parity_check.Settings(*paths, backends))
+        check.run(check.Settings(*paths, backends))
 
 
 def test_export_refuses_the_whole_folder_for_another_arithmetic(tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ from stl_deploy.hw_sim.account.energy import Meter, OnChip
 from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.ir.network import OrPool
 from stl_deploy.ir.synapses import Conv, Dense
-from tests.build.loads import hears, raster, tiny
+from tests.build.loads import hears, tiny
+from tests.build.networks import raster
 
 
 @dataclass(frozen=True)
