@@ -170,7 +170,7 @@ def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
         rng = np.random.default_rng(seed)
         layers = [single(rng, n) if isinstance(n, LifLayer) else n for n in network.layers]
         network = replace(network, layers=tuple(layers))
-    over = None if stretch is None else {n.name: stretch for n in network.layers}
+    over = None if stretch is None else {n.name: stretch for n in network.lif_layers}
     placed = placement.place(network, chip, over)
     assert placed == placement.place(network, chip, over)
     first = 0
@@ -193,6 +193,23 @@ def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
     if not placed.beyond:
         again = {name: (on.blocks, on.order) for name, on in placed.layers.items()}
         assert placement.rebuild(network, chip, again) == placed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pool_may_be_laid_onto_cores_in_any_order(seed):
+    rng = np.random.default_rng(seed)
+    made = map(random_network, range(100 * seed, 100 * seed + 100))
+    network = next(n for n in made if any(isinstance(layer, OrPool) for layer in n.layers))
+    chip, blocks = chip_with(compartments=500), {}
+    for layer in network.layers:
+        first = int(rng.integers(1, layer.neurons))
+        blocks[layer.name] = (first, layer.neurons - first), rng.permutation(layer.neurons)
+    placed = placement.rebuild(network, chip, blocks)
+    needs = by_brute_force(network, placed, chip)
+    for on in placed.layers.values():
+        each = [needs[core] for core in range(on.first_core, on.first_core + on.cores)]
+        assert on.fullest == {kind: max(n[kind] for n in each) for kind in (*KINDS, "thresholds")}
+        assert on.total == {kind: sum(n[kind] for n in each) for kind in KINDS}
 
 
 def unit(kind):
