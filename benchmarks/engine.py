@@ -5,12 +5,12 @@
 ``zoo``: the shipped model on 1,000 Fashion-MNIST test images (Bernoulli, seed 0, T = 4; the shipped
 500-sample raster twice where the data set is not installed). ``official``: the architecture of the
 official MNIST model with random weights and thresholds at which every LIF layer fires about 10 %. Both
-time ``hw_sim`` on a loaded network and raster, with counts by core and link and energies by every profile
+time ``hw_sim`` on a loaded network and raster, with counts by core and link and the energies of all models
 (what the command does after it has read its files and placed the network), against the float model in
 float32 under ``torch.inference_mode`` on as many threads, all time steps of a batch in one convolution, at
-its best batch size. That ratio has the limit. Beside it stands the fastest of two forms of the model that
+its best batch size. That ratio has the limit. Next to it stands the fastest of two forms of the model that
 are made for inference alone: with a LIF that keeps no membrane history, and that with channels last. Runs
-alternate; printed are medians, spreads and the ratios of the medians. Where other
+alternate; printed are medians, ranges and the ratios of the medians. Where other
 work competes for the cores it harms PyTorch's threads more, which wait for each other: measure on an idle
 machine, or look at --threads 1, which holds both to one thread.
 
@@ -123,14 +123,14 @@ def official_case(samples: int = 64) -> tuple[STLNet, IntegerNetwork, rasters.Ra
 
 
 def _fire_a_tenth(model: STLNet, name: str, raster: Tensor) -> None:
-    """Set the thresholds of layer ``name`` to a spread around the value at which it fires 10 %."""
+    """Draw the thresholds of layer ``name`` around the value at which it fires 10 %."""
     thresholds = model.get_submodule(name).thresh
-    spread = 1 + 0.17 * torch.randn_like(thresholds).clamp_(-3, 3)
+    factors = 1 + 0.17 * torch.randn_like(thresholds).clamp_(-3, 3)
     low, high = 0.0, 50.0
     with torch.inference_mode():
         for _ in range(20):
             middle = (low + high) / 2
-            thresholds.data = middle * spread
+            thresholds.data = middle * factors
             rate = float(model.run(raster)[name].mean())
             low, high = (middle, high) if rate > 0.1 else (low, middle)
 
@@ -175,10 +175,10 @@ def compare(name: str, repeat: int, threads: int) -> bool:
     rates = ", ".join(f"{c.name} {c.spikes.sum() / entries[c.name]:.1%}" for c in counts.layers)
     print(f"{name}: {counts.samples} samples of {counts.timesteps} steps; firing: {rates}")
     for key, (form, batch) in (("float", itself), ("tuned", tuned)):
-        print(f"  float: {form}, {batch} samples at a time: {_spread(times[key])}")
+        print(f"  float: {form}, {batch} samples at a time: {_median_and_range(times[key])}")
     print(
-        f"  hw_sim with all counts and energies: {_spread(times['hw_sim'])}, after {prepared:.2f} s to "
-        "place and wire the network, once"
+        f"  hw_sim with all counts and energies: {_median_and_range(times['hw_sim'])}, after "
+        f"{prepared:.2f} s to place and wire the network, once"
     )
     ratio = _ratio(times, "float")
     kept = "kept" if ratio <= LIMITS[name] else "MISSED"
@@ -229,7 +229,7 @@ def _alternate(jobs: dict[str, Callable[[], None]], repeat: int) -> dict[str, li
     return times
 
 
-def _spread(times: list[float]) -> str:
+def _median_and_range(times: list[float]) -> str:
     return f"median {statistics.median(times):.3f} s ({min(times):.3f} to {max(times):.3f})"
 
 

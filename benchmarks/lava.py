@@ -7,14 +7,14 @@ Lava runs as ``stl-parity`` runs it: the exported process graph (``lava``) and t
 run is timed from outside, from staging its files to the trace in memory. A sample's time without
 process start, imports and compiling is the slope between runs of few and of many samples; with them it is
 that of a run of many samples. ``hw_sim`` runs in this process and warm, on a loaded and placed network
-and a loaded raster, with the counts of every core and link and the energies by every profile: on 1,000
+and a loaded raster, with the counts of every core and link and the energies by every energy model: on 1,000
 samples, which begin with those of Lava, and on the same many. Every spike of Lava's runs has to be that
 of hw_sim.
 
 ``zoo``: the shipped model on Fashion-MNIST test images. ``dense``: 784-256-100-10, random weights, a fifth
 of the inputs firing.
 
-The runs take turns. Printed are medians and spreads over the turns and ratios: of Lava's slope to hw_sim
+The runs take turns. Printed are medians and ranges over the turns and ratios: of Lava's slope to hw_sim
 on 1,000 samples, everything in hw_sim's run included, which is what has to reach the limit; and with
 everything included on both sides, on the same many samples. Where other work competes for the cores it
 harms Lava more, whose many processes wait for each other at every step; so the limit has to be reached by
@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 import stl_deploy
 from stl_deploy.backends import lava as lava_backend
 from stl_deploy.backends import lava_env
+from stl_deploy.backends import netx as netx_backend
 from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import simulate as sim
@@ -50,6 +51,7 @@ DATA = Path("/usr/share/datasets/fashion-mnist")
 SAMPLES = 1000
 FEW, MANY = 5, {"zoo": 65, "dense": 485}  # of Lava: its start varies less than the many take
 LIMIT = 300
+TOOLS = {"lava": lava_backend, "netx": netx_backend}
 Spikes = NDArray[np.uint8]
 
 
@@ -105,9 +107,9 @@ def compare(name: str, repeat: int) -> bool:
     lava: dict[tuple[str, int], list[float]] = {}
     ours: dict[str, list[float]] = {}
     for turn in range(repeat + 1):  # the first one warms up
-        for tool, size in itertools.product(lava_backend.TOOLS, (FEW, many)):
+        for tool, size in itertools.product(TOOLS, (FEW, many)):
             start = time.perf_counter()
-            trace = lava_backend.run(tool, network, spikes[:size], states=False)
+            trace = TOOLS[tool].session(network).run(spikes[:size], states=False)
             took = time.perf_counter() - start
             check(tool, trace, expected, size)
             if turn:
@@ -117,11 +119,9 @@ def compare(name: str, repeat: int) -> bool:
             simulator.run(rasters.Raster(spikes[:size]))
             if turn:
                 ours.setdefault(job, []).append((time.perf_counter() - start) / size)
-    print(f"  hw_sim, {SAMPLES:,} samples: {spread(ours['warm'])}")
-    print(f"  hw_sim, the same {many} samples: {spread(ours['same'])}")
-    kept = [
-        verdict(tool, lava[tool, FEW], lava[tool, many], many, ours) for tool in lava_backend.TOOLS
-    ]
+    print(f"  hw_sim, {SAMPLES:,} samples: {median_and_range(ours['warm'])}")
+    print(f"  hw_sim, the same {many} samples: {median_and_range(ours['same'])}")
+    kept = [verdict(tool, lava[tool, FEW], lava[tool, many], many, ours) for tool in TOOLS]
     return all(kept)
 
 
@@ -143,8 +143,8 @@ def verdict(
     usually = {job: statistics.median(times) for job, times in ours.items()}
     slopes = [(m - f) / (many - FEW) for f, m in zip(few_s, many_s, strict=True)]
     whole = [took / many for took in many_s]
-    print(f"  {tool}, slope between {FEW} and {many} samples: {spread(slopes)}")
-    print(f"  {tool}, all of a run of {many} samples: {spread(whole)}")
+    print(f"  {tool}, slope between {FEW} and {many} samples: {median_and_range(slopes)}")
+    print(f"  {tool}, all of a run of {many} samples: {median_and_range(whole)}")
     slope, fastest = statistics.median(slopes), (min(many_s) - min(few_s)) / (many - FEW)
     ratios = slope / usually["warm"], fastest / min(ours["warm"])
     kept = min(ratios) >= LIMIT
@@ -157,7 +157,7 @@ def verdict(
     return kept
 
 
-def spread(times: list[float]) -> str:
+def median_and_range(times: list[float]) -> str:
     """Median, least and most, in ms a sample."""
     middle, low, high = (1e3 * f(times) for f in (statistics.median, min, max))
     return f"median {middle:.3f} ms a sample ({low:.3f} to {high:.3f})"

@@ -3,7 +3,7 @@
     python benchmarks/learning_runs.py -o runs
     python benchmarks/learning.py runs [--write]
 
-``--write`` puts the tables into docs/learning.md and the pictures beside it.
+``--write`` puts the tables into docs/learning.md and the pictures next to it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read(folder: Path) -> Histories:
     }
 
 
-def spread(values: list[float], digits: int = 2) -> str:
+def mean_and_deviation(values: list[float], digits: int = 2) -> str:
     """Mean, and standard deviation of a sample."""
     return f"{np.mean(values):.{digits}f} +- {np.std(values, ddof=1):.{digits}f}"
 
@@ -49,9 +49,9 @@ def accuracy_rows(runs: Histories) -> list[list[str]]:
             [
                 mode,
                 " / ".join(f"{100 * end['test']:.2f}" for end in last),
-                spread([100 * end["test"] for end in last]),
-                spread([100 * end["accuracy"] for end in last]),
-                *(spread(rate, 1) for rate in rates),
+                mean_and_deviation([100 * end["test"] for end in last]),
+                mean_and_deviation([100 * end["accuracy"] for end in last]),
+                *(mean_and_deviation(rate, 1) for rate in rates),
             ]
         )
     return rows
@@ -69,7 +69,7 @@ def threshold_rows(runs: Histories) -> list[list[str]]:
 
 
 def joint_rows(folder: Path, runs: Histories, data: Path) -> list[list[str]]:
-    """Accuracy of the first two, three, ... runs of a mode deciding together, beside their best one."""
+    """Accuracy of the first two, three, ... runs of a mode deciding together, next to their best one."""
     held_out = idx.load(data, "test")
     rows = []
     for mode in ("synergistic", "synaptic"):

@@ -4,7 +4,7 @@
     python benchmarks/learning_energy.py runs [--limit 2000] [--write]
 
 Every run is lowered to loihi2 and runs for 1 to 8 time steps: more steps, more accuracy, more energy.
-Energy at an accuracy is read off between those points. It is given by hw_sim's profile (dynamic, per
+Energy at an accuracy is read off between those points. It is given by hw_sim's energy model (dynamic, per
 inference) and by the convention of papers (45 nm: 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate).
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pages
-from learning import COLOURS, spread
+from learning import COLOURS, mean_and_deviation
 from learning_runs import DATA, MODES
 from numpy.typing import NDArray
 from rich.progress import track
@@ -29,7 +29,7 @@ from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.importers import stl
 from stl_deploy.models.net import from_params
 
-PROFILE = "loihi2-pilotnet"
+ENERGY_MODEL = "loihi2-pilotnet"
 STEPS = range(1, 9)
 
 
@@ -37,7 +37,7 @@ class Point(NamedTuple):
     """One run at one T: accuracy in percent, microjoules and spikes per inference."""
 
     accuracy: float
-    profile: float
+    energy_model: float
     convention: float
     spikes: float
 
@@ -49,7 +49,7 @@ def measure(
     arch = checkpoint.arch.model_copy(update={"timesteps": steps})
     graph = stl_deploy.from_torch(from_params(arch, checkpoint.params))
     network = stl_deploy.quantize(graph, "loihi2", clamp_thresholds=True)
-    recorder = Recorder(network, PROFILE)
+    recorder = Recorder(network, ENERGY_MODEL)
     engine = Engine(network, recorder.cores)
     hits = 0
     for start in range(0, len(images), 100):
@@ -63,7 +63,7 @@ def measure(
     fired = sum(int(layer.spikes.sum()) for layer in run.counts.layers) / len(images)
     return Point(
         100 * hits / len(images),
-        1e6 * sum(run.energies[PROFILE].by_event_j.values()),
+        1e6 * sum(run.energies[ENERGY_MODEL].by_event_j.values()),
         1e6 * convention_45nm(network, bench).snn_j,
         fired,
     )
@@ -90,7 +90,9 @@ def rows_at(curves: dict[str, list[list[Point]]], accuracy: float) -> list[list[
         cells = ["-"] * 3
         if len(reached) == len(runs):
             columns = list(zip(*reached, strict=True))[1:]
-            cells = [spread(list(c), d) for c, d in zip(columns, (2, 3, 0), strict=True)]
+            cells = [
+                mean_and_deviation(list(c), d) for c, d in zip(columns, (2, 3, 0), strict=True)
+            ]
         rows.append(
             [f"{accuracy:.1f}", mode, *cells, f"{len(reached)} of {len(runs)}", f"{best:.2f}"]
         )
@@ -98,12 +100,12 @@ def rows_at(curves: dict[str, list[list[Point]]], accuracy: float) -> list[list[
 
 
 def draw(curves: dict[str, list[list[Point]]], path: Path) -> None:
-    """Accuracy against energy, by profile and by convention."""
+    """Accuracy against energy, by energy model and by convention."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, column, title in zip(axes, (1, 2), (PROFILE, "45 nm convention"), strict=True):
+    for axis, column, title in zip(axes, (1, 2), (ENERGY_MODEL, "45 nm convention"), strict=True):
         for mode, runs in curves.items():
             for seed, points in enumerate(runs):
                 axis.plot(
@@ -147,7 +149,7 @@ def main() -> None:
     head = [
         "accuracy, %",
         "learning",
-        f"{PROFILE}, uJ",
+        f"{ENERGY_MODEL}, uJ",
         "45 nm, uJ",
         "spikes",
         "runs that reach it",

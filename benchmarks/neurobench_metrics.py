@@ -1,4 +1,4 @@
-"""NeuroBench's own code on the spikes of a run, beside our figures.
+"""NeuroBench's own code on the spikes of a run, next to our figures.
 
     pip install neurobench==2.3.0           # in an environment that has stl-deploy too, never a dependency
     python benchmarks/neurobench_metrics.py [--limit 50]

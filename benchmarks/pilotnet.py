@@ -1,4 +1,4 @@
-"""What each energy profile says of a load that was measured on Loihi 2, beside the measurement.
+"""What each energy model says of a load that was measured on Loihi 2, next to the measurement.
 
     python benchmarks/pilotnet.py
 
@@ -21,27 +21,27 @@ from stl_deploy.hw_sim.account.neurobench import AC_PJ
 
 @dataclass(frozen=True)
 class Said:
-    """What a profile says of a step: microjoules and microseconds; static is a range."""
+    """What an energy model says of a step: microjoules and microseconds; static is a range."""
 
     dynamic_uj: float
     static_uj: tuple[float, float]
     step_us: float
 
 
-def say(load: PilotNet, chip: Chip, profile: Profile) -> Said:
+def say(load: PilotNet, chip: Chip, energy_model: Profile) -> Said:
     """Energy and time of one step of ``load``, spread evenly."""
     n, spikes, synops = load.updates.value, load.spikes.value, load.synops.value
-    pj, ns, cores = profile.update_pj, profile.update_ns, load.cores.value
+    pj, ns, cores = energy_model.update_pj, energy_model.update_ns, load.cores.value
     picojoules = (
         (pj.always + pj.active) * n
-        + (pj.spike + profile.packet_pj.out + profile.packet_pj.in_) * spikes
-        + profile.synop_pj.conv * synops
+        + (pj.spike + energy_model.packet_pj.out + energy_model.packet_pj.in_) * spikes
+        + energy_model.synop_pj.conv * synops
     )
-    generate = (ns.always + ns.active) * n + (ns.spike + profile.packet_ns.out) * spikes
-    receive = profile.packet_ns.in_ * spikes + profile.synop_ns.conv * synops
+    generate = (ns.always + ns.active) * n + (ns.spike + energy_model.packet_ns.out) * spikes
+    receive = energy_model.packet_ns.in_ * spikes + energy_model.synop_ns.conv * synops
     assert chip.limits.cores_per_tile is not None
     assert chip.static is not None
-    barrier = profile.barrier.seconds(math.ceil(cores / chip.limits.cores_per_tile.value))
+    barrier = energy_model.barrier.seconds(math.ceil(cores / chip.limits.cores_per_tile.value))
     step_us = 1e-3 * max(generate, receive) / cores + 1e6 * barrier
     low, high = chip.static.watt(cores, 1)
     return Said(1e-6 * picojoules, (low * step_us, high * step_us), step_us)

@@ -42,7 +42,7 @@ WEIGHTS |= {precision: {"weight_precision": precision} for precision in ("split"
 KINDS = "plain", "calibrated"
 IN_TABLE = ("8 bit", "split", "2x8", "4 bit")
 FLOORS = ("8 bit", "4 bit")  # of which the first layer is also run alone
-CHIP, PROFILE = "loihi2", "loihi2-pilotnet"
+CHIP, ENERGY_MODEL = "loihi2", "loihi2-pilotnet"
 Spikes = dict[str, NDArray[np.uint8]]
 
 
@@ -54,7 +54,7 @@ class Measured:
 
     def __init__(self, network: IntegerNetwork, full: bool) -> None:
         self.network, self.full = network, full
-        self.recorder = Recorder(network, PROFILE) if full else None
+        self.recorder = Recorder(network, ENERGY_MODEL) if full else None
         self.engine = Engine(network, None if self.recorder is None else self.recorder.cores)
         self.forced = dict.fromkeys((layer.name for layer in network.lif_layers), 0)
         self.cascaded, self.floor = dict(self.forced), dict(self.forced)
@@ -163,7 +163,7 @@ def row_of(name: str, done: Measured) -> Row:
     assert done.recorder is not None
     placed = done.network.placement
     assert placed is not None
-    energy = done.recorder.done().energies[PROFILE]
+    energy = done.recorder.done().energies[ENERGY_MODEL]
     return Row(
         name,
         done.percent(done.forced),
@@ -264,7 +264,7 @@ def main() -> None:
     rows += trained(raster)
     note = (
         f"{len(raster.spikes):,} test images, float {100 * right / len(raster.spikes):.2f} %, "
-        f"{len(calib):,} images for calibration, chip {CHIP}, energy by {PROFILE}; layers "
+        f"{len(calib):,} images for calibration, chip {CHIP}, energy by {ENERGY_MODEL}; layers "
         f"{', '.join(layer.name for layer in network.lif_layers)}:"
     )
     cells = [row.cells() for row in rows]

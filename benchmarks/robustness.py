@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pages
 import torch
-from learning import COLOURS, spread
+from learning import COLOURS, mean_and_deviation
 from learning_runs import DATA, MODES, batches
 from numpy.typing import NDArray
 from rich.progress import track
@@ -98,7 +98,7 @@ def rows_of(found: Found, modes: tuple[str, ...]) -> list[list[str]]:
     for kind, levels in LEVELS.items():
         for level in (0.0, *levels):
             cells = [
-                spread(found[kind, level, mode, arithmetic])
+                mean_and_deviation(found[kind, level, mode, arithmetic])
                 for mode in modes
                 for arithmetic in ("float", "integer")
             ]

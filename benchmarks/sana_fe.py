@@ -44,7 +44,7 @@ from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
 from stl_deploy.ir.notes import Placement
 from stl_deploy.ir.synapses import Conv, Dense, IntArray
 
-PROFILE = "loihi1-nahuku"
+ENERGY_MODEL = "loihi1-nahuku"
 CLOSE, FASTER = 1e-6, 500
 # Neurons a core; None: in their usual order.
 BLOCKS = {
@@ -75,9 +75,9 @@ def small(steps: int) -> IntegerNetwork:
     rng = np.random.default_rng(5)
 
     def lif(name: str, synapses: Conv | Dense, before: Any, shape: Any, vth: int) -> LifLayer:
-        spread = rng.integers(vth // 2, 2 * vth, shape).astype(np.int32)
+        thresholds = rng.integers(vth // 2, 2 * vth, shape).astype(np.int32)
         zeros, ones = np.zeros(shape[0], np.int32), np.ones(shape[0])
-        return LifLayer(name, f"{name}_w", synapses, before, shape, zeros, spread, ones)
+        return LifLayer(name, f"{name}_w", synapses, before, shape, zeros, thresholds, ones)
 
     def weights(*shape: int) -> Any:
         return rng.integers(1, 100, shape).astype(np.int8)
@@ -115,7 +115,7 @@ def connections(layer: LifLayer | OrPool) -> tuple[list[list[int]], list[int]]:
 
 def specification(net: IntegerNetwork, placed: Placement, trace: Trace) -> dict[str, Any]:
     """Everything that SANA-FE's side needs."""
-    chip, profile = chips.profiles()[PROFILE]
+    chip, energy_model = chips.profiles()[ENERGY_MODEL]
     grid, limits = chip.mesh, chip.limits
     assert grid is not None
     assert limits.cores_per_tile is not None
@@ -123,17 +123,12 @@ def specification(net: IntegerNetwork, placed: Placement, trace: Trace) -> dict[
     groups: list[dict[str, Any]] = [{"name": net.layers[0].name}]
     for layer in net.layers[1:]:
         pairs, weights = connections(layer)
-        lif = isinstance(layer, LifLayer)
         groups.append(
             {
                 "name": layer.name,
-                "kind": layer.synapses.kind if isinstance(layer, LifLayer) else "conv",
-                "leak": 0.5 if lif else 0.0,
-                "thresholds": (
-                    layer.vth.reshape(-1).tolist()
-                    if isinstance(layer, LifLayer)
-                    else [0] * layer.neurons
-                ),
+                "kind": layer.synapses.kind,
+                "leak": 0.5 if layer.kind == "lif" else 0.0,
+                "thresholds": layer.vth.reshape(-1).tolist(),
                 "pairs": pairs,
                 "weights": weights,
             }
@@ -142,7 +137,7 @@ def specification(net: IntegerNetwork, placed: Placement, trace: Trace) -> dict[
     return {
         "version": 1,
         "steps": net.timesteps,
-        "profile": profile.model_dump(by_alias=True),
+        "energy_model": energy_model.model_dump(by_alias=True),
         "grid": {
             "columns": grid.columns.value,
             "rows": grid.rows.value,
@@ -163,7 +158,7 @@ def assess(
 ) -> Energy:
     """Our energy and time; unless ``whole``, without what SANA-FE does not have."""
     on.reset()
-    meter = Meter(net, on, chips.profiles()[PROFILE][1])
+    meter = Meter(net, on, chips.profiles()[ENERGY_MODEL][1])
     (layers,) = work.count(raster, trace)
     if not whole:
         first, last = layers[0], layers[-1]
@@ -265,7 +260,7 @@ def cancelled(net: IntegerNetwork, theirs: dict[str, Any], trace: Trace) -> Any:
     print(
         f"updated neurons: {active.sum():,} ours, {more.sum():,} more with SANA-FE, whose inputs cancel"
     )
-    return 1e-12 * chips.profiles()[PROFILE][1].update_pj.active * more
+    return 1e-12 * chips.profiles()[ENERGY_MODEL][1].update_pj.active * more
 
 
 def check_spikes(net: IntegerNetwork, theirs: dict[str, Any], trace: Trace) -> bool:

@@ -64,8 +64,8 @@ def run_without_traces(chip: Any, network: Any, steps: int) -> float:
 
 
 def architecture(spec: dict[str, Any]) -> dict[str, Any]:
-    """A chip with the costs of SPEC's profile; input units only in the tiles that hold inputs."""
-    cost, grid = spec["profile"], spec["grid"]
+    """A chip with the costs of SPEC's energy model; input units only in the tiles that hold inputs."""
+    cost, grid = spec["energy_model"], spec["grid"]
     inputs = max(core for core in spec["cores"][0]) // grid["cores_per_tile"]
     size = max(spec["cores"][0].count(core) for core in set(spec["cores"][0]))
     tiles = grid["columns"] * grid["rows"]

@@ -1,30 +1,49 @@
-"""Targets: name -> (module, function) that writes an integer network into a folder of its own."""
+"""``TARGETS``: what an integer network can be written for. A new target is a module and a line of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.notes import Diagnostic
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import nir
+
+    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.ir.notes import Diagnostic
 
 # Which nodes model.nir is written in: those that say most, or also those that most readers know.
 NirDialect = Literal["spec", "portable"]
-# ``nir`` has no writer of its own: model.nir is what every other target is made from.
-TARGETS: dict[str, tuple[str, str] | None] = {
-    "nir": None,
-    "loihi": ("stl_deploy.exporters.loihi", "write"),
-    "onnx": ("stl_deploy.exporters.onnx", "write"),
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a network is written for.
+
+    Attributes:
+        carries: what its files are and who reads them, for ``--help``.
+        module, function: what writes them (a ``Writer``), loaded when it is first needed; "" where
+            model.nir, from which every other target is made, is all there is.
+        packages, extra: what it needs beyond the base install, and the extra that brings them.
+    """
+
+    carries: str
+    module: str = ""
+    function: str = "write"
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+TARGETS: dict[str, Target] = {
+    "nir": Target("model.nir alone"),
+    "loihi": Target("files for Lava and netx", "stl_deploy.exporters.loihi"),
+    "onnx": Target("ONNX models", "stl_deploy.exporters.onnx", packages=("onnx",), extra="onnx"),
 }
-# What a target needs beyond the base install: its packages, and the extra that brings them.
-NEEDS: dict[str, tuple[tuple[str, ...], str]] = {"onnx": (("onnx",), "onnx")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,24 +54,40 @@ class Origin:
     source_sha256: str | None = None
 
 
+class Writer(Protocol):
+    """The function of a target."""
+
+    def __call__(
+        self, network: IntegerNetwork, folder: Path, origin: Origin
+    ) -> tuple[Diagnostic, ...]:
+        """Write into ``folder``, which exists and is empty; what was left out is returned.
+
+        Raises LoweringError with everything that the target cannot carry; nothing is written then.
+        """
+
+
 def check(targets: tuple[str, ...]) -> None:
-    """Raise InputError for no target, one that there is not, or one whose packages are missing."""
+    """Raise InputError for no target, an unknown one, or one whose packages are missing."""
+    choose = f"choose from {', '.join(TARGETS)}"
     if not targets:
-        raise InputError(Problem("target", f"none given; there are {', '.join(sorted(TARGETS))}"))
-    for target in targets:
-        if target not in TARGETS:
-            raise InputError(
-                Problem("target", f"{target!r} is not one of {', '.join(sorted(TARGETS))}")
-            )
-        if target in NEEDS:
-            require(f"target {target}", *NEEDS[target])
+        raise InputError(Problem("target", "no target given", choose))
+    if unknown := [target for target in targets if target not in TARGETS]:
+        raise InputError(
+            Problem("target", f"{target!r} is not a known target", choose) for target in unknown
+        )
+    problems = []
+    for name in targets:
+        entry = TARGETS[name]
+        problems += lacking(f"target {name}", entry.packages, entry.extra)
+    if problems:
+        raise InputError(problems)
 
 
-def require(where: str, packages: tuple[str, ...], extra: str) -> None:
-    """Raise InputError naming ``extra`` unless all ``packages`` are installed."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        remedy = f"pip install 'stl-deploy[{extra}]'"
-        raise InputError(Problem(where, f"needs the packages {', '.join(missing)}", remedy))
+def lacking(where: str, packages: tuple[str, ...], extra: str) -> list[Problem]:
+    """The packages that are not installed, as one problem that names ``extra``; none if all are."""
+    missing = [name for name in packages if find_spec(name) is None]
+    remedy = f"pip install 'stl-deploy[{extra}]'"
+    return [Problem(where, f"needs the packages {', '.join(missing)}", remedy)] if missing else []
 
 
 def write(
@@ -63,12 +98,9 @@ def write(
     Raises LoweringError naming all problems.
     """
     check((target,))
-    writer = TARGETS[target]
-    if writer is None:
+    entry = TARGETS[target]
+    if not entry.module:
         return ()
-    module, function = writer
     (folder / target).mkdir()
-    notes: tuple[Diagnostic, ...] = getattr(import_module(module), function)(
-        network, folder / target, origin or Origin()
-    )
-    return notes
+    writer = cast("Writer", getattr(import_module(entry.module), entry.function))
+    return writer(network, folder / target, origin or Origin())

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ import numpy as np
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.exporters import NirDialect
+from stl_deploy.exporters import NirDialect, Origin
+from stl_deploy.exporters import check as check_targets
+from stl_deploy.exporters import write as write_target
 from stl_deploy.files import new_folder, sha256
 from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, synapse_count
+from stl_deploy.ir.kinds import entry
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, synapse_count
 from stl_deploy.ir.notes import Placement
+from stl_deploy.report.sections import render
 from stl_deploy.version import __version__
 
 MANIFEST = "manifest.json"
@@ -48,7 +52,7 @@ def export(
 
     Args:
         network: from ``quantize``.
-        target: "nir", "loihi", "onnx".
+        target: one of ``exporters.TARGETS``, or several.
         out: a new folder, or with ``force`` one that an earlier export wrote.
         graph: the lowered float graph, written as model.float.nir, and for "onnx" as float_step.onnx.
         source: the file that the model came from; its sha256 goes into the manifest, and for "onnx" into
@@ -63,15 +67,12 @@ def export(
         InputError: ``out`` exists, is not an export, or cannot be written. LoweringError: the target
             cannot carry it.
     """
-    from stl_deploy import exporters
-    from stl_deploy.report.sections import render
-
     targets = (target,) if isinstance(target, str) else tuple(target)
-    exporters.check(targets)
+    check_targets(targets)
     out = Path(out)
     check_out(out, force, [source])
     digest = None if source is None else sha256(source)
-    origin = exporters.Origin(graph, digest)
+    origin = Origin(graph, digest)
     with new_folder(out) as temporary:
         nir_io.write(nir_file.to_nir(network), temporary / "model.nir")
         if graph is not None:
@@ -81,7 +82,7 @@ def export(
         notes = [
             asdict(note)
             for name in targets
-            for note in exporters.write(network, name, temporary, origin)
+            for note in write_target(network, name, temporary, origin)
         ]
         text = report() if report is not None else render(out.name, network)
         write_file(temporary / "report.html", text.encode())
@@ -142,19 +143,19 @@ def check_out(out: Path, force: bool, inputs: Sequence[Path | None] = ()) -> Non
     if out.is_symlink():
         raise InputError(Problem(str(out), "is a symbolic link", "name the folder itself with -o"))
     if Path.cwd().is_relative_to(out.resolve()):
-        raise InputError(Problem(str(out), "is or holds the current folder", remedy))
+        raise InputError(Problem(str(out), "is, or contains, the current directory", remedy))
     if not out.exists():
         return
     if not out.is_dir():
         raise InputError(Problem(str(out), "is a file", remedy))
     for path in inputs:
         if path is not None and path.resolve().is_relative_to(out.resolve()):
-            raise InputError(Problem(str(out), f"holds the input {path}", remedy))
+            raise InputError(Problem(str(out), f"contains the input {path}", remedy))
     if not any(out.iterdir()):
         return
     if not force:
         raise InputError(
-            Problem(str(out), "exists already", "give --force to replace it, or another -o")
+            Problem(str(out), "already exists", "use --force to replace it, or choose another -o")
         )
     foreign = _foreign_files(out)
     if foreign:
@@ -162,7 +163,7 @@ def check_out(out: Path, force: bool, inputs: Sequence[Path | None] = ()) -> Non
         raise InputError(
             Problem(
                 str(out),
-                f"holds {len(foreign)} files that stl-export did not write ({listed}), so --force "
+                f"contains {len(foreign)} files that stl-export did not write ({listed}), so --force "
                 "does not replace it",
                 remedy,
             )
@@ -211,28 +212,55 @@ def _weights(network: IntegerNetwork, placed: Placement | None) -> dict[str, Any
     }
 
 
+@dataclass(frozen=True)
+class _OfKind:
+    """What the manifest says of a layer by its kind; None where it does not apply.
+
+    ``decays`` are du and dv, ``lowering`` how its thresholds came about.
+    """
+
+    kind: str
+    weight_precision: str | None
+    decays: dict[str, int] | None
+    lowering: str
+
+
+def _of_lif(layer: LifLayer, network: IntegerNetwork) -> _OfKind:
+    decays = {"du": layer.du, "dv": layer.dv}
+    return _OfKind(layer.synapses.kind, layer.weight_precision, decays, network.lowering)
+
+
+def _of_pool(layer: OrPool, _network: IntegerNetwork) -> _OfKind:
+    return _OfKind(layer.kind, None, None, "native")
+
+
+OF_KIND: dict[str, Callable[[Any, IntegerNetwork], _OfKind]] = {
+    "lif": _of_lif,
+    "or_pool": _of_pool,
+}
+
+
 def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
-    lif = isinstance(layer, LifLayer)
-    vth = layer.vth if isinstance(layer, LifLayer) else np.zeros(1, np.int32)
+    own = entry(OF_KIND, layer.kind, layer.name, "the manifest")(layer, network)
     precision = network.precision.get(layer.name)
     rounding = network.rounding.get(layer.name)
     return {
         "name": layer.name,
-        "kind": layer.synapses.kind if isinstance(layer, LifLayer) else "or_pool",
+        "kind": own.kind,
         "shape": list(layer.shape),
         "neurons": layer.neurons,
         "synapses": synapse_count(layer),
-        "weight_bits": layer.weight_bits if isinstance(layer, LifLayer) else 1,
-        "weight_precision": layer.weight_precision if isinstance(layer, LifLayer) else None,
-        "grid_bits": layer.grid_bits if isinstance(layer, LifLayer) else 1,
-        "recurrent": isinstance(layer, LifLayer) and layer.recurrent is not None,
-        "reset": layer.reset if isinstance(layer, LifLayer) else "zero",
-        "decays": {"du": layer.du, "dv": layer.dv} if isinstance(layer, LifLayer) else None,
+        "weight_bits": layer.weight_bits,
+        "weight_precision": own.weight_precision,
+        "grid_bits": layer.grid_bits,
+        "recurrent": layer.recurrent is not None,
+        "reset": layer.reset,
+        "decays": own.decays,
         "thresholds": {
-            "distinct": len(np.unique(vth)),
-            "min": int(vth.min()),
-            "max": int(vth.max()),
-            "lowering": network.lowering if lif else "native",
+            "distinct": len(np.unique(layer.vth)),
+            "min": int(layer.vth.min()),
+            "max": int(layer.vth.max()),
+            "lowering": own.lowering,
             "rounding": None if rounding is None else asdict(rounding),
         },
         "precision": None if precision is None else asdict(precision),

@@ -12,7 +12,7 @@ layer i of the chain, what lava-nc 0.10.0 takes, with populations (C, H, W) as (
   (lava/proc/dense/models.py), so that nothing is lost; w where they are not. Its columns count the
   inputs in the order C, H, W. Sparse: the same of each single connection (lava/proc/sparse/models.py),
   with ``i/row/g`` (neuron) and ``i/column/g`` (input) int32, which count in the order W, H, C.
-- ``i/recurrent/g`` int32, where the layer hears itself: a Dense like the others.
+- ``i/recurrent/g`` int32, where the layer is recurrent: a Dense like the others.
 - ``i/vth``, ``i/bias_mant`` int32 of the population's shape.
 
 ``network`` is a JSON string with the rest.
@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,10 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import loihi_layers
 from stl_deploy.files import atomic
 from stl_deploy.files import write as write_file
-from stl_deploy.ir import slices
+from stl_deploy.ir import kinds, slices
 from stl_deploy.ir.network import IntegerNetwork, LifLayer
 from stl_deploy.ir.slices import Sign
-from stl_deploy.ir.synapses import Conv, Shape, Sparse, Synapses
+from stl_deploy.ir.synapses import Shape, Synapses
 
 FORMAT = "stl-deploy-lava/3"
 
@@ -45,9 +47,9 @@ def write(network: IntegerNetwork, folder: Path) -> None:
     """Write lava_network.py and lava_params.npz. Raises LoweringError with all problems."""
     if problems := loihi_layers.problems(network):
         raise LoweringError(problems)
+    arrays = params(network)
     script = resources.files("stl_deploy.exporters") / "templates" / "lava_network.py"
     write_file(folder / "lava_network.py", script.read_bytes())
-    arrays = params(network)
     # numpy gives its zip entries the time 1980-01-01, so equal arrays make equal bytes.
     with atomic(folder / "lava_params.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
@@ -74,7 +76,7 @@ def params(network: IntegerNetwork) -> dict[str, Any]:
 
 
 def _description(layer: LifLayer) -> dict[str, Any]:
-    row: dict[str, Any] = {
+    return {
         "name": layer.name,
         "kind": layer.synapses.kind,
         "shape": layer.shape,
@@ -82,18 +84,10 @@ def _description(layer: LifLayer) -> dict[str, Any]:
         "du": layer.du,
         "dv": layer.dv,
         "synapse_groups": [],
-        "recurrent_groups": [],
+        "recurrent_groups": [_group(*group) for group in _own(layer)],
         "reset": layer.reset,
+        **_form(layer).describe(layer),
     }
-    if isinstance(layer.synapses, Conv):
-        conv = layer.synapses
-        row["groups"] = conv.groups
-        # Lava wants (W, H).
-        row |= {key: getattr(conv, key)[::-1] for key in ("stride", "padding", "dilation")}
-    else:
-        row["synapse_groups"] = [_group(*group) for group in _feeding(layer)]
-    row["recurrent_groups"] = [_group(*group) for group in _own(layer)]
-    return row
 
 
 def _group(sign: Sign, exp: int, _: Synapses) -> dict[str, Any]:
@@ -108,7 +102,7 @@ def _feeding(layer: LifLayer) -> list[tuple[Sign, int, Synapses]]:
 
 
 def _own(layer: LifLayer) -> list[tuple[Sign, int, Synapses]]:
-    """The same from the layer's own neurons, none where it does not hear itself."""
+    """The same from the layer's own neurons, none where it is not recurrent."""
     each = zip(slices.GROUPS[layer.weight_precision], layer.groups(), strict=True)
     return _holding(
         [(group.sign, one.exp, one.recurrent) for group, one in each if one.recurrent is not None]
@@ -122,19 +116,61 @@ def _holding(groups: list[tuple[Sign, int, Synapses]]) -> list[tuple[Sign, int, 
 
 def _synapses(layer: LifLayer) -> dict[str, Any]:
     """The arrays of a layer's synapses."""
-    arrays: dict[str, Any] = {}
-    if isinstance(layer.synapses, Conv):
-        weight = layer.synapses.weight.astype(np.int32)
-        arrays["weight"] = weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1) << layer.exp
-    else:
-        for g, (sign, _, held) in enumerate(_feeding(layer)):
-            arrays[f"weight/{g}"] = _doubled(sign, held)
-            if isinstance(held, Sparse):
-                arrays[f"row/{g}"] = _reversed(layer.shape)[held.row]
-                arrays[f"column/{g}"] = _reversed(layer.input_shape)[held.column]
+    arrays = _form(layer).arrays(layer)
     for g, (sign, _, held) in enumerate(_own(layer)):
         arrays[f"recurrent/{g}"] = _doubled(sign, held)
     return arrays
+
+
+def _conv_description(layer: LifLayer) -> dict[str, Any]:
+    """Lava wants (W, H)."""
+    conv: Any = layer.synapses
+    pairs = {key: getattr(conv, key)[::-1] for key in ("stride", "padding", "dilation")}
+    return {"groups": conv.groups, **pairs}
+
+
+def _conv_arrays(layer: LifLayer) -> dict[str, Any]:
+    weight = layer.synapses.weight.astype(np.int32)
+    return {"weight": weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1) << layer.exp}
+
+
+def _group_descriptions(layer: LifLayer) -> dict[str, Any]:
+    return {"synapse_groups": [_group(*group) for group in _feeding(layer)]}
+
+
+def _dense_arrays(layer: LifLayer) -> dict[str, Any]:
+    return {
+        f"weight/{g}": _doubled(sign, held) for g, (sign, _, held) in enumerate(_feeding(layer))
+    }
+
+
+def _sparse_arrays(layer: LifLayer) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    held: Any
+    for g, (sign, _, held) in enumerate(_feeding(layer)):
+        arrays[f"weight/{g}"] = _doubled(sign, held)
+        arrays[f"row/{g}"] = _reversed(layer.shape)[held.row]
+        arrays[f"column/{g}"] = _reversed(layer.input_shape)[held.column]
+    return arrays
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one kind of synapses is written: what ``network`` says of a layer, and its arrays."""
+
+    describe: Callable[[LifLayer], dict[str, Any]]
+    arrays: Callable[[LifLayer], dict[str, Any]]
+
+
+SYNAPSES: dict[str, Form] = {
+    "conv": Form(_conv_description, _conv_arrays),
+    "dense": Form(_group_descriptions, _dense_arrays),
+    "sparse": Form(_group_descriptions, _sparse_arrays),
+}
+
+
+def _form(layer: LifLayer) -> Form:
+    return kinds.entry(SYNAPSES, layer.synapses.kind, layer.name, loihi_layers.WHO)
 
 
 def _doubled(sign: Sign, held: Synapses) -> NDArray[np.int32]:

@@ -17,7 +17,7 @@ def write(
 
     netx knows no weight exponent, no single connections and no weights in more than one group, which are
     asked for by name (``--weight-exp``, ``--thresholds fold``, ``--weight-precision``), and no neurons
-    that hear themselves or reset by subtraction: the process graph is then written alone. Anything else
+    that are recurrent or reset by subtraction: the process graph is then written alone. Anything else
     that one of the two cannot carry is an error.
 
     Raises:

@@ -1,22 +1,24 @@
 """Every layer as Lava and netx know it: synapses and LIF neurons, and what their registers hold.
 
 Lava has no pooling, so an OR pool becomes a convolution of ones, a group a channel, into neurons
-that forget everything (du = dv = 4095) and fire above 0. The facts are those of lava-nc 0.10.0, in
+that forget everything and fire above 0. The facts are those of lava-nc 0.10.0, in
 lava/proc: lif/models.py, conv/models.py, conv/utils.py, dense/models.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
-from stl_deploy.ir import slices
+from stl_deploy.ir import kinds, slices
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv
+from stl_deploy.ir.synapses import Conv, Synapses
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
 CONV_INT8_MAX = 127
@@ -36,28 +38,27 @@ FEWER_BITS = "quantize again with --overflow proven or fewer --weight-bits"
 
 
 def lif_form(layer: Layer) -> LifLayer:
-    """``layer`` as synapses and LIF neurons, with no more groups than Lava's Conv can count."""
-    if isinstance(layer, OrPool):
-        layer = _pool_as_lif(layer)
-    if isinstance(layer.synapses, Conv):
-        return replace(layer, synapses=_merge_groups(layer.synapses))
-    return layer
+    """``layer`` as synapses and LIF neurons, with no more groups than Lava's Conv can count.
+
+    Raises LoweringError for a kind of population or synapses that Lava does not know.
+    """
+    lif = kinds.entry(POPULATIONS, layer.kind, layer.name, WHO)(layer)
+    rules = kinds.entry(SYNAPSES, lif.synapses.kind, lif.name, WHO)
+    return replace(lif, synapses=rules.fitted(lif.synapses))
 
 
 def _pool_as_lif(pool: OrPool) -> LifLayer:
-    channels = pool.shape[0]
-    ones = np.ones((channels, 1, *pool.kernel), np.int8)
     return LifLayer(
         name=pool.name,
         synapse_name=pool.synapse_name,
-        synapses=Conv(ones, pool.kernel, (0, 0), (1, 1), channels),
+        synapses=pool.synapses,
         input_shape=pool.input_shape,
         shape=pool.shape,
-        bias_mant=np.zeros(channels, np.int32),
-        vth=np.zeros(pool.shape, np.int32),
-        scale=np.ones(channels),
-        du=4095,
-        dv=4095,
+        bias_mant=pool.bias_mant,
+        vth=pool.vth,
+        scale=np.ones(pool.shape[0]),
+        du=pool.du,
+        dv=pool.dv,
     )
 
 
@@ -74,19 +75,6 @@ def _merge_groups(conv: Conv) -> Conv:
     return replace(conv, weight=weight.reshape(outputs, merged * inputs, kh, kw), groups=groups)
 
 
-def largest_sum(layer: LifLayer, levels: int) -> int:
-    """Largest |w @ s| of any neuron for inputs 0..``levels`` of one sign, before the exponent.
-
-    The layer's own spikes count with it.
-    """
-    weight = np.abs(layer.synapses.weight.astype(np.int64))
-    largest = levels * int(layer.synapses.row_sums(weight).max())
-    if layer.recurrent is not None:
-        own = np.abs(layer.recurrent.weight.astype(np.int64))
-        largest += int(layer.recurrent.row_sums(own).max())
-    return largest
-
-
 def problems(network: IntegerNetwork) -> list[Problem]:
     """What neither Lava nor netx can carry, the whole network at once."""
     chip, own = chips.load("loihi2"), chips.of(network)
@@ -96,6 +84,9 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         chip = own
         found += _arithmetic_problems(chip)
     for layer in network.layers:
+        if unknown := kinds.unsupported(layer, POPULATIONS, SYNAPSES, WHO):
+            found += unknown
+            continue
         lif, levels = lif_form(layer), network.input_limit(layer)
         found += _range_problems(lif, chip)
         found += chip.reset_problems(lif.name, lif.reset)
@@ -159,32 +150,43 @@ def _field(bits: chips.Count | None) -> int:
 
 
 def _synapse_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
-    where = f"{layer.name} ({layer.synapse_name})"
-    worst = largest_sum(layer, levels)
     if layer.recurrent is not None and len(layer.shape) != 1:
         yield Problem(
             layer.name,
-            f"neurons of shape {layer.shape} hear themselves; Lava's Dense has (N,)",
+            f"is recurrent and has shape {layer.shape}; Lava's Dense has (N,)",
             "flatten the population",
         )
-    if not isinstance(layer.synapses, Conv):
-        kind = layer.synapses.kind.capitalize()
-        if kind == "Dense" and len(layer.shape) != 1:
-            yield Problem(
-                where,
-                f"the neurons behind a dense layer have shape {layer.shape}; Lava's Dense has (N,)",
-                "flatten the population",
-            )
-        # What a group adds up is twice as large where signs are mixed (lava.py), and then shifted.
-        most = max(
-            2 * largest_sum(group, levels) << (group.exp - layer.exp) for group in layer.groups()
+    yield from SYNAPSES[layer.synapses.kind].problems(layer, levels)
+
+
+def _where(layer: LifLayer) -> str:
+    return f"{layer.name} ({layer.synapse_name})"
+
+
+def _dense_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
+    if len(layer.shape) != 1:
+        yield Problem(
+            _where(layer),
+            f"the neurons behind a dense layer have shape {layer.shape}; Lava's Dense has (N,)",
+            "flatten the population",
         )
-        if most >= DENSE_SUM_LIMIT:
-            yield Problem(
-                where, f"a sum can reach {worst}; Lava's {kind} adds in 32 bits", FEWER_BITS
-            )
-        return
-    conv = layer.synapses
+    yield from _sum_problems(layer, levels)
+
+
+def _sum_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
+    """Sums that leave the 32 bits of Lava's Dense and Sparse."""
+    # What a group adds up is twice as large where signs are mixed (lava.py), and then shifted.
+    most = max(
+        2 * bounds.largest_sum(group, levels) << (group.exp - layer.exp) for group in layer.groups()
+    )
+    if most >= DENSE_SUM_LIMIT:
+        worst, kind = bounds.largest_sum(layer, levels), layer.synapses.kind.capitalize()
+        what = f"a sum can reach {worst}; Lava's {kind} adds in 32 bits"
+        yield Problem(_where(layer), what, FEWER_BITS)
+
+
+def _conv_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
+    conv: Any = layer.synapses
     for what, pair in (
         ("kernel", conv.weight.shape[2:]),
         ("stride", conv.stride),
@@ -193,28 +195,50 @@ def _synapse_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
     ):
         if max(pair) > CONV_INT8_MAX:
             limit = f"Lava's Conv counts to {CONV_INT8_MAX}"
-            yield Problem(where, f"{what} {tuple(pair)}: {limit}", "use a smaller one")
-    if worst << max(layer.exp, 0) >= CONV_SUM_LIMIT:
-        what = f"a sum can reach {worst << max(layer.exp, 0)}"
-        yield Problem(where, f"{what}; Lava's Conv wraps at {CONV_SUM_LIMIT}", FEWER_BITS)
+            yield Problem(_where(layer), f"{what} {tuple(pair)}: {limit}", "use a smaller one")
+    worst = bounds.largest_sum(layer, levels) << max(layer.exp, 0)
+    if worst >= CONV_SUM_LIMIT:
+        what = f"a sum can reach {worst}; Lava's Conv wraps at {CONV_SUM_LIMIT}"
+        yield Problem(_where(layer), what, FEWER_BITS)
 
 
 def _state_problems(
     layer: LifLayer, levels: int, timesteps: int, chip: chips.Chip
 ) -> Iterator[Problem]:
     """An ideal chip never overflows, Loihi's registers do: only what provably fits may go."""
-    if chip.state_limit is None or layer.du < 0 or layer.dv < 0 or layer.bias_exp < 0:
+    # Exponents and decays outside their fields are named by _range_problems.
+    if chip.state_limit is None or min(layer.du, layer.dv, layer.exp, layer.bias_exp) < 0:
         return
-    a = (largest_sum(layer, levels) << max(layer.exp, 0)) << 6
-    bias = int(np.abs(layer.bias).max())
-    u = v = top = 0
-    for _ in range(timesteps):
-        u = (u * (4095 - layer.du) >> 12) + a
-        v = (v * (4096 - layer.dv) >> 12) + u + bias
-        top = max(top, u, v)
+    top = bounds.largest_state(layer, levels, timesteps)
     if top >= chip.state_limit:
         yield Problem(
             layer.name,
             f"u or v can reach {top}; {chip.title} holds {chip.state_limit - 1}",
             f"quantize for chip {chip.name}",
         )
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What Lava makes of one kind of synapses.
+
+    ``fitted`` gives equal ones that Lava can count, ``problems`` what it cannot carry of a layer with
+    inputs 0..levels.
+    """
+
+    fitted: Callable[[Any], Synapses]
+    problems: Callable[[LifLayer, int], Iterator[Problem]]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+WHO = "Lava"
+# By kind: a population as LIF neurons, and the rules of synapses. lava.py writes the same kinds.
+POPULATIONS: dict[str, Callable[[Any], LifLayer]] = {"lif": _same, "or_pool": _pool_as_lif}
+SYNAPSES: dict[str, Rules] = {
+    "conv": Rules(_merge_groups, _conv_problems),
+    "dense": Rules(_same, _dense_problems),
+    "sparse": Rules(_same, _sum_problems),
+}

@@ -10,7 +10,8 @@ exponent at 6, and finds sign mode and exponent of a dense matrix itself.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.chips import bounds
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.exporters import loihi_layers
 from stl_deploy.files import write as write_file
+from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, LifLayer
 from stl_deploy.ir.notes import Diagnostic
-from stl_deploy.ir.synapses import Conv, Dense, Shape, Sparse
+from stl_deploy.ir.synapses import Shape
+from stl_deploy.ir.units import FRACTION_BITS
 
 WHERE = "network.net (netx)"
-BIAS_EXP = 6
+BIAS_EXP = FRACTION_BITS
 ONE_GROUP = "where netx has one group of 8 bits a layer"
 
 
@@ -49,7 +53,7 @@ def notes(network: IntegerNetwork) -> tuple[Diagnostic, ...]:
     """Why the file is not written, where that follows from what the user asked for."""
     scaled = [layer.name for layer in network.lif_layers if layer.exp]
     wide = [layer.name for layer in network.lif_layers if layer.weight_precision != "8"]
-    single = [layer.name for layer in network.lif_layers if isinstance(layer.synapses, Sparse)]
+    single = [layer.name for layer in network.lif_layers if layer.synapses.kind == "sparse"]
     found = []
     for layer in network.lif_layers:
         found += [(f"{layer.name}: {what}", remedy) for what, remedy in _beyond_cuba(layer)]
@@ -69,8 +73,13 @@ def problems(network: IntegerNetwork) -> list[Problem]:
     """What netx alone cannot carry, the whole network at once."""
     found: list[Problem] = []
     for layer in network.layers:
+        if kinds.unsupported(layer, loihi_layers.POPULATIONS, loihi_layers.SYNAPSES, "netx"):
+            continue  # one of loihi_layers.problems
         lif, levels = loihi_layers.lif_form(layer), network.input_limit(layer)
-        found += (Problem(f"{WHERE}, {lif.name}", *why) for why in _refusals(lif, levels))
+        if lif.synapses.kind in FORMS:
+            found += (Problem(f"{WHERE}, {lif.name}", *why) for why in _refusals(lif, levels))
+        else:
+            found.append(kinds.missing(FORMS, lif.synapses.kind, f"{WHERE}, {lif.name}", "netx"))
     return found
 
 
@@ -100,13 +109,18 @@ def _refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
             f"weight precision {layer.weight_precision}, {ONE_GROUP}",
             "quantize with --weight-precision 8, or use the process graph, lava_network.py",
         )
-    if isinstance(layer.synapses, Sparse):
-        yield (
-            "a folded convolution; netx knows no single connections",
-            "quantize with --thresholds native",
-        )
-    if isinstance(layer.synapses, Dense):
-        yield from _dense_refusals(layer, levels)
+    yield from FORMS[layer.synapses.kind].refusals(layer, levels)
+
+
+def _no_refusals(_layer: LifLayer, _levels: int) -> Iterator[tuple[str, str]]:
+    yield from ()
+
+
+def _sparse_refusals(_layer: LifLayer, _levels: int) -> Iterator[tuple[str, str]]:
+    yield (
+        "a folded convolution; netx knows no single connections",
+        "quantize with --thresholds native",
+    )
 
 
 def _dense_refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
@@ -123,7 +137,7 @@ def _dense_refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
         return
     if high <= 0 and (-low).bit_count() == 1:
         yield f"no weight is positive and the smallest is {low}; netx clips it", retrain
-    scaled = loihi_layers.largest_sum(layer, levels) * (256 // max(-low, high))
+    scaled = bounds.largest_sum(layer, levels) * (256 // max(-low, high))
     if levels > 1 and scaled >= loihi_layers.DENSE_SUM_LIMIT:
         yield f"a scaled sum can reach {scaled}; netx adds in 32 bits", loihi_layers.FEWER_BITS
 
@@ -133,31 +147,54 @@ def _layers(network: IntegerNetwork) -> Iterator[dict[str, Any]]:
     yield {"type": _text("input"), "shape": np.array(network.input_shape)}
     before: Shape = network.input_shape
     for layer in map(loihi_layers.lif_form, network.layers):
-        if isinstance(layer.synapses, Dense) and len(before) > 1:
+        form = FORMS[layer.synapses.kind]
+        if form.flat and len(before) > 1:
             yield {"type": _text("flatten")}
         yield {
             "type": _text(layer.synapses.kind),
             "shape": np.array(layer.shape),
             "weight": layer.synapses.weight,
-            **_kernel(layer),
+            **form.fields(layer),
             **_neuron(layer),
         }
         before = layer.shape
 
 
 def _kernel(layer: LifLayer) -> dict[str, Any]:
-    if not isinstance(layer.synapses, Conv):
-        return {}
-    conv = layer.synapses
+    conv: Any = layer.synapses
     pairs = {key: np.array(getattr(conv, key)) for key in ("stride", "padding", "dilation")}
     return {**pairs, "groups": conv.groups}
+
+
+def _no_fields(_layer: LifLayer) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How netx has one kind of synapses.
+
+    ``refusals`` gives what it cannot carry of a layer with inputs 0..levels, each with a remedy; ``fields``
+    those of the layer's group besides weights and neurons; ``flat`` says that its input is.
+    """
+
+    refusals: Callable[[LifLayer, int], Iterator[tuple[str, str]]]
+    fields: Callable[[LifLayer], dict[str, Any]] = _no_fields
+    flat: bool = False
+
+
+FORMS: dict[str, Form] = {
+    "conv": Form(_no_refusals, _kernel),
+    "dense": Form(_dense_refusals, flat=True),
+    "sparse": Form(_sparse_refusals),
+}
 
 
 def _neuron(layer: LifLayer) -> dict[str, Any]:
     uniform = int(layer.vth.flat[0]) if (layer.vth == layer.vth.flat[0]).all() else None
     fields = {
         "neuron/type": _text("CUBA"),
-        # netx subtracts 1 from iDecay: 4096 must not wrap, and 0 must not become unsigned.
+        # netx subtracts 1 from iDecay: du + 1 must not wrap, nor 0 become unsigned.
         "neuron/iDecay": np.int64(layer.du + 1),
         "neuron/vDecay": np.int64(layer.dv),
         "neuron/vThMant": layer.vth.astype(np.int32).T if uniform is None else np.int64(uniform),

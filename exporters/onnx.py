@@ -77,7 +77,7 @@ def _metadata(kind: str, network: IntegerNetwork, origin: Origin | None) -> dict
         "stl_deploy.format": FORMAT,
         "stl_deploy.version": str(VERSION),
         "stl_deploy.model": kind,
-        "stl_deploy.chips.facts": network.chip,
+        "stl_deploy.chip": network.chip,
         "stl_deploy.timesteps": str(network.timesteps),
         "stl_deploy.input_levels": str(network.input_levels),
         "stl_deploy.readout": json.dumps(

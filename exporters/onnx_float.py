@@ -1,7 +1,7 @@
 """The lowered float graph in ONNX: one step in float32, as ``float_exec`` takes it in float64.
 
 Names and state are those of the integer step: ``v_in/<neurons>`` becomes ``v/<neurons>``; a CubaLIF has
-``i_in/`` and ``i/`` too, what hears itself ``spikes_in/``. Thresholds are rounded down to float32, so that
+``i_in/`` and ``i/`` too, recurrent neurons ``spikes_in/``. Thresholds are rounded down to float32, so that
 the strict compare fires at the same float32 values as the one in float64.
 """
 
@@ -32,7 +32,7 @@ KNOWN = (
 
 
 REMEDY = (
-    "export the float model instead of its integers: model.float.nir beside model.nir, or what it was made "
+    "export the float model instead of its integers: model.float.nir next to model.nir, or what it was made "
     "from; in Python give export() the lowered graph (graph=)"
 )
 

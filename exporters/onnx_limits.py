@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
-from stl_deploy.exporters import onnx_graph, onnx_sums
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses
+from stl_deploy.exporters import onnx_graph, onnx_step, onnx_sums
+from stl_deploy.ir import kinds
+from stl_deploy.ir.network import IntegerNetwork, Layer
+from stl_deploy.ir.synapses import Synapses
+from stl_deploy.ir.units import DECAY_ONE, FORGETS
 
 INT32_SUM_LIMIT = 1 << 31
 # |x| * 4096 has to fit int64 in a decay.
@@ -30,29 +32,24 @@ def problems(network: IntegerNetwork) -> list[Problem]:
     if readout.classes * readout.population != last.neurons:
         what = f"{last.neurons} neurons for {readout.classes} classes of {readout.population}"
         found.append(Problem(last.name, what, "correct the readout"))
-    for layer in network.lif_layers:
-        found += _layer_problems(layer, network)
+    for layer in network.layers:
+        unknown = kinds.unsupported(layer, onnx_step.POPULATIONS, onnx_sums.SYNAPSES, onnx_sums.WHO)
+        found += unknown or _layer_problems(layer, network)
     if not found and (size := sum(map(_bytes, network.layers))) > onnx_graph.FILE_BYTES_MAX:
         what = onnx_graph.too_large(size)
         found.append(Problem("onnx", what, "use --target nir, which has no such limit"))
     return found
 
 
-def _layer_problems(layer: LifLayer, network: IntegerNetwork) -> Iterator[Problem]:
+def _layer_problems(layer: Layer, network: IntegerNetwork) -> Iterator[Problem]:
     name = layer.name
-    if not isinstance(layer.synapses, Conv | Dense | Sparse):
-        kind = type(layer.synapses).__name__
-        yield Problem(
-            name, f"synapses {kind} are not known to the ONNX exporter", "use --target nir"
-        )
-        return
     if layer.reset not in ("zero", "subtract"):
         yield Problem(name, f"reset {layer.reset!r} is not zero or subtract", "use one of these")
     outside = [
         Problem(name, f"{what} {value} is outside {low}..{high}", "quantize again")
         for what, value, low, high in (
-            ("current decay du", layer.du, -1, 4095),
-            ("voltage decay dv", layer.dv, 0, 4096),
+            ("current decay du", layer.du, -1, FORGETS),
+            ("voltage decay dv", layer.dv, 0, DECAY_ONE),
             ("weight exponent", layer.exp, 0, 7),
             ("bias exponent", layer.bias_exp, 0, 7),
         )
@@ -78,30 +75,13 @@ def _largest_part(synapses: Synapses, levels: int) -> int:
     return levels * max(int(synapses.row_sums(part).max()) for part in parts)
 
 
-def _largest_state(layer: LifLayer, levels: int, network: IntegerNetwork) -> int:
+def _largest_state(layer: Layer, levels: int, network: IntegerNetwork) -> int:
     """Largest |u| or |v| within the network's time, 0 where registers bound them."""
     if chips.of(network).state_limit is not None:
         return 0
-    total = levels * int(layer.synapses.row_sums(abs(layer.synapses.weight.astype(np.int64))).max())
-    if layer.recurrent is not None:
-        total += int(abs(layer.recurrent.weight.astype(np.int64)).sum(axis=1).max())
-    a, bias, u, v, top = total << (layer.exp + 6), int(abs(layer.bias).max()), 0, 0, 0
-    for _ in range(network.timesteps):
-        u = (u * (4095 - layer.du) >> 12) + a
-        v = (v * (4096 - layer.dv) >> 12) + u + bias
-        top = max(top, u, v)
-    return top
+    return bounds.largest_state(layer, levels, network.timesteps)
 
 
 def _bytes(layer: Layer) -> int:
     """Upper bound of what a file takes for the layer."""
-    if isinstance(layer, OrPool):
-        return layer.shape[0] * math.prod(layer.kernel)
-    synapses, size = layer.synapses, layer.synapses.weight.size
-    if isinstance(synapses, Sparse):
-        cut = onnx_sums.cut(synapses, layer.shape[0], onnx_sums.groups_of(layer, synapses))
-        size = cut.count * cut.most * (4 + cut.outputs)
-    if layer.recurrent is not None:
-        size += layer.recurrent.weight.size
-    slices_at_most = synapses.weight.dtype.itemsize + 1
-    return 16 * layer.neurons + slices_at_most * size
+    return kinds.entry(onnx_step.POPULATIONS, layer.kind, layer.name, onnx_sums.WHO).size(layer)

@@ -8,14 +8,21 @@ registers, int64 on chip ``ideal``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import onnx
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.exporters import onnx_sums
 from stl_deploy.exporters.onnx_graph import Builder
+from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool
 from stl_deploy.ir.synapses import Shape
+from stl_deploy.ir.units import DECAY_ONE, FRACTION_BITS, UNIT
 
 State = tuple[str, type[np.generic], Shape]
 
@@ -139,32 +146,30 @@ def _step(b: Builder, network: IntegerNetwork) -> None:
     """Layer by layer from ``input`` to the spikes, u and v of the last."""
     spikes = b.name("input")
     for layer in network.layers:
-        levels = network.input_limit(layer)
-        if isinstance(layer, OrPool):
-            spikes = _or_pool(b, layer, spikes, state_type(network))
-        else:
-            spikes = _lif(b, layer, spikes, levels, network)
+        form = kinds.entry(POPULATIONS, layer.kind, layer.name, onnx_sums.WHO)
+        spikes = form.step(b, layer, spikes, network)
 
 
-def _or_pool(b: Builder, layer: OrPool, inputs: str, state: type[np.generic]) -> str:
+def _or_pool(b: Builder, layer: OrPool, inputs: str, network: IntegerNetwork) -> str:
     """u = count << 6 of the window, v = 0; fires where anything in it did."""
+    state = state_type(network)
     name, channels = layer.name, layer.shape[0]
     ones = b.constant(b.name("ones", name), np.ones((channels, 1, *layer.kernel), np.uint8))
     window = {"kernel_shape": layer.kernel, "strides": layer.kernel, "group": channels}
     count = b.op("ConvInteger", [inputs, ones], b.name("count", name), **window)
     fires = b.op("Greater", [count, b.number(0, np.int32)], b.name("fires", name))
     wide = b.cast(count, np.int64, b.name("wide_count", name))
-    u = b.op("Mul", [wide, b.number(64)], b.name("wide_u", name))
+    u = b.op("Mul", [wide, b.number(UNIT)], b.name("wide_u", name))
     v = b.op("Mul", [wide, b.number(0)], b.name("wide_v", name))
     b.cast(u, state, b.name("u", name))
     b.cast(v, state, b.name("v", name))
     return b.cast(fires, np.uint8, b.name("spikes", name))
 
 
-def _lif(b: Builder, layer: LifLayer, inputs: str, levels: int, network: IntegerNetwork) -> str:
+def _lif(b: Builder, layer: LifLayer, inputs: str, network: IntegerNetwork) -> str:
     """One step of LIF neurons, as at the head of ``hw_sim/reference.py``."""
     name, limit = layer.name, chips.of(network).state_limit
-    a = onnx_sums.accumulate(b, layer, inputs, levels)
+    a = onnx_sums.accumulate(b, layer, inputs, network.input_limit(layer))
     old_u = b.cast(b.name("u_in", name), np.int64, b.name("old_u", name))
     old_v = b.cast(b.name("v_in", name), np.int64, b.name("old_v", name))
     kept = _decay(b, old_u, layer.du + 1, b.name("kept_u", name))
@@ -178,7 +183,7 @@ def _lif(b: Builder, layer: LifLayer, inputs: str, levels: int, network: Integer
     if limit is not None:
         ends = [b.number(1 - limit), b.number(limit - 1)]
         v = b.op("Clip", [_wrap32(b, v, name, "v"), *ends], b.name("clipped_v", name))
-    vth = b.constant(b.name("vth", name), layer.vth.astype(np.int64) << 6)
+    vth = b.constant(b.name("vth", name), layer.vth.astype(np.int64) << FRACTION_BITS)
     fires = b.op("Greater", [v, vth], b.name("fires", name))
     reset = b.number(0)
     if layer.reset == "subtract":
@@ -191,8 +196,8 @@ def _lif(b: Builder, layer: LifLayer, inputs: str, levels: int, network: Integer
 
 def _decay(b: Builder, x: str, constant: int, name: str) -> str:
     """x * (4096 - constant) / 4096. ONNX divides integers toward zero, as Loihi does."""
-    scaled = b.op("Mul", [x, b.number(4096 - constant)], f"scaled:{name}")
-    return b.op("Div", [scaled, b.number(4096)], name)
+    scaled = b.op("Mul", [x, b.number(DECAY_ONE - constant)], f"scaled:{name}")
+    return b.op("Div", [scaled, b.number(DECAY_ONE)], name)
 
 
 def _wrap32(b: Builder, x: str, layer: str, kind: str) -> str:
@@ -210,3 +215,36 @@ def _wrap_once(b: Builder, u: str, layer: str, limit: int) -> str:
     over = b.op("Add", [u, b.number(2 * limit)], b.name("up_u", layer))
     rest = b.op("Where", [low, over, u], b.name("raised_u", layer))
     return b.op("Where", [high, under, rest], b.name("new_u", layer))
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one kind of population is written.
+
+    ``step`` adds the nodes of a time step and gives the name of its spikes: of (graph, layer, name of the
+    inputs, network). ``size`` is an upper bound of the bytes that a file takes for the layer.
+    """
+
+    step: Callable[[Builder, Any, str, IntegerNetwork], str]
+    size: Callable[[Any], int]
+
+
+def _pool_size(layer: OrPool) -> int:
+    return layer.shape[0] * math.prod(layer.kernel)
+
+
+def _lif_size(layer: LifLayer) -> int:
+    synapses = layer.synapses
+    size = kinds.entry(onnx_sums.SYNAPSES, synapses.kind, layer.name, onnx_sums.WHO).numbers(
+        synapses, layer
+    )
+    if layer.recurrent is not None:
+        size += layer.recurrent.weight.size
+    slices_at_most = synapses.weight.dtype.itemsize + 1
+    return 16 * layer.neurons + slices_at_most * size
+
+
+POPULATIONS: dict[str, Form] = {
+    "lif": Form(_lif, _lif_size),
+    "or_pool": Form(_or_pool, _pool_size),
+}

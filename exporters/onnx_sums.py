@@ -7,38 +7,31 @@ every place of the plane, because ONNX multiplies no sparse ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.exporters.onnx_graph import Builder
+from stl_deploy.ir import kinds
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse
+from stl_deploy.ir.units import FRACTION_BITS
 
 Slice = tuple[NDArray[np.int8], int]
 
 
 def accumulate(b: Builder, layer: LifLayer, inputs: str, levels: int) -> str:
     """a << 6 [N, *shape] in int64: what the inputs, and the layer's own spikes, add up to."""
-    total = _weighted(b, layer, inputs, levels)
+    form = kinds.entry(SYNAPSES, layer.synapses.kind, layer.name, WHO)
+    total = form.sums(b, layer.synapses, inputs, levels, layer)
     if layer.recurrent is not None:
         own = b.name("spikes_in", layer.name)
         heard = _dense(b, layer.recurrent, own, 1, layer, "own_")
         total = b.op("Add", [total, heard], b.name("both", layer.name))
-    return b.op("Mul", [total, b.number(1 << (layer.exp + 6))], b.name("a", layer.name))
-
-
-def _weighted(b: Builder, layer: LifLayer, inputs: str, levels: int) -> str:
-    """The sum of w * s_in [N, *shape] in int64."""
-    match layer.synapses:
-        case Dense() as dense:
-            return _dense(b, dense, inputs, levels, layer, "")
-        case Sparse() as sparse:
-            return _sparse(b, sparse, inputs, levels, layer)
-        case Conv() as conv:
-            return _conv(b, conv, inputs, levels, layer)
-    raise TypeError(f"unknown synapses {layer.synapses!r}")
+    return b.op("Mul", [total, b.number(1 << (layer.exp + FRACTION_BITS))], b.name("a", layer.name))
 
 
 def _conv(b: Builder, conv: Conv, inputs: str, levels: int, layer: LifLayer) -> str:
@@ -61,7 +54,9 @@ def _conv(b: Builder, conv: Conv, inputs: str, levels: int, layer: LifLayer) -> 
     return _added(b, sums, layer.name, "")
 
 
-def _dense(b: Builder, dense: Dense, inputs: str, levels: int, layer: LifLayer, prefix: str) -> str:
+def _dense(
+    b: Builder, dense: Dense, inputs: str, levels: int, layer: LifLayer, prefix: str = ""
+) -> str:
     flat = (0, dense.weight.shape[1])
     rows = b.op("Reshape", [inputs, b.shape(flat)], b.name(f"{prefix}rows", layer.name))
     sums = _products(b, rows, dense.weight.T, levels, layer.name, prefix)
@@ -71,7 +66,7 @@ def _dense(b: Builder, dense: Dense, inputs: str, levels: int, layer: LifLayer, 
 
 
 def _sparse(b: Builder, sparse: Sparse, inputs: str, levels: int, layer: LifLayer) -> str:
-    """Neurons at one place of the plane hear the same inputs: a small matrix for each place."""
+    """Neurons at one place of the plane have the same inputs: a small matrix for each place."""
     name, groups = layer.name, groups_of(layer, sparse)
     index, weight = blocks(sparse, layer.shape[0], groups)
     places, outputs = len(index) // groups, weight.shape[2]
@@ -137,10 +132,10 @@ def groups_of(layer: LifLayer, sparse: Sparse) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Which block of neurons each connection belongs to, and what the blocks hear.
+    """Which block of neurons each connection belongs to, and what the inputs of the blocks are.
 
     A block is the channels of a group at one place of the plane: ``count`` blocks of ``outputs`` neurons.
-    Of every pair of a block and an input that it hears, sorted and each once: ``owner`` is the block,
+    Of every pair of a block and one of its inputs, sorted and each once: ``owner`` is the block,
     ``heard`` the input, the n-th of this block has ``position`` n. Of every connection: ``which`` is its
     pair, ``slot`` its neuron within the block.
     """
@@ -155,7 +150,7 @@ class Cut:
 
     @property
     def most(self) -> int:
-        """How many inputs the block hears that hears most."""
+        """The number of inputs of the block that has most."""
         return int(self.position.max(initial=0)) + 1
 
 
@@ -175,9 +170,9 @@ def cut(sparse: Sparse, channels: int, groups: int) -> Cut:
 def blocks(sparse: Sparse, channels: int, groups: int) -> tuple[NDArray[np.int32], IntArray]:
     """Single connections as matrices, one for the channels of a group at a place of the plane.
 
-    Returns (index, weight): int32 [groups * places, K], the inputs that a block hears, and the weights
-    [groups * places, K, channels / groups], zero where a neuron does not hear one, and where a block
-    hears less than K.
+    Returns (index, weight): int32 [groups * places, K], the inputs of a block, and the weights
+    [groups * places, K, channels / groups], zero where a neuron lacks one of them, and where a block
+    has fewer than K.
     """
     parts = cut(sparse, channels, groups)
     index = np.zeros((parts.count, parts.most), np.int32)
@@ -185,3 +180,33 @@ def blocks(sparse: Sparse, channels: int, groups: int) -> tuple[NDArray[np.int32
     weight = np.zeros((parts.count, parts.most, parts.outputs), sparse.weight.dtype)
     weight[parts.owner[parts.which], parts.position[parts.which], parts.slot] = sparse.weight
     return index, weight
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one kind of synapses is written.
+
+    ``sums`` adds the nodes of the sum of w * s_in, [N, *shape] in int64: of (graph, synapses, name of the
+    inputs, their largest value, layer). ``numbers`` is how many 8-bit numbers a slice of the layer takes.
+    """
+
+    sums: Callable[[Builder, Any, str, int, LifLayer], str]
+    numbers: Callable[[Any, LifLayer], int]
+
+
+def _stored(synapses: Conv | Dense, _layer: LifLayer) -> int:
+    return synapses.weight.size
+
+
+def _in_blocks(sparse: Sparse, layer: LifLayer) -> int:
+    """Those of the matrices, and four for each entry of the index."""
+    parts = cut(sparse, layer.shape[0], groups_of(layer, sparse))
+    return parts.count * parts.most * (4 + parts.outputs)
+
+
+WHO = "ONNX"
+SYNAPSES: dict[str, Form] = {
+    "conv": Form(_conv, _stored),
+    "dense": Form(_dense, _stored),
+    "sparse": Form(_sparse, _in_blocks),
+}

@@ -18,6 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.ir import units
 
 Array = NDArray[Any]
 Int = int | np.integer[Any]
@@ -47,7 +48,11 @@ def _form() -> str:
     """The chosen form and the sources of both, as a word."""
     folder = Path(__file__).parent
     sources = b"".join(
-        (folder / f"{name}.py").read_bytes() for name in ("lanes", "vectors", "plain")
+        path.read_bytes()
+        for path in (
+            *(folder / f"{name}.py" for name in ("lanes", "vectors", "plain")),
+            Path(units.__file__),  # its constants are compiled in
+        )
     )
     return ("plain" if PLAIN else "vectors") + hashlib.sha256(sources).hexdigest()[:8]
 

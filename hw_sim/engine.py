@@ -10,6 +10,7 @@ negative and the sum of the positive weights, times the largest input. Voltages 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,25 +22,15 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import kernels, reference
-from stl_deploy.hw_sim.plans import (
-    Bytes,
-    Int64,
-    LifPlan,
-    Plan,
-    PoolPlan,
-    RecurrentPlan,
-    SinglePlan,
-    core_count,
-    memory_shape,
-    plan_size,
-)
+from stl_deploy.hw_sim.layouts import memory_shape
+from stl_deploy.hw_sim.plans import PLANS, Bytes, Int64, Plan, core_count
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse
+from stl_deploy.ir.network import IntegerNetwork, Layer
+from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import cores
 
 Part = TypeVar("Part")
-TASK = 64  # samples that one thread takes at a time
+TASK = 1 << 6  # samples that one thread takes at a time
 TASK_BYTES = 8 << 20  # and no more than so many bytes of one layer's spikes
 MEMORY = 128 << 20  # bytes that the traces of a batch may take
 BYTES_OF_STATES = 17  # of one entry: a spike, u and v
@@ -69,7 +60,7 @@ def run_layer(
 
 def batch_size(network: IntegerNetwork, states: bool = False) -> int:
     """Samples at a time whose traces fit into MEMORY, and into a part of the memory that is free."""
-    entries = plan_size(network.input_shape) + sum(layer.neurons for layer in network.layers)
+    entries = math.prod(network.input_shape) + sum(layer.neurons for layer in network.layers)
     sample = entries * network.timesteps * (BYTES_OF_STATES if states else 1)
     return max(1, min(256, min(MEMORY, _free_memory() // 8) // sample))
 
@@ -144,17 +135,10 @@ class Engine:
 def _plan(
     network: IntegerNetwork, layer: Layer, steps: int, states: bool, cores: IntArray | None
 ) -> Plan | None:
-    """How to run ``layer``, None where only the reference can. New kinds of layers go here."""
-    match layer:
-        case OrPool():
-            return None if states else PoolPlan.of(layer, cores)
-        case LifLayer(synapses=Conv() | Dense(), recurrent=None):
-            return LifPlan.of(network, layer, steps, states, cores)
-        case LifLayer(synapses=Dense(), recurrent=Dense()):
-            return RecurrentPlan.of(network, layer, steps, cores)
-        case LifLayer(synapses=Sparse() as single, recurrent=None):
-            return SinglePlan.of(network, layer, single, steps, states, cores)
-    return None
+    """How to run ``layer``, None where the reference has to."""
+    recurrent = None if layer.recurrent is None else layer.recurrent.kind
+    planner = PLANS.get((layer.kind, layer.synapses.kind, recurrent))
+    return None if planner is None else planner(network, layer, steps, states, cores)
 
 
 def in_parallel(task: Callable[[Part], None], parts: Sequence[Part]) -> None:
@@ -172,7 +156,7 @@ def in_parallel(task: Callable[[Part], None], parts: Sequence[Part]) -> None:
 def _parts(raster: IntArray, layers: tuple[Layer, ...]) -> list[slice]:
     """Samples of each task: few enough for the caches."""
     samples, steps = raster.shape[:2]
-    largest = steps * max(max(layer.neurons, plan_size(layer.input_shape)) for layer in layers)
+    largest = steps * max(max(layer.neurons, math.prod(layer.input_shape)) for layer in layers)
     return in_turns(samples, min(TASK, max(1, TASK_BYTES // max(1, largest))))
 
 

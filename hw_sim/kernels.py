@@ -13,6 +13,7 @@ from numba import int32, uintp
 
 from stl_deploy.hw_sim.compiled import LANES, Array, Int, compiled
 from stl_deploy.hw_sim.lanes import Lanes, Steps, add_runs, count_runs, lowest, marked, step
+from stl_deploy.ir.units import DECAY_BITS, FRACTION_BITS
 
 
 class Wiring(NamedTuple):
@@ -212,13 +213,13 @@ def fire_wide(
     overflow: Int = 0
     for i in range(len(v)):
         a = np.int64(acc[i]) << exp
-        left = (abs(u[i]) * u_keep) >> 12
+        left = (abs(u[i]) * u_keep) >> DECAY_BITS
         left = -left if u[i] < 0 else left
         active[i] = (left != 0) | (v[i] != 0) | (a != 0) | (bias[i] != 0)
-        current = left + (a << 6)
+        current = left + (a << FRACTION_BITS)
         beyond = abs(a) >= too_large
         if limit:
-            current = np.int64(int32(left + int32(a << 6)))
+            current = np.int64(int32(left + int32(a << FRACTION_BITS)))
             beyond |= (current > limit) | (current <= -limit)
             current = (
                 current - 2 * limit
@@ -227,7 +228,7 @@ def fire_wide(
                 if current <= -limit
                 else current
             )
-        kept = (abs(v[i]) * v_keep) >> 12
+        kept = (abs(v[i]) * v_keep) >> DECAY_BITS
         voltage = (-kept if v[i] < 0 else kept) + current + bias[i]
         if limit:
             voltage = np.int64(int32(voltage))
@@ -275,7 +276,7 @@ def update_plain(
                 acc_step=np.int64(acc.shape[1] * acc.shape[2]),
                 phases=np.int64(acc.shape[1]),
                 acc_phase=np.int64(acc.shape[2]),
-                shift=np.int64(neurons.exp + 6),
+                shift=np.int64(neurons.exp + FRACTION_BITS),
                 keep=np.int64(neurons.v_keep),
                 spikes_at=np.int64(row * size + first + i),
                 active_at=np.int64(first + i),
@@ -481,7 +482,7 @@ def run_recurrent(
     v: Array,
     did: Did,
 ) -> None:
-    """Run a linear layer that hears itself; the arguments are those of ``run_wide``, and its own weights.
+    """Run a recurrent linear layer; the arguments are those of ``run_wide``, and its recurrent weights.
 
     ``acc`` is [1, phases, accumulators], ``own_acc`` [phases, accumulators]. ``sums`` is int32
     [blocks, N * T, accumulators]: all sums of the inputs come first, then step by step those of the spikes of

@@ -9,6 +9,7 @@ from typing import Any
 from numba import int32, int64, uintp
 
 from stl_deploy.hw_sim.compiled import LANES, Array, Int, compiled
+from stl_deploy.ir.units import DECAY_BITS
 
 
 @compiled
@@ -80,7 +81,7 @@ def step(lanes: Any, steps: Any) -> None:
             a, old, bias = int32(0), v[uintp(n + i)], lanes.bias[uintp(n + i)]
             for phase in range(steps.phases):
                 a = int32(a + lanes.acc[uintp(acc_at + phase * steps.acc_phase + i)])
-            kept = (abs(int64(old)) * steps.keep) >> 12
+            kept = (abs(int64(old)) * steps.keep) >> DECAY_BITS
             new = int32((-kept if old < 0 else kept) + (int64(a) << steps.shift) + bias)
             fires = new > lanes.threshold[uintp(n + i)]
             v[uintp(n + i)] = 0 if fires else new

@@ -1,10 +1,11 @@
-"""How the compiled engine runs each layer: memory layouts, and which kernel takes it."""
+"""How the compiled engine runs each layer: which kernels take it, with which arguments."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,17 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import kernels, lanes
 from stl_deploy.hw_sim.account.windows import Windows
 from stl_deploy.hw_sim.compiled import LANES
+from stl_deploy.hw_sim.layouts import LAYOUTS, Layout, dense, memory_order, memory_shape
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
 from stl_deploy.ir.slices import Weights
-from stl_deploy.ir.synapses import Conv, Dense, IntArray, Shape, Sparse
+from stl_deploy.ir.synapses import IntArray, Sparse
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
 
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 
-# A tile of a linear layer is read for all samples of a task before the next one; it fits into a
-# first-level cache. INPUTS weights of -128 are more than -2^15.
-BLOCK = 128  # outputs
-INPUTS = 255
 SUMS = 256 << 10  # bytes of sums that a task keeps
+SHIFTS = np.iinfo(np.int64).bits  # no integer can be shifted by so many
 
 
 class Plan(Protocol):
@@ -34,23 +34,6 @@ class Plan(Protocol):
 
     def run(self, x: Bytes, did: kernels.Did) -> None:
         """Write what the layer does on ``x``; ``did`` is zero before."""
-
-
-# Memory order: channels innermost
-
-
-def memory_shape(shape: Shape) -> Shape:
-    """The shape of a population in memory: (C, H, W) lies as (H, W, C)."""
-    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
-
-
-def memory_order(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
-    """Values of the neurons of ``shape``, flat, in the order in which they lie in memory."""
-    values = values.reshape(shape)
-    return np.ascontiguousarray(np.moveaxis(values, 0, -1) if len(shape) == 3 else values).ravel()
-
-
-# Plans
 
 
 def core_count(cores: IntArray | None) -> int:
@@ -84,10 +67,17 @@ class PoolPlan:
     runs: _Runs
 
     @classmethod
-    def of(cls, layer: OrPool, cores: IntArray | None) -> PoolPlan | None:
-        """None where the windows do not tile the input."""
+    def of(
+        cls,
+        _network: IntegerNetwork,
+        layer: OrPool,
+        _steps: int,
+        states: bool,
+        cores: IntArray | None,
+    ) -> PoolPlan | None:
+        """None where states are wanted, or the windows do not tile the input."""
         c, h, w = layer.shape
-        if layer.input_shape != (c, h * layer.kernel[0], w * layer.kernel[1]):
+        if states or layer.input_shape != (c, h * layer.kernel[0], w * layer.kernel[1]):
             return None
         return cls(layer, _Runs.of(layer, np.zeros(1, np.int64), cores))
 
@@ -107,40 +97,13 @@ class PoolPlan:
 
 
 @dataclass(frozen=True)
-class _Synapses:
-    """Weights as the kernels read them, and the pieces in which a block's accumulators lie.
-
-    The neurons from ``first[i]`` on have their accumulators from ``at[i]`` on; block b begins at
-    neuron ``blocks[b]``.
-    """
-
-    weights: Weights
-    wiring: kernels.Wiring
-    pixels: tuple[int, int]
-    first: Int64
-    at: Int64
-    blocks: Int64
-    accumulators: int
-
-    @property
-    def sum_type(self) -> type[np.int16 | np.int32]:
-        """What the sums of binary inputs of a phase fit into."""
-        return np.int16 if self.weights.dtype == np.int8 else np.int32
-
-    @property
-    def phases(self) -> int:
-        """How many sums of each accumulator are added up at the end."""
-        return len(self.wiring.phases) - 1
-
-
-@dataclass(frozen=True)
 class LifPlan:
-    """A convolution or linear layer with its neurons.
+    """Synapses of a kind that has a layout, with their neurons.
 
     ``busy`` are the neurons of each core where all are active in every step, else None.
     """
 
-    synapses: _Synapses
+    synapses: Layout
     neurons: kernels.Neurons
     plain: bool
     graded: bool
@@ -157,9 +120,10 @@ class LifPlan:
     ) -> LifPlan | None:
         """None where sums of 32 bits are not known to hold every input's, or shapes do not match."""
         levels = network.input_limit(layer)
-        if not (fits_32_bits(layer, levels) and 0 <= layer.exp < 64):
+        if not (fits_32_bits(layer, levels) and 0 <= layer.exp < SHIFTS):
             return None
-        synapses = _synapses(layer, levels)
+        layout = LAYOUTS[layer.synapses.kind]
+        synapses = layout(layer.synapses, layer.input_shape, layer.shape, levels)
         if synapses is None:
             return None
         plain = not states and in_lanes(synapses.first, layer)
@@ -203,19 +167,24 @@ def _together(samples: int, steps: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class RecurrentPlan:
-    """A linear layer that hears itself: its plan without that, and its own weights."""
+    """A recurrent linear layer: its plan without recurrence, and its recurrent weights."""
 
     layer: LifPlan
-    own: _Synapses
+    own: Layout
 
     @classmethod
     def of(
-        cls, network: IntegerNetwork, layer: LifLayer, steps: int, cores: IntArray | None
+        cls,
+        network: IntegerNetwork,
+        layer: LifLayer,
+        steps: int,
+        _states: bool,
+        cores: IntArray | None,
     ) -> RecurrentPlan | None:
-        """None where the reference has to do it, see ``LifPlan``."""
-        assert layer.recurrent is not None  # by the caller's match
+        """None where the reference has to do it, see ``LifPlan``. The kernel always writes states."""
+        assert layer.recurrent is not None  # by the key in PLANS
         alone = LifPlan.of(network, layer, steps, states=True, cores=cores)
-        own = _dense(replace(layer, input_shape=layer.shape), layer.recurrent, levels=1)
+        own = dense(layer.recurrent, layer.shape, layer.shape, levels=1)
         return None if alone is None or own is None else cls(alone, own)
 
     def run(self, x: Bytes, did: kernels.Did) -> None:
@@ -260,14 +229,14 @@ class SinglePlan:
         cls,
         network: IntegerNetwork,
         layer: LifLayer,
-        synapses: Sparse,
         steps: int,
         states: bool,
         cores: IntArray | None,
     ) -> SinglePlan | None:
         """None where inputs are graded, or sums of 32 bits are not known to hold every input's."""
+        synapses = cast(Sparse, layer.synapses)  # by the key in PLANS
         fits = synapses.size[1] * _most(synapses.weight) < 1 << 31
-        if not fits or network.input_limit(layer) > 1 or not 0 <= layer.exp < 64:
+        if not fits or network.input_limit(layer) > 1 or not 0 <= layer.exp < SHIFTS:
             return None
         start = np.zeros(1, np.int64)
         plain = not states and in_lanes(start, layer)
@@ -312,14 +281,14 @@ def _neurons(
     busy = np.bincount(runs.core, runs.length).astype(np.int64) if layer.bias.all() else None
     kind = np.int32 if plain else np.int64
     far = np.iinfo(kind)
-    threshold = np.clip(layer.vth.astype(np.int64) << 6, far.min, far.max)
+    threshold = np.clip(layer.vth.astype(np.int64) << FRACTION_BITS, far.min, far.max)
     ends = np.append(blocks, layer.neurons)
     limit = chip.accumulator_limit
     neurons = kernels.Neurons(
-        bias=_spread(layer.bias, layer).astype(kind),
-        threshold=_spread(threshold, layer).astype(kind),
-        u_keep=4096 - (layer.du + 1),
-        v_keep=4096 - layer.dv,
+        bias=_of_each(layer.bias, layer).astype(kind),
+        threshold=_of_each(threshold, layer).astype(kind),
+        u_keep=DECAY_ONE - (layer.du + 1),
+        v_keep=DECAY_ONE - layer.dv,
         exp=layer.exp,
         limit=chip.state_limit or 0,
         too_large=1 << 62 if limit is None else limit,
@@ -336,7 +305,7 @@ def _neurons(
     return neurons, busy
 
 
-def _spread(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
+def _of_each(values: NDArray[Any], layer: LifLayer) -> NDArray[Any]:
     """One value for each neuron, in memory order."""
     return memory_order(np.broadcast_to(values, layer.shape), layer.shape)
 
@@ -363,7 +332,7 @@ def in_lanes(first: Int64, layer: LifLayer) -> bool:
 
 def takes_the_plain_step(network: IntegerNetwork, layer: LifLayer, steps: int) -> bool:
     """Whether ``lanes.step`` does all that a layer can need in so many steps."""
-    simple = layer.du == 4095 and layer.reset == "zero"
+    simple = not layer.has_current and layer.reset == "zero"
     return simple and never_overflows(network, layer, steps)
 
 
@@ -373,13 +342,13 @@ def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> boo
     Such a layer neither wraps nor saturates nor counts overflow.
     """
     chip = chips.of(network)
-    if not (0 <= layer.du <= 4095 and 0 <= layer.dv <= 4096 and 0 <= layer.exp <= 16):
+    if not (0 <= layer.du <= FORGETS and 0 <= layer.dv <= DECAY_ONE and 0 <= layer.exp <= 16):
         return False
     levels = network.input_limit(layer)
     register = 1 << 31 if chip.state_limit is None else min(chip.state_limit, 1 << 31)
     accumulator = register if chip.accumulator_limit is None else chip.accumulator_limit
     worst = _largest(bounds.one_sided_sums(layer, levels))
-    if worst >= accumulator or worst << 6 >= register:
+    if worst >= accumulator or worst << FRACTION_BITS >= register:
         return False
     current = _largest(bounds.current_range(layer, levels, steps))
     voltage = _largest(bounds.voltage_range(layer, levels, steps))
@@ -391,200 +360,13 @@ def _largest(span: tuple[Int64, Int64]) -> int:
     return max(-int(span[0].min()), int(span[1].max()))
 
 
-def _synapses(layer: LifLayer, levels: int) -> _Synapses | None:
-    """The synapses for the kernels, None where shapes are not those of the weights."""
-    if isinstance(layer.synapses, Dense):
-        return _dense(layer, layer.synapses, levels)
-    if isinstance(layer.synapses, Conv):
-        return _convolution(layer, layer.synapses, levels)
-    return None
-
-
-def _dense(layer: LifLayer, dense: Dense, levels: int) -> _Synapses | None:
-    """One pixel with all inputs as channels, and one run of weights a block of outputs."""
-    outputs, inputs = dense.weight.shape
-    if layer.shape != (outputs,) or plan_size(layer.input_shape) != inputs:
-        return None
-    starts = np.arange(0, outputs, BLOCK)
-    run = _padded(min(BLOCK, outputs))
-    weights = np.zeros((len(starts), inputs, run), dense.weight.dtype)
-    for part, start in zip(weights, starts, strict=True):
-        rows = dense.weight[start : start + BLOCK]
-        target = part[:, : len(rows)].reshape(*memory_shape(layer.input_shape), len(rows))
-        source = rows.reshape(len(rows), *layer.input_shape)
-        channel = 1 if len(layer.input_shape) == 3 else 0
-        target[:] = np.moveaxis(np.moveaxis(source, channel, -1) if channel else source, 0, -1)
-    one = [[(0, 0)]]
-    narrow = levels == 1 and weights.dtype == np.int8
-    phases = _linear_phases(weights) if narrow else np.array([0, inputs])
-    return _Synapses(
-        weights=weights.reshape(-1),
-        wiring=_wiring(one, one, np.zeros(inputs), (1, 1, run), phases, grouped=False),
-        pixels=(1, 1),
-        first=starts,
-        at=np.zeros_like(starts),
-        blocks=starts,
-        accumulators=run,
-    )
-
-
-def _convolution(layer: LifLayer, conv: Conv, levels: int) -> _Synapses | None:
-    """Runs of a whole kernel row where its outputs lie side by side, else of one tap and group.
-
-    A whole row needs accumulators for outputs left and right of the plane too; nobody reads those.
-    """
-    if len(layer.input_shape) != 3 or len(layer.shape) != 3:
-        return None
-    (channels, *plane), (outputs, height, width) = layer.input_shape, layer.shape
-    kh, kw = conv.weight.shape[2:]
-    geometry = list(zip(plane, conv.padding, conv.stride, conv.dilation, (kh, kw), strict=True))
-    expected = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, s, d, k in geometry]
-    weights = conv.weight
-    if (outputs, height, width) != (len(weights), *expected):
-        return None
-    if channels != weights.shape[1] * conv.groups or outputs % conv.groups:
-        return None
-    narrow = levels == 1 and weights.dtype == np.int8
-    phases = _phases(conv) if narrow else np.array([0, channels])
-    if phases is None:
-        return None
-    rows = [_taps(y, height, *geometry[0][1:]) for y in range(plane[0])]
-    per_group = outputs // conv.groups
-    if conv.groups == conv.stride[1] == conv.dilation[1] == 1:
-        padding = conv.padding[1]
-        left = max(0, kw - 1 - padding)
-        row_width = max(left + width, plane[1] + padding + left)
-        columns = [[(0, x + padding - (kw - 1) + left)] for x in range(plane[1])]
-        # [C, kh, 1, kw * O], the last column of the kernel first: it meets the leftmost output.
-        runs = weights[:, :, :, ::-1].transpose(1, 2, 3, 0).reshape(channels, kh, 1, -1)
-    else:
-        left, row_width = 0, width
-        columns = [_taps(x, width, *geometry[1][1:]) for x in range(plane[1])]
-        grouped = weights.reshape(conv.groups, per_group, -1, kh, kw)
-        runs = grouped.transpose(0, 2, 3, 4, 1).reshape(channels, kh, kw, per_group)
-    run = _padded(runs.shape[3])
-    padded = np.zeros((*runs.shape[:3], run), weights.dtype)
-    padded[..., : runs.shape[3]] = runs
-    return _Synapses(
-        weights=padded.reshape(-1),
-        wiring=_wiring(
-            [[(i, y * row_width * outputs) for i, y in taps] for taps in rows],
-            [[(j, x * outputs) for j, x in taps] for taps in columns],
-            np.arange(channels) // weights.shape[1] * per_group,
-            padded.shape[1:],
-            phases,
-            grouped=conv.groups > 1,
-        ),
-        pixels=(plane[0], plane[1]),
-        first=np.arange(height) * width * outputs,
-        at=(np.arange(height) * row_width + left) * outputs,
-        blocks=np.zeros(1, np.int64),
-        # The padding of the last run adds zeros behind the last output.
-        accumulators=height * row_width * outputs + run,
-    )
-
-
-def _linear_phases(weights: Weights) -> Int64:
-    """Bounds of inputs which, if binary, add up to less than 2^15, for weights [blocks, inputs, outputs].
-
-    INPUTS of them do so whatever the weights.
-    """
-    inputs = weights.shape[1]
-    units = np.arange(0, inputs, INPUTS)
-    sides = np.stack(
-        [
-            np.abs(np.add.reduceat(limit(weights, 0), units, axis=1, dtype=np.int32))
-            for limit in (np.maximum, np.minimum)
-        ]
-    )
-    found, total = [0], np.zeros_like(sides[:, :, 0])
-    for unit, start in enumerate(units):
-        part = sides[:, :, unit]
-        if (total + part).max() >= 1 << 15:
-            found.append(int(start))
-            total[:] = 0
-        total += part
-    return np.array([*found, inputs])
-
-
-def _phases(conv: Conv) -> Int64 | None:
-    """Bounds of channels whose binary inputs add up to less than 2^15; None where one's alone do not.
-
-    A sum of any of the weights lies between that of the negative and that of the positive ones.
-    """
-    weights = conv.weight.astype(np.int64)
-    size = conv.weight.shape[1]
-    sides = np.stack([np.maximum(weights, 0), np.maximum(-weights, 0)]).sum(axis=(3, 4))
-    found, total = [0], np.zeros(sides.shape[:2], np.int64)
-    for channel in range(size * conv.groups):
-        group = channel // size
-        outputs = slice(
-            group * len(weights) // conv.groups, (group + 1) * len(weights) // conv.groups
-        )
-        part = sides[:, outputs, channel % size]
-        if part.max() >= 1 << 15:
-            return None
-        if (total[:, outputs] + part).max() >= 1 << 15:
-            found.append(channel)
-            total[:] = 0
-        total[:, outputs] += part
-    return np.array([*found, size * conv.groups])
-
-
-def _taps(
-    position: int, outputs: int, padding: int, stride: int, dilation: int, kernel: int
-) -> list[tuple[int, int]]:
-    """(tap, output) that an input position meets along one axis."""
-    found = []
-    for tap in range(kernel):
-        output, between = divmod(position + padding - tap * dilation, stride)
-        if not between and 0 <= output < outputs:
-            found.append((tap, output))
-    return found
-
-
-Taps = list[list[tuple[int, int]]]
-
-
-def _wiring(
-    rows: Taps,
-    columns: Taps,
-    channel_at: NDArray[Any],
-    runs: Shape,
-    phases: Int64,
-    grouped: bool,
-) -> kernels.Wiring:
-    """Tables of (tap, accumulator) lists, one a row and one a column of the input.
-
-    ``runs`` is the shape of one channel's weights, [kernel rows, kernel columns, run].
-    """
-
-    def table(taps: Taps, size: int) -> tuple[Int64, Int64, Int64]:
-        flat = np.array([pair for some in taps for pair in some], np.int64).reshape(-1, 2)
-        first = np.cumsum([0, *map(len, taps)]).astype(np.int64)
-        return first, np.ascontiguousarray(flat[:, 0] * size), np.ascontiguousarray(flat[:, 1])
-
-    row_first, row_tap, row_at = table(rows, runs[1] * runs[2])
-    col_first, col_tap, col_at = table(columns, runs[2])
-    return kernels.Wiring(
-        row_first,
-        row_tap,
-        row_at,
-        col_first,
-        col_tap,
-        col_at,
-        channel_at.astype(np.int64),
-        plan_size(runs),
-        runs[2],
-        grouped,
-        phases.astype(np.int64),
-    )
-
-
-def _padded(run: int) -> int:
-    return -(-run // LANES) * LANES
-
-
-def plan_size(shape: Shape) -> int:
-    """How many values an array of ``shape`` holds."""
-    return int(np.prod(shape))
+Planner = Callable[[IntegerNetwork, Any, int, bool, IntArray | None], Plan | None]
+# By the kinds of the layer, its synapses and its recurrent synapses. A function takes the network, a layer of
+# these kinds, the steps, whether states are wanted, and the neurons' cores; it returns None where it has no
+# plan. The reference runs every layer without a plan.
+PLANS: dict[tuple[str, str, str | None], Planner] = {
+    ("or_pool", "conv", None): PoolPlan.of,
+    **{("lif", kind, None): LifPlan.of for kind in LAYOUTS},
+    ("lif", "dense", "dense"): RecurrentPlan.of,
+    ("lif", "sparse", None): SinglePlan.of,
+}

@@ -25,8 +25,8 @@ from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import Spread
 
 MEMORY = 512 << 20  # bytes that one batch may take, roughly
-SPREAD_BATCH = 64  # samples that one of many workers takes at a time
-BYTES_PER_ENTRY = 64  # of the largest layer, all temporaries together
+SPREAD_BATCH = 1 << 6  # samples that one of many workers takes at a time
+BYTES_PER_ENTRY = 1 << 6  # of the largest layer, all temporaries together
 
 
 def batch_size(network: IntegerNetwork) -> int:
@@ -37,7 +37,7 @@ def batch_size(network: IntegerNetwork) -> int:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run did, and what that takes by profile."""
+    """What a run did, and what that takes by energy model."""
 
     counts: Counts
     energies: dict[str, Energy]
@@ -45,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Activity:
-    """A run of the network: counts, energies by profile name, accuracy (None without labels).
+    """A run of the network: counts, energies by energy model, accuracy (None without labels).
 
     ``sample`` holds the spikes uint8 [T, *shape] of the first sample by layer name, "input" first.
     """
@@ -57,7 +57,7 @@ class Activity:
 
 
 class Recorder:
-    """Counts a run, and prices it by every profile or by one.
+    """Counts a run, and prices it by every energy model or by one.
 
     Run the network with ``cores``, and use ``add`` on each batch, in order.
     """
@@ -92,7 +92,7 @@ class Recorder:
 class Simulator:
     """A network prepared to run on any number of rasters: placed, wired and planned once.
 
-    Energy and time come by every profile, or by the one named.
+    Energy and time come by every energy model, or by the one named.
     """
 
     def __init__(self, network: IntegerNetwork, energy_model: str | None = None) -> None:

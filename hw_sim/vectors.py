@@ -15,6 +15,7 @@ from numba.core import cgutils as untyped
 from numba.extending import intrinsic
 
 from stl_deploy.hw_sim.compiled import LANES
+from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE
 
 cgutils: Any = untyped
 WIDTH = 4  # as many vectors of LANES stay in registers; a power of two
@@ -115,7 +116,9 @@ def marked(typing: Any, marks: Any, at: Any) -> Any:
     def code(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
         values = builder.load(_lanes(context, builder, sig.args[0], *args), align=1)
         bits = builder.icmp_unsigned("!=", values, ir.Constant(values.type, None))
-        return builder.zext(builder.bitcast(bits, ir.IntType(LANES)), ir.IntType(64))
+        return builder.zext(
+            builder.bitcast(bits, ir.IntType(LANES)), context.get_data_type(sig.return_type)
+        )
 
     return types.int64(marks, at), code
 
@@ -191,7 +194,7 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
                 to = place(name, given[f"{name}_at"], row)
                 builder.store(builder.zext(marks, to.type.pointee), to, align=1)
 
-    half = builder.icmp_signed("==", given["keep"], given["keep"].type(2048))
+    half = builder.icmp_signed("==", given["keep"], given["keep"].type(DECAY_ONE // 2))
     with builder.if_else(half) as (then, otherwise):
         with then:
             loop(halves=True)
@@ -212,10 +215,10 @@ def _decayed(builder: Any, v: Any, keep: Any) -> Any:
 
     ``abs(v) * keep >> 12`` is split at bit 12, which is exact and stays within 32 bits.
     """
-    zero, twelve, low = (ir.Constant(v.type, [n] * LANES) for n in (0, 12, 4095))
+    zero, bits, low = (ir.Constant(v.type, [n] * LANES) for n in (0, DECAY_BITS, DECAY_ONE - 1))
     negative = builder.icmp_signed("<", v, zero)
     size = builder.select(negative, builder.sub(zero, v), v)
-    high = builder.mul(builder.lshr(size, twelve), keep)
-    left = builder.lshr(builder.mul(builder.and_(size, low), keep), twelve)
+    high = builder.mul(builder.lshr(size, bits), keep)
+    left = builder.lshr(builder.mul(builder.and_(size, low), keep), bits)
     left = builder.add(high, left)
     return builder.select(negative, builder.sub(zero, left), left)

@@ -6,20 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.data.catalogue import EVENT_SETS
+from stl_deploy.data.events import Split
+from stl_deploy.data.load import Wanted, load
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import sha256
+from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
-
-if TYPE_CHECKING:
-    from stl_deploy.data.events import Split
-    from stl_deploy.data.load import Wanted
-    from stl_deploy.models.train import Encoding
+from stl_deploy.models.train import Encoding
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,6 @@ class Inputs:
 
 def images(folder: Path, encoding: Encoding, limit: int | None, split: Split = "train") -> Inputs:
     """The images of IDX files."""
-    from stl_deploy.formats import idx
-
     x, labels = idx.load(folder, split, limit)
     digest = sha256(idx.find(folder, split, "images"))
     levels = 255 if encoding == "graded" else 1
@@ -69,8 +66,6 @@ def events(
     split: Split = "train",
 ) -> Inputs:
     """A dataset of events, gathered into frames."""
-    from stl_deploy.data.load import load
-
     made, origin = load(name, folder, split, wanted, on_sample)
     assert made.labels is not None
     digest = f"{len(made.spikes)} samples of {origin['sha256']['spikes']}"

@@ -1,9 +1,10 @@
 """Several networks that decide together, as one: members vote through their summed population rates.
 
-Members read the same input and never hear each other, so that side by side they are one chain of layers
-again. Everything is stacked along the channels, member after member: the first layer reads the input
-they share, those in between have a group for each member, and the last one is written out, its rows
-in the order of classes. Class k then owns what each member has for it, and the ordinary readout gives
+Members read the same input and are not connected with each other, so that stacked they are one chain
+of layers again. Everything is stacked along the channels, member after member: the first layer reads
+the input they share, those in between have a group for each member, and the last one is written out,
+its rows in the order of classes. Class k then owns what each member has for it, and the ordinary
+readout gives
 
     rate of class k = mean over members of the member's rate of class k.
 
@@ -63,7 +64,7 @@ def member(joint: Checkpoint, index: int) -> Checkpoint:
     A first or last layer in groups comes back without them, zeros in between.
 
     Raises:
-        InputError: no joint network, no such member, or members that hear each other.
+        InputError: no joint network, no such member, or members that are connected with each other.
     """
     count = joint.arch.members
     if count is None:
@@ -97,7 +98,7 @@ def _members(checkpoint: Checkpoint, name: str) -> list[tuple[str, Checkpoint]]:
 
 def _ends(arch: A.Architecture) -> tuple[int, int]:
     """Positions of the first and the last layer with weights."""
-    found = [i for i, layer in enumerate(arch.layers) if isinstance(layer, A.Conv | A.Linear)]
+    found = [i for i, layer in enumerate(arch.layers) if layer.weighted]
     return found[0], found[-1]
 
 
@@ -108,8 +109,7 @@ def _position(arch: A.Architecture, key: str) -> int:
 
 def _unfit(arch: A.Architecture, name: str) -> list[Problem]:
     """Why a network cannot be a member of any."""
-    kinds = [layer.kind for layer in arch.layers]
-    if not {"conv", "linear"} & set(kinds):
+    if not arch.weighted:
         return [Problem(name, "has no layer with weights")]
     problems = [
         Problem(
@@ -118,15 +118,15 @@ def _unfit(arch: A.Architecture, name: str) -> list[Problem]:
             "begin the network with a convolution or a linear layer",
         )
         for layer in arch.layers[: _ends(arch)[0]]
-        if isinstance(layer, A.Lif | A.BatchNorm)
+        if layer.parameters
     ]
     plane = math.prod(arch.shapes[arch.layers[-1].name][1:])
     if arch.population % plane:
         problems.append(
             Problem(
                 f"{name}: {arch.layers[-1].name}",
-                f"{arch.population} neurons vote for a class, which is no whole number of its "
-                f"channels of {plane}",
+                f"{arch.population} neurons vote for a class, not a multiple of the {plane} neurons "
+                "of its channels",
                 "let a linear layer end the network",
             )
         )
@@ -168,33 +168,32 @@ def _facts(arch: A.Architecture) -> dict[str, Any]:
 def _plain(checkpoint: Checkpoint) -> Checkpoint:
     """The same network, its first and last layer with weights in one group."""
     arch, params = checkpoint.arch, dict(checkpoint.params)
-    layers = list(arch.layers)
-    for at in set(_ends(arch)):
-        layer = layers[at]
-        if isinstance(layer, A.Conv | A.Linear):
-            key = f"{layer.name}.weight"
-            params[key] = ungrouped(params[key], layer.groups)
-            layers[at] = layer.model_copy(update={"groups": 1})
-    return Checkpoint(arch.model_copy(update={"layers": tuple(layers)}), params)
+    names = list(arch.weighted)
+    for name in {names[0], names[-1]}:
+        key = f"{name}.weight"
+        params[key] = ungrouped(params[key], arch.weighted[name].groups)
+    layers = _regrouped(arch, lambda number: number)
+    return Checkpoint(arch.model_copy(update={"layers": layers}), params)
 
 
 def _resized(
     arch: A.Architecture, size: Callable[[int], int], members: int | None
 ) -> A.Architecture:
     """``arch`` with other numbers of channels, groups and voters; raises InputError for too many."""
-    first, last = _ends(arch)
-    layers: list[Any] = []
-    for at, layer in enumerate(arch.layers):
-        changed: dict[str, int] = {}
-        if isinstance(layer, A.Conv):
-            changed["channels"] = size(layer.channels)
-        elif isinstance(layer, A.Linear):
-            changed["features"] = size(layer.features)
-        if isinstance(layer, A.Conv | A.Linear):
-            changed["groups"] = size(layer.groups) if first < at < last else 1
-        layers.append(layer.model_copy(update=changed))
-    new = {"layers": tuple(layers), "population": size(arch.population), "members": members}
+    new = {
+        "layers": _regrouped(arch, size),
+        "population": size(arch.population),
+        "members": members,
+    }
     return A.Architecture.from_dict(arch.model_copy(update=new).to_dict(), "network of the members")
+
+
+def _regrouped(arch: A.Architecture, size: Callable[[int], int]) -> tuple[A.Layer, ...]:
+    """The layers with other numbers of channels and groups; the first and last weights in one group."""
+    first, last = _ends(arch)
+    return tuple(
+        layer.resized(size, grouped=first < at < last) for at, layer in enumerate(arch.layers)
+    )
 
 
 def _class_major(arch: A.Architecture, count: int) -> NDArray[np.int64]:
@@ -220,7 +219,7 @@ def _stacked(members: Sequence[Checkpoint]) -> Params:
 
 
 def _unconnected(weight: NDArray[Any], count: int, key: str) -> NDArray[Any]:
-    """The weights of ``count`` members side by side. Raises InputError where one hears another."""
+    """The weights of each of ``count`` members. Raises InputError where they are connected."""
     alone = grouped(weight, count)
     if np.count_nonzero(alone) != np.count_nonzero(weight):
         raise InputError(

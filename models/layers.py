@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stl_deploy.models import parallel
+from stl_deploy.ir.units import DECAY_ONE, UNIT
+from stl_deploy.models import lif_cpu, parallel
 
 ALPHA = 2.0  # slope of the surrogate gradient
 
@@ -32,8 +33,6 @@ class _LifSteps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, threshold: Tensor, tau: float, steps: int) -> Tensor:
         if _compiled(current, threshold):
-            from stl_deploy.models import lif_cpu
-
             membrane, spikes = lif_cpu.forward(current, threshold, tau, steps)
         else:
             membrane, spikes = _lif_steps(
@@ -48,8 +47,6 @@ class _LifSteps(torch.autograd.Function):
         (grad_spikes,) = grads
         membrane, spikes, threshold = ctx.saved_tensors
         if _compiled(membrane, threshold):
-            from stl_deploy.models import lif_cpu
-
             of_current, of_threshold = lif_cpu.backward(
                 grad_spikes, membrane, spikes, threshold, ctx.tau, ALPHA, ctx.constant
             )
@@ -153,8 +150,8 @@ class _IntegerSteps(torch.autograd.Function):
         spikes = torch.empty_like(current)
         v = torch.zeros_like(wide[:, 0])
         for t in range(current.shape[1]):
-            v = v.mul_(4096 * tau).div_(4096).trunc_().add_(wide[:, t], alpha=64)
-            s = (v > 64 * vth).to(v.dtype)
+            v = v.mul_(DECAY_ONE * tau).div_(DECAY_ONE).trunc_().add_(wide[:, t], alpha=UNIT)
+            s = (v > UNIT * vth).to(v.dtype)
             membrane[:, t] = v
             spikes[:, t] = s
             v = v * (1 - s)
@@ -169,9 +166,9 @@ class _IntegerSteps(torch.autograd.Function):
         grad_current = torch.empty_like(membrane)
         grad_vth = torch.zeros_like(vth)
         grad_v = torch.zeros_like(membrane[:, 0])
-        theta = (vth + 1 / 128) * unit
+        theta = (vth + 1 / (2 * UNIT)) * unit
         for t in reversed(range(membrane.shape[1])):
-            h, s = membrane[:, t] * (unit / 64), spikes[:, t]
+            h, s = membrane[:, t] * (unit / UNIT), spikes[:, t]
             surrogate = (h - theta).mul_(math.pi / 2 * ALPHA).square_().add_(1).reciprocal_()
             through_spike = (grad_spikes[:, t] - grad_v * h).mul_(surrogate).mul_(ALPHA / 2)
             grad_vth -= through_spike.sum(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -11,17 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stl_deploy.ir.arch import (
-    Architecture,
-    BatchNorm,
-    Conv,
-    Dropout,
-    Lif,
-    Linear,
-    MaxPool,
-    Shape,
-    output_shape,
-)
+from stl_deploy.ir import arch as A
+from stl_deploy.ir.arch import Architecture, Shape
+from stl_deploy.ir.kinds import entry
 from stl_deploy.models import layers
 
 
@@ -38,12 +30,11 @@ class STLNet(nn.Module):
         super().__init__()
         self.arch = arch
         shape: Shape = arch.input.shape
+        table = MODULES if arch.quantized is None else INTEGER_MODULES
         for spec in arch.layers:
-            if isinstance(spec, Lif) and arch.quantized is not None:
-                self.add_module(spec.name, layers.IntegerLIF(shape, spec.tau))
-            else:
-                self.add_module(spec.name, _module(spec, shape, threshold))
-            shape = output_shape(spec, shape)
+            make = entry(table, spec.kind, spec.name, "PyTorch")
+            self.add_module(spec.name, make(spec, shape, threshold))
+            shape = spec.output_shape(shape)
         self.readout = layers.PopulationReadout(arch.population)
 
     def forward(self, raster: Tensor) -> Tensor:
@@ -62,35 +53,64 @@ class STLNet(nn.Module):
         spikes: dict[str, Tensor] = {}
         for spec in self.arch.layers:
             x = self.get_submodule(spec.name)(x)
-            if isinstance(spec, Lif | MaxPool):
+            if spec.spikes:
                 spikes[spec.name] = x
         return spikes
 
+    def settle(self) -> None:
+        """Bring what was learned where the network can be kept; here nothing has to be."""
 
-def _module(spec: object, shape: Shape, threshold: float) -> nn.Module:
-    match spec:
-        case Conv():
-            return layers.Conv2d(
-                shape[0],
-                spec.channels,
-                spec.kernel,
-                stride=spec.stride,
-                padding=spec.padding,
-                groups=spec.groups,
-                bias=spec.bias,
-            )
-        case BatchNorm():
-            return layers.BatchNorm(shape[0], eps=spec.eps)
-        case Lif():
-            return layers.LIF(shape, tau=spec.tau, threshold=threshold)
-        case MaxPool():
-            return layers.MaxPool2d(spec.kernel)
-        case Linear():
-            inputs = math.prod(shape)
-            return layers.Linear(inputs, spec.features, bias=spec.bias, groups=spec.groups)
-        case Dropout():
-            return nn.Dropout(spec.p)
-    raise TypeError(f"no module for {spec!r}")
+    def frozen(self) -> STLNet:
+        """The network to keep, once trained."""
+        return self
+
+
+def _conv(spec: A.Conv, shape: Shape, _threshold: float) -> nn.Module:
+    return layers.Conv2d(
+        shape[0],
+        spec.channels,
+        spec.kernel,
+        stride=spec.stride,
+        padding=spec.padding,
+        groups=spec.groups,
+        bias=spec.bias,
+    )
+
+
+def _batchnorm(spec: A.BatchNorm, shape: Shape, _threshold: float) -> nn.Module:
+    return layers.BatchNorm(shape[0], eps=spec.eps)
+
+
+def _lif(spec: A.Lif, shape: Shape, threshold: float) -> nn.Module:
+    return layers.LIF(shape, tau=spec.tau, threshold=threshold)
+
+
+def _integer_lif(spec: A.Lif, shape: Shape, _threshold: float) -> nn.Module:
+    return layers.IntegerLIF(shape, spec.tau)
+
+
+def _maxpool(spec: A.MaxPool, _shape: Shape, _threshold: float) -> nn.Module:
+    return layers.MaxPool2d(spec.kernel)
+
+
+def _linear(spec: A.Linear, shape: Shape, _threshold: float) -> nn.Module:
+    return layers.Linear(math.prod(shape), spec.features, bias=spec.bias, groups=spec.groups)
+
+
+def _dropout(spec: A.Dropout, _shape: Shape, _threshold: float) -> nn.Module:
+    return nn.Dropout(spec.p)
+
+
+# What runs a layer, made from its description, the shape of its input and the initial threshold.
+MODULES: dict[str, Callable[[Any, Shape, float], nn.Module]] = {
+    "conv": _conv,
+    "batchnorm": _batchnorm,
+    "lif": _lif,
+    "maxpool": _maxpool,
+    "linear": _linear,
+    "dropout": _dropout,
+}
+INTEGER_MODULES = MODULES | {"lif": _integer_lif}
 
 
 def from_params(arch: Architecture, params: Mapping[str, NDArray[Any]]) -> STLNet:

@@ -9,8 +9,7 @@ learned would leave a register (docs/numerics.md, "Training on integers").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,15 +24,16 @@ from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers import stl
+from stl_deploy.ir import arch as A
 from stl_deploy.ir import floats as float_layers
-from stl_deploy.ir.arch import Architecture, BatchNorm, Conv, Lif, Linear, Quantized
+from stl_deploy.ir.arch import Architecture, Quantized
 from stl_deploy.ir.conv import Pair
 from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import LifLayer
-from stl_deploy.ir.synapses import Conv as ConvSynapses
-from stl_deploy.ir.synapses import Dense
+from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.ir.units import DECAY_ONE, FORGETS
 from stl_deploy.lower import passes
-from stl_deploy.models import layers
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
 
@@ -68,22 +68,22 @@ class QatNet(STLNet):
         chip: whose registers nothing may leave, by name or as the path of a chip file.
     """
 
-    def __init__(self, arch: Architecture, floats: Mapping[str, FloatLayer], chip: str | Path) -> None:
+    def __init__(
+        self, arch: Architecture, floats: Mapping[str, FloatLayer], chip: str | Path
+    ) -> None:
         super().__init__(arch)
         assert arch.quantized is not None
         self.largest = arch.quantized.largest
         self.chip = chips.find(chip)
-        weights = [s for s in arch.layers if isinstance(s, Conv | Linear | Lif)]
-        self.pairs = {
-            lif.name: source.name for source, lif in pairwise(weights) if isinstance(lif, Lif)
-        }
+        self.pairs = arch.sources
         with torch.no_grad():
             for name, source in self.pairs.items():
                 layer, lif = floats[name], self._lif(name)
                 module = cast(torch.nn.Linear, self.get_submodule(source))
-                weight = layer.weight
-                if isinstance(module, layers.Linear):
-                    weight = stl.grouped(weight, module.groups)
+                spec = arch.weighted[source]
+                weight = entry(STORED, spec.kind, source, "training on integers")(
+                    spec, layer.weight
+                )
                 module.weight.copy_(torch.from_numpy(weight))
                 if module.bias is not None:
                     module.bias.copy_(torch.from_numpy(layer.bias))
@@ -100,7 +100,7 @@ class QatNet(STLNet):
             prefix = f"{spec.name}."
             own = {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
             x = cast(Tensor, functional_call(self.get_submodule(spec.name), own, (x,)))
-            if not isinstance(spec, Conv | Linear):
+            if spec.spikes:
                 spikes[spec.name] = x
         return spikes
 
@@ -183,14 +183,26 @@ class QatNet(STLNet):
         return LifLayer(
             name=name,
             synapse_name=source,
-            synapses=Dense(weight) if weight.ndim == 2 else ConvSynapses(weight, one, one, one, 1),
+            synapses=Dense(weight) if weight.ndim == 2 else Conv(weight, one, one, one, 1),
             input_shape=(),
             shape=vth.shape,
             bias_mant=whole.get(f"{source}.bias", np.zeros(len(weight))).astype(np.int32),
             vth=vth.astype(np.int32),
             scale=np.ones(len(weight)),
-            dv=4096 - int(4096 * self._lif(name).tau),
+            dv=DECAY_ONE - int(DECAY_ONE * self._lif(name).tau),
         )
+
+
+def _as_it_is(_spec: A.Conv, weight: Float) -> Float:
+    return weight
+
+
+def _in_groups(spec: A.Linear, weight: Float) -> Float:
+    return stl.grouped(weight, spec.groups)
+
+
+# The weights of the float graph, which knows no groups of a linear layer, as a module stores them.
+STORED: dict[str, Callable[[Any, Float], Float]] = {"conv": _as_it_is, "linear": _in_groups}
 
 
 def units(weight: Float, largest: int) -> Float:
@@ -206,17 +218,35 @@ def units(weight: Float, largest: int) -> Float:
     return best
 
 
+def _kept(layers: list[A.Layer], spec: A.Layer) -> None:
+    layers.append(spec)
+
+
+def _folded(layers: list[A.Layer], _spec: A.BatchNorm) -> None:
+    layers[-1] = layers[-1].model_copy(update={"bias": True})
+
+
+def _rounded(layers: list[A.Layer], spec: A.Lif) -> None:
+    tau = min(FORGETS, max(1, round(DECAY_ONE * spec.tau))) / DECAY_ONE
+    layers.append(spec.model_copy(update={"tau": tau}))
+
+
+# What a layer does to those before it when it goes into a network of integers.
+WHOLE: dict[str, Callable[[list[A.Layer], Any], None]] = {
+    "conv": _kept,
+    "linear": _kept,
+    "maxpool": _kept,
+    "dropout": _kept,
+    "batchnorm": _folded,
+    "lif": _rounded,
+}
+
+
 def quantized(arch: Architecture, weight_bits: int) -> Architecture:
     """``arch`` for integers: BatchNorm in the weights before it, tau 1/4096 to 4095/4096."""
-    layers: list[Any] = []
+    layers: list[A.Layer] = []
     for spec in arch.layers:
-        if isinstance(spec, BatchNorm):
-            layers[-1] = layers[-1].model_copy(update={"bias": True})
-        elif isinstance(spec, Lif):
-            tau = min(4095, max(1, round(4096 * spec.tau))) / 4096
-            layers.append(spec.model_copy(update={"tau": tau}))
-        else:
-            layers.append(spec)
+        entry(WHOLE, spec.kind, spec.name, "training on integers")(layers, spec)
     changed = {"layers": tuple(layers), "quantized": Quantized(weight_bits=weight_bits)}
     return Architecture.from_dict(arch.model_copy(update=changed).to_dict())
 

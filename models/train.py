@@ -27,7 +27,6 @@ from stl_deploy.ir.arch import Architecture
 from stl_deploy.models import parallel
 from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet
-from stl_deploy.models.qat import QatNet
 
 Mode = Literal["synergistic", "synaptic", "threshold"]
 Encoding = Literal["bernoulli", "graded", "recorded"]
@@ -37,7 +36,7 @@ TEST = 2**31  # stands for the epoch where noise for the test images is drawn
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines a training run, beside architecture and data."""
+    """What determines a training run, in addition to architecture and data."""
 
     mode: Mode = "synergistic"
     encoding: Encoding = "bernoulli"
@@ -209,8 +208,7 @@ class Trainer:
         order = torch.from_numpy(order_rng.permutation(len(images))).to(self.device)
         batches = torch.split(order, self.settings.batch)
         self.model.train()
-        if isinstance(self.model, QatNet):
-            self.model.settle()
+        self.model.settle()
         loss_sum = 0.0
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         with self.meter.counting():
@@ -257,8 +255,7 @@ class Trainer:
     def test(self, images: Tensor, labels: Tensor) -> tuple[float, dict[str, float]]:
         """Accuracy, and spikes per neuron and step of every LIF layer; the same noise every time."""
         rng = self._generator(np.random.default_rng([self.settings.seed, TEST]))
-        if isinstance(self.model, QatNet):
-            self.model.settle()  # as the next epoch would, and what is kept
+        self.model.settle()  # as the next epoch would, and what is kept
         self.model.eval()
         steps = self.model.arch.timesteps
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -283,7 +280,7 @@ class Trainer:
 
     def trained(self) -> STLNet:
         """The network to keep; of a ``QatNet`` its integers."""
-        return self.model.frozen() if isinstance(self.model, QatNet) else self.model
+        return self.model.frozen()
 
     def save(self, path: Path) -> None:
         """Write everything that a later ``resume`` needs, in the first process and for all."""

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stl_deploy.checkout import find_rooms
 from stl_deploy.errors import UncheckedWarning
 from stl_deploy.version import __version__
 
@@ -46,14 +47,7 @@ if TYPE_CHECKING:
     from stl_deploy.models.net import STLNet
     from stl_deploy.verify.against_float import ParityReport
 
-# In the root of a checkout this folder goes before an installed package and lacks the rooms that stand next
-# to it, which pyproject.toml installs into it: they are found there.
-_HERE = Path(__file__).resolve().parent
-_ROOMS = ("exporters", "hw_sim", "models")
-if not (_HERE / "hw_sim").is_dir() and all(
-    (_HERE.parent / name).exists() for name in ("pyproject.toml", *_ROOMS)
-):
-    __path__ = [*__path__, str(_HERE.parent)]
+find_rooms(Path(__file__).resolve().parent)
 
 _LAZY = {
     "export": "stl_deploy.exporters.folder",

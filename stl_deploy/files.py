@@ -2,8 +2,8 @@
 
 Every file of ours is written through ``atomic`` or ``write``, so that a full disk, a quota or a limit on
 the size of files is one error that names the file. Libraries of other languages (HDF5, PyTorch's zip
-writer) never get the name of an output: they crash, or raise something other than an OSError, when the disk is full.
-They write into memory, and ``write`` takes the bytes.
+writer) never get the name of an output: when the disk is full they crash, or raise something other than an
+OSError. They write into memory, and ``write`` takes the bytes.
 """
 
 from __future__ import annotations

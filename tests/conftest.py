@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import Phase, settings
 
 from stl_deploy.backends import lava_env
 from stl_deploy.errors import StlError
@@ -17,6 +18,14 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.models.net import STLNet
 from tests.build.nets import random_net, random_spikes
+
+# Shrinking an example can take five minutes, and a failing test should end within one. What failed is
+# kept, so that `pytest --hypothesis-profile shrink` continues from there.
+settings.register_profile("shrink", settings(), deadline=None)
+settings.register_profile(
+    "plain", settings(), deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+)
+settings.load_profile("plain")
 
 
 @pytest.fixture

@@ -11,21 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.build.heavy import HEAVY
 from tests.build.nets import ROOT
 
-HEAVY = (
-    "torch",
-    "numba",
-    "matplotlib",
-    "h5py",
-    "nir",
-    "pydantic",
-    "rich",
-    "typer",
-    "distributed",
-    "onnx",
-    "onnxruntime",
-)
 FOLDERS = ("stl_deploy", "exporters", "hw_sim", "models")
 
 

@@ -21,8 +21,8 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.verify import budgets
+from tests.build.heavy import HEAVY
 from tests.build.nets import ROOT, random_net, random_spikes
-from tests.test_package import HEAVY
 
 pytest_plugins = ["pytester"]
 TABLE = """

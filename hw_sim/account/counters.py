@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import block_diag, csc_array, csr_array, vstack
 
-from stl_deploy.hw_sim import lanes, plans
+from stl_deploy.hw_sim import lanes
 from stl_deploy.hw_sim.account import kernels
 from stl_deploy.hw_sim.compiled import LANES
+from stl_deploy.hw_sim.layouts import memory_order
 from stl_deploy.ir.synapses import IntArray, Shape
 
 Bytes = NDArray[np.uint8]
@@ -82,7 +83,7 @@ class Population:
 
     def __init__(self, shape: Shape, columns: Sequence[Mapping[str, Columns]]) -> None:
         self.shape = shape
-        order = plans.memory_order(np.arange(math.prod(shape)), shape)
+        order = memory_order(np.arange(math.prod(shape)), shape)
         lie = {
             (chip, name): Columns(own.kind[order], own.matrix)
             for chip, by_name in enumerate(columns)
@@ -183,7 +184,7 @@ def _product(matrix: csr_array, x: Int32) -> Int32:
 
 
 def _split(columns: Columns) -> tuple[Columns, csr_array]:
-    """Columns of few kinds, and what those of each neuron [counters, neurons] have beside them."""
+    """Columns of few kinds, and what those of each neuron [counters, neurons] differ in."""
     size = columns.matrix.shape[0], len(columns.kind)
     if FEW * columns.kinds <= size[1]:
         nothing = np.zeros(0, np.int32), (np.zeros(0, np.int64), np.zeros(0, np.int64))

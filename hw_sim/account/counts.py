@@ -25,8 +25,8 @@ class LayerCounts:
     """Counts of one layer, int64 [N, T] each, at logical (hop-aligned) steps.
 
     ``inputs`` are the events that reach the layer from before it, ``overflow`` the neuron steps outside a
-    register. ``recurrent`` are those of the synops that are; they count in the step of the spike, one
-    before it is heard.
+    register. ``recurrent`` are those of the synops that recurrent synapses cause; they count in the step of
+    the spike, one before the neurons receive it.
     """
 
     name: str
@@ -89,8 +89,9 @@ class Counter:
         for layer, done in zip(self.network.layers, work, strict=True):
             did = trace.layers[layer.name]
             size, arrived = did.active.shape, done.synops.sum(axis=0, dtype=np.int64)
-            heard = done.heard_synops
-            own = np.zeros_like(arrived) if heard is None else heard.sum(axis=0, dtype=np.int64)
+            own = np.zeros_like(arrived)
+            if done.recurrent_synops is not None:
+                own = done.recurrent_synops.sum(axis=0, dtype=np.int64)
             layers.append(
                 LayerCounts(
                     name=layer.name,

@@ -1,4 +1,4 @@
-"""Energy and time of a run from named profiles of ``chips/*.toml``, exact for every core and step.
+"""Energy and time of a run by the energy models of ``chips/*.toml``, exact for every core and step.
 
 Per physical step and core (SANA-FE's "simple" schedule): generating takes
 G = always*neurons + active*U + spike*F + out*packets, receiving R = in*packets + synop*S. The network
@@ -7,7 +7,7 @@ long as the largest of all G, all R and the network, and the barrier.
 
 Layer i of 0..D-1 updates its neurons for logical step k in physical step k + i + 1, and receives what
 they need in the step before, in which the layer before it sends: N samples of T steps take N*T + D.
-What it hears of itself for step k + 1 it sends, and receives, in the step of its update for k.
+Its recurrent input for step k + 1 is sent, and received, in the step of its update for k.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from stl_deploy.hw_sim.account import kernels
 from stl_deploy.hw_sim.account.mesh import Link, Mesh
 from stl_deploy.hw_sim.account.work import LayerWork, Work
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.ir.network import IntegerNetwork, Layer, OrPool
+from stl_deploy.ir.kinds import entry
+from stl_deploy.ir.network import IntegerNetwork, Layer
 from stl_deploy.ir.notes import Placement
 from stl_deploy.ir.synapses import IntArray
 
@@ -95,7 +96,7 @@ class Energy:
     of them, ``bounds`` what bound steps at all, the most frequent first. ``series_s`` and ``series_j``
     are the time and the dynamic energy of every physical step [N*T + D]. ``beyond`` lists what no core
     of that chip could hold: the figures are then those of larger cores. ``extrapolation`` says what
-    the profile rests on that nobody published.
+    the energy model assumes without a published source.
     """
 
     by_event_j: dict[str, float]
@@ -123,12 +124,12 @@ class Energy:
 
     @property
     def total_j(self) -> float:
-        """Dynamic and static; no profile knows what I/O takes."""
+        """Dynamic and static; no energy model covers I/O."""
         return self.dynamic_j + (self.static_j or 0.0)
 
 
 class Assessment:
-    """Adds up work batch by batch, then prices it: by every profile, or by one.
+    """Adds up work batch by batch, then prices it: by every energy model, or by one.
 
     Use ``cores`` for ``reference.run`` and ``add`` on each batch, in order.
     """
@@ -137,7 +138,7 @@ class Assessment:
         known = chips.profiles(chips.of(network))
         wanted = {n: p for n, p in known.items() if energy_model in (None, n)}
         self.timesteps = network.timesteps
-        # Placing takes seconds where the network is large: once a chip, not once a profile.
+        # Placing takes seconds where the network is large: once per chip, not once per energy model.
         self.chips = {
             name: OnChip(network, chip)
             for name, chip in {chip.name: chip for chip, _ in wanted.values()}.items()
@@ -177,7 +178,7 @@ class Assessment:
         return works[0]
 
     def energies(self) -> dict[str, Energy]:
-        """Energy and time by profile, of everything added."""
+        """Energy and time by energy model, of everything added."""
         return {name: meter.energy(self.timesteps) for name, meter in self.meters.items()}
 
 
@@ -204,19 +205,19 @@ class OnChip:
         }
         self.link_packets = [np.zeros(self.mesh.links, np.int64) for _ in self.network.layers]
         self.from_host = 0
-        # What each layer's spikes of the last step cause on its own cores, in the next batch: [G, 1].
-        self.unheard: dict[int, tuple[Int32, Int32]] = {}
+        # Packets and synops that each layer's last spikes cause on its own cores, in the next batch: [G, 1].
+        self.pending: dict[int, tuple[Int32, Int32]] = {}
         self.schedule = Schedule(len(self.network.layers), self.mesh.links)
 
     def take(self, layers: list[LayerWork]) -> tuple[list[LayerWork], list[Sums], Float]:
         """Add the work of a batch.
 
-        Returns it with what layers hear of themselves among ``packets_in`` and ``synops``, one step later,
+        Returns it with recurrent packets and synops added to ``packets_in`` and ``synops`` one step later,
         the sums over cores for each layer, and the packets [S] of the busiest link in the steps that the
         batch completes.
         """
         self.from_host += int(layers[0].packets_in.sum())
-        layers = [self._heard(i, work) for i, work in enumerate(layers)]
+        layers = [self._with_recurrent(i, work) for i, work in enumerate(layers)]
         sums: list[Sums] = []
         for i, work in enumerate(layers):
             sums.append({})
@@ -230,20 +231,20 @@ class OnChip:
         )
         return layers, sums, loads.max(axis=0)
 
-    def _heard(self, i: int, work: LayerWork) -> LayerWork:
-        """The work of layer ``i`` with what it hears of itself; that of the last step is kept."""
-        if work.heard_packets is None or work.heard_synops is None:
+    def _with_recurrent(self, i: int, work: LayerWork) -> LayerWork:
+        """The work of layer ``i`` with its recurrent part, of which the last step is kept as pending."""
+        if work.recurrent_packets is None or work.recurrent_synops is None:
             return work
-        none = np.zeros((len(work.heard_synops), 1), np.int32)
+        none = np.zeros((len(work.recurrent_synops), 1), np.int32)
         packets, synops = (
-            np.concatenate([before, heard], axis=1)
-            for before, heard in zip(
-                self.unheard.get(i, (none, none)),
-                (work.heard_packets, work.heard_synops),
+            np.concatenate([before, now], axis=1)
+            for before, now in zip(
+                self.pending.get(i, (none, none)),
+                (work.recurrent_packets, work.recurrent_synops),
                 strict=True,
             )
         )
-        self.unheard[i] = packets[:, -1:].copy(), synops[:, -1:].copy()
+        self.pending[i] = packets[:, -1:].copy(), synops[:, -1:].copy()
         return replace(
             work,
             packets_in=work.packets_in + packets[:, :-1],
@@ -251,10 +252,10 @@ class OnChip:
         )
 
     def total(self, name: str, i: int) -> Int64:
-        """The events of layer ``i`` by core, with what was sent and not heard yet."""
+        """The events of layer ``i`` by core, those that are still pending included."""
         total = self.totals[name][i]
-        if i in self.unheard and name in ("packets_in", "synops"):
-            packets, synops = self.unheard[i]
+        if i in self.pending and name in ("packets_in", "synops"):
+            packets, synops = self.pending[i]
             total = total + (packets if name == "packets_in" else synops)[:, 0]
         return total
 
@@ -292,19 +293,25 @@ class Schedule:
         return total[:, :steps]
 
 
-def synop_cost(layer: Layer, table: object) -> float:
-    """The entry of a profile's synop table for how ``layer`` stores its synapses."""
-    kind = "conv" if isinstance(layer, OrPool) else layer.synapses.kind
-    return float(getattr(table, kind))
-
-
 class Meter:
-    """Prices the work on one chip by one profile."""
+    """Prices the work on one chip by one energy model.
 
-    def __init__(self, network: IntegerNetwork, on: OnChip, profile: Profile) -> None:
-        self.on, self.profile, self.layers = on, profile, network.layers
+    Raises LoweringError for synapses of a kind whose cost the model does not give.
+    """
+
+    def __init__(self, network: IntegerNetwork, on: OnChip, energy_model: Profile) -> None:
+        self.on, self.energy_model, self.layers = on, energy_model, network.layers
+        self.synop_ns, self.synop_pj = (
+            [self._synop_cost(layer, table.model_dump()) for layer in network.layers]
+            for table in (energy_model.synop_ns, energy_model.synop_pj)
+        )
         self.first = np.array([[placed.first_core] for placed in on.placed.layers.values()])
         self.reset()
+
+    def _synop_cost(self, layer: Layer, costs: dict[str, float]) -> float:
+        """What a synop of ``layer`` costs, by how its synapses are stored."""
+        who = f"energy model {self.energy_model.title!r}"
+        return entry(costs, layer.synapses.kind, layer.name, who)
 
     def reset(self) -> None:
         """Forget everything added."""
@@ -316,7 +323,7 @@ class Meter:
         """Price one batch; ``load`` are the packets of the busiest link in the completed steps."""
         rows = [
             self._price(*each)
-            for each in zip(self.layers, layers, self.on.neurons, sums, strict=True)
+            for each in zip(range(len(layers)), layers, self.on.neurons, sums, strict=True)
         ]
         landed = {
             name: schedule.land(
@@ -330,9 +337,9 @@ class Meter:
         }
         self.parts.append(self._settle(landed, load))
 
-    def _price(self, layer: Layer, work: LayerWork, neurons: Int64, sums: Sums) -> _Steps:
-        """What each logical step of a layer takes, in ns and pJ."""
-        p, steps = self.profile, len(work.inputs)
+    def _price(self, i: int, work: LayerWork, neurons: Int64, sums: Sums) -> _Steps:
+        """What each logical step of layer ``i`` takes, in ns and pJ."""
+        p, steps = self.energy_model, len(work.inputs)
         generate, way, sent = np.zeros((3, steps))
         slowest = np.zeros(steps, np.int64)
         kernels.slowest(
@@ -357,28 +364,26 @@ class Meter:
             + p.update_pj.spike * sums["spikes"]
             + p.packet_pj.out * sums["packets_out"]
             + sent,
-            **self._received(
-                layer, work.packets_in, work.synops, sums["packets_in"], sums["synops"]
-            ),
+            **self._received(i, work.packets_in, work.synops, sums["packets_in"], sums["synops"]),
         )
 
     def _received(
-        self, layer: Layer, packets: Int32, synops: Int32, all_packets: Int64, all_synops: Int64
+        self, i: int, packets: Int32, synops: Int32, all_packets: Int64, all_synops: Int64
     ) -> dict[str, NDArray[Any]]:
-        """The entries of RECEIVING for packets and synops [G, S] and their sums [S]."""
-        p = self.profile
+        """The entries of RECEIVING for packets and synops [G, S] of layer ``i`` and their sums [S]."""
+        p = self.energy_model
         ns, core = np.zeros(len(all_packets)), np.zeros(len(all_packets), np.int64)
-        costs = np.array([p.packet_ns.in_, synop_cost(layer, p.synop_ns), 0.0])
+        costs = np.array([p.packet_ns.in_, self.synop_ns[i], 0.0])
         kernels.slowest(np.zeros(len(packets)), costs, (packets, synops, synops), ns, core)
-        pj = p.packet_pj.in_ * all_packets + synop_cost(layer, p.synop_pj) * all_synops
+        pj = p.packet_pj.in_ * all_packets + self.synop_pj[i] * all_synops
         return {"receive": ns, "receive_core": core, "received_pj": pj}
 
     def _open(self) -> dict[str, Float]:
-        """The steps that no batch completed, with what the last spikes cause on their own layer."""
+        """The steps that no batch completed, with what is still pending."""
         steps = {name: schedule.open.copy() for name, schedule in self.schedules.items()}
-        for i, heard in self.on.unheard.items():
-            sums = (events.sum(axis=0, dtype=np.int64) for events in heard)
-            for name, values in self._received(self.layers[i], *heard, *sums).items():
+        for i, pending in self.on.pending.items():
+            sums = (events.sum(axis=0, dtype=np.int64) for events in pending)
+            for name, values in self._received(i, *pending, *sums).items():
                 steps[name][i, i] += values[0]
         return steps
 
@@ -387,7 +392,7 @@ class Meter:
         largest = np.array([[n.max()] for n in self.on.neurons])
         steps = np.arange(len(load))
         # Neurons are updated also while their layer has no sample to work on.
-        generate = np.maximum(landed["generate"], self.profile.update_ns.always * largest)
+        generate = np.maximum(landed["generate"], self.energy_model.update_ns.always * largest)
         idle = np.array([[int(n.argmax())] for n in self.on.neurons])
         generate_core = np.where(landed["generate"] > 0, landed["generate_core"], idle) + self.first
         layer = np.stack([generate.argmax(axis=0), landed["receive"].argmax(axis=0)])
@@ -398,10 +403,10 @@ class Meter:
                 np.full(len(steps), -1),
             ]
         ).astype(np.int64)
-        network = self.profile.link_ns * load + landed["way"].max(axis=0)
+        network = self.energy_model.link_ns * load + landed["way"].max(axis=0)
         candidates = np.stack([generate.max(axis=0), landed["receive"].max(axis=0), network])
         part = candidates.argmax(axis=0)
-        always = self.profile.update_pj.always * sum(int(n.sum()) for n in self.on.neurons)
+        always = self.energy_model.update_pj.always * sum(int(n.sum()) for n in self.on.neurons)
         energy = landed["sent_pj"].sum(axis=0) + landed["received_pj"].sum(axis=0) + always
         return candidates[part, steps], part, core[part, steps], energy
 
@@ -411,7 +416,7 @@ class Meter:
         settled = zip(*self.parts, last, strict=True)
         ns, part, core, pj = (np.concatenate(each) for each in settled)
         placed, chip = self.on.placed, self.on.chip
-        seconds = 1e-9 * ns + self.profile.barrier.seconds(placed.tiles)
+        seconds = 1e-9 * ns + self.energy_model.barrier.seconds(placed.tiles)
         samples = (len(seconds) - len(self.layers)) // timesteps
         by_layer_event = self._by_layer_event(len(seconds), samples)
         total = float(seconds.sum()) / samples
@@ -436,12 +441,12 @@ class Meter:
             traffic=traffic,
             cores=placed.cores,
             beyond=tuple(map(str, placed.beyond)),
-            extrapolation=self.profile.extrapolation,
+            extrapolation=self.energy_model.extrapolation,
         )
 
     def _by_layer_event(self, steps: int, samples: int) -> dict[str, dict[str, float]]:
         """Joules per inference by layer and event, from the totals."""
-        p, on = self.profile, self.on
+        p, on = self.energy_model, self.on
         east_west = on.mesh.east_west
         table = {}
         for i, layer in enumerate(self.layers):
@@ -451,7 +456,7 @@ class Meter:
             picojoules = (
                 p.update_pj.always * layer.neurons * steps + p.update_pj.active * events["active"],
                 p.update_pj.spike * events["spikes"],
-                synop_cost(layer, p.synop_pj) * events["synops"],
+                self.synop_pj[i] * events["synops"],
                 p.packet_pj.out * events["packets_out"],
                 p.packet_pj.in_ * events["packets_in"],
                 p.hop_pj.east_west * across + p.hop_pj.north_south * along,

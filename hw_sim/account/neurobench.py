@@ -13,13 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.ir import slices
-from stl_deploy.ir.conv import fan_out
 from stl_deploy.ir.network import IntegerNetwork, LifLayer
-from stl_deploy.ir.synapses import Dense, IntArray, Sparse
+from stl_deploy.ir.synapses import IntArray
 
 # Horowitz 2014, "Computing's energy problem", ISSCC, doi:10.1109/ISSCC.2014.6757323: at 45 nm a 32 bit
 # floating-point addition takes 0.9 pJ and a multiplication 3.7 pJ.
@@ -56,7 +53,7 @@ def metrics(network: IntegerNetwork, counts: Counts) -> NeuroBench:
     synops = {layer.name: float(of[layer.name].synops.sum()) / counts.samples for layer in lif}
     first = network.layers[0].name
     graded = 0.0
-    if network.input_levels > 1 and first in synops:  # what a layer hears of itself are spikes
+    if network.input_levels > 1 and first in synops:  # recurrent inputs are binary
         graded = synops[first] - float(of[first].recurrent.sum()) / counts.samples
     outputs = sum(layer.neurons for layer in lif) * counts.samples * counts.timesteps
     spikes = sum(int(of[layer.name].spikes.sum()) for layer in lif)
@@ -85,34 +82,23 @@ def _weights(layer: LifLayer) -> int:
 
     Both slices of a weight count where it has two.
     """
-    if isinstance(layer.synapses, Sparse):
-        return _dense(layer)
     per_weight = slices.PER_WEIGHT[layer.weight_precision]
-    return per_weight * (layer.synapses.weight.size + _recurrent(layer))
+    return per_weight * (layer.synapses.parameters(layer.input_shape) + _recurrent(layer))
 
 
 def _recurrent(layer: LifLayer) -> int:
     """Recurrent synapses of a layer as if no weight were zero."""
-    return 0 if layer.recurrent is None else layer.recurrent.weight.size
+    return 0 if layer.recurrent is None else layer.recurrent.possible(layer.shape)
 
 
 def _arrays(layer: LifLayer) -> Iterator[IntArray]:
     """What has to be stored of a layer."""
-    yield from (layer.synapses.weight, layer.bias_mant, layer.vth)
-    if isinstance(layer.synapses, Sparse):
-        yield from (layer.synapses.row, layer.synapses.column)
+    yield from (*layer.synapses.arrays, layer.bias_mant, layer.vth)
     if layer.recurrent is not None:
-        yield layer.recurrent.weight
+        yield from layer.recurrent.arrays
 
 
 def _dense(layer: LifLayer) -> int:
     """In-bounds synapses of a layer as if no weight, and no slice of one, were zero."""
     per_weight = slices.PER_WEIGHT[layer.weight_precision]
-    if isinstance(layer.synapses, Dense):
-        return per_weight * (layer.synapses.weight.size + _recurrent(layer))
-    c, h, w = layer.input_shape
-    conv = layer.synapses.kernel if isinstance(layer.synapses, Sparse) else layer.synapses
-    every = np.ones(conv.weight.shape, np.bool_)
-    return per_weight * int(
-        fan_out(every, (c, h, w), conv.stride, conv.padding, conv.dilation, conv.groups).sum()
-    )
+    return per_weight * (layer.synapses.possible(layer.input_shape) + _recurrent(layer))

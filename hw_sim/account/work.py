@@ -7,7 +7,7 @@ linear in the spikes (``counters``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,9 @@ from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.account.counters import Columns, Population, Table, one_hot
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.ir import slices
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Layer
 from stl_deploy.ir.notes import Placement
-from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse
+from stl_deploy.ir.synapses import IntArray
 
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
@@ -38,9 +37,9 @@ class LayerWork:
     ``inputs`` [S] are the events that reach the layer from before it. ``links`` and ``sent`` are about
     the packets that it sends, to the next one and to itself: over each of the links ``link_ids``, which
     are all that carry any, and by their way, [ways, S] with the hops of each way (east-west, north-south)
-    in ``ways``. ``heard_packets`` and ``heard_synops`` are what its own spikes of the step cause on its
-    own cores, in the physical step after that of ``packets_in`` and ``synops``; None where it does not
-    hear itself.
+    in ``ways``. ``recurrent_packets`` and ``recurrent_synops`` are what its own spikes of the step cause
+    on its own cores, in the physical step after that of ``packets_in`` and ``synops``; None where it is
+    not recurrent.
     """
 
     inputs: Int64
@@ -53,81 +52,36 @@ class LayerWork:
     link_ids: Int64
     sent: Int32
     ways: Int64
-    heard_packets: Int32 | None = None
-    heard_synops: Int32 | None = None
+    recurrent_packets: Int32 | None = None
+    recurrent_synops: Int32 | None = None
 
 
 def synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array:
     """Stored, non-zero, in-bounds synapses of each input neuron into each core.
 
-    int32 [G, inputs], inputs in C order, for neurons that lie on ``cores`` [neurons].
+    int32 [G, inputs], inputs in C order, for neurons that lie on ``cores`` [neurons]. A weight of two slices
+    is two synapses where neither is zero.
     """
-    if isinstance(layer, OrPool):
-        return _by_core_pool(layer, cores, count)
-    first, *rest = (_by_core(group, cores, count) for group in layer.groups())
-    return csr_array(sum(rest, first))
-
-
-def _by_core(layer: LifLayer, cores: IntArray, count: int) -> csr_array:
-    """``synapses_by_core`` of a layer whose weights take one synapse each."""
-    if isinstance(layer.synapses, Dense):
-        on_core = csr_array(one_hot(cores, count))
-        return csr_array(on_core @ (layer.synapses.weight != 0).astype(np.int32))
-    if isinstance(layer.synapses, Sparse):
-        row, column = layer.synapses.row, layer.synapses.column
-        entries = np.ones(len(row), np.int32), (cores[row], column)
-        return csr_array(entries, shape=(count, layer.synapses.size[1]))
-    return _by_core_conv(layer.synapses, layer.input_shape, layer.shape, cores, count)
-
-
-def own_synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array | None:
-    """The same for the synapses from ``layer`` into itself, int32 [G, neurons]; None without."""
-    if isinstance(layer, OrPool) or layer.recurrent is None:
-        return None
-    on_core = csr_array(one_hot(cores, count))
-    stored = slices.synapses(layer.recurrent.weight, layer.weight_precision)
-    return csr_array(on_core @ stored.astype(np.int32))
-
-
-def _by_core_pool(layer: OrPool, cores: IntArray, count: int) -> csr_array:
-    (kh, kw), (_, height, width) = layer.kernel, layer.input_shape
-    c, i, j = np.indices(layer.input_shape).reshape(3, -1)
-    target = (c * (height // kh) + i // kh) * (width // kw) + j // kw
-    return one_hot(cores[target], count)
-
-
-def _by_core_conv(
-    conv: Conv, before: tuple[int, ...], after: tuple[int, ...], cores: IntArray, count: int
-) -> csr_array:
-    """Synapses of a convolution, by where each tap of each output neuron lies, not one by one.
-
-    With k over output channels and taps: [input channel, k] stored times [k, (position, core)].
-    """
-    channels, per_group, *kernel = conv.weight.shape
-    stored = np.zeros((channels, *kernel, before[0]), np.int32)
-    for o in range(channels):
-        first = o // (channels // conv.groups) * per_group
-        stored[o, ..., first : first + per_group] = np.moveaxis(conv.weight[o] != 0, 0, -1)
-    o, p, q, i, j = np.indices((channels, *kernel, *after[1:]), sparse=True)
-    y = i * conv.stride[0] + p * conv.dilation[0] - conv.padding[0]
-    x = j * conv.stride[1] + q * conv.dilation[1] - conv.padding[1]
-    inside = (y >= 0) & (y < before[1]) & (x >= 0) & (x < before[2])
-    core = cores.reshape(after)[:, None, None]
-    position = y * before[2] + x
-    k = (o * kernel[0] + p) * kernel[1] + q
-    full = np.broadcast_shapes(inside.shape, core.shape, k.shape)
-    inside, core, position, k = (np.broadcast_to(a, full) for a in (inside, core, position, k))
-    places = before[1] * before[2]
-    where = csr_array(
-        (
-            np.ones(np.count_nonzero(inside), np.int32),
-            (core[inside] * places + position[inside], k[inside]),
-        ),
-        shape=(count * places, stored.shape[0] * kernel[0] * kernel[1]),
+    return _added(
+        group.synapses.fan_out_into(cores, count, group.input_shape, group.shape)
+        for group in layer.groups()
     )
-    # [(core, position), k] @ [k, input channel] -> [core, (channel, position)]
-    total = (where @ stored.reshape(-1, before[0])).reshape(count, places, before[0])
-    return csr_array(np.moveaxis(total, -1, 1).reshape(count, -1))
+
+
+def recurrent_synapses_by_core(layer: Layer, cores: IntArray, count: int) -> csr_array | None:
+    """The same for the recurrent synapses, int32 [G, neurons]; None where ``layer`` has none."""
+    if layer.recurrent is None:
+        return None
+    return _added(
+        group.recurrent.fan_out_into(cores, count, group.shape, group.shape)
+        for group in layer.groups()
+        if group.recurrent is not None
+    )
+
+
+def _added(matrices: Iterable[csr_array]) -> csr_array:
+    first, *rest = matrices
+    return csr_array(sum(rest, first))
 
 
 class _Place:
@@ -162,19 +116,22 @@ class _Place:
             self._wires(layer, following, after)
 
     def _wires(self, layer: Layer, following: Layer | None, into: csr_array | None) -> None:
-        """What a spike of ``layer`` causes on its cores, on the way and where it is heard."""
+        """What a spike of ``layer`` causes on its own cores, on the way and where it arrives."""
         placed = self.placed.layers[layer.name]
         own = self.cores[layer.name]
-        heard = own_synapses_by_core(layer, own, placed.cores)
+        recurrent = recurrent_synapses_by_core(layer, own, placed.cores)
         columns: dict[str, Columns] = {}
         # Where packets go: the first core of a layer, and which cores after it each neuron reaches.
         goals: list[tuple[int, Columns]] = []
         if following is not None and into is not None:
             columns |= {"packets_in": _reach(into), "synops": Columns.of(into)}
             goals.append((self.placed.layers[following.name].first_core, columns["packets_in"]))
-        if heard is not None:
-            columns |= {"heard_packets": _reach(heard), "heard_synops": Columns.of(heard)}
-            goals.append((placed.first_core, columns["heard_packets"]))
+        if recurrent is not None:
+            columns |= {
+                "recurrent_packets": _reach(recurrent),
+                "recurrent_synops": Columns.of(recurrent),
+            }
+            goals.append((placed.first_core, columns["recurrent_packets"]))
         # Neurons on one core that reach the same cores are alike.
         kind = np.asarray(own, np.int64)
         for _, reach in goals:
@@ -286,8 +243,8 @@ class Work:
                     link_ids=place.link_ids[i],
                     sent=sent.get("ways", nothing),
                     ways=place.ways[i],
-                    heard_packets=sent.get("heard_packets"),
-                    heard_synops=sent.get("heard_synops"),
+                    recurrent_packets=sent.get("recurrent_packets"),
+                    recurrent_synops=sent.get("recurrent_synops"),
                 )
             )
         return layers

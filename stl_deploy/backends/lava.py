@@ -1,288 +1,34 @@
-"""The integer network on Lava itself: as a process graph, or read by netx, in a worker process.
-
-The worker is a standalone script (exporters/templates) that runs in the environment of
-``lava_env``. Lava hangs where it should fail, so a worker that shows no progress for a while is
-ended, with everything that it started; whatever happens to it is one error here. A worker whose
-starter is killed ends as well.
-"""
+"""Backend lava: the network as Lava's process graph, ``lava_network.py`` as stl-export writes it."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import tempfile
-import threading
-import time
-import zipfile
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stl_deploy.backends import lava_env
-from stl_deploy.errors import BackendError, LoweringError, Problem
-from stl_deploy.files import atomic
-from stl_deploy.files import write as write_file
+from stl_deploy.backends import STALL_S, lava_env
+from stl_deploy.backends.lava_worker import Session
+from stl_deploy.errors import LoweringError
+from stl_deploy.exporters import lava, loihi_layers
 from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import IntArray
-
-TOOLS = ("lava", "netx")
-Steps = Callable[[int], None]
-STALL_S = 600.0
-# A worker's Lava processes are many; threads of BLAS on top only get in each other's way.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-# The shell becomes the command that it is given. Before, it leaves a guard in the worker's group, which
-# reads from a pipe that we hold: its end means that we are gone, even if killed. The group is then asked
-# to end, which lets Python's keeper of shared memory tidy up, and killed if it has not.
-GUARDED = """
-exec 3<&0
-{ read -r _; trap '' TERM; kill -TERM 0; kill -CONT 0; sleep 3; kill -KILL 0; } \\
-  <&3 3<&- >/dev/null 2>&1 &
-exec "$@" 3<&- </dev/null
-"""
 
 
-def check(tool: str, network: IntegerNetwork) -> None:
-    """Raise LoweringError with everything that ``tool``, one of TOOLS, cannot carry."""
-    from stl_deploy.exporters import loihi_layers, netx
-
-    if tool not in TOOLS:
-        raise ValueError(f"{tool!r} is not one of {', '.join(TOOLS)}")
-    problems = loihi_layers.problems(network)
-    if tool == "netx":
-        problems += netx.problems(network)
-    if problems:
+def check(network: IntegerNetwork) -> None:
+    """Raise LoweringError with everything that Lava cannot carry."""
+    if problems := loihi_layers.problems(network):
         raise LoweringError(problems)
 
 
-def run(
-    tool: str,
-    network: IntegerNetwork,
-    raster: IntArray,
-    *,
-    states: bool = True,
-    stall_s: float = STALL_S,
-    on_step: Steps | None = None,
-) -> dict[str, NDArray[Any]]:
-    """Run a raster [N, T, *input_shape], all samples back to back.
-
-    Args:
-        tool: "lava", the process graph, or "netx".
-        network: any that ``check`` accepts.
-        raster: whole numbers from 0 to the network's input levels.
-        states: give u and v too.
-        stall_s: seconds without any progress after which the worker is ended.
-        on_step: called with the number of steps done.
-
-    Returns:
-        ``spikes/<layer>`` uint8 and, with ``states``, ``u/<layer>`` and ``v/<layer>`` int32, all
-        [N, T, *shape].
-
-    Raises:
-        LoweringError: the tool cannot carry the network. BackendError: the environment cannot be
-        made, or the worker failed, hung or was killed.
-    """
-    check(tool, network)
-    python = lava_env.python()
-    with tempfile.TemporaryDirectory(
-        prefix="stl-lava-", dir=_short_folder(), ignore_cleanup_errors=True
-    ) as name:
-        folder = Path(name)
-        script = _stage(tool, network, folder)
-        with atomic(folder / "in.npz") as temporary:
-            np.savez(temporary, spikes=raster)
-        out = folder / "out.npz"
-        command = [str(python), *script, "--input", str(folder / "in.npz"), "--out", str(out)]
-        work(tool, [*command, "--progress", *["--states"] * states], folder, stall_s, on_step)
-        return _read(tool, out, network, len(raster), states)
+def set_up() -> None:
+    """Make Lava's environment. Raises BackendError where that fails."""
+    lava_env.python()
 
 
-def _short_folder() -> str:
-    """The folder for temporary files, or /tmp where that has a long name.
-
-    Python's processes talk through sockets there, and the path of a socket has at most 104 bytes.
-    """
-    usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) <= 45 else "/tmp"
+def session(network: IntegerNetwork, stall_s: float = STALL_S) -> Session:
+    """``network`` ready to run. Raises LoweringError (see ``check``)."""
+    check(network)
+    return Session("lava", network, stage, stall_s)
 
 
-def _stage(tool: str, network: IntegerNetwork, folder: Path) -> list[str]:
-    """Write what the worker needs into ``folder``; its script and arguments."""
-    from stl_deploy.exporters import lava, netx
-
-    # A folder for each: Lava's compiler executes all Python files beside a process.
-    home = folder / tool
-    home.mkdir()
-    if tool == "lava":
-        lava.write(network, home)
-        return [str(home / "lava_network.py")]
-    netx.write(network, home)
-    script = home / "netx_network.py"
-    source = resources.files("stl_deploy.exporters") / "templates" / script.name
-    write_file(script, source.read_bytes())
-    names = ",".join(layer.name for layer in network.layers)
-    arguments = [str(home / "network.net"), "--names", names]
-    return [str(script), *arguments, "--levels", str(network.input_levels)]
-
-
-def work(
-    tool: str,
-    command: Sequence[str],
-    folder: Path,
-    stall_s: float = STALL_S,
-    on_step: Steps | None = None,
-) -> None:
-    """Run a worker to its end; its temporary files go into ``folder``.
-
-    Raises BackendError when it fails, when nothing comes from it for ``stall_s`` seconds, or when it
-    is killed. No process of it is left in any case.
-    """
-    (folder / "tmp").mkdir(exist_ok=True)
-    with _group(command, folder) as process:
-        heard = _Listener(process, on_step)
-        while process.poll() is None:
-            if time.monotonic() - heard.last > stall_s:
-                raise BackendError(
-                    Problem(
-                        tool,
-                        f"the worker made no progress for {stall_s:.0f} s and was ended",
-                        "run fewer samples (--limit), or allow it more time (--timeout)",
-                    )
-                )
-            time.sleep(0.02)
-    heard.join()
-    if process.returncode:
-        raise BackendError(Problem(tool, *_reason(process.returncode, heard.lines)))
-
-
-def _reason(code: int, lines: Sequence[str]) -> tuple[str, str]:
-    """What happened to a worker, and what to do."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"the worker was killed ({name})", "see whether memory ran out; use --limit"
-    said = next((line for line in reversed(lines) if line.strip()), "it gave no reason")
-    what = f"the worker failed: {said.strip().removeprefix('error: ')}"
-    if said.startswith(("ModuleNotFoundError", "ImportError")):
-        return what, f"delete {lava_env.folder()}, which is damaged; it is made again"
-    return what, "see docs/loihi.md"
-
-
-class _Listener(threading.Thread):
-    """Reads the worker's stderr: when it last said something, its last lines, its steps."""
-
-    def __init__(self, process: subprocess.Popen[str], on_step: Steps | None) -> None:
-        super().__init__(daemon=True)
-        self.process, self.on_step = process, on_step
-        self.last = time.monotonic()
-        self.lines: deque[str] = deque(maxlen=50)
-        self.step = -1
-        self.start()
-
-    def run(self) -> None:
-        """Until every process of the worker has closed its end."""
-        for line in self.process.stderr or ():
-            words = line.split()
-            if words[:1] == ["step"] and len(words) == 4 and words[1].isdigit():
-                if int(words[1]) > self.step:  # the same step again is no progress
-                    self.step, self.last = int(words[1]), time.monotonic()
-                    if self.on_step is not None:
-                        self.on_step(self.step)
-            else:
-                self.last = time.monotonic()
-                self.lines.append(line)
-
-    def join(self, timeout: float | None = 5.0) -> None:
-        """Wait for the last lines."""
-        super().join(timeout)
-
-
-@contextmanager
-def _group(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own; when the block or this process ends, the whole group does."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", GUARDED, "sh", *command],
-        cwd=folder,
-        env={**environment, **ONE_THREAD, "TMPDIR": str(folder / "tmp")},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        _end(process)
-        if process.stdin is not None:
-            process.stdin.close()
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End every process of the group, politely first.
-
-    Python's keeper of shared memory ignores the polite signal and, when all others are gone, removes
-    what they left; killed at once, it would leave their memory behind.
-    """
-    for request, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
-        until = time.monotonic() + patience
-        while time.monotonic() < until:
-            process.poll()
-            if not _alive(process.pid):
-                process.wait()
-                return
-            try:
-                os.killpg(process.pid, request)
-                os.killpg(process.pid, signal.SIGCONT)  # one that was stopped hears nothing else
-            except ProcessLookupError:
-                continue
-            time.sleep(0.02)
-    process.wait()
-
-
-def _alive(group: int) -> bool:
-    """Whether a process of the group runs; the dead that nobody has asked for do not count."""
-    processes = Path("/proc")
-    if not (processes / "self" / "stat").exists():
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return False
-        return True
-    for stat in processes.glob("[0-9]*/stat"):
-        try:
-            state, _, of_group = stat.read_text("utf-8", "replace").rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):  # ended while we looked
-            continue
-        if int(of_group) == group and state not in "ZX":
-            return True
-    return False
-
-
-def _read(
-    tool: str, path: Path, network: IntegerNetwork, samples: int, states: bool
-) -> dict[str, NDArray[Any]]:
-    """The worker's trace, complete and in shape."""
-    trace = {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for layer in network.layers:
-                for kind in ("spikes", "u", "v") if states else ("spikes",):
-                    key = f"{kind}/{layer.name}"
-                    trace[key] = file[key]
-                    size = (samples, network.timesteps, *layer.shape)
-                    if trace[key].shape != size:
-                        raise ValueError(f"{key} is {trace[key].shape}, not {size}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BackendError(
-            Problem(tool, f"the worker's result cannot be read: {error}", "see docs/loihi.md")
-        ) from None
-    return trace
+def stage(network: IntegerNetwork, folder: Path) -> list[str]:
+    """Write the process graph; the worker's script and arguments."""
+    lava.write(network, folder)
+    return [str(folder / "lava_network.py")]

@@ -1,47 +1,49 @@
-"""The integer network under onnxruntime: ``scan.onnx`` as stl-export writes it, on this machine's CPU."""
+"""Backend onnx: ``scan.onnx`` as stl-export writes it, under onnxruntime on this machine's CPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
+from stl_deploy.backends import STALL_S, Steps
 from stl_deploy.errors import BackendError, LoweringError, Problem
+from stl_deploy.exporters import onnx as exporter
+from stl_deploy.exporters import onnx_limits
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import IntArray
 
-PACKAGES = ("onnx", "onnxruntime")
 ERRORS_ONLY = 3  # onnxruntime's level of log messages
 
 
 def check(network: IntegerNetwork) -> None:
-    """Raise InputError without onnxruntime, LoweringError with everything ONNX cannot carry."""
-    from stl_deploy import exporters
-
-    exporters.require("backend onnx", PACKAGES, "onnx")
-    from stl_deploy.exporters import onnx_limits
-
+    """Raise LoweringError with everything that ONNX cannot carry."""
     if found := onnx_limits.problems(network):
         raise LoweringError(found)
 
 
-class Session:
-    """A network ready to run.
+def set_up() -> None:
+    """Nothing: onnxruntime is installed, or this module would not have been loaded."""
 
-    Raises InputError, LoweringError (see ``check``), BackendError when onnxruntime refuses the model.
+
+def session(network: IntegerNetwork, _stall_s: float = STALL_S) -> Session:
+    """``network`` ready to run. Raises LoweringError and BackendError as ``Session`` does."""
+    return Session(network)
+
+
+class Session:
+    """A network in onnxruntime (a ``backends.Session``).
+
+    Raises LoweringError (see ``check``), BackendError when onnxruntime refuses the model.
     """
 
     def __init__(self, network: IntegerNetwork) -> None:
         check(network)
-        import onnxruntime
-
-        from stl_deploy.exporters import onnx
-
-        self.network = network
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
-        model = onnx.scan(network).SerializeToString()
+        model = exporter.scan(network).SerializeToString()
         try:
             self.session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
@@ -49,7 +51,7 @@ class Session:
         except Exception as error:  # onnxruntime has no base class of its own errors
             raise _failed("does not take the model", error) from None
 
-    def run(self, raster: IntArray) -> dict[str, NDArray[Any]]:
+    def run(self, raster: IntArray, _on_step: Steps | None = None) -> dict[str, NDArray[Any]]:
         """Run a raster [N, T, *input_shape], all samples at once.
 
         Returns ``spikes/<layer>`` uint8, ``u/<layer>`` and ``v/<layer>`` int32 (int64 on chip ideal)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips.arithmetic import decay
 from stl_deploy.chips.facts import Chip
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.network import Layer, LifLayer
+from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
 Int64 = NDArray[np.int64]
 
@@ -47,7 +48,7 @@ def voltage_range(
     With ``anywhere`` it holds for thresholds anywhere between the layer's lowest and highest.
     """
     bias = layer.bias_mant.astype(np.int64) << layer.bias_exp
-    vth = layer.vth.astype(np.int64).reshape(1 if anywhere else len(bias), -1) << 6
+    vth = layer.vth.astype(np.int64).reshape(1 if anywhere else len(bias), -1) << FRACTION_BITS
     lowest, highest = vth.min(axis=1), vth.max(axis=1)
     down = up = np.zeros_like(bias)
     worst_down, worst_up = down, up
@@ -81,13 +82,41 @@ def excess(
     return most
 
 
+def largest_sum(layer: Layer, levels: int) -> int:
+    """Largest |w @ s| of any neuron for inputs 0..``levels`` of one sign, before the exponent.
+
+    The layer's recurrent input counts with it.
+    """
+    weight = np.abs(layer.synapses.weight.astype(np.int64))
+    largest = levels * int(layer.synapses.row_sums(weight).max())
+    if layer.recurrent is not None:
+        own = np.abs(layer.recurrent.weight.astype(np.int64))
+        largest += int(layer.recurrent.row_sums(own).max())
+    return largest
+
+
+def largest_state(layer: Layer, levels: int, timesteps: int) -> int:
+    """A bound of |u| and |v| over ``timesteps`` steps without registers, whatever the thresholds.
+
+    Coarser than the ranges above, and in Python's integers, which cannot overflow themselves.
+    """
+    a = largest_sum(layer, levels) << (layer.exp + FRACTION_BITS)
+    bias = int(np.abs(layer.bias).max())
+    u = v = top = 0
+    for _ in range(timesteps):
+        u = (u * (FORGETS - layer.du) >> DECAY_BITS) + a
+        v = (v * (DECAY_ONE - layer.dv) >> DECAY_BITS) + u + bias
+        top = max(top, u, v)
+    return top
+
+
 def _currents(layer: LifLayer, levels: int, timesteps: int) -> Iterator[tuple[Int64, Int64]]:
     """(lower, upper) bound of u in each step; both only grow away from zero."""
     low, high = one_sided_sums(layer, levels)
     least = most = np.zeros_like(low)
     for _ in range(timesteps):
-        least = decay(least, layer.du + 1) + (low << 6)
-        most = decay(most, layer.du + 1) + (high << 6)
+        least = decay(least, layer.du + 1) + (low << FRACTION_BITS)
+        most = decay(most, layer.du + 1) + (high << FRACTION_BITS)
         yield least, most
 
 

@@ -15,8 +15,8 @@ chips are filled in that order. What a block needs:
   differ, so that a core would be left with a handful of them. Where the limit shall hold, neurons
   are laid onto cores in another order and thresholds are rounded (``profiles.py``).
 
-Out-axons depend on where the next layer's blocks end, so the last layer is placed first. Where a layer
-hears itself they depend on its own blocks too: it is cut again, with as many as the cut before made
+Out-axons depend on where the next layer's blocks end, so the last layer is placed first. Those of a
+recurrent layer depend on its own blocks too: it is cut again, with as many as the cut before made
 necessary, until a cut keeps to what it was made for.
 """
 
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from stl_deploy.chips.facts import Chip, Packing
 from stl_deploy.errors import Problem
 from stl_deploy.ir import wiring
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Layer
 from stl_deploy.ir.notes import Diagnostic, LayerPlacement, Limit, Placement
 
 LIMITS: tuple[Limit, ...] = get_args(Limit)
@@ -78,15 +78,15 @@ def core_of(layer: Layer, placed: LayerPlacement) -> Int64:
 
 
 def place(
-    network: IntegerNetwork, chip: Chip, spread: Mapping[str, int] | None = None
+    network: IntegerNetwork, chip: Chip, stretch: Mapping[str, int] | None = None
 ) -> Placement | None:
     """Place ``network`` on ``chip``; None where the chip has no cores (``ideal``).
 
     Where a single neuron needs more than a core holds, ``beyond`` says so, and its layer is placed
-    without that limit. LIF layers with a ``spread`` above 1 are laid onto cores by threshold:
-    sorted within stretches that take about so many cores.
+    without that limit. Layers with a ``stretch`` above 1 are laid onto cores by threshold: sorted
+    within stretches that take about so many cores.
     """
-    return _placement(network, chip, None, spread)
+    return _placement(network, chip, None, stretch)
 
 
 def rebuild(network: IntegerNetwork, chip: Chip, blocks: Mapping[str, _Blocks]) -> Placement | None:
@@ -129,8 +129,6 @@ def _check_blocks(layer: Layer, sizes: Sequence[int], order: Sequence[int] | Non
         )
     if order is None:
         return
-    if isinstance(layer, OrPool):
-        raise ValueError(f"{layer.name}: an OR pool's neurons are taken as they come")
     if not np.array_equal(np.sort(np.asarray(order)), np.arange(layer.neurons)):
         raise ValueError(f"{layer.name}: its order does not name each neuron once")
 
@@ -139,7 +137,7 @@ def _placement(
     network: IntegerNetwork,
     chip: Chip,
     blocks: Mapping[str, _Blocks] | None,
-    spread: Mapping[str, int] | None = None,
+    stretch: Mapping[str, int] | None = None,
 ) -> Placement | None:
     per_chip, per_tile = chip.limits.cores_per_chip, chip.limits.cores_per_tile
     if per_chip is None or per_tile is None or chip.packing is None:
@@ -150,7 +148,7 @@ def _placement(
     for layer in reversed(network.layers):
         fan_out = wiring.dealt(reach, layer.shape)
         if blocks is None:
-            over = (spread or {}).get(layer.name, 1)
+            over = (stretch or {}).get(layer.name, 1)
             demand, sizes = _cut(layer, chip, chip.packing, fan_out, over)
         else:
             sizes, order = blocks[layer.name]
@@ -186,7 +184,7 @@ def _cut(
         demand = _Demand(layer, chip, packing, fan_out + assumed)
         sizes: Sequence[int] = demand.cut()
         if over > 1:
-            demand, sizes = demand.spread(sizes, over)
+            demand, sizes = demand.by_threshold(sizes, over)
         own = _own_reach(layer, sizes, demand.order)
         if (own <= assumed).all():
             break
@@ -262,16 +260,14 @@ class _Demand:
         self.wiring, self.own = wiring.of(layer, order), wiring.own(layer, order)
         # An axon has entries of its own for each group of synapses, and is one axon all the same.
         self.groups = [(self.wiring, self.own)]
-        if isinstance(layer, LifLayer) and layer.weight_precision != "8":
+        if layer.weight_precision != "8":
             each = layer.groups()
             self.groups = [(wiring.of(one, order), wiring.own(one, order)) for one in each]
-        bits = layer.weight_bits if isinstance(layer, LifLayer) else 1
-        self.bytes = packed_bytes(packing, bits, layer.neurons)
-        self.synapse_bits = synapse_bits(packing, bits)
+        self.bytes = packed_bytes(packing, layer.weight_bits, layer.neurons)
+        self.synapse_bits = synapse_bits(packing, layer.weight_bits)
         self.out_axons = np.concatenate([[0], self.fan_out.cumsum()])
         self.synapses = np.concatenate([[0], self._fan_in(self.groups).cumsum()])
-        vth = np.zeros(layer.shape, np.int32) if isinstance(layer, OrPool) else layer.vth
-        self.vth = wiring.dealt(vth, layer.shape)
+        self.vth = wiring.dealt(layer.vth, layer.shape)
         self.vth = self.vth if order is None else self.vth[np.asarray(order)]
         held = {name: n for name, n in limits(chip).items() if name != "thresholds"}
         # A limit that a single neuron exceeds cannot be kept by any cut.
@@ -314,7 +310,7 @@ class _Demand:
         """The limits that ``needs`` exceed."""
         return [name for name, held in self.held.items() if needs[name] > held]
 
-    def spread(self, sizes: Sequence[int], over: int) -> tuple[_Demand, list[int]]:
+    def by_threshold(self, sizes: Sequence[int], over: int) -> tuple[_Demand, list[int]]:
         """The layer by threshold, within stretches of about ``over`` of the blocks ``sizes``.
 
         Each stretch is cut into at least ``over`` blocks of one length, or into as many as give
@@ -420,7 +416,7 @@ class _Demand:
         """The problem of a layer that is cut into so many cores that it cannot reach them all."""
         return Problem(
             self.layer.name,
-            f"hears itself on {len(self.fan_out):,} neurons, of which a core needs {needed:,} "
+            f"is recurrent over {len(self.fan_out):,} neurons, for which a core needs {needed:,} "
             f"{UNITS[name]}; a core of {self.chip.name} holds {held:,}",
             "use a --chip with larger cores, or a smaller layer",
         )

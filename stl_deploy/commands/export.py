@@ -32,12 +32,13 @@ from stl_deploy.commands.common import (
     warn_overflows,
 )
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.exporters import NirDialect
+from stl_deploy.exporters import TARGETS, NirDialect
 from stl_deploy.importers.given import Given
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.lower.options import Overflow, Thresholds
 
 if TYPE_CHECKING:
+    Target = str
     import nir
     import numpy as np
     from numpy.typing import NDArray
@@ -46,14 +47,9 @@ if TYPE_CHECKING:
     from stl_deploy.importers.stl import Checkpoint
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.verify.against_float import ParityReport
-
-
-class Target(StrEnum):
-    """Values of --target."""
-
-    NIR = "nir"
-    LOIHI = "loihi"
-    ONNX = "onnx"
+else:
+    # The values that typer lists and accepts; of several it takes members of an Enum alone.
+    Target = StrEnum("Target", {name: name for name in TARGETS})
 
 
 def export(
@@ -65,7 +61,11 @@ def export(
     ],
     target: Annotated[
         list[Target],
-        typer.Option(help="What to write; may be given several times."),
+        typer.Option(
+            help="What to write; may be given several times. "
+            + "; ".join(f"{name}: {entry.carries}" for name, entry in TARGETS.items())
+            + "."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -169,7 +169,7 @@ def export(
     from stl_deploy.report.sections import render
 
     out = out if out is not None else Path(model.stem + "-export")
-    targets = tuple(t.value for t in dict.fromkeys(target))
+    targets = tuple(dict.fromkeys(map(str, target)))
     exporters.check(targets)
     check_out(out, force, [model, calib, evaluate])
     given = Given(
@@ -196,7 +196,7 @@ def export(
             with _shown(as_json) as tell:
                 network = quantize(
                     found.graph,
-                    chip or ("ideal" if set(target) == {Target.NIR} else "loihi2"),
+                    chip or ("ideal" if set(targets) == {"nir"} else "loihi2"),
                     None if calib is None else _calibration(calib, found.graph),
                     weight_bits=weight_bits,
                     weight_exp=weight_exp,

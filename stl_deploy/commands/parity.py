@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stl_deploy.backends import BACKENDS
 from stl_deploy.commands.common import (
     Dask,
     Debug,
@@ -70,8 +71,8 @@ def parity(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="What must equal the reference in every spike, u and v: hw_sim, lava, netx or onnx, "
-            "several with commas, e.g. --backend hw_sim,lava. [default: hw_sim]",
+            help=f"What must equal the reference in every spike, u and v: {', '.join(BACKENDS)}; several "
+            "with commas, e.g. --backend hw_sim,lava. [default: hw_sim]",
         ),
     ] = None,
     limit: Limit = None,

@@ -42,9 +42,7 @@ def read_2(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     body = _body(path, "2.0")
     if len(body) % 8:
         raise InputError(
-            Problem(
-                str(path), f"has {len(body)} bytes of events, which is no multiple of 8", REMEDY
-            )
+            Problem(str(path), f"has {len(body)} bytes of events, not a multiple of 8", REMEDY)
         )
     pairs = np.frombuffer(body, ">u4").reshape(-1, 2).astype(np.int64)
     return pairs[:, 1], pairs[:, 0]

@@ -44,7 +44,7 @@ def read(path: Path) -> Events:
         )
     answer, rows = _ask(path)
     if answer is not None:
-        raise InputError(Problem(str(path), f"is no whole AEDAT 4 file: {answer}", REMEDY))
+        raise InputError(Problem(str(path), f"is not a complete AEDAT 4 file: {answer}", REMEDY))
     return events(path, rows["t"], rows["p"], rows["y"], rows["x"])
 
 

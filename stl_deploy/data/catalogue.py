@@ -62,7 +62,7 @@ class EventSet:
     def remedy(self) -> str:
         """Which files are expected, and where they are to be had."""
         return (
-            f"--data needs the files of {self.title}: {self.files}. Nothing is fetched for you; "
+            f"--data needs the files of {self.title}: {self.files}. Nothing is downloaded; "
             f"the dataset is published at {self.published}"
         )
 

@@ -50,7 +50,9 @@ def _recordings(root: Path, trials: Path) -> Listing:
             problems.append(Problem(str(trials), what, "fetch both lists again, or take one out"))
         seen.append(name)
         if not re.fullmatch(r"[A-Za-z0-9_]+\.aedat", name):
-            problems.append(Problem(str(trials), f"names {name!r}, which is no recording", REMEDY))
+            problems.append(
+                Problem(str(trials), f"names {name!r}, which is not a recording", REMEDY)
+            )
             continue
         table = root / f"{name.removesuffix('.aedat')}_labels.csv"
         found += [(root / name, *row) for row in _gestures(table)]
@@ -115,7 +117,7 @@ def read_cut(path: Path) -> Events:
         # Mapped, so that a header cannot claim more than the file holds.
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header is parsed as Python, with errors of all kinds
-        raise InputError(Problem(str(path), f"is no array: {error}", REMEDY)) from None
+        raise InputError(Problem(str(path), f"is not a valid array: {error}", REMEDY)) from None
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
         what = f"holds {rows.dtype} {rows.shape}, not rows (x, y, polarity, milliseconds)"
         raise InputError(Problem(str(path), what, REMEDY))

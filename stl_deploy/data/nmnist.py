@@ -45,9 +45,7 @@ def read(path: Path) -> Events:
     """The events of one file. Raises InputError where it is none."""
     raw = read_bytes(path, MAX_BYTES)
     if len(raw) % 5:
-        raise InputError(
-            Problem(str(path), f"has {len(raw)} bytes, which is no multiple of 5", REMEDY)
-        )
+        raise InputError(Problem(str(path), f"has {len(raw)} bytes, not a multiple of 5", REMEDY))
     x, y, high, middle, low = np.frombuffer(raw, np.uint8).reshape(-1, 5).T.astype(np.int64)
     mark = y == OVERFLOW_Y
     t = ((high & 127) << 16 | middle << 8 | low) + (np.cumsum(mark) << 13)

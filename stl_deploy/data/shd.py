@@ -57,7 +57,7 @@ def _plain(file: h5py.File, key: str) -> Any:
             raise ValueError(f"{key} points elsewhere")
         item = item[name]
     if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual or item.ndim != 1:
-        raise ValueError(f"{key} is no plain list")
+        raise ValueError(f"{key} is not a plain list")
     if len(item) > MAX_SAMPLES:
         raise ValueError(f"{key} claims {len(item)} samples, more than {MAX_SAMPLES}")
     if key in FIELDS and h5py.check_vlen_dtype(item.dtype) is None:

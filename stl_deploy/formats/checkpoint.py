@@ -109,8 +109,7 @@ def _state(model: Model) -> dict[str, torch.Tensor]:
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     if model.arch.quantized is None:
         return state
-    weights = {spec.name for spec in model.arch.layers if spec.kind in ("conv", "linear")}
-    types = {f"{name}.weight": torch.int8 for name in weights}
+    types = {f"{name}.weight": torch.int8 for name in model.arch.weighted}
     return {
         k: v if k.endswith(".scale") else v.round().to(types.get(k, torch.int32))
         for k, v in state.items()

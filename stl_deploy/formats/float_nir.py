@@ -57,7 +57,7 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
     try:
         nodes = G.inner(graph) | dict(G.recurrent(graph).values())
         problems += [
-            Problem(f"{path}: {name}", f"a {type(node).__name__} has no place in a float graph")
+            Problem(f"{path}: {name}", f"a {type(node).__name__} is not allowed in a float graph")
             for name, node in nodes.items()
             if not isinstance(node, RUNS)
         ]
@@ -70,7 +70,7 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
         problems += [Problem(f"{path}: {p.where}", p.what, p.remedy) for p in error.problems]
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         # What shapes and types from a broken file can do to arithmetic on them.
-        problems.append(Problem(str(path), f"holds a node that makes no sense: {error}"))
+        problems.append(Problem(str(path), f"contains an invalid node: {error}"))
     if problems:
         raise InputError(problems)
     return _with_shapes(graph)
@@ -114,7 +114,7 @@ def _parameters(path: Path, graph: nir.NIRGraph) -> list[Problem]:
     for name, node in everything.items():
         for key, value in vars(node).items():
             if isinstance(value, np.ndarray) and not _numbers(value):
-                problems.append(Problem(f"{path}: {name}.{key}", "holds what is no finite number"))
+                problems.append(Problem(f"{path}: {name}.{key}", "contains NaN or infinite values"))
     return problems
 
 
@@ -126,13 +126,13 @@ def check_trained(graph: nir.NIRGraph, trained: G.Trained) -> None:
     """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
     problems = []
     shape = G.in_shape(graph)
-    beside = G.recurrent(graph)
+    recurrent = G.recurrent(graph)
     for name, node in G.inner(graph).items():
         shape = G.node_output(name, node, shape)
-        if isinstance(node, nir.CubaLIF | nir.IF) or name in beside:
-            what = f"a {type(node).__name__}" + (" that hears itself" if name in beside else "")
+        if isinstance(node, nir.CubaLIF | nir.IF) or name in recurrent:
+            what = ("a recurrent " if name in recurrent else "a ") + type(node).__name__
             problems.append(
-                Problem(name, f"is {what}, and training on integers knows plain LIF only")
+                Problem(name, f"is {what}; training on integers supports only plain LIF")
             )
         elif isinstance(node, nir.LIF) and len(trained.scale.get(name, ())) != shape[0]:
             found = len(trained.scale.get(name, ()))

@@ -19,6 +19,7 @@ from stl_deploy.ir.notes import (
     Lowering,
 )
 from stl_deploy.ir.slices import WeightPrecision
+from stl_deploy.ir.units import FORGETS, FRACTION_BITS, MAX_STEPS
 
 FORMAT = "stl-deploy/integer"
 ResetText = Literal["same-step, to zero", "same-step, as its layer says"]
@@ -70,10 +71,10 @@ class LayerMeta(_Meta):
     name: str
     kind: Literal["lif", "or_pool"]
     weights: str
-    du: int = Field(default=4095, ge=0, le=4095)
-    dv: int = Field(default=4095, ge=0, le=4095)
+    du: int = Field(default=FORGETS, ge=0, le=FORGETS)
+    dv: int = Field(default=FORGETS, ge=0, le=FORGETS)
     exp: int = Field(default=0, ge=0, le=7)
-    bias_exp: int = Field(default=6, ge=0, le=7)
+    bias_exp: int = Field(default=FRACTION_BITS, ge=0, le=7)
     weight_bits: int = Field(default=8, ge=2, le=8)
     scale: list[float] = Field(default_factory=list)
     precision: PrecisionMeta | None = None
@@ -88,7 +89,9 @@ class LayerMeta(_Meta):
         """The version of the file that can say this."""
         if self.weight_precision != "8":
             return 3
-        plain = self.du == 4095 and self.dv > 0 and self.recurrent is None and self.reset == "zero"
+        plain = (
+            self.du == FORGETS and self.dv > 0 and self.recurrent is None and self.reset == "zero"
+        )
         rounded = self.precision is None or not self.precision.calibrated
         return 1 if plain and rounded else 2
 
@@ -133,7 +136,7 @@ class IntegerMeta(_Meta):
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
     version: Version = 1
     chip: str
-    timesteps: int = Field(ge=1, le=4096)
+    timesteps: int = Field(ge=1, le=MAX_STEPS)
     reset: ResetText = "same-step, to zero"
     compare: Literal[">"] = ">"
     input_levels: int = Field(ge=1, le=255)
@@ -163,7 +166,7 @@ class IntegerMeta(_Meta):
                 raise ValueError(f"{layer.name}: before version 3 weights have precision '8'")
             if layer.version > self.version:
                 raise ValueError(
-                    f"{layer.name}: in version 1 a LIF has du = 4095, resets to zero, leaks, does not "
-                    "hear itself and is not calibrated"
+                    f"{layer.name}: in version 1 a LIF has du = {FORGETS}, resets to zero, leaks, is "
+                    "not recurrent and is not calibrated"
                 )
         return self

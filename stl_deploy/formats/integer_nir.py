@@ -9,8 +9,8 @@ rebuilds the integers from both and refuses what is not an integer or contradict
 Neurons that remember a current (du not 4095) are a CubaLIF: ``tau_syn`` = dt*4096/(du+1) and ``w_in`` =
 4096/(du+1), so that NIR's equation gives I = I*(4096-(du+1))/4096 + S and the rest is as above. The bias
 goes to v past the current, so it is ``v_leak`` = (mant << bias_exp)/2^6 * 4096/dv; the weights' own is 0.
-Neurons that neither leak (dv 0) nor remember a current are an IF: ``r`` = 2^exp/dt. Neurons that hear
-themselves have edges to a Linear node of int8 and back from it. The reset by subtraction stands in the
+Neurons that neither leak (dv 0) nor remember a current are an IF: ``r`` = 2^exp/dt. Recurrent neurons
+have edges to a Linear node of int8 and back from it. The reset by subtraction stands in the
 JSON alone, and so does how many inputs a layer was calibrated on (``precision``). With any of these it is
 version 2, which older readers refuse.
 
@@ -27,57 +27,52 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nir
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.chips import placement as place
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats import integer_placement
 from stl_deploy.formats.integer_meta import (
     FORMAT,
     RESETS,
     IntegerMeta,
     LayerMeta,
-    LayerPlacementMeta,
-    PlacementMeta,
     PrecisionMeta,
     RoundingMeta,
     Version,
 )
 from stl_deploy.formats.nir_io import read
+from stl_deploy.ir import kinds, single, slices
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir import single, slices
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
-from stl_deploy.ir.notes import (
-    Diagnostic,
-    LayerPlacement,
-    Placement,
-    Precision,
-    Rounding,
-)
+from stl_deploy.ir.notes import Diagnostic, Precision, Rounding
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse, Synapses
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS, UNIT
 
 
 def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
     """The NIR graph that carries ``network``. Raises LoweringError naming what NIR cannot."""
-    if problems := [p for layer in network.lif_layers for p in _unwritable(layer)]:
+    problems: list[Problem] = []
+    for layer in network.layers:
+        problems += kinds.unsupported(layer, POPULATIONS, SYNAPSES, WHO) or _unwritable(layer)
+    if problems:
         raise LoweringError(problems)
     nodes: dict[str, nir.ir.NIRNode] = {}
     metas: list[LayerMeta] = []
     for layer in network.layers:
-        nodes |= _nodes(layer)
-        metas.append(_layer_meta(layer, network))
+        form = POPULATIONS[layer.kind]
+        nodes |= form.nodes(layer)
+        metas.append(form.meta(layer, network))
     version: Version = max(meta.version for meta in metas)
     meta = IntegerMeta(
         version=version,
@@ -91,7 +86,9 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
         lowering=network.lowering,
         lowering_reason=network.lowering_reason,
         layers=metas,
-        placement=None if network.placement is None else _placement_meta(network.placement),
+        placement=None
+        if network.placement is None
+        else integer_placement.to_meta(network.placement),
         diagnostics=[(d.where, d.what, d.remedy) for d in network.diagnostics],
     )
     recurrent: G.Recurrent = {
@@ -103,13 +100,15 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
     return G.chain_graph(nodes, *shapes, meta.model_dump_json(), recurrent)
 
 
-def _unwritable(layer: LifLayer) -> Iterator[Problem]:
-    """What no node of NIR can say."""
-    if layer.dv == 0 and layer.du != 4095:
+def _unwritable(layer: Layer) -> Iterator[Problem]:
+    """What no node of NIR can express."""
+    if layer.dv == 0 and layer.has_current:
         yield Problem(
-            layer.name, "dv 0: NIR's neurons with a current leak", "use a dv from 1 to 4095"
+            layer.name,
+            "dv 0: NIR's neurons with a current leak",
+            f"use a dv from 1 to {FORGETS}",
         )
-    if layer.du != 4095 and isinstance(layer.synapses, Sparse):
+    if layer.has_current and layer.synapses.kind == "sparse":
         yield Problem(
             layer.name,
             f"a folded convolution into neurons with a current (du {layer.du})",
@@ -118,52 +117,54 @@ def _unwritable(layer: LifLayer) -> Iterator[Problem]:
     if layer.recurrent is not None and len(layer.shape) != 1:
         yield Problem(
             layer.name,
-            f"neurons of shape {layer.shape} hear themselves; only a flat population can",
+            f"is recurrent and has shape {layer.shape}; only a flat population can be recurrent",
             "flatten the population",
         )
 
 
-def _nodes(layer: Layer) -> dict[str, nir.ir.NIRNode]:
-    if isinstance(layer, OrPool):
-        return {
-            layer.synapse_name: G.sum_pool(layer.kernel, layer.input_shape),
-            layer.name: nir.Threshold(threshold=np.zeros(layer.shape, np.int32)),
-        }
-    neurons = _neurons(layer)
-    if isinstance(layer.synapses, Sparse):
-        return _folded_nodes(layer, layer.synapses) | {layer.name: neurons}
+def _pool_nodes(pool: OrPool) -> dict[str, nir.ir.NIRNode]:
+    return {
+        pool.synapse_name: G.sum_pool(pool.kernel, pool.input_shape),
+        pool.name: nir.Threshold(threshold=np.zeros(pool.shape, np.int32)),
+    }
+
+
+def _lif_nodes(layer: LifLayer) -> dict[str, nir.ir.NIRNode]:
+    weights = SYNAPSES[layer.synapses.kind](layer, layer.synapses)
+    return weights | {layer.name: _neurons(layer)}
+
+
+def _bias(layer: LifLayer) -> NDArray[np.float64]:
+    """The bias of the weights' node, one for each channel; that of a CubaLIF is its own."""
+    bias: NDArray[np.float64] = layer.bias.reshape(-1) / 2.0 ** (FRACTION_BITS + layer.exp)
+    return np.zeros_like(bias) if layer.has_current else bias
+
+
+def _conv_nodes(layer: LifLayer, conv: Conv) -> dict[str, nir.ir.NIRNode]:
+    stride, padding, dilation, groups = conv.geometry
+    geometry = stride, padding, groups, dilation
+    node = G.conv2d(conv.weight, _bias(layer), layer.input_shape, *geometry)
+    return {layer.synapse_name: node}
+
+
+def _dense_nodes(layer: LifLayer, dense: Dense) -> dict[str, nir.ir.NIRNode]:
     out: dict[str, nir.ir.NIRNode] = {}
-    bias = layer.bias.reshape(-1) / 2.0 ** (6 + layer.exp)
-    if layer.du != 4095:
-        bias = np.zeros_like(bias)
-    synapses = layer.synapses
-    if isinstance(synapses, Conv):
-        out[layer.synapse_name] = G.conv2d(
-            synapses.weight,
-            bias,
-            layer.input_shape,
-            synapses.stride,
-            synapses.padding,
-            synapses.groups,
-            synapses.dilation,
-        )
-    else:
-        if len(layer.input_shape) > 1:
-            out[f"{layer.synapse_name}_flatten"] = G.flatten(layer.input_shape)
-        out[layer.synapse_name] = (
-            nir.Affine(weight=synapses.weight, bias=bias)
-            if bias.any()
-            else nir.Linear(weight=synapses.weight)
-        )
-    out[layer.name] = neurons
+    if len(layer.input_shape) > 1:
+        out[f"{layer.synapse_name}_flatten"] = G.flatten(layer.input_shape)
+    bias = _bias(layer)
+    out[layer.synapse_name] = (
+        nir.Affine(weight=dense.weight, bias=bias)
+        if bias.any()
+        else nir.Linear(weight=dense.weight)
+    )
     return out
 
 
 def _neurons(layer: LifLayer) -> G.Neurons:
-    if layer.dv == 0 and layer.du == 4095:
+    if layer.dv == 0 and not layer.has_current:
         return G.integrate_and_fire(layer.vth, 2.0**layer.exp)
     tau, r = _membrane(layer.dv, layer.exp)
-    if layer.du == 4095:
+    if not layer.has_current:
         return G.lif(layer.vth, tau=tau, r=r)
     tau_syn, w_in = _current(layer.du)
     leak = _leak(layer.bias, layer.dv)
@@ -172,19 +173,19 @@ def _neurons(layer: LifLayer) -> G.Neurons:
 
 def _membrane(dv: int, exp: int) -> tuple[float, float]:
     """(tau or tau_mem, r) of a LIF or CubaLIF node."""
-    gain = 4096 / dv
+    gain = DECAY_ONE / dv
     return G.DT * gain, gain * 2.0**exp
 
 
 def _current(du: int) -> tuple[float, float]:
     """(tau_syn, w_in) of a CubaLIF node."""
-    gain = 4096 / (du + 1)
+    gain = DECAY_ONE / (du + 1)
     return G.DT * gain, gain
 
 
 def _leak(bias: NDArray[Any], dv: int) -> NDArray[np.float64]:
     """v_leak of a CubaLIF node, whose step adds ``bias`` to v."""
-    leak: NDArray[np.float64] = bias / 2.0**6 * (4096 / dv)
+    leak: NDArray[np.float64] = bias / UNIT * (DECAY_ONE / dv)
     return leak
 
 
@@ -215,9 +216,11 @@ def _scale_name(weights: str) -> str:
     return f"{weights}_fold"
 
 
-def _layer_meta(layer: Layer, network: IntegerNetwork) -> LayerMeta:
-    if isinstance(layer, OrPool):
-        return LayerMeta(name=layer.name, kind="or_pool", weights=layer.synapse_name)
+def _pool_meta(pool: OrPool, _network: IntegerNetwork) -> LayerMeta:
+    return LayerMeta(name=pool.name, kind="or_pool", weights=pool.synapse_name)
+
+
+def _lif_meta(layer: LifLayer, network: IntegerNetwork) -> LayerMeta:
     precision = network.precision.get(layer.name)
     rounding = network.rounding.get(layer.name)
     return LayerMeta(
@@ -232,31 +235,10 @@ def _layer_meta(layer: Layer, network: IntegerNetwork) -> LayerMeta:
         scale=layer.scale.tolist(),
         precision=None if precision is None else PrecisionMeta(**vars(precision)),
         rounding=None if rounding is None else RoundingMeta(**vars(rounding)),
-        folded=isinstance(layer.synapses, Sparse),
+        folded=layer.synapses.kind == "sparse",
         recurrent=None if layer.recurrent is None else layer.recurrent_name,
         reset=layer.reset,
         weight_precision=layer.weight_precision,
-    )
-
-
-def _placement_meta(placement: Placement) -> PlacementMeta:
-    return PlacementMeta(
-        cores=placement.cores,
-        tiles=placement.tiles,
-        chips=placement.chips,
-        layers=[_placed_meta(name, placed) for name, placed in placement.layers.items()],
-    )
-
-
-def _placed_meta(name: str, placed: LayerPlacement) -> LayerPlacementMeta:
-    return LayerPlacementMeta(
-        name=name,
-        first_core=placed.first_core,
-        blocks=list(placed.blocks),
-        bound_by=placed.bound_by,
-        fullest=placed.fullest,
-        total=placed.total,
-        order=None if placed.order is None else list(placed.order),
     )
 
 
@@ -283,12 +265,12 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     layers: list[Layer] = []
     try:
         G.verify(graph)
-        chain, beside = G.inner(graph), G.recurrent(graph)
+        chain, recurrent = G.inner(graph), G.recurrent(graph)
     except LoweringError as error:
         raise InputError([Problem(f"{where}: {p.where}", p.what) for p in error.problems]) from None
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         # What shapes and types from a broken file can do to arithmetic on them.
-        raise InputError(Problem(where, f"holds a node that makes no sense: {error}")) from None
+        raise InputError(Problem(where, f"contains an invalid node: {error}")) from None
     shape = G.in_shape(graph)
     used: set[str] = set()
     for entry in meta.layers:
@@ -300,8 +282,8 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
                 factor = chain.get(_scale_name(entry.weights))
                 layer: Layer = _folded_layer(entry, node, factor, neurons, shape, chip)
             else:
-                layer = _layer(entry, node, neurons, shape, chip)
-            layer = _with_recurrent(entry, layer, beside.get(entry.name))
+                layer = POPULATIONS[entry.kind].read(entry, node, neurons, shape, chip)
+            layer = _with_recurrent(entry, layer, recurrent.get(entry.name))
         except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
             problems.append(Problem(f"{where}: {entry.name}", str(error)))
             continue
@@ -344,36 +326,15 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     if meta.placement is None:
         return network
     try:
-        return replace(network, placement=_placement(meta.placement, network, chip))
+        return replace(
+            network, placement=integer_placement.from_meta(meta.placement, network, chip)
+        )
     except ValueError as error:
         raise InputError(
             Problem(
                 f"{where}: placement", str(error), "was the file changed by hand? export it again"
             )
         ) from None
-
-
-def _placement(meta: PlacementMeta, network: IntegerNetwork, chip: chips.Chip) -> Placement:
-    """The placement of the file. Raises ValueError where its blocks make another one."""
-    names, expected = [e.name for e in meta.layers], [layer.name for layer in network.layers]
-    if names != expected:
-        raise ValueError(f"places {', '.join(names)}; the layers are {', '.join(expected)}")
-    rebuilt = place.rebuild(network, chip, {e.name: (e.blocks, e.order) for e in meta.layers})
-    if rebuilt is None:
-        raise ValueError(f"{chip.name} has no cores")
-    right = _placement_meta(rebuilt)
-    for given, entry in zip(meta.layers, right.layers, strict=True):
-        for key, value in entry:
-            if getattr(given, key) != value:
-                raise ValueError(
-                    f"{entry.name}: {key} is {getattr(given, key)}, its blocks make {value}"
-                )
-    if meta != right:
-        raise ValueError(
-            f"{meta.cores} cores, {meta.tiles} tiles, {meta.chips} chips; its blocks make "
-            f"{right.cores}, {right.tiles}, {right.chips}"
-        )
-    return rebuilt
 
 
 def holds_integers(graph: nir.NIRGraph) -> bool:
@@ -417,31 +378,36 @@ def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
         ) from None
 
 
-def _layer(
+def _pool_layer(
+    entry: LayerMeta, node: Any, neurons: Any, shape: tuple[int, ...], _chip: chips.Chip
+) -> OrPool:
+    """An OR pool from its two nodes. Raises ValueError saying what contradicts."""
+    if not isinstance(node, nir.SumPool2d) or not isinstance(neurons, nir.Threshold):
+        raise ValueError("an OR pool is SumPool2d -> Threshold")
+    kernel = G.pair(node.kernel_size)
+    if G.pair(node.stride) != kernel or G.pair(node.padding) != (0, 0):
+        raise ValueError(f"its windows {kernel} do not tile the plane")
+    if np.any(neurons.threshold != 0):
+        raise ValueError("the threshold of an OR pool is 0")
+    if entry.version > 1:
+        raise ValueError(
+            "an OR pool has no current, is not recurrent, resets to zero and has no weights "
+            "to calibrate or to store in another precision"
+        )
+    return OrPool(entry.name, entry.weights, shape, neurons.threshold.shape, kernel)
+
+
+def _lif_of_nodes(
     entry: LayerMeta, node: Any, neurons: Any, shape: tuple[int, ...], chip: chips.Chip
-) -> Layer:
-    """One layer from its two nodes. Raises ValueError saying what contradicts."""
-    if entry.kind == "or_pool":
-        if not isinstance(node, nir.SumPool2d) or not isinstance(neurons, nir.Threshold):
-            raise ValueError("an OR pool is SumPool2d -> Threshold")
-        kernel = G.pair(node.kernel_size)
-        if G.pair(node.stride) != kernel or G.pair(node.padding) != (0, 0):
-            raise ValueError(f"its windows {kernel} do not tile the plane")
-        if np.any(neurons.threshold != 0):
-            raise ValueError("the threshold of an OR pool is 0")
-        if entry.version > 1:
-            raise ValueError(
-                "an OR pool has no current, does not hear itself, resets to zero and has no weights "
-                "to calibrate or to store in another precision"
-            )
-        return OrPool(entry.name, entry.weights, shape, neurons.threshold.shape, kernel)
+) -> LifLayer:
+    """Synapses and neurons from their two nodes. Raises ValueError saying what contradicts."""
     if not isinstance(node, nir.Conv2d | nir.Affine | nir.Linear):
         raise ValueError(
             f"{entry.weights} is a {type(node).__name__}, not a Conv2d, Affine or Linear"
         )
     weight = _weights(node.weight, f"{entry.weights}.weight", entry)
     bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), np.float64)
-    mant = bias * 2.0 ** (6 + entry.exp - entry.bias_exp)
+    mant = bias * 2.0 ** (FRACTION_BITS + entry.exp - entry.bias_exp)
     if isinstance(neurons, nir.CubaLIF):
         if bias.any():
             raise ValueError(f"{entry.weights} has a bias; that of a CubaLIF is its v_leak")
@@ -465,7 +431,7 @@ def _leaked(neurons: nir.CubaLIF, channels: int, entry: LayerMeta) -> NDArray[np
     leak = np.asarray(neurons.v_leak, np.float64)
     if entry.dv == 0 or leak.size % channels:
         raise ValueError(f"dv {entry.dv}, {leak.size} neurons for {channels} channels")
-    unit = 2.0 ** (entry.bias_exp - 6) * (4096 / entry.dv)
+    unit = 2.0 ** (entry.bias_exp - FRACTION_BITS) * (DECAY_ONE / entry.dv)
     mant = np.rint(leak.reshape(channels, -1)[:, 0] / unit)
     bias = mant.reshape(-1, *[1] * (leak.ndim - 1)) * 2.0**entry.bias_exp
     if not np.isfinite(leak).all() or (leak != _leak(bias, entry.dv)).any():
@@ -478,13 +444,14 @@ def _with_recurrent(entry: LayerMeta, layer: Layer, found: tuple[str, nir.Linear
     name, node = found or (None, None)
     if name != entry.recurrent:
         raise ValueError(
-            f"hears itself through {name or 'no node'}, in the metadata through "
+            f"is recurrent through {name or 'no node'}, in the metadata through "
             f"{entry.recurrent or 'none'}"
         )
-    if node is None or name is None or isinstance(layer, OrPool):
+    if node is None or name is None:
         return layer
+    own: Any = layer  # a LIF: no other kind has a name for such weights in its metadata
     weight = _weights(node.weight, f"{name}.weight", entry)
-    return replace(layer, recurrent=Dense(weight), recurrent_name=name)
+    return cast("Layer", replace(own, recurrent=Dense(weight), recurrent_name=name))
 
 
 def _lif_layer(
@@ -497,7 +464,7 @@ def _lif_layer(
     chip: chips.Chip,
 ) -> LifLayer:
     """The layer with these synapses. Raises ValueError saying what contradicts."""
-    kind = nir.CubaLIF if entry.du != 4095 else nir.LIF if entry.dv else nir.IF
+    kind = nir.CubaLIF if entry.du != FORGETS else nir.LIF if entry.dv else nir.IF
     if not isinstance(neurons, kind):
         raise ValueError(f"is a {type(neurons).__name__}, with du {entry.du} not a {kind.__name__}")
     wrong = slices.contradictions(entry.weight_precision, entry.weight_bits, entry.exp)
@@ -554,7 +521,7 @@ def _folded_layer(
     """A folded convolution. Raises ValueError unless its connections are the nodes', rounded."""
     if not isinstance(node, nir.Conv2d) or not isinstance(factor, nir.Scale):
         raise ValueError("a folded convolution is Conv2d -> Scale -> LIF")
-    if entry.du != 4095:
+    if entry.du != FORGETS:
         raise ValueError(f"du {entry.du}: the neurons of a folded convolution have no current")
     kernel = Kernel(
         np.asarray(node.weight, np.float64),
@@ -610,6 +577,31 @@ def _integers(values: NDArray[Any], what: str, low: int, high: int) -> NDArray[n
     if x.size and (x.min() < low or x.max() > high):
         raise ValueError(f"{what} spans {x.min():.0f}..{x.max():.0f}, outside {low}..{high}")
     return x.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one kind of population stands in the file.
+
+    ``nodes`` and ``meta`` write a layer; ``read`` gives it back from (its entry in the metadata, the nodes
+    of its weights and its neurons, the shape before it, chip), with ValueError for what contradicts.
+    """
+
+    nodes: Callable[[Any], dict[str, nir.ir.NIRNode]]
+    meta: Callable[[Any, IntegerNetwork], LayerMeta]
+    read: Callable[[LayerMeta, Any, Any, tuple[int, ...], chips.Chip], Layer]
+
+
+WHO = "model.nir"
+POPULATIONS: dict[str, Form] = {
+    "lif": Form(_lif_nodes, _lif_meta, _lif_of_nodes),
+    "or_pool": Form(_pool_nodes, _pool_meta, _pool_layer),
+}
+SYNAPSES: dict[str, Callable[[LifLayer, Any], dict[str, nir.ir.NIRNode]]] = {
+    "conv": _conv_nodes,
+    "dense": _dense_nodes,
+    "sparse": _folded_nodes,
+}
 
 
 def read_network(path: Path) -> IntegerNetwork:

@@ -56,7 +56,7 @@ def read(path: Path) -> nir.NIRGraph:
     except Exception as error:  # whatever h5py and nir raise for broken files
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if slashed := _names_with_slashes(path):
-            what = "is no node: it has no type. A name with '/' in it makes folders in folders of a NIR file"
+            what = "is not a node: it has no type. A name with '/' makes folders in a NIR file"
             remedy = "rename the node without '/', and write the file again"
             raise InputError([Problem(f"{path}: {n}", what, remedy) for n in slashed]) from None
         raise InputError(

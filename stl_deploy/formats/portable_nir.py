@@ -1,7 +1,7 @@
-"""The profile ``portable`` of a NIR graph: the same network in the nodes that most readers know.
+"""The dialect ``portable`` of a NIR graph: the same network in the nodes that most readers know.
 
 ``model.nir`` keeps NIR's words for what the chip does. Other tools know fewer words, so that this is
-written beside it (docs/nir.md), and read by none of our commands:
+written next to it (docs/nir.md), and read by none of our commands:
 
 - Max pooling is SumPool2d -> LIF with tau = 2 dt and r = 1, which answers one spike with v = 1/2, above its
   threshold of 0.3, and is reset to 0 whenever it held anything.
@@ -37,10 +37,17 @@ from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork, LifLayer
 from stl_deploy.ir.synapses import Shape
+from stl_deploy.ir.units import (
+    DECAY_BITS,
+    DECAY_ONE,
+    FORGETS,
+    FRACTION_BITS,
+    MAX_STEPS,
+    UNIT,
+)
 
 KEY = "stl_deploy_portable"  # of the JSON string in NIRGraph.metadata
-FRACTION = 6  # bits of v below the point
-HALF_STEP = 2.0 ** -(FRACTION + 1)
+HALF_STEP = 2.0 ** -(FRACTION_BITS + 1)
 FLOAT32 = 1 << 24  # integers below it are exact
 POOL_TAU = 2 * G.DT
 POOL_THRESHOLD = 0.3
@@ -57,7 +64,7 @@ class PortableMeta(BaseModel):
     format: Literal["stl-deploy/portable"] = "stl-deploy/portable"
     version: Literal[1] = 1
     of: Literal["integer", "float"]
-    timesteps: int = Field(ge=1, le=4096)
+    timesteps: int = Field(ge=1, le=MAX_STEPS)
     input_levels: int = Field(ge=1, le=255)
     classes: int = Field(ge=1)
     population: int = Field(ge=1)
@@ -119,10 +126,11 @@ def _inexact(network: IntegerNetwork, layer: LifLayer, register: int | None) -> 
     time, 3/4 two.
     """
     steps, levels = network.timesteps, network.input_limit(layer)
-    spare = FRACTION + layer.exp
+    spare = FRACTION_BITS + layer.exp
     if layer.bias_mant.any():
         spare = min(spare, layer.bias_exp)
-    needed = max(_bits(4096 - layer.dv), _bits(4095 - layer.du)) * (steps - 1)
+    kept_u, kept_v = FORGETS - layer.du, DECAY_ONE - layer.dv
+    needed = max(_bits(kept_v), _bits(kept_u)) * (steps - 1)
     if needed > spare:
         return (
             f"{steps} steps of its decay (du {layer.du}, dv {layer.dv}) need {needed} bits below its "
@@ -130,17 +138,17 @@ def _inexact(network: IntegerNetwork, layer: LifLayer, register: int | None) -> 
         )
     if layer.dv & (layer.dv - 1) or (layer.du + 1) & layer.du:
         return (
-            f"a step keeps {4095 - layer.du}/4096 of u and {4096 - layer.dv}/4096 of v, whose inverse "
-            "time constants are no power of two, so that the weights and v round"
+            f"a step keeps {kept_u}/{DECAY_ONE} of u and {kept_v}/{DECAY_ONE} of v, whose inverse "
+            "time constants are not powers of two, so that the weights and v are rounded"
         )
     spans = (bounds.current_range(layer, levels, steps), bounds.voltage_range(layer, levels, steps))
     largest = max(int(np.abs(side).max()) for span in spans for side in span)
     limit = FLOAT32 << (spare - needed)
     limit = limit if register is None else min(limit, register)
     if largest >= limit:
-        return f"u or v may reach {largest} steps of 1/64, beyond {limit - 1}"
-    if int(np.abs(layer.vth.astype(np.int64)).max()) >= FLOAT32 >> (FRACTION + 1):
-        return f"float32 has no half step beside a vth of {FLOAT32 >> (FRACTION + 1)} or more"
+        return f"u or v may reach {largest} steps of 1/{UNIT}, beyond {limit - 1}"
+    if int(np.abs(layer.vth.astype(np.int64)).max()) >= FLOAT32 >> (FRACTION_BITS + 1):
+        return f"float32 has no half step next to a vth of {FLOAT32 >> (FRACTION_BITS + 1)} or more"
     return ""
 
 
@@ -152,19 +160,19 @@ def inexact_trained(graph: nir.NIRGraph) -> dict[str, str]:
     found = {}
     for name, node in G.inner(graph).items():
         if isinstance(node, nir.LIF):
-            kept = np.unique(np.rint(4096 * (1 - G.DT / node.tau)).astype(int))
+            kept = np.unique(np.rint(DECAY_ONE * (1 - G.DT / node.tau)).astype(int))
             needed = max(map(_bits, kept.tolist())) * (meta.timesteps - 1)
-            if needed > FRACTION:
+            if needed > FRACTION_BITS:
                 found[name] = (
                     f"trained on integers: {meta.timesteps} steps of its decay need {needed} bits "
-                    f"below its inputs, of which its v keeps {FRACTION}"
+                    f"below its inputs, of which its v keeps {FRACTION_BITS}"
                 )
     return found
 
 
 def _bits(kept: int) -> int:
     """How many bits a multiplication by kept/4096 adds below the point."""
-    return 0 if kept == 0 else 12 - ((kept & -kept).bit_length() - 1)
+    return 0 if kept == 0 else DECAY_BITS - ((kept & -kept).bit_length() - 1)
 
 
 def _unsayable(layer: LifLayer) -> Iterator[Problem]:
@@ -173,7 +181,7 @@ def _unsayable(layer: LifLayer) -> Iterator[Problem]:
     if layer.synapses.kind == "sparse":
         yield Problem(
             layer.name,
-            "a folded convolution, whose single connections no node of NIR can say",
+            "is a folded convolution, whose single connections no node of NIR can express",
             "use --thresholds native, or --nir-dialect spec",
         )
 
@@ -181,13 +189,13 @@ def _unsayable(layer: LifLayer) -> Iterator[Problem]:
 def _subtracts(name: str) -> Problem:
     return Problem(
         name,
-        "resets by subtraction, which NIR's equations cannot say",
-        "use --nir-dialect spec, whose metadata says it",
+        "resets by subtraction, which NIR's equations cannot express",
+        "use --nir-dialect spec, whose metadata states it",
     )
 
 
 def _portable(graph: nir.NIRGraph, meta: PortableMeta, above: float) -> nir.NIRGraph:
-    nodes, beside = G.inner(graph), G.recurrent(graph)
+    nodes, recurrent = G.inner(graph), G.recurrent(graph)
     gains: dict[str, NDArray[np.float64]] = {}
     problems: list[Problem] = []
     shape, weights = G.in_shape(graph), ""
@@ -202,15 +210,15 @@ def _portable(graph: nir.NIRGraph, meta: PortableMeta, above: float) -> nir.NIRG
                 gains[weights] = _by_channel(node.r, nodes.get(weights))
             except ValueError as error:
                 problems.append(Problem(name, str(error), "use --nir-dialect spec"))
-            if name in beside:
-                gains[beside[name][0]] = node.r.astype(np.float64)
+            if name in recurrent:
+                gains[recurrent[name][0]] = node.r.astype(np.float64)
         weights = name
     if problems:
         raise LoweringError(problems)
     out = {name: _scaled(node, gains.get(name), shapes[name]) for name, node in out.items()}
     own = {
         neurons: (name, _scaled(node, gains.get(name), shapes[neurons]))
-        for neurons, (name, node) in beside.items()
+        for neurons, (name, node) in recurrent.items()
     }
     made = G.chain_graph(out, G.in_shape(graph), shape, "", own)
     made.metadata = {KEY: meta.model_dump_json()}
@@ -218,7 +226,7 @@ def _portable(graph: nir.NIRGraph, meta: PortableMeta, above: float) -> nir.NIRG
 
 
 def _reworded(node: nir.ir.NIRNode, shape: Shape, above: float) -> nir.ir.NIRNode:
-    """``node`` as the profile has it; the weights are not scaled yet."""
+    """``node`` as the dialect has it; the weights are not scaled yet."""
     match node:
         case nir.Flatten():
             out = nir.Flatten({"input": np.array(shape)}, -len(shape), -1)
@@ -286,7 +294,7 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
 def write_beside(network: IntegerNetwork, graph: nir.NIRGraph | None, folder: Path) -> None:
     """Write model.portable.nir and, of a lowered float graph, model.float.portable.nir.
 
-    Raises LoweringError naming all that the profile cannot say.
+    Raises LoweringError naming all that the dialect cannot say.
     """
     write(from_network(network), folder / "model.portable.nir")
     if graph is not None:

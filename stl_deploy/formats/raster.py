@@ -41,6 +41,11 @@ class Raster:
         """The first ``limit`` samples."""
         return Raster(self.spikes[:limit], None if self.labels is None else self.labels[:limit])
 
+    def fitting(self, where: str, network: IntegerNetwork) -> Raster:
+        """The raster. Raises InputError unless its spikes are an input of ``network``."""
+        check_input(self, where, network.input_shape, network.timesteps, network.input_levels)
+        return self
+
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """The spikes, ``size`` samples at a time."""
         for start in range(0, len(self.spikes), size):
@@ -65,6 +70,15 @@ class RasterFile:
         labels = None if self.labels is None else self.labels[:limit]
         samples = len(range(self.shape[0])[:limit])
         return replace(self, shape=(samples, *self.shape[1:]), labels=labels)
+
+    def fitting(self, where: str, network: IntegerNetwork) -> RasterFile:
+        """The raster, whose values will be checked when they are read.
+
+        Raises InputError unless its shape is one of the inputs of ``network``.
+        """
+        if problems := _shape_problems(self.shape, where, network.input_shape, network.timesteps):
+            raise InputError(problems)
+        return replace(self, levels=network.input_levels)
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """The spikes, ``size`` samples at a time. Raises InputError where they cannot be read."""
@@ -208,12 +222,7 @@ def check_fits(raster: Source, where: str, network: IntegerNetwork) -> Source:
 
     The values of a RasterFile are looked at when they are read.
     """
-    if isinstance(raster, RasterFile):
-        if problems := _shape_problems(raster.shape, where, network.input_shape, network.timesteps):
-            raise InputError(problems)
-        raster = replace(raster, levels=network.input_levels)
-    else:
-        check_input(raster, where, network.input_shape, network.timesteps, network.input_levels)
+    raster = raster.fitting(where, network)
     classes, labels = network.readout.classes, raster.labels
     if labels is None:
         return raster

@@ -93,7 +93,7 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
     elif architecture.input.levels > 1:
         nodes["input_scale"] = G.InputScale(shape, shape, architecture.input.levels)
     for layer in architecture.layers:
-        out = A.output_shape(layer, shape)
+        out = layer.output_shape(shape)
         if isinstance(layer, A.Linear) and len(shape) > 1:
             nodes[f"{layer.name}_flatten"] = G.flatten(shape)
             shape = (math.prod(shape),)
@@ -192,7 +192,7 @@ def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
     shape: A.Shape = architecture.input.shape
     expected: dict[str, A.Shape] = {}
     for layer in architecture.layers:
-        out = A.output_shape(layer, shape)
+        out = layer.output_shape(shape)
         match layer:
             case A.Conv():
                 expected[f"{layer.name}.weight"] = (

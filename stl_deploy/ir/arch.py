@@ -21,15 +21,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, MAX_STEPS
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 MAX_NEURONS = 1 << 26  # bounds on what an untrusted description may make us allocate
-MAX_SPREAD = 1 << 30  # entries of the matrix that a linear layer in groups is lowered to
+MAX_UNGROUPED = 1 << 30  # entries of the matrix that a linear layer in groups is lowered to
 
 Size = Annotated[int, Field(gt=0, le=1 << 20)]
 Pair = tuple[Size, Size]
@@ -37,12 +40,39 @@ Shape = tuple[int, ...]
 
 
 class _Spec(BaseModel):
+    """A layer.
+
+    ``parameters``: it has some, to be trained or stored. ``weighted``: they include weights. ``spikes``:
+    what leaves it are spikes.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
     name: str = Field(pattern=NAME)
+    parameters: ClassVar[bool] = False
+    weighted: ClassVar[bool] = False
+    spikes: ClassVar[bool] = False
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape after the layer for an input of ``shape``. Raises ValueError naming the layer."""
+        return shape
+
+    def resized(self, _size: Callable[[int], int], grouped: bool) -> Self:
+        """The layer with ``size`` times as many outputs and groups, or, unless ``grouped``, one group.
+
+        Layers without weights are as large as their input.
+        """
+        return self
+
+    def unfit_for_integers(self) -> str:
+        """What keeps it out of a network that counts in integers, "" where nothing does."""
+        return ""
 
 
 class Conv(_Spec):
     """2-d convolution; weight (channels, in/groups, kh, kw)."""
+
+    parameters: ClassVar[bool] = True
+    weighted: ClassVar[bool] = True
 
     kind: Literal["conv"] = "conv"
     channels: Size
@@ -52,35 +82,117 @@ class Conv(_Spec):
     groups: Size = 1
     bias: bool = False
 
+    @property
+    def outputs(self) -> int:
+        """Length of the first axis of weight and output."""
+        return self.channels
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """See ``_Spec``."""
+        c, *plane = _image(self, shape)
+        if c % self.groups or self.channels % self.groups:
+            raise ValueError(
+                f"{self.name}: {c} in and {self.channels} out channels do not divide "
+                f"into {self.groups} groups"
+            )
+        size = tuple(
+            conv_size(n, k, s, p)
+            for n, k, s, p in zip(plane, self.kernel, self.stride, self.padding, strict=True)
+        )
+        if min(size) < 1:
+            raise ValueError(f"{self.name}: kernel {self.kernel} is larger than input {shape}")
+        return (self.channels, *size)
+
+    def resized(self, size: Callable[[int], int], grouped: bool) -> Self:
+        """See ``_Spec``."""
+        groups = size(self.groups) if grouped else 1
+        return self.model_copy(update={"channels": size(self.channels), "groups": groups})
+
 
 class BatchNorm(_Spec):
     """BatchNorm over channels (conv) or features (linear), applied step by step."""
 
+    parameters: ClassVar[bool] = True
+
     kind: Literal["batchnorm"] = "batchnorm"
     eps: float = Field(default=1e-5, gt=0, lt=1)
+
+    def unfit_for_integers(self) -> str:
+        """See ``_Spec``."""
+        return "BatchNorm"
 
 
 class Lif(_Spec):
     """LIF, ``v = tau*v + I; s = v >= threshold; v = (1-s)*v``, a threshold per neuron."""
 
+    parameters: ClassVar[bool] = True
+    spikes: ClassVar[bool] = True
+
     kind: Literal["lif"] = "lif"
     tau: float = Field(default=0.5, ge=0, le=1)
+
+    def unfit_for_integers(self) -> str:
+        """See ``_Spec``."""
+        if DECAY_ONE * self.tau in range(1, DECAY_ONE):
+            return ""
+        return (
+            f"tau = {self.tau} is none of 1/{DECAY_ONE}, 2/{DECAY_ONE}, ... {FORGETS}/{DECAY_ONE}"
+        )
 
 
 class MaxPool(_Spec):
     """Max pooling of binary spikes over windows that tile the plane (a same-step OR)."""
 
+    spikes: ClassVar[bool] = True
+
     kind: Literal["maxpool"] = "maxpool"
     kernel: Pair
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """See ``_Spec``."""
+        c, height, width = _image(self, shape)
+        if height % self.kernel[0] or width % self.kernel[1]:
+            raise ValueError(
+                f"{self.name}: windows {self.kernel} do not tile the plane {shape[1:]}"
+            )
+        return (c, height // self.kernel[0], width // self.kernel[1])
 
 
 class Linear(_Spec):
     """Linear over the flattened features; weight (features, in/groups), groups as a convolution's."""
 
+    parameters: ClassVar[bool] = True
+    weighted: ClassVar[bool] = True
+
     kind: Literal["linear"] = "linear"
     features: Size
     groups: Size = 1
     bias: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Length of the first axis of weight and output."""
+        return self.features
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """See ``_Spec``."""
+        inputs = math.prod(shape)
+        if inputs % self.groups or self.features % self.groups:
+            raise ValueError(
+                f"{self.name}: {inputs} in and {self.features} out features do not divide into "
+                f"{self.groups} groups"
+            )
+        if self.groups > 1 and inputs * self.features > MAX_UNGROUPED:
+            raise ValueError(
+                f"{self.name}: {inputs} in times {self.features} out features are more than "
+                f"{MAX_UNGROUPED}, with zeros between its groups"
+            )
+        return (self.features,)
+
+    def resized(self, size: Callable[[int], int], grouped: bool) -> Self:
+        """See ``_Spec``."""
+        groups = size(self.groups) if grouped else 1
+        return self.model_copy(update={"features": size(self.features), "groups": groups})
 
 
 class Dropout(_Spec):
@@ -88,6 +200,13 @@ class Dropout(_Spec):
 
     kind: Literal["dropout"] = "dropout"
     p: float = Field(ge=0, lt=1)
+
+
+def _image(layer: Conv | MaxPool, shape: Shape) -> tuple[int, int, int]:
+    """``shape`` as (C, H, W), which ``layer`` needs. Raises ValueError for another."""
+    if len(shape) != 3:
+        raise ValueError(f"{layer.name}: {layer.kind} needs an input (C, H, W), got {shape}")
+    return shape[0], shape[1], shape[2]
 
 
 Layer = Annotated[Conv | BatchNorm | Lif | MaxPool | Linear | Dropout, Field(discriminator="kind")]
@@ -126,7 +245,7 @@ class Architecture(BaseModel):
     input: Input
     layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=256)]
     population: PositiveInt
-    timesteps: Annotated[int, Field(ge=1, le=4096)] = 4
+    timesteps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 4
     quantized: Quantized | None = None
     members: Annotated[int, Field(ge=2, le=1024)] | None = None
 
@@ -147,7 +266,7 @@ class Architecture(BaseModel):
         shapes: dict[str, Shape] = {}
         shape: Shape = self.input.shape
         for layer in self.layers:
-            shape = output_shape(layer, shape)
+            shape = layer.output_shape(shape)
             shapes[layer.name] = shape
         return shapes
 
@@ -155,6 +274,17 @@ class Architecture(BaseModel):
     def classes(self) -> int:
         """Number of classes of the readout."""
         return math.prod(self.shapes[self.layers[-1].name]) // self.population
+
+    @property
+    def weighted(self) -> dict[str, Conv | Linear]:
+        """The layers with weights, by name."""
+        return {layer.name: layer for layer in self.layers if isinstance(layer, Conv | Linear)}
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Of each LIF that weights lead to, the name of the layer with these."""
+        chain = [layer for layer in self.layers if layer.weighted or layer.kind == "lif"]
+        return {lif.name: source.name for source, lif in pairwise(chain) if lif.kind == "lif"}
 
     def _shape_problems(self) -> list[str]:
         problems = [
@@ -165,12 +295,12 @@ class Architecture(BaseModel):
         shape: Shape = self.input.shape
         for layer in self.layers:
             try:
-                shape = output_shape(layer, shape)
+                shape = layer.output_shape(shape)
             except ValueError as error:
                 return [*problems, str(error)]
             if math.prod(shape) > MAX_NEURONS:
                 return [*problems, f"{layer.name}: {shape} has more than {MAX_NEURONS} entries"]
-        if not isinstance(self.layers[-1], Lif):
+        if self.layers[-1].kind != "lif":
             problems.append(f"the last layer is {self.layers[-1].name}, not a LIF")
         if math.prod(shape) % self.population:
             problems.append(
@@ -186,23 +316,16 @@ class Architecture(BaseModel):
         return [
             f"{layer.name}: {what}, in a network of integers"
             for layer in self.layers
-            for what, wrong in (
-                ("BatchNorm", isinstance(layer, BatchNorm)),
-                (
-                    f"tau = {getattr(layer, 'tau', 0)} is none of 1/4096, 2/4096, ... 4095/4096",
-                    isinstance(layer, Lif) and 4096 * layer.tau not in range(1, 4096),
-                ),
-            )
-            if wrong
+            if (what := layer.unfit_for_integers())
         ]
 
     def _member_problems(self) -> list[str]:
         """What cannot be of a network of several, whose layers hold one part for each of them."""
         if self.members is None:
             return []
-        weights = [layer for layer in self.layers if isinstance(layer, Conv | Linear)]
+        weights = list(self.weighted.values())
         numbers = {"population": self.population}
-        numbers |= {f"channels of {layer.name}": channels(layer) for layer in weights}
+        numbers |= {f"channels of {layer.name}": layer.outputs for layer in weights}
         numbers |= {f"groups of {layer.name}": layer.groups for layer in weights[1:-1]}
         return [
             f"{what}: {number} does not divide into {self.members} members"
@@ -249,7 +372,7 @@ class Architecture(BaseModel):
                 spec["tau"] = tau
             layers.append(spec)
             try:
-                shape = output_shape(_LAYER_KINDS[spec["kind"]].model_validate(spec), shape)
+                shape = _LAYER_KINDS[spec["kind"]].model_validate(spec).output_shape(shape)
             except ValidationError as error:
                 raise InputError(_explain(error, where)) from None
             except ValueError as error:
@@ -280,50 +403,6 @@ OFFICIAL_MNIST = "128C5-BN-LIF-P14-128C5-BN-LIF-P7-FC2048-LIF-FC100-LIF-AvgPool1
 def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
     """Output length of a convolution along one axis."""
     return (size + 2 * padding - kernel) // stride + 1
-
-
-def channels(layer: Conv | Linear) -> int:
-    """Length of the first axis of a layer's weight and output."""
-    return layer.channels if isinstance(layer, Conv) else layer.features
-
-
-def output_shape(layer: _Spec, shape: Shape) -> Shape:
-    """Shape after ``layer`` for an input of ``shape``. Raises ValueError naming the layer."""
-    if isinstance(layer, Conv | MaxPool) and len(shape) != 3:
-        raise ValueError(f"{layer.name}: {layer.kind} needs an input (C, H, W), got {shape}")
-    if isinstance(layer, Conv):
-        if shape[0] % layer.groups or layer.channels % layer.groups:
-            raise ValueError(
-                f"{layer.name}: {shape[0]} in and {layer.channels} out channels do not divide "
-                f"into {layer.groups} groups"
-            )
-        size = tuple(
-            conv_size(n, k, s, p)
-            for n, k, s, p in zip(shape[1:], layer.kernel, layer.stride, layer.padding, strict=True)
-        )
-        if min(size) < 1:
-            raise ValueError(f"{layer.name}: kernel {layer.kernel} is larger than input {shape}")
-        return (layer.channels, *size)
-    if isinstance(layer, MaxPool):
-        if any(n % k for n, k in zip(shape[1:], layer.kernel, strict=True)):
-            raise ValueError(
-                f"{layer.name}: windows {layer.kernel} do not tile the plane {shape[1:]}"
-            )
-        return (shape[0], shape[1] // layer.kernel[0], shape[2] // layer.kernel[1])
-    if isinstance(layer, Linear):
-        inputs = math.prod(shape)
-        if inputs % layer.groups or layer.features % layer.groups:
-            raise ValueError(
-                f"{layer.name}: {inputs} in and {layer.features} out features do not divide into "
-                f"{layer.groups} groups"
-            )
-        if layer.groups > 1 and inputs * layer.features > MAX_SPREAD:
-            raise ValueError(
-                f"{layer.name}: {inputs} in times {layer.features} out features are more than "
-                f"{MAX_SPREAD}, with zeros between its groups"
-            )
-        return (layer.features,)
-    return shape
 
 
 def _parse_token(token: str, shape: Shape, where: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 Pair = tuple[int, int]
 
@@ -70,6 +71,47 @@ def fan_out(
         cols = slice(j * dilation[1], j * dilation[1] + stride[1] * (size[1] - 1) + 1, stride[1])
         padded[:, rows, cols] += per_channel[:, i, j, None, None]
     return padded[:, padding[0] : padding[0] + shape[1], padding[1] : padding[1] + shape[2]]
+
+
+def fan_out_into(
+    nonzero: NDArray[np.bool_],
+    part: NDArray[np.integer[Any]],
+    parts: int,
+    shape: tuple[int, int, int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> csr_array:
+    """``fan_out`` by the part of the outputs that the synapses lead to: int32 [parts, inputs].
+
+    ``part`` [O, H', W'] is the number of each output's part. Synapses are not listed one by one: with k over
+    output channels and taps, the result is [(part, position), k] times [k, input channel].
+    """
+    outputs, per_group, *kernel = nonzero.shape
+    stored = np.zeros((outputs, *kernel, shape[0]), np.int32)
+    for o in range(outputs):
+        first = o // (outputs // groups) * per_group
+        stored[o, ..., first : first + per_group] = np.moveaxis(nonzero[o], 0, -1)
+    o, p, q, i, j = np.indices((outputs, *kernel, *part.shape[1:]), sparse=True)
+    y = i * stride[0] + p * dilation[0] - padding[0]
+    x = j * stride[1] + q * dilation[1] - padding[1]
+    inside = (y >= 0) & (y < shape[1]) & (x >= 0) & (x < shape[2])
+    own = part[:, None, None]
+    position = y * shape[2] + x
+    k = (o * kernel[0] + p) * kernel[1] + q
+    full = np.broadcast_shapes(inside.shape, own.shape, k.shape)
+    inside, own, position, k = (np.broadcast_to(a, full) for a in (inside, own, position, k))
+    places = shape[1] * shape[2]
+    where = csr_array(
+        (
+            np.ones(np.count_nonzero(inside), np.int32),
+            (own[inside] * places + position[inside], k[inside]),
+        ),
+        shape=(parts * places, outputs * kernel[0] * kernel[1]),
+    )
+    total = (where @ stored.reshape(-1, shape[0])).reshape(parts, places, shape[0])
+    return csr_array(np.moveaxis(total, -1, 1).reshape(parts, -1))
 
 
 def unroll(

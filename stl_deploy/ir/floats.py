@@ -6,6 +6,7 @@ Names are those of the populations (LIF and Threshold nodes), as in the integer 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import nir
 import numpy as np
@@ -35,6 +36,8 @@ class FloatLayer:
     keep: float
     input_shape: Shape
 
+    kind: ClassVar[Literal["lif"]] = "lif"
+
 
 @dataclass(frozen=True)
 class FloatPool:
@@ -43,6 +46,8 @@ class FloatPool:
     name: str
     kernel: Pair
     input_shape: Shape
+
+    kind: ClassVar[Literal["or_pool"]] = "or_pool"
 
 
 def read(graph: nir.NIRGraph) -> dict[str, FloatLayer | FloatPool | str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from stl_deploy.errors import LoweringError, Problem
+
+if TYPE_CHECKING:
+    from stl_deploy.ir.network import Layer
 
 _T = TypeVar("_T")
 
@@ -21,9 +24,25 @@ def entry(table: Mapping[str, _T], kind: str, where: str, who: str) -> _T:
     raise LoweringError(missing(table, kind, where, who))
 
 
-def missing(table: Mapping[str, object], kind: str, where: str, who: str) -> Problem:
+def missing(table: Collection[str], kind: str, where: str, who: str) -> Problem:
     """The problem of a population whose ``kind`` the table of ``who`` does not know."""
     known = ", ".join(sorted(table))
     return Problem(
-        where, f"{who} does not support {kind!r}; it supports {known}", "use another target"
+        where,
+        f"{who} does not support {kind!r}; it supports {known}",
+        "choose another target or backend",
     )
+
+
+def unsupported(
+    layer: Layer, populations: Collection[str], synapses: Collection[str], who: str
+) -> list[Problem]:
+    """Why ``who``, which keeps these two tables, cannot carry ``layer``; empty where it can.
+
+    Of a population of unknown kind nothing else is asked.
+    """
+    if layer.kind not in populations:
+        return [missing(populations, layer.kind, layer.name, who)]
+    if layer.synapses.kind not in synapses:
+        return [missing(synapses, layer.synapses.kind, layer.name, who)]
+    return []

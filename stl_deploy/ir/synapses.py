@@ -1,7 +1,7 @@
 """Synapses of the integer network: which input reaches which neuron, and with what weight.
 
-Each kind knows its weighted sums, how many synapses leave an input, and every synapse on its own. A
-further kind is a further class here; tables that backends keep are keyed by ``kind``.
+Each kind knows its weighted sums, how many synapses leave an input, every synapse on its own, and its
+size. A further kind is a further class here; tables that backends keep are keyed by ``kind``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 IntArray = NDArray[np.integer[Any]]
 Int64 = NDArray[np.int64]
+Float = NDArray[np.float64]
 Entries = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
@@ -57,6 +58,15 @@ class Conv:
         """The same synapses with other weights, of the same shape."""
         return replace(self, weight=weight)
 
+    def scaled(self, unit: Float) -> Float:
+        """The weights times ``unit`` [O], that of each output channel: float64 of their shape."""
+        return _by_channel(self.weight, unit)
+
+    def into(self, _neuron: int, _inputs: IntArray, index: IntArray) -> Int64:
+        """The weights [n] that stand at ``index`` [n, dimensions] and lead to a neuron."""
+        held: Int64 = self.weight[tuple(index.T)].astype(np.int64)
+        return held
+
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero, in-bounds synapses that leave each input: int64 of ``input_shape``."""
         c, h, w = input_shape
@@ -68,6 +78,31 @@ class Conv:
         row, column, weights = conv.unroll(self.weight, (c, h, w), (o, y, x), *self.geometry)
         stored = weights != 0
         return row[stored], column[stored]
+
+    def fan_out_into(
+        self, part: IntArray, parts: int, input_shape: Shape, shape: Shape
+    ) -> csr_array:
+        """``fan_out`` by the part [neurons] of the population that they lead to: int32 [parts, inputs]."""
+        if self.weight.shape[1] == 1:  # Few enough to list, where a product would be mostly zeros.
+            return _into(part, parts, self.entries(input_shape, shape), math.prod(input_shape))
+        c, h, w = input_shape
+        stored = self.weight != 0
+        return conv.fan_out_into(stored, part.reshape(shape), parts, (c, h, w), *self.geometry)
+
+    def possible(self, input_shape: Shape) -> int:
+        """In-bounds synapses, those whose weight is zero included."""
+        c, h, w = input_shape
+        every = np.ones(self.weight.shape, np.bool_)
+        return int(conv.fan_out(every, (c, h, w), *self.geometry).sum())
+
+    def parameters(self, _input_shape: Shape) -> int:
+        """Weights of the model, zeros included: those of the kernel."""
+        return self.weight.size
+
+    @property
+    def arrays(self) -> tuple[IntArray, ...]:
+        """Everything that has to be stored of these synapses."""
+        return (self.weight,)
 
 
 @dataclass(frozen=True)
@@ -94,6 +129,15 @@ class Dense:
         """The same synapses with other weights, of the same shape."""
         return replace(self, weight=weight)
 
+    def scaled(self, unit: Float) -> Float:
+        """The weights times ``unit`` [O], that of each output channel: float64 of their shape."""
+        return _by_channel(self.weight, unit)
+
+    def into(self, _neuron: int, _inputs: IntArray, index: IntArray) -> Int64:
+        """The weights [n] that stand at ``index`` [n, dimensions] and lead to a neuron."""
+        held: Int64 = self.weight[tuple(index.T)].astype(np.int64)
+        return held
+
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero synapses that leave each input: int64 of ``input_shape``."""
         count: Int64 = (self.weight != 0).sum(axis=0, dtype=np.int64)
@@ -103,6 +147,27 @@ class Dense:
         """(neuron, input), each in C order, of every stored, non-zero synapse."""
         neurons, inputs = np.nonzero(self.weight)
         return neurons.astype(np.int32), inputs.astype(np.int32)
+
+    def fan_out_into(
+        self, part: IntArray, parts: int, _input_shape: Shape, _shape: Shape
+    ) -> csr_array:
+        """``fan_out`` by the part [neurons] of the population that they lead to: int32 [parts, inputs]."""
+        ones, neuron = np.ones(len(part), np.int32), np.arange(len(part))
+        members = csr_array((ones, (part, neuron)), shape=(parts, len(part)))
+        return csr_array(members @ (self.weight != 0).astype(np.int32))
+
+    def possible(self, _input_shape: Shape) -> int:
+        """Synapses, those whose weight is zero included."""
+        return self.weight.size
+
+    def parameters(self, _input_shape: Shape) -> int:
+        """Weights of the model, zeros included."""
+        return self.weight.size
+
+    @property
+    def arrays(self) -> tuple[IntArray, ...]:
+        """Everything that has to be stored of these synapses."""
+        return (self.weight,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +221,18 @@ class Sparse:
         at = weight != 0
         return replace(self, row=self.row[at], column=self.column[at], weight=weight[at])
 
+    def scaled(self, unit: Float) -> csr_array[np.float64]:
+        """The weights times ``unit`` [neurons], as a sparse matrix float64 [neurons, inputs]."""
+        entries = self.weight * unit[self.row], (self.row, self.column)
+        return csr_array(entries, shape=self.size)
+
+    def into(self, neuron: int, inputs: IntArray, _index: IntArray) -> Int64:
+        """The weights [n] that lead from ``inputs`` [n] to a neuron, zero where there is none."""
+        held = np.zeros(self.size[1], np.int64)
+        start, end = np.searchsorted(self.row, [neuron, neuron + 1])
+        held[self.column[start:end]] = self.weight[start:end]
+        return held[inputs]
+
     def fan_out(self, input_shape: Shape) -> Int64:
         """Connections that leave each input: int64 of ``input_shape``."""
         count = np.bincount(self.column, minlength=math.prod(input_shape))
@@ -165,8 +242,42 @@ class Sparse:
         """(neuron, input), each in C order, of every connection."""
         return self.row, self.column
 
+    def fan_out_into(
+        self, part: IntArray, parts: int, input_shape: Shape, _shape: Shape
+    ) -> csr_array:
+        """``fan_out`` by the part [neurons] of the population that they lead to: int32 [parts, inputs]."""
+        return _into(part, parts, (self.row, self.column), math.prod(input_shape))
+
+    def possible(self, input_shape: Shape) -> int:
+        """In-bounds synapses of the convolution, those whose weight is zero included."""
+        (c, h, w), k = input_shape, self.kernel
+        every = np.ones(k.weight.shape, np.bool_)
+        fan_out = conv.fan_out(every, (c, h, w), k.stride, k.padding, k.dilation, k.groups)
+        return int(fan_out.sum())
+
+    def parameters(self, input_shape: Shape) -> int:
+        """Weights of the model, zeros included: every synapse has its own."""
+        return self.possible(input_shape)
+
+    @property
+    def arrays(self) -> tuple[IntArray, ...]:
+        """Everything that has to be stored of these synapses."""
+        return self.weight, self.row, self.column
+
 
 Synapses = Conv | Dense | Sparse
+
+
+def _into(part: IntArray, parts: int, entries: Entries, inputs: int) -> csr_array:
+    """Single synapses ``entries`` (neuron, input) counted by part and input: int32 [parts, inputs]."""
+    neuron, column = entries
+    ones = np.ones(len(neuron), np.int32)
+    return csr_array((ones, (part[neuron], column)), shape=(parts, inputs))
+
+
+def _by_channel(weight: Weights, unit: Float) -> Float:
+    values: Float = weight * unit.reshape(-1, *[1] * (weight.ndim - 1))
+    return values
 
 
 def _by_row(weight: Weights, values: Int64) -> Int64:

@@ -36,7 +36,7 @@ class Wiring(Protocol):
 
 
 def of(layer: Layer, order: Sequence[int] | None = None) -> Wiring:
-    """The wiring of ``layer``, its neurons renumbered in ``order`` (of LIF layers only)."""
+    """The wiring of ``layer``, its neurons renumbered in ``order``."""
     if order is not None or isinstance(layer.synapses, Sparse):
         return SingleWiring(layer, np.arange(layer.neurons) if order is None else np.asarray(order))
     if isinstance(layer.synapses, Dense):
@@ -159,7 +159,7 @@ class ConvWiring:
 
 
 class SingleWiring:
-    """Any LIF layer, synapse by synapse, its neurons numbered in an order of their own."""
+    """Any layer, synapse by synapse, its neurons numbered in an order of their own."""
 
     def __init__(self, layer: Layer, order: NDArray[np.integer[Any]]) -> None:
         neurons, inputs = layer.synapses.entries(layer.input_shape, layer.shape)

@@ -14,14 +14,13 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from stl_deploy.hw_sim.account.energy import Traffic
 from stl_deploy.ir.network import LifLayer
+from stl_deploy.report.numbers import Unit, count, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from stl_deploy.hw_sim.account.energy import Traffic
-from stl_deploy.report.numbers import Unit, count, significant
 
 Float = NDArray[np.float64]
 BINS = 40  # of a threshold histogram
@@ -80,7 +79,7 @@ def threshold_figure(layer: LifLayer) -> Picture:
     theta = _theta(layer).reshape(-1)
     bins, edges = np.histogram(theta, BINS)
     low, middle, high = (significant(float(q), 4) for q in np.quantile(theta, [0, 0.5, 1]))
-    spread = f"all {low}" if low == high else f"{low} to {high}, median {middle}"
+    extent = f"all {low}" if low == high else f"{low} to {high}, median {middle}"
 
     def draw(axes: Axes) -> None:
         log = bins.max() > LOG_RATIO * bins[bins > 0].min()
@@ -96,10 +95,10 @@ def threshold_figure(layer: LifLayer) -> Picture:
             axes.minorticks_off()
 
     return Picture(
-        f"{layer.name}: {spread}",
+        f"{layer.name}: {extent}",
         _svg(
             f"threshold-{layer.name}",
-            f"Histogram of the {layer.neurons:,} thresholds of {layer.name}: {spread}",
+            f"Histogram of the {layer.neurons:,} thresholds of {layer.name}: {extent}",
             draw,
             height=1.9,
         ),

@@ -7,10 +7,10 @@ SVG drawn by matplotlib, except the spikes of the first sample, which are small 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
+from stl_deploy.hw_sim.account.counts import Counts, LayerCounts
+from stl_deploy.hw_sim.account.energy import Bound, Energy
+from stl_deploy.hw_sim.simulate import Activity
+from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, synapse_count
 from stl_deploy.ir.notes import LayerPlacement, Placement, Precision
-from stl_deploy.ir.synapses import Dense, Sparse
-
-if TYPE_CHECKING:
-    from stl_deploy.hw_sim.account.counts import Counts, LayerCounts
-    from stl_deploy.hw_sim.account.energy import Bound, Energy
-    from stl_deploy.hw_sim.simulate import Activity
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.report.figures import (
     PALETTE,
     Picture,
@@ -132,28 +131,42 @@ class LayerRow:
 
 
 def _layer_row(network: IntegerNetwork, layer: Layer) -> LayerRow:
-    lif = layer if isinstance(layer, LifLayer) else None
+    words, weights, thresholds = entry(COLUMNS, layer.kind, layer.name, "the report")(layer)
     return LayerRow(
         layer=layer,
-        kind=_kind(layer),
-        weights=None if lif is None else lif.stored_weights,
+        kind=", ".join(words),
+        weights=weights,
         synapses=synapse_count(layer),
         precision=network.precision.get(layer.name),
-        thresholds=None if lif is None else np.unique(lif.vth),
+        thresholds=thresholds,
     )
 
 
-def _kind(layer: Layer) -> str:
-    if isinstance(layer, OrPool):
-        return f"OR pool {_times(layer.kernel)}"
-    beyond = ["recurrent"] if layer.recurrent is not None else []
-    beyond += ["current"] if layer.du != 4095 else []
-    beyond += ["soft reset"] if layer.reset == "subtract" else []
-    if isinstance(layer.synapses, Dense):
-        return ", ".join(["dense", *beyond])
-    folded = isinstance(layer.synapses, Sparse)
-    conv = layer.synapses.kernel if isinstance(layer.synapses, Sparse) else layer.synapses
-    words = [f"{'folded ' if folded else ''}conv {_times(conv.weight.shape[2:])}"]
+# Words for the kind of a layer, its weights and its distinct thresholds.
+Columns = tuple[list[str], int | None, NDArray[np.int32] | None]
+
+
+def _lif_columns(layer: LifLayer) -> Columns:
+    words = entry(SYNAPSES, layer.synapses.kind, layer.name, "the report")(layer.synapses)
+    words += ["recurrent"] if layer.recurrent is not None else []
+    words += ["current"] if layer.has_current else []
+    words += ["soft reset"] if layer.reset == "subtract" else []
+    return words, layer.stored_weights, np.unique(layer.vth)
+
+
+def _pool_columns(layer: OrPool) -> Columns:
+    return [f"OR pool {_times(layer.kernel)}"], None, None
+
+
+COLUMNS: dict[str, Callable[[Any], Columns]] = {"lif": _lif_columns, "or_pool": _pool_columns}
+
+
+def _dense_words(_synapses: Dense) -> list[str]:
+    return ["dense"]
+
+
+def _conv_words(conv: Conv | Kernel) -> list[str]:
+    words = [f"conv {_times(conv.weight.shape[2:])}"]
     if conv.stride != (1, 1):
         words.append(f"stride {_pair(conv.stride)}")
     if conv.padding != (0, 0):
@@ -162,7 +175,19 @@ def _kind(layer: Layer) -> str:
         words.append(f"dilation {_pair(conv.dilation)}")
     if conv.groups != 1:
         words.append(f"{conv.groups} groups")
-    return ", ".join([*words, *beyond])
+    return words
+
+
+def _sparse_words(synapses: Sparse) -> list[str]:
+    first, *rest = _conv_words(synapses.kernel)
+    return [f"folded {first}", *rest]
+
+
+SYNAPSES: dict[str, Callable[[Any], list[str]]] = {
+    "conv": _conv_words,
+    "dense": _dense_words,
+    "sparse": _sparse_words,
+}
 
 
 def _times(sizes: Sequence[int]) -> str:

@@ -1,8 +1,9 @@
 """Float against integer: spike mismatch per layer, certificates, first divergence, predictions.
 
-The reference is the PyTorch model's float32 parameters evaluated in float64. Beside the integer
-network stand the float NIR graph (which must agree exactly) and the same model in float32 (which
-shows how much rounding alone flips). Without a PyTorch model the float NIR graph is the reference.
+The reference is the PyTorch model's float32 parameters evaluated in float64. In addition to
+the integer network, the float NIR graph (which must agree exactly) and the same model in float32
+(which shows how much rounding alone flips) are compared with it. Without a PyTorch model the float
+NIR graph is the reference.
 """
 
 from __future__ import annotations
@@ -11,30 +12,30 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nir
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats.raster import Raster
+from stl_deploy.hw_sim.engine import Engine
+from stl_deploy.hw_sim.reference import Trace
+from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import IntArray, Shape
+from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.spread import Spread, Threads
-
-if TYPE_CHECKING:
-    from stl_deploy.hw_sim.engine import Engine
-    from stl_deploy.hw_sim.reference import Trace
-    from stl_deploy.ir.arch import Architecture
-    from stl_deploy.models.net import STLNet
-    from stl_deploy.verify.audit import Audit, Findings
-    from stl_deploy.verify.divergence import Divergence
+from stl_deploy.verify.audit import Audit, Findings
+from stl_deploy.verify.divergence import Divergence
 
 Spikes = dict[str, NDArray[np.uint8]]
-Visit = Callable[[NDArray[np.uint8], "Trace"], None]
+Visit = Callable[[NDArray[np.uint8], Trace], None]
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,6 @@ def compare(
 
     Raises CertificateError when a spike contradicts what was proved of it: a bug, and no statistic.
     """
-    from stl_deploy.verify.audit import Audit
-
     _check_same(model, graph, network)
     job = Comparison.of(model, graph, network, cores, keep=visit is not None)
     audit = Audit(graph, network, job.source)
@@ -232,8 +231,6 @@ class Comparison:
         """See ``compare``."""
         if model is None:
             return cls(None, None, graph, None, network, cores, keep)
-        from stl_deploy.importers import stl
-
         params = stl.params_of(model)
         source = stl.to_graph(model.arch, params)
         return cls(model.arch, params, graph, source, network, cores, keep)
@@ -247,18 +244,11 @@ class Comparer:
     """Compares batches, each on its own; several at once, too."""
 
     def __init__(self, job: Comparison) -> None:
-        from stl_deploy.hw_sim.engine import Engine
-        from stl_deploy.verify.audit import Audit
-
         self.job, self.network = job, job.network
         self.engine = Engine(job.network, job.cores)
         self.audit = Audit(job.graph, job.network, job.source)
         self.models: tuple[STLNet, ...] = ()
         if job.arch is not None and job.params is not None:
-            import torch
-
-            from stl_deploy.models.net import converted, from_params
-
             model = from_params(job.arch, job.params)
             self.models = tuple(converted(model, t) for t in (torch.float64, torch.float32))
 
@@ -295,8 +285,6 @@ class Comparer:
         """The reference's spikes, and those of what else runs in float."""
         if not self.models:
             return float_exec.run(self.job.graph, inputs), {}
-        import torch
-
         with _one_thread(), torch.inference_mode():
             double, single = (_numpy(m.run(torch.from_numpy(inputs))) for m in self.models)
         return double, {"float32": single, "float_nir": float_exec.run(self.job.graph, inputs)}
@@ -310,8 +298,6 @@ _threads_before = 1
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """PyTorch on one thread: batches run at once already, and float32 sums hang on how many there are."""
-    import torch
-
     global _inside, _threads_before
     with _alone:
         if not _inside:

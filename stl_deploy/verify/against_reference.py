@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy import backends
+from stl_deploy.hw_sim import reference
+from stl_deploy.hw_sim.reference import Trace
+from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.spread import Spread, Threads
-
-if TYPE_CHECKING:
-    from stl_deploy.hw_sim.reference import Trace
 
 Kind = Literal["u", "v", "spikes"]
 # In the order in which a step computes them.
 KINDS: tuple[Kind, ...] = ("u", "v", "spikes")
-ENGINE_BATCH = 25  # samples; the reference works on them in numpy
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,15 @@ class Agreement:
 def compare(
     network: IntegerNetwork, expected: Trace, got: Mapping[str, NDArray[Any]], first_sample: int = 0
 ) -> Agreement:
-    """Compare a backend's trace (keys as those of a trace file) with the reference's, with states."""
+    """Compare a backend's trace (see ``backends.Session``) with the reference's, with states."""
     total = Agreement()
     for layer in network.layers:
         reference = expected.layers[layer.name]
         for kind in KINDS:
             want = getattr(reference, kind)
             have = got[f"{kind}/{layer.name}"]
+            if kind == "spikes" and (bare := got.get(f"bare/{layer.name}")) is not None:
+                have = np.where(bare != want, bare, have)
             where = np.argwhere(have != want)
             count = len(where)
             total += Agreement(
@@ -104,32 +106,27 @@ def measure(
     network: IntegerNetwork,
     raster: NDArray[np.uint8],
     *,
-    stall_s: float | None = None,
+    stall_s: float = backends.STALL_S,
     on_steps: Callable[[int], None] | None = None,
     spread: Spread | None = None,
 ) -> Agreement:
-    """Run ``backend`` ("hw_sim", "lava", "netx", "onnx") on a raster [N, T, *input_shape], in batches.
+    """Run ``backend``, one of ``backends.BACKENDS``, on a raster [N, T, *input_shape], in batches.
 
-    "hw_sim" is the engine that the command of that name runs, worked on by ``spread``; "onnx" runs in
-    this process, the others in processes of their own on this machine. ``on_steps(done)`` is called with
-    the number of time steps done; ``stall_s``: see ``lava_backend.run``.
+    Those whose batches may be spread are worked on by ``spread``; the others run here, one batch after the
+    other. ``on_steps(done)`` is called with the number of time steps done; ``stall_s``: seconds without
+    progress after which a backend with a process of its own is ended.
 
     Raises LoweringError when the backend cannot carry the network, BackendError when it fails.
     """
-    from stl_deploy.hw_sim.simulate import batch_size
-
     tell = on_steps or (lambda _: None)
-    largest = ENGINE_BATCH if backend in ("hw_sim", "onnx") else len(raster)
-    batch = max(1, min(largest, batch_size(network)))
+    entry = backends.BACKENDS[backend]
+    batch = max(1, min(entry.batch or len(raster), batch_size(network)))
     batches = [(start, raster[start : start + batch]) for start in range(0, len(raster), batch)]
-    if backend == "hw_sim":
-        results = (spread or Threads()).run(EngineCheck(network), batches)
-    elif backend == "onnx":
-        results = _on_onnx(network, batches)
-    else:
-        results = _on_lava(backend, network, batches, stall_s, tell)
+    # What travels to a cluster cannot tell; here whole batches are told of below.
+    job = Check(backend, network, stall_s, None if entry.spreads else tell)
+    who = (spread or Threads()) if entry.spreads else Threads(1)
     total = Agreement()
-    with closing(results):
+    with closing(who.run(job, batches)) as results:
         for (start, inputs), found in zip(batches, results, strict=True):
             total += found
             tell((start + len(inputs)) * network.timesteps)
@@ -137,64 +134,27 @@ def measure(
 
 
 @dataclass(frozen=True, eq=False)
-class EngineCheck:
-    """The compiled engine against the reference (a ``spread.Job``)."""
+class Check:
+    """A backend against the reference (a ``spread.Job``); ``tell`` is called with the time steps done."""
 
+    backend: str
     network: IntegerNetwork
+    stall_s: float
+    tell: backends.Steps | None
 
     def prepare(self) -> Callable[[tuple[int, NDArray[np.uint8]]], Agreement]:
         """What does one batch: (number of its first sample, inputs)."""
-        from stl_deploy.hw_sim import reference
-        from stl_deploy.hw_sim.engine import Engine
-
-        engine = Engine(self.network)
+        session = backends.load(self.backend).session(self.network, self.stall_s)
 
         def check(batch: tuple[int, NDArray[np.uint8]]) -> Agreement:
             start, inputs = batch
+            got = session.run(inputs, self._from(start * self.network.timesteps))
             expected = reference.run(self.network, inputs, states=True)
-            # Without states the engine takes other ways, those that hw_sim takes.
-            fast, full = engine.run(inputs), engine.run(inputs, states=True)
-            got: dict[str, NDArray[Any]] = {}
-            for name, did in full.layers.items():
-                want, bare = expected.layers[name].spikes, fast.layers[name].spikes
-                got[f"spikes/{name}"] = np.where(bare != want, bare, did.spikes)
-                got[f"u/{name}"], got[f"v/{name}"] = np.asarray(did.u), np.asarray(did.v)
             return compare(self.network, expected, got, start)
 
         return check
 
-
-def _on_onnx(
-    network: IntegerNetwork, batches: list[tuple[int, NDArray[np.uint8]]]
-) -> Generator[Agreement]:
-    """Every batch under onnxruntime, against the reference."""
-    from stl_deploy.backends.onnx import Session
-    from stl_deploy.hw_sim import reference
-
-    session = Session(network)
-    for start, inputs in batches:
-        expected = reference.run(network, inputs, states=True)
-        yield compare(network, expected, session.run(inputs), start)
-
-
-def _on_lava(
-    backend: str,
-    network: IntegerNetwork,
-    batches: list[tuple[int, NDArray[np.uint8]]],
-    stall_s: float | None,
-    tell: Callable[[int], None],
-) -> Generator[Agreement]:
-    """Every batch on Lava, against the reference."""
-    from stl_deploy.backends import lava as lava_backend
-    from stl_deploy.hw_sim import reference
-
-    for start, inputs in batches:
-        before = start * network.timesteps
-
-        def step(steps: int, before: int = before) -> None:
-            tell(before + steps)
-
-        got = lava_backend.run(
-            backend, network, inputs, stall_s=stall_s or lava_backend.STALL_S, on_step=step
-        )
-        yield compare(network, reference.run(network, inputs, states=True), got, start)
+    def _from(self, before: int) -> backends.Steps | None:
+        """What is told of a batch that begins when ``before`` steps are done."""
+        tell = self.tell
+        return None if tell is None else lambda steps: tell(before + steps)

@@ -18,7 +18,7 @@ from stl_deploy.errors import Problem
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.verify import certificates, divergence, faults
-from stl_deploy.verify.certificates import LifCertifier, Verdicts
+from stl_deploy.verify.certificates import Verdicts
 from stl_deploy.verify.divergence import CertificateError, Divergence, Place
 
 Bytes = NDArray[np.uint8]
@@ -83,8 +83,8 @@ class Audit:
         self.certifiers = certificates.certifiers(network, graph, source)
         self.faults = tuple(
             fault
-            for layer in network.lif_layers
-            if isinstance(known := self.certifiers[layer.name], LifCertifier)
+            for layer in network.layers
+            if not isinstance(known := self.certifiers[layer.name], str)
             for fault in faults.of_network(network, layer, known.floats)
         )
         self.first: Divergence | None = None

@@ -255,7 +255,7 @@ def _unknown_tools(path: Path, ours: Any) -> list[Problem]:
     if not isinstance(ours, dict):
         raise InputError(Problem(f"{path}: tool.stl-deploy", f"is {ours!r}, not a table"))
     return [
-        Problem(f"{path}: [tool.stl-deploy] {key}", "is not known", "there is parity alone")
+        Problem(f"{path}: [tool.stl-deploy] {key}", "is not known", "the only table is parity")
         for key in ours
         if key != "parity"
     ]
@@ -288,7 +288,7 @@ def _problem(where: str, error: Mapping[str, Any]) -> Problem:
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(dashed(key), known, 1)
         remedy = f"did you mean {near[0]}?" if near else "remove it"
-        return Problem(place, f"is not known; there are {', '.join(known)}", remedy)
+        return Problem(place, f"is not known; choose from {', '.join(known)}", remedy)
     about = fields.get(key.replace("-", "_"))
     limit = None if about is None else _described(about)
     value = _short(error["input"])

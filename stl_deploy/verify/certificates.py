@@ -12,20 +12,25 @@ certified at all, and ``certifiers`` says why.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.ir import conv
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import FloatLayer, FloatPool
+from stl_deploy.ir.kinds import entry, missing
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
+from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS, UNIT
+from stl_deploy.verify import intervals
 
 Float = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -76,7 +81,7 @@ class Verdicts:
 
 def certifiers(
     network: IntegerNetwork, graph: nir.NIRGraph, source: nir.NIRGraph | None = None
-) -> dict[str, LifCertifier | PoolCertifier | str]:
+) -> dict[str, Certifier | str]:
     """What certifies each layer of ``network``, or in words why nothing does.
 
     ``graph`` is the lowered float graph; ``source`` the one before the passes, where the float model
@@ -86,7 +91,7 @@ def certifiers(
     magnitudes = float_layers.magnitudes(graph)
     for name, peak in ({} if source is None else float_layers.magnitudes(source)).items():
         magnitudes[name] = np.maximum(magnitudes[name], peak)
-    out: dict[str, LifCertifier | PoolCertifier | str] = {}
+    out: dict[str, Certifier | str] = {}
     for layer in network.layers:
         known = floats.get(layer.name, "the float graph has no such layer")
         out[layer.name] = _certifier(network, layer, known, magnitudes)
@@ -98,26 +103,17 @@ def _certifier(
     layer: Layer,
     known: FloatLayer | FloatPool | str,
     magnitudes: dict[str, Float],
-) -> LifCertifier | PoolCertifier | str:
-    levels = network.input_limit(layer)
-    match layer, known:
-        case _, str():
-            return known
-        case LifLayer(), FloatLayer():
-            chip = chips.of(network)
-            try:
-                return LifCertifier(
-                    layer, known, magnitudes[layer.name], chip, levels, network.timesteps
-                )
-            except _NotCovered as why:
-                return str(why)
-        case OrPool(), FloatPool():
-            if levels > 1:
-                return "it pools graded inputs"
-            if (layer.kernel, layer.input_shape) != (known.kernel, known.input_shape):
-                return "its windows are not those of the float layer"
-            return PoolCertifier(layer)
-    return f"a {type(layer).__name__} is not known here"
+) -> Certifier | str:
+    if isinstance(known, str):
+        return known
+    if layer.kind not in CERTIFIERS:
+        return missing(CERTIFIERS, layer.kind, layer.name, "the proof").what
+    if known.kind != layer.kind:
+        return "the float layer of this name is of another kind"
+    try:
+        return CERTIFIERS[layer.kind](network, layer, known, magnitudes)
+    except _NotCovered as why:
+        return str(why)
 
 
 class _NotCovered(Exception):
@@ -125,10 +121,17 @@ class _NotCovered(Exception):
 
 
 class PoolCertifier:
-    """OR pools: given equal inputs, float and integer pool are the same function."""
+    """OR pools: given equal inputs, float and integer pool are the same function.
 
-    def __init__(self, layer: OrPool) -> None:
-        self.layer = layer
+    Raises _NotCovered for graded inputs, and for other windows than those of the float layer.
+    """
+
+    def __init__(self, layer: OrPool, floats: FloatPool, levels: int = 1) -> None:
+        if levels > 1:
+            raise _NotCovered("it pools graded inputs")
+        if (layer.kernel, layer.input_shape) != (floats.kernel, floats.input_shape):
+            raise _NotCovered("its windows are not those of the float layer")
+        self.layer, self.floats = layer, floats
 
     def run(self, inputs: Bytes, spikes: Bytes, bounds: bool = False) -> Verdicts:
         """See ``LifCertifier.run``; a pool has no voltage and no bound."""
@@ -162,26 +165,24 @@ class LifCertifier:
         _check(layer, floats)
         self.layer, self.floats, self.steps = layer, floats, steps
         self.limit = float(chip.state_limit or 0)
-        self.kept = (4096 - layer.dv) / 4096
+        self.kept = (DECAY_ONE - layer.dv) / DECAY_ONE
         self.exact = _exact_decays(layer)
-        self.unit = layer.scale / 64  # of v, in the float model's units
+        self.unit = layer.scale / UNIT  # of v, in the float model's units
         self.errors = weight_errors(layer, floats)
         bias = layer.bias_mant * 2.0**layer.bias_exp * self.unit
         per_channel = layer.neurons // len(floats.bias)
         float_bias = np.repeat(floats.bias, per_channel)
-        integer_bias = self._spread(bias)
-        stays = (layer.vth.astype(np.float64) * 64).reshape(-1) * self._spread(self.unit)
+        integer_bias = self._by_neuron(bias)
+        stays = (layer.vth.astype(np.float64) * UNIT).reshape(-1) * self._by_neuron(self.unit)
         slack = self._slack(np.repeat(magnitude, per_channel), stays, levels)
-        from stl_deploy.verify.intervals import Cells
-
-        self.cells = Cells(
+        self.cells = intervals.Cells(
             bias=float_bias,
             bias_error=integer_bias - float_bias,
             integer_bias=integer_bias,
             theta=floats.threshold.reshape(-1),
             stays=stays,
-            fires=stays + self._spread(self.unit),
-            unit=self._spread(self.unit),
+            fires=stays + self._by_neuron(self.unit),
+            unit=self._by_neuron(self.unit),
             slack=slack,
         )
 
@@ -193,8 +194,6 @@ class LifCertifier:
             spikes: [N, T, *shape] of the float layer on these inputs, uint8.
             bounds: whether ``Verdicts.bound`` is wanted.
         """
-        from stl_deploy.verify import intervals
-
         n, steps = inputs.shape[:2]
         if steps > self.steps:
             raise ValueError(f"{steps} steps, where rounding was bounded for {self.steps}")
@@ -238,7 +237,7 @@ class LifCertifier:
             sums = _weighted(node, x, np.concatenate([weight, error]))
         return np.ascontiguousarray(sums).reshape(n, steps, 2, self.layer.neurons)
 
-    def _spread(self, values: Float) -> Float:
+    def _by_neuron(self, values: Float) -> Float:
         """Values of the layer's channels [O], or of its neurons, one for each neuron."""
         return np.repeat(values, self.layer.neurons // len(values))
 
@@ -252,16 +251,39 @@ class LifCertifier:
         layer, steps = self.layer, self.steps
         weight = layer.synapses.row_sums(np.abs(layer.synapses.weight.astype(np.int64)))
         bias = np.abs(layer.bias_mant) * 2.0**layer.bias_exp * self.unit
-        integer = weight * (self.unit * 64 * 2.0**layer.exp) * levels + bias
-        magnitude = np.maximum(magnitude, self._spread(integer))
+        integer = weight * (self.unit * UNIT * 2.0**layer.exp) * levels + bias
+        magnitude = np.maximum(magnitude, self._by_neuron(integer))
         keep = max(self.floats.keep, self.kept)
         horizon = float(steps) if keep >= 1 else min(float(steps), 1 / (1 - keep))
         largest = np.maximum(horizon * magnitude, np.abs(stays))
-        if not (largest / self._spread(self.unit) < LARGEST).all():
+        if not (largest / self._by_neuron(self.unit) < LARGEST).all():
             raise _NotCovered("its voltages have more digits than a float64")
         terms = self.floats.weight[0].size + 16
         slack: Float = 2 * horizon * ROUND * (4 * terms * magnitude + 16 * largest)
         return slack
+
+
+Certifier = LifCertifier | PoolCertifier
+
+
+def _certify_lif(
+    network: IntegerNetwork, layer: LifLayer, known: FloatLayer, magnitudes: dict[str, Float]
+) -> LifCertifier:
+    chip, levels = chips.of(network), network.input_limit(layer)
+    return LifCertifier(layer, known, magnitudes[layer.name], chip, levels, network.timesteps)
+
+
+def _certify_pool(
+    network: IntegerNetwork, layer: OrPool, known: FloatPool, _magnitudes: dict[str, Float]
+) -> PoolCertifier:
+    return PoolCertifier(layer, known, network.input_limit(layer))
+
+
+# What certifies a layer and the float layer of the same kind. They raise _NotCovered.
+CERTIFIERS: dict[str, Callable[[IntegerNetwork, Any, Any, dict[str, Float]], Certifier]] = {
+    "lif": _certify_lif,
+    "or_pool": _certify_pool,
+}
 
 
 def weight_errors(layer: LifLayer, floats: FloatLayer) -> Any:
@@ -270,17 +292,27 @@ def weight_errors(layer: LifLayer, floats: FloatLayer) -> Any:
     An array of the float weight's shape, or for single connections a sparse matrix float64
     [neurons, inputs].
     """
-    unit = layer.scale * 2.0**layer.exp
-    if isinstance(layer.synapses, Sparse):
-        from scipy.sparse import csr_array
+    compare = entry(ERRORS, layer.synapses.kind, layer.name, "the proof")
+    return compare(layer, layer.synapses, floats)
 
-        row, column, weight = unrolled(layer, floats)
-        exact = csr_array((weight, (row, column)), shape=layer.synapses.size)
-        mine = layer.synapses
-        held = csr_array((mine.weight * unit[mine.row], (mine.row, mine.column)), shape=mine.size)
-        return held - exact
-    ones = [1] * (floats.weight.ndim - 1)
-    return layer.synapses.weight * unit.reshape(-1, *ones) - floats.weight
+
+def _errors_of_weights(layer: LifLayer, mine: Conv | Dense, floats: FloatLayer) -> Float:
+    return mine.scaled(layer.scale * 2.0**layer.exp) - floats.weight
+
+
+def _errors_of_connections(
+    layer: LifLayer, mine: Sparse, floats: FloatLayer
+) -> csr_array[np.float64]:
+    row, column, weight = unrolled(layer, floats)
+    exact = csr_array((weight, (row, column)), shape=mine.size)
+    return mine.scaled(layer.scale * 2.0**layer.exp) - exact
+
+
+ERRORS: dict[str, Callable[[LifLayer, Any, FloatLayer], Any]] = {
+    "conv": _errors_of_weights,
+    "dense": _errors_of_weights,
+    "sparse": _errors_of_connections,
+}
 
 
 def unrolled(layer: LifLayer, floats: FloatLayer) -> tuple[Any, Any, Float]:
@@ -322,13 +354,13 @@ def _exact_decays(layer: LifLayer) -> int:
 
 def _bits_lost(layer: LifLayer) -> int:
     """Bits that one decay shifts out."""
-    kept = 4096 - layer.dv
-    return 12 - min(12, (kept & -kept).bit_length() - 1)
+    kept = DECAY_ONE - layer.dv
+    return DECAY_BITS - min(DECAY_BITS, (kept & -kept).bit_length() - 1)
 
 
 def _zero_bits(layer: LifLayer) -> int:
     """Lowest bits of v that no input and no bias sets."""
-    zeros = 6 + layer.exp
+    zeros = FRACTION_BITS + layer.exp
     return min(zeros, layer.bias_exp) if layer.bias_mant.any() else zeros
 
 
@@ -344,9 +376,9 @@ def _check(layer: LifLayer, floats: FloatLayer) -> None:
             continue
         if not _same(getattr(layer, field.name), field.default):
             raise _NotCovered(f"its {field.name} is not known here")
-    if layer.du != 4095:
+    if layer.has_current:
         raise _NotCovered("its synaptic current has a memory")
-    if not 0 <= layer.dv < 4096 or not 0 <= layer.exp <= 16 or not 0 <= layer.bias_exp <= 16:
+    if not 0 <= layer.dv < DECAY_ONE or not 0 <= layer.exp <= 16 or not 0 <= layer.bias_exp <= 16:
         raise _NotCovered("its decay or exponents are outside the registers")
     if not (np.isfinite(layer.scale) & (layer.scale > 0)).all():
         raise _NotCovered("its scale is not positive")

@@ -11,25 +11,28 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import nir
+
+from stl_deploy import backends
+from stl_deploy.backends import STALL_S
+from stl_deploy.backends.cluster import connect
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import raster as rasters
+from stl_deploy.formats.raster import Raster
+from stl_deploy.hw_sim.simulate import batch_size
+from stl_deploy.importers import read as models
 from stl_deploy.importers.given import Given
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.models.net import STLNet, from_params
+from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify import budgets as B
+from stl_deploy.verify.against_float import ParityReport, compare
+from stl_deploy.verify.against_reference import Agreement, measure
 
-if TYPE_CHECKING:
-    import nir
-
-    from stl_deploy.formats.raster import Raster
-    from stl_deploy.ir.network import IntegerNetwork
-    from stl_deploy.ir.notes import Diagnostic
-    from stl_deploy.models.net import STLNet
-    from stl_deploy.spread import Spread
-    from stl_deploy.verify.against_float import ParityReport
-    from stl_deploy.verify.against_reference import Agreement
-
-BACKENDS = ("hw_sim", "lava", "netx", "onnx")
-TIMEOUT_S = 600.0
 BATCH = 25  # samples; fixed, so that who works on them changes nothing
 REFERENCE = "hw_sim/reference.py"
 PYTORCH = "PyTorch in float64"
@@ -57,7 +60,7 @@ class Settings:
     dt: float | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
-    timeout: float = TIMEOUT_S
+    timeout: float = STALL_S
     dask: str | None = None
     budgets: B.Budgets = field(default_factory=B.Budgets)
 
@@ -202,7 +205,7 @@ def settings(
     where = name("backend") if "backend" in said or config is None else f"{config}: backend"
     names: tuple[str, ...] = ()
     try:
-        names = backends("hw_sim" if chosen is None else chosen, where)
+        names = named("hw_sim" if chosen is None else chosen, where)
     except InputError as error:
         problems += error.problems
     if problems:
@@ -219,24 +222,24 @@ def settings(
         dt=value("dt"),
         model_class=value("model_class"),
         sample_shape=tuple(value("sample_shape") or ()) or None,
-        timeout=value("timeout") or TIMEOUT_S,
+        timeout=value("timeout") or STALL_S,
         dask=value("dask"),
         budgets=B.merge(table, str(config), limits),
     )
 
 
-def backends(names: str | list[str], where: str) -> tuple[str, ...]:
-    """The names in a text with commas, or a list, each once. Raises InputError for others."""
+def named(names: str | list[str], where: str) -> tuple[str, ...]:
+    """The backends in a text with commas, or a list, each once. Raises InputError for unknown ones."""
     parts = names.split(",") if isinstance(names, str) else names
     found = tuple(dict.fromkeys(name.strip() for name in parts))
-    there = f"there are {', '.join(BACKENDS)}"
+    choose = f"choose from {', '.join(backends.BACKENDS)}"
     problems = [
-        Problem(where, f"{name!r} is not one that is known; {there}")
+        Problem(where, f"{name!r} is not a known backend", choose)
         for name in found
-        if name not in BACKENDS
+        if name not in backends.BACKENDS
     ]
     if problems or not found:
-        raise InputError(problems or Problem(where, f"names none; {there}"))
+        raise InputError(problems or Problem(where, "no backend given", choose))
     return found
 
 
@@ -245,12 +248,6 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
 
     Raises InputError, LoweringError, BackendError, CertificateError.
     """
-    from stl_deploy.backends import lava as lava_backend
-    from stl_deploy.backends import lava_env
-    from stl_deploy.backends import onnx as onnx_backend
-    from stl_deploy.formats import integer_nir as nir_file
-    from stl_deploy.formats import raster as rasters
-
     network = nir_file.read_network(what.lowered)
     raster = rasters.load(what.data).first(what.limit)
     rasters.check_fits(raster, str(what.data), network)
@@ -258,13 +255,9 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     what.budgets.check(layers, raster.labels is not None, str(what.data))
     model, graph, notes = _floats(what, network)
     # What cannot work is said before anything long begins.
-    tools = [name for name in what.backends if name in lava_backend.TOOLS]
-    for tool in tools:
-        lava_backend.check(tool, network)
-    if "onnx" in what.backends:
-        onnx_backend.check(network)
-    if tools:
-        lava_env.python()
+    backends.check(what.backends, network)
+    for name in what.backends:
+        backends.load(name).set_up()
     with _spread(what.dask) as spread:
         report = _against_float(model, graph, network, raster, spread, watch)
         agreements = _agreements(what, network, raster, spread, watch)
@@ -278,22 +271,13 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
 
 def _spread(address: str | None) -> AbstractContextManager[Spread]:
     """Who works on the batches: this machine, or a Dask cluster."""
-    if address is not None:
-        from stl_deploy.backends.cluster import connect
-
-        return connect(address)
-    from stl_deploy.spread import Threads
-
-    return nullcontext(Threads())
+    return nullcontext(Threads()) if address is None else connect(address)
 
 
 def _floats(
     what: Settings, network: IntegerNetwork
 ) -> tuple[STLNet | None, nir.NIRGraph, tuple[Diagnostic, ...]]:
     """The PyTorch model, if a checkpoint was named, the float NIR graph, and what to know of it."""
-    from stl_deploy.importers import read as models
-    from stl_deploy.models.net import from_params
-
     steps, classes = network.timesteps, network.readout.classes
     foreign = what.model_class is not None or what.model.suffix == ".nir"
     # The lowered network holds what an official state_dict or another tool's file does not.
@@ -319,7 +303,7 @@ def _floats(
         raise InputError(
             Problem(
                 str(what.model),
-                "is not that of a float graph: it holds integers",
+                "is not a float graph: it contains integers",
                 "name model.float.nir, or the model that was exported",
             )
         )
@@ -337,9 +321,6 @@ def _against_float(
     watch: Watch,
 ) -> ParityReport:
     """The comparisons that a float model is part of."""
-    from stl_deploy.hw_sim.simulate import batch_size
-    from stl_deploy.verify.against_float import compare
-
     batch = min(BATCH, batch_size(network))
     with watch("float and integer", len(raster.spikes), "samples") as tell:
         return compare(model, graph, network, raster, batch=batch, on_progress=tell, spread=spread)
@@ -349,8 +330,6 @@ def _agreements(
     what: Settings, network: IntegerNetwork, raster: Raster, spread: Spread, watch: Watch
 ) -> dict[str, Agreement]:
     """Every backend against the reference."""
-    from stl_deploy.verify.against_reference import measure
-
     agreements = {}
     for name in what.backends:
         with watch(name, len(raster.spikes) * network.timesteps, "time steps") as tell:
@@ -373,7 +352,7 @@ def _float_differs(report: ParityReport) -> list[str]:
 
 def _difference(name: str, agreement: Agreement) -> str:
     text = (
-        f"{name} differs from {'the reference' if name == 'hw_sim' else 'hw_sim'} in "
+        f"{name} differs from the reference in "
         f"{agreement.spike_mismatches:,} spikes and "
         f"{agreement.state_mismatches:,} states"
     )

@@ -8,22 +8,26 @@ that the layer had equal inputs up to here, and the neuron the same resets.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.chips import arithmetic
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem, StlError
+from stl_deploy.hw_sim import reference
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
-from stl_deploy.ir.synapses import Conv, Dense, Shape, Sparse
+from stl_deploy.ir.synapses import Shape
+from stl_deploy.ir.units import UNIT
 from stl_deploy.verify import certificates
 from stl_deploy.verify import faults as F
-from stl_deploy.verify.certificates import LifCertifier
+from stl_deploy.verify.certificates import Certifier, LifCertifier
 
 Bytes = NDArray[np.uint8]
 Part = Literal["weight", "bias", "decay", "register"]
@@ -212,7 +216,7 @@ def find(
 def explain(
     network: IntegerNetwork,
     layer: Layer,
-    certifier: object,
+    certifier: Certifier | str,
     place: Place,
     inputs: Bytes,
     expected: Bytes,
@@ -230,17 +234,13 @@ def explain(
         got: spikes of the layer in the network's own run, which had these inputs up to the entry.
         faults: what of the network is no rounding (``faults.of_network``).
     """
-    from stl_deploy.hw_sim import reference
-
     at = (place.step, *place.neuron)
-    blame: Blame = "unknown"
-    voltages: Voltages | None = None
-    synapses: tuple[Synapse, ...] = ()
-    why = ""
-    if isinstance(certifier, LifCertifier):
-        voltages, synapses, blame = _compare(network, certifier, place, inputs, expected)
+    if isinstance(certifier, str):
+        found = _Comparison(why=certifier)
     else:
-        why = str(certifier) if isinstance(layer, LifLayer) else "a pool has none"
+        compare = entry(COMPARISONS, layer.kind, layer.name, "the explanation of divergences")
+        found = compare(network, certifier, place, inputs, expected)
+    blame = found.blame
     how = network.precision.get(layer.name)
     ran = reference.run_layer(network, layer, inputs[None]).spikes[0]
     if (ran != got)[: place.step + 1, *place.neuron].any():
@@ -251,21 +251,34 @@ def explain(
         float_spike=bool(expected[at]),
         integer_spike=bool(got[at]),
         blame=blame,
-        voltages=voltages,
-        synapses=synapses,
+        voltages=found.voltages,
+        synapses=found.synapses,
         faults=tuple(sorted(faults, key=lambda fault: fault.layer != place.layer)),
-        why=why,
+        why=found.why,
         calibrated=how is not None and how.calibrated > 0,
     )
 
 
-def _compare(
+class _Comparison(NamedTuple):
+    """What two voltages that differ say; ``why`` says why they are not compared."""
+
+    voltages: Voltages | None = None
+    synapses: tuple[Synapse, ...] = ()
+    blame: Blame = "unknown"
+    why: str = ""
+
+
+def _compare_pool(*_: object) -> _Comparison:
+    return _Comparison(why="a pool has none")
+
+
+def _compare_lif(
     network: IntegerNetwork,
     certifier: LifCertifier,
     place: Place,
     inputs: Bytes,
     expected: Bytes,
-) -> tuple[Voltages, tuple[Synapse, ...], Blame]:
+) -> _Comparison:
     """Both voltages of the neuron in this step, what made them differ, and what of it matters."""
     layer = certifier.layer
     inputs, expected = inputs[: place.step + 1], expected[: place.step + 1]
@@ -279,7 +292,7 @@ def _compare(
     since = place.step if course.reset is None else place.step - course.reset - 1
     grain = certificates.grain(layer, since)
     grain = grain if course.v_int % grain == 0 else 1
-    fires_from = (64 * vth // grain + 1) * grain
+    fires_from = (UNIT * vth // grain + 1) * grain
     voltages = Voltages(
         v=course.v,
         theta=theta,
@@ -298,7 +311,14 @@ def _compare(
     left[place.step - since :] = certifier.kept ** np.arange(since + 1)[::-1]
     synapses = _synapses(certifier, place.neuron, inputs, left)
     fires = bool(expected[(place.step, *place.neuron)])
-    return voltages, synapses, _blame(voltages, fires, slack)
+    return _Comparison(voltages, synapses, _blame(voltages, fires, slack))
+
+
+# How the voltages of a layer's kind are compared, where a certifier covers it.
+COMPARISONS: dict[str, Callable[[IntegerNetwork, Any, Place, Bytes, Bytes], _Comparison]] = {
+    "lif": _compare_lif,
+    "or_pool": _compare_pool,
+}
 
 
 @dataclass(frozen=True)
@@ -361,16 +381,11 @@ def _blame(voltages: Voltages, fires: bool, slack: float) -> Blame:
 
 def _decayed(v: int, dv: int) -> int:
     """The voltage's decay as the reference defines it."""
-    from stl_deploy.chips import arithmetic
-
     return int(arithmetic.decay(np.array([v], np.int64), dv)[0])
 
 
 def _integers(network: IntegerNetwork, layer: LifLayer, place: Place, inputs: Bytes) -> list[int]:
     """The neuron's integer voltage in every step, before the reset, by the reference's own steps."""
-    from stl_deploy.chips import arithmetic
-    from stl_deploy.hw_sim import reference
-
     limit = chips.of(network).state_limit
     a = reference.accumulate(layer, inputs, network.input_limit(layer))
     a = a.reshape(len(inputs), *layer.shape)
@@ -435,21 +450,8 @@ def _incoming(
         columns = (((first + taps[0]) * height + y) * width + x)[inside]
         index = np.concatenate([np.full((1, taps.shape[1]), row), taps]).T[inside]
     exact = floats.weight[tuple(index.T)]
-    mine = layer.synapses
-    if isinstance(mine, Conv | Dense):
-        held: NDArray[Any] = mine.weight[tuple(index.T)].astype(np.int64)
-    else:
-        held = _held(mine, _flat(neuron, layer.shape), columns)
+    held = layer.synapses.into(_flat(neuron, layer.shape), columns, index)
     return columns, index, held, exact
-
-
-def _held(synapses: Sparse, row: int, columns: NDArray[Any]) -> NDArray[np.int64]:
-    """Weights of a neuron's single connections; those left out are zero."""
-    dense = np.zeros(synapses.size[1], np.int64)
-    start, end = np.searchsorted(synapses.row, [row, row + 1])
-    dense[synapses.column[start:end]] = synapses.weight[start:end]
-    held: NDArray[np.int64] = dense[columns]
-    return held
 
 
 def _flat(neuron: Shape, shape: Shape) -> int:

@@ -8,7 +8,7 @@ and rounding again, or by running the layer again as it would be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from typing import Any, Literal
@@ -18,14 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
+from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
-from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.floats import FloatLayer, FloatPool
+from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
 from stl_deploy.ir.slices import Weights
-from stl_deploy.ir.synapses import Conv, Sparse
+from stl_deploy.ir.synapses import Conv, Dense, Sparse
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
 from stl_deploy.verify.certificates import unrolled
 
 Kind = Literal["weight", "threshold", "bias", "decay", "kernel", "input scale", "time step"]
+# What a mistake is called, its kind, and the layer and inputs [T, ...] that it would have run with.
+Runs = Iterator[tuple[str, Kind, Layer, NDArray[np.uint8]]]
 Row = tuple[tuple[int, ...], int, int]  # where a value stands, what it is, what it should be
 NAMED = 3  # values that a message lists before it says "..."
 TIE = 1e-6  # of a unit: values so near to the middle of two integers round to either
@@ -45,29 +50,47 @@ class Fault:
         return asdict(self)
 
 
-def of_network(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
-    """What ``layer`` holds that its float layer does not round to, of any cause.
+def of_network(
+    network: IntegerNetwork, layer: Layer, floats: FloatLayer | FloatPool
+) -> list[Fault]:
+    """What ``layer`` holds that its float layer, of the same kind, does not round to, of any cause."""
+    return entry(FAULTS, layer.kind, layer.name, "the search for faults")(network, layer, floats)
+
+
+def _of_pool(*_: object) -> list[Fault]:
+    """A pool holds no values that could be rounded."""
+    return []
+
+
+def _of_lif(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
+    """Faults of weights, biases, thresholds and the decay.
 
     Of a calibrated layer only the decay is looked at: its values are no rounding of single ones.
     """
     faults: list[Fault] = []
     how = network.precision.get(layer.name)
     if how is None or not how.calibrated:
-        faults += [*_weights(layer, floats), *_biases(layer, floats)]
+        find = entry(WEIGHTS, layer.synapses.kind, layer.name, "the search for faults")
+        faults += [*find(layer, layer.synapses, floats), *_biases(layer, floats)]
         if network.lowering != "grouped":  # which rounds thresholds once more, as it likes
             faults += _thresholds(network, layer, floats)
-    step = 4096 * (1 - floats.keep)
-    if abs(layer.dv - (0 if floats.keep == 1 else min(max(step, 1), 4095))) > 0.5 + TIE:
+    step = DECAY_ONE * (1 - floats.keep)
+    if abs(layer.dv - (0 if floats.keep == 1 else min(max(step, 1), FORGETS))) > 0.5 + TIE:
         text = f"dv is {layer.dv} where a decay to {floats.keep:.6g} rounds to {round(step)}"
         faults.append(Fault(layer.name, "decay", 1, text))
     return faults
 
 
-def _weights(layer: LifLayer, floats: FloatLayer) -> list[Fault]:
+# What of a layer's kind can be a fault.
+FAULTS: dict[str, Callable[[IntegerNetwork, Any, Any], list[Fault]]] = {
+    "lif": _of_lif,
+    "or_pool": _of_pool,
+}
+
+
+def _weights(layer: LifLayer, mine: Conv | Dense, floats: FloatLayer) -> list[Fault]:
     """Weights that are not the nearest on their grid, and what arrangement of them would be."""
-    if isinstance(layer.synapses, Sparse):
-        return _single_weights(layer, layer.synapses, floats)
-    held = layer.synapses.weight
+    held = mine.weight
     off = _off(held, layer, floats.weight)
     if not off.any():
         return []
@@ -107,6 +130,14 @@ def _single_weights(layer: LifLayer, mine: Sparse, floats: FloatLayer) -> list[F
     return [
         Fault(layer.name, "weight", int(off.sum()), _list(int(off.sum()), off.size, what, listed))
     ]
+
+
+# The faults of weights, by the kind of the synapses.
+WEIGHTS: dict[str, Callable[[LifLayer, Any, FloatLayer], list[Fault]]] = {
+    "conv": _weights,
+    "dense": _weights,
+    "sparse": _single_weights,
+}
 
 
 def _exact(layer: LifLayer, weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -164,13 +195,13 @@ def _factor(held: Weights, layer: LifLayer, weight: NDArray[np.float64]) -> floa
     if factor <= 0 or abs(factor - 1) < 0.01:
         return None
     # The factor is known as well as the rounding allows, so are the weights.
-    spread = np.abs(mine - factor * weight) / unit
-    return factor if spread.max() < 1.5 else None
+    left = np.abs(mine - factor * weight) / unit
+    return factor if left.max() < 1.5 else None
 
 
 def _biases(layer: LifLayer, floats: FloatLayer) -> list[Fault]:
     """Biases that are not the nearest their register can hold."""
-    step = 2.0 ** (layer.bias_exp - 6)
+    step = 2.0 ** (layer.bias_exp - FRACTION_BITS)
     wanted = np.repeat(floats.bias, len(layer.scale) // len(floats.bias)) / (layer.scale * step)
     off = np.abs(layer.bias_mant - wanted) > 0.5 + TIE
     if not off.any():
@@ -223,7 +254,6 @@ def of_execution(
 
     For one sample, whose spikes are not those of the definition (``hw_sim/reference.py``).
     """
-    from stl_deploy.hw_sim import reference
 
     def run(tried: Layer, seen: NDArray[np.uint8]) -> NDArray[np.uint8]:
         spikes: NDArray[np.uint8] = reference.run_layer(network, tried, seen[None]).spikes[0]
@@ -241,20 +271,38 @@ def of_execution(
     return []
 
 
-def _runs(
-    layer: Layer, inputs: NDArray[np.uint8]
-) -> Iterator[tuple[str, Kind, Layer, NDArray[np.uint8]]]:
+def _runs(layer: Layer, inputs: NDArray[np.uint8]) -> Runs:
     """Mistakes in running a layer: what to call it, the layer and the inputs it would be with."""
     yield "it ran as if its inputs came one time step late", "time step", layer, _moved(inputs, 1)
     yield "it ran as if its inputs came one time step early", "time step", layer, _moved(inputs, -1)
-    if isinstance(layer, LifLayer) and isinstance(layer.synapses, Conv):
-        kernel = layer.synapses
-        turns = {"mirrored in both directions": kernel.weight[:, :, ::-1, ::-1]}
-        if kernel.weight.shape[2] == kernel.weight.shape[3]:
-            turns["transposed"] = kernel.weight.swapaxes(2, 3)
-        for name, weight in turns.items():
-            turned = replace(layer, synapses=replace(kernel, weight=weight))
-            yield f"it ran as if its kernel were {name}", "kernel", turned, inputs
+    yield from entry(MISTAKES, layer.kind, layer.name, "the search for faults")(layer, inputs)
+
+
+def _turned(layer: LifLayer, inputs: NDArray[np.uint8]) -> Runs:
+    """Its kernel, if it has one, as somebody might have laid it out by mistake."""
+    mine = layer.synapses
+    for name, weight in entry(TURNS, mine.kind, layer.name, "the search for faults")(mine.weight):
+        turned = replace(layer, synapses=mine.with_weights(weight))
+        yield f"it ran as if its kernel were {name}", "kernel", turned, inputs
+
+
+def _turns_of_kernel(weight: Weights) -> Iterator[tuple[str, Weights]]:
+    yield "mirrored in both directions", weight[:, :, ::-1, ::-1]
+    if weight.shape[2] == weight.shape[3]:
+        yield "transposed", weight.swapaxes(2, 3)
+
+
+def _none(*_: object) -> Iterator[Any]:
+    return iter(())
+
+
+# Mistakes with the weights of a layer's kind; those of a pool are all ones, however they are turned.
+MISTAKES: dict[str, Callable[[Any, NDArray[np.uint8]], Runs]] = {"lif": _turned, "or_pool": _none}
+TURNS: dict[str, Callable[[Weights], Iterator[tuple[str, Weights]]]] = {
+    "conv": _turns_of_kernel,
+    "dense": _none,
+    "sparse": _none,
+}
 
 
 def _moved(values: NDArray[np.uint8], late: int) -> NDArray[np.uint8]:

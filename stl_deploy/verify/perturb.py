@@ -62,10 +62,8 @@ def drift_network(
     Placement and lowering are those of the network.
     """
     rng = np.random.default_rng(seed)
-    layers = tuple(
-        _drifted(layer, sigma, of, rng) if isinstance(layer, LifLayer) else layer
-        for layer in network.layers
-    )
+    drifted = {layer.name: _drifted(layer, sigma, of, rng) for layer in network.lif_layers}
+    layers = tuple(drifted.get(layer.name, layer) for layer in network.layers)
     return replace(network, layers=layers)
 
 

@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stl_deploy import from_torch, load, quantize, simulate
-from stl_deploy.backends import lava as lava_backend
-from stl_deploy.backends import lava_env, tool_env
+from stl_deploy import backends, from_torch, load, quantize, simulate
+from stl_deploy.backends import lava_env, lava_worker, tool_env
 from stl_deploy.commands import parity as parity_command
 from stl_deploy.errors import BackendError, LoweringError
 from stl_deploy.exporters import lava, netx
@@ -38,16 +37,18 @@ from stl_deploy.formats.nir_io import write as write_nir
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.formats.raster import save as save_raster
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_networks
+from tests.build.floats import random_graph
 from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
-from tests.hw_sim.test_recurrent import random_graph
+from tests.build.networks import chain, dense_lif
 
 NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))
 SEED = int(os.environ.get("STL_LAVA_SEED", "20230"))
 AT_ONCE = 10
+TOOLS = ("lava", "netx")
 TEMPLATES = resources.files("stl_deploy.exporters") / "templates"
 
 
@@ -77,7 +78,7 @@ def temporary(tmp_path, monkeypatch) -> Iterator[Path]:
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A folder whose name leaves room for those of Lava's sockets, however often pytest has run."""
-    with tempfile.TemporaryDirectory(dir=lava_backend._short_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=lava_worker._short_folder()) as folder:
         yield Path(folder)
 
 
@@ -96,7 +97,7 @@ def small():
 # Equality
 
 
-@pytest.mark.parametrize("tool", lava_backend.TOOLS)
+@pytest.mark.parametrize("tool", TOOLS)
 def test_the_zoo_model_is_the_same_on_lava(python, zoo, tool):
     spikes = load_raster(ZOO_RASTER).spikes[:20]
     result = agreement.measure(tool, zoo, spikes)
@@ -109,7 +110,7 @@ def test_random_networks_are_the_same_on_lava(python, short):
     for start in range(SEED, SEED + NETWORKS, AT_ONCE):
         seeds = range(start, min(start + AT_ONCE, SEED + NETWORKS))
         drawn = {seed: random_networks.draw(seed) for seed in seeds}
-        for tool in lava_backend.TOOLS:
+        for tool in TOOLS:
             traces = run_many(python, tool, drawn, short / f"{tool}{start}")
             for seed, (network, spikes) in drawn.items():
                 expected = simulate(network, spikes, states=True)
@@ -220,21 +221,14 @@ def test_a_quantized_recurrent_graph_is_the_same_on_lava(python, chip):
 
 def test_a_spike_of_the_sample_before_is_not_heard_on_lava(python):
     """Every neuron fires in the last step of a sample and would fire in the first of the next one."""
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(np.eye(3, dtype=np.int8) * 9),
-        (3,),
-        (3,),
-        np.zeros(3, np.int32),
-        np.array([4, 5, 6], np.int32),
-        np.ones(3),
+    layer = dense_lif(
+        np.eye(3) * 9,
+        [4, 5, 6],
         du=2000,
         recurrent=Dense(np.full((3, 3), 20, np.int8)),
-        recurrent_name="rec",
         reset="subtract",
     )
-    network = IntegerNetwork("loihi2", 2, (3,), 1, (layer,), Readout(3, 1))
+    network = chain(layer, steps=2)
     spikes = np.zeros((4, 2, 3), np.uint8)
     spikes[:, 1] = 1
     expected = simulate(network, spikes).layers["lif"].spikes
@@ -258,7 +252,7 @@ def run_many(python, tool, drawn, folder):
     (folder / "driver").mkdir()
     driver = shutil.copy(ROOT / "tests" / "build" / "lava_driver.py", folder / "driver")
     homes = [str(folder / str(seed)) for seed in drawn]
-    lava_backend.work(tool, [str(python), str(driver), tool, *homes], folder)
+    lava_worker.work(tool, [str(python), str(driver), tool, *homes], folder)
     return {seed: dict(np.load(folder / str(seed) / "out.npz")) for seed in drawn}
 
 
@@ -324,6 +318,11 @@ def test_a_difference_is_counted_and_located(small):
 # A worker that fails
 
 
+def on(tool: str, network: IntegerNetwork, stall_s: float) -> backends.Session:
+    """A network on one of TOOLS."""
+    return backends.load(tool).session(network, stall_s)
+
+
 def watch(monkeypatch) -> list[int]:
     """Process ids of the workers that are started."""
     started: list[int] = []
@@ -334,13 +333,13 @@ def watch(monkeypatch) -> list[int]:
             super().__init__(*args, **kwargs)
             started.append(self.pid)
 
-    monkeypatch.setattr(lava_backend.subprocess, "Popen", Watched)
+    monkeypatch.setattr(lava_worker.subprocess, "Popen", Watched)
     return started
 
 
 def assert_gone(group: int, temporary: Path) -> None:
     assert not any(temporary.iterdir())
-    assert not lava_backend._alive(group)
+    assert not lava_worker._alive(group)
 
 
 def shared_memory(process: int) -> set[Path]:
@@ -357,7 +356,7 @@ def test_a_long_name_of_the_temporary_folder_does_no_harm(python, small, tmp_pat
     assert not any(long.iterdir())
 
 
-@pytest.mark.parametrize("tool", lava_backend.TOOLS)
+@pytest.mark.parametrize("tool", TOOLS)
 def test_a_killed_worker_is_one_error(python, zoo, temporary, monkeypatch, tool):
     workers, memory = watch(monkeypatch), set()
     spikes = load_raster(ZOO_RASTER).spikes[:20]
@@ -367,7 +366,7 @@ def test_a_killed_worker_is_one_error(python, zoo, temporary, monkeypatch, tool)
         os.kill(workers[0], signal.SIGKILL)
 
     with pytest.raises(BackendError, match=rf"{tool}: the worker was killed \(SIGKILL\)"):
-        lava_backend.run(tool, zoo, spikes, on_step=kill, stall_s=60)
+        on(tool, zoo, 60).run(spikes, kill)
     assert_gone(workers[0], temporary)
     assert memory
     assert not [path for path in memory if path.exists()]
@@ -377,9 +376,7 @@ def test_a_worker_that_stands_still_is_ended(python, zoo, temporary, monkeypatch
     workers = watch(monkeypatch)
     spikes = load_raster(ZOO_RASTER).spikes[:20]
     with pytest.raises(BackendError, match="made no progress for 3 s and was ended"):
-        lava_backend.run(
-            "lava", zoo, spikes, on_step=lambda _: os.killpg(workers[0], signal.SIGSTOP), stall_s=3
-        )
+        on("lava", zoo, 3).run(spikes, lambda _: os.killpg(workers[0], signal.SIGSTOP))
     assert_gone(workers[0], temporary)
 
 
@@ -391,7 +388,7 @@ def test_a_worker_that_repeats_itself_stands_still(temporary, tmp_path, monkeypa
         "while True: print('step 1 of 9', file=sys.stderr, flush=True); time.sleep(0.1)"
     )
     with pytest.raises(BackendError, match="no progress"):
-        lava_backend.work("lava", [sys.executable, "-c", script], tmp_path, stall_s=1)
+        lava_worker.work("lava", [sys.executable, "-c", script], tmp_path, stall_s=1)
     assert_gone(workers[0], temporary)
 
 
@@ -405,7 +402,7 @@ def test_an_interrupt_ends_the_worker(tmp_path, temporary, monkeypatch):
     try:
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            lava_backend.work(
+            lava_worker.work(
                 "lava", [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path
             )
     finally:
@@ -413,19 +410,24 @@ def test_an_interrupt_ends_the_worker(tmp_path, temporary, monkeypatch):
     assert_gone(workers[0], temporary)
 
 
-def test_a_killed_command_leaves_no_worker(python, lowered, model, raster, tmp_path):
-    """Lava's own processes are still being started or at work when the command is killed."""
+def test_a_killed_command_leaves_no_worker(python, net, lowered, model, tmp_path):
+    """Lava's own processes are still being started or at work when the command is killed.
+
+    Left alone they would be at work for longer than the wait at the end.
+    """
+    raster = tmp_path / "long.npz"
+    save_raster(raster, Raster(random_spikes(net, 20_000)), {})
     args = [str(model), str(lowered), "--input", str(raster), "--backend", "lava"]
     code = "from stl_deploy.commands.parity import main; main()"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = subprocess.Popen([sys.executable, "-c", code, *args], env=environment)
     try:
-        group = wait_for(lambda: next(iter(children(command.pid)), 0), 60)
-        memory = wait_for(lambda: len(children(group)) > 8 and shared_memory(group), 60)
+        group = wait_for(lambda: next(iter(children(command.pid)), 0), 300)
+        memory = wait_for(lambda: len(children(group)) > 8 and shared_memory(group), 300)
     finally:
         command.kill()
         command.wait()
-    wait_for(lambda: not lava_backend._alive(group), 10)
+    wait_for(lambda: not lava_worker._alive(group), 60)
     assert not [path for path in memory if path.exists()]
 
 
@@ -441,18 +443,18 @@ def test_a_killed_caller_leaves_not_even_what_ignores_signals(tmp_path):
         "time.sleep(600)"
     )
     code = (
-        "import sys; from pathlib import Path; from stl_deploy import lava_backend\n"
-        "lava_backend.work('lava', [sys.executable, '-c', sys.argv[1]], Path(sys.argv[2]))"
+        "import sys; from pathlib import Path; from stl_deploy.backends import lava_worker\n"
+        "lava_worker.work('lava', [sys.executable, '-c', sys.argv[1]], Path(sys.argv[2]))"
     )
     caller = subprocess.Popen([sys.executable, "-c", code, script, str(tmp_path)])
     try:
         path = tmp_path / "group"
         group = int(wait_for(lambda: path.is_file() and path.read_text(), 60))
-        assert lava_backend._alive(group)
+        assert lava_worker._alive(group)
     finally:
         caller.kill()
         caller.wait()
-    wait_for(lambda: not lava_backend._alive(group), 10)
+    wait_for(lambda: not lava_worker._alive(group), 10)
     assert (tmp_path / "asked").exists()  # politely first, and even what was stopped
 
 
@@ -474,7 +476,7 @@ def test_a_dead_process_of_lava_is_noticed(python, zoo, temporary, monkeypatch):
 
     spikes = load_raster(ZOO_RASTER).spikes[:20]
     with pytest.raises(BackendError, match="lava: the worker failed: "):
-        lava_backend.run("lava", zoo, spikes, on_step=kill_children, stall_s=60)
+        on("lava", zoo, 60).run(spikes, kill_children)
     assert_gone(workers[0], temporary)
 
 
@@ -516,7 +518,7 @@ def test_a_corrupt_params_file_is_one_error(python, small, tmp_path, damage):
     with pytest.raises(
         BackendError, match=r"the worker failed: .*lava_params\.npz: cannot be read"
     ):
-        lava_backend.work("lava", list(map(str, command)), tmp_path)
+        lava_worker.work("lava", list(map(str, command)), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.npz", "loihi", "tmp"]
 
 
@@ -528,26 +530,27 @@ def test_a_corrupt_netx_file_is_one_error(python, tmp_path):
     script = shutil.copy(str(TEMPLATES / "netx_network.py"), tmp_path / "script")
     command = [python, script, net, "--input", tmp_path / "in.npz", "--out", tmp_path / "o.npz"]
     with pytest.raises(BackendError, match=r"network\.net: netx cannot read it"):
-        lava_backend.work("netx", list(map(str, command)), tmp_path)
+        lava_worker.work("netx", list(map(str, command)), tmp_path)
     assert not (tmp_path / "o.npz").exists()
 
 
 def test_a_damaged_environment_is_told_from_a_failing_network(tmp_path):
     command = [sys.executable, "-c", "import lava.proc.lif"]
     with pytest.raises(BackendError, match=r"ModuleNotFoundError: .*delete .*, which is damaged"):
-        lava_backend.work("lava", command, tmp_path)
+        lava_worker.work("lava", command, tmp_path)
 
 
 def test_a_worker_without_a_result_is_an_error(python, small, monkeypatch):
-    monkeypatch.setattr(lava_backend, "work", lambda *_args: None)
+    monkeypatch.setattr(lava_worker, "work", lambda *_args: None)
+    network, spikes = small
     with pytest.raises(BackendError, match="result cannot be read"):
-        lava_backend.run("lava", *small)
+        on("lava", network, 60).run(spikes)
 
 
 # The environment
 
 
-ENSURE = "from stl_deploy import lava_env; print(lava_env.python())"
+ENSURE = "from stl_deploy.backends import lava_env; print(lava_env.python())"
 
 
 def test_two_processes_at_once_build_it_once(uv_cache, fresh):
@@ -709,21 +712,21 @@ def test_parity_in_words(parity, model, lowered, raster):
 
 
 def test_a_backend_that_differs_fails(python, parity, model, lowered, raster, monkeypatch):
-    true_run = lava_backend.run
+    true_run = lava_worker.Session.run
 
     def broken(*args, **kwargs):
         trace = true_run(*args, **kwargs)
         trace["v/lif3"][1, 2, 7] += 1
         return trace
 
-    monkeypatch.setattr(lava_backend, "run", broken)
+    monkeypatch.setattr(lava_worker.Session, "run", broken)
     args = (model, lowered, "--input", raster, "--limit", 2, "--backend", "lava")
     code, out, err = parity(*args, "--json")
     assert code == 1
     data = json.loads(out)
     assert data["passed"] is False
     assert data["backends"]["lava"]["state_mismatches"] == 1
-    assert "lava differs from hw_sim in 0 spikes and 1 states; first v of lif3 (7,)" in err
+    assert "lava differs from the reference in 0 spikes and 1 states; first v of lif3 (7,)" in err
 
 
 def test_budgets(parity, model, lowered, raster):
@@ -747,8 +750,8 @@ def test_an_accuracy_budget_needs_labels(parity, model, lowered, net, tmp_path):
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        ("lava,brian", "'brian' is not one that is known; there are hw_sim, lava, netx, onnx"),
-        ("", "'' is not one that is known"),
+        ("lava,brian", "'brian' is not a known backend -> choose from hw_sim, lava, netx, onnx"),
+        ("", "'' is not a known backend"),
     ],
 )
 def test_other_backends_are_refused(parity, model, lowered, raster, names, what):

@@ -194,3 +194,30 @@ def shd_file(path, times, units, labels):
                 made[i] = values
         file["extra/keys"] = np.array([b"zero"] * 20)
         file["extra/speaker"] = np.zeros(len(labels), np.uint16)
+
+
+def write(layout, folder):
+    """A tiny dataset: its samples by split, each (label, events)."""
+    folder.mkdir(exist_ok=True)
+    if layout.startswith("cifar10dvs"):
+        suffix = ".aedat4" if layout.endswith("4") else ".aedat"
+        made = write_cifar10dvs(folder, suffix=suffix)
+        out = {}
+        for split in ("train", "test"):
+            chosen = {label: in_split(label, 10, split) for label in range(10)}
+            order = [(chosen[label][i], label) for i in range(len(chosen[0])) for label in chosen]
+            out[split] = [(label, made[label, number]) for number, label in order]
+        return out
+    writer = {
+        "nmnist": write_nmnist,
+        "dvs128gesture": write_gesture,
+        "dvs128gesture-cut": write_cut_gesture,
+        "shd": write_shd,
+    }[layout]
+    return writer(folder)
+
+
+def in_split(label, n, split):
+    """The documented draw: PCG64 of (0, class), nine of ten for training, in the order of names."""
+    order = np.random.Generator(np.random.PCG64([0, label])).permutation(n)
+    return sorted(order[: n * 9 // 10] if split == "train" else order[n * 9 // 10 :])

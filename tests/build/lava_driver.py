@@ -2,7 +2,7 @@
 
     python lava_driver.py lava|netx FOLDER ...
 
-A folder holds what lava_backend would stage, ``in.npz`` and ``names.json``; out.npz is written there.
+A folder holds what the backend would stage, ``in.npz`` and ``names.json``; out.npz is written there.
 """
 
 import json

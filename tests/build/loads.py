@@ -14,9 +14,10 @@ import numpy as np
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import LifLayer, Readout
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.nets import recurrent_synapses, synapses
+from tests.build.networks import chain, lif, pool, recurrent, weights
 
 
 def facts(chip):
@@ -25,92 +26,52 @@ def facts(chip):
     return tomllib.loads(path.read_text("utf-8"))
 
 
-def lif(name, synapses, input_shape, shape, vth, bias=0):
-    channels = shape[0]
-    return LifLayer(
-        name,
-        f"{name}_w",
-        synapses,
-        input_shape,
-        shape,
-        np.full(channels, bias, np.int32),
-        np.full(shape, vth, np.int32),
-        np.ones(channels),
-    )
-
-
-def weights(rng, *shape):
+def drawn(rng, *shape):
     """Random weights, a third of them zero, which are stored but cost nothing."""
-    weight = rng.integers(-20, 40, shape)
-    return np.where(rng.random(shape) < 0.33, 0, weight).astype(np.int8)
+    return weights(rng, *shape, low=-20, high=40, zeros=0.33)
 
 
 def tiny(timesteps=3):
     """Strided, padded, dilated, grouped convolution; pool; two dense layers, one with a bias."""
     rng = np.random.default_rng(7)
-    conv = Conv(weights(rng, 4, 1, 3, 2), (2, 1), (1, 2), (1, 2), 2)
-    return IntegerNetwork(
-        "loihi2",
-        timesteps,
-        (2, 5, 4),
-        3,
-        (
-            lif("lif1", conv, (2, 5, 4), (4, 3, 6), vth=25),
-            OrPool("pool1", "pool1_w", (4, 3, 6), (4, 1, 3), (3, 2)),
-            lif("lif2", Dense(weights(rng, 5, 12)), (4, 1, 3), (5,), vth=20, bias=-3),
-            lif("lif3", Dense(weights(rng, 4, 5)), (5,), (4,), vth=10),
-        ),
-        Readout(2, 2),
+    conv = Conv(drawn(rng, 4, 1, 3, 2), (2, 1), (1, 2), (1, 2), 2)
+    return chain(
+        lif("lif1", conv, (2, 5, 4), (4, 3, 6), vth=25),
+        pool((4, 3, 6), (3, 2)),
+        lif("lif2", Dense(drawn(rng, 5, 12)), (4, 1, 3), (5,), vth=20, bias=-3),
+        lif("lif3", Dense(drawn(rng, 4, 5)), (5,), (4,), vth=10),
+        steps=timesteps,
+        levels=3,
+        readout=Readout(2, 2),
     )
 
 
 def large(timesteps=2):
     """On Loihi 1: 8 cores, 7 by out-axons, 14 by synapse memory, 1; 8 tiles in two columns."""
     rng = np.random.default_rng(8)
-    conv = Conv(weights(rng, 8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 1)
-    return IntegerNetwork(
-        "loihi1",
-        timesteps,
-        (1, 30, 30),
-        1,
-        (
-            lif("lif1", conv, (1, 30, 30), (8, 30, 30), 40),
-            OrPool("pool1", "pool1_w", (8, 30, 30), (8, 15, 15), (2, 2)),
-            lif("lif2", Dense(weights(rng, 600, 1800)), (8, 15, 15), (600,), 500),
-            lif("lif3", Dense(weights(rng, 10, 600)), (600,), (10,), 30),
-        ),
-        Readout(10, 1),
+    conv = Conv(drawn(rng, 8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+    return chain(
+        lif("lif1", conv, (1, 30, 30), (8, 30, 30), 40),
+        pool((8, 30, 30), (2, 2)),
+        lif("lif2", Dense(drawn(rng, 600, 1800)), (8, 15, 15), (600,), 500),
+        lif("lif3", Dense(drawn(rng, 10, 600)), (600,), (10,), 30),
+        chip="loihi1",
+        steps=timesteps,
     )
 
 
 def hears(network):
     """``network``, its flat layers hearing themselves through weights a third of which are zero."""
-    rng = np.random.default_rng(9)
-    return replace(
-        network,
-        layers=tuple(
-            replace(n, recurrent=Dense(weights(rng, n.neurons, n.neurons)), recurrent_name="rec")
-            if len(n.shape) == 1
-            else n
-            for n in network.layers
-        ),
-    )
+    return recurrent(network, np.random.default_rng(9), -20, 40)
 
 
 def alone(timesteps=3):
     """One layer, first and last, on three cores of Loihi 1, each neuron of which hears a few."""
     rng = np.random.default_rng(10)
-    layer = lif("lif", Dense(weights(rng, 2100, 6)), (6,), (2100,), 20)
-    own = Dense(weights(rng, 2100, 2100) * (rng.random((2100, 2100)) < 0.002))
+    layer = lif("lif", Dense(drawn(rng, 2100, 6)), (6,), (2100,), 20)
+    own = Dense(drawn(rng, 2100, 2100) * (rng.random((2100, 2100)) < 0.002))
     layer = replace(layer, recurrent=own, recurrent_name="rec")
-    return IntegerNetwork("loihi1", timesteps, (6,), 1, (layer,), Readout(2100, 1))
-
-
-def raster(network, samples, density=0.5, seed=3):
-    rng = np.random.default_rng(seed)
-    size = (samples, network.timesteps, *network.input_shape)
-    values = rng.integers(1, network.input_levels + 1, size)
-    return np.where(rng.random(size) < density, values, 0).astype(np.uint8)
+    return chain(layer, chip="loihi1", steps=timesteps)
 
 
 def core_by_neuron(layer, placed):

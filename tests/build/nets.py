@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+import stl_deploy
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.network import Layer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Layer, OrPool
 from stl_deploy.ir.synapses import Dense, Sparse
 from stl_deploy.models.net import STLNet
+from tests.build.networks import values
 
 SMALL = "4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2"
+CONVOLUTIONAL = "4C3-BN-LIF-P4-FC20-LIF-AvgPool2"
 ROOT = Path(__file__).resolve().parents[2]
 ZOO = ROOT / "models" / "zoo" / "fashion-stl.pt"
 ZOO_RASTER = ROOT / "models" / "zoo" / "fashion-mnist-test500.npz"
@@ -41,11 +45,14 @@ def random_net(
     return net.eval()
 
 
+def quantized(text: str = CONVOLUTIONAL, seed: int = 0, **options: Any) -> IntegerNetwork:
+    """``random_net`` as integers; other options are those of ``stl_deploy.quantize``."""
+    return stl_deploy.quantize(stl_deploy.from_torch(random_net(text, seed)), **options)
+
+
 def random_spikes(net: STLNet, samples: int, seed: int = 0) -> np.ndarray:
     """A Bernoulli raster [N, T, *input] that fits ``net``."""
-    rng = np.random.default_rng(seed)
-    size = (samples, net.arch.timesteps, *net.arch.input.shape)
-    return (rng.random(size) < 0.4).astype(np.uint8)
+    return values((samples, net.arch.timesteps, *net.arch.input.shape), 0.4, seed=seed)
 
 
 def taken(weight: int, precision: str) -> int:

@@ -22,11 +22,12 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.lower.passes import lower
 from stl_deploy.models.net import STLNet
 from tests.build.nets import random_net, random_spikes
+from tests.build.networks import chain, lif, pool, raster
 
 Graph = nir.NIRGraph
 
@@ -43,48 +44,21 @@ class Case:
 def dense(rng, inputs, outputs, name="lif1", vth=150, own=False, bias=False, **settings):
     weight = rng.integers(-60, 90, (outputs, inputs)).astype(np.int8)
     recurrent = Dense(rng.integers(-40, 40, (outputs, outputs)).astype(np.int8)) if own else None
-    return LifLayer(
-        name,
-        f"{name}_w",
-        Dense(weight),
-        (inputs,),
-        (outputs,),
-        (rng.integers(-60, 60, outputs) * bias).astype(np.int32),
-        np.broadcast_to(np.int32(vth), outputs).copy(),
-        np.ones(outputs),
-        recurrent=recurrent,
-        recurrent_name=f"{name}_r" if own else "",
-        **settings,
-    )
+    biases = rng.integers(-60, 60, outputs) * bias
+    return lif(name, Dense(weight), vth=vth, bias=biases, recurrent=recurrent, **settings)
 
 
-def conv(rng, channels, outputs, kernel, name="lif1", vth=100, groups=1, shape=(8, 8), **geometry):
+def conv(rng, channels, outputs, kernel, vth=100, groups=1, **geometry):
     stride, padding, dilation = (
         geometry.get(key, default)
         for key, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)))
     )
     weight = rng.integers(-60, 90, (outputs, channels // groups, *kernel)).astype(np.int8)
-    size = (outputs, *G.plane((channels, *shape), kernel, stride, padding, dilation))
-    return LifLayer(
-        name,
-        f"{name}_w",
-        Conv(weight, stride, padding, dilation, groups),
-        (channels, *shape),
-        size,
-        np.zeros(outputs, np.int32),
-        np.broadcast_to(np.int32(vth), size).copy(),
-        np.ones(outputs),
-    )
-
-
-def pool(before, kernel):
-    size = (before.shape[0], *(n // k for n, k in zip(before.shape[1:], kernel, strict=True)))
-    return OrPool("pool1", "pool1_sum", before.shape, size, kernel)
+    return lif("lif1", Conv(weight, stride, padding, dilation, groups), (channels, 8, 8), vth=vth)
 
 
 def network(*layers, steps=5) -> IntegerNetwork:
-    readout = Readout(layers[-1].neurons, 1)
-    return IntegerNetwork("loihi2", steps, layers[0].input_shape, 1, tuple(layers), readout)
+    return chain(*layers, steps=steps)
 
 
 def uniform(net: IntegerNetwork) -> IntegerNetwork:
@@ -145,14 +119,12 @@ class _Builder:
         self.cases: dict[str, Case] = {}
         self.rng = np.random.default_rng(7)
 
-    def raster(self, net: IntegerNetwork) -> NDArray[np.uint8]:
-        size = (4, net.timesteps, *net.input_shape)
-        return (self.rng.random(size) < 0.5).astype(np.uint8)
-
     def portable(self, name: str, net: IntegerNetwork, spikes=None) -> None:
         path = self.folder / f"{name}.nir"
         nir_portable.write(nir_portable.from_network(net), path)
-        self.cases[name] = Case(path, self.raster(net) if spikes is None else spikes, net)
+        self.cases[name] = Case(
+            path, raster(net, 4, seed=self.rng) if spikes is None else spikes, net
+        )
 
     def floats(self, name: str, model: STLNet, spikes) -> None:
         path = self.folder / f"{name}.nir"
@@ -162,7 +134,9 @@ class _Builder:
     def spec(self, name: str, net: IntegerNetwork, spikes=None) -> None:
         path = self.folder / f"{name}.nir"
         nir_io.write(nir_file.to_nir(net), path)
-        self.cases[name] = Case(path, self.raster(net) if spikes is None else spikes, net)
+        self.cases[name] = Case(
+            path, raster(net, 4, seed=self.rng) if spikes is None else spikes, net
+        )
 
     def changed(
         self, name: str, of: str, change: Callable[[Graph], None], drop_reset: bool = True
@@ -212,7 +186,7 @@ def _integers(b: _Builder) -> None:
     b.portable("groups", network(conv(rng, 4, 6, (3, 3), groups=2)))
     b.portable("depthwise", network(conv(rng, 4, 4, (3, 3), groups=4)))
     large = conv(rng, 2, 3, (3, 3), vth=400)
-    b.portable("pool of nine", network(large, pool(large, (3, 3))))
+    b.portable("pool of nine", network(large, pool(large.shape, (3, 3))))
     b.portable("rounds", network(dense(rng, 12, 20, du=3000, dv=100, vth=900), steps=40))
 
 

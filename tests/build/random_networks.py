@@ -14,9 +14,10 @@ from stl_deploy.exporters import loihi_layers, netx
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
 from stl_deploy.ir.conv import unroll
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
+from tests.build.networks import chain, lif, pool
 
 LOW, HIGH = 0.02, 0.60
 Made = tuple[IntegerNetwork, NDArray[np.uint8]]
@@ -145,7 +146,7 @@ def _attempt(
         if layer is None:
             return None
         layers.append(layer)
-        network = _network(chip, timesteps, raster, levels, layers)
+        network = chain(*layers, chip=chip, steps=timesteps, levels=levels)
         spikes = reference.run_layer(network, layer, spikes).spikes
         if not LOW <= spikes.mean() <= HIGH:
             return None
@@ -166,20 +167,13 @@ def _kinds(rng: np.random.Generator, image: bool) -> list[str]:
     return kinds + ["dense"] * int(rng.integers(0, 3))
 
 
-def _network(
-    chip: str, timesteps: int, raster: NDArray[np.uint8], levels: int, layers: list[Layer]
-) -> IntegerNetwork:
-    readout = Readout(layers[-1].neurons, 1)
-    return IntegerNetwork(chip, timesteps, raster.shape[2:], levels, tuple(layers), readout)
-
-
 def _layer(
     rng: np.random.Generator, kind: str, name: str, shape: tuple[int, ...]
 ) -> LifLayer | OrPool | None:
     if kind == "pool":
-        c, h, w = shape
+        _, h, w = shape
         kh, kw = int(rng.choice(_divisors(h))), int(rng.choice(_divisors(w)))
-        return OrPool(name, f"{name}_w", (c, h, w), (c, h // kh, w // kw), (kh, kw))
+        return pool(shape, (kh, kw), name)
     bits = int(rng.integers(2, 9))
     if kind == "dense":
         size = (int(rng.integers(4, 30)),)
@@ -214,15 +208,12 @@ def _lif(
 ) -> LifLayer:
     biased = rng.random() < 0.6
     span = 1 << (bits - 1)
-    return LifLayer(
-        name=name,
-        synapse_name=f"{name}_w",
-        synapses=synapses,
-        input_shape=before,
-        shape=shape,
-        bias_mant=(rng.integers(-span, 2 * span, shape[0]) * biased).astype(np.int32),
-        vth=np.zeros(shape, np.int32),
-        scale=np.ones(shape[0]),
+    return lif(
+        name,
+        synapses,
+        before,
+        shape,
+        bias=rng.integers(-span, 2 * span, shape[0]) * biased,
         weight_bits=bits,
         du=4095 if rng.random() < 0.7 else int(rng.integers(0, 4096)),
         dv=2048 if rng.random() < 0.6 else int(rng.integers(0, 4096)),

@@ -1,4 +1,7 @@
-"""What tests/models/test_parallel.py runs in two processes: python two_processes.py RANK FOLDER."""
+"""What tests/models/test_parallel.py runs in two processes.
+
+python -m tests.build.two_processes RANK FOLDER, in the root of the repository.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -16,6 +18,7 @@ from stl_deploy.ir.arch import Architecture
 from stl_deploy.models import parallel, qat
 from stl_deploy.models.net import STLNet
 from stl_deploy.models.train import Settings, Trainer
+from tests.build.files import bars
 
 PLAIN = "3C3-LIF-P3-FC20-LIF-AvgPool2"
 NORMED = "3C3-BN-LIF-P3-FC20-BN-LIF-AvgPool2"
@@ -28,15 +31,6 @@ CASES = {
     "weights": (PLAIN, 61, {"mode": "synaptic"}),
     "integers": (NORMED, 61, {"weight_bits": 4, "chip": "loihi2", "lr": 5e-4}),
 }
-
-
-def data(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [n, 1, 6, 6] that a small net can tell apart."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, n)
-    images = rng.integers(0, 40, (n, 1, 6, 6)).astype(np.uint8)
-    images.reshape(n, -1)[np.arange(n)[:, None], labels[:, None] * 3 + np.arange(3)] = 255
-    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def trainer(name: str) -> Trainer:
@@ -52,18 +46,18 @@ def trainer(name: str) -> Trainer:
 def train(name: str) -> dict[str, object]:
     """All that a run leaves."""
     t = trainer(name)
-    list(t.run(*data(CASES[name][1]), held_out=data(21)))
+    list(t.run(*bars(CASES[name][1]), held_out=bars(21)))
     return {"history": t.history, "state": t.model.state_dict()}
 
 
 def cut(folder: Path) -> dict[str, object]:
     """As ``train("normed")``, with a break after the first epoch."""
     first = trainer("normed")
-    next(iter(first.run(*data(53), held_out=data(21))))
+    next(iter(first.run(*bars(53), held_out=bars(21))))
     first.save(folder / "s.pt")
     again = trainer("normed")
     again.resume(folder / "s.pt")
-    list(again.run(*data(53), held_out=data(21)))
+    list(again.run(*bars(53), held_out=bars(21)))
     return {"history": again.history, "state": again.model.state_dict()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -23,39 +22,31 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io, raster
 from stl_deploy.hw_sim import simulate
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
-from stl_deploy.ir.nir_graph import KEY
+from stl_deploy.ir.network import LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense
+from tests.build.files import change_meta
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, recurrent_synapses, synapses
+from tests.build.networks import chain, lif, recurrent, weights
 from tests.build.random_networks import single
 
 KINDS = ("compartments", "synapse_bytes", "in_axons", "out_axons")
 
 
-def lif(name, synapses, input_shape, shape, rng):
-    return LifLayer(
-        name=name,
-        synapse_name=f"{name}_w",
-        synapses=synapses,
-        input_shape=input_shape,
-        shape=shape,
-        bias_mant=np.zeros(shape[0], np.int32),
-        vth=rng.integers(1, 9, shape).astype(np.int32),
-        scale=np.ones(shape[0]),
-        weight_bits=int(rng.integers(2, 9)),
-    )
+def drawn(name, synapses, input_shape, shape, rng):
+    """A layer with thresholds and the width of its weights at random."""
+    vth = rng.integers(1, 9, shape)
+    return lif(name, synapses, input_shape, shape, vth, weight_bits=int(rng.integers(2, 9)))
 
 
-def weights(rng, *shape):
+def some(rng, *shape):
     """Random weights, a third of them zero, which are not stored."""
-    return np.where(rng.random(shape) < 0.33, 0, rng.integers(1, 4, shape)).astype(np.int8)
+    return weights(rng, *shape, low=1, high=4, zeros=0.33)
 
 
 def random_network(seed):
     """Convolution of any geometry, pool, convolution in groups, two dense layers."""
     rng = np.random.default_rng(seed)
     layers, shape = [], (int(rng.integers(1, 4)), int(rng.integers(5, 9)), int(rng.integers(5, 9)))
-    first = shape
     for name in ("lif1", "lif2"):
         groups = int(rng.choice([g for g in (1, 2, 3) if shape[0] % g == 0]))
         out = groups * int(rng.integers(1, 4))
@@ -65,11 +56,11 @@ def random_network(seed):
         padding = np.maximum(rng.integers(0, 4, 2), (reach - shape[1:] + 1) // 2)  # not empty
         size = (np.array(shape[1:]) + 2 * padding - reach) // stride + 1
         conv = Conv(
-            weights(rng, out, shape[0] // groups, *kernel),
+            some(rng, out, shape[0] // groups, *kernel),
             *(tuple(map(int, pair)) for pair in (stride, padding, dilation)),
             groups,
         )
-        layers.append(lif(name, conv, shape, (out, *map(int, size)), rng))
+        layers.append(drawn(name, conv, shape, (out, *map(int, size)), rng))
         shape = layers[-1].shape
         if name == "lif1":
             kernel = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
@@ -79,22 +70,9 @@ def random_network(seed):
                 layers.append(OrPool("pool1", "pool1_w", shape, after, kernel))
                 shape = after
     for name, n in (("lif3", int(rng.integers(2, 12))), ("lif4", 4)):
-        layers.append(lif(name, Dense(weights(rng, n, math.prod(shape))), shape, (n,), rng))
+        layers.append(drawn(name, Dense(some(rng, n, math.prod(shape))), shape, (n,), rng))
         shape = (n,)
-    return IntegerNetwork("loihi1", 2, first, 1, tuple(layers), Readout(4, 1))
-
-
-def hears_itself(network, rng):
-    """``network`` with recurrent weights in its dense layers."""
-    return replace(
-        network,
-        layers=tuple(
-            replace(n, recurrent=Dense(weights(rng, n.neurons, n.neurons)), recurrent_name="rec")
-            if isinstance(n, LifLayer) and isinstance(n.synapses, Dense)
-            else n
-            for n in network.layers
-        ),
-    )
+    return chain(*layers, chip="loihi1", steps=2)
 
 
 def chip_with(base="loihi1", **limits):
@@ -167,7 +145,7 @@ def by_brute_force(network, placed, chip):
 TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons": 300}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     limits=st.fixed_dictionaries(
@@ -179,20 +157,20 @@ TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons"
         }
     ),
     folded=st.booleans(),
-    spread=st.none() | st.integers(1, 6),
+    stretch=st.none() | st.integers(1, 6),
     own=st.booleans(),
 )
 def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
-    seed, limits, folded, spread, own
+    seed, limits, folded, stretch, own
 ):
     network, chip = random_network(seed), chip_with(**limits)
     if own:
-        network = hears_itself(network, np.random.default_rng(seed))
+        network = recurrent(network, np.random.default_rng(seed), 1, 4)
     if folded:
         rng = np.random.default_rng(seed)
         layers = [single(rng, n) if isinstance(n, LifLayer) else n for n in network.layers]
         network = replace(network, layers=tuple(layers))
-    over = None if spread is None else {n.name: spread for n in network.lif_layers}
+    over = None if stretch is None else {n.name: stretch for n in network.layers}
     placed = placement.place(network, chip, over)
     assert placed == placement.place(network, chip, over)
     first = 0
@@ -227,9 +205,9 @@ def ring(neurons, reach):
     own = np.zeros((neurons, neurons), np.int8)
     for k in range(1, reach + 1):
         own[np.arange(neurons), (np.arange(neurons) + k) % neurons] = 1
-    layer = lif("lif", Dense(np.ones((neurons, 1), np.int8)), (1,), (neurons,), rng)
+    layer = drawn("lif", Dense(np.ones((neurons, 1), np.int8)), (1,), (neurons,), rng)
     layer = replace(layer, recurrent=Dense(own), recurrent_name="rec")
-    return IntegerNetwork("loihi1", 2, (1,), 1, (layer,), Readout(neurons, 1))
+    return chain(layer, chip="loihi1", steps=2)
 
 
 def test_axons_and_memory_of_a_layer_that_hears_itself_by_hand():
@@ -269,7 +247,7 @@ def test_a_layer_is_cut_again_where_its_own_cores_need_more_axons():
     assert "out-axons" in problem.what
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6))
 def test_no_block_could_be_longer(seed):
     """One neuron more on any core but a layer's last breaks a limit, and bound_by is such a limit."""
@@ -312,16 +290,11 @@ def renumbered(layers):
 
 
 def dense_pair(rng, inputs=40, hidden=30, outputs=20):
-    return IntegerNetwork(
-        "loihi1",
-        2,
-        (inputs,),
-        1,
-        (
-            lif("a", Dense(np.ones((hidden, inputs), np.int8)), (inputs,), (hidden,), rng),
-            lif("b", Dense(np.ones((outputs, hidden), np.int8)), (hidden,), (outputs,), rng),
-        ),
-        Readout(outputs, 1),
+    return chain(
+        drawn("a", Dense(np.ones((hidden, inputs), np.int8)), (inputs,), (hidden,), rng),
+        drawn("b", Dense(np.ones((outputs, hidden), np.int8)), (hidden,), (outputs,), rng),
+        chip="loihi1",
+        steps=2,
     )
 
 
@@ -353,8 +326,8 @@ def test_each_limit_can_bind(limits, bound_by, blocks):
 
 def test_in_axons_bind_where_neurons_have_inputs_of_their_own():
     rng = np.random.default_rng(0)
-    layer = lif("one", Dense(np.eye(30, dtype=np.int8)), (30,), (30,), rng)
-    network = IntegerNetwork("loihi1", 2, (30,), 1, (layer,), Readout(30, 1))
+    layer = drawn("one", Dense(np.eye(30, dtype=np.int8)), (30,), (30,), rng)
+    network = chain(layer, chip="loihi1", steps=2)
     placed = placement.place(network, chip_with(in_axons=7))
     assert placed.layers["one"].blocks == (7, 7, 7, 7, 2)
     assert placed.layers["one"].bound_by == "in_axons"
@@ -374,14 +347,8 @@ def test_what_ends_most_blocks_bound_the_layer(own, neurons, blocks, bound_by):
     weight = np.zeros((neurons, own), np.int8)
     weight[:own] = np.eye(own)
     weight[own:, 0] = 1
-    network = IntegerNetwork(
-        "loihi1",
-        2,
-        (own,),
-        1,
-        (lif("one", Dense(weight), (own,), (neurons,), rng),),
-        Readout(neurons, 1),
-    )
+    layer = drawn("one", Dense(weight), (own,), (neurons,), rng)
+    network = chain(layer, chip="loihi1", steps=2)
     placed = placement.place(network, chip_with(in_axons=4, compartments=5)).layers["one"]
     assert (placed.blocks, placed.bound_by) == (blocks, bound_by)
 
@@ -405,8 +372,8 @@ def test_neurons_of_one_position_lie_together():
     """[C, H, W] is dealt row by row, column by column, channel by channel."""
     rng = np.random.default_rng(0)
     conv = Conv(np.ones((3, 1, 1, 1), np.int8), (1, 1), (0, 0), (1, 1), 1)
-    layer = lif("one", conv, (1, 2, 2), (3, 2, 2), rng)
-    network = IntegerNetwork("loihi1", 2, (1, 2, 2), 1, (layer,), Readout(12, 1))
+    layer = drawn("one", conv, (1, 2, 2), (3, 2, 2), rng)
+    network = chain(layer, chip="loihi1", steps=2)
     placed = placement.place(network, chip_with(compartments=3)).layers["one"]
     assert placed.blocks == (3, 3, 3, 3)
     assert placed.fullest["in_axons"] == 1  # three channels, one input
@@ -501,15 +468,6 @@ def test_round_trip(tmp_path, chip, thresholds):
     assert nir_file.read_network(tmp_path / "m.nir").placement == network.placement
 
 
-def edit(path, change):
-    with h5py.File(path, "r+") as file:
-        name = f"node/metadata/{KEY}"
-        meta = json.loads(file[name][()])
-        change(meta)
-        del file[name]
-        file[name] = json.dumps(meta)
-
-
 def layer(**changes):
     return lambda meta: meta["placement"]["layers"][0].update(changes)
 
@@ -541,7 +499,7 @@ def whole(**changes):
     ],
 )
 def test_contradictions_are_refused(path, change, what):
-    edit(path, change)
+    change_meta(path, change)
     with pytest.raises(InputError) as caught:
         nir_file.read_network(path)
     assert what in str(caught.value)
@@ -572,7 +530,7 @@ def test_changed_weights_contradict_the_placement(path):
 
 def test_a_file_without_a_placement_is_placed_where_it_is_needed(path):
     before = nir_file.read_network(path)
-    edit(path, lambda meta: meta.pop("placement"))
+    change_meta(path, lambda meta: meta.pop("placement"))
     after = nir_file.read_network(path)
     assert after.placement is None
     assert placement.of(after, chips.load("loihi1")) == before.placement
@@ -593,9 +551,7 @@ def test_energy_is_that_of_the_profiles_chip():
 def test_energy_of_cores_that_hold_too_much_says_so():
     rng = np.random.default_rng(0)
     dense = Dense(np.ones((3, 5000), np.int8))
-    network = IntegerNetwork(
-        "loihi2", 2, (5000,), 1, (lif("wide", dense, (5000,), (3,), rng),), Readout(3, 1)
-    )
+    network = chain(drawn("wide", dense, (5000,), (3,), rng), steps=2)
     done = simulate.Simulator(network).run(raster.Raster(np.ones((1, 2, 5000), np.uint8)))
     assert done.energies.pop("loihi2-pilotnet").beyond == ()
     for energy in done.energies.values():

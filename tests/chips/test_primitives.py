@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stl_deploy.chips.arithmetic import decay, fire, step_current, step_voltage, wrap32
-from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Dense
+from tests.build.networks import lif
 
 M = 1 << 23
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = settings(max_examples=150)
 
 
 # The model
@@ -223,17 +223,8 @@ def test_bias_of_a_layer(mantissas, bias_exp, conv):
     """One bias a channel, mantissa << exponent, that broadcasts over the channel's plane."""
     n = len(mantissas)
     shape = (n, 2, 3) if conv else (n,)
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(np.zeros((n, 1), np.int8)),
-        (1,),
-        shape,
-        np.array(mantissas, np.int32),
-        np.zeros(shape, np.int32),
-        np.ones(n),
-        bias_exp=bias_exp,
-    )
+    synapses = Dense(np.zeros((n, 1), np.int8))
+    layer = lif("lif", synapses, shape=shape, bias=mantissas, bias_exp=bias_exp)
     full = np.broadcast_to(layer.bias, shape)
     assert layer.bias.dtype == np.int64
     for channel, mantissa in enumerate(mantissas):

@@ -413,7 +413,7 @@ def test_force_never_takes_an_input_or_a_stranger_with_it(command, here, model, 
     command("stl-export", model, "--target", "nir", "-o", "o")
     inside = here / "o" / "inside.pt"
     inside.write_bytes(model.read_bytes())
-    for source, what in ((inside, "holds the input"), (model, "inside.pt")):
+    for source, what in ((inside, "contains the input"), (model, "inside.pt")):
         code, _, err = command("stl-export", source, "--target", "nir", "-o", "o", "--force")
         assert code == 2
         assert what in err
@@ -438,8 +438,8 @@ def test_places_that_cannot_become_an_export(command, here, model, monkeypatch):
     for out, what in (
         ("link", "symbolic link"),
         ("dangling", "symbolic link"),
-        (".", "current folder"),
-        ("..", "current folder"),
+        (".", "current directory"),
+        ("..", "current directory"),
         (model, "is a file"),
     ):
         code, _, err = command("stl-export", model, "--target", "nir", "-o", out, "--force")

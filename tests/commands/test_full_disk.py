@@ -16,8 +16,8 @@ from stl_deploy.files import new_folder
 from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.raster import Raster, save
 from tests.build import full_disk
+from tests.build.files import write_idx
 from tests.build.nets import random_net, random_spikes
-from tests.formats.test_data import write_idx
 
 WRITTEN = {
     "export": {

@@ -32,33 +32,6 @@ SENSOR = (2, 128, 128)
 LAYOUTS = ("nmnist", "dvs128gesture", "dvs128gesture-cut", "cifar10dvs", "cifar10dvs-4", "shd")
 
 
-def write(layout, folder):
-    """A tiny dataset: its samples by split, each (label, events)."""
-    folder.mkdir(exist_ok=True)
-    if layout.startswith("cifar10dvs"):
-        suffix = ".aedat4" if layout.endswith("4") else ".aedat"
-        made = event_files.write_cifar10dvs(folder, suffix=suffix)
-        out = {}
-        for split in ("train", "test"):
-            chosen = {label: in_split(label, 10, split) for label in range(10)}
-            order = [(chosen[label][i], label) for i in range(len(chosen[0])) for label in chosen]
-            out[split] = [(label, made[label, number]) for number, label in order]
-        return out
-    writer = {
-        "nmnist": event_files.write_nmnist,
-        "dvs128gesture": event_files.write_gesture,
-        "dvs128gesture-cut": event_files.write_cut_gesture,
-        "shd": event_files.write_shd,
-    }[layout]
-    return writer(folder)
-
-
-def in_split(label, n, split):
-    """The documented draw: PCG64 of (0, class), nine of ten for training, in the order of names."""
-    order = np.random.Generator(np.random.PCG64([0, label])).permutation(n)
-    return sorted(order[: n * 9 // 10] if split == "train" else order[n * 9 // 10 :])
-
-
 def frames_by_loop(sample, sensor, shape, steps, binning, levels, window=1_400_000):
     """Frames event by event, in plain Python."""
     sample = sorted(sample, key=lambda e: e[0]) if len(sensor) == 1 else sample
@@ -79,7 +52,7 @@ def frames_by_loop(sample, sensor, shape, steps, binning, levels, window=1_400_0
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("binning", "levels"), [("count", 1), ("time", 3), (None, 255)])
 def test_rasters_are_what_a_loop_over_the_events_makes(layout, binning, levels, tmp_path):
-    made = write(layout, tmp_path)
+    made = event_files.write(layout, tmp_path)
     name = layout.split("-")[0]
     dataset = EVENT_SETS[name]
     size = 70 if name == "shd" else 9
@@ -158,7 +131,7 @@ LATER = event_files.nmnist_event(20, 1, 3, 3)
     ("data", "what"),
     [
         (b"", "has 0 bytes"),
-        (EVENT + b"12", "has 7 bytes, which is no multiple of 5"),
+        (EVENT + b"12", "has 7 bytes, not a multiple of 5"),
         (event_files.nmnist_event(0, 0, 0, 34), "x = 34, allowed are 0..33"),
         (EVENT + event_files.nmnist_event(11, 0, 99, 0), "event 1 with y = 99"),
         (LATER + EVENT, "time goes backwards 1 times, first at event 1: 10 us after 20 us"),
@@ -191,7 +164,7 @@ ABORTS = bytes(ABORTS)
         (b"nothing", "does not begin with #!AER-DAT2.0"),
         (b"#!AER-DAT2.0", "ends inside its header"),
         (event_files.aedat_31(GOOD), "does not begin with #!AER-DAT2.0"),
-        (event_files.aedat_2(GOOD)[:-3], "no multiple of 8"),
+        (event_files.aedat_2(GOOD)[:-3], "not a multiple of 8"),
         (event_files.aedat_2([]), "holds no events"),
         (event_files.aedat_2(GOOD[::-1]), "time goes backwards 23 times"),
         (b"#!AER-DAT2.0\r\n" + struct.pack(">II", 1 << 15, 0), "holds address 32768"),
@@ -199,7 +172,7 @@ ABORTS = bytes(ABORTS)
 )
 def test_broken_files_of_cifar10dvs(data, what, tmp_path):
     event_files.write_cifar10dvs(tmp_path)
-    path = tmp_path / "cat" / f"cifar10_cat_{in_split(3, 10, 'test')[0]}.aedat"
+    path = tmp_path / "cat" / f"cifar10_cat_{event_files.in_split(3, 10, 'test')[0]}.aedat"
     path.write_bytes(data)
     refused("cifar10dvs", tmp_path, path, what)
 
@@ -207,10 +180,10 @@ def test_broken_files_of_cifar10dvs(data, what, tmp_path):
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"nothing", "is no whole AEDAT 4 file"),
-        (b"#!AER-DAT4.0\r\n" + bytes(400), "is no whole AEDAT 4 file"),  # its library panics
-        (event_files.aedat_4(GOOD)[:-7], "is no whole AEDAT 4 file"),
-        (ABORTS, "is no whole AEDAT 4 file"),
+        (b"nothing", "is not a complete AEDAT 4 file"),
+        (b"#!AER-DAT4.0\r\n" + bytes(400), "is not a complete AEDAT 4 file"),  # its library panics
+        (event_files.aedat_4(GOOD)[:-7], "is not a complete AEDAT 4 file"),
+        (ABORTS, "is not a complete AEDAT 4 file"),
         (event_files.aedat_4([]), "holds no events"),
         (event_files.aedat_4([(0, 1, 128, 0)], (999, 999)), "y = 128, allowed are 0..127"),
         (event_files.aedat_4(GOOD[::-1]), "time goes backwards"),
@@ -218,7 +191,7 @@ def test_broken_files_of_cifar10dvs(data, what, tmp_path):
 )
 def test_broken_files_of_aedat_4(data, what, tmp_path, capfd):
     event_files.write_cifar10dvs(tmp_path, suffix=".aedat4")
-    path = tmp_path / "cat" / f"cifar10_cat_{in_split(3, 10, 'test')[0]}.aedat4"
+    path = tmp_path / "cat" / f"cifar10_cat_{event_files.in_split(3, 10, 'test')[0]}.aedat4"
     path.write_bytes(data)
     refused("cifar10dvs", tmp_path, path, what)
 
@@ -236,7 +209,9 @@ def test_a_reader_that_dies_blames_its_file_and_is_replaced(tmp_path):
     path.write_bytes(event_files.aedat_4(GOOD))
     before = aedat4.read(path)
     aedat4._child().kill()
-    with pytest.raises(InputError, match=r"a.aedat4: is no whole AEDAT 4 file: its reader crashed"):
+    with pytest.raises(
+        InputError, match=r"a.aedat4: is not a complete AEDAT 4 file: its reader crashed"
+    ):
         aedat4.read(path)
     assert aedat4.read(path).t.tolist() == before.t.tolist() == [e[0] for e in GOOD]
     first = aedat4._child()
@@ -293,7 +268,7 @@ def test_a_gesture_outside_the_sensor(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [
-        ("trials_to_test.txt", "../../etc/passwd\n", "which is no recording"),
+        ("trials_to_test.txt", "../../etc/passwd\n", "which is not a recording"),
         ("trials_to_test.txt", "\n", "names no gestures"),
         ("trials_to_test.txt", b"\xff\xfe", "is not text"),
         ("trials_to_test.txt", "user03_led.aedat\nuser03_led.aedat\n", "twice"),
@@ -327,10 +302,10 @@ ROW = np.array([[1, 2, 1, 3]], float)
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"nothing", "is no array"),
-        (npy(ROW)[:-1], "is no array"),
-        (npy(np.array([None])), "is no array"),
-        (npy(ROW).replace(b"(1, 4)", b"(9999999999, 4)"), "is no array"),
+        (b"nothing", "is not a valid array"),
+        (npy(ROW)[:-1], "is not a valid array"),
+        (npy(np.array([None])), "is not a valid array"),
+        (npy(ROW).replace(b"(1, 4)", b"(9999999999, 4)"), "is not a valid array"),
         (npy(ROW[0]), "not rows (x, y, polarity, milliseconds)"),
         (npy(ROW.astype(complex)), "not rows"),
         (npy(ROW + 0.5), "not whole"),
@@ -390,7 +365,7 @@ def test_broken_files_of_shd(tmp_path):
     with h5py.File(path, "a") as file:
         del file["spikes/times"]
         file["spikes/times"] = np.zeros((3, 4))
-    refused("shd", tmp_path, path, "spikes/times is no plain list")
+    refused("shd", tmp_path, path, "spikes/times is not a plain list")
     with h5py.File(path, "a") as file:
         del file["spikes/times"]
         file["spikes/times"] = np.zeros(3)
@@ -496,7 +471,7 @@ SMALL = {
 )
 def test_from_events_to_the_chip(layout, levels, tmp_path, command):
     """stl-raster, stl-train, stl-export, hw_sim, stl-parity."""
-    write(layout, tmp_path)
+    event_files.write(layout, tmp_path)
     arch, size = SMALL[layout]
     name = layout.split("-")[0]
     how = [
@@ -694,7 +669,7 @@ def test_spikingjelly_reads_and_frames_the_same(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_mutated_files_are_read_or_refused(layout, tmp_path):
     """Bytes changed, cut out or doubled: an InputError that names the folder, or frames; nothing else."""
-    write(layout, tmp_path)
+    event_files.write(layout, tmp_path)
     name = layout.split("-")[0]
     listing = EVENT_SETS[name].listing(tmp_path, "test")
     paths = {Path(listing.read(0).where.split(",")[0])}

@@ -16,7 +16,6 @@ from stl_deploy.data import aedat, nmnist
 from stl_deploy.data.catalogue import EVENT_SETS
 from stl_deploy.data.load import Wanted, load
 from tests.build import event_files
-from tests.data.test_events import write
 
 if sys.version_info >= (3, 12):
     pytest.importorskip("tonic", reason="tonic's expelliarmus has no wheel for this Python")
@@ -24,6 +23,8 @@ if sys.version_info >= (3, 12):
 import tonic.datasets
 import tonic.functional
 import tonic.io
+
+from tests.build.event_files import write
 
 
 class NoDownload:

@@ -23,15 +23,19 @@ import pytest
 from numpy.typing import NDArray
 
 import stl_deploy
-from stl_deploy import agreement, lava_env, nir_file, parity_check
-from stl_deploy import chip as chips
-from stl_deploy import graph as graphs
-from stl_deploy import raster as rasters
+from stl_deploy.backends import lava_env
+from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import lava, loihi, netx
+from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import nir_io
+from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir import nir_graph as graphs
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.verify import against_reference, check
+from tests.build.networks import after, chain, lif, pool, raster, weights
 
 Ints = NDArray[np.int64]
 M = 1 << 23
@@ -40,78 +44,56 @@ M = 1 << 23
 # Networks
 
 
-def random_weights(rng: np.random.Generator, *shape: int) -> NDArray[np.int8]:
-    return rng.integers(-128, 128, shape).astype(np.int8)
-
-
-def lif(
+def random_lif(
     name: str,
     synapses: Conv | Dense,
-    input_shape: tuple[int, ...],
-    shape: tuple[int, ...],
+    input_shape: tuple[int, ...] | None = None,
+    shape: tuple[int, ...] | None = None,
     **fields: Any,
 ) -> LifLayer:
     """A layer with random biases and one threshold for every neuron."""
+    shape = shape or after(synapses, input_shape or ())
     rng = np.random.default_rng(len(name) + synapses.weight.size)
-    fields.setdefault("bias_mant", rng.integers(-60, 60, shape[0]).astype(np.int32))
-    fields.setdefault("vth", rng.integers(0, 300, shape).astype(np.int32))
-    return LifLayer(
-        name, f"{name}_w", synapses, input_shape, shape, scale=np.ones(shape[0]), **fields
-    )
+    fields.setdefault("bias", rng.integers(-60, 60, shape[0]))
+    fields.setdefault("vth", rng.integers(0, 300, shape))
+    return lif(name, synapses, input_shape, shape, **fields)
 
 
-def network(*layers: Layer, levels: int = 1, timesteps: int = 4, chip: str = "loihi2"):
-    size = layers[-1].neurons
-    return IntegerNetwork(chip, timesteps, layers[0].input_shape, levels, layers, Readout(size, 1))
+def one_dense(weight: NDArray[Any], **fields: Any) -> IntegerNetwork:
+    return chain(random_lif("fc", Dense(weight), **fields))
+
+
+def one_conv(conv: Conv, shape: tuple[int, int, int], **fields: Any) -> IntegerNetwork:
+    return chain(random_lif("conv", conv, shape, **fields))
 
 
 def convolutional(levels: int = 1) -> IntegerNetwork:
     """Kernels, strides, paddings and windows that differ between the axes; pool, dense, dense."""
     rng = np.random.default_rng(levels)
-    return network(
-        lif(
+    return chain(
+        random_lif(
             "lif1",
-            Conv(random_weights(rng, 4, 2, 3, 2), (1, 2), (2, 1), (1, 1), 1),
+            Conv(weights(rng, 4, 2, 3, 2), (1, 2), (2, 1), (1, 1), 1),
             (2, 6, 9),
             (4, 8, 5),
             vth=rng.integers(200 * levels, 800 * levels, (4, 8, 5)).astype(np.int32),
         ),
-        OrPool("pool1", "pool1_w", (4, 8, 5), (4, 4, 1), (2, 5)),
-        lif(
+        pool((4, 8, 5), (2, 5)),
+        random_lif(
             "lif2",
-            Conv(random_weights(rng, 6, 2, 2, 1), (1, 1), (0, 1), (2, 1), 2),
+            Conv(weights(rng, 6, 2, 2, 1), (1, 1), (0, 1), (2, 1), 2),
             (4, 4, 1),
             (6, 2, 3),
         ),
-        lif("lif3", Dense(random_weights(rng, 7, 36)), (6, 2, 3), (7,)),
-        lif("lif4", Dense(random_weights(rng, 5, 7)), (7,), (5,)),
+        random_lif("lif3", Dense(weights(rng, 7, 36)), (6, 2, 3), (7,)),
+        random_lif("lif4", Dense(weights(rng, 5, 7)), (7,), (5,)),
         levels=levels,
     )
 
 
-def one_dense(weight: NDArray[Any], **fields: Any) -> IntegerNetwork:
-    return network(lif("fc", Dense(weight), (weight.shape[1],), (len(weight),), **fields))
-
-
-def one_conv(conv: Conv, shape: tuple[int, int, int], **fields: Any) -> IntegerNetwork:
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(
-            shape[1:], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation, strict=True
-        )
-    ]
-    return network(lif("conv", conv, shape, (len(conv.weight), *size), **fields))
-
-
 def then(net: IntegerNetwork, *layers: Layer) -> IntegerNetwork:
     """``net`` with more layers behind it."""
-    return network(*net.layers, *layers, timesteps=net.timesteps)
-
-
-def raster(net: IntegerNetwork, samples: int = 3) -> NDArray[np.uint8]:
-    rng = np.random.default_rng(1)
-    size = (samples, net.timesteps, *net.input_shape)
-    return (rng.integers(1, net.input_levels + 1, size) * (rng.random(size) < 0.5)).astype(np.uint8)
+    return chain(*net.layers, *layers, steps=net.timesteps)
 
 
 # What Lava does with what it is given
@@ -270,7 +252,7 @@ def read_netx(path: Path) -> list[Population]:
 
 
 def assert_runs(populations: list[Population], net: IntegerNetwork) -> None:
-    spikes = raster(net)
+    spikes = raster(net, seed=1)
     expected = reference.run(net, spikes)
     outputs = run(populations, spikes)
     for layer, got in zip(net.layers, outputs, strict=True):
@@ -296,7 +278,7 @@ def test_both_files_hold_the_network(levels, tmp_path):
     assert names == {"network.net", "lava_network.py", "lava_params.npz"}
     assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
     assert_runs(read_netx(tmp_path / "network.net"), net)
-    some = reference.run(net, raster(net)).layers
+    some = reference.run(net, raster(net, seed=1)).layers
     assert all(0 < trace.spikes.mean() < 1 for trace in some.values())
 
 
@@ -318,7 +300,7 @@ def one_signed(low: int, high: int) -> NDArray[np.int8]:
     ],
 )
 def test_dense_matrices_of_every_sign_are_exact(weight, tmp_path):
-    net = one_dense(weight, bias_mant=np.full(6, 200, np.int32))
+    net = one_dense(weight, bias=np.full(6, 200, np.int32))
     loihi.write(net, tmp_path)
     assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
     assert_runs(read_netx(tmp_path / "network.net"), net)
@@ -326,18 +308,18 @@ def test_dense_matrices_of_every_sign_are_exact(weight, tmp_path):
 
 @pytest.mark.parametrize("groups", [128, 130, 131])
 def test_groups_beyond_int8_are_merged(groups, tmp_path):
-    weight = random_weights(np.random.default_rng(0), 2 * groups, 1, 2, 1)
+    weight = weights(np.random.default_rng(0), 2 * groups, 1, 2, 1)
     conv = Conv(weight, (1, 1), (0, 0), (1, 1), groups)
     net = one_conv(conv, (groups, 2, 2))
-    net = then(net, OrPool("pool", "pool_w", (2 * groups, 1, 2), (2 * groups, 1, 1), (1, 2)))
+    net = then(net, pool((2 * groups, 1, 2), (1, 2)))
     loihi.write(net, tmp_path)
     assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
     assert_runs(read_netx(tmp_path / "network.net"), net)
 
 
 def test_a_dense_layer_reads_an_image_in_the_order_c_h_w(tmp_path):
-    weight = random_weights(np.random.default_rng(0), 4, 30)
-    net = network(lif("fc", Dense(weight), (2, 3, 5), (4,)))
+    weight = weights(np.random.default_rng(0), 4, 30)
+    net = chain(random_lif("fc", Dense(weight), (2, 3, 5), (4,)))
     loihi.write(net, tmp_path)
     assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
     assert_runs(read_netx(tmp_path / "network.net"), net)
@@ -345,7 +327,7 @@ def test_a_dense_layer_reads_an_image_in_the_order_c_h_w(tmp_path):
 
 def test_decays_survive(tmp_path):
     net = one_dense(one_signed(-30, 30), du=1000, dv=0)
-    net = then(net, lif("b", Dense(np.eye(6, dtype=np.int8)), (6,), (6,)))
+    net = then(net, random_lif("b", Dense(np.eye(6, dtype=np.int8)), (6,), (6,)))
     loihi.write(net, tmp_path)
     assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
     assert_runs(read_netx(tmp_path / "network.net"), net)
@@ -371,21 +353,21 @@ def test_equal_networks_make_equal_bytes(tmp_path):
 def test_lava_carries_weight_and_bias_exponents(exp, tmp_path):
     rng = np.random.default_rng(exp)
     net = one_conv(
-        Conv(random_weights(rng, 3, 1, 2, 2), (1, 1), (0, 0), (1, 1), 1),
+        Conv(weights(rng, 3, 1, 2, 2), (1, 1), (0, 0), (1, 1), 1),
         (1, 4, 3),
         exp=exp,
         bias_exp=3,
         vth=rng.integers(0, 300 << exp, (3, 3, 2)).astype(np.int32),
     )
-    dense = Dense(random_weights(rng, 5, 18))
-    net = then(net, lif("fc", dense, (3, 3, 2), (5,), exp=exp, bias_exp=0))
+    dense = Dense(weights(rng, 5, 18))
+    net = then(net, random_lif("fc", dense, (3, 3, 2), (5,), exp=exp, bias_exp=0))
     lava.write(net, tmp_path)
     assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
 
 
 @pytest.mark.parametrize("value", [0, -128])
 def test_lava_carries_matrices_that_netx_refuses(value, tmp_path):
-    net = one_dense(np.full((3, 4), value, np.int8), bias_mant=np.full(3, 300, np.int32))
+    net = one_dense(np.full((3, 4), value, np.int8), bias=np.full(3, 300, np.int32))
     lava.write(net, tmp_path)
     assert_runs(read_lava(tmp_path / "lava_params.npz"), net)
 
@@ -475,13 +457,13 @@ def test_what_cuba_neurons_cannot_leaves_netx_out_and_says_so(fields, what, tmp_
 def heard(weight: int, n: int = 1, **fields: Any) -> LifLayer:
     """A layer of ``n`` neurons that hear each other with this weight, and their input with 1."""
     own = Dense(np.full((n, n), weight, np.int16).astype(fields.pop("kind", np.int8)))
-    fields = {"bias_mant": np.zeros(n, np.int32), **fields}
+    fields = {"bias": 0, **fields}
     ones = Dense(np.ones((n, 1), np.int8))
-    return lif("fc", ones, (1,), (n,), recurrent=own, recurrent_name="rec", **fields)
+    return random_lif("fc", ones, (1,), (n,), recurrent=own, recurrent_name="rec", **fields)
 
 
 def test_neurons_of_loihi_1_reset_to_zero(tmp_path):
-    net = network(heard(1, reset="subtract"), chip="loihi1")
+    net = chain(heard(1, reset="subtract"), chip="loihi1")
     for write in (loihi.write, lava.write):
         (line,) = problems(write, net, tmp_path)
         assert line.startswith("fc: reset 'subtract': a spike of Intel Loihi (first generation) se")
@@ -489,14 +471,14 @@ def test_neurons_of_loihi_1_reset_to_zero(tmp_path):
 
 
 def test_registers_of_what_a_layer_hears_of_itself(tmp_path):
-    (line,) = problems(lava.write, network(heard(200, kind=np.int16)), tmp_path)
+    (line,) = problems(lava.write, chain(heard(200, kind=np.int16)), tmp_path)
     assert line.startswith("fc: recurrent weight 200 is outside -128..127")
     image = replace(heard(1), shape=(1, 1, 1), vth=np.zeros((1, 1, 1), np.int32))
-    lines = problems(lava.write, network(image), tmp_path)
-    assert any("fc: neurons of shape (1, 1, 1) hear themselves" in line for line in lines)
+    lines = problems(lava.write, chain(image), tmp_path)
+    assert any("fc: is recurrent and has shape (1, 1, 1)" in line for line in lines)
     # 1 + 127 n, a step of u in 64ths, of which nothing is lost, against 2^23.
     for n, fits in ((344, True), (345, False)):
-        ideal = network(heard(127, n, du=0, dv=4095), chip="ideal", timesteps=3)
+        ideal = chain(heard(127, n, du=0, dv=4095), chip="ideal", steps=3)
         if fits:
             lava.write(ideal, tmp_path)
             (tmp_path / "lava_params.npz").unlink()
@@ -507,7 +489,7 @@ def test_registers_of_what_a_layer_hears_of_itself(tmp_path):
 
 
 def test_an_unused_bias_exponent_is_no_problem_for_netx(tmp_path):
-    net = one_dense(one_signed(-9, 9), bias_exp=0, bias_mant=np.zeros(6, np.int32))
+    net = one_dense(one_signed(-9, 9), bias_exp=0, bias=np.zeros(6, np.int32))
     loihi.write(net, tmp_path)
     assert_runs(read_netx(tmp_path / "network.net"), net)
 
@@ -534,13 +516,13 @@ WIDE = np.array([[1]], np.int8)
         ),
         (one_dense(WIDE, vth=np.array([-1], np.int32)), "fc: threshold vth -1 is outside 0..1310"),
         (
-            one_dense(WIDE, bias_mant=np.array([4096], np.int32)),
+            one_dense(WIDE, bias=np.array([4096], np.int32)),
             "fc: bias mantissa 4096 is outside -4096..4095",
         ),
         (one_dense(WIDE, du=4096), "fc: current decay du 4096 is outside 0..4095"),
         (one_dense(WIDE, dv=-1), "fc: voltage decay dv -1 is outside 0..4095"),
         (
-            network(lif("fc", Dense(WIDE), (1,), (1, 1, 1))),
+            chain(random_lif("fc", Dense(WIDE), (1,), (1, 1, 1))),
             "fc (fc_w): the neurons behind a dense layer have shape (1, 1, 1)",
         ),
         (
@@ -598,11 +580,11 @@ def test_exponents_have_limits_on_lava_too(fields, what, tmp_path):
 
 
 def test_all_problems_come_at_once(tmp_path):
-    first = lif(
+    first = random_lif(
         "a", Dense(one_signed(-9, 9)), (9,), (6,), bias_exp=3, vth=np.full(6, 1 << 17, np.int32)
     )
-    second = lif("b", Dense(np.zeros((2, 6), np.int8)), (6,), (2,), du=5000, bias_exp=4)
-    lines = problems(loihi.write, network(first, second), tmp_path)
+    second = random_lif("b", Dense(np.zeros((2, 6), np.int8)), (6,), (2,), du=5000, bias_exp=4)
+    lines = problems(loihi.write, chain(first, second), tmp_path)
     places = [line.split(":")[0] for line in lines]
     assert places == ["a", "b", *["network.net (netx), a"], *["network.net (netx), b"] * 2]
 
@@ -717,17 +699,17 @@ def test_parity_does_not_run_lava_for_another_arithmetic(backends, tmp_path, mon
     net = replace(saturating(), chip="mychip")
     spikes = raster(net, 20)
     for name in ("hw_sim", "onnx"):
-        assert agreement.measure(name, net, spikes).exact
+        assert against_reference.measure(name, net, spikes).exact
     lif = graphs.lif(np.full(20, 9000.0), 2 * graphs.DT, 2.0)
     nodes = {"fc_w": nir.Linear(net.layers[0].synapses.weight.astype(float)), "fc": lif}
     graph = graphs.chain_graph(nodes, (150,), (20,), "{}")
     graph.metadata = {}  # as of any other tool
-    nir_file.write(graph, tmp_path / "float.nir")
-    nir_file.write(nir_file.to_nir(net), tmp_path / "model.nir")
+    nir_io.write(graph, tmp_path / "float.nir")
+    nir_io.write(nir_file.to_nir(net), tmp_path / "model.nir")
     rasters.save(tmp_path / "in.npz", rasters.Raster(spikes), {})
     paths = (tmp_path / name for name in ("float.nir", "model.nir", "in.npz"))
     with pytest.raises(LoweringError, match="chip mychip: state_bits is 20; Lava computes with 24"):
-        parity_check.run(parity_check.Settings(*paths, backends))
+        check.run(check.Settings(*paths, backends))
 
 
 def test_export_refuses_the_whole_folder_for_another_arithmetic(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import stl_deploy
-from stl_deploy import exporters
+from stl_deploy import backends, exporters
 from stl_deploy.backends import onnx as onnx_backend
 from stl_deploy.commands import common
 from stl_deploy.commands import export as export_command
@@ -37,12 +37,14 @@ from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_networks
+from tests.build.floats import cuba, random_graph
+from tests.build.floats import graph as graph_of
 from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
-from tests.hw_sim.test_recurrent import cuba, graph_of, random_graph
+from tests.build.networks import chain, dense_lif, lif, pool
 
 NETWORKS = int(os.environ.get("STL_ONNX_NETWORKS", "3"))
 SEED = int(os.environ.get("STL_ONNX_SEED", "20230"))
@@ -134,30 +136,29 @@ def loaded(rng, chip, kind=np.int8, levels=1, steps=5):
     def weight(*size):
         return rng.integers(-top, top + 1, size).astype(kind)
 
-    def lif(name, synapses, before, shape, exp, **fields):
+    def layer(name, synapses, before, shape, exp, **fields):
         vth = rng.integers(-3 if chip == "ideal" else 0, 131_071, shape).astype(np.int32)
         bias = rng.integers(-4096, 4096, shape[0]).astype(np.int32)
         decays = {"du": int(rng.integers(0, 4096)), "dv": int(rng.integers(0, 3000))}
-        ones = np.ones(shape[0])
         fixed = {"bias_exp": int(rng.integers(0, 8)), "exp": exp, **decays, **fields}
-        return LifLayer(name, f"{name}_w", synapses, before, shape, bias, vth, ones, **fixed)
+        return lif(name, synapses, before, shape, vth, bias, **fixed)
 
     soft = "zero" if chip == "loihi1" else "subtract"
     conv = Conv(weight(6, 2, 3, 2), (2, 1), (1, 2), (2, 1), 2)
     single = random_networks.single(
         rng,
-        lif("lif3", Conv(weight(4, 3, 2, 2), (1, 1), (0, 1), (1, 1), 2), (6, 4, 3), (4, 3, 4), 3),
+        layer("lif3", Conv(weight(4, 3, 2, 2), (1, 1), (0, 1), (1, 1), 2), (6, 4, 3), (4, 3, 4), 3),
     )
     if kind != np.int8:
         wide = weight(len(single.synapses.weight))
         single = replace(single, synapses=replace(single.synapses, weight=wide))
     layers = (
-        lif("lif1", conv, (4, 9, 3), (6, 4, 6), 7, reset=soft),
-        OrPool("pool", "pool_w", (6, 4, 6), (6, 4, 3), (1, 2)),
+        layer("lif1", conv, (4, 9, 3), (6, 4, 6), 7, reset=soft),
+        pool((6, 4, 6), (1, 2)),
         single,
-        lif("lif4", Dense(weight(20, 48)), (4, 3, 4), (20,), 7, recurrent=Dense(weight(20, 20))),
+        layer("lif4", Dense(weight(20, 48)), (4, 3, 4), (20,), 7, recurrent=Dense(weight(20, 20))),
     )
-    network = IntegerNetwork(chip, steps, (4, 9, 3), levels, layers, Readout(5, 4))
+    network = chain(*layers, chip=chip, steps=steps, levels=levels, readout=Readout(5, 4))
     raster = rng.integers(0, levels + 1, (3, steps, 4, 9, 3)).astype(np.uint8)
     return network, raster
 
@@ -195,10 +196,8 @@ def test_the_ends_of_the_registers(chip):
     heard = abs(sums) // 126
     weight[np.arange(1_100)[None] > heard[:, None]] = 0
     np.testing.assert_array_equal(weight.sum(axis=1, dtype=np.int64), sums)
-    bias, vth = np.array([-1, 0, -1, 0, 0], np.int32), np.full(5, 131_071, np.int32)
-    fields = {"bias_exp": 0, "dv": 0}
-    layer = LifLayer("lif", "w", Dense(weight), (1_100,), (5,), bias, vth, np.ones(5), **fields)
-    network = IntegerNetwork(chip, 2, (1_100,), 1, (layer,), Readout(5, 1))
+    layer = dense_lif(weight, 131_071, bias=[-1, 0, -1, 0, 0], bias_exp=0, dv=0)
+    network = chain(layer, chip=chip, steps=2)
     raster = np.ones((1, 2, 1_100), np.uint8)
     u = reference.run(network, raster, states=True).layers["lif"].u[0, 0]
     limit = 1 << 23
@@ -359,7 +358,7 @@ def test_currents_recurrence_and_resets_in_float(reset):
     node = cuba(rng, 10, v_leak=np.zeros(10))
     node.metadata = {"reset": reset}
     nodes = {**G.inner(graph), "fc3": nir.Linear(weight=rng.normal(size=(10, 10))), "lif3": node}
-    graph = graph_of(nodes, G.recurrent(graph), 40, 10, 6)
+    graph = graph_of(nodes, 40, 10, G.recurrent(graph), timesteps=6)
     raster = (rng.random((10, 6, 40)) < 0.5).astype(np.uint8)
     assert float_differences(graph, raster) == 0
 
@@ -372,7 +371,7 @@ def test_integrate_and_fire_in_float():
         "fc2": nir.Linear(weight=rng.normal(size=(10, 30))),
         "lif2": G.integrate_and_fire(rng.uniform(1, 3, 10), 0.7),
     }
-    graph = graph_of(nodes, inputs=40, outputs=10, steps=6)
+    graph = graph_of(nodes, 40, 10, timesteps=6)
     raster = (rng.random((10, 6, 40)) < 0.3).astype(np.uint8)
     assert float_differences(graph, raster) == 0
 
@@ -382,7 +381,7 @@ def test_a_threshold_reached_exactly_fires_in_float32_too():
     theta = np.array([0.5, 0.75, 1.0])
     lif = G.lif(np.nextafter(theta, -np.inf), tau=2e-4, r=2.0)
     nodes = {"fc": nir.Linear(weight=np.diag(theta)), "lif": lif}
-    graph = graph_of(nodes, inputs=3, outputs=3, steps=1)
+    graph = graph_of(nodes, 3, 3, timesteps=1)
     raster = np.ones((1, 1, 3), np.uint8)
     assert float_run(graph, raster)["spikes/lif"].all()
     assert (onnx_float._down(np.array([0.1, -0.1])) <= [0.1, -0.1]).all()
@@ -391,7 +390,7 @@ def test_a_threshold_reached_exactly_fires_in_float32_too():
 def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
     network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
     unknown = graph_of(
-        {"fc": nir.Linear(weight=np.ones((3, 3))), "s": nir.Scale(scale=np.ones(3))}, None, 3, 3
+        {"fc": nir.Linear(weight=np.ones((3, 3))), "s": nir.Scale(scale=np.ones(3))}, 3, 3
     )
     trained = stl_deploy.from_torch(net)
     said = G.float_meta(trained).model_dump()
@@ -417,7 +416,7 @@ def test_integers_that_are_exported_again_say_how_to_get_the_float_step(model, t
     """On the command line there is no graph to give; model.float.nir is what it takes."""
     for source, out, note in (
         (model, "first", None),
-        (tmp_path / "first" / "model.nir", "again", "model.float.nir beside model.nir"),
+        (tmp_path / "first" / "model.nir", "again", "model.float.nir next to model.nir"),
         (tmp_path / "first" / "model.float.nir", "float", None),
     ):
         words = [str(source), "--target", "onnx", "--json", "-o", str(tmp_path / out)]
@@ -495,10 +494,8 @@ def test_what_cannot_be_carried_is_named_at_once(tmp_path):
 
 
 def one_dense(inputs, levels=1, chip="loihi2", **fields):
-    weight = np.full((1, inputs), -127, np.int8)
-    zero = np.zeros(1, np.int32)
-    layer = LifLayer("lif", "fc", Dense(weight), (inputs,), (1,), zero, zero, np.ones(1), **fields)
-    return IntegerNetwork(chip, 4096, (inputs,), levels, (layer,), Readout(1, 1))
+    layer = dense_lif(np.full((1, inputs), -127), 0, **fields)
+    return chain(layer, chip=chip, steps=4096, levels=levels)
 
 
 @pytest.mark.parametrize(
@@ -586,7 +583,7 @@ def test_parity_sees_a_model_that_differs(command, model, lowered, raster, monke
     found = json.loads(out)["backends"]["onnx"]
     assert found["spike_mismatches"] > 0
     assert found["first"]["layer"] == "lif4"
-    assert "onnx differs from hw_sim in" in err
+    assert "onnx differs from the reference in" in err
 
 
 def test_without_the_extra_the_remedy_is_said(
@@ -607,7 +604,8 @@ def test_without_the_extra_the_remedy_is_said(
     with pytest.raises(InputError, match="needs the packages onnx"):
         exporters.check(("onnx",))
     extras = importlib.metadata.metadata("stl-deploy").get_all("Provides-Extra")
-    assert {extra for _, extra in exporters.NEEDS.values()} <= set(extras)
+    entries = [*exporters.TARGETS.values(), *backends.BACKENDS.values()]
+    assert {entry.extra for entry in entries if entry.extra} <= set(extras)
 
 
 def test_a_failing_onnxruntime_is_one_error(net, monkeypatch):

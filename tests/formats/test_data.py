@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import struct
 import zipfile
 
 import numpy as np
@@ -14,12 +13,7 @@ import pytest
 from stl_deploy.errors import InputError
 from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
-
-
-def write_idx(path, array, compress=True):
-    head = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    data = head + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(data) if compress else data)
+from tests.build.files import write_idx
 
 
 @pytest.fixture

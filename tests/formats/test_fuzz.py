@@ -26,7 +26,7 @@ from stl_deploy.commands import common, export
 from stl_deploy.commands import hw_sim as cli
 from stl_deploy.formats import nir_io
 from tests.build.nets import random_net, random_spikes
-from tests.importers.test_nir_import import braille, chain, lif
+from tests.build.nir_graphs import braille, chain, lif
 
 N = int(os.environ.get("STL_FUZZ", "120"))
 SECONDS = 20  # for one file, on a busy machine

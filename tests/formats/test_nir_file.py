@@ -18,22 +18,18 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
-from tests.build.nets import random_net, random_spikes
-from tests.hw_sim.test_reference import networks
-
-
-def network(text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
-    net = random_net(text, seed)
-    return stl_deploy.quantize(stl_deploy.from_torch(net), **options)
+from tests.build.nets import quantized, random_net, random_spikes
+from tests.build.networks import chain, lif
+from tests.build.strategies import networks
 
 
 @pytest.fixture
 def path(tmp_path):
     file = tmp_path / "model.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi2")), file)
+    nir_io.write(nir_file.to_nir(quantized(chip="loihi2")), file)
     return file
 
 
@@ -45,7 +41,7 @@ def refused(path):
 
 @pytest.mark.parametrize("options", [{}, {"chip": "loihi1"}, {"weight_bits": 3, "weight_exp": 2}])
 def test_round_trip_is_exact(tmp_path, options):
-    before = network(**options)
+    before = quantized(**options)
     nir_io.write(nir_file.to_nir(before), tmp_path / "m.nir")
     after = nir_file.read_network(tmp_path / "m.nir")
     for a, b in zip(before.layers, after.layers, strict=True):
@@ -171,7 +167,7 @@ NODES = "node/nodes"
         (layer_meta(du=0), "a LIF has du = 4095"),
         (layer_meta(dv=0), "in version 1 a LIF has du = 4095, resets to zero, leaks"),
         (layer_meta(reset="subtract"), "a LIF has du = 4095, resets to zero"),
-        (layer_meta(recurrent="rec"), "does not hear itself and is not calibrated"),
+        (layer_meta(recurrent="rec"), "is not recurrent and is not calibrated"),
         (
             layer_meta(
                 precision={
@@ -220,7 +216,7 @@ def equal(before, after):
                 np.testing.assert_array_equal(value, getattr(b, key), key)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(networks())
 def test_any_network_comes_back(case):
     before, raster = case
@@ -248,17 +244,15 @@ def remembering():
     """Two flat layers: a current, weights of its own and a soft reset; then a plain one."""
     rng = np.random.default_rng(3)
 
-    def lif(name, inputs, outputs, vth, **fields):
+    def drawn(name, inputs, outputs, vth, **fields):
         weight = Dense(rng.integers(-50, 80, (outputs, inputs)).astype(np.int8))
-        bias = rng.integers(-20, 20, outputs).astype(np.int32)
-        vth = rng.integers(vth // 2, vth, outputs).astype(np.int32)
-        ones = np.ones(outputs)
-        return LifLayer(name, f"{name}_w", weight, (inputs,), (outputs,), bias, vth, ones, **fields)
+        bias = rng.integers(-20, 20, outputs)
+        vth = rng.integers(vth // 2, vth, outputs)
+        return lif(name, weight, vth=vth, bias=bias, **fields)
 
     own = Dense(rng.integers(-60, 60, (12, 12)).astype(np.int8))
-    first = lif("lif1", 9, 12, 400, du=2047, exp=1, recurrent=own, recurrent_name="rec")
-    layers = (replace(first, reset="subtract"), lif("lif2", 12, 6, 150))
-    return IntegerNetwork("loihi2", 5, (9,), 1, layers, Readout(6, 1))
+    first = drawn("lif1", 9, 12, 400, du=2047, exp=1, recurrent=own, recurrent_name="rec")
+    return chain(replace(first, reset="subtract"), drawn("lif2", 12, 6, 150), steps=5)
 
 
 @pytest.fixture
@@ -347,7 +341,7 @@ OLD = meta(version=1, reset="same-step, to zero")
         (layer_meta(du=4095), "is a CubaLIF, with du 4095 not a LIF"),
         (layer_meta(du=2046), "tau_syn contradicts the metadata (du 2046"),
         (layer_meta(dv=0), "dv 0"),
-        (layer_meta(recurrent=None), "hears itself through rec, in the metadata through none"),
+        (layer_meta(recurrent=None), "is recurrent through rec, in the metadata through none"),
         (layer_meta(recurrent="other"), "through rec, in the metadata through other"),
         (layer_meta(reset="half"), "'zero' or 'subtract'"),
         (OLD, "lif1: in version 1 a LIF has du = 4095"),
@@ -367,7 +361,7 @@ OLD = meta(version=1, reset="same-step, to zero")
                 edges(("rec", "lif2"), ("lif2", "rec")),
                 put(f"{NODES}/rec/weight", np.zeros((6, 6), np.int8)),
             ),
-            "hears itself through no node, in the metadata through rec",
+            "is recurrent through no node, in the metadata through rec",
         ),
         (put(f"{NODES}/rec/type", "Threshold"), "nir can read"),
     ],
@@ -410,13 +404,13 @@ def test_what_nir_cannot_say_is_not_written():
         nir_file.to_nir(broken)
     assert [p.where for p in error.value.problems] == ["lif1", "lif2"]
     assert "dv 0" in str(error.value)
-    assert "neurons of shape (6, 1, 1) hear themselves" in str(error.value)
+    assert "is recurrent and has shape (6, 1, 1)" in str(error.value)
     pool = replace(net, layers=(first, replace(second, du=0)))
     assert nir_file.from_nir(nir_file.to_nir(pool)).layers[1].du == 0
 
 
 def test_a_folded_convolution_has_no_current(tmp_path):
-    folded = network(chip="loihi2", thresholds="fold")
+    folded = quantized(chip="loihi2", thresholds="fold")
     current = replace(folded.layers[0], du=100)
     with pytest.raises(LoweringError, match="folded convolution into neurons with a current"):
         nir_file.to_nir(replace(folded, layers=(current, *folded.layers[1:])))

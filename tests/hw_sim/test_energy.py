@@ -15,10 +15,11 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.energy import EVENTS, Assessment, Meter, OnChip
 from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import IntegerNetwork, Readout, in_bounds_synapses
+from stl_deploy.ir.network import Readout, in_bounds_synapses
 from stl_deploy.ir.synapses import Conv, Dense
-from tests.build.loads import ByHand, barrier_us, facts, hears, large, lif, raster, tiny, weights
+from tests.build.loads import ByHand, barrier_us, drawn, facts, hears, large, tiny
 from tests.build.nets import recurrent_synapses, synapses
+from tests.build.networks import chain, lif, raster
 
 CHIPS = ("ideal", "loihi1", "loihi2")
 close = partial(pytest.approx, rel=1e-12, abs=0)  # joules and seconds are far below approx's 1e-12
@@ -56,12 +57,8 @@ def test_synapses_that_leave_a_neuron(network):
 @pytest.mark.parametrize("dilation", [(1, 1), (1, 2)])
 def test_synapses_that_leave_a_neuron_of_a_convolution(groups, stride, padding, dilation):
     rng = np.random.default_rng(groups)
-    conv = Conv(weights(rng, 8, 4 // groups, 3, 2), stride, padding, dilation, groups)
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip((7, 6), padding, dilation, (3, 2), stride, strict=True)
-    ]
-    layer = lif("lif", conv, (4, 7, 6), (8, *size), 1)
+    conv = Conv(drawn(rng, 8, 4 // groups, 3, 2), stride, padding, dilation, groups)
+    layer = lif("lif", conv, (4, 7, 6))
     expected = np.zeros((4, 7, 6), np.int64)
     for source, _ in synapses(layer):
         expected[source] += 1
@@ -108,7 +105,7 @@ def test_batches_do_not_change_counts():
 
 def test_overflows_are_named():
     layer = lif("wide", Dense(np.full((2, 300), 127, np.int8)), (300,), (2,), vth=1)
-    network = IntegerNetwork("loihi1", 2, (300,), 1, (layer,), Readout(2, 1))
+    network = chain(layer, chip="loihi1", steps=2)
     inputs = np.ones((3, 2, 300), np.uint8)
     inputs[0] = 0
     assert counted(network, inputs).overflows == {"wide": 8}
@@ -265,7 +262,7 @@ def test_one_neuron_with_pencil_and_paper():
     Each has the barrier of 600 ns.
     """
     layer = lif("one", Dense(np.array([[5]], np.int8)), (1,), (1,), vth=0)
-    network = IntegerNetwork("loihi1", 2, (1,), 1, (layer,), Readout(1, 1))
+    network = chain(layer, chip="loihi1", steps=2)
     got = assessed(network, np.array([[[1], [0]]], np.uint8))["loihi1-nahuku"]
     assert got.by_event_j == close(
         {

@@ -13,39 +13,13 @@ from stl_deploy.formats.raster import Raster, RasterFile, check_fits, load, save
 from stl_deploy.hw_sim import compiled, engine, kernels, plans, reference
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
+from tests.build.networks import after, chain, lif, random_cores
+from tests.build.networks import raster as inputs_for
 from tests.build.random_networks import draw
-from tests.hw_sim.test_reference import networks
+from tests.build.strategies import networks
+from tests.build.traces import assert_layer, assert_same
 
-EXAMPLES = settings(deadline=None, max_examples=200)
-FIELDS = ("spikes", "active", "overflow", "u", "v", "active_by_core")
-
-
-def assert_same(got, want):
-    assert got.layers.keys() == want.layers.keys()
-    for name, did in want.layers.items():
-        assert_layer(got.layers[name], did, name)
-    assert (got.predictions == want.predictions).all()
-
-
-def assert_layer(got, want, name=""):
-    for field in FIELDS:
-        a, b = getattr(got, field), getattr(want, field)
-        assert (a is None) == (b is None), (name, field)
-        if b is not None:
-            assert (a.shape, a.dtype) == (b.shape, b.dtype), (name, field)
-            assert (a == b).all(), (name, field)
-
-
-def random_cores(rng, network):
-    """Neurons dealt to cores in blocks of memory, or each at random; the last layer's are not asked."""
-    cores = {}
-    for layer in network.layers[:-1]:
-        count = int(rng.integers(1, 5))
-        dealt = rng.integers(0, count, layer.neurons)
-        if rng.random() < 0.5:
-            dealt = np.moveaxis(np.sort(dealt).reshape(*layer.shape[1:], -1), -1, 0).ravel()
-        cores[layer.name] = dealt
-    return cores
+EXAMPLES = settings(max_examples=200)
 
 
 # Random networks
@@ -121,18 +95,7 @@ def single(weight, vth, **fields):
     row, column = (index.astype(np.int32) for index in np.nonzero(rows))
     kernel = Kernel(np.zeros((1, 1, 1, 1)), np.zeros(1), (1, 1), (0, 0), (1, 1), 1)
     found = Sparse(row, column, rows[row, column].astype(np.int8), rows.shape, kernel)
-    neurons = (len(weight),)
-    return LifLayer(
-        "lif",
-        "w",
-        found,
-        weight.shape[1:],
-        neurons,
-        np.zeros(neurons, np.int32),
-        np.full(neurons, vth, np.int32),
-        np.ones(neurons),
-        **fields,
-    )
+    return lif("lif", found, weight.shape[1:], vth=vth, **fields)
 
 
 @pytest.mark.parametrize("levels", [1, 7])
@@ -143,7 +106,7 @@ def test_single_connections_at_the_edge(levels, vth):
     weight = rng.choice([-128, 127, 0], (9, 3, 19, 17), p=[0.1, 0.8, 0.1])
     for chip in ("loihi1", "ideal"):
         layer = single(weight, vth, dv=0)
-        network = IntegerNetwork(chip, 5, (3, 19, 17), levels, (layer,), Readout(9, 1))
+        network = chain(layer, chip=chip, steps=5, levels=levels)
         raster = rng.integers(0, levels + 1, (20, 5, 3, 19, 17)).astype(np.uint8)
         assert (engine._plan(network, layer, 5, False, None) is None) == (levels > 1)
         for states in (False, True):
@@ -177,7 +140,7 @@ def test_a_large_layer_that_hears_itself(weight, levels, reset):
     # In the first step everything fires.
     layer = replace(layer, bias_mant=np.full(300, 1 << 20, np.int32), vth=layer.vth - 50)
     network = replace(network, layers=(layer,), timesteps=6)
-    raster = random_raster(rng, network, 5, 0.3)
+    raster = inputs_for(network, 5, 0.3, rng)
     cores = {"lif": rng.integers(0, 3, 300)}
     for states in (False, True):
         want = reference.run(network, raster, states, cores)
@@ -210,7 +173,7 @@ def test_convolutions_of_many_channels(chip, groups, stride, padding, dilation, 
     weight = rng.integers(-128, 128, (40, 12 // groups, 3, 4)).astype(np.int8)
     conv = Conv(weight, stride, padding, dilation, groups)
     network = one_layer(rng, chip, conv, (12, 9, 8), levels, 300 * levels)
-    raster = random_raster(rng, network, 3, 0.5)
+    raster = inputs_for(network, 3, 0.5, rng)
     cores = {"lif": rng.integers(0, 3, network.layers[0].neurons)}
     for states in (False, True):
         want = reference.run(network, raster, states, cores)
@@ -254,7 +217,7 @@ def test_a_kernel_too_large_for_16_bits_runs_in_the_reference():
     rng = np.random.default_rng(0)
     conv = Conv(np.full((2, 1, 17, 17), 127, np.int8), (1, 1), (8, 8), (1, 1), 1)
     network = one_layer(rng, "loihi2", conv, (1, 20, 20), 1, 1000)
-    raster = random_raster(rng, network, 2, 0.9)
+    raster = inputs_for(network, 2, 0.9, rng)
     assert plan(network, network.layers[0]) is None
     assert_same(engine.run(network, raster), reference.run(network, raster))
 
@@ -271,7 +234,7 @@ def test_registers_that_overflow(chip, du, dv, exp):
     rng = np.random.default_rng(du)
     weight = np.sort(rng.integers(-128, 128, (40, 900)).astype(np.int8), axis=0)
     network = one_layer(rng, chip, Dense(weight), (900,), 255, 100_000, du=du, dv=dv, exp=exp)
-    raster = random_raster(rng, network, 4, 0.7)
+    raster = inputs_for(network, 4, 0.7, rng)
     want = reference.run(network, raster, states=True)
     assert want.layers["lif"].overflow.any()
     for states in (False, True):
@@ -302,14 +265,14 @@ def test_a_proof_ends_where_a_register_does(chip):
         for weight in (1, -1, 127, -128):
             conv = ones(1, 1, weight)
             tried = replace(layer, synapses=conv, exp=exp, dv=4095, vth=np.full((1, 1, 1), 9))
-            network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
+            network = chain(tried, chip=chip, steps=1)
             fits = abs(weight) << exp < limits[chip]
             assert plans.never_overflows(network, tried, 1) == fits, (exp, weight)
     edge = (1 << 23) - 1 if chip != "ideal" else (1 << 31) - 1
     for bias in (edge - 64, edge - 63, -edge - 1, -edge, -edge - 2):
         mant = np.array([bias], np.int64)
         tried = replace(layer, bias_mant=mant, bias_exp=0, dv=4095)
-        network = IntegerNetwork(chip, 1, (1, 1, 1), 1, (tried,), Readout(1, 1))
+        network = chain(tried, chip=chip, steps=1)
         fits = bias + 64 <= edge and bias >= -edge
         assert plans.never_overflows(network, tried, 1) == fits, bias
 
@@ -478,8 +441,8 @@ def test_a_flat_layer_reads_a_plane_in_c_order():
     # Once as a plane and once as a flat population.
     for before in ((3, 3, 4), (36,)):
         second = replace(one_layer(rng, "loihi2", Dense(weight), before, 1).layers[0], name="lif2")
-        network = IntegerNetwork("loihi2", 4, (2, 3, 4), 1, (first, second), Readout(7, 1))
-        raster = random_raster(rng, network, 5, 0.4)
+        network = chain(first, second)
+        raster = inputs_for(network, 5, 0.4, rng)
         want = reference.run(network, raster, states=True)
         assert_same(engine.run(network, raster, states=True), want)
         # The other way round: a convolution on a flat raster.
@@ -622,33 +585,7 @@ def plan(network, layer):
 
 def one_layer(rng, chip, synapses, input_shape, levels, reach=100, **fields):
     """A network of one layer with thresholds up to ``reach`` and biases."""
-    outputs = len(synapses.weight)
-    shape = (outputs,)
-    if isinstance(synapses, Conv):
-        sizes = zip(
-            input_shape[1:],
-            synapses.padding,
-            synapses.stride,
-            synapses.dilation,
-            synapses.weight.shape[2:],
-            strict=True,
-        )
-        shape = (outputs, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, s, d, k in sizes))
-    layer = LifLayer(
-        "lif",
-        "w",
-        synapses,
-        input_shape,
-        shape,
-        rng.integers(-3, 4, outputs).astype(np.int32),
-        rng.integers(reach // 2, reach, shape).astype(np.int32),
-        np.ones(outputs),
-        **fields,
-    )
-    return IntegerNetwork(chip, 4, input_shape, levels, (layer,), Readout(layer.neurons, 1))
-
-
-def random_raster(rng, network, samples, density):
-    size = (samples, network.timesteps, *network.input_shape)
-    values = rng.integers(1, network.input_levels + 1, size)
-    return np.where(rng.random(size) < density, values, 0).astype(np.uint8)
+    shape = after(synapses, input_shape)
+    bias, vth = rng.integers(-3, 4, shape[0]), rng.integers(reach // 2, reach, shape)
+    layer = lif("lif", synapses, input_shape, shape, vth, bias, **fields)
+    return chain(layer, chip=chip, levels=levels)

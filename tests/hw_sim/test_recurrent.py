@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 
 import nir
 import numpy as np
@@ -27,9 +26,11 @@ from stl_deploy.formats.raster import Raster, save
 from stl_deploy.hw_sim import plans, reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower.passes import lower
+from tests.build.floats import cuba, random_graph
+from tests.build.floats import graph as graph_of
+from tests.build.networks import chain, lif
 
 SEEDS = st.integers(0, 2**32 - 1)
 DT = 1e-4
@@ -66,29 +67,25 @@ def halving(rng, chip, steps, weight_exp):
         weight[np.arange(outputs), rng.integers(0, inputs, outputs)] = 127
         own = Dense(rng.integers(-127, 128, (outputs, outputs)).astype(np.int8))
         vth = rng.integers(20, 400, outputs) << weight_exp
+        bias = rng.integers(-60, 60, outputs) * (rng.random() < 0.5)
+        du, heard = int(rng.choice([4095, 2047])), rng.random() < 0.7
+        soft = chip != "loihi1" and rng.random() < 0.5
         layers.append(
-            LifLayer(
+            lif(
                 name,
-                f"{name}_w",
                 Dense(weight.astype(np.int8)),
-                (inputs,),
-                (outputs,),
-                (rng.integers(-60, 60, outputs) * (rng.random() < 0.5)).astype(np.int32),
-                vth.astype(np.int32),
-                np.ones(outputs),
+                vth=vth,
+                bias=bias,
                 exp=weight_exp,
-                du=int(rng.choice([4095, 2047])),
-                recurrent=own if rng.random() < 0.7 else None,
-                recurrent_name="",
-                reset="subtract" if chip != "loihi1" and rng.random() < 0.5 else "zero",
+                du=du,
+                recurrent=own if heard else None,
+                reset="subtract" if soft else "zero",
             )
         )
-        if layers[-1].recurrent is not None:
-            layers[-1] = replace(layers[-1], recurrent_name=f"{name}_r")
-    return IntegerNetwork(chip, steps, (7,), 1, tuple(layers), Readout(4, 1))
+    return chain(*layers, chip=chip, steps=steps)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(SEEDS, st.sampled_from(["ideal", "loihi1", "loihi2"]), st.integers(1, 7), st.integers(0, 2))
 def test_a_graph_of_integers_comes_back_as_these_integers(seed, chip, steps, weight_exp):
     """Weights, biases, decays, thresholds and resets; and the graph in float spikes as they do."""
@@ -117,26 +114,6 @@ def test_a_graph_of_integers_comes_back_as_these_integers(seed, chip, steps, wei
 # The float executor
 
 
-def cuba(rng, n, **fields):
-    """Neurons with parameters of their own."""
-    drawn = {
-        "tau_syn": rng.uniform(1e-4, 6e-4, n),
-        "tau_mem": rng.uniform(2e-4, 9e-4, n),
-        "r": rng.uniform(0.5, 2, n),
-        "v_leak": rng.uniform(-0.2, 0.2, n),
-        "v_reset": rng.uniform(-0.5, 0.1, n),
-        "v_threshold": rng.uniform(0.3, 0.9, n),
-        "w_in": rng.uniform(0.5, 1.5, n),
-    }
-    return nir.CubaLIF(**(drawn | fields))
-
-
-def graph_of(nodes, recurrent=None, inputs=4, outputs=4, steps=5, **facts):
-    facts = {"timesteps": steps, "classes": outputs, "population": 1} | facts
-    text = G.FloatMeta(**facts).model_dump_json()
-    return G.chain_graph(nodes, (inputs,), (outputs,), text, recurrent)
-
-
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
 @pytest.mark.parametrize("kind", ["LIF", "CubaLIF"])
 def test_forward_euler_neuron_by_neuron(reset, kind):
@@ -155,7 +132,7 @@ def test_forward_euler_neuron_by_neuron(reset, kind):
         )
     node.metadata = {} if reset == "zero" else {"reset": reset}
     own = rng.uniform(-0.6, 0.6, (4, 4))
-    graph = graph_of({"lif": node}, {"lif": ("rec", nir.Linear(weight=own))})
+    graph = graph_of({"lif": node}, 4, 4, {"lif": ("rec", nir.Linear(weight=own))})
     raster = rng.integers(0, 2, (3, 200, 4)).astype(np.uint8)
     spikes = float_exec.run(graph, raster)["lif"]
     assert raster.max() == 1
@@ -182,7 +159,7 @@ def test_passes_keep_what_a_layer_hears_of_itself():
         "drop": G.Dropout((4,), (4,)),
         "lif": cuba(rng, 4),
     }
-    graph = graph_of(nodes, {"lif": ("rec", nir.Linear(weight=np.eye(4)))}, input_levels=7)
+    graph = graph_of(nodes, 4, 4, {"lif": ("rec", nir.Linear(weight=np.eye(4)))}, levels=7)
     lowered = lower(graph)
     assert list(G.inner(lowered)) == ["fc", "lif"]
     name, node = G.recurrent(lowered)["lif"]
@@ -192,16 +169,9 @@ def test_passes_keep_what_a_layer_hears_of_itself():
 
 def test_calibration_sees_what_a_layer_hears_of_itself():
     """Inputs alone give 1; all three neurons fire and are heard with 5 each in the second step."""
-    layer = nir.LIF(
-        tau=np.full(3, 2e-4),
-        r=np.full(3, 2.0),
-        v_leak=np.zeros(3),
-        v_threshold=np.full(3, 0.5),
-        v_reset=np.zeros(3),
-    )
-    nodes = {"fc": nir.Linear(weight=np.ones((3, 1))), "lif": layer}
+    nodes = {"fc": nir.Linear(weight=np.ones((3, 1))), "lif": G.lif(np.full(3, 0.5), 2e-4, 2.0)}
     own = {"lif": ("rec", nir.Linear(weight=np.full((3, 3), 5.0)))}
-    graph = graph_of(nodes, own, inputs=1, outputs=3, steps=2)
+    graph = graph_of(nodes, 1, 3, own, timesteps=2)
     seen = {}
     raster = np.array([[[1], [1]]], np.uint8)
     float_exec.run(graph, raster, lambda name, x: seen.setdefault(name, []).append(x.copy()))
@@ -211,30 +181,6 @@ def test_calibration_sees_what_a_layer_hears_of_itself():
 
 
 # Quantization
-
-
-def random_graph(rng, neurons=60, inputs=40, steps=6, scale=1.0):
-    """A recurrent layer with a current, and a plain one behind it; any numbers."""
-    nodes = {
-        "fc1": nir.Linear(weight=scale * rng.normal(size=(neurons, inputs))),
-        "lif1": cuba(
-            rng,
-            neurons,
-            tau_syn=np.full(neurons, DT / 0.4),
-            tau_mem=np.full(neurons, DT / 0.3),
-            r=np.full(neurons, 2.5),
-            w_in=np.full(neurons, 1.5),
-            v_leak=rng.normal(size=neurons),
-            v_reset=np.zeros(neurons),
-            v_threshold=scale * rng.uniform(1, 6, neurons),
-        ),
-        "fc2": nir.Affine(weight=rng.normal(size=(10, neurons)), bias=rng.normal(size=10)),
-        "lif2": G.lif(rng.uniform(1, 4, 10), tau=2e-4, r=2.0),
-    }
-    own = scale * rng.normal(size=(neurons, neurons)) / 3
-    own[:5] *= 9
-    recurrent = {"lif1": ("rec", nir.Linear(weight=own))}
-    return graph_of(nodes, recurrent, inputs, 10, steps)
 
 
 def test_recurrent_and_forward_weights_share_a_unit():
@@ -285,7 +231,7 @@ def test_few_spikes_differ_from_float(chip, reset):
         assert (spikes != trace.layers[name].spikes).mean() < 0.03, name
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SEEDS, st.sampled_from(["loihi1", "loihi2"]))
 def test_proven_networks_never_overflow(seed, chip):
     """Weights, currents and resets that would leave a register, with the worst input all the time."""
@@ -309,7 +255,8 @@ def test_proven_networks_never_overflow(seed, chip):
     if chip == "loihi2" and rng.random() < 0.5:
         node.metadata["reset"] = "subtract"
     nodes = {"fc": nir.Linear(weight=weight), "lif": node}
-    graph = graph_of(nodes, {"lif": ("rec", nir.Linear(weight=own))}, inputs, neurons, steps=steps)
+    recurrent = {"lif": ("rec", nir.Linear(weight=own))}
+    graph = graph_of(nodes, inputs, neurons, recurrent, timesteps=steps)
     options = {"overflow": "proven", "weight_bits": 8, "thresholds": "native"}
     try:
         network = stl_deploy.quantize(graph, chip=chip, clamp_thresholds=True, **options)
@@ -346,7 +293,7 @@ def test_checked_overflow_holds_the_current_to_its_register():
         v_threshold=np.full(5, 400.0),
     )
     nodes = {"fc": nir.Linear(weight=rng.uniform(0.5, 1, (5, 30))), "lif": node}
-    graph = graph_of(nodes, inputs=30, outputs=5, steps=300)
+    graph = graph_of(nodes, 30, 5, timesteps=300)
     raster = np.ones((2, 300, 30), np.uint8)
     network = stl_deploy.quantize(graph, chip="loihi2", overflow="checked", calib=raster)
     assert not stl_deploy.simulate(network, raster).layers["lif"].overflow.any()
@@ -413,8 +360,7 @@ def image_graph(kernel, node, recurrent=None):
     conv = G.conv2d(kernel, np.zeros(2), (1, 3, 3), (1, 1), (0, 0))
     nodes = {"conv": conv, "lif": node, "flat": G.flatten((2, 2, 2))}
     nodes |= {"fc": nir.Linear(weight=np.ones((3, 8))), "out": G.lif(np.ones(3), 2e-4, 2.0)}
-    text = G.FloatMeta(timesteps=3, classes=3, population=1).model_dump_json()
-    return G.chain_graph(nodes, (1, 3, 3), (3,), text, recurrent)
+    return graph_of(nodes, (1, 3, 3), 3, recurrent, timesteps=3)
 
 
 def image_neurons(leak):

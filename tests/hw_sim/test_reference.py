@@ -5,7 +5,6 @@ LIF, the reset, what counts as active and as overflow) with Python's integers an
 """
 
 import csv
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,14 +15,16 @@ from hypothesis import strategies as st
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.network import OrPool, Readout
 from stl_deploy.ir.synapses import Conv, Dense
+from tests.build.networks import dense_lif, lif
+from tests.build.strategies import networks
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason="the folder of reference traces is not beside the checkout"
+    not REFERENCE.is_dir(), reason="the folder of reference traces is not next to the checkout"
 )
-EXAMPLES = settings(deadline=None, max_examples=200)
+EXAMPLES = settings(max_examples=200)
 # M and the bound of |a_in|; the registers of the chips, restated.
 REGISTERS = {"ideal": (None, None), "loihi1": (1 << 23, 1 << 15), "loihi2": (1 << 23, 1 << 17)}
 
@@ -157,79 +158,6 @@ def assert_same(trace, expected):
 # Random networks
 
 
-def random_lif(draw, rng, name, synapses, input_shape, shape, chip, levels):
-    """Neurons behind ``synapses``; decays, exponents and biases of the whole range now and then."""
-    wild = draw(st.booleans())
-    exp = draw(st.integers(0, 7)) if wild else draw(st.sampled_from([0, 0, 1]))
-    reach = levels * (int(np.abs(synapses.weight.astype(int)).max()) << exp) + 2
-    vth = rng.integers(0, min(2 * reach, 131072), shape)
-    if chip == "ideal":
-        vth -= rng.integers(0, reach, shape)
-    bias = rng.integers(-4096, 4096, shape[0]) if wild else rng.integers(-30, 31, shape[0])
-    if draw(st.booleans()):
-        bias *= 0
-    recurrent = None
-    if len(shape) == 1 and draw(st.booleans()):
-        own = rng.integers(-reach // 2, reach // 2 + 1, (*shape, *shape)) >> exp
-        recurrent = Dense(np.clip(own, -128, 127).astype(np.int8))
-    return LifLayer(
-        name,
-        f"{name}_w",
-        synapses,
-        input_shape,
-        shape,
-        bias.astype(np.int32),
-        vth.astype(np.int32),
-        np.ones(shape[0]),
-        exp=exp,
-        bias_exp=draw(st.integers(0, 7)) if wild else 6,
-        du=draw(st.sampled_from([4095, 4095, 0, 1000, 4094])),
-        dv=draw(st.sampled_from([2048, 2048, 0, 1, 163, 3001, 4095])),
-        recurrent=recurrent,
-        recurrent_name="" if recurrent is None else f"{name}_rec",
-        reset=draw(st.sampled_from(["zero", "subtract"])) if chip != "loihi1" else "zero",
-    )
-
-
-@st.composite
-def networks(draw):
-    """Convolution, OR pool, dense: sizes, geometry and registers at random, and a raster."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    chip = draw(st.sampled_from(["ideal", "loihi1", "loihi2"]))
-    levels = draw(st.sampled_from([1, 1, 7, 255]))
-    groups = draw(st.integers(1, 3))
-    pairs = st.tuples(st.integers(1, 2), st.integers(1, 2))
-    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    stride, dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), draw(pairs)
-    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-    window, tiles = draw(pairs), draw(pairs)
-    # The last rows and columns may lie under no window.
-    plane = [
-        max(1, (k * n - 1) * s + d * (f - 1) + 1 - 2 * p + draw(st.integers(0, s - 1)))
-        for k, n, s, d, f, p in zip(window, tiles, stride, dilation, kernel, padding, strict=True)
-    ]
-    after = tuple(
-        (n + 2 * p - d * (f - 1) - 1) // s + 1
-        for n, p, d, f, s in zip(plane, padding, dilation, kernel, stride, strict=True)
-    )
-    window = tuple(k if n % k == 0 else 1 for n, k in zip(after, window, strict=True))
-    cin, cout = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
-    weight = rng.integers(-128, 128, (cout, cin // groups, *kernel)).astype(np.int8)
-    weight[rng.random(weight.shape) < 0.2] = 0
-    conv = Conv(weight, stride, padding, dilation, groups)
-    small = (cout, after[0] // window[0], after[1] // window[1])
-    dense = Dense(rng.integers(-127, 128, (4, math.prod(small))).astype(np.int8))
-    layers = (
-        random_lif(draw, rng, "lif1", conv, (cin, *plane), (cout, *after), chip, levels),
-        OrPool("pool1", "pool1_w", (cout, *after), small, window),
-        random_lif(draw, rng, "lif2", dense, small, (4,), chip, 1),
-    )
-    steps = draw(st.integers(1, 5))
-    network = IntegerNetwork(chip, steps, (cin, *plane), levels, layers, Readout(2, 2))
-    raster = rng.integers(0, levels + 1, (2, steps, cin, *plane)).astype(np.uint8)
-    return network, raster
-
-
 @EXAMPLES
 @given(networks())
 def test_random_networks(case):
@@ -273,19 +201,8 @@ def test_an_or_pool_is_the_lif_it_stands_for(case):
     pool = network.layers[1]
     channels = pool.shape[0]
     ones = np.ones((channels, 1, *pool.kernel), np.int8)
-    zero = np.zeros(channels, np.int32)
-    as_lif = LifLayer(
-        pool.name,
-        pool.synapse_name,
-        Conv(ones, pool.kernel, (0, 0), (1, 1), channels),
-        pool.input_shape,
-        pool.shape,
-        zero,
-        np.zeros(pool.shape, np.int32),
-        np.ones(channels),
-        du=4095,
-        dv=4095,
-    )
+    synapses = Conv(ones, pool.kernel, (0, 0), (1, 1), channels)
+    as_lif = lif(pool.name, synapses, pool.input_shape, du=4095, dv=4095)
     inputs = reference.run(network, raster).layers["lif1"].spikes
     one = reference.run_lif(pool, inputs, chips.load("loihi2"), states=True)
     two = reference.run_lif(as_lif, inputs, chips.load("loihi2"), states=True)
@@ -302,7 +219,7 @@ def test_large_sums_are_exact(levels):
     rng = np.random.default_rng(levels)
     weight = rng.integers(120, 128, (3, 700)).astype(np.int8)
     weight[1] *= -1
-    layer = dense_layer(weight)
+    layer = dense_lif(weight)
     x = (rng.integers(0, 2, (4, 700)) * levels).astype(np.uint8)
     x[0] = levels
     x[0, :3] = levels - 1
@@ -313,29 +230,12 @@ def test_large_sums_are_exact(levels):
     assert (reference.accumulate(shifted, x, levels) == expected * 128).all()
 
 
-def dense_layer(weight, **fields):
-    weight = np.asarray(weight, np.int8)
-    n = len(weight)
-    fields.setdefault("vth", np.full(n, 1000, np.int32))
-    return LifLayer(
-        "lif",
-        "fc",
-        Dense(weight),
-        weight.shape[1:],
-        (n,),
-        fields.pop("bias_mant", np.zeros(n, np.int32)),
-        fields.pop("vth"),
-        np.ones(n),
-        **fields,
-    )
-
-
 # Recurrence and the reset by subtraction, by hand
 
 
 def test_a_neuron_hears_itself_one_step_late_and_nothing_of_the_sample_before():
     """Weight 3 on the input, 2 on itself, vth 2, nothing kept: fires on 3, then again on 3 + 2."""
-    layer = dense_layer([[3]], vth=np.array([2], np.int32), dv=4095, recurrent=Dense(ONE_OF_TWO))
+    layer = dense_lif([[3]], vth=np.array([2], np.int32), dv=4095, recurrent=Dense(ONE_OF_TWO))
     raster = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], np.uint8).reshape(2, 4, 1)
     trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
     assert (trace.u[..., 0] // 64).tolist() == [[3, 5, 2, 0], [0, 0, 3, 5]]
@@ -351,7 +251,7 @@ ONE_OF_TWO = np.array([[2]], np.int8)
 
 
 def test_a_row_of_recurrent_weights_belongs_to_the_neuron_that_hears():
-    layer = dense_layer([[9], [0]], vth=np.array([3, 3], np.int32), dv=4095)
+    layer = dense_lif([[9], [0]], vth=np.array([3, 3], np.int32), dv=4095)
     own = np.array([[0, 0], [5, 0]], np.int8)
     layer = replace(layer, recurrent=Dense(own), recurrent_name="rec")
     raster = np.array([1, 0, 0], np.uint8).reshape(1, 3, 1)
@@ -361,7 +261,7 @@ def test_a_row_of_recurrent_weights_belongs_to_the_neuron_that_hears():
 
 def test_what_a_spike_leaves_by_hand():
     """Weight 10, vth 4, no leak: 10 - 4 = 6, then 6 - 4 = 2; not delayed, and not above its limit."""
-    layer = dense_layer([[10]], vth=np.array([4], np.int32), dv=0, reset="subtract")
+    layer = dense_lif([[10]], vth=np.array([4], np.int32), dv=0, reset="subtract")
     raster = np.array([1, 0, 0], np.uint8).reshape(1, 3, 1)
     trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
     assert (trace.v[0, :, 0] / 64).tolist() == [6, 2, 2]
@@ -375,7 +275,7 @@ def test_what_a_spike_leaves_by_hand():
 @pytest.mark.parametrize(("own", "overflows"), [(1, 0), (2, 1)])
 def test_the_accumulator_holds_both_sums(own, overflows):
     """127 * 258 = 32766 from outside; 1 more from inside fits below 2^15, 2 do not."""
-    layer = dense_layer(np.full((1, 258), 127), vth=np.zeros(1, np.int32), dv=4095)
+    layer = dense_lif(np.full((1, 258), 127), vth=np.zeros(1, np.int32), dv=4095)
     layer = replace(layer, recurrent=Dense(np.array([[own]], np.int8)), recurrent_name="rec")
     raster = np.ones((1, 2, 258), np.uint8)
     trace = reference.run_lif(layer, raster, chips.load("loihi1"))
@@ -390,7 +290,7 @@ def test_active_by_hand():
 
     v of the first is 64, 32, 16, 8: active in all four steps. The second has nothing to do.
     """
-    layer = dense_layer([[1], [0]])
+    layer = dense_lif([[1], [0]])
     raster = np.array([1, 0, 0, 0], np.uint8).reshape(1, 4, 1)
     trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
     assert trace.v[0, :, 0].tolist() == [64, 32, 16, 8]
@@ -424,7 +324,7 @@ def test_overflow_of_the_accumulator(chip, inputs, overflows, sign):
     weight = np.full((2, inputs), 127 * sign, np.int8)
     weight[1, ::2] = 0
     raster = np.ones((1, 1, inputs), np.uint8)
-    trace = reference.run_lif(dense_layer(weight), raster, chips.load(chip))
+    trace = reference.run_lif(dense_lif(weight), raster, chips.load(chip))
     assert trace.overflow.tolist() == [[overflows]]
 
 
@@ -434,7 +334,7 @@ def test_the_accumulator_does_not_hold_its_limit(last, overflows, sign):
     """127 * 258 + 1 = 2^15 - 1 fits, 127 * 258 + 2 = 2^15 does not."""
     weight = np.array([[127] * 258 + [last]]) * sign
     raster = np.ones((1, 1, 259), np.uint8)
-    trace = reference.run_lif(dense_layer(weight), raster, chips.load("loihi1"))
+    trace = reference.run_lif(dense_lif(weight), raster, chips.load("loihi1"))
     assert trace.overflow.tolist() == [[overflows]]
 
 
@@ -442,10 +342,10 @@ def test_overflow_of_the_voltage():
     """Without leak (dv = 0) sums within the accumulator pile up to the end of the register."""
     weight = np.full((1, 1000), -127, np.int8)
     raster = np.ones((1, 3, 1000), np.uint8)
-    trace = reference.run_lif(dense_layer(weight, dv=0), raster, chips.load("loihi2"), states=True)
+    trace = reference.run_lif(dense_lif(weight, dv=0), raster, chips.load("loihi2"), states=True)
     assert trace.v[0, :, 0].tolist() == [-8128000, -(1 << 23) + 1, -(1 << 23) + 1]
     assert trace.overflow.tolist() == [[0, 1, 1]]
-    free = reference.run_lif(dense_layer(weight, dv=0), raster, chips.load("ideal"), states=True)
+    free = reference.run_lif(dense_lif(weight, dv=0), raster, chips.load("ideal"), states=True)
     assert free.v[0, :, 0].tolist() == [-8128000, -16256000, -24384000]
     assert free.overflow.tolist() == [[0, 0, 0]]
 
@@ -474,7 +374,7 @@ def replayed(table):
     """The file's neuron (dv 163, weight 640 = 10 << 6, vth 25) on its input, one step late."""
     late = [0, *(int(row[0]) for row in table[:-1])]
     raster = np.array(late, np.uint8).reshape(1, -1, 1)
-    layer = dense_layer([[10]], vth=np.array([25], np.int32), dv=163)
+    layer = dense_lif([[10]], vth=np.array([25], np.int32), dv=163)
     return reference.run_lif(layer, raster, chips.load("loihi1"), int(raster.max()), states=True)
 
 

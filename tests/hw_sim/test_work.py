@@ -19,22 +19,21 @@ from stl_deploy.hw_sim.account.energy import Assessment
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import IntegerNetwork, OrPool, Readout
+from stl_deploy.ir.network import OrPool
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build import random_networks
 from tests.build.loads import (
     ByHand,
     alone,
     core_by_neuron,
+    drawn,
     hears,
     large,
-    lif,
-    raster,
     tiny,
     way,
-    weights,
 )
 from tests.build.nets import random_net, random_spikes, synapses
+from tests.build.networks import chain, lif, raster
 
 LOIHI1 = chips.load("loihi1")
 NETWORKS = pytest.mark.parametrize(
@@ -115,12 +114,8 @@ def test_neurobench_counts_a_fold_as_the_connections_that_it_is():
 def test_synapses_into_cores_of_a_convolution(groups, stride, padding, dilation):
     """Neurons on cores at random: nothing hangs on contiguous blocks."""
     rng = np.random.default_rng(groups)
-    conv = Conv(weights(rng, 8, 4 // groups, 3, 2), stride, padding, dilation, groups)
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip((7, 6), padding, dilation, (3, 2), stride, strict=True)
-    ]
-    layer = lif("lif", conv, (4, 7, 6), (8, *size), 1)
+    conv = Conv(drawn(rng, 8, 4 // groups, 3, 2), stride, padding, dilation, groups)
+    layer = lif("lif", conv, (4, 7, 6))
     cores = rng.integers(0, 5, layer.shape)
     got = synapses_by_core(layer, cores.reshape(-1), 5)
     assert got.dtype == np.int32
@@ -130,7 +125,7 @@ def test_synapses_into_cores_of_a_convolution(groups, stride, padding, dilation)
 @pytest.mark.parametrize(
     "layer",
     [
-        lif("lif", Dense(weights(np.random.default_rng(1), 9, 12)), (3, 2, 2), (9,), 1),
+        lif("lif", Dense(drawn(np.random.default_rng(1), 9, 12)), (3, 2, 2), (9,), 1),
         OrPool("pool", "pool_w", (3, 6, 4), (3, 2, 2), (3, 2)),
     ],
     ids=["dense", "pool"],
@@ -389,7 +384,7 @@ def test_neurobench_counts_what_a_layer_hears_of_itself():
     layer = lif("one", Dense(np.array([[9], [1]], np.int8)), (1,), (2,), vth=6)
     own = Dense(np.array([[0, 3], [-4, 0]], np.int8))
     layer = dataclasses.replace(layer, recurrent=own, recurrent_name="rec")
-    network = IntegerNetwork("loihi1", 2, (1,), 2, (layer,), Readout(2, 1))
+    network = chain(layer, chip="loihi1", steps=2, levels=2)
     got = neurobench.metrics(network, recorded(network, np.full((1, 2, 1), 2, np.uint8)).counts)
     assert (got.effective_macs, got.effective_acs) == (4, 2)
     assert got.dense == 2 * (2 + 4)
@@ -399,7 +394,7 @@ def test_neurobench_counts_what_a_layer_hears_of_itself():
 
 def test_binary_input_has_no_multiplications():
     layer = lif("one", Dense(np.array([[5, 0]], np.int8)), (2,), (1,), vth=0)
-    network = IntegerNetwork("loihi1", 2, (2,), 1, (layer,), Readout(1, 1))
+    network = chain(layer, chip="loihi1", steps=2)
     got = neurobench.metrics(
         network, recorded(network, np.array([[[1, 1], [0, 1]]], np.uint8)).counts
     )

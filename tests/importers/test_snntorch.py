@@ -26,6 +26,7 @@ from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
 from stl_deploy.importers.torch import check as torch_check
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
+from tests.build.networks import values
 
 RESETS = [("subtract", True), ("zero", True), ("zero", False), ("none", True)]
 
@@ -146,7 +147,7 @@ def made(cls, *args, seed=0, gain=2.5, **kwargs):
 
 
 def raster(shape, samples=40, steps=15, seed=1):
-    return (np.random.default_rng(seed).random((samples, steps, *shape)) < 0.4).astype(np.uint8)
+    return values((samples, steps, *shape), 0.4, seed=seed)
 
 
 def spikes_of(net, inputs, dtype=torch.float32):

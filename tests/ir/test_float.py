@@ -23,12 +23,13 @@ from stl_deploy.ir.arch import Architecture
 from stl_deploy.lower import passes
 from stl_deploy.models import layers
 from stl_deploy.models.net import STLNet, infer
+from tests.build.floats import graph as graph_of
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
     not REFERENCE.is_dir(), reason="the folder of reference traces is not beside the checkout"
 )
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = settings(max_examples=150)
 
 
 # The neuron of the official code
@@ -281,20 +282,17 @@ def test_pooling_a_binary_input():
 
 def test_batchnorm_by_hand():
     """2 * (w x + b - 3) / sqrt(3.75 + 0.25) + 5 = w x + b + 2, in the kernel's own dtype or better."""
-    graph = float_graph(
+    graph = graph_of(
         {
             "fc": nir.Affine(weight=np.array([[3.0]]), bias=np.array([7.0])),
             "bn": G.BatchNorm((1,), (1,), *(np.array([x]) for x in (2.0, 5.0, 3.0, 3.75)), 0.25),
             "lif": G.lif(np.array([1.0]), 2 * G.DT, 2.0),
-        }
+        },
+        1,
+        1,
     )
     node = passes.lower(graph).nodes["fc"]
     assert (node.weight.tolist(), node.bias.tolist()) == ([[3.0]], [9.0])
-
-
-def float_graph(nodes, shape=(1,), out=(1,), **fields):
-    meta = G.FloatMeta(timesteps=4, classes=1, population=1, **fields)
-    return G.chain_graph(nodes, shape, out, meta.model_dump_json())
 
 
 # What cannot be lowered
@@ -368,10 +366,10 @@ def test_forward_euler_of_the_whole_equation():
         rng.uniform(*bounds, 4)
         for bounds in ((2e-4, 9e-4), (0.2, 2), (-0.2, 0.2), (-0.5, 0.1), (0.3, 0.9))
     )
-    graph = float_graph(
+    graph = graph_of(
         {"lif": nir.LIF(tau=tau, r=r, v_leak=leak, v_threshold=threshold, v_reset=reset)},
-        (4,),
-        (4,),
+        4,
+        4,
     )
     raster = rng.integers(0, 2, (2, 200, 4)).astype(np.uint8)
     spikes = float_exec.run(graph, raster)["lif"]
@@ -398,7 +396,7 @@ def test_parameters_of_single_precision_are_widened_first(side):
     at = v if side is None else np.nextafter(v, side)
     zero = np.zeros(50, np.float32)
     node = nir.LIF(tau=tau, r=r, v_leak=zero, v_threshold=at, v_reset=zero)
-    graph = float_graph({"lif": node}, (50,), (50,))
+    graph = graph_of({"lif": node}, 50, 50)
     spikes = float_exec.run(graph, np.ones((1, 4, 50), np.uint8))["lif"]
     assert (spikes[0, :3] == 0).all()
     assert (spikes[0, 3] == (side is not None)).all()

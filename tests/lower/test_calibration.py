@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import nir
 import numpy as np
 import pytest
 
@@ -15,45 +14,15 @@ from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
-from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.lower import calibration
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
+from tests.build.floats import linear
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
-
-
-def layer_of(synapses, input_shape, shape, rng, **fields):
-    """A LIF layer with thresholds at random and without bias."""
-    channels = len(synapses.weight)
-    return LifLayer(
-        "lif",
-        "fc",
-        synapses,
-        input_shape,
-        shape,
-        np.zeros(channels, np.int32),
-        rng.integers(20, 200, shape).astype(np.int32),
-        np.ones(channels),
-        **fields,
-    )
-
-
-def chain(rng, inputs, timesteps=4, recurrent=None):
-    """A linear layer and its neurons, as a float graph."""
-    weight = rng.normal(size=(12, inputs))
-    nodes = {
-        "fc": nir.Linear(weight=weight),
-        "lif": G.lif(rng.uniform(1, 4, 12), G.DT * 2, 2.0),
-    }
-    meta = G.FloatMeta(timesteps=timesteps, input_levels=1, classes=12, population=1)
-    built = G.chain_graph(nodes, (inputs,), (12,), meta.model_dump_json())
-    if recurrent is not None:
-        built.nodes["own"] = nir.Linear(weight=recurrent)
-        built.edges += [("lif", "own"), ("own", "lif")]
-    return built
+from tests.build.networks import lif
 
 
 def mixed(rng, n, inputs, timesteps=4):
@@ -76,7 +45,7 @@ def test_columns_are_what_a_kernel_sees(stride, padding, dilation, groups):
     x = rng.random((5, 6, 7, 8)).astype(np.float32)
     out = convolve(x, weight.astype(np.float32), stride, padding, dilation, groups)
     conv = Conv(weight, stride, padding, dilation, groups)
-    layer = layer_of(conv, (6, 7, 8), out.shape[1:], rng)
+    layer = lif("lif", conv, (6, 7, 8), vth=rng.integers(20, 200, out.shape[1:]))
     chosen = rng.permutation(5 * out[0, 0].size)[:50]
     columns = calibration._columns(layer, x, chosen)
     rows = weight.reshape(groups, 4 // groups, -1).astype(np.float32)
@@ -93,7 +62,7 @@ def test_moments_are_those_of_what_v_adds_up(du, dv, hears):
     fired = (rng.random((40, 5, 3)) < 0.3).astype(np.uint8)
     own = Dense(np.zeros((3, 3), np.int8)) if hears else None
     dense = Dense(np.zeros((3, 7), np.int8))
-    layer = layer_of(dense, (7,), (3,), rng, du=du, dv=dv, recurrent=own)
+    layer = lif("lif", dense, (7,), vth=rng.integers(20, 200, (3,)), du=du, dv=dv, recurrent=own)
     packed = {"lif": np.packbits(fired, axis=-1)}
     recording = calibration.Recording(inputs, packed, {"lif": (3,)})
     got = calibration.moments(layer, "", recording)
@@ -116,7 +85,7 @@ def test_patches_beyond_the_budget_are_drawn(monkeypatch):
     """Fewer patches give nearly the same moments, and the same ones each time."""
     rng = np.random.default_rng(3)
     conv = Conv(np.zeros((2, 1, 3, 3), np.int8), (1, 1), (1, 1), (1, 1), 1)
-    layer = layer_of(conv, (1, 9, 9), (2, 9, 9), rng)
+    layer = lif("lif", conv, (1, 9, 9), vth=rng.integers(20, 200, (2, 9, 9)))
     inputs = (rng.random((60, 4, 1, 9, 9)) < 0.5).astype(np.uint8)
     recording = calibration.Recording(inputs, {}, {})
     whole = calibration.moments(layer, "", recording)
@@ -133,7 +102,13 @@ def test_a_layer_that_hears_itself_over_many_steps(monkeypatch):
     inputs = (rng.random((50, 6, 4)) < 0.4).astype(np.uint8)
     recording = calibration.Recording(inputs, {"lif": np.packbits(inputs, axis=-1)}, {"lif": (4,)})
     own = Dense(np.zeros((4, 4), np.int8))
-    layer = layer_of(Dense(np.zeros((4, 4), np.int8)), (4,), (4,), rng, recurrent=own)
+    layer = lif(
+        "lif",
+        Dense(np.zeros((4, 4), np.int8)),
+        (4,),
+        vth=rng.integers(20, 200, (4,)),
+        recurrent=own,
+    )
     whole = calibration.moments(layer, "", recording)
     monkeypatch.setattr(calibration, "ROWS", 200)
     np.testing.assert_allclose(
@@ -207,7 +182,7 @@ def test_compensation_lowers_the_error_of_sums():
 def test_no_threshold_of_the_window_agrees_more_often(chip, exp):
     rng = np.random.default_rng(7)
     dense = Dense(rng.integers(-20, 60, (9, 15)).astype(np.int8))
-    layer = layer_of(dense, (15,), (9,), rng, exp=exp)
+    layer = lif("lif", dense, (15,), vth=rng.integers(20, 200, (9,)), exp=exp)
     layer = replace(layer, vth=np.array([0, 1, 3, 60, 70, 80, 90, 20_000, 110], np.int32) << exp)
     inputs = (rng.random((70, 4, 15)) < 0.3).astype(np.uint8)
     facts = chips.load(chip)
@@ -264,7 +239,7 @@ def test_the_shipped_model_on_other_images(bits):
 def test_what_is_proven_stays_proven():
     """A unit that binds grows with the fitted weights; thresholds rise no further than v can go."""
     rng = np.random.default_rng(8)
-    graph = chain(rng, 3000)
+    graph = linear(rng, 3000)
     calib = mixed(rng, 60, 3000)
     facts = chips.load("loihi1")
     plain = stl_deploy.quantize(graph, "loihi1", overflow="proven", thresholds="native")
@@ -288,7 +263,7 @@ def test_thresholds_stay_where_the_voltage_could_overflow(monkeypatch):
         return layer.vth + np.where(np.arange(12) == 3, 130_000, 1).astype(np.int32)
 
     rng = np.random.default_rng(9)
-    graph, calib = chain(rng, 3000), mixed(rng, 20, 3000)
+    graph, calib = linear(rng, 3000), mixed(rng, 20, 3000)
     graph.nodes["fc"].weight[:] = np.abs(graph.nodes["fc"].weight)
     monkeypatch.setattr(calibration, "thresholds", lambda layer, *_: layer.vth)
     (before,) = stl_deploy.quantize(graph, "loihi2", calib, overflow="proven").lif_layers
@@ -299,7 +274,7 @@ def test_thresholds_stay_where_the_voltage_could_overflow(monkeypatch):
 
 def test_a_layer_that_hears_itself():
     rng = np.random.default_rng(10)
-    graph = chain(rng, 40, recurrent=rng.normal(size=(12, 12)))
+    graph = linear(rng, 40, recurrent=rng.normal(size=(12, 12)))
     plain = stl_deploy.quantize(graph, "loihi2", weight_bits=4)
     fitted = stl_deploy.quantize(graph, "loihi2", mixed(rng, 600, 40), weight_bits=4)
     other = mixed(np.random.default_rng(11), 600, 40)
@@ -353,7 +328,7 @@ def test_parity_certifies_it_and_finds_no_fault():
 def test_no_more_samples_than_said_are_looked_at(monkeypatch):
     monkeypatch.setattr(calibration, "SAMPLES", 50)
     rng = np.random.default_rng(12)
-    graph, calib = chain(rng, 20), mixed(rng, 90, 20)
+    graph, calib = linear(rng, 20), mixed(rng, 90, 20)
     whole, first = (stl_deploy.quantize(graph, "ideal", part) for part in (calib, calib[:50]))
     assert whole.diagnostics == first.diagnostics
     (a,), (b,) = whole.lif_layers, first.lif_layers
@@ -363,7 +338,7 @@ def test_no_more_samples_than_said_are_looked_at(monkeypatch):
 
 def test_folded_layers_are_not_fitted_and_say_so():
     rng = np.random.default_rng(13)
-    graph, calib = chain(rng, 20), mixed(rng, 30, 20)
+    graph, calib = linear(rng, 20), mixed(rng, 30, 20)
     plain, told = (
         stl_deploy.quantize(graph, "loihi2", c, thresholds="fold") for c in (None, calib)
     )
@@ -375,7 +350,7 @@ def test_folded_layers_are_not_fitted_and_say_so():
 def test_thresholds_outside_the_register_are_still_refused():
     """The correction does not hide them: plain quantization names them first."""
     rng = np.random.default_rng(14)
-    graph = chain(rng, 20)
+    graph = linear(rng, 20)
     graph.nodes["lif"].v_threshold[5] = -1.0
     calib = mixed(rng, 10, 20)
     with pytest.raises(stl_deploy.errors.LoweringError, match=r"5: theta -1"):
@@ -387,5 +362,5 @@ def test_thresholds_outside_the_register_are_still_refused():
 def test_calibration_without_samples_is_refused():
     with pytest.raises(InputError, match="calib: holds no samples"):
         stl_deploy.quantize(
-            chain(np.random.default_rng(15), 20), calib=np.zeros((0, 4, 20), np.uint8)
+            linear(np.random.default_rng(15), 20), calib=np.zeros((0, 4, 20), np.uint8)
         )

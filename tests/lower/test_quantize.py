@@ -17,73 +17,18 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import LifLayer, OrPool
+from stl_deploy.ir.network import OrPool
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.lower.units import HEADROOM
+from tests.build.floats import conv, deep, dense, graph, lif
 from tests.build.nets import random_net, random_spikes
+from tests.build.networks import dense_lif
+from tests.build.strategies import dense_layers
 
-EXAMPLES = settings(deadline=None, max_examples=60)
+EXAMPLES = settings(max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)
 THOUSANDTHS = st.integers(-1500, 1500).map(lambda n: n / 1000)
-
-
-# Graphs
-
-
-def lif(theta, tau=0.5):
-    """Fires at v >= theta: the float graph holds the number below theta behind NIR's strict >."""
-    theta = np.nextafter(np.asarray(theta, np.float64), -np.inf)
-    return G.lif(theta, G.DT / (1 - tau), 1 / (1 - tau))
-
-
-def graph(nodes, in_shape, out_shape, timesteps=4, levels=1):
-    classes = math.prod(out_shape)
-    meta = G.FloatMeta(timesteps=timesteps, input_levels=levels, classes=classes, population=1)
-    built = G.chain_graph(nodes, in_shape, out_shape, meta.model_dump_json())
-    G.verify(built)
-    return built
-
-
-def dense(weight, theta, bias=None, tau=0.5, **fields):
-    """One linear layer ``fc`` and its neurons ``lif``."""
-    weight = np.asarray(weight, np.float64)
-    theta = np.broadcast_to(np.asarray(theta, np.float64), len(weight))
-    bias = np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)
-    nodes = {"fc": nir.Affine(weight=weight, bias=bias), "lif": lif(theta, tau)}
-    return graph(nodes, weight.shape[1:], (len(weight),), **fields)
-
-
-def conv(weight, theta, bias, in_shape, stride=(1, 1), padding=(0, 0), **fields):
-    """One convolution ``conv`` and its neurons ``lif``; ``theta`` may be a function of the shape."""
-    node = G.conv2d(weight, bias, in_shape, stride, padding)
-    out = G.node_output("conv", node, in_shape)
-    theta = theta(out) if callable(theta) else np.full(out, theta)
-    return graph({"conv": node, "lif": lif(theta)}, in_shape, out, **fields)
-
-
-def deep(rng, levels=1, bias=0.3, theta=(0.1, 1.5), **fields):
-    """Convolution with strides, pool, two linear layers; all parameters at random."""
-    uniform = rng.uniform
-    return graph(
-        {
-            "conv1": G.conv2d(
-                rng.normal(size=(4, 2, 3, 2)), uniform(-bias, bias, 4), (2, 6, 7), (1, 2), (1, 0)
-            ),
-            "lif1": lif(uniform(*theta, (4, 6, 3))),
-            "pool1_sum": G.sum_pool((2, 3), (4, 6, 3)),
-            "pool1": nir.Threshold(threshold=np.full((4, 3, 1), 0.5)),
-            "flat": G.flatten((4, 3, 1)),
-            "fc1": nir.Affine(weight=rng.normal(size=(9, 12)), bias=uniform(-bias, bias, 9)),
-            "lif2": lif(uniform(*theta, 9)),
-            "fc2": nir.Linear(weight=rng.normal(size=(5, 9))),
-            "lif3": lif(uniform(*theta, 5)),
-        },
-        (2, 6, 7),
-        (5,),
-        levels=levels,
-        **fields,
-    )
 
 
 def only(network):
@@ -278,35 +223,6 @@ def test_different_decays_in_a_layer_are_named():
 # Bounds
 
 
-@st.composite
-def layers(draw):
-    """A dense layer with anything at random, and its input's largest value."""
-    rng = np.random.default_rng(draw(SEEDS))
-    inputs, outputs = draw(st.integers(1, 12)), draw(st.integers(1, 4))
-    weight = rng.integers(-127, 128, (outputs, inputs)).astype(np.int8)
-    reach = 127 * inputs
-    vth = rng.integers(-reach if draw(st.booleans()) else 0, reach, outputs)
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(weight),
-        (inputs,),
-        (outputs,),
-        rng.integers(-reach, reach, outputs).astype(np.int32),
-        vth.astype(np.int32),
-        np.ones(outputs),
-        exp=draw(st.integers(0, 2)),
-        bias_exp=draw(st.integers(0, 7)),
-        du=draw(st.sampled_from([4095, 4095, 0, 1000, 4094])),
-        dv=draw(st.sampled_from([0, 1, 163, 2048, 4095])),
-        reset=draw(st.sampled_from(["zero", "subtract"])),
-    )
-    if draw(st.booleans()):
-        own = rng.integers(-reach, reach, (outputs, outputs)) // inputs
-        layer = replace(layer, recurrent=Dense(own.astype(np.int8)), recurrent_name="rec")
-    return layer, draw(st.sampled_from([1, 1, 7, 255])), rng
-
-
 def patterns(weight, levels, timesteps, rng):
     """Rasters [N, T, inputs]: random ones, and for each neuron the inputs that drive it furthest.
 
@@ -345,7 +261,7 @@ def voltages(layer, raster, levels):
 
 
 @EXAMPLES
-@given(layers(), st.integers(1, 6))
+@given(dense_layers(), st.integers(1, 6))
 def test_bounds_are_sound(case, timesteps):
     """No input passes them, and those made for it reach the sums and the lowest values exactly.
 
@@ -377,20 +293,13 @@ def test_bounds_are_sound(case, timesteps):
 
 def test_bounds_of_neurons_that_hear_each_other():
     """By hand: 2 x 3 from outside, 5 from inside; u halves; a spike takes 4 of v, which stays else."""
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(np.array([[2, -1], [0, 1]], np.int8)),
-        (2,),
-        (2,),
-        np.zeros(2, np.int32),
-        np.array([4, 4], np.int32),
-        np.ones(2),
+    layer = dense_lif(
+        [[2, -1], [0, 1]],
+        4,
         exp=1,
         du=2047,
         dv=0,
         recurrent=Dense(np.array([[5, -3], [1, 0]], np.int8)),
-        recurrent_name="rec",
         reset="subtract",
     )
     low, high = bounds.one_sided_sums(layer, 3)
@@ -534,7 +443,7 @@ def test_no_limit_no_cost():
     assert network.diagnostics == ()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(SEEDS, st.sampled_from(["loihi1", "loihi2"]), st.integers(0, 3))
 def test_calibration_leaves_headroom(seed, chip, exp):
     rng = np.random.default_rng(seed)

@@ -22,21 +22,16 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import single as single_connections
 from stl_deploy.ir.network import in_bounds_synapses
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Sparse
 from stl_deploy.lower import folding
 from stl_deploy.lower import grouped as profiles
 from stl_deploy.models.net import infer
-from tests.build.nets import ZOO, random_net, random_spikes, synapses
+from tests.build.floats import dense
+from tests.build.nets import CONVOLUTIONAL, ZOO, quantized, random_net, random_spikes, synapses
 from tests.build.random_networks import draw
-from tests.lower.test_quantize import dense
-
-CONVOLUTIONAL = "4C3-BN-LIF-P4-FC20-LIF-AvgPool2"
-
-
-def network(text=CONVOLUTIONAL, seed=0, **options):
-    return stl_deploy.quantize(stl_deploy.from_torch(random_net(text, seed)), **options)
 
 
 def simple(theta, kernel):
@@ -72,7 +67,7 @@ LOW = (("lif1.thresh", (0, 3, 3)), ("lif2.thresh", (5,)))
     ],
 )
 def test_auto_goes_by_the_chip_and_says_why(chip, lowering, reason):
-    got = network(chip=chip)
+    got = quantized(chip=chip)
     assert got.lowering == lowering
     assert got.lowering_reason.startswith(reason)
 
@@ -105,7 +100,7 @@ def test_auto_counts_the_thresholds_of_a_core(distinct, lowering):
 @pytest.mark.parametrize("chip", ["ideal", "loihi2"])
 def test_profiles_are_for_chips_that_need_them(chip):
     with pytest.raises(InputError, match=f"{chip} holds one for every neuron"):
-        network(chip=chip, thresholds="grouped")
+        quantized(chip=chip, thresholds="grouped")
 
 
 def test_the_command_prints_lowering_and_rounding(tmp_path, capfd, monkeypatch):
@@ -134,7 +129,7 @@ def test_the_command_prints_lowering_and_rounding(tmp_path, capfd, monkeypatch):
 
 
 def test_fold_gives_each_layer_one_threshold():
-    got = network(chip="loihi1", thresholds="fold")
+    got = quantized(chip="loihi1", thresholds="fold")
     assert got.lowering == "fold"
     for layer in got.lif_layers:
         assert len(np.unique(layer.vth)) == 1
@@ -170,7 +165,7 @@ def test_fold_is_exact_where_nothing_is_rounded():
     np.testing.assert_array_equal(reference.run(got, spikes).layers["lif1"].spikes, expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), bits=st.integers(7, 8), exp=st.integers(0, 2))
 def test_folded_integers_are_the_kernel_in_their_neurons_units(seed, bits, exp):
     net = random_net(CONVOLUTIONAL, seed)
@@ -354,7 +349,9 @@ def test_a_folded_layer_keeps_the_headroom_of_calibration():
 
 
 def test_netx_is_left_out_and_the_export_says_so(tmp_path):
-    manifest = stl_deploy.export(network(chip="loihi2", thresholds="fold"), "loihi", tmp_path / "o")
+    manifest = stl_deploy.export(
+        quantized(chip="loihi2", thresholds="fold"), "loihi", tmp_path / "o"
+    )
     assert "loihi/network.net" not in manifest["files"]
     (note,) = (d for d in manifest["diagnostics"] if "netx" in d["where"])
     assert "lif1 are folded convolutions" in note["what"]
@@ -476,8 +473,8 @@ def test_a_connection_outside_the_kernel_is_refused(path):
 
 
 def test_a_file_of_too_many_connections_is_refused_unread(path, monkeypatch):
-    monkeypatch.setattr(folding, "MOST", 1000)
-    monkeypatch.setattr(folding.conv, "unroll", None)
+    monkeypatch.setattr(single_connections, "MOST", 1000)
+    monkeypatch.setattr(single_connections.conv, "unroll", None)
     with pytest.raises(InputError, match="more than 1,000 single connections"):
         nir_file.read_network(path)
 
@@ -485,7 +482,7 @@ def test_a_file_of_too_many_connections_is_refused_unread(path, monkeypatch):
 # Profiles
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     vth=st.lists(st.integers(0, 60), min_size=1, max_size=12),
     count=st.integers(1, 5),
@@ -507,11 +504,11 @@ def test_rounding_costs_no_more_than_any_other_choice(vth, count):
     assert cost == pytest.approx(best)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_no_core_gets_more_thresholds_than_it_holds(seed):
-    before = network(seed=seed, chip="loihi1", thresholds="native")
-    after = network(seed=seed, chip="loihi1", thresholds="grouped")
+    before = quantized(seed=seed, chip="loihi1", thresholds="native")
+    after = quantized(seed=seed, chip="loihi1", thresholds="grouped")
     assert after.placement is not None
     for a, b in zip(before.lif_layers, after.lif_layers, strict=True):
         placed = after.placement.layers[b.name]
@@ -546,7 +543,7 @@ def deterministic(packed, graph):
     ) and (packed.placement, packed.rounding) == (again.placement, again.rounding)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     table=st.lists(
         st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), min_size=1, max_size=4),
@@ -582,7 +579,7 @@ def test_spreads_are_chosen_as_a_search_of_all_would(table, budget):
 def test_profiles_keep_to_the_chips_that_are_there(cores):
     """Also where the cores of a layer depend on the next one's spread, so that the first try fails."""
     text = "4C3-BN-LIF-P4-FC40-LIF-FC60-LIF-AvgPool6"
-    before = network(text, chip="loihi1", thresholds="native")
+    before = quantized(text, chip="loihi1", thresholds="native")
     chip = chips.load("loihi1")
     facts = chip.limits.model_copy(
         update={
@@ -600,7 +597,7 @@ def test_profiles_keep_to_the_chips_that_are_there(cores):
 
 def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
     file = tmp_path / "m.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="grouped")), file)
+    nir_io.write(nir_file.to_nir(quantized(chip="loihi1", thresholds="grouped")), file)
     with h5py.File(file, "r+") as opened:
         vth = opened["node/nodes/lif1/v_threshold"]
         vth[...] = np.arange(vth.size).reshape(vth.shape)
@@ -619,7 +616,7 @@ def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
 )
 def test_a_wrong_order_is_refused(tmp_path, layer, order, what):
     file = tmp_path / "m.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="grouped")), file)
+    nir_io.write(nir_file.to_nir(quantized(chip="loihi1", thresholds="grouped")), file)
     with h5py.File(file, "r+") as opened:
         meta = json.loads(opened[f"node/metadata/{KEY}"][()])
         meta["placement"]["layers"][layer]["order"] = order

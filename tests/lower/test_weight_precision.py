@@ -19,15 +19,13 @@ from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
-from stl_deploy.hw_sim.account.work import own_synapses_by_core, synapses_by_core
+from stl_deploy.hw_sim.account.work import recurrent_synapses_by_core, synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import single, slices
 from stl_deploy.ir.network import (
-    IntegerNetwork,
     LifLayer,
     OrPool,
-    Readout,
     in_bounds_synapses,
     synapse_count,
 )
@@ -36,9 +34,12 @@ from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower import blocks, folding
 from stl_deploy.verify import faults
 from stl_deploy.verify.against_float import compare
+from tests.build import nets
+from tests.build.files import change_meta
 from tests.build.nets import random_net, random_spikes, recurrent_synapses, synapses, taken
+from tests.build.networks import chain, dense_lif, random_cores
 from tests.build.random_networks import draw
-from tests.hw_sim.test_engine import assert_same, random_cores
+from tests.build.traces import assert_same
 
 WIDE = ("split", "2x8")
 PRECISIONS = pytest.mark.parametrize("precision", WIDE)
@@ -49,28 +50,13 @@ DRAWN = pytest.mark.parametrize(
 )
 
 
-def quantized(precision, text="4C3-BN-LIF-P4-FC20-LIF-AvgPool2", seed=0, **options):
-    net = random_net(text, seed)
-    graph = stl_deploy.from_torch(net)
-    return stl_deploy.quantize(graph, weight_precision=precision, **{"chip": "loihi2", **options})
+def quantized(precision, chip="loihi2", **options):
+    return nets.quantized(chip=chip, weight_precision=precision, **options)
 
 
-def one_layer(weight, precision, **fields):
-    """A network of one dense layer."""
-    outputs, inputs = np.shape(weight)
-    layer = LifLayer(
-        "lif",
-        "fc",
-        Dense(np.array(weight, np.int16)),
-        (inputs,),
-        (outputs,),
-        np.zeros(outputs, np.int32),
-        np.full(outputs, 50, np.int32),
-        np.ones(outputs),
-        weight_precision=precision,
-    )
-    layer = replace(layer, **fields)
-    return IntegerNetwork("loihi2", 2, (inputs,), 1, (layer,), Readout(outputs, 1))
+def one_layer(weight, precision, vth=50):
+    layer = dense_lif(weight, vth, kind=np.int16, weight_precision=precision)
+    return chain(layer, steps=2)
 
 
 # Grids and groups
@@ -148,7 +134,7 @@ def test_the_engine_adds_up_the_largest_weights(precision):
     rng = np.random.default_rng(0)
     weight = rng.choice([-top, top], (40, 300))
     for vth in (300 * top // 4, 1 << 17):
-        network = one_layer(weight, precision, vth=np.full(40, vth, np.int32))
+        network = one_layer(weight, precision, vth)
         network = replace(network, chip="ideal", timesteps=3)
         raster = (rng.random((3, 3, 300)) < 0.7).astype(np.uint8)
         raster[:, 0] = weight[0] > 0
@@ -160,7 +146,7 @@ def test_the_engine_adds_up_the_largest_weights(precision):
 
 def test_sums_beyond_32_bits_are_left_to_the_reference():
     weight = np.full((40, 600), 16319)
-    network = one_layer(weight, "2x8", vth=np.full(40, 1 << 30, np.int32))
+    network = one_layer(weight, "2x8", 1 << 30)
     network = replace(network, chip="ideal", input_levels=255)
     raster = np.full((1, 2, 600), 255, np.uint8)
     want = reference.run(network, raster, states=True)
@@ -188,16 +174,19 @@ def test_synapses_are_counted_slice_by_slice(precision, drawn):
             got = synapses_by_core(layer, cores.reshape(-1), 3).toarray()
             assert (got == expected.reshape(3, -1)).all()
             assert (in_bounds_synapses(layer) == expected.sum(axis=0)).all()
-            heard = own_synapses_by_core(layer, cores.reshape(-1), 3)
-            assert (heard is None) == (not own)
-            if heard is not None:
-                assert heard.toarray().sum() == len(own)
+            recurrent = recurrent_synapses_by_core(layer, cores.reshape(-1), 3)
+            assert (recurrent is None) == (not own)
+            if recurrent is not None:
+                expected = np.zeros((3, *layer.shape), int)
+                for source, target in own:
+                    expected[(cores[target], *source)] += 1
+                assert (recurrent.toarray() == expected.reshape(3, -1)).all()
 
 
 def test_a_spike_is_a_synop_in_every_slice_that_it_meets():
     # Synapses of the columns: 1 + 2, 1 + 0, 2 + 2.
     weight = [[127, 128, 300], [-129, 0, -16319]]
-    network = one_layer(weight, "2x8", vth=np.array([100, 100], np.int32))
+    network = one_layer(weight, "2x8", 100)
     network = replace(network, placement=placement.place(network, chips.load("loihi2")))
     raster = np.zeros((1, 2, 3), np.uint8)
     raster[0, 0] = [1, 0, 1]
@@ -316,7 +305,7 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     """As many single connections as one synapse each leaves room for, and two do not."""
     chip = chips.load("loihi2")
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
-    block = next(b for b in blocks._blocks(graph) if not isinstance(b, OrPool))
+    block = next(b for b in blocks.read_blocks(graph) if not isinstance(b, OrPool))
     some = {"lif1": (block.weight, block.input_shape, block.node)}
     total = single.connections(block.weight != 0, block.input_shape, block.node)
     holds = -(-total * (8 + 13) // 8)  # bytes
@@ -399,14 +388,14 @@ def test_files_of_8_bits_are_what_they_were():
 
 def changed(path, layer=None, weight=None, **fields):
     """The file with other fields of the JSON (of its first layer), or another weight there."""
-    with h5py.File(path, "r+") as file:
-        at = f"node/metadata/{KEY}"
-        meta = json.loads(file[at][()])
-        meta |= fields
-        meta["layers"][0] |= layer or {}
-        del file[at]
-        file[at] = json.dumps(meta)
-        if weight is not None:
+
+    def change(meta):
+        meta.update(fields)
+        meta["layers"][0].update(layer or {})
+
+    change_meta(path, change)
+    if weight is not None:
+        with h5py.File(path, "r+") as file:
             file["node/nodes/conv1/weight"][0, 0, 0, 0] = weight
     with pytest.raises(InputError) as error:
         nir_file.read_network(path)

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from tests.build import two_processes
+from tests.build.files import bars, write_images
 from tests.build.nets import ROOT
-from tests.formats.test_data import write_idx
-from tests.models.test_train import command
 
 CASES = sorted(two_processes.CASES)
 
@@ -24,11 +23,15 @@ CASES = sorted(two_processes.CASES)
 def two(tmp_path_factory):
     """What ``two_processes.py`` left in each of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    script = ROOT / "tests" / "build" / "two_processes.py"
+    script = ["-m", "tests.build.two_processes"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, script, str(rank), folder], env=env, stderr=subprocess.PIPE, text=True
+            [sys.executable, *script, str(rank), folder],
+            cwd=ROOT,
+            env=env,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in (0, 1)
     ]
@@ -95,15 +98,13 @@ def torchrun(*words):
 
 @pytest.fixture
 def arguments(tmp_path):
-    images, labels = two_processes.data(60)
-    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images[:, 0].numpy())
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels.numpy())
+    write_images(tmp_path, *bars())
     network = ["--arch", two_processes.NORMED, "--batch", "20", "--epochs", "3"]
     return ["--data", tmp_path, *network, "-o", tmp_path / "m.pt"]
 
 
 def test_a_process_that_dies_ends_the_run_and_another_number_resumes_it(
-    tmp_path, arguments, monkeypatch
+    command, tmp_path, arguments
 ):
     """It dies in the second epoch; one process finishes, and then there is nothing left to start."""
     script = ROOT / "tests" / "build" / "killed_training.py"
@@ -112,7 +113,7 @@ def test_a_process_that_dies_ends_the_run_and_another_number_resumes_it(
     assert died.stderr.count("epoch   1/3") == 1  # the first process alone prints
     assert "internal error" not in died.stderr
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["m.resume.pt"]
-    assert command(monkeypatch, *arguments, "--resume") == 0
+    assert command("stl-train", *arguments, "--resume")[0] == 0
     training = torch.load(tmp_path / "m.pt", weights_only=True)["training"]
     assert (len(training["history"]), training["processes"]) == (3, 1)
     refused = torchrun(script, "never", *arguments)

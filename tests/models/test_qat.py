@@ -27,9 +27,9 @@ from stl_deploy.lower.quantize import quantize
 from stl_deploy.models import layers, qat
 from stl_deploy.models.net import STLNet, converted
 from stl_deploy.models.train import Settings, Trainer
+from tests.build.files import bars, write_images
+from tests.build.floats import graph as graph_of
 from tests.build.nets import random_net, random_spikes
-from tests.formats.test_data import write_idx
-from tests.models.test_train import data
 
 TINY = "3C3-BN-LIF-P3-FC20-LIF-AvgPool2"
 
@@ -129,7 +129,7 @@ def test_it_stays_so_while_it_learns(bits):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     settings = Settings(epochs=3, batch=20, lr=1e-2, weight_bits=bits, chip="loihi2")
     trainer = Trainer(model.arch, settings, model=model)
-    images, labels = data(120)
+    images, labels = bars(120)
     reports = list(trainer.run(images, labels))
     assert reports[-1].loss < reports[0].loss
     kept = trainer.trained()
@@ -154,7 +154,7 @@ def test_modes_hold_on_integers_too(mode, learned):
     model = qat.from_checkpoint(checkpoint_of(random_net(TINY, 1, (1, 6, 6))), 4, "loihi2")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     trainer = Trainer(model.arch, Settings(epochs=1, batch=20, mode=mode), model=model)
-    list(trainer.run(*data()))
+    list(trainer.run(*bars()))
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     named = {k if mode == "threshold" else k.split(".")[0] for k in changed}
     assert named == learned
@@ -166,11 +166,11 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
         return Trainer(model.arch, Settings(epochs=3, batch=20, lr=1e-2), model=model)
 
     whole, first, second = begin(), begin(), begin()
-    list(whole.run(*data()))
-    next(iter(first.run(*data())))
+    list(whole.run(*bars()))
+    next(iter(first.run(*bars())))
     first.save(tmp_path / "s.pt")
     second.resume(tmp_path / "s.pt")
-    assert len(list(second.run(*data()))) == 2
+    assert len(list(second.run(*bars()))) == 2
     expected, got = whole.trained().state_dict(), second.trained().state_dict()
     assert all(torch.equal(expected[k], got[k]) for k in expected)
 
@@ -417,9 +417,8 @@ def test_neurons_that_training_does_not_know_are_refused(kind):
         lif = G.integrate_and_fire(2.5 * n)
     recurrent = {"lif": ("own", nir.Linear(weight=np.eye(3)))} if kind == "recurrent" else None
     trained = G.Trained(weight_bits=4, scale={"lif": [1.0, 1.0, 1.0]})
-    meta = G.FloatMeta(timesteps=4, classes=3, population=1, version=2, trained=trained)
-    graph = G.chain_graph({"fc": fc, "lif": lif}, (3,), (3,), meta.text(), recurrent)
-    with pytest.raises(InputError, match="and training on integers knows plain LIF only"):
+    graph = graph_of({"fc": fc, "lif": lif}, 3, 3, recurrent, version=2, trained=trained)
+    with pytest.raises(InputError, match="training on integers supports only plain LIF"):
         quantize(graph, "loihi2")
 
 
@@ -559,9 +558,7 @@ def test_a_float_graph_that_contradicts_itself_is_refused(kept, tmp_path):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    images, labels = data()
-    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images[:, 0].numpy())
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels.numpy())
+    write_images(tmp_path, *bars())
     net = random_net(TINY, 1, (1, 6, 6))
     save_checkpoint(net, tmp_path / "float.pt")
     save_raster(tmp_path / "r.npz", Raster(random_spikes(net, 30)), {})

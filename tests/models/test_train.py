@@ -19,19 +19,10 @@ from stl_deploy.importers import stl
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.models.layers import BatchNorm
 from stl_deploy.models.train import Settings, Trainer
+from tests.build.files import bars, write_idx, write_images
 from tests.build.nets import ROOT
-from tests.formats.test_data import write_idx
 
 ARCH = "3C3-BN-LIF-P3-FC20-LIF-AvgPool2"
-
-
-def data(n=60):
-    """Ten classes that a small net can tell apart: a bright bar in one of ten places."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, n)
-    images = rng.integers(0, 40, (n, 1, 6, 6)).astype(np.uint8)
-    images.reshape(n, -1)[np.arange(n)[:, None], labels[:, None] * 3 + np.arange(3)] = 255
-    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def trainer(**settings):
@@ -47,7 +38,7 @@ def parameters(t):
 def test_modes_learn_what_they_say(mode):
     t = trainer(mode=mode)
     before = parameters(t)
-    list(t.run(*data()))
+    list(t.run(*bars()))
     changed = {k for k, v in parameters(t).items() if not torch.equal(v, before[k])}
     thresholds = {"lif1.thresh", "lif2.thresh"}
     weights = {"conv1.weight", "fc1.weight", "bn1.weight", "bn1.bias"}
@@ -57,7 +48,7 @@ def test_modes_learn_what_they_say(mode):
 
 def test_it_learns():
     t = trainer(epochs=15, lr=1e-2)
-    reports = list(t.run(*data(200)))
+    reports = list(t.run(*bars(200)))
     assert reports[-1].loss < 0.8 * reports[0].loss
     assert reports[-1].accuracy > 0.3
 
@@ -66,7 +57,7 @@ def test_a_seed_determines_everything():
     runs = []
     for seed in (0, 0, 1):
         t = trainer(seed=seed, flip=True)
-        list(t.run(*data()))
+        list(t.run(*bars()))
         runs.append(parameters(t))
     assert all(torch.equal(runs[0][k], runs[1][k]) for k in runs[0])
     assert any(not torch.equal(runs[0][k], runs[2][k]) for k in runs[0])
@@ -74,13 +65,13 @@ def test_a_seed_determines_everything():
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     whole = trainer()
-    list(whole.run(*data()))
+    list(whole.run(*bars()))
     first = trainer()
-    next(iter(first.run(*data())))
+    next(iter(first.run(*bars())))
     first.save(tmp_path / "s.pt")
     second = trainer()
     second.resume(tmp_path / "s.pt")
-    assert len(list(second.run(*data()))) == 2
+    assert len(list(second.run(*bars()))) == 2
     expected, got = parameters(whole), parameters(second)
     assert all(torch.equal(expected[k], got[k]) for k in expected)
     assert second.history == whole.history
@@ -111,14 +102,12 @@ def test_graded_input_needs_a_graded_network():
     with pytest.raises(InputError, match="graded input for a network of 1 input levels"):
         trainer(encoding="graded")
     arch = Architecture.parse(ARCH, (1, 6, 6), levels=255)
-    list(Trainer(arch, Settings(epochs=1, encoding="graded")).run(*data()))
+    list(Trainer(arch, Settings(epochs=1, encoding="graded")).run(*bars()))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    images, labels = data()
-    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images[:, 0].numpy())
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels.numpy())
+    write_images(tmp_path, *bars())
     return tmp_path
 
 
@@ -205,18 +194,18 @@ def test_a_diverging_run_stops():
         t.model.lif2.thresh.fill_(float("nan"))
     t.model.readout.forward = lambda spikes: spikes.mean(1)[:, :10] * float("nan")
     with pytest.raises(LoweringError, match="the loss is nan"):
-        list(t.run(*data()))
+        list(t.run(*bars()))
 
 
 def test_a_resumed_run_draws_the_same_dropout(tmp_path):
     arch = Architecture.parse("3C3-BN-LIF-P3-D0.3-FC20-LIF-AvgPool2", (1, 6, 6))
     whole, first, second = (Trainer(arch, Settings(epochs=2, batch=20)) for _ in range(3))
-    list(whole.run(*data()))
-    next(iter(first.run(*data())))
+    list(whole.run(*bars()))
+    next(iter(first.run(*bars())))
     first.save(tmp_path / "s.pt")
     torch.rand(7)  # another process would be elsewhere
     second.resume(tmp_path / "s.pt")
-    list(second.run(*data()))
+    list(second.run(*bars()))
     expected, got = parameters(whole), parameters(second)
     assert all(torch.equal(expected[k], got[k]) for k in expected)
 
@@ -227,7 +216,7 @@ def test_an_epoch_reports_rates_and_thresholds():
     for name, spikes in seen.items():
         module = t.model.get_submodule(name)
         module.register_forward_hook(lambda _m, _i, out, spikes=spikes: spikes.append(out))
-    first = next(iter(t.run(*data(50))))
+    first = next(iter(t.run(*bars(50))))
     for name, spikes in seen.items():
         assert first.rates[name] == pytest.approx(torch.cat(spikes).mean().item(), rel=1e-6)
         assert 0 < first.rates[name] < 1
@@ -240,14 +229,14 @@ def test_an_epoch_reports_rates_and_thresholds():
 
 def test_looking_at_held_out_images_changes_nothing():
     plain, looked = trainer(seed=1, threshold=0.3), trainer(seed=1, threshold=0.3)
-    list(plain.run(*data()))
-    reports = list(looked.run(*data(), held_out=data(33)))
+    list(plain.run(*bars()))
+    reports = list(looked.run(*bars(), held_out=bars(33)))
     expected, got = parameters(plain), parameters(looked)
     assert all(torch.equal(expected[k], got[k]) for k in expected)
-    accuracy, rates = looked.test(*data(33))
+    accuracy, rates = looked.test(*bars(33))
     assert (reports[-1].test_accuracy, reports[-1].test_rates) == (accuracy, rates)
     looked.settings = replace(looked.settings, batch=33)
-    assert 0 <= looked.test(*data(33))[0] <= 1
+    assert 0 <= looked.test(*bars(33))[0] <= 1
 
 
 def test_a_snapshot_of_another_version_is_refused(tmp_path):
@@ -291,7 +280,7 @@ def bits(path):
 def test_the_same_command_gives_the_same_bytes(folder, threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     args = ["--data", folder, "--arch", ARCH, "--epochs", 2, "--flip"]
-    code = "from stl_deploy.models.cli import main; main()"
+    code = "from stl_deploy.commands.train import main; main()"
     for name in ("a.pt", "b.pt"):
         words = map(str, [*args, "-o", folder / name])
         subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
@@ -299,7 +288,7 @@ def test_the_same_command_gives_the_same_bytes(folder, threads, monkeypatch):
 
 
 def test_command_measures_on_the_test_split(folder, monkeypatch, capfd):
-    images, labels = data(40)
+    images, labels = bars(40)
     write_idx(folder / "t10k-images-idx3-ubyte.gz", images[:, 0].numpy())
     write_idx(folder / "t10k-labels-idx1-ubyte.gz", labels.numpy())
     args = ["--data", folder, "--arch", ARCH, "--epochs", 2]

@@ -5,7 +5,7 @@ import io
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 
 import matplotlib
@@ -14,18 +14,20 @@ import pytest
 from matplotlib.image import imread
 
 from stl_deploy.chips import facts as chips
+from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
 from stl_deploy.ir.notes import Diagnostic, Precision
-from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.report import figures, numbers
 from stl_deploy.report import sections as report
 from stl_deploy.verify.against_float import LayerParity, ParityReport
 from stl_deploy.verify.divergence import Divergence, Place, Synapse, Voltages
 from stl_deploy.verify.faults import Fault
+from tests.build.networks import chain, lif
 
 SAMPLES, STEPS = 5, 4
 X = "\N{MULTIPLICATION SIGN}"
@@ -38,27 +40,23 @@ INLINE = {"strong", "em", "code"}
 
 def network(chip: str = "loihi2", **fields) -> IntegerNetwork:
     rng = np.random.default_rng(0)
-    conv = LifLayer(
-        name="lif1",
+    kernels = rng.integers(1, 128, (4, 1, 3, 3)).astype(np.int8)
+    conv = lif(
+        "lif1",
+        Conv(kernels, (1, 1), (1, 1), (1, 1), 1),
+        (1, 6, 6),
+        vth=rng.integers(50, 400, (4, 6, 6)),
+        scale=0.01,
         synapse_name="conv1",
-        synapses=Conv(
-            rng.integers(1, 128, (4, 1, 3, 3)).astype(np.int8), (1, 1), (1, 1), (1, 1), 1
-        ),
-        input_shape=(1, 6, 6),
-        shape=(4, 6, 6),
-        bias_mant=np.zeros(4, np.int32),
-        vth=rng.integers(50, 400, (4, 6, 6)).astype(np.int32),
-        scale=np.full(4, 0.01),
     )
-    dense = LifLayer(
-        name="lif2",
+    dense = lif(
+        "lif2",
+        Dense(rng.integers(-127, 0, (6, 36)).astype(np.int8)),
+        (4, 3, 3),
+        vth=1234,
+        bias=900,
+        scale=0.5,
         synapse_name="fc",
-        synapses=Dense(rng.integers(-127, 0, (6, 36)).astype(np.int8)),
-        input_shape=(4, 3, 3),
-        shape=(6,),
-        bias_mant=np.full(6, 900, np.int32),
-        vth=np.full(6, 1234, np.int32),
-        scale=np.full(6, 0.5),
         weight_bits=6,
     )
     pool = OrPool("pool1", "max1", (4, 6, 6), (4, 3, 3), (2, 2))
@@ -66,10 +64,9 @@ def network(chip: str = "loihi2", **fields) -> IntegerNetwork:
         "lif1": Precision("proven", 7.456, 1100, 131072),
         "lif2": Precision("checked", 6.0, 200000, 131072),
     }
-    network = IntegerNetwork(
-        chip, STEPS, (1, 6, 6), 1, (conv, pool, dense), Readout(3, 2), precision=precision
-    )
-    return replace(network, **fields)
+    layers, readout = (conv, pool, dense), Readout(3, 2)
+    made = chain(*layers, chip=chip, steps=STEPS, readout=readout, precision=precision)
+    return replace(made, **fields)
 
 
 def run(network: IntegerNetwork, profiles: bool = True) -> Activity:
@@ -266,7 +263,40 @@ def test_placement_beyond_a_limit_is_marked():
 )
 def test_kind_names_only_what_is_unusual(fields, words):
     layer = network().lif_layers[0]
-    assert report._kind(replace(layer, synapses=replace(layer.synapses, **fields))) == words
+    layer = replace(layer, synapses=replace(layer.synapses, **fields))
+    assert ", ".join(report._lif_columns(layer)[0]) == words
+
+
+def test_the_row_of_a_layer_is_that_of_its_kind():
+    net = network()
+    conv, pool, dense = net.layers
+    kernel = Kernel(conv.synapses.weight.astype(np.float64), np.zeros(4), *conv.synapses.geometry)
+    single = np.zeros(1, np.int32)
+    sparse = Sparse(single, single, np.ones(1, np.int8), (144, 36), kernel)
+    own = {"recurrent": Dense(np.ones((6, 6), np.int8)), "du": 100, "reset": "subtract"}
+    rows = [
+        report._layer_row(net, layer)
+        for layer in (pool, dense, replace(dense, **own), replace(conv, synapses=sparse))
+    ]
+    assert [row.kind for row in rows] == [
+        f"OR pool 2{X}2",
+        "dense",
+        "dense, recurrent, current, soft reset",
+        f"folded conv 3{X}3, padding 1",
+    ]
+    assert [row.weights for row in rows] == [None, 216, 252, 1]
+    assert [row.thresholds is None for row in rows] == [True, False, False, False]
+
+
+def test_a_kind_that_the_report_has_no_words_for_is_refused():
+    @dataclass(frozen=True)
+    class Later(LifLayer):
+        kind = "later"
+
+    net = network()
+    layer = Later(**vars(net.layers[0]))
+    with pytest.raises(LoweringError, match="lif1: the report does not support 'later'"):
+        report._layer_row(net, layer)
 
 
 def test_activity_are_means_per_inference(page: Page, activity: Activity):

@@ -24,8 +24,8 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve, unroll
-from stl_deploy.ir.floats import FloatLayer
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir.floats import FloatLayer, FloatPool
+from stl_deploy.ir.network import LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import infer
@@ -35,9 +35,11 @@ from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.certificates import LifCertifier, PoolCertifier, Verdicts
 from stl_deploy.verify.divergence import CertificateError
+from tests.build.floats import graph as graph_of
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
+from tests.build.networks import chain, dense_lif, lif
 
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = settings(max_examples=150)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -102,15 +104,14 @@ def draw(
     bias = (mant + rng.uniform(-0.5, 0.5, channels) * biased) * 2.0 ** (bias_exp - 6) * scale
     if dv is None:
         dv = int(rng.choice([2048, 1024, 3072, 1, 4095, int(rng.integers(0, 4096))]))
-    layer = LifLayer(
-        name="lif",
-        synapse_name="w",
-        synapses=synapses,
-        input_shape=before,
-        shape=shape,
-        bias_mant=mant,
-        vth=np.full(shape, (1 << 30) >> 6, np.int32),
-        scale=scale,
+    layer = lif(
+        "lif",
+        synapses,
+        before,
+        shape,
+        (1 << 30) >> 6,
+        mant,
+        scale,
         weight_bits=bits,
         exp=exp,
         bias_exp=bias_exp,
@@ -265,19 +266,7 @@ def test_where_every_decay_is_exact_everything_is_known(seed, kind):
 def test_decays_are_exact_as_long_as_the_bits_lost_are_zero(dv, exp, bias_exp, exact):
     """An odd sum of weight and bias, then the bias alone: which decay may lose something is known."""
     steps = exact + 2
-    layer = LifLayer(
-        name="lif",
-        synapse_name="w",
-        synapses=Dense(np.array([[100]], np.int8)),
-        input_shape=(1,),
-        shape=(1,),
-        bias_mant=np.array([1], np.int32),
-        vth=np.array([1 << 12], np.int32),
-        scale=np.ones(1),
-        exp=exp,
-        bias_exp=bias_exp,
-        dv=dv,
-    )
+    layer = dense_lif([[100]], 1 << 12, bias=1, exp=exp, bias_exp=bias_exp, dv=dv)
     weight, bias = np.full((1, 1), 100.0 * 2**exp), np.array([2.0 ** (bias_exp - 6)])
     keep = (4096 - dv) / 4096
     floats = FloatLayer(
@@ -305,7 +294,8 @@ def test_pools_are_certified_whole(seed):
     pool = OrPool("pool", "pool_sum", before, (3, 2, 3), kernel)
     inputs = (rng.random((2, 4, *before)) < 0.2).astype(np.uint8)
     spikes = reference.run_lif(pool, inputs, chips.load("ideal")).spikes
-    verdicts = PoolCertifier(pool).run(inputs, spikes)
+    floats = FloatPool("pool", kernel, before)
+    verdicts = PoolCertifier(pool, floats).run(inputs, spikes)
     assert verdicts.certified(spikes).all()
     assert not verdicts.wrong(spikes).any()
     flipped = spikes.copy()
@@ -323,7 +313,7 @@ ARCHITECTURES = (
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     SEEDS,
     st.sampled_from(ARCHITECTURES),
@@ -472,10 +462,9 @@ def test_pools_of_graded_inputs_and_other_windows_are_not_certified():
     }
 
     def why(levels: int, kernel: tuple[int, int] = (2, 2)):
-        meta = G.FloatMeta(timesteps=2, input_levels=levels, classes=4, population=1)
-        graph = G.chain_graph(nodes, (1, 4, 4), (1, 2, 2), meta.model_dump_json())
+        graph = graph_of(nodes, (1, 4, 4), (1, 2, 2), timesteps=2, levels=levels)
         pool = OrPool("pool", "sum", (1, 4, 4), (1, 2, 2), kernel)
-        network = IntegerNetwork("ideal", 2, (1, 4, 4), levels, (pool,), Readout(4, 1))
+        network = chain(pool, chip="ideal", steps=2, levels=levels)
         return certificates.certifiers(network, graph)["pool"]
 
     assert isinstance(why(1), PoolCertifier)
@@ -518,9 +507,8 @@ def test_other_float_neurons_are_not_understood():
 
     def why(second: nir.ir.NIRNode, weights: nir.ir.NIRNode | None = None):
         nodes = {"fc": weights or nir.Linear(weight=np.ones((4, 3))), "lif": second}
-        meta = G.FloatMeta(timesteps=2, classes=4, population=1).model_dump_json()
         before = (3,) if weights is None else (4,)
-        return float_layers.read(G.chain_graph(nodes, before, shape, meta))["lif"]
+        return float_layers.read(graph_of(nodes, before, shape, timesteps=2))["lif"]
 
     good = G.lif(theta, 2e-4, 2.0)
     assert isinstance(why(good), FloatLayer)

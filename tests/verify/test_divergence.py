@@ -25,7 +25,7 @@ from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import FloatLayer
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import STLNet, infer
@@ -33,7 +33,9 @@ from stl_deploy.verify import divergence, faults
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.divergence import CertificateError
+from tests.build.floats import graph as graph_of
 from tests.build.nets import random_net, random_spikes
+from tests.build.networks import chain, changed, dense_lif
 
 GRID = 64  # units of the exact network's scale
 INPUT = (2, 6, 6)
@@ -73,12 +75,6 @@ def exact():
         layers.append(layer)
     network = replace(quantize(graph, "loihi2"), layers=tuple(layers), placement=None)
     return model, graph, network, Raster(random_spikes(model, 40, 2))
-
-
-def changed(network, name, **fields):
-    """``network`` with other fields of one layer."""
-    layers = [replace(n, **fields) if n.name == name else n for n in network.layers]
-    return replace(network, layers=tuple(layers))
 
 
 def reweighted(network, name, weight):
@@ -342,7 +338,7 @@ OPTIONS = st.fixed_dictionaries(
 TEXTS = ("4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2", "FC20-BN-LIF-FC10-LIF")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 500), st.sampled_from(TEXTS), st.sampled_from(["ideal", "loihi1"]), OPTIONS)
 def test_what_the_quantizer_makes_has_no_faults_and_adds_up(seed, text, chip, options):
     model = random_net(text, seed)
@@ -510,21 +506,11 @@ def test_a_layer_without_certificates_still_has_a_first_divergence(exact):
 def test_an_account_begins_after_the_last_spike():
     """By hand: both sides spike in step 0, then 0.3 comes as 15/64, halves, and 0.86 as 55/64."""
     weight = np.array([[1.0, 0.86, 0.3]])
-    meta = G.FloatMeta(timesteps=3, classes=1, population=1).model_dump_json()
     theta = np.full(1, np.nextafter(1.0, -np.inf))
     nodes = {"fc": nir.Linear(weight=weight), "lif": G.lif(theta, 2e-4, 2.0)}
-    graph = G.chain_graph(nodes, (3,), (1,), meta)
-    layer = LifLayer(
-        name="lif",
-        synapse_name="fc",
-        synapses=Dense(np.array([[64, 55, 15]], np.int8)),
-        input_shape=(3,),
-        shape=(1,),
-        bias_mant=np.zeros(1, np.int32),
-        vth=np.array([63], np.int32),
-        scale=np.full(1, 1 / 64),
-    )
-    network = IntegerNetwork("loihi2", 3, (3,), 1, (layer,), Readout(1, 1))
+    graph = graph_of(nodes, 3, 1, timesteps=3)
+    layer = dense_lif([[64, 55, 15]], 63, synapse_name="fc", scale=1 / 64)
+    network = chain(layer, steps=3)
     inputs = np.array([[[1, 0, 1], [0, 0, 1], [0, 1, 0]]], np.uint8)
     expected = {"lif": np.array([1, 0, 1], np.uint8).reshape(1, 3, 1)}
     ran = {"lif": reference.run(network, inputs).layers["lif"].spikes}
@@ -549,20 +535,10 @@ def test_a_saturating_register_is_blamed():
     """A voltage that the register cuts off, with nothing rounded."""
     weight = np.full((1, 40), 100.0)
     node = nir.Linear(weight=weight)
-    meta = G.FloatMeta(timesteps=2, input_levels=255, classes=1, population=1).model_dump_json()
     theta = np.full(1, np.nextafter(1_000_000.0, -np.inf))
-    graph = G.chain_graph({"fc": node, "lif": G.lif(theta, 2e-4, 2.0)}, (40,), (1,), meta)
-    layer = LifLayer(
-        name="lif",
-        synapse_name="fc",
-        synapses=Dense(weight.astype(np.int8)),
-        input_shape=(40,),
-        shape=(1,),
-        bias_mant=np.zeros(1, np.int32),
-        vth=np.array([999_999], np.int32),
-        scale=np.ones(1),
-    )
-    network = IntegerNetwork("loihi2", 2, (40,), 255, (layer,), Readout(1, 1))
+    nodes = {"fc": node, "lif": G.lif(theta, 2e-4, 2.0)}
+    graph = graph_of(nodes, 40, 1, timesteps=2, levels=255)
+    network = chain(dense_lif(weight, 999_999, synapse_name="fc"), steps=2, levels=255)
     inputs = np.full((1, 2, 40), 255, np.uint8)
     spikes = {"lif": np.ones((1, 2, 1), np.uint8)}
     ran = {"lif": reference.run(network, inputs).layers["lif"].spikes}

@@ -85,14 +85,14 @@ class Answer:
 
 
 def check(file: File, consumers: Iterable[Consumer] = CONSUMERS.values()) -> list[Answer]:
-    """What becomes of ``file`` in every tool. Raises InputError for nodes that make no sense."""
+    """What becomes of ``file`` in every tool. Raises InputError for invalid nodes."""
     try:
         with np.errstate(all="ignore"):  # a tau of 0 and the like
             return [_answer(file, consumer) for consumer in consumers]
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         # What shapes and types from a broken file can do to arithmetic on them.
         raise InputError(
-            Problem(str(file.path), f"holds a node that makes no sense: {error}", "write it again")
+            Problem(str(file.path), f"contains an invalid node: {error}", "write it again")
         ) from None
 
 

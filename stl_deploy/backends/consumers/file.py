@@ -65,12 +65,12 @@ class File:
 
     @cached_property
     def recurrent(self) -> list[str]:
-        """Nodes that hear themselves, straight or through others."""
+        """Recurrent nodes: there is a path from them back to themselves."""
         return G.on_cycles(list(self.graph.nodes), self.graph.edges)
 
 
 def read(path: Path) -> File:
-    """Read ``path`` as untrusted data. Raises InputError for what is no NIR file, or a broken one."""
+    """Read ``path`` as untrusted data. Raises InputError for a broken file, or one that is not NIR."""
     graph = nir_io.read(path)
     with h5py.File(path, "r") as file:
         group = file.get("node/nodes")
@@ -94,7 +94,7 @@ def _check(graph: nir.NIRGraph, path: Path) -> None:
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         # What shapes and types from a broken file can do to arithmetic on them.
         raise InputError(
-            Problem(str(path), f"holds a node that makes no sense: {error}", "write it again")
+            Problem(str(path), f"contains an invalid node: {error}", "write it again")
         ) from None
 
 

@@ -3,7 +3,7 @@
 A file runs *exactly* where the tool computes NIR's equation by forward Euler with dt = 1e-4 and the
 integers of ``model.nir`` with it; in a float file up to the rounding of float32. A rule names the nodes
 of a file that it holds for; the gravest verdict counts. Every rule of a tool that is ``seen`` to
-"run" decides a case of tests/backends/test_consumers.py, where the tool itself is run beside it.
+"run" decides a case of tests/backends/test_consumers.py, where the tool itself is run on the same file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.backends.consumers.file import NEURONS, File
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.units import UNIT
 
 Where = Callable[[File], Iterable[str]]
 
@@ -150,7 +151,7 @@ def of_integers(file: File) -> bool:
 
 def on_a_grid(value: Any) -> bool:
     """Multiples of 1/64, as weights and thresholds of integers are."""
-    scaled = np.asarray(value, np.float64) * 64
+    scaled = np.asarray(value, np.float64) * UNIT
     return bool((scaled == np.rint(scaled)).all())
 
 
@@ -208,8 +209,8 @@ def beyond_float32(file: File) -> Iterator[str]:
                     break
 
 
-def hear_themselves(file: File) -> list[str]:
-    """Neurons that hear themselves through other nodes; a bare edge back is one more input."""
+def recurrent_neurons(file: File) -> list[str]:
+    """Neurons that are recurrent through other nodes; a bare edge back is one more input."""
     others = [(a, b) for a, b in file.graph.edges if a != b]
     found = G.on_cycles(list(file.graph.nodes), others)
     return [name for name in found if isinstance(file.graph.nodes[name], NEURONS)]
@@ -221,8 +222,8 @@ def biases_on_cycles(file: File) -> list[str]:
     return [name for name, node in named if np.any(getattr(node, "bias", 0))]
 
 
-NO_WORD = "it has no word for this node"
-CUT_OUT = "it has no word for this node and cuts it out, with what is behind it"
+NO_WORD = "it does not support this node"
+CUT_OUT = "it does not support this node and drops it together with everything after it"
 SUBTRACTS = differs(
     "a spike takes the threshold off v, as only the metadata say; it resets to v_reset",
     lambda file: file.subtracts,
@@ -276,7 +277,7 @@ NORSE = Consumer(
         PADDED_SUM,
         differs(
             "what comes out is that of the node it runs last, which recurrent weights may be",
-            hear_themselves,
+            recurrent_neurons,
         ),
         untried(nodes(bool, nir.IF)),
         BATCH,
@@ -331,11 +332,11 @@ SNNTORCH = Consumer(
         ),
         unreadable(
             "recurrent neurons must have names like a.b",
-            lambda file: [name for name in hear_themselves(file) if "." not in name],
+            lambda file: [name for name in recurrent_neurons(file) if "." not in name],
         ),
         differs(
             "recurrent weights become those of RLeaky or RSynaptic, which runs other steps",
-            lambda file: [name for name in hear_themselves(file) if "." in name],
+            lambda file: [name for name in recurrent_neurons(file) if "." in name],
         ),
         differs(
             "r * dt / tau differs from neuron to neuron; it takes the smallest for all",

@@ -26,6 +26,10 @@ from stl_deploy.backends.consumers.file import File
 from stl_deploy.backends.consumers.rules import Consumer
 from stl_deploy.errors import BackendError, InputError, LoweringError, Problem
 from stl_deploy.files import atomic, write
+from stl_deploy.formats import float_nir as float_file
+from stl_deploy.hw_sim import reference
+from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.synapses import IntArray
 
@@ -105,10 +109,6 @@ def expected(file: File, spikes: IntArray) -> Spikes:
 
     Raises InputError for a raster that does not fit, LoweringError for a graph that neither can run.
     """
-    from stl_deploy.hw_sim import reference
-    from stl_deploy.importers.nir import flow as nir_graph
-    from stl_deploy.ir import execute as float_exec
-
     shape = G.in_shape(file.graph)
     if spikes.shape[2:] != shape:
         raise InputError(
@@ -130,8 +130,6 @@ def expected(file: File, spikes: IntArray) -> Spikes:
 
 def _runs_as_it_is(graph: nir.NIRGraph) -> bool:
     """Whether ``float_exec`` takes a graph that was not lowered."""
-    from stl_deploy.formats import float_nir as float_file
-
     try:
         G.verify(graph)
     except LoweringError:

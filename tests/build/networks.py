@@ -1,0 +1,159 @@
+"""Integer layers and networks by hand, and rasters for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses
+
+Shape = tuple[int, ...]
+
+
+def lif(
+    name: str,
+    synapses: Synapses,
+    input_shape: Shape | None = None,
+    shape: Shape | None = None,
+    vth: ArrayLike = 0,
+    bias: ArrayLike = 0,
+    scale: ArrayLike = 1.0,
+    **fields: Any,
+) -> LifLayer:
+    """Neurons behind ``synapses``; one threshold, bias or scale serves for all of them.
+
+    ``input_shape`` may be left out where the synapses are dense, ``shape`` always. Other fields are
+    those of ``LifLayer``; the weights are called ``name``_w, recurrent ones ``name``_r.
+    """
+    input_shape = synapses.weight.shape[1:] if input_shape is None else input_shape
+    shape = after(synapses, input_shape) if shape is None else shape
+    channels = shape[0]
+    names = {"synapse_name": f"{name}_w"}
+    if fields.get("recurrent") is not None:
+        names["recurrent_name"] = f"{name}_r"
+    return LifLayer(
+        name=name,
+        synapses=synapses,
+        input_shape=input_shape,
+        shape=shape,
+        bias_mant=np.broadcast_to(np.asarray(bias, np.int32), channels).copy(),
+        vth=np.broadcast_to(np.asarray(vth, np.int32), shape).copy(),
+        scale=np.broadcast_to(np.asarray(scale, np.float64), channels).copy(),
+        **(names | fields),
+    )
+
+
+def after(synapses: Synapses, input_shape: Shape) -> Shape:
+    """The shape of the neurons behind ``synapses``."""
+    if isinstance(synapses, Conv):
+        sizes = zip(
+            input_shape[1:],
+            synapses.weight.shape[2:],
+            synapses.stride,
+            synapses.padding,
+            synapses.dilation,
+            strict=True,
+        )
+        plane = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        return (len(synapses.weight), *plane)
+    return (synapses.size[0] if isinstance(synapses, Sparse) else len(synapses.weight),)
+
+
+def dense_lif(
+    weight: ArrayLike,
+    vth: ArrayLike = 1000,
+    name: str = "lif",
+    kind: type[np.integer[Any]] = np.int8,
+    **fields: Any,
+) -> LifLayer:
+    """Neurons behind dense weights [outputs, inputs] of the type ``kind``."""
+    return lif(name, Dense(np.array(weight, kind)), vth=vth, **fields)
+
+
+def pool(input_shape: Shape, kernel: tuple[int, int], name: str = "pool1") -> OrPool:
+    """Max pooling of windows of ``kernel``, which tile the plane."""
+    c, h, w = input_shape
+    return OrPool(name, f"{name}_w", input_shape, (c, h // kernel[0], w // kernel[1]), kernel)
+
+
+def chain(
+    *layers: Layer,
+    chip: str = "loihi2",
+    steps: int = 4,
+    levels: int = 1,
+    readout: Readout | None = None,
+    **fields: Any,
+) -> IntegerNetwork:
+    """The layers one behind the other; every neuron of the last is a class of its own."""
+    readout = Readout(layers[-1].neurons, 1) if readout is None else readout
+    return IntegerNetwork(chip, steps, layers[0].input_shape, levels, layers, readout, **fields)
+
+
+def weights(
+    rng: np.random.Generator, *shape: int, low: int = -128, high: int = 128, zeros: float = 0.0
+) -> NDArray[np.int8]:
+    """Random int8 weights from ``low`` to below ``high``, of which a part is zero."""
+    weight = rng.integers(low, high, shape)
+    if zeros:
+        weight = np.where(rng.random(shape) < zeros, 0, weight)
+    return weight.astype(np.int8)
+
+
+def recurrent(
+    network: IntegerNetwork, rng: np.random.Generator, low: int, high: int
+) -> IntegerNetwork:
+    """``network`` with recurrent weights in its flat layers, a third of which are zero."""
+
+    def own(layer: Layer) -> Layer:
+        if not isinstance(layer, LifLayer) or len(layer.shape) > 1:
+            return layer
+        weight = weights(rng, layer.neurons, layer.neurons, low=low, high=high, zeros=0.33)
+        return replace(layer, recurrent=Dense(weight), recurrent_name="rec")
+
+    return replace(network, layers=tuple(map(own, network.layers)))
+
+
+def changed(network: IntegerNetwork, name: str, **fields: Any) -> IntegerNetwork:
+    """``network`` with other fields of the layer ``name``."""
+    layers = tuple(replace(n, **fields) if n.name == name else n for n in network.layers)
+    return replace(network, layers=layers)
+
+
+def random_cores(rng: np.random.Generator, network: IntegerNetwork) -> dict[str, NDArray[np.int64]]:
+    """Neurons dealt to cores in blocks of memory, or each at random; the last layer's are not asked."""
+    cores = {}
+    for layer in network.layers[:-1]:
+        count = int(rng.integers(1, 5))
+        dealt = rng.integers(0, count, layer.neurons)
+        if rng.random() < 0.5:
+            dealt = np.moveaxis(np.sort(dealt).reshape(*layer.shape[1:], -1), -1, 0).ravel()
+        cores[layer.name] = dealt
+    return cores
+
+
+def raster(
+    network: IntegerNetwork,
+    samples: int = 3,
+    density: float = 0.5,
+    seed: int | np.random.Generator = 3,
+) -> NDArray[np.uint8]:
+    """Inputs for ``network``: ``density`` of the values are from 1 to its input levels, others 0."""
+    size = (samples, network.timesteps, *network.input_shape)
+    return values(size, density, network.input_levels, seed)
+
+
+def values(
+    size: Iterable[int],
+    density: float = 0.5,
+    levels: int = 1,
+    seed: int | np.random.Generator = 0,
+) -> NDArray[np.uint8]:
+    """A raster of this size [N, T, *input]: ``density`` of its values are 1..levels, others 0."""
+    rng, size = np.random.default_rng(seed), tuple(size)
+    drawn = rng.integers(1, levels + 1, size)
+    return np.where(rng.random(size) < density, drawn, 0).astype(np.uint8)

@@ -1,0 +1,89 @@
+"""A kind of synapses that no table of the simulator has an entry for."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from stl_deploy.chips import facts as chips
+from stl_deploy.errors import LoweringError
+from stl_deploy.hw_sim import engine, reference
+from stl_deploy.hw_sim.account import neurobench
+from stl_deploy.hw_sim.account.energy import Meter, OnChip
+from stl_deploy.hw_sim.account.work import synapses_by_core
+from stl_deploy.ir.network import OrPool
+from stl_deploy.ir.synapses import Conv, Dense
+from tests.build.loads import hears, tiny
+from tests.build.networks import raster
+
+
+@dataclass(frozen=True)
+class Odd(Dense):
+    """Dense synapses under a name that nobody knows."""
+
+    kind: Literal["odd"] = "odd"
+
+
+def odd(network):
+    """``network`` with its last layer behind synapses of the unknown kind."""
+    *before, last = network.layers
+    return replace(network, layers=(*before, replace(last, synapses=Odd(last.synapses.weight))))
+
+
+@pytest.mark.parametrize("network", [tiny(), hears(tiny())], ids=["tiny", "recurrent"])
+def test_the_reference_runs_it(network):
+    unknown, inputs = odd(network), raster(network, 5)
+    want = reference.run(network, inputs, states=True)
+    assert engine._plan(network, network.layers[-1], 3, False, None) is not None
+    assert engine._plan(unknown, unknown.layers[-1], 3, False, None) is None
+    for got in (
+        reference.run(unknown, inputs, states=True),
+        engine.run(unknown, inputs, states=True),
+    ):
+        for name, did in want.layers.items():
+            for field in ("spikes", "active", "overflow", "u", "v"):
+                assert (getattr(got.layers[name], field) == getattr(did, field)).all(), (
+                    name,
+                    field,
+                )
+
+
+def test_its_synapses_count_themselves():
+    network = tiny()
+    layer, known = odd(network).layers[-1], network.layers[-1]
+    cores = np.arange(layer.neurons) % 2
+    assert (synapses_by_core(layer, cores, 2) != synapses_by_core(known, cores, 2)).nnz == 0
+    assert neurobench._dense(layer) == neurobench._dense(known)
+
+
+def test_an_energy_model_without_its_cost_refuses_it():
+    network = odd(tiny())
+    chip, model = chips.profiles()["loihi1-nahuku"]
+    on = OnChip(tiny(), chip)
+    name = network.layers[-1].name
+    with pytest.raises(
+        LoweringError, match=f"{name}: energy model .* does not support 'odd'"
+    ) as refused:
+        Meter(network, on, model)
+    assert "it supports conv, dense, sparse" in str(refused.value)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
+def test_the_size_of_a_convolution(kernel):
+    """Zero weights are possible synapses too, those outside of the input are not."""
+    weight = np.zeros((4, 1, *kernel), np.int8)
+    conv = Conv(weight, (1, 1), (1, 0), (1, 1), 2)
+    rows, columns = 5 + 2 - kernel[0] + 1, 4 - kernel[1] + 1
+    inside = sum(0 <= i + p - 1 < 5 for i in range(rows) for p in range(kernel[0]))
+    assert conv.possible((2, 5, 4)) == 4 * inside * columns * kernel[1]
+    assert conv.parameters((2, 5, 4)) == weight.size
+    assert [a.shape for a in conv.arrays] == [weight.shape]
+
+
+def test_a_pool_lists_the_synapses_that_it_has():
+    pool = OrPool("pool", "pool_w", (2, 4, 6), (2, 2, 2), (2, 3))
+    cores = np.array([0, 0, 1, 1, 2, 2, 0, 0])
+    got = synapses_by_core(pool, cores, 3).toarray().reshape(3, 2, 4, 6)
+    target = np.repeat(np.repeat(cores.reshape(2, 2, 2), 2, axis=1), 3, axis=2)
+    assert (got == (np.arange(3)[:, None, None, None] == target)).all()
