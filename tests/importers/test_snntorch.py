@@ -998,7 +998,7 @@ def test_a_class_in_the_current_folder(tmp_path):
         ("1.5,4", "'1.5,4' is not a list of positive integers"),
         ("(1,4)", "'(1,4)' is not a list of positive integers"),
         ("4", "'4' has one axis"),
-        ("99999,99999", "9,999,800,001 values, limit 16,777,216"),
+        ("99999,99999", "9,999,800,001 values; the limit is 16,777,216"),
     ],
 )
 def test_shapes_on_the_command_line(text, what, tmp_path, capsys, monkeypatch):
