@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import Phase, settings
 
 from stl_deploy.backends import lava_env
@@ -18,6 +19,11 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.models.net import STLNet
 from tests.build.nets import random_net, random_spikes
+
+# A net as small as those of the tests takes several times longer on two threads than on one, here and
+# in commands that run in processes of their own; and `pytest -n auto` uses every core anyway.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 # Shrinking an example can take five minutes, and a failing test should end within one. What failed is
 # kept, so that `pytest --hypothesis-profile shrink` continues from there.

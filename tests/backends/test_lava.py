@@ -416,7 +416,7 @@ def test_a_killed_command_leaves_no_worker(python, net, lowered, model, tmp_path
     Left alone they would be at work for longer than the wait at the end.
     """
     raster = tmp_path / "long.npz"
-    save_raster(raster, Raster(random_spikes(net, 20_000)), {})
+    save_raster(raster, Raster(random_spikes(net, 10_000)), {})
     args = [str(model), str(lowered), "--input", str(raster), "--backend", "lava"]
     code = "from stl_deploy.commands.parity import main; main()"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

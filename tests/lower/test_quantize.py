@@ -447,7 +447,7 @@ def test_no_limit_no_cost():
 @given(SEEDS, st.sampled_from(["loihi1", "loihi2"]), st.integers(0, 3))
 def test_calibration_leaves_headroom(seed, chip, exp):
     rng = np.random.default_rng(seed)
-    inputs = 3000
+    inputs = 1500 if chip == "loihi1" else 3000
     weight = np.abs(rng.normal(size=(3, inputs))) * rng.choice([-1, 1], (3, 1))
     built = dense(weight, rng.uniform(0.5, 5, 3), rng.normal(size=3))
     calib = (rng.random((4, 4, inputs)) < rng.uniform(0.05, 0.3)).astype(np.uint8)
