@@ -6,12 +6,13 @@ ZOO := models/zoo/fashion-stl.pt
 RASTER := models/zoo/fashion-mnist-test500.npz
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check lowest format clean
 
 help:
 	@echo "make demo    set up, export the shipped model for Loihi and simulate it on shipped data"
 	@echo "make test    set up and run the tests"
 	@echo "make check   format, lint and type checks, then the tests"
+	@echo "make lowest  try the lowest versions of all packages that pyproject.toml allows"
 	@echo "make format  let ruff format the sources"
 	@echo "make clean   remove the environment and everything built"
 
@@ -43,6 +44,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto
+
+lowest: $(VENV)/.run
+	.ci/lowest
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
