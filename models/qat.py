@@ -86,7 +86,7 @@ class QatNet(STLNet):
                 module.weight.copy_(torch.from_numpy(weight))
                 if module.bias is not None:
                     module.bias.copy_(torch.from_numpy(layer.bias))
-                lif.thresh.copy_(torch.from_numpy(layer.threshold))
+                lif.thresh.copy_(torch.from_numpy(layer.theta))
                 lif.scale.copy_(torch.from_numpy(units(weight, self.largest)))
         self.settle()
 
@@ -236,9 +236,5 @@ def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str) -> 
     if problems := chips.load(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
     graph: nir.NIRGraph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
-    floats = {
-        name: layer
-        for name, layer in float_layers.read(graph).items()
-        if isinstance(layer, FloatLayer)
-    }
+    floats = float_layers.decode(graph).by_name
     return QatNet(quantized(checkpoint.arch, weight_bits), floats, chip)

@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from stl_deploy.chips import facts as chips
 from stl_deploy.ir import conv
 from stl_deploy.ir import floats as float_layers
-from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.floats import FloatLayer, FloatPool
+from stl_deploy.ir.floats import FloatLayer, FloatNetwork
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, Dense, Sparse
+from stl_deploy.ir.synapses import Geometry, Sparse
+from stl_deploy.ir.units import DECAY_ONE, FRACTION_BITS
 
 Float = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 ROUND = 2.0**-52  # twice what one rounding of a float64 can change, relatively
+EXACT = FRACTION_BITS + 1  # steps in which halving v loses none of its fractional bits
 LARGEST = 2.0**50  # units of v, beyond which float64 would not tell neighbours apart
 KNOWN = {
     "name",
@@ -82,41 +83,60 @@ def certifiers(
     ``graph`` is the lowered float graph; ``source`` the one before the passes, where the float model
     is computed as that says: its rounding errors are larger where folding lets terms cancel.
     """
-    floats = float_layers.read(graph)
+    floats = float_layers.decode(graph)
     magnitudes = float_layers.magnitudes(graph)
     for name, peak in ({} if source is None else float_layers.magnitudes(source)).items():
         magnitudes[name] = np.maximum(magnitudes[name], peak)
     out: dict[str, LifCertifier | PoolCertifier | str] = {}
     for layer in network.layers:
-        known = floats.get(layer.name, "the float graph has no such layer")
-        out[layer.name] = _certifier(network, layer, known, magnitudes)
+        known = floats.by_name.get(layer.name)
+        if known is None:
+            out[layer.name] = "the float graph has no such layer"
+        else:
+            out[layer.name] = not_understood(floats, known) or _certifier(
+                network, layer, known, magnitudes
+            )
     return out
 
 
+def not_understood(floats: FloatNetwork, layer: FloatLayer) -> str:
+    """In words, what of a float layer the proof is not about; "" where it is."""
+    if layer.kind == "or_pool":
+        return ""
+    if layer.kind == "other":
+        return layer.describe()
+    neurons = layer.neurons
+    if neurons.has_current:
+        return "its neurons have a synaptic current"
+    if (neurons.v_reset != 0).any() or neurons.leak.any():
+        return "v_leak or v_reset is not zero"
+    if np.ptp(neurons.step) != 0 or np.ptp(neurons.gain) != 0:
+        return "its neurons have different time constants"
+    if floats.trained is not None:
+        halves = (np.rint(DECAY_ONE * neurons.step) == DECAY_ONE // 2).all()
+        if floats.meta is None or not halves or floats.meta.timesteps > EXACT:
+            return "it was trained on integers, and its decay truncates as theirs does"
+    return ""
+
+
 def _certifier(
-    network: IntegerNetwork,
-    layer: Layer,
-    known: FloatLayer | FloatPool | str,
-    magnitudes: dict[str, Float],
+    network: IntegerNetwork, layer: Layer, known: FloatLayer, magnitudes: dict[str, Float]
 ) -> LifCertifier | PoolCertifier | str:
     levels = network.input_limit(layer)
-    match layer, known:
-        case _, str():
-            return known
-        case LifLayer(), FloatLayer():
-            chip = chips.load(network.chip)
-            try:
-                return LifCertifier(
-                    layer, known, magnitudes[layer.name], chip, levels, network.timesteps
-                )
-            except _NotCovered as why:
-                return str(why)
-        case OrPool(), FloatPool():
-            if levels > 1:
-                return "it pools graded inputs"
-            if (layer.kernel, layer.input_shape) != (known.kernel, known.input_shape):
-                return "its windows are not those of the float layer"
-            return PoolCertifier(layer)
+    if layer.kind == "lif" and known.kind == "lif":
+        chip = chips.load(network.chip)
+        try:
+            return LifCertifier(
+                layer, known, magnitudes[layer.name], chip, levels, network.timesteps
+            )
+        except _NotCovered as why:
+            return str(why)
+    if layer.kind == "or_pool" and known.kind == "or_pool":
+        if levels > 1:
+            return "it pools graded inputs"
+        if (layer.kernel, layer.input_shape) != (known.window.kernel, known.input_shape):
+            return "its windows are not those of the float layer"
+        return PoolCertifier(layer)
     return f"a {type(layer).__name__} is not known here"
 
 
@@ -178,7 +198,7 @@ class LifCertifier:
             bias=float_bias,
             bias_error=integer_bias - float_bias,
             integer_bias=integer_bias,
-            theta=floats.threshold.reshape(-1),
+            theta=floats.theta.reshape(-1),
             stays=stays,
             fires=stays + self._spread(self.unit),
             unit=self._spread(self.unit),
@@ -226,16 +246,16 @@ class LifCertifier:
         n, steps = inputs.shape[:2]
         x = inputs.reshape(n * steps, *self.layer.input_shape).astype(np.float64)
         weight, error = self.floats.weight, self.errors
-        node = self.floats.node
+        geometry = self.floats.geometry
         if not isinstance(error, np.ndarray):
             flat = x.reshape(len(x), -1)
-            parts = [_weighted(node, x, weight).reshape(len(x), -1), (error @ flat.T).T]
+            parts = [_weighted(geometry, x, weight).reshape(len(x), -1), (error @ flat.T).T]
             sums = np.stack(parts, axis=1)
-        elif isinstance(node, nir.Conv2d) and int(node.groups) > 1:
-            sums = np.stack([_weighted(node, x, w) for w in (weight, error)], axis=1)
+        elif geometry is not None and geometry.groups > 1:
+            sums = np.stack([_weighted(geometry, x, w) for w in (weight, error)], axis=1)
         else:
             # One pass over the inputs for both.
-            sums = _weighted(node, x, np.concatenate([weight, error]))
+            sums = _weighted(geometry, x, np.concatenate([weight, error]))
         return np.ascontiguousarray(sums).reshape(n, steps, 2, self.layer.neurons)
 
     def _spread(self, values: Float) -> Float:
@@ -285,31 +305,23 @@ def weight_errors(layer: LifLayer, floats: FloatLayer) -> Any:
 
 def unrolled(layer: LifLayer, floats: FloatLayer) -> tuple[Any, Any, Float]:
     """(neuron, input, weight) of every in-bounds synapse of the float layer."""
-    if not isinstance(floats.node, nir.Conv2d):
+    if floats.geometry is None:
         row, column = np.indices(floats.weight.shape, np.int32).reshape(2, -1)
         return row, column, floats.weight.reshape(-1)
     (c, h, w), (o, y, x) = layer.input_shape, layer.shape
-    geometry = *G.conv_geometry(floats.node), int(floats.node.groups)
-    return conv.unroll(floats.weight, (c, h, w), (o, y, x), *geometry)
+    return conv.unroll(floats.weight, (c, h, w), (o, y, x), *floats.geometry)
 
 
-def _weighted(node: nir.ir.NIRNode, x: Float, weight: Float) -> Float:
-    """x [N, ...] through ``weight`` in place of ``node``'s own, without bias."""
-    if not isinstance(node, nir.Conv2d):
+def _weighted(geometry: Geometry | None, x: Float, weight: Float) -> Float:
+    """x [N, ...] through ``weight``, without bias."""
+    if geometry is None:
         product: Float = x.reshape(len(x), -1) @ weight.T
         return product
     import torch
 
-    stride, padding, dilation = G.conv_geometry(node)
     with torch.inference_mode():
         out: Float = torch.nn.functional.conv2d(
-            torch.from_numpy(x),
-            torch.from_numpy(weight),
-            None,
-            stride,
-            padding,
-            dilation,
-            int(node.groups),
+            torch.from_numpy(x), torch.from_numpy(weight), None, *geometry
         ).numpy()
     return out
 
@@ -352,7 +364,7 @@ def _check(layer: LifLayer, floats: FloatLayer) -> None:
         raise _NotCovered("its scale is not positive")
     if np.abs(layer.bias_mant.astype(np.int64) << layer.bias_exp).max(initial=0) >= 1 << 30:
         raise _NotCovered("its bias is as large as its registers")
-    if layer.input_shape != floats.input_shape or layer.shape != floats.threshold.shape:
+    if layer.input_shape != floats.input_shape or layer.shape != floats.shape:
         raise _NotCovered("its shape is not that of the float layer")
     if not 0 <= floats.keep <= 1:
         raise _NotCovered("the float layer's decay is not between 0 and 1")
@@ -361,18 +373,10 @@ def _check(layer: LifLayer, floats: FloatLayer) -> None:
 
 def _check_geometry(layer: LifLayer, floats: FloatLayer) -> None:
     """Raise _NotCovered unless the weights go where the float layer's go."""
-    node, mine = floats.node, layer.synapses
-    if isinstance(node, nir.Conv2d):
-        theirs = *G.conv_geometry(node), int(node.groups)
-        if isinstance(mine, Sparse):
-            return
-        if (
-            isinstance(mine, Conv)
-            and mine.weight.shape == floats.weight.shape
-            and (mine.stride, mine.padding, mine.dilation, mine.groups) == theirs
-        ):
-            return
-    elif isinstance(mine, Dense) and mine.weight.shape == floats.weight.shape:
+    mine = layer.synapses
+    if mine.kind == "sparse" and floats.geometry is not None:
+        return
+    if mine.weight.shape == floats.weight.shape and mine.geometry == floats.geometry:
         return
     raise _NotCovered("its synapses do not lie where the float layer's do")
 

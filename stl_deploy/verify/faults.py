@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from typing import Any, Literal
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
 
@@ -133,7 +132,7 @@ def _arrangements(
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Float weights as somebody might have laid them out by mistake, and what to call that."""
     weight = floats.weight
-    if isinstance(floats.node, nir.Conv2d):
+    if floats.geometry is not None:
         yield "mirrored in both directions (a true convolution)", weight[:, :, ::-1, ::-1]
         yield "upside down", weight[:, :, ::-1]
         yield "mirrored left to right", weight[:, :, :, ::-1]
@@ -183,7 +182,7 @@ def _biases(layer: LifLayer, floats: FloatLayer) -> list[Fault]:
 def _thresholds(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
     """Thresholds that are not ceil(theta / scale) - 1, nor the end of the register."""
     low, high = chips.load(network.chip).threshold_range
-    ratio = floats.threshold / layer.per_neuron(layer.scale)
+    ratio = floats.theta / layer.per_neuron(layer.scale)
     if network.lowering == "fold":
         # The unit is theta over a whole number, which a division gives back but nearly.
         whole = np.rint(ratio)
