@@ -35,8 +35,10 @@ from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import IntegerNetwork, LifLayer
 from stl_deploy.ir.synapses import Shape
+from stl_deploy.ir.units import DECAY_ONE, FRACTION_BITS
 
 KEY = "stl_deploy_portable"  # of the JSON string in NIRGraph.metadata
 FRACTION = 6  # bits of v below the point
@@ -92,9 +94,9 @@ def from_float(graph: nir.NIRGraph) -> nir.NIRGraph:
         inexact=inexact_trained(graph),
     )
     problems = [
-        _subtracts(name)
-        for name, node in G.inner(graph).items()
-        if isinstance(node, nir.LIF | nir.CubaLIF) and G.reset_of(node) == "subtract"
+        _subtracts(layer.name)
+        for layer in decode(graph).layers
+        if layer.neurons.reset == "subtract"
     ]
     if problems:
         raise LoweringError(problems)
@@ -150,15 +152,14 @@ def inexact_trained(graph: nir.NIRGraph) -> dict[str, str]:
     if meta.trained is None:
         return {}
     found = {}
-    for name, node in G.inner(graph).items():
-        if isinstance(node, nir.LIF):
-            kept = np.unique(np.rint(4096 * (1 - G.DT / node.tau)).astype(int))
-            needed = max(map(_bits, kept.tolist())) * (meta.timesteps - 1)
-            if needed > FRACTION:
-                found[name] = (
-                    f"trained on integers: {meta.timesteps} steps of its decay need {needed} bits "
-                    f"below its inputs, of which its v keeps {FRACTION}"
-                )
+    for layer in decode(graph).layers:
+        kept = np.unique(np.rint(DECAY_ONE * layer.neurons.keep)).astype(int)
+        needed = max(map(_bits, kept.tolist())) * (meta.timesteps - 1)
+        if layer.neurons.has_state and needed > FRACTION_BITS:
+            found[layer.name] = (
+                f"trained on integers: {meta.timesteps} steps of its decay need {needed} bits "
+                f"below its inputs, of which its v keeps {FRACTION_BITS}"
+            )
     return found
 
 

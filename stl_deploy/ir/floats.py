@@ -7,7 +7,7 @@ integer network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -57,6 +57,7 @@ class Window:
     """Sums over windows of every channel."""
 
     name: str
+    channels: int
     kernel: Pair
     stride: Pair
     padding: Pair
@@ -205,30 +206,32 @@ class FloatNetwork:
         return {layer.name: layer for layer in self.layers}
 
 
-def _conv(name: str, node: nir.Conv2d) -> Weights:
+def _conv(name: str, node: nir.Conv2d, _shape: Shape) -> Weights:
     geometry = Geometry(*G.conv_geometry(node), int(node.groups))
     return Weights(name, _float(node.weight), _float(node.bias), geometry)
 
 
-def _dense(name: str, node: nir.Linear | nir.Affine) -> Weights:
+def _dense(name: str, node: nir.Linear | nir.Affine, _shape: Shape) -> Weights:
     bias = _float(node.bias) if hasattr(node, "bias") else None
     return Weights(name, _float(node.weight), bias, None)
 
 
-def _window(name: str, node: nir.SumPool2d) -> Window:
-    return Window(name, *map(G.pair, (node.kernel_size, node.stride, node.padding)))
+def _window(name: str, node: nir.SumPool2d, shape: Shape) -> Window:
+    return Window(name, shape[0], *map(G.pair, (node.kernel_size, node.stride, node.padding)))
 
 
 def _float(values: NDArray[Any]) -> Float:
     return values.astype(np.float64, copy=False)
 
 
-WAYS: dict[type, Callable[[str, Any], Way | None]] = {
+WAYS: dict[type, Callable[[str, Any, Shape], Way | None]] = {
     nir.Conv2d: _conv,
     nir.Linear: _dense,
     nir.Affine: _dense,
     nir.SumPool2d: _window,
-    nir.Flatten: lambda _name, _node: None,  # all-to-all weights take their inputs in C order
+    nir.Flatten: lambda _name, _node, _shape: (
+        None
+    ),  # all-to-all weights take their inputs in C order
 }
 KNOWN = (*WAYS, *NEURONS)
 
@@ -246,7 +249,7 @@ def decode(graph: nir.NIRGraph) -> FloatNetwork:
     before = G.in_shape(graph)
     for name, node, shape in shaped(graph, problems):
         if type(node) in WAYS:
-            way = WAYS[type(node)](name, node)
+            way = WAYS[type(node)](name, node, shape)
             ways += [] if way is None else [way]
         elif type(node) in NEURONS:
             back, linear = own.get(name, ("", None))
@@ -265,7 +268,7 @@ def decode(graph: nir.NIRGraph) -> FloatNetwork:
 
 
 def shaped(
-    graph: nir.NIRGraph, problems: list[Problem]
+    graph: nir.NIRGraph, problems: Sequence[Problem] = ()
 ) -> Iterator[tuple[str, nir.ir.NIRNode, Shape]]:
     """Name, node and output shape of every node between input and output.
 
@@ -289,8 +292,8 @@ def magnitudes(graph: nir.NIRGraph) -> dict[str, Float]:
     """
     largest: dict[str, Float] = {}
     peak: Float = np.array([float(G.float_meta(graph).input_levels)])
-    for name, node in G.inner(graph).items():
-        way = WAYS[type(node)](name, node) if type(node) in WAYS else None
+    for name, node, shape in shaped(graph):
+        way = WAYS[type(node)](name, node, shape) if type(node) in WAYS else None
         if isinstance(way, Weights):
             weight = np.abs(way.weight)
             bias = 0.0 if way.bias is None else np.abs(way.bias)

@@ -97,6 +97,7 @@ def quantize(
             Problem("graph", f"is a {type(graph).__name__}, not a NIR graph", "see from_torch")
         )
     meta = G.float_meta(graph)
+    floats = decode(graph)
     if weight_bits is None:
         weight_bits = 8 if meta.trained is None else meta.trained.weight_bits
     options = Options(
@@ -111,7 +112,7 @@ def quantize(
             "clamp_thresholds": clamp_thresholds,
         }
         trained.check_asked(meta.trained, {**asked, "calib": calib})
-        float_nir.check_trained(graph, meta.trained)
+        float_nir.check_trained(floats, meta.trained)
     check_options(options, facts, calib is not None)
     if calib is not None and calib.shape[2:] != G.in_shape(graph):
         raise InputError(
@@ -122,7 +123,6 @@ def quantize(
     problems += facts.input_problems(meta.input_levels)
     if calib is not None and not len(calib):
         raise InputError(Problem("calib", "holds no samples", "give a raster with some inputs"))
-    floats = decode(graph)
     check_layers(floats)
     if options.thresholds == "fold":
         problems += _fold_problems(floats, options, facts)

@@ -419,7 +419,7 @@ def test_neurons_that_training_does_not_know_are_refused(kind):
     trained = G.Trained(weight_bits=4, scale={"lif": [1.0, 1.0, 1.0]})
     meta = G.FloatMeta(timesteps=4, classes=3, population=1, version=2, trained=trained)
     graph = G.chain_graph({"fc": fc, "lif": lif}, (3,), (3,), meta.text(), recurrent)
-    with pytest.raises(InputError, match="and training on integers knows plain LIF only"):
+    with pytest.raises(InputError, match="training on integers supports only plain LIF"):
         quantize(graph, "loihi2")
 
 

@@ -396,10 +396,10 @@ def broken_graphs(graph):
     lif, conv = inner["lif1"], inner["conv1"]
     nan = conv.weight.copy()
     nan[0, 0, 0, 0] = np.nan
-    yield "no finite number", nodes(conv1=replace(conv, weight=nan))
+    yield "NaN or infinite", nodes(conv1=replace(conv, weight=nan))
     yield "not above zero", nodes(lif1=replace(lif, tau=lif.tau * 0))
     yield "All parameters must have the same shape", nodes(lif1=_reshaped(lif))
-    yield "has no place", nodes(lif1=nir.I(lif.r))
+    yield "is not allowed", nodes(lif1=nir.I(lif.r))
 
 
 def test_float_graphs_that_make_no_sense(project, command, graph):
