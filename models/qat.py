@@ -31,7 +31,7 @@ from stl_deploy.ir.floats import FloatLayer
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Conv as ConvSynapses
 from stl_deploy.ir.synapses import Dense
-from stl_deploy.lower import passes
+from stl_deploy.lower.chain import lower
 from stl_deploy.models import layers
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
@@ -235,6 +235,6 @@ def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str) -> 
         )
     if problems := chips.load(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
-    graph: nir.NIRGraph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
+    graph: nir.NIRGraph = lower(stl.to_graph(checkpoint.arch, checkpoint.params))
     floats = float_layers.decode(graph).by_name
     return QatNet(quantized(checkpoint.arch, weight_bits), floats, chip)

@@ -47,19 +47,19 @@ def read(path: Path, given: Given) -> Model:
     if path.suffix == ".nir":
         return _nir(path, given)
     from stl_deploy.importers import stl
-    from stl_deploy.lower import passes
+    from stl_deploy.lower.chain import lower
 
     _refuse(given, "NIR files of other tools", ("dt", "levels"))
     _refuse(given, "--model-class", ("sample_shape",))
     checkpoint = stl.read(path, given.tau, given.timesteps, given.classes)
-    return Model(passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params)), checkpoint)
+    return Model(lower(stl.to_graph(checkpoint.arch, checkpoint.params)), checkpoint)
 
 
 def _nir(path: Path, given: Given) -> Model:
     from stl_deploy.formats import float_nir as float_file
     from stl_deploy.formats import integer_nir as nir_file
     from stl_deploy.formats import portable_nir as nir_portable
-    from stl_deploy.importers.nir import flow as nir_graph
+    from stl_deploy.importers.nir import graph as nir_graph
     from stl_deploy.ir import nir_graph as G
 
     _refuse(given, "a state_dict", ("tau",))

@@ -29,7 +29,7 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
 from stl_deploy.ir.synapses import Dense
-from stl_deploy.lower.passes import lower
+from stl_deploy.lower.chain import lower
 
 SEEDS = st.integers(0, 2**32 - 1)
 DT = 1e-4

@@ -107,7 +107,7 @@ def expected(file: File, spikes: IntArray) -> Spikes:
     Raises InputError for a raster that does not fit, LoweringError for a graph that neither can run.
     """
     from stl_deploy.hw_sim import reference
-    from stl_deploy.importers.nir import flow as nir_graph
+    from stl_deploy.importers.nir import graph as nir_graph
     from stl_deploy.ir import execute as float_exec
 
     shape = G.in_shape(file.graph)
