@@ -18,6 +18,7 @@ import numpy as np
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.importers.given import File, Model
 from stl_deploy.importers.nir.nodes import GRADED, faults, flat, misfits
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
@@ -45,6 +46,27 @@ class Options:
     timesteps: int | None = None
     classes: int | None = None
     levels: int = 1
+
+
+def read_model(file: File) -> Model:
+    """The lowered graph of a file, and what was assumed of it. Raises as ``read`` does."""
+    given, graph = file.given, file.graph
+    if nir_portable.KEY in graph.metadata:
+        # It reads like any other graph, but its max pooling and thresholds are stand-ins.
+        raise InputError(
+            Problem(
+                str(file.path),
+                "is a portable file, written for other tools",
+                "name the model.nir or model.float.nir that stl-export wrote next to it",
+            )
+        )
+    options = Options(
+        dt=G.DT if given.dt is None else given.dt,
+        timesteps=given.steps,
+        classes=given.classes,
+        levels=given.levels or 1,
+    )
+    return Model(read(file.path, options, graph), notes=notes(graph, options.dt))
 
 
 def read(
