@@ -33,7 +33,7 @@ from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
-from stl_deploy.lower import passes
+from stl_deploy.lower.chain import lower
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
 
@@ -87,7 +87,7 @@ class QatNet(STLNet):
                 module.weight.copy_(torch.from_numpy(weight))
                 if module.bias is not None:
                     module.bias.copy_(torch.from_numpy(layer.bias))
-                lif.thresh.copy_(torch.from_numpy(layer.threshold))
+                lif.thresh.copy_(torch.from_numpy(layer.theta))
                 lif.scale.copy_(torch.from_numpy(units(weight, self.largest)))
         self.settle()
 
@@ -266,10 +266,6 @@ def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str | Pa
         )
     if problems := chips.find(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
-    graph: nir.NIRGraph = passes.lower(stl.to_graph(checkpoint.arch, checkpoint.params))
-    floats = {
-        name: layer
-        for name, layer in float_layers.read(graph).items()
-        if isinstance(layer, FloatLayer)
-    }
+    graph: nir.NIRGraph = lower(stl.to_graph(checkpoint.arch, checkpoint.params))
+    floats = float_layers.decode(graph).by_name
     return QatNet(quantized(checkpoint.arch, weight_bits), floats, chip)

@@ -99,16 +99,16 @@ def from_torch(
         levels: inputs are whole numbers 0..levels; 1 for spikes.
     """
     from stl_deploy.importers import stl
-    from stl_deploy.lower import passes
+    from stl_deploy.lower.chain import lower
 
     if sample is not None:
-        from stl_deploy.importers.nir import flow as nir_graph
+        from stl_deploy.importers.nir import graph as nir_graph
         from stl_deploy.importers.torch import net as torch_net
 
         options = nir_graph.Options(timesteps=timesteps, classes=classes, levels=levels)
         return torch_net.from_net(model, sample, options)
     params = stl.params_of(model)
-    return passes.lower(stl.to_graph(cast("STLNet", model).arch, params))
+    return lower(stl.to_graph(cast("STLNet", model).arch, params))
 
 
 def from_nir(
@@ -130,7 +130,7 @@ def from_nir(
     broken file, LoweringError for a network that cannot be lowered, each naming every problem.
     """
     from stl_deploy.formats import nir_io
-    from stl_deploy.importers.nir import flow as nir_graph
+    from stl_deploy.importers.nir import graph as nir_graph
 
     options = nir_graph.Options(dt=dt, timesteps=timesteps, classes=classes, levels=levels)
     if isinstance(source, str | Path):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.ir.network import Reset
 from stl_deploy.ir.synapses import IntArray
-from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS
+from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
 Int64 = NDArray[np.int64]
 
@@ -24,6 +24,16 @@ def decay(x: Int64, constant: int) -> Int64:
     """x * (4096 - constant) / 4096, truncated toward zero."""
     magnitude: Int64 = (np.abs(x) * (DECAY_ONE - constant)) >> DECAY_BITS
     return np.where(x < 0, -magnitude, magnitude)
+
+
+def kept_voltage(dv: int) -> float:
+    """The share of v that a step leaves, before it is truncated."""
+    return (DECAY_ONE - dv) / DECAY_ONE
+
+
+def kept_current(du: int) -> float:
+    """The share of u that a step leaves, before it is truncated."""
+    return (FORGETS - du) / DECAY_ONE
 
 
 def step_current(u: Int64, a: Int64, du: int, limit: int | None) -> tuple[Int64, NDArray[np.bool_]]:

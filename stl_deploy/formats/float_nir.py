@@ -9,29 +9,14 @@ import numpy as np
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
+from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
-
-RUNS = (
-    nir.Conv2d,
-    nir.SumPool2d,
-    nir.Flatten,
-    nir.Affine,
-    nir.Linear,
-    nir.LIF,
-    nir.IF,
-    nir.CubaLIF,
-    nir.Threshold,
-)
-NEURONS = {
-    nir.LIF: ("tau", "r", "v_leak", "v_reset", "v_threshold"),
-    nir.IF: ("r", "v_reset", "v_threshold"),
-    nir.CubaLIF: ("tau_mem", "tau_syn", "r", "w_in", "v_leak", "v_reset", "v_threshold"),
-    nir.Threshold: ("threshold",),
-}
+from stl_deploy.ir.float_neurons import NEURONS
+from stl_deploy.ir.floats import FloatNetwork
 
 
 def read(path: Path) -> nir.NIRGraph:
-    """A lowered float graph that ``float_exec`` can run.
+    """A lowered float graph that ``ir/execute.py`` can run.
 
     Raises InputError naming every node that it cannot.
     """
@@ -59,13 +44,13 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
         problems += [
             Problem(f"{path}: {name}", f"a {type(node).__name__} is not allowed in a float graph")
             for name, node in nodes.items()
-            if not isinstance(node, RUNS)
+            if type(node) not in floats.KNOWN
         ]
         if not problems:
             G.verify(graph)
             problems += _parameters(path, graph)
-            if (known := G.float_meta(graph).trained) is not None:
-                check_trained(graph, known)
+        if not problems and (trained := G.float_meta(graph).trained) is not None:
+            check_trained(floats.decode(graph), trained)
     except (InputError, LoweringError) as error:
         problems += [Problem(f"{path}: {p.where}", p.what, p.remedy) for p in error.problems]
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
@@ -79,26 +64,23 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
 def _with_shapes(graph: nir.NIRGraph) -> nir.NIRGraph:
     """``graph`` with the shapes that a file may leave out, and that nir cannot write as left out."""
     nodes: dict[str, nir.ir.NIRNode] = {}
-    shape = G.in_shape(graph)
-    for name, node in G.inner(graph).items():
-        after = G.node_output(name, node, shape)
+    before = G.in_shape(graph)
+    for name, node, shape in floats.shaped(graph):
         if isinstance(node, nir.Conv2d) and node.input_shape is None:
             stride, padding, dilation = G.conv_geometry(node)
             groups = int(node.groups)
-            node = G.conv2d(node.weight, node.bias, shape, stride, padding, groups, dilation)
+            node = G.conv2d(node.weight, node.bias, before, stride, padding, groups, dilation)
         elif isinstance(node, nir.Flatten) and node.input_type["input"] is None:
-            node = G.flatten(shape)
-        nodes[name], shape = node, after
+            node = G.flatten(before)
+        nodes[name], before = node, shape
     return G.rebuild(graph, nodes)
 
 
 def _parameters(path: Path, graph: nir.NIRGraph) -> list[Problem]:
     """What is wrong with the numbers of a graph whose shapes fit."""
     problems = []
-    shape = G.in_shape(graph)
-    for name, node in G.inner(graph).items():
-        shape = G.node_output(name, node, shape)
-        names = NEURONS.get(type(node), ())
+    for name, node, shape in floats.shaped(graph):
+        names = NEURONS[type(node)].parameters if type(node) in NEURONS else ()
         values = {key: np.asarray(getattr(node, key)) for key in names}
         problems += [
             Problem(f"{path}: {name}.{key}", f"has shape {value.shape}, its neurons {shape}")
@@ -122,22 +104,25 @@ def _numbers(value: np.ndarray) -> bool:
     return value.dtype.kind in "iufb" and bool(np.isfinite(value).all())
 
 
-def check_trained(graph: nir.NIRGraph, trained: G.Trained) -> None:
+def check_trained(network: FloatNetwork, trained: G.Trained) -> None:
     """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
     problems = []
-    shape = G.in_shape(graph)
-    recurrent = G.recurrent(graph)
-    for name, node in G.inner(graph).items():
-        shape = G.node_output(name, node, shape)
-        if isinstance(node, nir.CubaLIF | nir.IF) or name in recurrent:
-            what = ("a recurrent " if name in recurrent else "a ") + type(node).__name__
-            problems.append(
-                Problem(name, f"is {what}; training on integers supports only plain LIF")
+    for layer in network.layers:
+        if not layer.neurons.has_state:
+            continue
+        if layer.neurons.kind != "lif" or layer.own is not None:
+            what = f"{layer.neurons.kind} neurons" + (
+                ", recurrent" if layer.own is not None else ""
             )
-        elif isinstance(node, nir.LIF) and len(trained.scale.get(name, ())) != shape[0]:
-            found = len(trained.scale.get(name, ()))
             problems.append(
-                Problem(f"metadata.{G.KEY}: {name}", f"has {found} units for {shape[0]} channels")
+                Problem(layer.name, f"has {what}; training on integers supports only plain LIF")
+            )
+        elif (found := len(trained.scale.get(layer.name, ()))) != layer.shape[0]:
+            problems.append(
+                Problem(
+                    f"metadata.{G.KEY}: {layer.name}",
+                    f"has {found} units for {layer.shape[0]} channels",
+                )
             )
     if problems:
         raise InputError(problems)

@@ -529,7 +529,10 @@ def _folded_layer(
         *G.conv_geometry(node),
         int(node.groups),
     )
-    if single.connections(np.ones(kernel.weight.shape, np.bool_), shape, node) > single.MOST:
+    if (
+        single.connections(np.ones(kernel.weight.shape, np.bool_), shape, kernel.geometry)
+        > single.MOST
+    ):
         raise ValueError(f"more than {single.MOST:,} single connections")
     size = math.prod(factor.scale.shape), math.prod(shape)
     arrays = _triplets(node, size, entry)

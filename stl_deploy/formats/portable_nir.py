@@ -35,6 +35,7 @@ from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import IntegerNetwork, LifLayer
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import (
@@ -99,9 +100,9 @@ def from_float(graph: nir.NIRGraph) -> nir.NIRGraph:
         inexact=inexact_trained(graph),
     )
     problems = [
-        _subtracts(name)
-        for name, node in G.inner(graph).items()
-        if isinstance(node, nir.LIF | nir.CubaLIF) and G.reset_of(node) == "subtract"
+        _subtracts(layer.name)
+        for layer in decode(graph).layers
+        if layer.neurons.reset == "subtract"
     ]
     if problems:
         raise LoweringError(problems)
@@ -158,15 +159,14 @@ def inexact_trained(graph: nir.NIRGraph) -> dict[str, str]:
     if meta.trained is None:
         return {}
     found = {}
-    for name, node in G.inner(graph).items():
-        if isinstance(node, nir.LIF):
-            kept = np.unique(np.rint(DECAY_ONE * (1 - G.DT / node.tau)).astype(int))
-            needed = max(map(_bits, kept.tolist())) * (meta.timesteps - 1)
-            if needed > FRACTION_BITS:
-                found[name] = (
-                    f"trained on integers: {meta.timesteps} steps of its decay need {needed} bits "
-                    f"below its inputs, of which its v keeps {FRACTION_BITS}"
-                )
+    for layer in decode(graph).layers:
+        kept = np.unique(np.rint(DECAY_ONE * layer.neurons.keep)).astype(int)
+        needed = max(map(_bits, kept.tolist())) * (meta.timesteps - 1)
+        if layer.neurons.has_state and needed > FRACTION_BITS:
+            found[layer.name] = (
+                f"trained on integers: {meta.timesteps} steps of its decay need {needed} bits "
+                f"below its inputs, of which its v keeps {FRACTION_BITS}"
+            )
     return found
 
 

@@ -1,1 +1,74 @@
-"""Importers: a trained model to a float NIR graph and checked parameters."""
+"""Importers: a model file to a lowered float graph, or to the integers that it holds.
+
+A further importer is a file with a function ``(File) -> Model`` and a line of ``IMPORTERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+from stl_deploy.formats import integer_nir
+from stl_deploy.importers.given import File, Model
+from stl_deploy.ir.nir_graph import KEY
+
+READ = "timesteps", "classes", "raster"  # what any importer has a use for
+Reader = Callable[[File], Model]
+
+
+@dataclass(frozen=True)
+class Importer:
+    """One kind of model file.
+
+    Attributes:
+        what: the files, in words.
+        recognises: whether a file is one, no earlier entry of the table having recognised it.
+        reader: ``module:function`` below this package, loaded when it is needed.
+        options: the fields of ``Given`` that it has a use for, beside those that all have.
+    """
+
+    what: str
+    recognises: Callable[[File], bool]
+    reader: str
+    options: frozenset[str] = frozenset()
+
+    def load(self) -> Reader:
+        """The function that reads a file."""
+        module, _, function = self.reader.partition(":")
+        return cast(Reader, getattr(import_module(f"{__name__}.{module}"), function))
+
+
+IMPORTERS: dict[str, Importer] = {
+    "model-class": Importer(
+        "--model-class",
+        lambda file: file.given.model_class is not None,
+        "torch.model_class:read_model",
+        frozenset({"model_class", "sample_shape", "levels"}),
+    ),
+    "integer": Importer(
+        "model.nir",
+        lambda file: file.is_nir and integer_nir.holds_integers(file.graph),
+        "own:read_integers",
+        frozenset({"levels"}),
+    ),
+    "float": Importer(
+        "model.float.nir",
+        lambda file: file.is_nir and KEY in file.graph.metadata,
+        "own:read_float",
+        frozenset({"levels"}),
+    ),
+    "nir": Importer(
+        "NIR files of other tools",
+        lambda file: file.is_nir,
+        "nir.graph:read_model",
+        frozenset({"dt", "levels"}),
+    ),
+    "stl": Importer(
+        "a state_dict of STL-SNN",
+        lambda file: True,
+        "stl:read_model",
+        frozenset({"tau"}),
+    ),
+}

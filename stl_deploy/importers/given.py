@@ -1,18 +1,27 @@
-"""What the user said about a model file on the command line."""
+"""What the user said about a model file, the file itself, and the model that comes out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    pass
+import nir
+
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.formats import nir_io
+from stl_deploy.formats import raster as rasters
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.notes import Diagnostic
+
+if TYPE_CHECKING:  # imports torch
+    from stl_deploy.importers.stl import Checkpoint
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the user said beside the file; None where nothing. ``raster`` is one that will be run."""
+    """What the user said in addition to the file; None where nothing. ``raster`` is one that will be run."""
 
     tau: float | None = None
     timesteps: int | None = None
@@ -28,6 +37,48 @@ class Given:
         """T of a model whose file does not say: what was given, else that of the raster."""
         if self.timesteps is not None or self.raster is None:
             return self.timesteps
-        from stl_deploy.formats import raster as rasters
-
         return rasters.stream(self.raster).shape[1]
+
+
+@dataclass(frozen=True)
+class File:
+    """A model file, and what was given with it."""
+
+    path: Path
+    given: Given
+
+    @property
+    def is_nir(self) -> bool:
+        """Whether its name says that it is a NIR file."""
+        return self.path.suffix == ".nir"
+
+    @cached_property
+    def graph(self) -> nir.NIRGraph:
+        """The graph of a NIR file. Raises InputError for a broken one."""
+        return nir_io.read(self.path)
+
+    def agree(self, **held: Any) -> None:
+        """Raise InputError where an option contradicts what the file says."""
+        problems = [
+            Problem(
+                f"--{name}", f"{getattr(self.given, name)}, but {self.path} says {value}", "omit it"
+            )
+            for name, value in held.items()
+            if getattr(self.given, name) not in (None, value)
+        ]
+        if problems:
+            raise InputError(problems)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model that was read: its lowered float ``graph``, None where the file holds integers.
+
+    ``checkpoint`` is that of an STL-SNN, ``network`` that of a model.nir; ``notes`` are what the user should
+    know of the import.
+    """
+
+    graph: nir.NIRGraph | None = None
+    checkpoint: Checkpoint | None = None
+    network: IntegerNetwork | None = None
+    notes: tuple[Diagnostic, ...] = ()

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
+from stl_deploy.importers.given import File, Model
 from stl_deploy.ir import arch as A
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.lower.chain import lower
 
 Params = dict[str, NDArray[Any]]
 
@@ -64,6 +66,13 @@ def read(
     _check_params(path, architecture, params)
     _check_integers(path, architecture, params)
     return Checkpoint(architecture, params)
+
+
+def read_model(file: File) -> Model:
+    """The checkpoint and its lowered graph. Raises InputError and LoweringError with every problem."""
+    given = file.given
+    checkpoint = read(file.path, given.tau, given.timesteps, given.classes)
+    return Model(lower(to_graph(checkpoint.arch, checkpoint.params)), checkpoint)
 
 
 def params_of(model: torch.nn.Module) -> Params:

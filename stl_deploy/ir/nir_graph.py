@@ -1,7 +1,7 @@
-"""The float NIR graph: NIR's own nodes, and those that passes must remove before it is written.
+"""The float NIR graph: NIR's own nodes, and those that lowering removes before it is written.
 
 NIR 1.0 knows no BatchNorm, Dropout, MaxPool or population readout. Importers put them into the
-graph as the node classes here; ``passes.PIPELINE`` folds, drops or lowers each. Graphs are chains
+graph as the node classes here; ``lower/flow.py`` folds, drops or lowers each. Graphs are chains
 Input -> ... -> Output, with one exception: a node of neurons (LIF, IF or CubaLIF) may have a Linear
 node of its own that leads from it back to it. What NIR cannot say stands as one JSON string in the
 graph's metadata, and the reset by subtraction as ``reset: "subtract"`` in the metadata of the neurons.
@@ -20,6 +20,8 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.ir.network import Reset
@@ -322,9 +324,6 @@ def inner(graph: nir.NIRGraph) -> dict[str, nir.ir.NIRNode]:
 
 def on_cycles(names: Sequence[str], edges: Iterable[tuple[str, str]]) -> list[str]:
     """Those of ``names`` that edges among them lead from back to themselves, in their order."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     if not names:
         return []
     number = {name: i for i, name in enumerate(names)}
@@ -453,29 +452,23 @@ def verify(graph: nir.NIRGraph) -> None:
             shape = node_output(name, node, shape)
         except ValueError as error:
             raise LoweringError(Problem(name, str(error))) from None
-        if name in beside:
-            verify_recurrent(name, *beside[name], shape)
+        if name in beside and (problems := recurrent_problems(name, *beside[name], shape)):
+            raise LoweringError(problems)
     if shape != out_shape(graph):
         raise LoweringError(
             Problem("output", f"declared as {out_shape(graph)}, but the last layer gives {shape}")
         )
 
 
-def verify_recurrent(neurons: str, name: str, node: nir.Linear, shape: Shape) -> None:
-    """Raise LoweringError unless ``node`` leads from a flat population of ``shape`` to itself."""
+def recurrent_problems(neurons: str, name: str, node: nir.Linear, shape: Shape) -> list[Problem]:
+    """Why ``node`` does not lead from a flat population of ``shape`` back to it."""
     if len(shape) != 1:
-        raise LoweringError(
-            Problem(
-                name,
-                f"leads from {neurons} of shape {shape} back to it; only a flat population can hear "
-                "itself",
-                "flatten it, or use a linear layer",
-            )
-        )
+        what = f"leads from {neurons} of shape {shape} back to it; only a flat population can be recurrent"
+        return [Problem(name, what, "flatten it, or use a linear layer")]
     if node.weight.shape != (*shape, *shape):
-        raise LoweringError(
-            Problem(name, f"has weights {node.weight.shape}; {neurons} needs {(*shape, *shape)}")
-        )
+        what = f"has weights {node.weight.shape}; {neurons} needs {(*shape, *shape)}"
+        return [Problem(name, what)]
+    return []
 
 
 def float_meta(graph: nir.NIRGraph) -> FloatMeta:

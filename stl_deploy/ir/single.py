@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import conv, slices
-from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import LifLayer
-from stl_deploy.ir.synapses import Shape, Sparse
+from stl_deploy.ir.synapses import Geometry, Shape, Sparse
+from stl_deploy.ir.units import FRACTION_BITS
 
 MOST = 1 << 25  # single connections of a network, where the chip itself sets no limit
 
@@ -21,8 +20,7 @@ def check(layer: LifLayer, synapses: Sparse) -> None:
     """
     kernel = synapses.kernel
     (c, h, w), (o, y, x) = layer.input_shape, layer.shape
-    geometry = kernel.stride, kernel.padding, kernel.dilation, kernel.groups
-    row, column, weight = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *geometry)
+    row, column, weight = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *kernel.geometry)
     unit = layer.scale * 2.0**layer.exp
     qmax = slices.largest(layer.weight_precision, layer.weight_bits)
     expected = np.clip(weight / unit[row], -qmax, qmax)
@@ -33,15 +31,14 @@ def check(layer: LifLayer, synapses: Sparse) -> None:
         raise ValueError("a single connection is not one of its convolution's")
     stored = np.zeros(len(place))
     stored[at] = synapses.weight
-    bias = layer.bias_mant * 2.0 ** (layer.bias_exp - 6)
+    step = 2.0 ** (layer.bias_exp - FRACTION_BITS)
+    bias = layer.bias_mant * step
     wanted = np.repeat(kernel.bias, layer.neurons // len(kernel.bias)) / layer.scale
-    if (np.abs(stored - expected) >= 1).any() or (
-        np.abs(bias - wanted) >= 2.0 ** (layer.bias_exp - 6)
-    ).any():
+    if (np.abs(stored - expected) >= 1).any() or (np.abs(bias - wanted) >= step).any():
         raise ValueError("the single connections are not its convolution, rounded")
 
 
-def connections(kernel: NDArray[np.bool_], shape: Shape, node: nir.Conv2d) -> int:
-    """How many single connections a convolution of ``shape`` has at the weights in ``kernel``."""
+def connections(kernel: NDArray[np.bool_], shape: Shape, geometry: Geometry) -> int:
+    """How many single connections a convolution of an input ``shape`` has at the weights in ``kernel``."""
     c, h, w = shape
-    return int(conv.fan_out(kernel, (c, h, w), *G.conv_geometry(node), int(node.groups)).sum())
+    return int(conv.fan_out(kernel, (c, h, w), *geometry).sum())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,15 @@ Float = NDArray[np.float64]
 Entries = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
+class Geometry(NamedTuple):
+    """Where a kernel goes, in the order of the functions of ``conv.py``."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+
 @dataclass(frozen=True)
 class Conv:
     """Convolution, weight [O, C/groups, kh, kw], as PyTorch's cross-correlation."""
@@ -39,9 +48,9 @@ class Conv:
     kind: Literal["conv"] = "conv"
 
     @property
-    def geometry(self) -> tuple[Pair, Pair, Pair, int]:
-        """(stride, padding, dilation, groups), in the order of the functions of ``conv.py``."""
-        return self.stride, self.padding, self.dilation, self.groups
+    def geometry(self) -> Geometry:
+        """Where the kernel goes."""
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
 
     def sums(self, spikes: IntArray, levels: int = 1) -> Int64:
         """The weighted sums [N, O, H', W'] of inputs 0..levels [N, C, H, W]."""
@@ -113,6 +122,11 @@ class Dense:
 
     kind: Literal["dense"] = "dense"
 
+    @property
+    def geometry(self) -> None:
+        """See ``Conv``: every input reaches every neuron."""
+        return
+
     def sums(self, spikes: NDArray[Any], levels: int = 1) -> Int64:
         """The weighted sums [N, out] of inputs 0..levels [N, ...]."""
         dtype = _exact(self, levels)
@@ -181,6 +195,11 @@ class Kernel:
     dilation: Pair
     groups: int
 
+    @property
+    def geometry(self) -> Geometry:
+        """Where the kernel goes."""
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
+
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
@@ -198,6 +217,11 @@ class Sparse:
     kernel: Kernel
 
     kind: Literal["sparse"] = "sparse"
+
+    @property
+    def geometry(self) -> None:
+        """See ``Conv``: there is no kernel left."""
+        return
 
     @cached_property
     def matrix(self) -> csr_array[np.int64]:

@@ -23,15 +23,19 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
+from stl_deploy.chips.arithmetic import kept_current, kept_voltage
 from stl_deploy.chips.facts import Chip
+from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.conv import windows
+from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
 from stl_deploy.ir.synapses import Conv, IntArray
+from stl_deploy.ir.units import FORGETS
 
 Float = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -70,16 +74,16 @@ class Recording:
 
 
 def record(
-    graph: nir.NIRGraph, calib: Spikes, observe: Callable[[str, Float], None] | None = None
+    network: FloatNetwork, calib: Spikes, observe: Callable[[str, Float], None] | None = None
 ) -> Recording:
-    """Run the float ``graph`` on ``calib`` uint8 [N, T, *input_shape], and keep the first SAMPLES.
+    """Run the float ``network`` on ``calib`` uint8 [N, T, *input_shape], and keep the first SAMPLES.
 
     ``observe`` is called as in ``float_exec.run``, for all samples.
     """
     parts: dict[str, list[Spikes]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for start in range(0, len(calib), BATCH):
-        for name, spikes in float_exec.run(graph, calib[start : start + BATCH], observe).items():
+        for name, spikes in float_exec.run(network, calib[start : start + BATCH], observe).items():
             shapes[name] = spikes.shape[2:]
             kept = spikes[: max(0, SAMPLES - start)].reshape(
                 -1, spikes.shape[1], math.prod(shapes[name])
@@ -93,12 +97,12 @@ def moments(layer: LifLayer, before: str, recording: Recording) -> Float:
     """Second moments H float64 [groups, n, n] of what the voltages of ``layer`` add up.
 
     ``before`` names the population that feeds it, "" for the inputs. The n columns are the inputs of a
-    row (of a group's patch), then the layer's own neurons where it hears itself, then a 1 for the bias.
+    row (of a group's patch), then the layer's own neurons where it is recurrent, then a 1 for the bias.
     With few rows of data the moments of pairs are drawn toward zero, by rows / (rows + n).
     """
     rng = np.random.default_rng(0)
     steps = recording.inputs.shape[1]
-    constant = _traced(np.ones((1, steps, 1), np.float32), layer.dv, 4095).ravel()
+    constant = _traced(np.ones((1, steps, 1), np.float32), layer.dv, FORGETS).ravel()
     own = recording.batches(layer.name) if layer.recurrent is not None else None
     share = min(1.0, ROWS / (len(recording.inputs) * steps * _places(layer)))
     total: Float | float = 0.0
@@ -138,8 +142,8 @@ def _traced(x: Single, dv: int, du: int) -> Single:
     current = voltage = np.zeros_like(x[:, 0])
     out = np.empty_like(x)
     for t in range(x.shape[1]):
-        current = current * np.float32((4095 - du) / 4096) + x[:, t]
-        voltage = voltage * np.float32((4096 - dv) / 4096) + current
+        current = current * np.float32(kept_current(du)) + x[:, t]
+        voltage = voltage * np.float32(kept_voltage(dv)) + current
         out[:, t] = voltage
     return out
 
@@ -168,8 +172,6 @@ def compensate(exact: Float, second: Float, steps: Float, most: Float) -> Float:
         [O, n] on the grid. Columns are taken by falling mean square, the last one (the bias) last.
         A weight of exactly zero is no synapse and stays none.
     """
-    from scipy.linalg import solve_triangular
-
     order = np.append(np.argsort(-np.diag(second)[:-1], kind="stable"), len(second) - 1)
     damped = second + DAMPING * max(np.trace(second) / len(second), 1e-12) * np.eye(len(second))
     # U with U'U = inverse(H), from H alone: reversed, a lower factor of H becomes an upper one.
@@ -207,8 +209,6 @@ def thresholds(
     the register of ``chip`` goes; of equals the nearest one to it is taken, then the lower. ``levels``
     is the largest input.
     """
-    from stl_deploy.hw_sim.engine import Engine
-
     low, high = chip.threshold_range
     window = range(-WINDOW, WINDOW + 1)
     moved = sorted({by << e for by in window for e in range(layer.exp + 1)}, key=_by_distance)

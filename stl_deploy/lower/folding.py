@@ -16,10 +16,9 @@ its neurons have kernels of their own and every synapse becomes a single connect
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,11 +26,11 @@ from stl_deploy.chips.facts import Chip
 from stl_deploy.chips.placement import synapse_bits
 from stl_deploy.errors import Problem
 from stl_deploy.ir import conv, slices
-from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.floats import FloatLayer
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.single import MOST, connections
 from stl_deploy.ir.slices import Weights
-from stl_deploy.ir.synapses import Kernel, Shape, Sparse, Synapses
+from stl_deploy.ir.synapses import Kernel, Sparse, Synapses
 
 Float = NDArray[np.float64]
 FINENESS = 2**0.25  # the ratio of neighbouring theta_ref that are tried
@@ -42,26 +41,23 @@ class Fold:
 
     Args:
         plain: the layer quantized as it is.
-        node: its convolution or linear node; ``weight`` and ``bias`` [O] are its float values.
-        threshold: float64 of the population's shape, all above zero.
+        floats: the float layer, its thresholds all above zero.
     """
 
-    def __init__(
-        self, plain: LifLayer, node: nir.ir.NIRNode, weight: Float, bias: Float, threshold: Float
-    ) -> None:
+    def __init__(self, plain: LifLayer, floats: FloatLayer) -> None:
+        weight = floats.weight
         self.plain = plain
         self.rows = len(weight)
-        self.bias = bias
+        self.bias = floats.bias
         self.grid = 2.0**plain.exp
         self.qmax = slices.largest(plain.weight_precision, plain.weight_bits)
         self.single: tuple[NDArray[np.int32], NDArray[np.int32], Kernel] | None = None
         self.weight: Float = weight.reshape(self.rows, -1)
-        self.threshold = threshold.reshape(self.rows, -1)
-        if needs_unrolling(node, threshold):
+        self.threshold = floats.theta.reshape(self.rows, -1)
+        if floats.geometry is not None and needs_unrolling(floats):
             (c, h, w), (o, y, x) = plain.input_shape, plain.shape
-            geometry = *G.conv_geometry(node), int(node.groups)
-            row, column, self.weight = conv.unroll(weight, (c, h, w), (o, y, x), *geometry)
-            self.single = row, column, Kernel(weight, bias, *geometry)
+            row, column, self.weight = conv.unroll(weight, (c, h, w), (o, y, x), *floats.geometry)
+            self.single = row, column, Kernel(weight, floats.bias, *floats.geometry)
         else:
             self.threshold = self.threshold[:, :1]
 
@@ -123,24 +119,26 @@ class Fold:
         return len(np.unique(self.single[0][beyond]))
 
 
-def needs_unrolling(node: nir.ir.NIRNode, threshold: Float) -> bool:
-    """Whether ``node`` is a convolution into channels whose thresholds differ."""
-    flat = threshold.reshape(len(threshold), -1)
-    return isinstance(node, nir.Conv2d) and bool((flat != flat[:, :1]).any())
+def needs_unrolling(floats: FloatLayer) -> bool:
+    """Whether the layer is a convolution into channels whose thresholds differ."""
+    flat = floats.theta.reshape(len(floats.theta), -1)
+    return floats.geometry is not None and bool((flat != flat[:, :1]).any())
 
 
 def too_large(
-    convolutions: Mapping[str, tuple[Float, Shape, nir.Conv2d]],
+    convolutions: Sequence[FloatLayer],
     weight_bits: int,
     per_weight: int,
     chip: Chip,
 ) -> list[Problem]:
     """The problem of more single connections than ``chip`` has memory for.
 
-    ``convolutions`` are the weight, input shape and node of those to unroll, by layer; a weight takes up
-    to ``per_weight`` synapses.
+    ``convolutions`` are the layers to unroll; a weight takes up to ``per_weight`` synapses.
     """
-    total = sum(connections(w != 0, shape, node) for w, shape, node in convolutions.values())
+    kernels = [
+        (x.weight, x.input_shape, x.geometry) for x in convolutions if x.geometry is not None
+    ]
+    total = sum(connections(weight != 0, *where) for weight, *where in kernels)
     cores, memory = chip.limits.cores_per_chip, chip.limits.synapse_bytes_per_core
     held, holds = MOST, f"{MOST:,} are the most that are written"
     if chip.packing is not None and cores is not None and memory is not None:
@@ -150,18 +148,12 @@ def too_large(
             f"the {cores.value * memory.value / 2**20:g} MiB of synapse memory of one {chip.name} "
             f"hold {held:,} of {bits * per_weight} bits"
         )
-    if (
-        total <= held
-        and sum(
-            connections(np.ones_like(w, np.bool_), shape, node)
-            for w, shape, node in convolutions.values()
-        )
-        <= MOST
-    ):
+    written = sum(connections(np.ones(w.shape, np.bool_), *where) for w, *where in kernels)
+    if total <= held and written <= MOST:
         return []
     return [
         Problem(
-            ", ".join(convolutions),
+            ", ".join(floats.name for floats in convolutions),
             f"folding makes {total:,} single connections of the convolutions; {holds}",
             f"use --thresholds {instead(chip)}",
         )

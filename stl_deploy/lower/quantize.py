@@ -34,12 +34,16 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import float_nir
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import slices
+from stl_deploy.ir.float_neurons import Float
+from stl_deploy.ir.floats import FloatLayer, FloatNetwork, decode
 from stl_deploy.ir.network import IntegerNetwork, Layer, OrPool, Readout
 from stl_deploy.ir.notes import Diagnostic, Lowering, Precision
 from stl_deploy.ir.slices import WeightPrecision
+from stl_deploy.ir.units import FORGETS
 from stl_deploy.lower import calibration, folding, trained
 from stl_deploy.lower import grouped as profiles
-from stl_deploy.lower.blocks import NAMED, Block, Float, read_blocks
+from stl_deploy.lower.layers import NAMED, rounded_decays
+from stl_deploy.lower.layers import check as check_layers
 from stl_deploy.lower.options import Options, Overflow, Thresholds, check_options
 from stl_deploy.lower.units import Fit
 
@@ -57,7 +61,7 @@ def quantize(
     weight_precision: WeightPrecision = "8",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> IntegerNetwork:
-    """Quantize a lowered float graph (``passes.lower``) for ``chip``.
+    """Quantize a lowered float graph (``lower/chain.py``) for ``chip``.
 
     Args:
         graph: chain of Conv2d/Linear/Affine -> LIF, IF or CubaLIF, SumPool2d -> Threshold and Flatten
@@ -94,6 +98,7 @@ def quantize(
             Problem("graph", f"is a {type(graph).__name__}, not a NIR graph", "see from_torch")
         )
     meta = G.float_meta(graph)
+    floats = decode(graph)
     if weight_bits is None:
         weight_bits = 8 if meta.trained is None else meta.trained.weight_bits
     options = Options(
@@ -108,7 +113,7 @@ def quantize(
             "clamp_thresholds": clamp_thresholds,
         }
         trained.check_asked(meta.trained, {**asked, "calib": calib})
-        float_nir.check_trained(graph, meta.trained)
+        float_nir.check_trained(floats, meta.trained)
     check_options(options, facts, calib is not None)
     if calib is not None and calib.shape[2:] != G.in_shape(graph):
         raise InputError(
@@ -119,39 +124,41 @@ def quantize(
     problems += facts.input_problems(meta.input_levels)
     if calib is not None and not len(calib):
         raise InputError(Problem("calib", "holds no samples", "give a raster with some inputs"))
-    blocks = read_blocks(graph)
+    check_layers(floats)
     if options.thresholds == "fold":
-        problems += _fold_problems(blocks, options, facts)
+        problems += _fold_problems(floats, options, facts)
         if problems:
             raise LoweringError(problems)
     seen: dict[str, Float] = {}
     recording = None
-    parts = ["float model", *(block.name for block in blocks), "placement"]
+    parts = ["float model", *floats.by_name, "placement"]
     tell = on_progress or (lambda _done, _all, _what: None)
     if calib is not None:
         tell(0, len(parts), parts[0])
-        recorded, seen = _recorded(graph, calib)
+        recorded, seen = _recorded(floats, calib)
         recording = None if thresholds == "fold" else recorded
     layers: list[Layer] = []
     precision: dict[str, Precision] = {}
-    for index, block in enumerate(blocks, 1):
-        tell(index, len(parts), block.name)
-        if isinstance(block, OrPool):
-            layers.append(block)
+    for index, given in enumerate(floats.layers, 1):
+        tell(index, len(parts), given.name)
+        if given.kind == "or_pool":
+            window = given.window
+            pool = OrPool(given.name, window.name, given.input_shape, given.shape, window.kernel)
+            layers.append(pool)
             continue
         levels = meta.input_levels if not layers else 1
-        fitted = Fit(block, options, facts, levels, meta.timesteps, seen.get(block.synapse_name))
+        fitted = Fit(given, options, facts, levels, meta.timesteps, seen.get(given.weights.name))
         if meta.trained is None:
             layer, how = fitted.choose()
         else:
-            layer, how = fitted.as_trained(np.array(meta.trained.scale[block.name]))
+            layer, how = fitted.as_trained(np.array(meta.trained.scale[given.name]))
         if recording is not None and not fitted.problems:
             before = layers[-1].name if layers else ""
             layer, how = fitted.calibrated(layer, how, before, recording)
         problems += fitted.problems
         diagnostics += fitted.diagnostics
         layers.append(layer)
-        precision[block.name] = how
+        precision[given.name] = how
     if calib is not None:
         diagnostics.append(_fitted_to(recording))
     network = IntegerNetwork(
@@ -201,43 +208,37 @@ def _lowered(network: IntegerNetwork, asked: Thresholds, chip: chips.Chip) -> In
     return replace(profiles.pack(network, chip), lowering_reason=why)
 
 
-def _fold_problems(
-    blocks: list[Block | OrPool], options: Options, chip: chips.Chip
-) -> list[Problem]:
+def _fold_problems(floats: FloatNetwork, options: Options, chip: chips.Chip) -> list[Problem]:
     """Why ``fold`` cannot be had: thresholds that cannot be scaled, or too many connections."""
     problems: list[Problem] = []
-    unrolled: dict[str, tuple[Float, tuple[int, ...], nir.Conv2d]] = {}
-    for block in blocks:
-        if isinstance(block, OrPool):
+    unrolled: list[FloatLayer] = []
+    remedy = f"use --thresholds {folding.instead(chip)}"
+    for layer in floats.layers:
+        if layer.kind != "lif":
             continue
-        unfit = "hears itself" if block.recurrent is not None else ""
-        if folding.needs_unrolling(block.node, block.threshold) and block.du != 4095:
+        unroll = folding.needs_unrolling(layer)
+        unfit = "is recurrent" if layer.recurrent is not None else ""
+        if unroll and rounded_decays(layer.neurons)[0] != FORGETS:
             unfit = "has a current behind a convolution"
         if unfit:
-            problems.append(
-                Problem(
-                    block.name,
-                    f"{unfit}, which cannot be folded",
-                    f"use --thresholds {folding.instead(chip)}",
-                )
-            )
-        low = block.threshold <= 0
+            problems.append(Problem(layer.name, f"{unfit}, which cannot be folded", remedy))
+        low = layer.theta <= 0
         if low.any():
             where = [tuple(map(int, index)) for index in np.argwhere(low)[:NAMED]]
             listed = ", ".join(
-                f"{index if len(index) > 1 else index[0]}: theta {block.threshold[index]:.4g}"
+                f"{index if len(index) > 1 else index[0]}: theta {layer.theta[index]:.4g}"
                 for index in where
             ) + (", ..." if low.sum() > NAMED else "")
             problems.append(
                 Problem(
-                    block.name,
+                    layer.name,
                     f"{low.sum()} of {low.size} thresholds are not above zero ({listed}), and no "
                     "scaling of the inputs makes them another one",
-                    f"use --thresholds {folding.instead(chip)}",
+                    remedy,
                 )
             )
-        if folding.needs_unrolling(block.node, block.threshold):
-            unrolled[block.name] = block.weight, block.input_shape, block.node
+        if unroll:
+            unrolled.append(layer)
     per_weight = slices.PER_WEIGHT[options.weight_precision]
     return problems + folding.too_large(unrolled, options.weight_bits, per_weight, chip)
 
@@ -255,18 +256,24 @@ def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
 
 
 def _recorded(
-    graph: nir.NIRGraph, calib: NDArray[np.uint8]
+    floats: FloatNetwork, calib: NDArray[np.uint8]
 ) -> tuple[calibration.Recording, dict[str, Float]]:
-    """What the float model fires on ``calib``, and the largest |sum of w*s| of each node's channels."""
-    nodes = G.inner(graph)
+    """What the float model fires on ``calib``, and the largest |sum of w*s| of each layer's channels.
+
+    The sums are by the name of the weights.
+    """
+    biases = {
+        layer.weights.name: layer.weights.bias for layer in floats.layers if layer.kind == "lif"
+    }
     largest: dict[str, Float] = {}
 
-    def observe(name: str, out: NDArray[np.float64]) -> None:
-        bias = getattr(nodes[name], "bias", np.zeros(out.shape[1]))
-        x = np.abs(np.moveaxis(out, 1, 0).reshape(out.shape[1], -1) - bias[:, None]).max(axis=1)
+    def observe(name: str, out: Float) -> None:
+        bias = biases[name]
+        sums = np.moveaxis(out, 1, 0).reshape(out.shape[1], -1)
+        x = np.abs(sums if bias is None else sums - bias[:, None]).max(axis=1)
         largest[name] = np.maximum(largest.get(name, 0.0), x)
 
-    return calibration.record(graph, calib, observe), largest
+    return calibration.record(floats, calib, observe), largest
 
 
 def _distinct_thresholds(

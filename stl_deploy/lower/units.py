@@ -6,31 +6,32 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-import nir
 import numpy as np
+from numpy.typing import NDArray
 
 from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
+from stl_deploy.chips.arithmetic import kept_current, kept_voltage
 from stl_deploy.errors import LoweringError, Problem
-from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import slices
+from stl_deploy.ir.floats import FloatLayer
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, UNIT
 from stl_deploy.lower import calibration, folding, trained
-from stl_deploy.lower.blocks import NAMED, Block, Float
+from stl_deploy.lower.layers import NAMED, rounded_decays
 from stl_deploy.lower.options import Options
 
+Float = NDArray[np.float64]
 MIN_BITS = 4  # effective bits below which (or below weight_bits) a model is refused
 FOLD_MIN_BITS = 2  # the same for a folded neuron: below, its largest weight rounds to 1 or 0
 HEADROOM = 2.0  # of ``checked``: the limit over the largest sum seen in calibration
 
 
-def _synapses(node: nir.ir.NIRNode, weight: Weights) -> Conv | Dense:
-    if isinstance(node, nir.Conv2d):
-        return Conv(weight, *G.conv_geometry(node), int(node.groups))
-    return Dense(weight)
+def _synapses(layer: FloatLayer, weight: Weights) -> Conv | Dense:
+    return Dense(weight) if layer.geometry is None else Conv(weight, *layer.geometry)
 
 
 class Fit:
@@ -38,14 +39,14 @@ class Fit:
 
     def __init__(
         self,
-        block: Block,
+        floats: FloatLayer,
         options: Options,
         chip: chips.Chip,
         levels: int,
         timesteps: int,
         seen: Float | None,
     ) -> None:
-        self.block = block
+        self.floats = floats
         self.options = options
         self.chip = chip
         self.levels = levels
@@ -54,17 +55,18 @@ class Fit:
         self.trained = False  # on integers, which are as they are
         self.problems: list[Problem] = []
         self.diagnostics: list[Diagnostic] = []
-        self.flat = block.threshold.reshape(len(block.weight), -1)
-        self.peak = np.abs(block.weight).reshape(len(block.weight), -1).max(axis=1)
-        if block.recurrent is not None:
-            self.peak = np.maximum(self.peak, np.abs(block.recurrent).max(axis=1))
+        self.du, self.dv = rounded_decays(floats.neurons)
+        self.flat = floats.theta.reshape(len(floats.weight), -1)
+        self.peak = np.abs(floats.weight).reshape(len(floats.weight), -1).max(axis=1)
+        if floats.recurrent is not None:
+            self.peak = np.maximum(self.peak, np.abs(floats.recurrent).max(axis=1))
         self.qmax = options.qmax
         self.kind = slices.kind(options.weight_precision)
 
     def choose(self) -> tuple[LifLayer, Precision]:
         """The layer in integers and how its overflow was settled."""
         self._report_decays()
-        self.problems += self.chip.reset_problems(self.block.name, self.block.reset)
+        self.problems += self.chip.reset_problems(self.floats.name, self.floats.neurons.reset)
         base = self._held(self._plain_units())
         limit = self.chip.accumulator_limit
         mode: Literal["proven", "checked"] = "checked"
@@ -99,10 +101,10 @@ class Fit:
     def as_trained(self, units: Float) -> tuple[LifLayer, Precision]:
         """The layer of the integers that were trained, ``units`` being theirs."""
         self.trained = True
-        block = self.block
+        floats = self.floats
         most = {"weight": float(self.qmax), "bias": float(self.chip.bias_mant_range[1])}
-        values = {"weight": block.weight, "bias": block.bias}
-        self.problems += trained.check_layer(block.name, values, units, most)
+        values = {"weight": floats.weight, "bias": floats.bias}
+        self.problems += trained.check_layer(floats.name, values, units, most)
         self._report_decays()
         if self.problems:
             return self._layer(self._plain_units()), Precision("checked", 0.0, 0, None)
@@ -112,7 +114,7 @@ class Fit:
         if not fits and self.options.overflow == "proven":
             self.problems.append(
                 Problem(
-                    block.name,
+                    floats.name,
                     f"its integers could leave the registers of {self.chip.name}",
                     "train it again for this chip (stl-train --qat --chip), or use --overflow checked",
                 )
@@ -144,7 +146,9 @@ class Fit:
             fitted = self._compensated(self._layer(units), second)
         else:
             self.diagnostics.append(
-                Diagnostic(self.block.name, "is not fitted: no fitted weights keep overflow proven")
+                Diagnostic(
+                    self.floats.name, "is not fitted: no fitted weights keep overflow proven"
+                )
             )
             return layer, how
         vth = calibration.thresholds(fitted, self.chip, self.levels, before, recording)
@@ -164,7 +168,7 @@ class Fit:
     def _safe_thresholds(self, corrected: LifLayer, fitted: LifLayer) -> LifLayer:
         """``corrected``, with the thresholds of ``fitted`` in the channels where v could overflow."""
         excess = self._excess(corrected).reshape(-1, 1)
-        channels = len(self.block.weight), -1
+        channels = len(self.floats.weight), -1
         vth = np.where(excess > 1, fitted.vth.reshape(channels), corrected.vth.reshape(channels))
         mixed = replace(corrected, vth=vth.reshape(fitted.shape))
         # With thresholds "anywhere" one channel's bound hangs on all of the layer's.
@@ -172,53 +176,54 @@ class Fit:
 
     def _compensated(self, layer: LifLayer, second: Float) -> LifLayer:
         """``layer`` with weights and bias rounded by ``calibration.compensate``; H is ``second``."""
-        block, groups, channels = self.block, len(second), len(self.block.weight)
+        floats, groups, channels = self.floats, len(second), len(self.floats.weight)
         units = (layer.scale * 2.0**layer.exp)[:, None]
-        parts = [block.weight.reshape(channels, -1), block.bias[:, None]]
-        if block.recurrent is not None:
-            parts.insert(1, block.recurrent)
+        parts = [floats.weight.reshape(channels, -1), floats.bias[:, None]]
+        if floats.recurrent is not None:
+            parts.insert(1, floats.recurrent)
         exact = np.concatenate(parts, axis=1) / units
         n = exact.shape[1]
         steps, most = np.ones(n), np.full(n, float(self.qmax))
         steps[-1] = 2.0**-layer.exp
-        most[-1] = steps[-1] * self.chip.bias_mant_range[1] if block.bias.any() else 0.0
+        most[-1] = steps[-1] * self.chip.bias_mant_range[1] if floats.bias.any() else 0.0
         rounded = np.concatenate(
             [
                 calibration.compensate(rows, moment, steps, most)
                 for rows, moment in zip(np.split(exact, groups), second, strict=True)
             ]
         )
-        feeding = block.weight[0].size
-        weight = rounded[:, :feeding].reshape(block.weight.shape).astype(self.kind)
+        feeding = floats.weight[0].size
+        weight = rounded[:, :feeding].reshape(floats.weight.shape).astype(self.kind)
         recurrent = None
-        if block.recurrent is not None:
+        if floats.recurrent is not None:
             recurrent = Dense(rounded[:, feeding:-1].astype(self.kind))
         return replace(
             layer,
-            synapses=_synapses(block.node, weight),
+            synapses=_synapses(floats, weight),
             recurrent=recurrent,
             bias_mant=np.rint(rounded[:, -1] / steps[-1]).astype(np.int32),
         )
 
     def _report_decays(self) -> None:
         """Say where a decay is not a multiple of 1/4096."""
-        block = self.block
+        floats = self.floats
+        current = float(1 - floats.neurons.current.flat[0])
         for what, decay, held in (
-            ("decay", block.decay, 4096 - block.dv),
-            ("decay of the current", block.current_decay, 4095 - block.du),
+            ("decay", floats.keep, DECAY_ONE - self.dv),
+            ("decay of the current", current, FORGETS - self.du),
         ):
-            if abs(held / 4096 - decay) > 1e-12:
+            if abs(held / DECAY_ONE - decay) > 1e-12:
                 self.diagnostics.append(
                     Diagnostic(
-                        block.name,
-                        f"{what} {decay:.8g} is rounded to {held}/4096 = {held / 4096:.8g}",
+                        floats.name,
+                        f"{what} {decay:.8g} is rounded to {held}/{DECAY_ONE} = {held / DECAY_ONE:.8g}",
                         "train with that value to lose nothing",
                     )
                 )
 
     def _plain_units(self) -> Float:
         """max|w| / qmax a channel; for a channel without weights, one that holds bias and theta."""
-        other = np.maximum(np.abs(self.block.bias), np.abs(self.flat).max(axis=1)) / 2**11
+        other = np.maximum(np.abs(self.floats.bias), np.abs(self.flat).max(axis=1)) / 2**11
         units = np.where(self.peak > 0, self.peak / self.qmax, other * 2.0**self.options.weight_exp)
         safe: Float = np.where(units > 0, units, 1.0)
         return safe
@@ -228,9 +233,9 @@ class Fit:
         grid = 2.0**self.options.weight_exp
         bias_max = float(self.chip.bias_mant_range[1])
         vth_max = float(self.chip.threshold_range[1])
-        needed = np.maximum(np.abs(self.block.bias) / bias_max, self.flat.max(axis=1) / vth_max)
+        needed = np.maximum(np.abs(self.floats.bias) / bias_max, self.flat.max(axis=1) / vth_max)
         if self.options.clamp_thresholds:
-            needed = np.abs(self.block.bias) / bias_max
+            needed = np.abs(self.floats.bias) / bias_max
         held: Float = np.maximum(units, needed * grid)
         return held
 
@@ -243,7 +248,7 @@ class Fit:
             units = np.where(excess > 1, units * np.maximum(excess, 1 + 2**-8), units)
         raise LoweringError(
             Problem(
-                self.block.name, f"no weight scale keeps it inside {self.chip.name}'s registers"
+                self.floats.name, f"no weight scale keeps it inside {self.chip.name}'s registers"
             )
         )
 
@@ -261,21 +266,20 @@ class Fit:
         limit, register = self.chip.accumulator_limit, self.chip.state_limit
         if self.seen is None or limit is None:
             return units
-        seen = self.seen * self.block.gain * 2.0**self.options.weight_exp
+        seen = self.seen * self.floats.gain * 2.0**self.options.weight_exp
         units = np.maximum(units, HEADROOM * seen / limit)
         if register is None:
             return units
         steps = np.arange(self.timesteps)
         # As if that sum came in every step.
-        current = seen * ((1 - (self.block.du + 1) / 4096) ** steps).sum()
-        if self.block.du != 4095:
-            units = np.maximum(units, HEADROOM * current * 64 / register)
+        current = seen * (kept_current(self.du) ** steps).sum()
+        if self.du != FORGETS:
+            units = np.maximum(units, HEADROOM * current * UNIT / register)
         if self.options.weight_precision == "2x8":
             # The grid keeps no voltage small here, which adds such currents up.
-            voltage = (current + np.abs(self.block.bias)) * (
-                (1 - self.block.dv / 4096) ** steps
-            ).sum()
-            units = np.maximum(units, HEADROOM * voltage * 64 / register)
+            voltage = current + np.abs(self.floats.bias)
+            voltage = voltage * (kept_voltage(self.dv) ** steps).sum()
+            units = np.maximum(units, HEADROOM * voltage * UNIT / register)
         return units
 
     def _warn_checked(self, base: Float, why: str) -> None:
@@ -285,7 +289,7 @@ class Fit:
         down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
         self.diagnostics.append(
             Diagnostic(
-                self.block.name,
+                self.floats.name,
                 f"in the worst case sums reach {int(max(-low.min(), high.max())):,} (limit "
                 f"{self.chip.accumulator_limit:,}) and voltages {int(max(-down.min(), up.max())):,} "
                 f"(limit {self.chip.state_limit:,}) on {self.chip.name}; overflow is checked, not "
@@ -298,44 +302,42 @@ class Fit:
 
     def _layer(self, units: Float, final: bool = False) -> LifLayer:
         """The layer with these units; ``final`` reports thresholds outside the register."""
-        block = self.block
-        ones = [1] * (block.weight.ndim - 1)
-        weight = np.rint(block.weight / units.reshape(-1, *ones)).astype(self.kind)
+        floats = self.floats
+        ones = [1] * (floats.weight.ndim - 1)
+        weight = np.rint(floats.weight / units.reshape(-1, *ones)).astype(self.kind)
         scale = units / 2.0**self.options.weight_exp
         vth = np.ceil(self.flat / scale[:, None]) - 1
         low, high = self.chip.threshold_range
         if final:
             self._report_thresholds(vth, low, high)
         return LifLayer(
-            name=block.name,
-            synapse_name=block.synapse_name,
-            synapses=_synapses(block.node, weight),
-            input_shape=block.input_shape,
-            shape=block.threshold.shape,
-            bias_mant=np.rint(block.bias / scale).astype(np.int32),
-            vth=np.clip(vth, low, high).astype(np.int32).reshape(block.threshold.shape),
+            name=floats.name,
+            synapse_name=floats.weights.name,
+            synapses=_synapses(floats, weight),
+            input_shape=floats.input_shape,
+            shape=floats.theta.shape,
+            bias_mant=np.rint(floats.bias / scale).astype(np.int32),
+            vth=np.clip(vth, low, high).astype(np.int32).reshape(floats.theta.shape),
             scale=scale,
             weight_bits=self.options.weight_bits,
             exp=self.options.weight_exp,
-            du=block.du,
-            dv=block.dv,
+            du=self.du,
+            dv=self.dv,
             recurrent=None
-            if block.recurrent is None
-            else Dense(np.rint(block.recurrent / units[:, None]).astype(self.kind)),
-            recurrent_name=block.recurrent_name,
-            reset=block.reset,
+            if floats.recurrent is None
+            else Dense(np.rint(floats.recurrent / units[:, None]).astype(self.kind)),
+            recurrent_name=floats.own_name,
+            reset=floats.neurons.reset,
             weight_precision=self.options.weight_precision,
         )
 
     def _folded(self, mode: Literal["proven", "checked"]) -> LifLayer:
         """The layer with one threshold, and units of the neurons' own (``folding.py``)."""
         plain = self._layer(self._plain_units())
-        fold = folding.Fold(
-            plain, self.block.node, self.block.weight, self.block.bias, self.block.threshold
-        )
+        fold = folding.Fold(plain, self.floats)
         grid = 2.0**self.options.weight_exp
         # No neuron's unit may fall below what holds its bias, or what calibration asks for.
-        least = np.abs(self.block.bias) / self.chip.bias_mant_range[1] * grid
+        least = np.abs(self.floats.bias) / self.chip.bias_mant_range[1] * grid
         if mode == "checked":
             least = self._calibrated(least)
         held = np.divide(
@@ -356,9 +358,9 @@ class Fit:
             theta_ref = min(theta_ref - 1, math.floor(theta_ref / excess))
         self.problems.append(
             Problem(
-                self.block.name,
+                self.floats.name,
                 f"has no common threshold to fold to: the lowest of {self.flat.min():.4g} would be "
-                f"less than one unit, beside biases up to {np.abs(self.block.bias).max():.4g} and "
+                f"less than one unit, beside biases up to {np.abs(self.floats.bias).max():.4g} and "
                 f"sums that {self.chip.name} must hold",
                 f"use --thresholds {folding.instead(self.chip)}",
             )
@@ -370,7 +372,7 @@ class Fit:
         if cut_off:
             self.diagnostics.append(
                 Diagnostic(
-                    self.block.name,
+                    self.floats.name,
                     f"folding cuts off weights of {cut_off:,} of {layer.neurons:,} neurons, whose "
                     "thresholds are low, at the ends of the weight grid",
                 )
@@ -388,19 +390,19 @@ class Fit:
         if bits.min() < FOLD_MIN_BITS - 1e-9:
             self.problems.append(
                 Problem(
-                    self.block.name,
+                    self.floats.name,
                     f"{what}; at least {FOLD_MIN_BITS} are needed",
                     f"use --thresholds {folding.instead(self.chip)}, or more --weight-bits",
                 )
             )
         else:
-            self.diagnostics.append(Diagnostic(self.block.name, what))
+            self.diagnostics.append(Diagnostic(self.floats.name, what))
 
     def _report_bits(self, layer: LifLayer, units: Float, base: Float, least: int) -> None:
         """The worst channel, and what it lost its bits to."""
         largest = self._steps(layer).min(axis=1)
         worst = int(np.where(self.peak > 0, largest, self.qmax).argmin())
-        bias, theta = abs(self.block.bias[worst]), self.flat[worst].max()
+        bias, theta = abs(self.floats.bias[worst]), self.flat[worst].max()
         if units[worst] > base[worst]:
             why = f"sums and voltages that {self.chip.name} cannot hold"
             remedy = "use --overflow checked with --calib, another --chip, or smaller weights"
@@ -412,7 +414,7 @@ class Fit:
             remedy = "give --clamp-thresholds, use --chip ideal, or retrain"
         self.problems.append(
             Problem(
-                self.block.name,
+                self.floats.name,
                 f"channel {worst} keeps {self._bits(layer):.2f} effective weight bits, at least "
                 f"{least} are needed: beside weights up to {self.peak[worst]:.4g} it has {why}",
                 remedy,
@@ -421,12 +423,12 @@ class Fit:
 
     def _report_thresholds(self, vth: Float, low: int, high: int) -> None:
         """Thresholds that the register cannot hold: an error, or with clamping a diagnostic."""
-        outside = ((vth < low) | (vth > high)).reshape(self.block.threshold.shape)
+        outside = ((vth < low) | (vth > high)).reshape(self.floats.theta.shape)
         count = int(outside.sum())
         if not count:
             return
         where = [tuple(map(int, index)) for index in np.argwhere(outside)[:NAMED]]
-        values = self.block.threshold[outside][:NAMED]
+        values = self.floats.theta[outside][:NAMED]
         integers = vth.reshape(outside.shape)[outside][:NAMED]
         listed = ", ".join(
             f"{index if len(index) > 1 else index[0]}: theta {theta:.4g} -> vth {int(v)}"
@@ -436,13 +438,13 @@ class Fit:
         if self.options.clamp_thresholds:
             self.diagnostics.append(
                 Diagnostic(
-                    self.block.name, f"{what} and were clamped to its nearest value ({listed})"
+                    self.floats.name, f"{what} and were clamped to its nearest value ({listed})"
                 )
             )
         else:
             self.problems.append(
                 Problem(
-                    self.block.name,
+                    self.floats.name,
                     f"{what} ({listed})",
                     trained.AGAIN
                     if self.trained

@@ -27,8 +27,9 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import IntArray, Shape
+from stl_deploy.ir.synapses import IntArray
 from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify.audit import Audit, Findings
@@ -334,7 +335,7 @@ def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwo
         shapes, steps = model.arch.shapes, model.arch.timesteps
         theirs = {name: shape for name, shape in shapes.items() if name in mine}
     else:
-        theirs = shapes = populations(graph)
+        theirs = shapes = {layer.name: layer.shape for layer in decode(graph).layers}
         meta = G.float_meta(graph)
         steps = meta.timesteps
         own = network.input_levels, network.readout.classes, network.input_shape
@@ -351,17 +352,6 @@ def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwo
         raise InputError(
             Problem("network", f"its layers {mine} are not those of the model, {shapes}")
         )
-
-
-def populations(graph: nir.NIRGraph) -> dict[str, Shape]:
-    """Names and shapes of what spikes in a lowered float graph."""
-    found: dict[str, Shape] = {}
-    shape = G.in_shape(graph)
-    for name, node in G.inner(graph).items():
-        shape = G.node_output(name, node, shape)
-        if isinstance(node, G.Neurons | nir.Threshold):
-            found[name] = shape
-    return found
 
 
 def _integer(engine: Engine, inputs: NDArray[np.uint8], expected: Spikes) -> tuple[Trace, Spikes]:

@@ -24,17 +24,17 @@ from scipy.sparse import csr_array
 from stl_deploy.chips import facts as chips
 from stl_deploy.ir import conv
 from stl_deploy.ir import floats as float_layers
-from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.floats import FloatLayer, FloatPool
+from stl_deploy.ir.floats import FloatLayer, FloatNetwork
 from stl_deploy.ir.kinds import entry, missing
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, Dense, Sparse
+from stl_deploy.ir.synapses import Conv, Dense, Geometry, Sparse
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS, UNIT
 from stl_deploy.verify import intervals
 
 Float = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 ROUND = 2.0**-52  # twice what one rounding of a float64 can change, relatively
+EXACT = FRACTION_BITS + 1  # steps in which halving v loses none of its fractional bits
 LARGEST = 2.0**50  # units of v, beyond which float64 would not tell neighbours apart
 KNOWN = {
     "name",
@@ -87,25 +87,45 @@ def certifiers(
     ``graph`` is the lowered float graph; ``source`` the one before the passes, where the float model
     is computed as that says: its rounding errors are larger where folding lets terms cancel.
     """
-    floats = float_layers.read(graph)
+    floats = float_layers.decode(graph)
     magnitudes = float_layers.magnitudes(graph)
     for name, peak in ({} if source is None else float_layers.magnitudes(source)).items():
         magnitudes[name] = np.maximum(magnitudes[name], peak)
     out: dict[str, Certifier | str] = {}
     for layer in network.layers:
-        known = floats.get(layer.name, "the float graph has no such layer")
-        out[layer.name] = _certifier(network, layer, known, magnitudes)
+        known = floats.by_name.get(layer.name)
+        if known is None:
+            out[layer.name] = "the float graph has no such layer"
+        else:
+            out[layer.name] = not_understood(floats, known) or _certifier(
+                network, layer, known, magnitudes
+            )
     return out
 
 
+def not_understood(floats: FloatNetwork, layer: FloatLayer) -> str:
+    """In words, what of a float layer the proof is not about; "" where it is."""
+    if layer.kind == "or_pool":
+        return ""
+    if layer.kind == "other":
+        return layer.describe()
+    neurons = layer.neurons
+    if neurons.has_current:
+        return "its neurons have a synaptic current"
+    if (neurons.v_reset != 0).any() or neurons.leak.any():
+        return "v_leak or v_reset is not zero"
+    if np.ptp(neurons.step) != 0 or np.ptp(neurons.gain) != 0:
+        return "its neurons have different time constants"
+    if floats.trained is not None:
+        halves = (np.rint(DECAY_ONE * neurons.step) == DECAY_ONE // 2).all()
+        if floats.meta is None or not halves or floats.meta.timesteps > EXACT:
+            return "it was trained on integers, and its decay truncates as theirs does"
+    return ""
+
+
 def _certifier(
-    network: IntegerNetwork,
-    layer: Layer,
-    known: FloatLayer | FloatPool | str,
-    magnitudes: dict[str, Float],
+    network: IntegerNetwork, layer: Layer, known: FloatLayer, magnitudes: dict[str, Float]
 ) -> Certifier | str:
-    if isinstance(known, str):
-        return known
     if layer.kind not in CERTIFIERS:
         return missing(CERTIFIERS, layer.kind, layer.name, "the proof").what
     if known.kind != layer.kind:
@@ -126,10 +146,10 @@ class PoolCertifier:
     Raises _NotCovered for graded inputs, and for other windows than those of the float layer.
     """
 
-    def __init__(self, layer: OrPool, floats: FloatPool, levels: int = 1) -> None:
+    def __init__(self, layer: OrPool, floats: FloatLayer, levels: int = 1) -> None:
         if levels > 1:
             raise _NotCovered("it pools graded inputs")
-        if (layer.kernel, layer.input_shape) != (floats.kernel, floats.input_shape):
+        if (layer.kernel, layer.input_shape) != (floats.window.kernel, floats.input_shape):
             raise _NotCovered("its windows are not those of the float layer")
         self.layer, self.floats = layer, floats
 
@@ -179,7 +199,7 @@ class LifCertifier:
             bias=float_bias,
             bias_error=integer_bias - float_bias,
             integer_bias=integer_bias,
-            theta=floats.threshold.reshape(-1),
+            theta=floats.theta.reshape(-1),
             stays=stays,
             fires=stays + self._by_neuron(self.unit),
             unit=self._by_neuron(self.unit),
@@ -225,16 +245,16 @@ class LifCertifier:
         n, steps = inputs.shape[:2]
         x = inputs.reshape(n * steps, *self.layer.input_shape).astype(np.float64)
         weight, error = self.floats.weight, self.errors
-        node = self.floats.node
+        geometry = self.floats.geometry
         if not isinstance(error, np.ndarray):
             flat = x.reshape(len(x), -1)
-            parts = [_weighted(node, x, weight).reshape(len(x), -1), (error @ flat.T).T]
+            parts = [_weighted(geometry, x, weight).reshape(len(x), -1), (error @ flat.T).T]
             sums = np.stack(parts, axis=1)
-        elif isinstance(node, nir.Conv2d) and int(node.groups) > 1:
-            sums = np.stack([_weighted(node, x, w) for w in (weight, error)], axis=1)
+        elif geometry is not None and geometry.groups > 1:
+            sums = np.stack([_weighted(geometry, x, w) for w in (weight, error)], axis=1)
         else:
             # One pass over the inputs for both.
-            sums = _weighted(node, x, np.concatenate([weight, error]))
+            sums = _weighted(geometry, x, np.concatenate([weight, error]))
         return np.ascontiguousarray(sums).reshape(n, steps, 2, self.layer.neurons)
 
     def _by_neuron(self, values: Float) -> Float:
@@ -274,7 +294,7 @@ def _certify_lif(
 
 
 def _certify_pool(
-    network: IntegerNetwork, layer: OrPool, known: FloatPool, _magnitudes: dict[str, Float]
+    network: IntegerNetwork, layer: OrPool, known: FloatLayer, _magnitudes: dict[str, Float]
 ) -> PoolCertifier:
     return PoolCertifier(layer, known, network.input_limit(layer))
 
@@ -317,31 +337,23 @@ ERRORS: dict[str, Callable[[LifLayer, Any, FloatLayer], Any]] = {
 
 def unrolled(layer: LifLayer, floats: FloatLayer) -> tuple[Any, Any, Float]:
     """(neuron, input, weight) of every in-bounds synapse of the float layer."""
-    if not isinstance(floats.node, nir.Conv2d):
+    if floats.geometry is None:
         row, column = np.indices(floats.weight.shape, np.int32).reshape(2, -1)
         return row, column, floats.weight.reshape(-1)
     (c, h, w), (o, y, x) = layer.input_shape, layer.shape
-    geometry = *G.conv_geometry(floats.node), int(floats.node.groups)
-    return conv.unroll(floats.weight, (c, h, w), (o, y, x), *geometry)
+    return conv.unroll(floats.weight, (c, h, w), (o, y, x), *floats.geometry)
 
 
-def _weighted(node: nir.ir.NIRNode, x: Float, weight: Float) -> Float:
-    """x [N, ...] through ``weight`` in place of ``node``'s own, without bias."""
-    if not isinstance(node, nir.Conv2d):
+def _weighted(geometry: Geometry | None, x: Float, weight: Float) -> Float:
+    """x [N, ...] through ``weight``, without bias."""
+    if geometry is None:
         product: Float = x.reshape(len(x), -1) @ weight.T
         return product
     import torch
 
-    stride, padding, dilation = G.conv_geometry(node)
     with torch.inference_mode():
         out: Float = torch.nn.functional.conv2d(
-            torch.from_numpy(x),
-            torch.from_numpy(weight),
-            None,
-            stride,
-            padding,
-            dilation,
-            int(node.groups),
+            torch.from_numpy(x), torch.from_numpy(weight), None, *geometry
         ).numpy()
     return out
 
@@ -384,7 +396,7 @@ def _check(layer: LifLayer, floats: FloatLayer) -> None:
         raise _NotCovered("its scale is not positive")
     if np.abs(layer.bias_mant.astype(np.int64) << layer.bias_exp).max(initial=0) >= 1 << 30:
         raise _NotCovered("its bias is as large as its registers")
-    if layer.input_shape != floats.input_shape or layer.shape != floats.threshold.shape:
+    if layer.input_shape != floats.input_shape or layer.shape != floats.shape:
         raise _NotCovered("its shape is not that of the float layer")
     if not 0 <= floats.keep <= 1:
         raise _NotCovered("the float layer's decay is not between 0 and 1")
@@ -393,18 +405,10 @@ def _check(layer: LifLayer, floats: FloatLayer) -> None:
 
 def _check_geometry(layer: LifLayer, floats: FloatLayer) -> None:
     """Raise _NotCovered unless the weights go where the float layer's go."""
-    node, mine = floats.node, layer.synapses
-    if isinstance(node, nir.Conv2d):
-        theirs = *G.conv_geometry(node), int(node.groups)
-        if isinstance(mine, Sparse):
-            return
-        if (
-            isinstance(mine, Conv)
-            and mine.weight.shape == floats.weight.shape
-            and (mine.stride, mine.padding, mine.dilation, mine.groups) == theirs
-        ):
-            return
-    elif isinstance(mine, Dense) and mine.weight.shape == floats.weight.shape:
+    mine = layer.synapses
+    if mine.kind == "sparse" and floats.geometry is not None:
+        return
+    if mine.weight.shape == floats.weight.shape and mine.geometry == floats.geometry:
         return
     raise _NotCovered("its synapses do not lie where the float layer's do")
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +19,6 @@ from stl_deploy.chips import arithmetic
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem, StlError
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
 from stl_deploy.ir.synapses import Shape
@@ -287,7 +285,7 @@ def _compare_lif(
     course = _follow(certifier, place, inputs, expected, _integers(network, layer, place, inputs))
     flat = _flat(place.neuron, layer.shape)
     unit, slack = (float(x[flat]) for x in (certifier.cells.unit, certifier.cells.slack))
-    theta = float(certifier.floats.threshold[place.neuron])
+    theta = float(certifier.floats.theta[place.neuron])
     vth = int(layer.vth[place.neuron])
     since = place.step if course.reset is None else place.step - course.reset - 1
     grain = certificates.grain(layer, since)
@@ -434,15 +432,15 @@ def _incoming(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.float64]]:
     """Of each in-bounds synapse of a neuron: input, index of the weight, integer and float weight."""
     layer, floats = certifier.layer, certifier.floats
-    if not isinstance(floats.node, nir.Conv2d):
+    if floats.geometry is None:
         row = neuron[0]
         columns = np.arange(floats.weight.shape[1])
         index = np.stack([np.full_like(columns, row), columns], axis=1)
     else:
         row, i, j = neuron
-        (sh, sw), (ph, pw), (dh, dw) = G.conv_geometry(floats.node)
+        (sh, sw), (ph, pw), (dh, dw), groups = floats.geometry
         _, per_group, kh, kw = floats.weight.shape
-        first = row // (len(floats.weight) // int(floats.node.groups)) * per_group
+        first = row // (len(floats.weight) // groups) * per_group
         taps = np.indices((per_group, kh, kw)).reshape(3, -1)
         y, x = i * sh + taps[1] * dh - ph, j * sw + taps[2] * dw - pw
         _, height, width = layer.input_shape

@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from typing import Any, Literal
 
-import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
-from stl_deploy.ir.floats import FloatLayer, FloatPool
+from stl_deploy.ir.floats import FloatLayer
 from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
 from stl_deploy.ir.slices import Weights
@@ -50,9 +49,7 @@ class Fault:
         return asdict(self)
 
 
-def of_network(
-    network: IntegerNetwork, layer: Layer, floats: FloatLayer | FloatPool
-) -> list[Fault]:
+def of_network(network: IntegerNetwork, layer: Layer, floats: FloatLayer) -> list[Fault]:
     """What ``layer`` holds that its float layer, of the same kind, does not round to, of any cause."""
     return entry(FAULTS, layer.kind, layer.name, "the search for faults")(network, layer, floats)
 
@@ -164,7 +161,7 @@ def _arrangements(
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Float weights as somebody might have laid them out by mistake, and what to call that."""
     weight = floats.weight
-    if isinstance(floats.node, nir.Conv2d):
+    if floats.geometry is not None:
         yield "mirrored in both directions (a true convolution)", weight[:, :, ::-1, ::-1]
         yield "upside down", weight[:, :, ::-1]
         yield "mirrored left to right", weight[:, :, :, ::-1]
@@ -214,7 +211,7 @@ def _biases(layer: LifLayer, floats: FloatLayer) -> list[Fault]:
 def _thresholds(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
     """Thresholds that are not ceil(theta / scale) - 1, nor the end of the register."""
     low, high = chips.of(network).threshold_range
-    ratio = floats.threshold / layer.per_neuron(layer.scale)
+    ratio = floats.theta / layer.per_neuron(layer.scale)
     if network.lowering == "fold":
         # The unit is theta over a whole number, which a division gives back but nearly.
         whole = np.rint(ratio)

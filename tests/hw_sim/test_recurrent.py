@@ -27,7 +27,7 @@ from stl_deploy.hw_sim import plans, reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.synapses import Dense
-from stl_deploy.lower.passes import lower
+from stl_deploy.lower.chain import lower
 from tests.build.floats import cuba, random_graph
 from tests.build.floats import graph as graph_of
 from tests.build.networks import chain, lif
@@ -321,10 +321,10 @@ RAMP = np.linspace(1e-4, 9e-4, 60)
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"tau_syn": RAMP}, "lif1: decay 1 - dt/tau_syn from 0 to 0.888889; one value a layer"),
-        ({"tau_mem": RAMP}, "lif1: decay 1 - dt/tau from 0 to 0.888889; one value a layer"),
-        ({"tau_syn": -1e-4}, "lif1: decay 1 - dt/tau_syn from 2 to 2"),
-        ({"tau_syn": 5e-5}, "lif1: decay 1 - dt/tau_syn from -1 to -1"),
+        ({"tau_syn": RAMP}, "lif1: decay 1 - dt/tau_syn ranges from 0 to 0.888889; all neurons"),
+        ({"tau_mem": RAMP}, "lif1: decay 1 - dt/tau ranges from 0 to 0.888889; all neurons"),
+        ({"tau_syn": -1e-4}, "lif1: decay 1 - dt/tau_syn ranges from 2 to 2"),
+        ({"tau_syn": 5e-5}, "lif1: decay 1 - dt/tau_syn ranges from -1 to -1"),
         ({"w_in": RAMP}, "lif1: w_in * dt / tau_syn * r * dt / tau_mem differs between neurons"),
         ({"w_in": -1.0}, "lif1: w_in * dt / tau_syn * r * dt / tau_mem differs between neurons or"),
         ({"r": 1e-9 * RAMP}, "lif1: w_in * dt / tau_syn * r * dt / tau_mem differs between neur"),
@@ -400,7 +400,7 @@ def test_what_a_convolution_cannot_have():
 def test_what_cannot_be_heard():
     graph = random_graph(np.random.default_rng(0))
     (line,) = refused(graph, thresholds="fold")
-    assert line.startswith("lif1: hears itself, which cannot be folded")
+    assert line.startswith("lif1: is recurrent, which cannot be folded")
     graph.nodes["rec"] = nir.Linear(weight=np.eye(59))
     assert refused(graph) == ["rec: has weights (59, 59); lif1 needs (60, 60)"]
     graph.nodes["rec"] = nir.Affine(weight=np.eye(60), bias=np.zeros(60))

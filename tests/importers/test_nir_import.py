@@ -21,7 +21,7 @@ from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
-from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.verify import against_float as comparison

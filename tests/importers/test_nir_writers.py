@@ -20,7 +20,7 @@ from stl_deploy.backends.consumers import run as runs
 from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.errors import BackendError, LoweringError
 from stl_deploy.formats import nir_io
-from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import execute as float_exec
 from tests.build.nets import ROOT
 

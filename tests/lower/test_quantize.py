@@ -217,7 +217,11 @@ def test_different_decays_in_a_layer_are_named():
         built.nodes[name].tau.flat[0] *= 2
     built.nodes["lif2"].tau[:] = -1e-4
     problems = refused(built)
-    assert [p.where for p in problems if "one value a layer" in p.what] == ["lif1", "lif2", "lif3"]
+    assert [p.where for p in problems if "must share one decay" in p.what] == [
+        "lif1",
+        "lif2",
+        "lif3",
+    ]
 
 
 # Bounds

@@ -23,6 +23,7 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import single as single_connections
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import in_bounds_synapses
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Sparse
@@ -148,10 +149,8 @@ def test_fold_is_exact_where_nothing_is_rounded():
     graph = stl_deploy.from_torch(net)
     plain = stl_deploy.quantize(graph, chip="loihi1")
     # The graph has weights times r * dt / tau, which is 1 here.
-    node, thresholds = graph.nodes["conv1"], np.array([theta])
-    weight = node.weight.astype(np.float64)
-    fold = folding.Fold(plain.lif_layers[0], node, weight, np.zeros(1), thresholds)
-    layer = fold.layer(16)
+    thresholds = np.array([theta])
+    layer = folding.Fold(plain.lif_layers[0], decode(graph).layers[0]).layer(16)
     assert isinstance(layer.synapses, Sparse)
     assert (layer.vth == 15).all()
     np.testing.assert_array_equal(16 * layer.scale.reshape(layer.shape), thresholds)

@@ -25,13 +25,12 @@ from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import single, slices
 from stl_deploy.ir.network import (
     LifLayer,
-    OrPool,
     in_bounds_synapses,
     synapse_count,
 )
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
-from stl_deploy.lower import blocks, folding
+from stl_deploy.lower import folding
 from stl_deploy.verify import faults
 from stl_deploy.verify.against_float import compare
 from tests.build import nets
@@ -305,9 +304,8 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     """As many single connections as one synapse each leaves room for, and two do not."""
     chip = chips.load("loihi2")
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
-    block = next(b for b in blocks.read_blocks(graph) if not isinstance(b, OrPool))
-    some = {"lif1": (block.weight, block.input_shape, block.node)}
-    total = single.connections(block.weight != 0, block.input_shape, block.node)
+    layer = float_layers.decode(graph).layers[0]
+    total = single.connections(layer.weight != 0, layer.input_shape, layer.geometry)
     holds = -(-total * (8 + 13) // 8)  # bytes
     facts = chip.limits
     memory = facts.synapse_bytes_per_core.model_copy(update={"value": holds})
@@ -315,7 +313,7 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     limits = facts.model_copy(update={"synapse_bytes_per_core": memory, "cores_per_chip": one})
     small = chip.model_copy(update={"limits": limits})
     for per_weight, refused in ((1, 0), (2, 1)):
-        assert len(folding.too_large(some, 8, per_weight, small)) == refused
+        assert len(folding.too_large([layer], 8, per_weight, small)) == refused
 
 
 @PRECISIONS
@@ -341,10 +339,9 @@ def test_more_bits_are_nearer_to_the_float_model(precision, calibrated):
 def test_a_weight_off_by_one_is_told_from_rounding(precision, thresholds):
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
     network = quantized(precision, thresholds=thresholds)
-    known = float_layers.read(graph)
+    known = float_layers.decode(graph).by_name
     for layer in network.lif_layers:
         floats = known[layer.name]
-        assert isinstance(floats, float_layers.FloatLayer)
         assert faults.of_network(network, layer, floats) == []
         weight = layer.synapses.weight.copy()
         at = np.unravel_index(np.abs(weight.astype(int)).argmin(), weight.shape)

@@ -22,7 +22,7 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.conv import convolve
 from stl_deploy.ir.network import synapse_count
-from stl_deploy.lower import passes
+from stl_deploy.lower.chain import lower
 from stl_deploy.models import joint, layers, qat
 from stl_deploy.models.net import STLNet, from_params, infer
 from tests.build.nets import ROOT, SMALL, random_net, random_spikes
@@ -112,7 +112,7 @@ def test_every_spike_is_a_members_and_rates_are_their_mean(nets, joined):
 def test_the_float_graph_spikes_as_the_model(joined):
     net = model(joined)
     spikes = random_spikes(net, 10)
-    graph = float_exec.run(passes.lower(stl_deploy.from_torch(net)), spikes)
+    graph = float_exec.run(lower(stl_deploy.from_torch(net)), spikes)
     for name, expected in infer(net, torch.from_numpy(spikes)).items():
         np.testing.assert_array_equal(graph[name], expected.numpy(), name)
 

@@ -24,9 +24,9 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve, unroll
-from stl_deploy.ir.floats import FloatLayer, FloatPool
+from stl_deploy.ir.floats import FloatLayer
 from stl_deploy.ir.network import LifLayer, OrPool
-from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
+from stl_deploy.ir.synapses import Conv, Dense, Geometry, Kernel, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import infer
 from stl_deploy.spread import Threads
@@ -35,6 +35,7 @@ from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.certificates import LifCertifier, PoolCertifier, Verdicts
 from stl_deploy.verify.divergence import CertificateError
+from tests.build.float_layers import float_layer
 from tests.build.floats import graph as graph_of
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, dense_lif, lif
@@ -75,7 +76,7 @@ def draw(
     if kind == "dense":
         before, shape = (int(rng.integers(3, 30)),), (int(rng.integers(2, 12)),)
         held = rng.integers(-top, top + 1, (*shape, *before))
-        node = nir.Linear(weight=held.astype(np.float64))
+        geometry = None
         synapses = Dense(held.astype(np.int8))
     else:
         groups = int(rng.choice([1, 1, 2]))
@@ -86,7 +87,8 @@ def draw(
         pairs = tuple(map(int, stride)), tuple(map(int, padding))
         node = G.conv2d(held.astype(np.float64), np.zeros(len(held)), before, *pairs, groups)
         shape = G.node_output("conv", node, before)
-        synapses = Conv(held.astype(np.int8), *pairs, (1, 1), groups)
+        geometry = Geometry(*pairs, (1, 1), groups)
+        synapses = Conv(held.astype(np.int8), *geometry)
     channels = len(held)
     scale = (
         rng.uniform(1e-3, 1, channels)
@@ -130,7 +132,7 @@ def draw(
     keep = (4096 - dv) / 4096
     if rng.random() < 0.5:
         keep = float(np.clip(keep + rng.uniform(-1, 1) / 8192, 0, 1))
-    floats = FloatLayer("lif", node, weight, bias, theta, keep, before)
+    floats = float_layer(weight, bias, theta, keep, before, geometry)
     return Case(layer, floats, chip, levels, inputs)
 
 
@@ -160,9 +162,8 @@ def run_float(case: Case) -> tuple[np.ndarray, np.ndarray]:
     floats, inputs = case.floats, case.inputs
     n, steps = inputs.shape[:2]
     x = inputs.reshape(n * steps, *inputs.shape[2:]).astype(np.float64)
-    if isinstance(floats.node, nir.Conv2d):
-        geometry = G.conv_geometry(floats.node)
-        current = convolve(x, floats.weight, *geometry, int(floats.node.groups))
+    if floats.geometry is not None:
+        current = convolve(x, floats.weight, *floats.geometry)
         current = current + floats.bias[:, None, None]
     else:
         current = x @ floats.weight.T + floats.bias
@@ -171,7 +172,7 @@ def run_float(case: Case) -> tuple[np.ndarray, np.ndarray]:
     for t in range(steps):
         v = floats.keep * v + current[:, t]
         voltages.append(v)
-        spikes.append(v >= floats.threshold)
+        spikes.append(v >= floats.theta)
         v = np.where(spikes[-1], 0.0, v)
     return np.stack(spikes, 1).astype(np.uint8), np.stack(voltages, 1)
 
@@ -269,9 +270,7 @@ def test_decays_are_exact_as_long_as_the_bits_lost_are_zero(dv, exp, bias_exp, e
     layer = dense_lif([[100]], 1 << 12, bias=1, exp=exp, bias_exp=bias_exp, dv=dv)
     weight, bias = np.full((1, 1), 100.0 * 2**exp), np.array([2.0 ** (bias_exp - 6)])
     keep = (4096 - dv) / 4096
-    floats = FloatLayer(
-        "lif", nir.Linear(weight=weight), weight, bias, np.full(1, 2.0**12), keep, (1,)
-    )
+    floats = float_layer(weight, bias, np.full(1, 2.0**12), keep, (1,))
     inputs = np.zeros((1, steps, 1), np.uint8)
     inputs[0, 0] = 1
     case = Case(layer, floats, chips.load("ideal"), 1, inputs)
@@ -294,7 +293,11 @@ def test_pools_are_certified_whole(seed):
     pool = OrPool("pool", "pool_sum", before, (3, 2, 3), kernel)
     inputs = (rng.random((2, 4, *before)) < 0.2).astype(np.uint8)
     spikes = reference.run_lif(pool, inputs, chips.load("ideal")).spikes
-    floats = FloatPool("pool", kernel, before)
+    nodes = {
+        "pool_sum": G.sum_pool(kernel, before),
+        "pool": nir.Threshold(threshold=np.full(pool.shape, 0.5)),
+    }
+    floats = float_layers.decode(graph_of(nodes, before, pool.shape)).by_name["pool"]
     verdicts = PoolCertifier(pool, floats).run(inputs, spikes)
     assert verdicts.certified(spikes).all()
     assert not verdicts.wrong(spikes).any()
@@ -508,16 +511,19 @@ def test_other_float_neurons_are_not_understood():
     def why(second: nir.ir.NIRNode, weights: nir.ir.NIRNode | None = None):
         nodes = {"fc": weights or nir.Linear(weight=np.ones((4, 3))), "lif": second}
         before = (3,) if weights is None else (4,)
-        return float_layers.read(graph_of(nodes, before, shape, timesteps=2))["lif"]
+        floats = float_layers.decode(graph_of(nodes, before, shape, timesteps=2))
+        return certificates.not_understood(floats, floats.by_name["lif"])
 
     good = G.lif(theta, 2e-4, 2.0)
-    assert isinstance(why(good), FloatLayer)
+    assert why(good) == ""
     good.v_reset[1] = 0.1
     assert why(good) == "v_leak or v_reset is not zero"
     good = G.lif(theta, 2e-4, 2.0)
     good.tau[0] = 3e-4
     assert why(good) == "its neurons have different time constants"
-    assert why(nir.Threshold(threshold=theta)) == "it is a Threshold behind a Linear"
+    assert why(nir.Threshold(threshold=theta)) == "it is a threshold behind weights"
+    cuba = G.cuba_lif(theta, 2e-4, 2e-4, 2.0, 2.0, np.zeros(4))
+    assert why(cuba) == "its neurons have a synaptic current"
 
 
 # Wrong ones are errors

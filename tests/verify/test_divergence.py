@@ -24,7 +24,6 @@ from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.floats import FloatLayer
 from stl_deploy.ir.network import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.lower.quantize import quantize
@@ -59,17 +58,16 @@ def exact():
             else:
                 value[:] = torch.from_numpy(rng.integers(20, 60, value.shape) / 32)
     graph = stl_deploy.from_torch(model)
-    floats = float_layers.read(graph)
+    floats = float_layers.decode(graph).by_name
     layers = []
     for layer in quantize(graph, "loihi2").layers:
         if isinstance(layer, LifLayer):
             known = floats[layer.name]
-            assert isinstance(known, FloatLayer)
             weight = (known.weight * GRID).astype(np.int8)
             layer = replace(
                 layer,
                 synapses=replace(layer.synapses, weight=weight),
-                vth=(known.threshold * GRID).astype(np.int32) - 1,
+                vth=(known.theta * GRID).astype(np.int32) - 1,
                 scale=np.full(len(weight), 1 / GRID),
             )
         layers.append(layer)
@@ -352,10 +350,9 @@ def test_what_the_quantizer_makes_has_no_faults_and_adds_up(seed, text, chip, op
         network = quantize(graph, chip, **options)
     except LoweringError:
         return
-    floats = float_layers.read(graph)
+    floats = float_layers.decode(graph).by_name
     for layer in network.lif_layers:
         known = floats[layer.name]
-        assert isinstance(known, FloatLayer)
         assert faults.of_network(network, layer, known) == []
     data = random_spikes(model, 10, seed)
     report = compare(model, graph, network, Raster(data), batch=4)
@@ -451,8 +448,7 @@ def test_single_connections_that_are_off():
     assert isinstance(layer.synapses, Sparse)
     weight = layer.synapses.weight.copy()
     weight[17] += 1
-    known = float_layers.read(graph)["lif1"]
-    assert isinstance(known, FloatLayer)
+    known = float_layers.decode(graph).by_name["lif1"]
     broken = replace(layer, synapses=replace(layer.synapses, weight=weight))
     (fault,) = faults.of_network(network, broken, known)
     where = int(layer.synapses.row[17]), int(layer.synapses.column[17])

@@ -16,7 +16,7 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import integer_meta, nir_io
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork
 

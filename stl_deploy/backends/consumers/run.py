@@ -26,10 +26,10 @@ from stl_deploy.backends.consumers.file import File
 from stl_deploy.backends.consumers.rules import Consumer
 from stl_deploy.errors import BackendError, InputError, LoweringError, Problem
 from stl_deploy.files import atomic, write
-from stl_deploy.formats import float_nir as float_file
 from stl_deploy.hw_sim import reference
-from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.synapses import IntArray
 
@@ -140,7 +140,7 @@ def _runs_as_it_is(graph: nir.NIRGraph) -> bool:
     for node in (*chain, *(node for _, node in G.recurrent(graph).values())):
         # Where r is 1 everywhere the importer reads an IF as those do that write it.
         counts = isinstance(node, nir.IF) and bool((node.r == 1).all())
-        if not isinstance(node, float_file.RUNS) or counts:
+        if type(node) not in floats.KNOWN or counts:
             return False
     return True
 

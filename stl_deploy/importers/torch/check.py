@@ -27,6 +27,7 @@ from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.notes import Diagnostic
 
 Array = NDArray[Any]
@@ -130,11 +131,11 @@ class _Guard:
         self.loop = max(len(calls) for calls in trace.calls.values())
         self.whole = next(iter(_inputs(trace)))
         self.seen = {name: _Seen() for name in trace.calls}
-        own = G.recurrent(graph)
+        self.network = decode(graph)
         self.coupled = {
-            name
-            for name in own
-            if (own[name][1].weight != np.diag(np.diag(own[name][1].weight))).any()
+            layer.name
+            for layer in self.network.layers
+            if layer.own is not None and (layer.own != np.diag(np.diag(layer.own))).any()
         }
 
     def inputs(self, sample: Tensor, levels: int) -> Iterator[tuple[str, list[Tensor]]]:
@@ -143,7 +144,7 @@ class _Guard:
         once = self.loop > 1 or self.whole.at is not None
         calls = 1 if once else min(STEPS, steps)
         # The OR of a pool of inputs is their maximum for spikes alone.
-        pooled = isinstance(next(iter(G.inner(self.graph).values())), nir.SumPool2d)
+        pooled = self.network.layers[0].kind == "or_pool"
         binary = bool(((sample == 0) | (sample == 1)).all())
         if bool(sample.any()) and bool(torch.isfinite(sample).all()) and (binary or not pooled):
             yield "the sample", [sample.detach()] * calls
@@ -169,7 +170,7 @@ class _Guard:
         tied = self._ties(given, own)
         factors = {name: _factor(self.trace.modules[name]) for name in steps}
         forced = {name: spikes[: len(raster)] / factors[name] for name, spikes in steps.items()}
-        found = float_exec.run(self.graph, raster, forced=forced)
+        found = float_exec.run(self.network, raster, forced=forced)
         problems = [
             Problem(
                 name,

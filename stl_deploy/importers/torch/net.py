@@ -1,67 +1,29 @@
 """Importer of PyTorch networks with snnTorch neurons: modules and forward to a lowered float graph.
 
-The network runs once on a sample and is recorded (``torch_trace.py``); a forward with a loop over time
-must do the same at every step. The record becomes a NIR graph, which ``nir_graph.py`` lowers.
-
-snnTorch fires where mem > threshold and resets one step late unless told otherwise. With reset "zero"
-a Leaky forgets what it held before the next input arrives, which is a reset in the same step. By
-subtraction it takes the threshold, not decayed, from the next step: beta*mem + I - theta. A chip
-takes it at once, beta*(mem - theta) + I, so a connection of each neuron to itself of -(1 - beta)*theta
-makes up the difference exactly; without a reset, one of beta*theta gives back all that was taken.
+The network runs once on a sample and is recorded (``trace.py``); a forward with a loop over time must do
+the same at every step. The record becomes a NIR graph of the nodes in ``modules.py``, which is lowered.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nir
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
-from stl_deploy.importers.nir import flow as nir_graph
+from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
+from stl_deploy.importers.torch.modules import STEPS, factor_of, neuron, recurrent, stateless
 from stl_deploy.importers.torch.trace import MADE_HERE, Call, Trace, Value, record
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
 
-if TYPE_CHECKING:
-    from stl_deploy.importers.given import Given
-
-Array = NDArray[Any]
-HOW = "pip install 'stl-deploy[snntorch]'"
-STEPS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.AvgPool2d,
-    nn.MaxPool2d,
-    nn.Flatten,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.Identity,
-)
-NEURONS = ("Leaky", "Synaptic", "RLeaky", "RSynaptic")
-RESETS = ("subtract", "zero", "none")  # by snnTorch's reset_mechanism_val
 AXES = "give it as forward takes it: [batch, ...], or with time where it loops over x[t] or x[:, t]"
-SAME_STEP = "make the neuron with reset_delay=False, and train with that"
 
 
 def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.NIRGraph:
@@ -174,7 +136,7 @@ class _Builder:
         out = self._output()
         if any(len(call.given.shape) < 2 for calls in self.trace.calls.values() for call in calls):
             shape = tuple(self.sample.shape)
-            what = f"has the shape {shape}, which leaves nothing beside batch and time"
+            what = f"has the shape {shape}, which leaves nothing in addition to batch and time"
             self.problems.append(Problem("sample", what, AXES))
         self._done()
         self.nodes["input"] = nir.Input(input_type={"input": np.array([1])})
@@ -232,7 +194,8 @@ class _Builder:
                         Problem(
                             name,
                             f"at step {t} its states are not those that it left at the step before",
-                            "hand on what the neuron returns, and reset it only before the first step",
+                            "pass the state the neuron returns to its next call; reset it only before "
+                            "the first step",
                         )
                     )
                     return
@@ -306,7 +269,7 @@ class _Builder:
         self.made[id(value)] = name
         sources = [self._node(part) for part in value.args]
         try:
-            node = _op(value) if value.kind == "op" else _module(value)
+            node = stateless(value)
         except ValueError as error:
             self.problems.append(Problem(value.name, str(error)))
             node = G.Dropout((), ())
@@ -324,7 +287,7 @@ class _Builder:
         return len(value.shape) > 1
 
     def _scaled_name(self, name: str) -> str:
-        return ".graded" if _factor(self.trace.modules[name]) not in (1, None) else ""
+        return ".graded" if factor_of(self.trace.modules[name]) not in (1, None) else ""
 
     def _neuron(self, name: str, call: Call) -> None:
         """Nodes and edges of one layer of neurons."""
@@ -339,18 +302,18 @@ class _Builder:
             node, own = G.Dropout((), ()), None
         self.nodes[name] = node
         if own is not None:
-            self._beside(name, f"{name}.reset", nir.Scale(scale=own))
+            self._connect_back(name, f"{name}.reset", nir.Scale(scale=own))
         if type(module).__name__ in ("RLeaky", "RSynaptic"):
             try:
-                self._beside(name, f"{name}.recurrent", _recurrent(module, shape))
+                self._connect_back(name, f"{name}.recurrent", recurrent(module, shape))
             except ValueError as error:
                 self.problems.append(Problem(f"{name}.recurrent", str(error)))
         if self._scaled_name(name):
-            factor = _factor(module)
+            factor = factor_of(module)
             self.nodes[f"{name}.graded"] = nir.Scale(scale=np.full(shape, factor))
             self.edges.append((name, f"{name}.graded"))
 
-    def _beside(self, neurons: str, name: str, node: nir.ir.NIRNode) -> None:
+    def _connect_back(self, neurons: str, name: str, node: nir.ir.NIRNode) -> None:
         self.nodes[name] = node
         self.edges += [(neurons, name), (name, neurons)]
 
@@ -379,331 +342,8 @@ def _sources(value: Value) -> set[str]:
     return {name for part in value.args for name in _sources(part)}
 
 
-def _factor(module: nn.Module) -> float | None:
-    """graded_spikes_factor, None for one that is no single number."""
-    factor = torch.as_tensor(getattr(module, "graded_spikes_factor", 1.0)).detach()
-    return float(factor) if factor.numel() == 1 else None
-
-
 def _places(module: nn.Module) -> list[int]:
     """Of each state of a neuron, which of its outputs it is; the spikes come first."""
     keys = [key for key in ("spk", "syn", "mem") if hasattr(module, key)]
     results = ["spk", *(key for key in keys if key != "spk")]
     return [results.index(key) for key in keys]
-
-
-def _op(value: Value) -> nir.ir.NIRNode:
-    kind, *facts = value.facts
-    if kind == "scale":
-        return nir.Scale(scale=np.full(value.shape[1:], facts[0]))
-    if kind == "flatten":
-        return G.flatten(value.args[0].shape[1:])
-    return G.Dropout((), ())  # several in-edges add up
-
-
-def _module(value: Value) -> nir.ir.NIRNode:
-    """The node of a module of torch.nn. Raises ValueError for settings that are not known here."""
-    module, before, after = value.facts, value.args[0].shape[1:], value.shape[1:]
-    match module:
-        case nn.Linear():
-            if len(before) != 1:
-                raise ValueError(_axes(before, "flatten it first"))
-            weight = _array(module.weight)
-            if module.bias is None:
-                return nir.Linear(weight=weight)
-            return nir.Affine(weight=weight, bias=_array(module.bias))
-        case nn.Conv1d() | nn.Conv2d():
-            if len(before) != (2 if isinstance(module, nn.Conv1d) else 3):
-                raise ValueError(_axes(before, "reshape it before the network"))
-            return _conv(module)
-        case nn.BatchNorm1d() | nn.BatchNorm2d():
-            if module.running_mean is None or module.running_var is None:
-                raise ValueError("BatchNorm without running statistics differs from input to input")
-            ones, zeros = np.ones(module.num_features), np.zeros(module.num_features)
-            gamma = ones if module.weight is None else _array(module.weight)
-            beta = zeros if module.bias is None else _array(module.bias)
-            statistics = _array(module.running_mean), _array(module.running_var)
-            return G.BatchNorm(before, after, gamma, beta, *statistics, module.eps)
-        case nn.AvgPool2d():
-            padding = G.pair(module.padding)
-            if module.ceil_mode or module.divisor_override is not None:
-                raise ValueError("ceil_mode or divisor_override of a pool are not supported")
-            if padding != (0, 0) and not module.count_include_pad:
-                raise ValueError("a padded pool with count_include_pad=False is not supported")
-            stride = module.kernel_size if module.stride is None else module.stride
-            sizes = (np.array(G.pair(v)) for v in (module.kernel_size, stride, padding))
-            return nir.AvgPool2d(*sizes)
-        case nn.MaxPool2d():
-            kernel = G.pair(module.kernel_size)
-            stride = kernel if module.stride is None else G.pair(module.stride)
-            plain = G.pair(module.padding) == (0, 0) and G.pair(module.dilation) == (1, 1)
-            tiles = all(n % k == 0 for n, k in zip(before[1:], kernel, strict=True))
-            if stride != kernel or not plain or not tiles:
-                raise ValueError(
-                    f"max pooling of windows {kernel} that do not tile {before}; they must"
-                )
-            return G.MaxPool2d(before, after, kernel)
-        case nn.Flatten():
-            if after != (math.prod(before),):
-                raise ValueError(f"flattens {before} to {after}; only a whole sample can be")
-            return G.flatten(before)
-    return G.Dropout((), ())
-
-
-def _axes(before: Shape, remedy: str) -> str:
-    text = "reads an input of shape"
-    return (
-        f"{text} {before}, batch (and time) left out; {remedy}, or is that an axis of the sample?"
-    )
-
-
-def _conv(module: nn.Conv1d | nn.Conv2d) -> nir.ir.NIRNode:
-    if module.padding_mode != "zeros":
-        raise ValueError(f"padding_mode {module.padding_mode!r}; only zeros can be padded")
-    weight = _array(module.weight)
-    bias = np.zeros(len(weight), weight.dtype) if module.bias is None else _array(module.bias)
-    flat = isinstance(module, nn.Conv1d)
-    padding: Any = module.padding
-    if not isinstance(padding, str):
-        padding = int(padding[0]) if flat else tuple(map(int, padding))
-    stride, dilation = module.stride, module.dilation
-    return (nir.Conv1d if flat else nir.Conv2d)(
-        input_shape=None,
-        weight=weight,
-        stride=int(stride[0]) if flat else tuple(map(int, stride)),
-        padding=padding,
-        dilation=int(dilation[0]) if flat else tuple(map(int, dilation)),
-        groups=module.groups,
-        bias=bias,
-    )
-
-
-def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
-    """A snnTorch layer as a node, and what each neuron adds to itself after a spike, None for nothing.
-
-    Raises ValueError with everything that cannot be lowered exactly, one a line.
-    """
-    kind = type(module).__name__
-    if kind not in NEURONS:
-        raise ValueError(f"a {kind} of snnTorch is not supported; {', '.join(NEURONS)} are")
-    theta, beta = _full(module.threshold, shape), np.clip(_full(module.beta, shape), 0, 1)
-    current = "Synaptic" in kind
-    alpha = np.clip(_full(module.alpha, shape), 0, 1) if current else np.zeros(shape)
-    reset = RESETS[int(module.reset_mechanism_val)]
-    wrong = _strange(module, reset, theta, alpha, beta, current)
-    own: Array | None = None
-    convolves = isinstance(getattr(module, "recurrent", None), nn.Conv2d)
-    if reset != "zero" and convolves:
-        wrong.append(
-            f"reset_mechanism={reset!r} of a {kind} with conv2d_channels is not supported: what makes "
-            "up for its reset is no convolution; use reset_mechanism='zero' with reset_delay=False"
-        )
-    if reset == "subtract":
-        if not module.reset_delay:
-            wrong.append(
-                "reset by subtraction with reset_delay=False: snnTorch then fires by another rule "
-                "while a neuron is still above its threshold after a reset; train with the default, "
-                "reset_delay=True, which is exact"
-            )
-        if (theta < 0).any():
-            wrong.append(
-                "thresholds below 0 with a reset by subtraction: snnTorch resets at step 0"
-            )
-        own = -(1 - beta) * theta
-    elif reset == "none":
-        own = beta * theta
-    elif module.reset_delay and kind != "Leaky":
-        wrong.append(
-            f"a {kind} with reset_mechanism='zero' ignores the input of the step after a spike; "
-            f"{SAME_STEP}"
-        )
-    elif not module.reset_delay and (theta < 0).any():
-        wrong.append("thresholds below 0 with reset_delay=False, where snnTorch resets twice")
-    if own is not None and not own.any():
-        own = None
-    if own is not None and current and (alpha != 0).any():
-        wrong.append(
-            f"reset_mechanism={reset!r} of neurons with a current is not a chip's reset, and what "
-            "would make up for it would pass through the current; use reset_mechanism='zero' with "
-            "reset_delay=False"
-        )
-    if wrong:
-        raise ValueError("\n".join(wrong))
-    node: G.Neurons
-    if current:
-        (tau_mem, r), (tau_syn, w_in) = (G.euler(1 - x, np.ones(shape)) for x in (beta, alpha))
-        node = nir.CubaLIF(
-            tau_syn=tau_syn,
-            tau_mem=tau_mem,
-            r=r,
-            v_leak=np.zeros(shape),
-            v_reset=np.zeros(shape),
-            v_threshold=theta,
-            w_in=w_in,
-        )
-    elif (beta == 1).all():
-        node = G.integrate_and_fire(theta)
-    else:
-        tau, r = G.euler(1 - beta, np.ones(shape))
-        node = G.lif(theta, tau=tau, r=r)
-    if reset != "zero":
-        node.metadata["reset"] = "subtract"
-    return node, own
-
-
-def _strange(
-    module: Any, reset: str, theta: Array, alpha: Array, beta: Array, current: bool
-) -> list[str]:
-    """Settings of a neuron that no chip has."""
-    wrong = []
-    for key in ("inhibition", "state_quant"):
-        if getattr(module, key, False):
-            wrong.append(f"{key} is set, which no chip has")
-    size = torch.logspace(-6, 3, 400)
-    probe = torch.cat([-size, torch.zeros(1), size])
-    fired = module.spike_grad(probe).detach().double()
-    for x, y in zip(probe.tolist(), fired.tolist(), strict=True):
-        if y != (x > 0):
-            wrong.append(f"its spike function gives {y:.6g} for {x:.6g}, not spikes above 0")
-            break
-    made = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
-    used = made.get(getattr(module.state_function, "__name__", ""))
-    if used != reset:
-        wrong.append(
-            f"is made with reset_mechanism={used!r}, and the state_dict says {reset!r}; make it with that"
-        )
-    factor = _factor(module)
-    if type(module).__name__ in ("RLeaky", "RSynaptic") and factor != 1:
-        wrong.append("graded_spikes_factor of neurons that hear themselves is not supported")
-    if factor is None:
-        wrong.append(
-            "graded_spikes_factor is not one number for all neurons; only that is supported"
-        )
-    elif factor <= 0:
-        wrong.append("graded_spikes_factor is not above zero")
-    for key, values in (("threshold", theta), ("beta", beta), ("alpha", alpha)):
-        if not np.isfinite(values).all():
-            wrong.append(f"{key} holds what is no finite number")
-    ends = (beta == 1).any() and (current or not (beta == 1).all())
-    if ends or (alpha == 1).any():
-        wrong.append(
-            "a decay of 1 (no leak) of a current, of neurons with one, or of some of the neurons only"
-        )
-    return wrong
-
-
-def _recurrent(module: Any, shape: Shape) -> nir.ir.NIRNode:
-    """What neurons hear of themselves, as a node."""
-    inner = module.recurrent
-    if isinstance(inner, nn.Linear):
-        weight, bias = _array(inner.weight), inner.bias
-        if bias is None:
-            return nir.Linear(weight=weight)
-        return nir.Affine(weight=weight, bias=_array(bias))
-    if isinstance(inner, nn.Conv2d):
-        return _conv(inner)
-    if hasattr(inner, "V"):
-        return nir.Scale(scale=_full(inner.V, shape))
-    raise ValueError(f"a {type(inner).__name__} is not supported as recurrent connections")
-
-
-def _full(value: Any, shape: Shape) -> Array:
-    """A parameter as float64 of the population's shape, as PyTorch would broadcast it to a batch."""
-    array = torch.as_tensor(value).detach().cpu().double().numpy()
-    try:
-        full: Array = np.broadcast_to(array, (1, *shape))[0].copy()
-    except ValueError:
-        raise ValueError(
-            f"a parameter of shape {array.shape} does not fit neurons of {shape}"
-        ) from None
-    return full
-
-
-def _array(value: Tensor) -> Array:
-    return value.detach().cpu().numpy().copy()
-
-
-def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
-    """The graph of a state_dict in ``path`` and the class (or function) ``package.module:Name``.
-
-    With it come the layers that could hardly be checked. The class is imported, from the current folder
-    too, and called without arguments: it is code that the user names, and is run.
-
-    Raises InputError and LoweringError naming everything that is wrong.
-    """
-    from stl_deploy.formats.checkpoint import read_tensors
-
-    made = made_by(model_class)
-    net, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(net, nn.Module):
-        raise InputError(
-            Problem(f"--model-class {model_class}", f"gives a {type(net).__name__}, no nn.Module")
-        )
-    if given.sample_shape is not None:
-        sample = torch.rand(given.sample_shape, generator=torch.Generator().manual_seed(0))
-    if sample is None:
-        raise InputError(
-            Problem(
-                "--sample-shape",
-                "is needed: the shape of what forward takes, batch included, and time where it loops over it",
-                "give e.g. --sample-shape 1,784, or name a function that returns (net, sample)",
-            )
-        )
-    data = read_tensors(path)
-    state = data.get("state_dict", data)
-    try:
-        with redirect_stdout(sys.stderr):
-            net.load_state_dict(state)
-    except (Exception, SystemExit) as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise InputError(
-            [
-                Problem(f"{path}: state_dict", line, f"is it that of {model_class}?")
-                for line in lines
-            ]
-        ) from None
-    options = nir_graph.Options(
-        timesteps=given.steps, classes=given.classes, levels=given.levels or 1
-    )
-    try:
-        with redirect_stdout(sys.stderr):
-            return lowered(net, sample, options)
-    except (InputError, LoweringError) as error:
-        where = {"sample": "--sample-shape"} if given.sample_shape is not None else {}
-        raise type(error)(
-            [replace(p, where=where.get(p.where, f"{path}: {p.where}")) for p in error.problems]
-        ) from None
-
-
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """Modules of the current folder can be imported, as with ``python -m``."""
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-
-
-def made_by(model_class: str) -> Any:
-    """What ``package.module:Name`` gives, called without arguments. Raises InputError."""
-    where = f"--model-class {model_class}"
-    # What the user's code prints is no part of a command's result.
-    name, _, attribute = model_class.partition(":")
-    if not name or not attribute:
-        raise InputError(Problem(where, "is not of the form package.module:Class"))
-    try:
-        with redirect_stdout(sys.stderr), _current_folder():
-            maker: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
-            return maker()
-    except ImportError as error:
-        remedy = "is it in the current folder, or on PYTHONPATH?"
-        remedy = HOW if (error.name or "").startswith("snntorch") else remedy
-        raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
-    except (Exception, SystemExit) as error:  # whatever the user's own code raises
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(
-            Problem(where, f"fails: {text}", "let it be callable without arguments")
-        ) from None

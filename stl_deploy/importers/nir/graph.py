@@ -1,0 +1,232 @@
+"""Importer of NIR graphs by other tools: spiking networks of any form to a lowered float graph.
+
+Between two populations of neurons everything is linear and is multiplied out (``linear.py``), several
+paths are added up, nested graphs are laid flat; what leads from neurons back to them is a matrix of its
+own. What is left must be a chain of populations, the first behind the input, the last before the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nir
+import numpy as np
+
+from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats import nir_io
+from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.importers.given import File, Model
+from stl_deploy.importers.nir.nodes import GRADED, faults, flat, misfits
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.synapses import Shape
+from stl_deploy.ir.units import MAX_STEPS
+from stl_deploy.lower.chain import chain
+from stl_deploy.lower.flow import Flow
+from stl_deploy.lower.linear import MAX_NEURONS
+from stl_deploy.lower.nodes import Reading
+
+DEFAULT_STEPS = 4
+NAMED = 8  # populations that a note names
+
+
+@dataclass(frozen=True)
+class Options:
+    """What NIR does not say.
+
+    dt: seconds of a time step, for neurons with time constants; timesteps: T; classes: the last
+    population is read as that many groups of neurons, each voting for a class (default: as many as
+    neurons); levels: inputs are whole numbers 0..levels, 1 for spikes.
+    """
+
+    dt: float = G.DT
+    timesteps: int | None = None
+    classes: int | None = None
+    levels: int = 1
+
+
+def read_model(file: File) -> Model:
+    """The lowered graph of a file, and what was assumed of it. Raises as ``read`` does."""
+    given, graph = file.given, file.graph
+    if nir_portable.KEY in graph.metadata:
+        # It reads like any other graph, but its max pooling and thresholds are stand-ins.
+        raise InputError(
+            Problem(
+                str(file.path),
+                "is a portable file, written for other tools",
+                "name the model.nir or model.float.nir that stl-export wrote next to it",
+            )
+        )
+    options = Options(
+        dt=G.DT if given.dt is None else given.dt,
+        timesteps=given.steps,
+        classes=given.classes,
+        levels=given.levels or 1,
+    )
+    return Model(read(file.path, options, graph), notes=notes(graph, options.dt))
+
+
+def read(
+    path: Path, options: Options | None = None, graph: nir.NIRGraph | None = None
+) -> nir.NIRGraph:
+    """The lowered float graph of a NIR file, which may have been read as ``graph`` already.
+
+    Raises InputError for a broken file and LoweringError for a network that no chain can hold, each
+    naming everything that it met.
+    """
+    try:
+        return to_float(nir_io.read(path) if graph is None else graph, options)
+    except (InputError, LoweringError) as error:
+        raise type(error)(
+            [
+                p
+                if p.where.startswith((str(path), "--"))
+                else replace(p, where=f"{path}: {p.where}")
+                for p in error.problems
+            ]
+        ) from None
+
+
+def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGraph:
+    """See ``read``; ``graph`` may also hold the nodes of ``ir/nir_graph.py`` that NIR does not know."""
+    options = options or Options()
+    check(options)
+    flow = _flow(graph, options)
+    graded = [
+        Problem(
+            name,
+            f"a {type(node).__name__} does not spike; its output is graded, and a chip's readout counts "
+            "spikes",
+            "omit it, or put a LIF in its place",
+        )
+        for name, node in flow.nodes.items()
+        if isinstance(node, GRADED)
+    ]
+    flow.problems += graded
+    made = chain(flow)
+    outputs = math.prod(made.out_shape)
+    classes = options.classes or outputs
+    if outputs % classes:
+        what = f"{outputs} outputs do not divide into {classes} classes"
+        raise InputError(Problem("--classes", what))
+    meta = G.FloatMeta(
+        timesteps=options.timesteps or DEFAULT_STEPS,
+        input_levels=options.levels,
+        classes=classes,
+        population=outputs // classes,
+    )
+    return made.graph(meta.model_dump_json())
+
+
+def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
+    """The graph laid flat, its nodes looked at. Raises InputError naming what is broken."""
+    nodes, edges, problems = flat(graph)
+    flow = Flow(nodes, edges, Reading(options.dt, options.levels), broken=problems)
+    for name, node in nodes.items():
+        flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+    flow.done()
+    for kind in (nir.Input, nir.Output):
+        found = sum(isinstance(node, kind) for node in nodes.values())
+        if found != 1:
+            flow.broken.append(
+                Problem("graph", f"has {found} {kind.__name__} nodes; one is needed")
+            )
+    flow.done()
+    return flow
+
+
+def notes(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
+    """What was assumed in reading ``graph``, which ``to_float`` can lower: a reset that is not stated.
+
+    Neurons that forget v in every step (tau = ``dt``) need none, and files of stl-deploy state theirs.
+    """
+    if {G.KEY, nir_portable.KEY} & graph.metadata.keys():
+        return ()
+    nodes, _, _ = flat(graph)
+    names = [
+        name
+        for name, node in nodes.items()
+        if isinstance(node, nir.LIF | nir.IF | nir.CubaLIF)
+        and "reset" not in node.metadata
+        and not (isinstance(node, nir.LIF) and np.all(node.tau == dt))
+    ]
+    if not names:
+        return ()
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        Diagnostic(
+            f"population{'s' if len(names) > 1 else ''} {', '.join(names[:NAMED])}{more}",
+            "the reset is not stated and is read as in NIR's equations: to v_reset (0) in the step of "
+            "the spike. Files of snnTorch and sinabs do not state that their neurons subtract the "
+            "threshold by default",
+            "import a network of snnTorch by --model-class; otherwise set "
+            """metadata["reset"] of these nodes to "zero" or "subtract" (docs/import-nir.md)""",
+        ),
+    )
+
+
+def examine(graph: nir.NIRGraph) -> None:
+    """Raise InputError, naming all that it meets, for a graph that means nothing to any reader.
+
+    That is less than ``to_float`` asks for: nodes and connections of any kind may be there.
+    """
+    flow = _flow(graph, Options())
+    flow.spread_shapes()
+    flow.check_output()
+    flow.broken += _without_end(flow)
+    flow.check_cycles(GRADED)
+    flow.done()
+    arriving: dict[str, Shape] = {}
+    for source, target in flow.edges:
+        shape = flow.shapes[source]
+        if arriving.setdefault(target, shape) != shape:
+            what = f"gets inputs of shapes {arriving[target]} and {shape}"
+            flow.broken.append(Problem(target, what))
+    for name, shape in arriving.items():
+        found = misfits(flow.nodes[name], shape, flow.reading)
+        flow.broken += [Problem(name, what) for what in found]
+    flow.done()
+
+
+def _without_end(flow: Flow) -> list[Problem]:
+    """Nodes that are on no way to the output, and edges that stand twice."""
+    preceding: dict[str, list[str]] = {name: [] for name in flow.nodes}
+    for source, target in flow.edges:
+        preceding[target].append(source)
+    pending = [flow.end]
+    leading = set(pending)
+    while pending:
+        new = set(preceding[pending.pop()]) - leading
+        leading |= new
+        pending += new
+    found = [
+        Problem(name, "leads to no output")
+        for name in flow.nodes
+        if name in flow.shapes and name not in leading
+    ]
+    # NIR's own reader refuses these, unless told not to check types.
+    twice = [
+        Problem(f"{source} -> {target}", "an edge that stands twice", "write it once")
+        for (source, target), times in Counter(flow.edges).items()
+        if times > 1
+    ]
+    return found + twice
+
+
+def check(options: Options) -> None:
+    """Raise InputError for options out of range."""
+    problems = []
+    if not (math.isfinite(options.dt) and options.dt > 0):
+        problems.append(Problem("--dt", f"{options.dt} is not a time in seconds above zero"))
+    for name, value, high in (
+        ("--timesteps", options.timesteps, MAX_STEPS),
+        ("--classes", options.classes, MAX_NEURONS),
+        ("--levels", options.levels, 255),
+    ):
+        if value is not None and not 1 <= value <= high:
+            problems.append(Problem(name, f"{value} is not in 1..{high}"))
+    if problems:
+        raise InputError(problems)

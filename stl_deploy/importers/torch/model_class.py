@@ -1,0 +1,116 @@
+"""``--model-class``: a state_dict, and the user's own class that it belongs to."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nir
+import torch
+from torch import nn
+
+from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats.checkpoint import read_tensors
+from stl_deploy.importers.given import File, Given, Model
+from stl_deploy.importers.nir.graph import Options
+from stl_deploy.importers.torch.net import lowered
+from stl_deploy.ir.notes import Diagnostic
+
+HOW = "pip install 'stl-deploy[snntorch]'"
+
+
+def read_model(file: File) -> Model:
+    """See ``read``."""
+    assert file.given.model_class is not None
+    graph, notes = read(file.path, file.given.model_class, file.given)
+    return Model(graph, notes=notes)
+
+
+def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+    """The graph of a state_dict in ``path`` and the class (or function) ``package.module:Name``.
+
+    With it come the layers that could hardly be checked. The class is imported, from the current folder
+    too, and called without arguments: it is code that the user names, and is run.
+
+    Raises InputError and LoweringError naming everything that is wrong.
+    """
+    made = made_by(model_class)
+    net, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(net, nn.Module):
+        raise InputError(
+            Problem(
+                f"--model-class {model_class}", f"gives a {type(net).__name__}, not an nn.Module"
+            )
+        )
+    if given.sample_shape is not None:
+        sample = torch.rand(given.sample_shape, generator=torch.Generator().manual_seed(0))
+    if sample is None:
+        raise InputError(
+            Problem(
+                "--sample-shape",
+                "is needed: the shape of what forward takes, batch included, and time where it loops over it",
+                "give e.g. --sample-shape 1,784, or name a function that returns (net, sample)",
+            )
+        )
+    data = read_tensors(path)
+    state = data.get("state_dict", data)
+    try:
+        with redirect_stdout(sys.stderr):
+            net.load_state_dict(state)
+    except (Exception, SystemExit) as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        raise InputError(
+            [
+                Problem(f"{path}: state_dict", line, f"is it that of {model_class}?")
+                for line in lines
+            ]
+        ) from None
+    options = Options(timesteps=given.steps, classes=given.classes, levels=given.levels or 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            return lowered(net, sample, options)
+    except (InputError, LoweringError) as error:
+        where = {"sample": "--sample-shape"} if given.sample_shape is not None else {}
+        raise type(error)(
+            [replace(p, where=where.get(p.where, f"{path}: {p.where}")) for p in error.problems]
+        ) from None
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Modules of the current folder can be imported, as with ``python -m``."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def made_by(model_class: str) -> Any:
+    """What ``package.module:Name`` gives, called without arguments. Raises InputError."""
+    where = f"--model-class {model_class}"
+    # What the user's code prints is not part of a command's result.
+    name, _, attribute = model_class.partition(":")
+    if not name or not attribute:
+        raise InputError(Problem(where, "is not of the form package.module:Class"))
+    try:
+        with redirect_stdout(sys.stderr), _current_folder():
+            maker: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
+            return maker()
+    except ImportError as error:
+        remedy = "is it in the current folder, or on PYTHONPATH?"
+        remedy = HOW if (error.name or "").startswith("snntorch") else remedy
+        raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(
+            Problem(where, f"fails: {text}", "let it be callable without arguments")
+        ) from None
