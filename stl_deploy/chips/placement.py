@@ -13,7 +13,7 @@ chips are filled in that order. What a block needs:
   own; a neuron of the last layer has one more, to the host.
 - *distinct thresholds*: counted but never the reason for a cut: thresholds of neighbouring neurons
   differ, so that a core would be left with a handful of them. Where the limit shall hold, neurons
-  are laid onto cores in another order and thresholds are rounded (``profiles.py``).
+  are laid onto cores in another order and thresholds are rounded (``lower/grouped.py``).
 
 Out-axons depend on where the next layer's blocks end, so the last layer is placed first. Where a layer
 hears itself they depend on its own blocks too: it is cut again, with as many as the cut before made
@@ -95,7 +95,7 @@ def rebuild(network: IntegerNetwork, chip: Chip, blocks: Mapping[str, _Blocks]) 
     Raises:
         ValueError: blocks that do not cover a layer's neurons once, or need more than a core holds.
     """
-    strict = network.lowering == "profiles"
+    strict = network.lowering == "grouped"
     for layer in network.layers:
         _check_blocks(layer, *blocks[layer.name])
     placement = _placement(network, chip, blocks)

@@ -86,9 +86,9 @@ def export(
         int, typer.Option(min=0, max=7, help="Weights count 2^E; finer thresholds, not for netx.")
     ] = 0,
     thresholds: Annotated[
-        Literal["auto", "native", "fold", "profiles"],
+        Literal["auto", "native", "fold", "grouped"],
         typer.Option(
-            help="native: one per neuron; fold: one per layer, inputs scaled instead; profiles: "
+            help="native: one per neuron; fold: one per layer, inputs scaled instead; grouped: "
             "rounded to what a core holds; auto: by chip."
         ),
     ] = "auto",

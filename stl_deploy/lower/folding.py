@@ -162,4 +162,4 @@ def too_large(
 
 def instead(chip: Chip) -> str:
     """The lowering to take on ``chip`` where folding cannot be had."""
-    return "native" if chip.limits.thresholds_per_core is None else "profiles"
+    return "native" if chip.limits.thresholds_per_core is None else "grouped"

@@ -1,4 +1,4 @@
-"""``--thresholds profiles``: as many distinct thresholds on a core as the chip holds, and no more.
+"""``--thresholds grouped``: as many distinct thresholds on a core as the chip holds, and no more.
 
 Neurons are laid onto cores by threshold, so that those of one core are near to each other, and each
 core's thresholds are rounded to the few values that cost least. The cost of moving a threshold is
@@ -115,7 +115,7 @@ def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerN
             layer, rounding[layer.name] = _round(layer, placed.layers[layer.name], held)
         layers.append(layer)
     lowered = replace(
-        network, layers=tuple(layers), lowering="profiles", rounding=rounding, placement=None
+        network, layers=tuple(layers), lowering="grouped", rounding=rounding, placement=None
     )
     return replace(lowered, placement=placement.again(lowered, chip, placed))
 

@@ -11,7 +11,7 @@ from stl_deploy.ir import slices
 from stl_deploy.ir.slices import WeightPrecision
 
 Overflow = Literal["auto", "proven", "checked"]
-Thresholds = Literal["auto", "native", "fold", "profiles"]
+Thresholds = Literal["auto", "native", "fold", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def check_options(options: Options, chip: chips.Chip, calib: bool) -> None:
     ):
         if choice not in choices:
             problems.append(Problem(name, f"{choice!r} is not one of {', '.join(choices)}"))
-    if options.thresholds == "profiles" and chip.limits.thresholds_per_core is None:
+    if options.thresholds == "grouped" and chip.limits.thresholds_per_core is None:
         problems.append(
             Problem(
                 "thresholds",
-                f"profiles serves chips that hold few thresholds a core; {chip.name} holds one for "
+                f"grouped serves chips that hold few thresholds a core; {chip.name} holds one for "
                 "every neuron",
                 "use --thresholds native",
             )

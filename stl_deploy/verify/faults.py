@@ -53,7 +53,7 @@ def of_network(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> 
     how = network.precision.get(layer.name)
     if how is None or not how.calibrated:
         faults += [*_weights(layer, floats), *_biases(layer, floats)]
-        if network.lowering != "profiles":  # which rounds thresholds once more, as it likes
+        if network.lowering != "grouped":  # which rounds thresholds once more, as it likes
             faults += _thresholds(network, layer, floats)
     step = 4096 * (1 - floats.keep)
     if abs(layer.dv - (0 if floats.keep == 1 else min(max(step, 1), 4095))) > 0.5 + TIE:

@@ -280,13 +280,13 @@ def test_a_weight_exponent_goes_to_the_process_graph_and_not_to_netx(python):
         agreement.measure("netx", network, spikes)
 
 
-@pytest.mark.parametrize("thresholds", ["fold", "profiles"])
+@pytest.mark.parametrize("thresholds", ["fold", "grouped"])
 def test_lowered_thresholds_are_the_same_on_lava(python, thresholds):
     net = random_net()
     network = quantize(from_torch(net), chip="loihi1", thresholds=thresholds)
     spikes = random_spikes(net, 2)
     assert agreement.measure("lava", network, spikes).exact
-    if thresholds == "profiles":
+    if thresholds == "grouped":
         assert agreement.measure("netx", network, spikes).exact
     else:
         with pytest.raises(LoweringError, match="lif1: a folded convolution; netx knows no single"):

@@ -489,10 +489,10 @@ def path(tmp_path):
     return tmp_path / "model.nir"
 
 
-@pytest.mark.parametrize("thresholds", ["native", "fold", "profiles"])
+@pytest.mark.parametrize("thresholds", ["native", "fold", "grouped"])
 @pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
 def test_round_trip(tmp_path, chip, thresholds):
-    if (chip, thresholds) == ("loihi2", "profiles"):
+    if (chip, thresholds) == ("loihi2", "grouped"):
         return
     graph = stl_deploy.from_torch(random_net())
     network = stl_deploy.quantize(graph, chip=chip, thresholds=thresholds)

@@ -27,8 +27,7 @@ from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import in_bounds_synapses
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Sparse
-from stl_deploy.lower import folding
-from stl_deploy.lower import grouped as profiles
+from stl_deploy.lower import folding, grouped
 from stl_deploy.models.net import infer
 from tests.build.nets import ZOO, random_net, random_spikes, synapses
 from tests.build.random_networks import draw
@@ -70,7 +69,7 @@ LOW = (("lif1.thresh", (0, 3, 3)), ("lif2.thresh", (5,)))
     [
         ("ideal", "native", "ideal holds a threshold for every neuron"),
         ("loihi2", "native", "loihi2 holds a threshold for every neuron"),
-        ("loihi1", "profiles", "a core of loihi1 holds 7 distinct thresholds, and up to "),
+        ("loihi1", "grouped", "a core of loihi1 holds 7 distinct thresholds, and up to "),
     ],
 )
 def test_auto_goes_by_the_chip_and_says_why(chip, lowering, reason):
@@ -98,7 +97,7 @@ def test_auto_keeps_few_thresholds_as_they_are():
     assert got.diagnostics == ()
 
 
-@pytest.mark.parametrize(("distinct", "lowering"), [(7, "native"), (8, "profiles")])
+@pytest.mark.parametrize(("distinct", "lowering"), [(7, "native"), (8, "grouped")])
 def test_auto_counts_the_thresholds_of_a_core(distinct, lowering):
     built = dense(np.ones((16, 3)), 1 + np.arange(16) % distinct)
     assert stl_deploy.quantize(built, chip="loihi1").lowering == lowering
@@ -107,7 +106,7 @@ def test_auto_counts_the_thresholds_of_a_core(distinct, lowering):
 @pytest.mark.parametrize("chip", ["ideal", "loihi2"])
 def test_profiles_are_for_chips_that_need_them(chip):
     with pytest.raises(InputError, match=f"{chip} holds one for every neuron"):
-        network(chip=chip, thresholds="profiles")
+        network(chip=chip, thresholds="grouped")
 
 
 def test_the_command_prints_lowering_and_rounding(tmp_path, capfd, monkeypatch):
@@ -121,12 +120,12 @@ def test_the_command_prints_lowering_and_rounding(tmp_path, capfd, monkeypatch):
         export.main()
     assert done.value.code == 0
     text = " ".join(capfd.readouterr().out.split())
-    assert "thresholds: profiles, a core of loihi1 holds 7 distinct thresholds" in text
+    assert "thresholds: grouped, a core of loihi1 holds 7 distinct thresholds" in text
     assert "Thresholds rounded to what a core holds" in text
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["thresholds"]["lowering"] == "profiles"
+    assert manifest["thresholds"]["lowering"] == "grouped"
     rows = {row["name"]: row["thresholds"] for row in manifest["layers"]}
-    assert rows["lif1"]["lowering"] == "profiles"
+    assert rows["lif1"]["lowering"] == "grouped"
     assert set(rows["lif1"]["rounding"]) == {"changed", "mean", "largest"}
     assert rows["pool1"]["rounding"] is None
     assert "laid onto cores by threshold" in (out / "report.html").read_text()
@@ -493,7 +492,7 @@ def test_a_file_of_too_many_connections_is_refused_unread(path, monkeypatch):
 def test_rounding_costs_no_more_than_any_other_choice(vth, count):
     """Against every choice of ``count`` of the values, each neuron going to the nearest of them."""
     vth = np.array(vth)
-    rounded = profiles.nearest(vth, count)
+    rounded = grouped.nearest(vth, count)
     assert len(np.unique(rounded)) <= count
     assert set(rounded) <= set(vth)
     for value in np.unique(vth):  # equal thresholds stay equal
@@ -511,7 +510,7 @@ def test_rounding_costs_no_more_than_any_other_choice(vth, count):
 @given(seed=st.integers(0, 10**6))
 def test_no_core_gets_more_thresholds_than_it_holds(seed):
     before = network(seed=seed, chip="loihi1", thresholds="native")
-    after = network(seed=seed, chip="loihi1", thresholds="profiles")
+    after = network(seed=seed, chip="loihi1", thresholds="grouped")
     assert after.placement is not None
     for a, b in zip(before.lif_layers, after.lif_layers, strict=True):
         placed = after.placement.layers[b.name]
@@ -531,7 +530,7 @@ def test_profiles_round_less_than_neurons_in_order_and_take_no_more_chips():
     plain = stl_deploy.quantize(graph, chip="loihi1", thresholds="native")
     packed = stl_deploy.quantize(graph, chip="loihi1")
     assert deterministic(packed, graph)
-    in_order = profiles._rounded(plain, plain.placement, chips.load("loihi1"))
+    in_order = grouped._rounded(plain, plain.placement, chips.load("loihi1"))
     for name, told in packed.rounding.items():
         assert told.mean < 0.6 * in_order.rounding[name].mean
     assert packed.placement.chips == plain.placement.chips == 1
@@ -558,11 +557,11 @@ def deterministic(packed, graph):
 def test_spreads_are_chosen_as_a_search_of_all_would(table, budget):
     names = [f"lif{i}" for i in range(len(table))]
     options = [
-        profiles._Option(name, 2**k, cores, change / 7)
+        grouped._Option(name, 2**k, cores, change / 7)
         for name, row in zip(names, table, strict=True)
         for k, (cores, change) in enumerate(row)
     ]
-    chosen = profiles._choose(options, names, budget)
+    chosen = grouped._choose(options, names, budget)
     assert list(chosen) == names
 
     def total(pick):
@@ -592,15 +591,15 @@ def test_profiles_keep_to_the_chips_that_are_there(cores):
     )
     small = chip.model_copy(update={"limits": facts})
     before = replace(before, placement=placement.place(before, small))
-    after = profiles.pack(before, small)
+    after = grouped.pack(before, small)
     assert after.placement.chips == before.placement.chips
     assert after.placement.cores <= cores * before.placement.chips
-    assert after.lowering == "profiles"
+    assert after.lowering == "grouped"
 
 
 def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
     file = tmp_path / "m.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
+    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="grouped")), file)
     with h5py.File(file, "r+") as opened:
         vth = opened["node/nodes/lif1/v_threshold"]
         vth[...] = np.arange(vth.size).reshape(vth.shape)
@@ -619,7 +618,7 @@ def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
 )
 def test_a_wrong_order_is_refused(tmp_path, layer, order, what):
     file = tmp_path / "m.nir"
-    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="profiles")), file)
+    nir_io.write(nir_file.to_nir(network(chip="loihi1", thresholds="grouped")), file)
     with h5py.File(file, "r+") as opened:
         meta = json.loads(opened[f"node/metadata/{KEY}"][()])
         meta["placement"]["layers"][layer]["order"] = order

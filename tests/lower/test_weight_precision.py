@@ -368,7 +368,7 @@ def test_a_weight_off_by_one_is_told_from_rounding(precision, thresholds):
 @PRECISIONS
 @pytest.mark.parametrize(
     "options",
-    [{}, {"chip": "ideal"}, {"chip": "loihi1", "thresholds": "profiles"}, {"thresholds": "fold"}],
+    [{}, {"chip": "ideal"}, {"chip": "loihi1", "thresholds": "grouped"}, {"thresholds": "fold"}],
     ids=str,
 )
 def test_the_file_carries_it(tmp_path, precision, options):

@@ -362,7 +362,7 @@ def test_what_contradicts_the_training_is_refused(kept):
     }
     assert all("trained on integers of 4 bits" in p.what for p in caught.value.problems)
     with pytest.raises(InputError, match="profiles was asked for"):
-        quantize(graph, "loihi1", thresholds="profiles")
+        quantize(graph, "loihi1", thresholds="grouped")
     quantize(graph, "loihi1", weight_bits=4, thresholds="native")
 
 
@@ -597,7 +597,7 @@ def test_export_refuses_what_contradicts_the_training(command, here):
         (["--weight-bits", 8], "--weight-bits"),
         (["--calib", "r.npz"], "--calib"),
         (["--thresholds", "fold"], "--thresholds"),
-        (["--thresholds", "profiles", "--chip", "loihi1"], "--thresholds"),
+        (["--thresholds", "grouped", "--chip", "loihi1"], "--thresholds"),
         (["--weight-exp", 1], "--weight-exp"),
         (["--weight-precision", "2x8"], "--weight-precision"),
         (["--clamp-thresholds"], "--clamp-thresholds"),

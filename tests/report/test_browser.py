@@ -124,7 +124,7 @@ def reports(tmp_path_factory) -> dict[str, tuple[Path, list[str], int]]:
     model, raster = home / f"{'long' * 25}.pt", home / "small.npz"
     save_checkpoint(net, model)
     save_raster(raster, Raster(random_spikes(net, 3)), {})
-    loihi1 = ("--chip", "loihi1", "--thresholds", "profiles")
+    loihi1 = ("--chip", "loihi1", "--thresholds", "grouped")
     export("--target", "nir", model, *loihi1, "--eval", raster, "-o", home / "small")
     small = load(home / "small" / "model.nir")
     return {

@@ -35,7 +35,7 @@ from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.certificates import LifCertifier, PoolCertifier, Verdicts
 from stl_deploy.verify.divergence import CertificateError
-from tests.build.floats import float_layer
+from tests.build.float_layers import float_layer
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
 
 EXAMPLES = settings(deadline=None, max_examples=150)
@@ -327,13 +327,13 @@ ARCHITECTURES = (
     SEEDS,
     st.sampled_from(ARCHITECTURES),
     st.sampled_from(["ideal", "loihi1", "loihi2"]),
-    st.sampled_from(["native", "fold", "profiles"]),
+    st.sampled_from(["native", "fold", "grouped"]),
     st.integers(2, 8),
     st.integers(0, 4),
     st.sampled_from([0.5, 0.75, 0.3, 0.95]),
     st.sampled_from([1, 4, 9]),
 )
-@example(0, ARCHITECTURES[0], "loihi1", "profiles", 8, 0, 0.5, 4)
+@example(0, ARCHITECTURES[0], "loihi1", "grouped", 8, 0, 0.5, 4)
 @example(0, ARCHITECTURES[0], "loihi2", "fold", 8, 0, 0.5, 4)
 def test_whole_networks(seed, text, chip, thresholds, bits, exp, tau, steps):
     """``compare`` refuses a wrong certificate itself; forced spikes that agree may be uncertified."""
@@ -347,7 +347,7 @@ def test_whole_networks(seed, text, chip, thresholds, bits, exp, tau, steps):
     rebuilt = type(model)(arch)
     rebuilt.load_state_dict(model.state_dict())
     model = rebuilt.eval()
-    if chip != "loihi1" and thresholds == "profiles":
+    if chip != "loihi1" and thresholds == "grouped":
         chip = "loihi1"
     graph = stl_deploy.from_torch(model)
     try:

@@ -332,7 +332,7 @@ OPTIONS = st.fixed_dictionaries(
     {
         "weight_bits": st.integers(3, 8),
         "weight_exp": st.integers(0, 4),
-        "thresholds": st.sampled_from(["native", "fold", "profiles"]),
+        "thresholds": st.sampled_from(["native", "fold", "grouped"]),
         "overflow": st.sampled_from(["auto", "proven"]),
         "clamp_thresholds": st.booleans(),
     }
@@ -344,7 +344,7 @@ TEXTS = ("4C3-BN-LIF-P4-6C3-BN-LIF-P2-FC30-LIF-FC20-LIF-AvgPool2", "FC20-BN-LIF-
 @given(st.integers(0, 500), st.sampled_from(TEXTS), st.sampled_from(["ideal", "loihi1"]), OPTIONS)
 def test_what_the_quantizer_makes_has_no_faults_and_adds_up(seed, text, chip, options):
     model = random_net(text, seed)
-    if chip == "ideal" and options["thresholds"] == "profiles":
+    if chip == "ideal" and options["thresholds"] == "grouped":
         chip = "loihi1"
     if options["clamp_thresholds"]:
         with torch.no_grad():
@@ -464,7 +464,7 @@ def test_profiles_move_thresholds_and_are_blamed_for_it():
     for seed in range(10, 30):
         model = random_net(TEXTS[0], seed)
         graph = stl_deploy.from_torch(model)
-        network = quantize(graph, "loihi1", thresholds="profiles")
+        network = quantize(graph, "loihi1", thresholds="grouped")
         data = Raster(random_spikes(model, 10, seed))
         found = compare(model, graph, network, data).first_divergence
         if found is not None and found.blame == "threshold":
