@@ -13,7 +13,7 @@ chips are filled in that order. What a block needs:
   own; a neuron of the last layer has one more, to the host.
 - *distinct thresholds*: counted but never the reason for a cut: thresholds of neighbouring neurons
   differ, so that a core would be left with a handful of them. Where the limit shall hold, neurons
-  are laid onto cores in another order and thresholds are rounded (``profiles.py``).
+  are laid onto cores in another order and thresholds are rounded (``lower/grouped.py``).
 
 Out-axons depend on where the next layer's blocks end, so the last layer is placed first. Those of a
 recurrent layer depend on its own blocks too: it is cut again, with as many as the cut before made

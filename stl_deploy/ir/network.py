@@ -223,7 +223,7 @@ class IntegerNetwork:
 
     ``input_shape`` is that of one step's input; ``input_levels`` its largest value (1: binary).
     ``lowering`` says how thresholds were brought to the chip, ``lowering_reason`` why so, and
-    ``rounding`` what it cost each layer (``profiles``). ``placement`` is that on ``chip``, None
+    ``rounding`` what it cost each layer (``grouped``). ``placement`` is that on ``chip``, None
     where the chip has no cores. ``chip_facts`` is the JSON of a chip's facts where the chip does not come
     with the package (``chips/facts.py``).
     """

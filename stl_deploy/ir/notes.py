@@ -33,7 +33,7 @@ Lowering = Literal["native", "fold", "grouped"]
 
 @dataclass(frozen=True)
 class Rounding:
-    """What ``profiles`` did to a layer's thresholds.
+    """What ``grouped`` did to a layer's thresholds.
 
     ``changed`` is the fraction of neurons whose vth moved, ``mean`` and ``largest`` the change
     relative to vth + 1, over all neurons.

@@ -14,7 +14,7 @@ of "2x8" is finer than registers let most layers use: there it is they that set 
 data ``calibration.py`` rounds instead, on the same grid.
 
 That is the *native* lowering of thresholds: a vth for every neuron. Where the chip wants fewer
-values, ``folding.py`` gives the neurons units of their own and one vth, and ``profiles.py`` rounds
+values, ``folding.py`` gives the neurons units of their own and one vth, and ``grouped.py`` rounds
 vth and places neurons by it.
 """
 
@@ -40,8 +40,7 @@ from stl_deploy.ir.network import IntegerNetwork, Layer, OrPool, Readout
 from stl_deploy.ir.notes import Diagnostic, Lowering, Precision
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.units import FORGETS
-from stl_deploy.lower import calibration, folding, trained
-from stl_deploy.lower import grouped as profiles
+from stl_deploy.lower import calibration, folding, grouped, trained
 from stl_deploy.lower.layers import NAMED, rounded_decays
 from stl_deploy.lower.layers import check as check_layers
 from stl_deploy.lower.options import Options, Overflow, Thresholds, check_options
@@ -75,7 +74,7 @@ def quantize(
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
         thresholds: "native", a threshold per neuron; "fold", one a layer, inputs scaled instead;
             "grouped", rounded to what a core of ``chip`` holds, neurons placed by threshold;
-            "auto", native where the chip can hold that, else profiles.
+            "auto", native where the chip can hold that, else grouped.
         overflow: "proven" (no input can overflow), "checked" (units from ``calib``; hw_sim flags an
             overflow), "auto": proven where it costs at most one effective bit, and with
             "2x8" where there is no ``calib``.
@@ -205,7 +204,7 @@ def _lowered(network: IntegerNetwork, asked: Thresholds, chip: chips.Chip) -> In
     why = "as asked for"
     if asked == "auto":
         why = f"a core of {chip.name} holds {fact.value} distinct thresholds, and up to {most} are needed"
-    return replace(profiles.pack(network, chip), lowering_reason=why)
+    return replace(grouped.pack(network, chip), lowering_reason=why)
 
 
 def _fold_problems(floats: FloatNetwork, options: Options, chip: chips.Chip) -> list[Problem]:
@@ -249,7 +248,7 @@ def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
         return Diagnostic(
             "calib",
             "set scales only: a folded layer's weights are rounded to nearest",
-            "use --thresholds native or profiles to have weights and thresholds fitted",
+            "use --thresholds native or grouped to have weights and thresholds fitted",
         )
     used = len(recording.inputs)
     return Diagnostic("calib", f"weights and thresholds are fitted to {used:,} unlabelled inputs")

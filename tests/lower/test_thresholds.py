@@ -27,8 +27,7 @@ from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import in_bounds_synapses
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Sparse
-from stl_deploy.lower import folding
-from stl_deploy.lower import grouped as profiles
+from stl_deploy.lower import folding, grouped
 from stl_deploy.models.net import infer
 from tests.build.floats import dense
 from tests.build.nets import CONVOLUTIONAL, ZOO, quantized, random_net, random_spikes, synapses
@@ -489,7 +488,7 @@ def test_a_file_of_too_many_connections_is_refused_unread(path, monkeypatch):
 def test_rounding_costs_no_more_than_any_other_choice(vth, count):
     """Against every choice of ``count`` of the values, each neuron going to the nearest of them."""
     vth = np.array(vth)
-    rounded = profiles.nearest(vth, count)
+    rounded = grouped.nearest(vth, count)
     assert len(np.unique(rounded)) <= count
     assert set(rounded) <= set(vth)
     for value in np.unique(vth):  # equal thresholds stay equal
@@ -527,7 +526,7 @@ def test_profiles_round_less_than_neurons_in_order_and_take_no_more_chips():
     plain = stl_deploy.quantize(graph, chip="loihi1", thresholds="native")
     packed = stl_deploy.quantize(graph, chip="loihi1")
     assert deterministic(packed, graph)
-    in_order = profiles._rounded(plain, plain.placement, chips.load("loihi1"))
+    in_order = grouped._rounded(plain, plain.placement, chips.load("loihi1"))
     for name, told in packed.rounding.items():
         assert told.mean < 0.6 * in_order.rounding[name].mean
     assert packed.placement.chips == plain.placement.chips == 1
@@ -554,11 +553,11 @@ def deterministic(packed, graph):
 def test_spreads_are_chosen_as_a_search_of_all_would(table, budget):
     names = [f"lif{i}" for i in range(len(table))]
     options = [
-        profiles._Option(name, 2**k, cores, change / 7)
+        grouped._Option(name, 2**k, cores, change / 7)
         for name, row in zip(names, table, strict=True)
         for k, (cores, change) in enumerate(row)
     ]
-    chosen = profiles._choose(options, names, budget)
+    chosen = grouped._choose(options, names, budget)
     assert list(chosen) == names
 
     def total(pick):
@@ -588,7 +587,7 @@ def test_profiles_keep_to_the_chips_that_are_there(cores):
     )
     small = chip.model_copy(update={"limits": facts})
     before = replace(before, placement=placement.place(before, small))
-    after = profiles.pack(before, small)
+    after = grouped.pack(before, small)
     assert after.placement.chips == before.placement.chips
     assert after.placement.cores <= cores * before.placement.chips
     assert after.lowering == "grouped"
