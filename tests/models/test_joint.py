@@ -344,7 +344,7 @@ def test_one_network_decides_alone():
     [
         ("BN-FC20-LIF-AvgPool2", "bn1.*members cannot share it"),
         ("LIF-FC20-LIF-AvgPool2", "lif1.*members cannot share it"),
-        ("10C3-LIF-AvgPool32", "lif1: 32 neurons vote for a class, which is no whole number"),
+        ("10C3-LIF-AvgPool32", "lif1: 32 neurons vote for a class, not a multiple of"),
     ],
 )
 def test_what_cannot_be_joined(text, what):
