@@ -414,7 +414,7 @@ def test_training_on_integers_keeps_to_the_registers_of_the_file(
 
 
 def test_nobody_looks_a_network_s_chip_up_by_its_name():
-    """``chips.load(network.chip)`` works for the chips of the package alone; ``chips.of(network)`` for all."""
+    """``chips.load(network.chip)`` finds chips of the package alone, ``chips.of(network)`` all."""
     found = [
         f"{path}:{node.lineno}"
         for path, text in room_rules.product().items()
