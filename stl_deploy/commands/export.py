@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stl_deploy import exporters
 from stl_deploy.commands.common import (
     Debug,
     Dt,
@@ -161,7 +162,6 @@ def export(
 
     Example: stl-export model.pt --target loihi --eval test.npz -o out
     """
-    from stl_deploy import exporters
     from stl_deploy.exporters.folder import check_out
     from stl_deploy.exporters.folder import export as write
     from stl_deploy.importers import read as models

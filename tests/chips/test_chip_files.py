@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from stl_deploy.errors import InputError
 from stl_deploy.formats import integer_nir, nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim.simulate import Simulator
+from tests.build import room_rules
 from tests.build.nets import random_spikes
 
 LOIHI2 = (resources.files("stl_deploy.chips") / "loihi2.toml").read_text("utf-8")
@@ -409,3 +411,17 @@ def test_training_on_integers_keeps_to_the_registers_of_the_file(
     assert code == 0, err
     network = integer_nir.read_network(Path("o/model.nir"))
     assert max(layer.vth.max() for layer in network.lif_layers) < 1 << 7
+
+
+def test_nobody_looks_a_network_s_chip_up_by_its_name():
+    """``chips.load(network.chip)`` finds chips of the package alone, ``chips.of(network)`` all."""
+    found = [
+        f"{path}:{node.lineno}"
+        for path, text in room_rules.product().items()
+        if path != "stl_deploy/chips/facts.py"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[2] == "load"
+        and any(ast.unparse(arg).endswith("network.chip") for arg in node.args)
+    ]
+    assert not found
