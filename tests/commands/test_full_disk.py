@@ -148,7 +148,7 @@ def test_exports_need_no_fcntl(tmp_path):
     """As on Windows, where filelock locks by other means."""
     program = (
         "import sys, warnings; sys.modules['fcntl'] = None; warnings.simplefilter('ignore')\n"
-        "from pathlib import Path; from stl_deploy.output import _turn\n"
+        "from pathlib import Path; from stl_deploy.exporters.folder import _turn\n"
         "with _turn(Path('out')): print(len(list(Path().iterdir())))"
     )
     done = subprocess.run(
