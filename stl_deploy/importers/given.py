@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nir
+from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import raster as rasters
+from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
 
-if TYPE_CHECKING:  # imports torch
-    from stl_deploy.importers.stl import Checkpoint
+Params = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An STL-SNN: its description and its parameters, checked against each other."""
+
+    arch: Architecture
+    params: Params
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,11 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
-from stl_deploy.importers.given import File, Model
+from stl_deploy.importers.given import Checkpoint, File, Model, Params
 from stl_deploy.ir import arch as A
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.units import UNIT
 from stl_deploy.lower.chain import lower
-
-Params = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A network's description and its parameters, checked against each other."""
-
-    arch: A.Architecture
-    params: Params
 
 
 def read(
@@ -90,7 +81,7 @@ def params_of(model: torch.nn.Module) -> Params:
 
 
 def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
-    """The float graph of a network, before any pass. Values keep the checkpoint's precision.
+    """The float graph of a network, before it is lowered. Values keep the checkpoint's precision.
 
     Integers become what they stand for, multiples of their unit, in float64.
     """
@@ -103,10 +94,10 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
         nodes["input_scale"] = G.InputScale(shape, shape, architecture.input.levels)
     for layer in architecture.layers:
         out = layer.output_shape(shape)
-        if isinstance(layer, A.Linear) and len(shape) > 1:
+        if layer.kind == "linear" and len(shape) > 1:
             nodes[f"{layer.name}_flatten"] = G.flatten(shape)
             shape = (math.prod(shape),)
-        nodes[layer.name] = _node(layer, shape, out, params)
+        nodes[layer.name] = NODES[layer.kind](layer, shape, out, params)
         shape = out
     meta = G.FloatMeta(
         timesteps=architecture.timesteps,
@@ -130,9 +121,9 @@ def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, 
     scales: dict[str, list[float]] = {}
     source = ""
     for spec in architecture.layers:
-        if isinstance(spec, A.Conv | A.Linear):
+        if spec.kind in WEIGHTED:
             source = spec.name
-        elif isinstance(spec, A.Lif):
+        elif spec.kind == "lif":
             scale = params[f"{spec.name}.scale"].astype(np.float64)
             scales[spec.name] = scale.tolist()
             whole = {
@@ -140,42 +131,75 @@ def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, 
                 for key in (f"{source}.weight", f"{source}.bias", f"{spec.name}.thresh")
                 if key in params
             }
-            whole[f"{spec.name}.thresh"] += 1 / 128
+            whole[f"{spec.name}.thresh"] += 0.5 / UNIT
             out |= {k: v * scale.reshape(-1, *[1] * (v.ndim - 1)) for k, v in whole.items()}
     return G.Trained(weight_bits=architecture.quantized.weight_bits, scale=scales), out
 
 
-def _node(layer: A.Layer, shape: A.Shape, out: A.Shape, params: Params) -> nir.ir.NIRNode:
-    name = layer.name
-    match layer:
-        case A.Conv():
-            bias = params.get(f"{name}.bias", np.zeros(layer.channels, np.float32))
-            weight = params[f"{name}.weight"]
-            return G.conv2d(weight, bias, shape, layer.stride, layer.padding, layer.groups)
-        case A.Linear():
-            # NIR knows no groups here. What lies between them are zeros, which no chip stores.
-            weight = ungrouped(params[f"{name}.weight"], layer.groups)
-            if layer.bias:
-                return nir.Affine(weight=weight, bias=params[f"{name}.bias"])
-            return nir.Linear(weight=weight)
-        case A.BatchNorm():
-            gamma, beta, mean, var = (
-                params[f"{name}.{key}"] for key in ("weight", "bias", "running_mean", "running_var")
-            )
-            return G.BatchNorm(shape, out, gamma, beta, mean, var, layer.eps)
-        case A.Lif():
-            # v = tau*v + I as forward Euler of NIR's equation, and >= as NIR's strict >.
-            threshold = np.nextafter(params[f"{name}.thresh"].astype(np.float64), -np.inf)
-            if layer.tau == 1:
-                raise LoweringError(
-                    Problem(name, "tau = 1 (no leak) has no LIF equivalent", "train with tau < 1")
-                )
-            gain = 1 / (1 - layer.tau)
-            return G.lif(threshold, tau=G.DT * gain, r=gain)
-        case A.MaxPool():
-            return G.MaxPool2d(shape, out, layer.kernel)
-        case A.Dropout():
-            return G.Dropout(shape, out)
+def _conv(layer: A.Conv, shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
+    bias = params.get(f"{layer.name}.bias", np.zeros(layer.channels, np.float32))
+    weight = params[f"{layer.name}.weight"]
+    return G.conv2d(weight, bias, shape, layer.stride, layer.padding, layer.groups)
+
+
+def _linear(layer: A.Linear, _shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
+    # NIR knows no groups here. What lies between them are zeros, which no chip stores.
+    weight = ungrouped(params[f"{layer.name}.weight"], layer.groups)
+    if layer.bias:
+        return nir.Affine(weight=weight, bias=params[f"{layer.name}.bias"])
+    return nir.Linear(weight=weight)
+
+
+def _batchnorm(layer: A.BatchNorm, shape: A.Shape, out: A.Shape, params: Params) -> nir.ir.NIRNode:
+    gamma, beta, mean, var = (params[f"{layer.name}.{key}"] for key in STATISTICS)
+    return G.BatchNorm(shape, out, gamma, beta, mean, var, layer.eps)
+
+
+def _lif(layer: A.Lif, _shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
+    # v = tau*v + I as forward Euler of NIR's equation, and >= as NIR's strict >.
+    threshold = np.nextafter(params[f"{layer.name}.thresh"].astype(np.float64), -np.inf)
+    if layer.tau == 1:
+        raise LoweringError(
+            Problem(layer.name, "tau = 1 (no leak) has no LIF equivalent", "train with tau < 1")
+        )
+    gain = 1 / (1 - layer.tau)
+    return G.lif(threshold, tau=G.DT * gain, r=gain)
+
+
+def _max_pool(layer: A.MaxPool, shape: A.Shape, out: A.Shape, _params: Params) -> nir.ir.NIRNode:
+    return G.MaxPool2d(shape, out, layer.kernel)
+
+
+def _dropout(_layer: A.Dropout, shape: A.Shape, out: A.Shape, _params: Params) -> nir.ir.NIRNode:
+    return G.Dropout(shape, out)
+
+
+WEIGHTED = ("conv", "linear")
+STATISTICS = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
+# The node of a layer, by its kind: of the layer, its input and output shape, and all parameters.
+NODES: dict[str, Callable[[Any, A.Shape, A.Shape, Params], nir.ir.NIRNode]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "batchnorm": _batchnorm,
+    "lif": _lif,
+    "maxpool": _max_pool,
+    "dropout": _dropout,
+}
+# The parameters of a layer, by its kind: of the layer, its input and output shape.
+SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape], dict[str, A.Shape]]] = {
+    "conv": lambda layer, shape, out: {
+        "weight": (layer.channels, shape[0] // layer.groups, *layer.kernel),
+        **({"bias": out[:1]} if layer.bias else {}),
+    },
+    "linear": lambda layer, shape, out: {
+        "weight": (layer.features, math.prod(shape) // layer.groups),
+        **({"bias": out[:1]} if layer.bias else {}),
+    },
+    "batchnorm": lambda _layer, shape, _out: dict.fromkeys(STATISTICS, shape[:1]),
+    "lif": lambda _layer, _shape, out: {"thresh": out},
+    "maxpool": lambda _layer, _shape, _out: {},
+    "dropout": lambda _layer, _shape, _out: {},
+}
 
 
 def ungrouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
@@ -202,27 +226,10 @@ def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
     expected: dict[str, A.Shape] = {}
     for layer in architecture.layers:
         out = layer.output_shape(shape)
-        match layer:
-            case A.Conv():
-                expected[f"{layer.name}.weight"] = (
-                    layer.channels,
-                    shape[0] // layer.groups,
-                    *layer.kernel,
-                )
-            case A.Linear():
-                expected[f"{layer.name}.weight"] = (
-                    layer.features,
-                    math.prod(shape) // layer.groups,
-                )
-            case A.BatchNorm():
-                for key in ("weight", "bias", "running_mean", "running_var"):
-                    expected[f"{layer.name}.{key}"] = (shape[0],)
-            case A.Lif():
-                expected[f"{layer.name}.thresh"] = out
-                if architecture.quantized is not None:
-                    expected[f"{layer.name}.scale"] = out[:1]
-        if isinstance(layer, A.Conv | A.Linear) and layer.bias:
-            expected[f"{layer.name}.bias"] = out[:1]
+        for key, value in SHAPES[layer.kind](layer, shape, out).items():
+            expected[f"{layer.name}.{key}"] = value
+        if layer.kind == "lif" and architecture.quantized is not None:
+            expected[f"{layer.name}.scale"] = out[:1]
         shape = out
     return expected
 
@@ -366,7 +373,7 @@ def _refuse_contradictions(
     classes: int | None,
 ) -> None:
     """Our checkpoints store what these options say of others."""
-    taus = {layer.tau for layer in architecture.layers if isinstance(layer, A.Lif)}
+    taus = {layer.tau for layer in architecture.layers if layer.kind == "lif"}
     problems = [
         Problem(
             option,

@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.ir.network import Reset
 from stl_deploy.ir.synapses import Pair, Shape
+from stl_deploy.ir.units import MAX_STEPS
 
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
@@ -52,7 +53,7 @@ class FloatMeta(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: str = Field(default="stl-deploy/float", pattern="^stl-deploy/float$")
     version: int = Field(default=1, ge=1, le=2)
-    timesteps: int = Field(ge=1, le=4096)
+    timesteps: int = Field(ge=1, le=MAX_STEPS)
     input_levels: int = Field(default=1, ge=1, le=255)
     classes: int = Field(ge=1)
     population: int = Field(ge=1)

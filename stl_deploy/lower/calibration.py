@@ -34,7 +34,7 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.conv import windows
 from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
-from stl_deploy.ir.synapses import Conv, IntArray
+from stl_deploy.ir.synapses import IntArray
 from stl_deploy.ir.units import FORGETS
 
 Float = NDArray[np.float64]
@@ -150,9 +150,9 @@ def _traced(x: Single, dv: int, du: int) -> Single:
 
 def _columns(layer: LifLayer, x: Single, chosen: IntArray) -> Single:
     """The inputs [groups, len(chosen), n] of rows of weights; ``chosen`` counts places, in C order."""
-    if not isinstance(layer.synapses, Conv):
-        return x.reshape(1, len(x), -1)[:, chosen]
     conv = layer.synapses
+    if conv.kind != "conv":
+        return x.reshape(1, len(x), -1)[:, chosen]
     seen = windows(x, conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation)
     frame, row, column = np.unravel_index(chosen, (len(x), *layer.shape[1:]))
     picked = seen[frame, :, row, column].reshape(len(chosen), conv.groups, -1)

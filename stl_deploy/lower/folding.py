@@ -104,7 +104,7 @@ class Fold:
 
     def _synapses(self, weight: Weights) -> Synapses:
         plain = self.plain.synapses
-        if self.single is None or isinstance(plain, Sparse):
+        if self.single is None or plain.kind == "sparse":
             return replace(plain, weight=weight.reshape(plain.weight.shape))
         stored = weight != 0
         row, column, kernel = self.single

@@ -26,7 +26,7 @@ from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
 from stl_deploy.ir.notes import LayerPlacement, Placement, Rounding
 
 Int64 = NDArray[np.int64]
-SPREADS = (1, 2, 4, 8, 16, 32, 64)
+SPREADS = tuple(1 << k for k in range(7))
 
 
 def pack(network: IntegerNetwork, chip: Chip) -> IntegerNetwork:
@@ -75,7 +75,7 @@ def _cores(network: IntegerNetwork, placed: Placement) -> dict[str, int]:
     waiting = 0
     for layer in network.layers:
         waiting += placed.layers[layer.name].cores
-        if isinstance(layer, LifLayer):
+        if layer.kind == "lif":
             cores[layer.name], waiting = waiting, 0
     cores[network.lif_layers[-1].name] += waiting
     return cores
@@ -111,7 +111,7 @@ def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerN
     layers: list[Layer] = []
     rounding: dict[str, Rounding] = {}
     for layer in network.layers:
-        if isinstance(layer, LifLayer):
+        if layer.kind == "lif":
             layer, rounding[layer.name] = _round(layer, placed.layers[layer.name], held)
         layers.append(layer)
     lowered = replace(

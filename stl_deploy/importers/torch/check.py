@@ -34,7 +34,7 @@ Array = NDArray[Any]
 # Random inputs: how many are not 0, and how many times the largest level they are. The second row is for
 # layers that hardly spike on the first.
 FIRST = ((0.3, 1), (0.8, 1))
-MORE = ((1.0, 1), (0.1, 1), (0.5, 4), (0.9, 4), (0.5, 16), (0.9, 64))
+MORE = ((1.0, 1), (0.1, 1), (0.5, 4), (0.9, 4), (0.5, 16), (0.9, 1 << 6))
 LEAST = 0.01  # of the entries of a layer, how many must be seen to spike, and not to
 SAMPLES, STEPS = 4, 8  # samples of a batch that are compared; calls of a forward that is one step
 MOVED = 1e-7
