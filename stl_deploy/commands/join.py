@@ -20,7 +20,7 @@ from stl_deploy.commands.common import (
 from stl_deploy.errors import InputError, Problem
 
 if TYPE_CHECKING:
-    from stl_deploy.importers.stl import Checkpoint
+    from stl_deploy.importers.given import Checkpoint
 
 
 def join(
