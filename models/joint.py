@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.importers.stl import Checkpoint, Params, expected_shapes, grouped, ungrouped
+from stl_deploy.importers.given import Checkpoint, Params
+from stl_deploy.importers.stl import expected_shapes, grouped, ungrouped
 from stl_deploy.ir import arch as A
 
 MOST = 1024  # members

@@ -24,6 +24,7 @@ from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers import stl
+from stl_deploy.importers.given import Checkpoint
 from stl_deploy.ir import arch as A
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir.arch import Architecture, Quantized
@@ -251,7 +252,7 @@ def quantized(arch: Architecture, weight_bits: int) -> Architecture:
     return Architecture.from_dict(arch.model_copy(update=changed).to_dict())
 
 
-def from_checkpoint(checkpoint: stl.Checkpoint, weight_bits: int, chip: str | Path) -> QatNet:
+def from_checkpoint(checkpoint: Checkpoint, weight_bits: int, chip: str | Path) -> QatNet:
     """What training on integers begins with: the float network, BatchNorm and input scale folded.
 
     Raises LoweringError for a network that cannot be lowered, or is several that decide together.

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stl_deploy.hw_sim.simulate import Activity
-    from stl_deploy.importers.stl import Checkpoint
+    from stl_deploy.importers.given import Checkpoint
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.verify.against_float import ParityReport
 else:

@@ -23,7 +23,7 @@ from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_distinct, check_writable, sha256
 
 if TYPE_CHECKING:
-    from stl_deploy.importers.stl import Checkpoint
+    from stl_deploy.importers.given import Checkpoint
 
 
 def join(

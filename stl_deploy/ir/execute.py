@@ -90,7 +90,8 @@ def _neurons(neurons: FloatNeurons, inputs: Float, own: Float | None) -> Float:
     """
     subtract = neurons.reset == "subtract"
     left = 1 - neurons.current
-    held = v = s = np.zeros_like(inputs[:, 0])
+    held = v = np.zeros_like(inputs[:, 0])
+    s: NDArray[Any] = np.zeros_like(v)
     spikes = np.zeros_like(inputs)
     for t in range(inputs.shape[1]):
         if own is not None:

@@ -90,11 +90,20 @@ class FloatNeurons:
 
     def reshaped(self, shape: Shape) -> FloatNeurons:
         """The same neurons, in C order, as a population of ``shape``."""
-        names = ("step", "gain", "leak", "threshold", "v_reset", "current", "drive")
-        full = {
-            name: np.broadcast_to(getattr(self, name), self.shape).reshape(shape) for name in names
-        }
-        return replace(self, **full)
+
+        def full(values: Float) -> Float:
+            return np.broadcast_to(values, self.shape).reshape(shape)
+
+        return replace(
+            self,
+            step=full(self.step),
+            gain=full(self.gain),
+            leak=full(self.leak),
+            threshold=full(self.threshold),
+            v_reset=full(self.v_reset),
+            current=full(self.current),
+            drive=full(self.drive),
+        )
 
     def node(self) -> nir.ir.NIRNode:
         """Their node in a lowered float graph. What a LIF has as ``leak`` is not in it."""

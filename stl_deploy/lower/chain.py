@@ -53,11 +53,15 @@ class Chain:
 
 
 def chain(flow: Flow) -> Chain:
-    """The chain of populations. Raises InputError or LoweringError with everything that is wrong."""
+    """The chain of populations; ``flow`` may have problems already.
+
+    Raises InputError or LoweringError with everything that is wrong.
+    """
+    refused = {problem.where for problem in flow.problems}
     flow.problems += [
         Problem(name, f"a {type(node).__name__} is not supported")
         for name, node in flow.nodes.items()
-        if not isinstance(node, (*SPIKING, *LINEAR, nir.Input))
+        if not isinstance(node, (*SPIKING, *LINEAR, nir.Input)) and name not in refused
     ]
     flow.done()
     flow.spread_shapes()

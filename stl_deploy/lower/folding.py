@@ -135,10 +135,12 @@ def too_large(
 
     ``convolutions`` are the layers to unroll; a weight takes up to ``per_weight`` synapses.
     """
-    kernels = [
-        (x.weight, x.input_shape, x.geometry) for x in convolutions if x.geometry is not None
-    ]
-    total = sum(connections(weight != 0, *where) for weight, *where in kernels)
+    total = written = 0
+    for layer in convolutions:
+        assert layer.geometry is not None
+        every = np.ones(layer.weight.shape, np.bool_)
+        total += connections(layer.weight != 0, layer.input_shape, layer.geometry)
+        written += connections(every, layer.input_shape, layer.geometry)
     cores, memory = chip.limits.cores_per_chip, chip.limits.synapse_bytes_per_core
     held, holds = MOST, f"{MOST:,} are the most that are written"
     if chip.packing is not None and cores is not None and memory is not None:
@@ -148,7 +150,6 @@ def too_large(
             f"the {cores.value * memory.value / 2**20:g} MiB of synapse memory of one {chip.name} "
             f"hold {held:,} of {bits * per_weight} bits"
         )
-    written = sum(connections(np.ones(w.shape, np.bool_), *where) for w, *where in kernels)
     if total <= held and written <= MOST:
         return []
     return [

@@ -400,7 +400,7 @@ def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
     for i, (graph, why) in enumerate(
         (
             (None, "there is no float graph"),
-            (unknown, "s is a Scale, which has no form here"),
+            (unknown, "s: a Scale has no place in a lowered float graph"),
             (trained, "the model was trained on integers"),
         )
     ):

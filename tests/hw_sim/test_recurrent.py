@@ -151,17 +151,20 @@ def test_forward_euler_neuron_by_neuron(reset, kind):
     assert 0.05 < spikes.mean() < 0.9
 
 
-def test_passes_keep_what_a_layer_hears_of_itself():
+def test_lowering_keeps_recurrent_weights():
     rng = np.random.default_rng(0)
+    neurons = G.cuba_lif(np.full(4, 0.5), 2e-4, 3e-4, 3.0, 2.0, np.zeros(4))
     nodes = {
         "scale": G.InputScale((4,), (4,), 7),
         "fc": nir.Linear(weight=rng.normal(size=(4, 4))),
         "drop": G.Dropout((4,), (4,)),
-        "lif": cuba(rng, 4),
+        "lif": neurons,
     }
     graph = graph_of(nodes, 4, 4, {"lif": ("rec", nir.Linear(weight=np.eye(4)))}, levels=7)
     lowered = lower(graph)
     assert list(G.inner(lowered)) == ["fc", "lif"]
+    assert lowered.nodes["lif"] is neurons
+    np.testing.assert_array_equal(lowered.nodes["fc"].weight, nodes["fc"].weight / 7)
     name, node = G.recurrent(lowered)["lif"]
     assert name == "rec"
     assert (node.weight == np.eye(4)).all()

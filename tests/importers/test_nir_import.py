@@ -92,14 +92,14 @@ def two_layers():
 @pytest.mark.parametrize(
     ("graph", "text"),
     [
-        (edges_of(two_layers(), ("n3", "m"), ("m", "n1"), nodes={"m": BACK}), "hears in, n3"),
-        (edges_of(two_layers(), ("m", "n3"), ("in", "m"), nodes={"m": SKIP}), "hears in, n1"),
+        (edges_of(two_layers(), ("n3", "m"), ("m", "n1"), nodes={"m": BACK}), "receives in, n3"),
+        (edges_of(two_layers(), ("m", "n3"), ("in", "m"), nodes={"m": SKIP}), "receives in, n1"),
         (edges_of(chain(SQUARE, lif(4), outputs=(4,)), ("n0", "n0")), "a cycle without neurons"),
         (edges_of(two_layers(), ("n3", "nowhere")), "there is none"),
         (edges_of(two_layers(), nodes={"alone": lif(3)}), "not reached from the input"),
         (edges_of(two_layers(), nodes={"in2": nir.Input({"input": np.array([4])})}), "2 Input nodes"),
         (chain(nir.Linear(weights(3, 5)), lif(3)), "weights of shape (3, 5) for an input of shape (4,)"),
-        (chain(nir.Linear(weights() * np.nan), lif(3)), "no finite number"),
+        (chain(nir.Linear(weights() * np.nan), lif(3)), "NaN or infinite"),
         (chain(nir.Linear(weights() * (1 + 2j)), lif(3)), "n0.weight: is complex"),
         (chain(nir.Linear(weights()), lif(3, tau=-1.0)), "tau is not above zero"),
         (chain(nir.Linear(weights()), lif(2)), "has shape (2,), its neurons (3,)"),
