@@ -6,7 +6,8 @@ the spikes that the network's own layer before it gave, so that layers answer fo
 
 A tie is no difference: from the step on where a neuron of the network, given the same, spikes otherwise in
 float64 with its threshold moved by a ten-millionth, it does not count; nor do those that receive its
-spikes. What is left must hold spikes and silence enough of every layer, or the check says that it proves little.
+spikes. What is left must hold spikes and silence enough of every layer, or the check says that it proves
+little.
 """
 
 from __future__ import annotations
