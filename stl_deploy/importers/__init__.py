@@ -26,7 +26,7 @@ class Importer:
         what: the files, in words.
         recognises: whether a file is one, no earlier entry of the table having recognised it.
         reader: ``module:function`` below this package, loaded when it is needed.
-        options: the fields of ``Given`` that it has a use for, beside those that all have.
+        options: the fields of ``Given`` that it has a use for, in addition to those that all have.
     """
 
     what: str

@@ -378,7 +378,7 @@ def _refuse_contradictions(
         Problem(
             option,
             f"{given}, but {path} says {', '.join(map(str, sorted(stored)))}",
-            "leave the option out: the checkpoint stores it",
+            "omit the option: the checkpoint stores it",
         )
         for option, given, stored in (
             ("--tau", tau, taus),
@@ -474,9 +474,9 @@ def _check_integers(path: Path, architecture: A.Architecture, params: Params) ->
         where, wide = f"{path}: {key}", value.astype(np.float64)
         if key.endswith(".scale"):
             if not (wide > 0).all():
-                problems.append(Problem(where, "holds a unit that is not above zero"))
+                problems.append(Problem(where, "contains a unit that is not above zero"))
         elif (wide != np.rint(wide)).any():
-            problems.append(Problem(where, "holds a value that is no whole number"))
+            problems.append(Problem(where, "contains a value that is not a whole number"))
         elif key.endswith(".weight") and np.abs(wide).max(initial=0) > most:
             worst = wide.flat[np.abs(wide).argmax()]
             what = f"holds {worst:g}, outside the grid of {bits} bits, -{most}..{most}"

@@ -1,4 +1,4 @@
-"""Typed description of a spiking network: what a checkpoint stores beside its parameters.
+"""Typed description of a spiking network: what a checkpoint stores in addition to its parameters.
 
 A description is written by hand as one line in the notation of the STL-SNN paper,
 ``128C5-BN-LIF-P14-128C5-BN-LIF-P7-FC2048-LIF-FC100-LIF-AvgPool10``:

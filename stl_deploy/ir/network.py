@@ -1,7 +1,7 @@
 """The integer network: what every backend runs, held as plain arrays, carried by ``model.nir``.
 
 A network is a chain of layers. A ``LifLayer`` is a weight matrix or kernel and the neurons behind
-it, which may hear each other through a matrix of their own; an ``OrPool`` fires where any input in
+it, which may be recurrent, through a matrix of their own; an ``OrPool`` fires where any input in
 its window does. The arithmetic of a step is defined in ``hw_sim/reference.py``.
 """
 
@@ -121,11 +121,11 @@ class LifLayer:
             return
         own = () if self.recurrent is None else (self.recurrent.weight,)
         held = [slices.cut(w, self.weight_precision) for w in (self.synapses.weight, *own)]
-        for group, weight, *heard in zip(slices.GROUPS[self.weight_precision], *held, strict=True):
+        for group, weight, *back in zip(slices.GROUPS[self.weight_precision], *held, strict=True):
             yield replace(
                 self,
                 synapses=self.synapses.with_weights(weight),
-                recurrent=Dense(heard[0]) if heard else None,
+                recurrent=Dense(back[0]) if back else None,
                 exp=self.exp + group.exp,
                 weight_precision="8",
             )

@@ -165,15 +165,15 @@ def flatten(in_shape: Shape) -> nir.Flatten:
 def euler(step: Array, gain: Array) -> tuple[Array, Array]:
     """tau and r of a LIF whose step keeps 1 - ``step`` of v and adds ``gain`` times the input.
 
-    Of the float64s beside DT / step and gain * tau / DT those that give ``gain`` back as it is: weights that
+    Of the float64s next to DT / step and gain * tau / DT those that give ``gain`` back as it is: weights that
     are whole numbers meet thresholds exactly, and a last bit would then decide. Arrays of one shape,
     ``step`` above 0.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         best = DT / step, gain / (DT / (DT / step))
         error = np.full(step.shape, np.inf), np.full(step.shape, np.inf)
-        for tau in _beside(best[0]):
-            for r in _beside(gain / (DT / tau)):
+        for tau in _neighbours(best[0]):
+            for r in _neighbours(gain / (DT / tau)):
                 new = abs(DT / tau * r - gain), abs((1 - DT / tau) - (1 - step))
                 better = (new[0] < error[0]) | ((new[0] == error[0]) & (new[1] < error[1]))
                 best = np.where(better, tau, best[0]), np.where(better, r, best[1])
@@ -181,7 +181,7 @@ def euler(step: Array, gain: Array) -> tuple[Array, Array]:
     return best
 
 
-def _beside(values: Array) -> list[Array]:
+def _neighbours(values: Array) -> list[Array]:
     """``values``, and the two float64s above and below each."""
     up, down = np.nextafter(values, np.inf), np.nextafter(values, -np.inf)
     return [values, up, down, np.nextafter(up, np.inf), np.nextafter(down, -np.inf)]
@@ -293,9 +293,9 @@ def inner(graph: nir.NIRGraph) -> dict[str, nir.ir.NIRNode]:
     problems: list[Problem] = []
     following: dict[str, str] = {}
     preceding: dict[str, str] = {}
-    beside = {name for name, _ in recurrent(graph).values()}
+    back = {name for name, _ in recurrent(graph).values()}
     for source, target in graph.edges:
-        if beside & {source, target}:
+        if back & {source, target}:
             continue
         for missing in {source, target} - set(graph.nodes):
             problems.append(Problem(missing, "an edge names this node, but there is none"))
@@ -316,7 +316,7 @@ def inner(graph: nir.NIRGraph) -> dict[str, nir.ir.NIRNode]:
     order: list[str] = [starts[0]]
     while order[-1] in following and len(order) <= len(graph.nodes):
         order.append(following[order[-1]])
-    left = set(graph.nodes) - set(order) - beside
+    left = set(graph.nodes) - set(order) - back
     if left or not isinstance(graph.nodes[order[-1]], nir.Output):
         where = ", ".join(sorted(left)) or order[-1]
         raise LoweringError(Problem(where, "not on a chain from Input to Output"))
@@ -447,13 +447,13 @@ def pair(value: Any) -> Pair:
 
 def verify(graph: nir.NIRGraph) -> None:
     """Raise LoweringError unless every node fits the one before it."""
-    shape, beside = in_shape(graph), recurrent(graph)
+    shape, own = in_shape(graph), recurrent(graph)
     for name, node in inner(graph).items():
         try:
             shape = node_output(name, node, shape)
         except ValueError as error:
             raise LoweringError(Problem(name, str(error))) from None
-        if name in beside and (problems := recurrent_problems(name, *beside[name], shape)):
+        if name in own and (problems := recurrent_problems(name, *own[name], shape)):
             raise LoweringError(problems)
     if shape != out_shape(graph):
         raise LoweringError(

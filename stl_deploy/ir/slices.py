@@ -28,7 +28,7 @@ Sign = Literal["mixed", "excitatory", "inhibitory"]
 Weights = NDArray[np.int8 | np.int16]
 
 SHIFT = 7  # of the high slice
-LOW = 1 << (SHIFT - 1)  # beside a high slice the low one holds -LOW..LOW-1
+LOW = 1 << (SHIFT - 1)  # next to a high slice the low one holds -LOW..LOW-1
 SLICE_BITS = 8
 ALONE = 1 << (SLICE_BITS - 1)  # and without one -ALONE..ALONE-1
 

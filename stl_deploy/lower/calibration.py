@@ -118,9 +118,9 @@ def moments(layer: LifLayer, before: str, recording: Recording) -> Float:
         step = chosen // _places(layer) % steps
         parts = [x]
         if own is not None:
-            heard = np.zeros((n, steps, layer.neurons), np.float32)
-            heard[:, 1:] = next(own).reshape(n, steps, -1)[:, :-1]
-            own_part = _traced(heard, layer.dv, layer.du).reshape(1, n * steps, -1)
+            before_step = np.zeros((n, steps, layer.neurons), np.float32)
+            before_step[:, 1:] = next(own).reshape(n, steps, -1)[:, :-1]
+            own_part = _traced(before_step, layer.dv, layer.du).reshape(1, n * steps, -1)
             parts.append(own_part[:, chosen])
         parts.append(np.broadcast_to(constant[step][:, None], (len(x), len(step), 1)))
         x = np.concatenate(parts, axis=2)
@@ -170,7 +170,7 @@ def compensate(exact: Float, second: Float, steps: Float, most: Float) -> Float:
 
     Returns:
         [O, n] on the grid. Columns are taken by falling mean square, the last one (the bias) last.
-        A weight of exactly zero is no synapse and stays none.
+        A weight of exactly zero is not a synapse and stays zero.
     """
     order = np.append(np.argsort(-np.diag(second)[:-1], kind="stable"), len(second) - 1)
     damped = second + DAMPING * max(np.trace(second) / len(second), 1e-12) * np.eye(len(second))

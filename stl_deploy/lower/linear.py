@@ -180,7 +180,7 @@ def check_size(shape: Shape) -> None:
 
 
 def after(first: Map, second: Map) -> Map:
-    """``second`` of what ``first`` gives. Raises CannotFold where that is no single map."""
+    """``second`` of what ``first`` gives. Raises CannotFold where that is not a single map."""
     if first.kind == "scale" and first.trivial:
         return second
     if second.kind == "scale" and second.trivial:
@@ -192,7 +192,7 @@ def after(first: Map, second: Map) -> Map:
 
 
 def add(one: Map, other: Map) -> Map:
-    """Both of the same input, added up. Raises CannotFold where that is no single map."""
+    """Both of the same input, added up. Raises CannotFold where that is not a single map."""
     combine = ADD.get((one.kind, other.kind))
     total = None if combine is None else combine(one, other)
     if total is None:

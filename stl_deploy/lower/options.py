@@ -69,7 +69,7 @@ def _precision_problems(options: Options, chip: chips.Chip, calib: bool) -> list
         what = f"{given!r} is not one of {', '.join(slices.PRECISIONS)}"
         return [Problem(where, what)]
     problems = [
-        Problem(where, what, "leave that option out, or use --weight-precision split")
+        Problem(where, what, "omit that option, or use --weight-precision split")
         for what in slices.contradictions(given, options.weight_bits, options.weight_exp)
     ]
     exponents = chip.registers.weight_exp_max

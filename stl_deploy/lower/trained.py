@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir import nir_graph as G
 
-TAKEN = "leave it out: the integers are taken as they were trained"
+TAKEN = "omit it: a model trained on integers is exported unchanged"
 AGAIN = "train it again for this chip (stl-train --qat --chip)"
 NEAR = 1e-6  # of a unit; a float64 product of an integer and its unit is nearer
 

@@ -360,7 +360,7 @@ class Fit:
             Problem(
                 self.floats.name,
                 f"has no common threshold to fold to: the lowest of {self.flat.min():.4g} would be "
-                f"less than one unit, beside biases up to {np.abs(self.floats.bias).max():.4g} and "
+                f"less than one unit, with biases up to {np.abs(self.floats.bias).max():.4g} and "
                 f"sums that {self.chip.name} must hold",
                 f"use --thresholds {folding.instead(self.chip)}",
             )
@@ -416,7 +416,7 @@ class Fit:
             Problem(
                 self.floats.name,
                 f"channel {worst} keeps {self._bits(layer):.2f} effective weight bits, at least "
-                f"{least} are needed: beside weights up to {self.peak[worst]:.4g} it has {why}",
+                f"{least} are needed: next to weights up to {self.peak[worst]:.4g} it has {why}",
                 remedy,
             )
         )

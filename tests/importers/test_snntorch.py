@@ -824,7 +824,7 @@ def test_layers_that_are_not_in_the_graph(monkeypatch):
         return found
 
     monkeypatch.setattr(torch_check.float_exec, "run", without)
-    assert "l1: is run by forward and is no part of the graph" in refused(loop(plain), SAMPLE)
+    assert "l1: is run by forward but is not part of the graph" in refused(loop(plain), SAMPLE)
 
 
 @pytest.mark.parametrize(("later", "text"), [(0, "does not run on a"), (5, "runs 5 times on a")])

@@ -440,7 +440,7 @@ def test_official_state_dicts_join(command, tmp_path):
     assert {layer.tau for layer in arch.layers if layer.kind == "lif"} == {0.25}
     code, _, err = command("stl-join", out, out, "-o", tmp_path / "again.pt", "--timesteps", 3)
     assert code == 2
-    assert "leave the option out" in err
+    assert "omit the option" in err
 
 
 def test_files_that_cannot_be_read_are_all_named(command, tmp_path):

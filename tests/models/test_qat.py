@@ -489,7 +489,7 @@ def test_a_tampered_checkpoint_is_refused(kept, tmp_path):
     told = {p.where.split(": ")[1]: p.what for p in caught.value.problems}
     assert set(told) == {"conv1.weight", "conv2.weight", "lif1.scale"}
     assert "8, outside the grid of 4 bits, -7..7" in told["conv1.weight"]
-    assert "no whole number" in told["conv2.weight"]
+    assert "not a whole number" in told["conv2.weight"]
 
 
 def test_integers_have_no_place_in_a_float_checkpoint(tmp_path):

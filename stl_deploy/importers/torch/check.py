@@ -5,8 +5,9 @@ Whatever it misses changes spikes, and what changes spikes is refused here. Ever
 the spikes that the network's own layer before it gave, so that layers answer for themselves alone.
 
 A tie is no difference: from the step on where a neuron of the network, given the same, spikes otherwise in
-float64 with its threshold moved by a ten-millionth, it does not count; nor do those that hear it. What is
-left must hold spikes and silence enough of every layer, or the check says that it proves little.
+float64 with its threshold moved by a ten-millionth, it does not count; nor do those that receive its
+spikes. What is left must hold spikes and silence enough of every layer, or the check says that it proves
+little.
 """
 
 from __future__ import annotations
@@ -174,8 +175,8 @@ class _Guard:
         problems = [
             Problem(
                 name,
-                "is run by forward and is no part of the graph, so that nothing can be said of it",
-                "leave it out of forward, or let what it gives reach what is returned",
+                "is run by forward but is not part of the graph, so nothing can be said about it",
+                "remove it from forward, or let its output reach what is returned",
             )
             for name in steps
             if name not in found

@@ -156,7 +156,7 @@ def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
     if reset != "zero" and convolves:
         wrong.append(
             f"reset_mechanism={reset!r} of a {kind} with conv2d_channels is not supported: what makes "
-            "up for its reset is no convolution; use reset_mechanism='zero' with reset_delay=False"
+            "up for its reset is not a convolution; use reset_mechanism='zero' with reset_delay=False"
         )
     if reset == "subtract":
         if not module.reset_delay:
