@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
+import nir
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
 
+from stl_deploy.errors import InputError, Problem
+from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Reset
 from stl_deploy.ir.notes import (
     Limit,
@@ -170,3 +175,45 @@ class IntegerMeta(_Meta):
                     "not recurrent and is not calibrated"
                 )
         return self
+
+
+def holds_integers(graph: nir.NIRGraph) -> bool:
+    """Whether ``graph`` says that it is an integer network."""
+    data = _json(graph)
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def _json(graph: nir.NIRGraph) -> Any:
+    """What the JSON string of ``graph`` says, None where there is none."""
+    text = graph.metadata.get(G.KEY)
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
+    """The checked JSON string of ``graph``. Raises InputError naming every entry that is wrong."""
+    data = _json(graph)
+    if not holds_integers(graph):
+        raise InputError(
+            Problem(
+                where,
+                "is not an integer network (no stl-deploy metadata)",
+                "give the model.nir that stl-export wrote, not model.float.nir or a portable one",
+            )
+        )
+    try:
+        return IntegerMeta.model_validate(data)
+    except ValidationError as error:
+        raise InputError(
+            [
+                Problem(
+                    f"{where}: metadata {'.'.join(map(str, e['loc']))}",
+                    e["msg"],
+                    "written by another version of stl-deploy?",
+                )
+                for e in error.errors(include_url=False)
+            ]
+        ) from None

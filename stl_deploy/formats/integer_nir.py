@@ -36,19 +36,18 @@ import nir
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import integer_placement
 from stl_deploy.formats.integer_meta import (
-    FORMAT,
     RESETS,
     IntegerMeta,
     LayerMeta,
     PrecisionMeta,
     RoundingMeta,
     Version,
+    read_meta,
 )
 from stl_deploy.formats.nir_io import read
 from stl_deploy.ir import kinds, single, slices
@@ -259,7 +258,7 @@ def _chip(meta: IntegerMeta, where: str) -> chips.Chip:
 
 def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     """Rebuild the integer network. Raises InputError naming everything that is off."""
-    meta = _integer_meta(graph, where)
+    meta = read_meta(graph, where)
     chip = _chip(meta, where)
     problems: list[Problem] = []
     layers: list[Layer] = []
@@ -334,47 +333,6 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
             Problem(
                 f"{where}: placement", str(error), "was the file changed by hand? export it again"
             )
-        ) from None
-
-
-def holds_integers(graph: nir.NIRGraph) -> bool:
-    """Whether ``graph`` says that it is an integer network."""
-    data = _json(graph)
-    return isinstance(data, dict) and data.get("format") == FORMAT
-
-
-def _json(graph: nir.NIRGraph) -> Any:
-    """What the JSON string of ``graph`` says, None where there is none."""
-    text = graph.metadata.get(G.KEY)
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    try:
-        return json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        return None
-
-
-def _integer_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
-    data = _json(graph)
-    if not holds_integers(graph):
-        raise InputError(
-            Problem(
-                where,
-                "is not an integer network (no stl-deploy metadata)",
-                "give the model.nir that stl-export wrote, not model.float.nir or a portable one",
-            )
-        )
-    try:
-        return IntegerMeta.model_validate(data)
-    except ValidationError as error:
-        raise InputError(
-            [
-                Problem(
-                    f"{where}: metadata {'.'.join(map(str, e['loc']))}",
-                    e["msg"],
-                    "written by another version of stl-deploy?",
-                )
-                for e in error.errors(include_url=False)
-            ]
         ) from None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
-from stl_deploy.formats import integer_nir
+from stl_deploy.formats import integer_meta
 from stl_deploy.importers.given import File, Model
 from stl_deploy.ir.nir_graph import KEY
 
@@ -49,7 +49,7 @@ IMPORTERS: dict[str, Importer] = {
     ),
     "integer": Importer(
         "model.nir",
-        lambda file: file.is_nir and integer_nir.holds_integers(file.graph),
+        lambda file: file.is_nir and integer_meta.holds_integers(file.graph),
         "own:read_integers",
         frozenset({"levels"}),
     ),

@@ -68,9 +68,7 @@ SLOW = {*HEAVY, *COMPILERS, "h5py", "nir", "numpy", "pydantic", "scipy", "jinja2
 TABLES: dict[str, str] = {}
 # Classes that are kinds without an attribute ``kind``, by file and by how their names end.
 KINDS = {
-    "stl_deploy/ir/floats.py": ("FloatLayer", "FloatPool"),
-    "stl_deploy/importers/nir/linear.py": ("Diagonal", "Dense", "Conv"),
-    "stl_deploy/lower/blocks.py": ("Block",),
+    "stl_deploy/ir/floats.py": ("FloatLayer",),
     "hw_sim/plans.py": ("Plan",),
 }
 # Where type tests on nodes of NIR may stand.
@@ -78,7 +76,9 @@ NIR_ROOMS = {
     "stl_deploy/ir": "the float network is decoded here",
     "stl_deploy/importers": "reads graphs of any tool",
     "stl_deploy/formats": "reads and writes NIR files",
-    "stl_deploy/lower/passes": "a pass rewrites nodes",
+    "stl_deploy/lower/chain.py": "the one lowering: from the nodes of a graph",
+    "stl_deploy/lower/flow.py": "the same",
+    "stl_deploy/lower/nodes.py": "the same: a table of maps by node, and what is wrong with nodes",
     "stl_deploy/backends/consumers": "its rules are about nodes of any NIR file",
 }
 
