@@ -942,7 +942,9 @@ def test_a_sample_of_the_wrong_axes():
     assert "nothing says how many" in unchecked(net, torch.zeros(1, 5, 20))["sample"]
     assert "sample" not in unchecked(net, torch.zeros(1, 5, 20), timesteps=7)
     text = refused(loop(plain), torch.zeros(10, 20))
-    assert "sample: has the shape (10, 20), which leaves nothing in addition to batch and time" in text
+    assert (
+        "sample: has the shape (10, 20), which leaves nothing in addition to batch and time" in text
+    )
     assert "its shape is (20,)" in refused(loop(plain), torch.zeros(20))
     assert "sample: is not a tensor -> " in refused(loop(plain), [1, 2])
     text = refused(loop(plain), torch.zeros(10, 2, 3, 20))
