@@ -476,7 +476,7 @@ def test_our_own_files_come_back(chip, tmp_path):
 
 
 def braille(n=38):
-    """12-38-7 with currents, a hidden layer that hears itself and hard resets, in the form of nirtorch."""
+    """12-38-7 with currents, a recurrent hidden layer and hard resets, in the form of nirtorch."""
     rng = np.random.default_rng(5)
 
     def cuba(size):

@@ -361,7 +361,7 @@ def test_what_contradicts_the_training_is_refused(kept):
         "calib",
     }
     assert all("trained on integers of 4 bits" in p.what for p in caught.value.problems)
-    with pytest.raises(InputError, match="profiles was asked for"):
+    with pytest.raises(InputError, match="grouped was asked for"):
         quantize(graph, "loihi1", thresholds="grouped")
     quantize(graph, "loihi1", weight_bits=4, thresholds="native")
 
