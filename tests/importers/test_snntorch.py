@@ -218,7 +218,7 @@ def test_images(reset, delay):
 
 @pytest.mark.parametrize("one_to_one", [False, True])
 @pytest.mark.parametrize(("reset", "delay"), [("subtract", True), ("zero", False), ("none", True)])
-def test_layers_that_hear_themselves(reset, delay, one_to_one):
+def test_recurrent_layers(reset, delay, one_to_one):
     agrees(made(Recurrent, reset, delay, one_to_one), raster((12,)))
 
 
@@ -583,7 +583,7 @@ def test_graded_factors_of_each_neuron(recwarn):
 
 
 @pytest.mark.parametrize("reset", ["subtract", "none"])
-def test_convolutions_of_neurons_that_hear_themselves(reset):
+def test_convolutions_of_recurrent_neurons(reset):
     neurons = snn.RLeaky(conv2d_channels=2, kernel_size=3, **ALWAYS, reset_mechanism=reset)
     net = nn.Sequential(nn.Conv2d(1, 2, 3), neurons)
     text = refused(net, torch.rand(1, 1, 6, 6))

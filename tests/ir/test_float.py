@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import stl_deploy
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
@@ -273,6 +274,23 @@ def test_thresholds_met_exactly_fire(tau):
     graph.nodes["lif1"].v_threshold = np.nextafter(graph.nodes["lif1"].v_threshold, np.inf)
     strict = float_exec.run(graph, raster)["lif1"]
     assert (strict != infer(model, torch.from_numpy(raster))["lif1"].numpy()).any()
+
+
+def test_neurons_of_a_checkpoint_stay_neurons():
+    """One weight above every threshold: from another tool that is max pooling, here it is a LIF."""
+    one = {"kind": "conv", "channels": 2, "kernel": (1, 1), "padding": (0, 0), "groups": 2}
+    model = random_net(conv_net(one, LIF), 0)
+    with torch.no_grad():
+        model.get_submodule("conv0").weight.fill_(2)
+        model.get_submodule("lif1").thresh.fill_(0.5)
+    low = lowered(model)
+    assert [type(node).__name__ for node in G.inner(low).values()] == ["Conv2d", "LIF"]
+    again = stl_deploy.from_nir(low)
+    assert [type(node).__name__ for node in G.inner(again).values()] == ["SumPool2d", "Threshold"]
+    raster = random_raster(model.arch, 0)
+    assert_no_mismatch(model, raster)
+    spikes = float_exec.run(low, raster)["lif1"]
+    np.testing.assert_array_equal(float_exec.run(again, raster)["lif1"], spikes)
 
 
 def test_pooling_a_binary_input():
