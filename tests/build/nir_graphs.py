@@ -25,7 +25,7 @@ def chain(*nodes, inputs=(4,), outputs=(3,)):
 
 
 def braille(n=38):
-    """12-38-7 with currents, a hidden layer that hears itself and hard resets, in the form of nirtorch."""
+    """12-38-7 with currents, a recurrent hidden layer and hard resets, in the form of nirtorch."""
     rng = np.random.default_rng(5)
 
     def cuba(size):

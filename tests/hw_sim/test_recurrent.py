@@ -359,11 +359,11 @@ def test_a_bias_in_front_of_a_current_is_refused():
     assert stl_deploy.quantize(graph, chip="ideal").layers[0].du == 2047
 
 
-def image_graph(kernel, node, recurrent=None):
+def image_graph(kernel, node):
     conv = G.conv2d(kernel, np.zeros(2), (1, 3, 3), (1, 1), (0, 0))
     nodes = {"conv": conv, "lif": node, "flat": G.flatten((2, 2, 2))}
     nodes |= {"fc": nir.Linear(weight=np.ones((3, 8))), "out": G.lif(np.ones(3), 2e-4, 2.0)}
-    return graph_of(nodes, (1, 3, 3), 3, recurrent, timesteps=3)
+    return graph_of(nodes, (1, 3, 3), 3, timesteps=3)
 
 
 def image_neurons(leak):
@@ -395,8 +395,10 @@ def test_what_a_convolution_cannot_have():
     assert refused(uneven) == ["lif: v_leak differs between the neurons of a channel"]
     (line,) = refused(image_graph(kernel, image_neurons(0.0)), thresholds="fold")
     assert line.startswith("lif: has a current behind a convolution, which cannot be folded")
-    own = {"lif": ("rec", nir.Linear(weight=np.eye(8)))}
-    (line,) = refused(image_graph(kernel, image_neurons(0.0), own))
+    back = image_graph(kernel, image_neurons(0.0))
+    back.nodes["rec"] = nir.Linear(weight=np.eye(8))
+    back.edges += [("lif", "rec"), ("rec", "lif")]
+    (line,) = refused(back)
     assert line.startswith("rec: leads from lif of shape (2, 2, 2) back to it")
 
 
