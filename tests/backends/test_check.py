@@ -345,7 +345,7 @@ def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):
     assert command("stl-check", path, "--need", "norse")[0] == 0
     code, _, err = command("stl-check", path, "--input", where, "--need", "norse")
     assert code == 1
-    assert "Norse 1.1.0: was not run: lif2: hears" in err
+    assert "Norse 1.1.0: was not run: lif2: receives" in err
 
 
 @pytest.mark.parametrize("last", [None, "fc2"])
