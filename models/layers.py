@@ -248,7 +248,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 class Linear(nn.Linear):
     """``nn.Linear`` over [batch, time, ...]; what follows the time axis is flattened.
 
-    With ``groups`` G, outputs in G equal parts hear one such part of the inputs each, as a
+    With ``groups`` G, each of G equal parts of the outputs receives one such part of the inputs, as a
     convolution's channels do: ``weight`` is [out, in/G].
     """
 

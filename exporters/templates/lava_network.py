@@ -13,7 +13,7 @@ Output: ``spikes/<layer>`` uint8 [N, T, *shape]; with ``--states`` also ``u/<lay
 Inside Lava a population (C, H, W) is held as (W, H, C), all axes reversed. Each Conv, Dense and
 Sparse delays by one step, so layer l works on step t of sample k at Lava's time step k T + t + l + 2
 (Lava counts from 1). The samples run back to back; every layer clears its state when the first
-step of a sample reaches it, and does not hear its own spikes of the sample before.
+step of a sample reaches it, so that recurrent spikes of the sample before do not count.
 """
 
 # mypy: disable-error-code="import-not-found, misc, untyped-decorator"
@@ -212,8 +212,8 @@ class PyThresholdLIF(AbstractPyLifModelFixed):
         return first
 
     def subthr_dynamics(self, activation_in: np.ndarray) -> None:
-        """Current and voltage before the threshold, with what the neurons hear of themselves."""
-        own = self.r_in.recv()  # in every step, or it would be heard in a later one
+        """Current and voltage before the threshold, with the recurrent input."""
+        own = self.r_in.recv()  # in every step, or it would arrive in a later one
         super().subthr_dynamics(activation_in if self.begins() else activation_in + own)
 
     def reset_voltage(self, spike_vector: np.ndarray) -> None:

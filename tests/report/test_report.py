@@ -321,7 +321,7 @@ def test_energy_table(page: Page, activity: Activity):
     unit = numbers.Unit.fitting("J", (e.total_j for e in energies))
     assert table[f"Dynamic ({unit.label})"] == [unit(e.dynamic_j) for e in energies]
     assert table["synop"] == [unit(e.by_event_j["synop"]) for e in energies]
-    assert table["I/O"] == ["not in the profile"] * 3
+    assert table["I/O"] == ["not in the model"] * 3
     assert table[f"Total without I/O ({unit.label})"] == [unit(e.total_j) for e in energies]
     synops = sum(int(layer.synops.sum()) for layer in activity.counts.layers) / SAMPLES
     assert table["Dynamic energy per synop (pJ)"] == [
@@ -504,7 +504,7 @@ def test_parity_without_labels():
 def test_sections_appear_where_there_are_data():
     text = Page(report.render("x", network())).text
     assert "Thresholds" in text
-    for section in ("Activity", "Energy and time", "Parity", "Energy profiles"):
+    for section in ("Activity", "Energy and time", "Parity", "Energy models"):
         assert section not in text
 
 
@@ -512,7 +512,7 @@ def test_ideal_has_neither_cores_nor_energy():
     unlimited = network("ideal", precision={})
     page = Page(report.render("x", unlimited, activity=run(unlimited, profiles=False)))
     assert page.table("Layers in order")["lif2 dense"][4:] == ["6", "-", "-", "1 1,234"]
-    assert "No energy profile was applied" in page.text
+    assert "No energy model was applied" in page.text
     assert "Ideal integer machine has no cores" in page.text
     assert "Accuracy, integer 80.00 %" in page.text
 
