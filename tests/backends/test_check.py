@@ -96,7 +96,7 @@ BROKEN = {
          [("input", "flat"), ("flat", "fc"), *CHAIN[1:]]),
         "flat: flattens dimensions 2 to -1 of (3, 1, 2)",
     ),
-    "not finite": (changed(lif=lif(r=np.full(4, np.nan))), "lif.r: holds what is no finite"),
+    "not finite": (changed(lif=lif(r=np.full(4, np.nan))), "lif.r: contains NaN or infinite"),
     "reset": (changed(lif=lif(metadata={"reset": "half"})), "lif: reset 'half'"),
     "output shape": (
         changed(output=nir.Output({"output": np.array([5])})),
@@ -126,9 +126,9 @@ BROKEN = {
         "lif: gets inputs of shapes (4,) and (5,)",
     ),
     "input hears": ((nodes(a=nir.Linear(np.ones((3, 4)))), [*CHAIN, ("lif", "a"), ("a", "input")]),
-        "input: an input that hears a"),
+        "input: is an input, but receives a"),
     "output feeds": ((nodes(a=square()), [*CHAIN, ("output", "a"), ("a", "lif")]),
-        "output: an output that feeds a"),
+        "output: is an output, but feeds a"),
     "nested weights": (
         (nodes(a=inside(fc=square(2))), [("input", "a"), ("a", "fc"), *CHAIN[1:]]),
         "type mismatch: input.output: [[3]] -> fc.input: [[2]]",
@@ -337,15 +337,15 @@ def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):
     code, out, _ = command("stl-check", path, "--input", where)
     assert code == 0
     assert "spikes that differ" not in out
-    assert "not run: lif2: hears input, lif" in out
+    assert "not run: lif2: receives input, lif" in out
     code, out, _ = command("stl-check", path, "--input", where, "--json")
     data = json.loads(out)
-    assert "lif2: hears input, lif" in data["not_run"][0]
+    assert "lif2: receives input, lif" in data["not_run"][0]
     assert all(row["run"] is None for row in data["consumers"])
     assert command("stl-check", path, "--need", "norse")[0] == 0
     code, _, err = command("stl-check", path, "--input", where, "--need", "norse")
     assert code == 1
-    assert "Norse 1.1.0: was not run: lif2: hears" in err
+    assert "Norse 1.1.0: was not run: lif2: receives" in err
 
 
 @pytest.mark.parametrize("last", [None, "fc2"])
