@@ -92,7 +92,7 @@ class FloatNeurons:
         """The same neurons, in C order, as a population of ``shape``."""
 
         def full(values: Float) -> Float:
-            return np.broadcast_to(values, self.shape).reshape(shape)
+            return np.broadcast_to(values, self.shape).reshape(shape).copy()
 
         return replace(
             self,

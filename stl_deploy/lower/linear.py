@@ -273,7 +273,7 @@ def per_channel(values: Array, shape: Shape, rounding: float = 0.0) -> Array:
     full = _of(values, shape).reshape(shape[0], -1)
     if (np.abs(full - full[:, :1]) > rounding * np.abs(full).max()).any():
         raise CannotFold("its values differ within a channel")
-    return full[:, 0]
+    return full[:, 0].copy()
 
 
 def _of(values: Array, shape: Shape) -> Array:

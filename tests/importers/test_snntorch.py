@@ -362,7 +362,9 @@ def test_what_is_not_understood_is_refused(net, text):
 
 def test_max_pooling_of_currents_is_refused():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), snn.Leaky(beta=0.5, init_hidden=True))
-    assert "max pooling of values that are not spikes" in refused(net, torch.rand(1, 1, 8, 8))
+    assert "max pooling of the values of 0, which are not binary spikes" in refused(
+        net, torch.rand(1, 1, 8, 8)
+    )
 
 
 def test_a_state_dict_that_says_another_reset():
