@@ -34,7 +34,6 @@ from stl_deploy.commands.common import (
 )
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.exporters import TARGETS, NirDialect
-from stl_deploy.importers.given import Given
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.lower.options import Overflow, Thresholds
 
@@ -165,6 +164,7 @@ def export(
     from stl_deploy.exporters.folder import check_out
     from stl_deploy.exporters.folder import export as write
     from stl_deploy.importers import read as models
+    from stl_deploy.importers.given import Given
     from stl_deploy.lower.quantize import quantize
     from stl_deploy.report.sections import render
 

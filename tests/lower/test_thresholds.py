@@ -609,7 +609,7 @@ def test_a_core_with_too_many_thresholds_is_refused(tmp_path):
         (0, [0] * 256, "lif1: its order does not name each neuron once"),
         (0, list(range(255)), "lif1: its order does not name each neuron once"),
         (0, list(range(256))[::-1], "distinct thresholds and loihi1 holds 7"),
-        (1, [0], "pool1: an OR pool's neurons are taken as they come"),
+        (1, [0], "pool1: its order does not name each neuron once"),
     ],
 )
 def test_a_wrong_order_is_refused(tmp_path, layer, order, what):

@@ -423,7 +423,7 @@ def test_the_command_says_what_it_joined(command, tmp_path):
     assert (code, text) == (0, f"{out}: 3 members, 6 neurons vote for each of 10 classes\n")
     code, _, err = command("stl-join", files[0], files[0], "-o", out, "--force")
     assert code == 0
-    assert "more than once" in err
+    assert "given twice votes twice" in err
 
 
 def test_official_state_dicts_join(command, tmp_path):

@@ -181,7 +181,7 @@ def test_other_data_does_not_continue_a_run(folder, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         patch.setattr(train.Trainer, "save", save_and_stop)
         assert command(monkeypatch, *args) == 130
-    assert "--resume continues" in capfd.readouterr().err
+    assert "resume with --resume" in capfd.readouterr().err
     assert command(monkeypatch, *args, "--limit", 40, "--resume") == 2
     assert "data differ" in capfd.readouterr().err
     assert command(monkeypatch, *args, "--resume") == 0
