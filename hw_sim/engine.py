@@ -25,6 +25,7 @@ from stl_deploy.hw_sim import kernels, reference
 from stl_deploy.hw_sim.layouts import memory_shape
 from stl_deploy.hw_sim.plans import PLANS, Bytes, Int64, Plan, core_count
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
+from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, Layer
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import cores
@@ -136,6 +137,8 @@ def _plan(
     network: IntegerNetwork, layer: Layer, steps: int, states: bool, cores: IntArray | None
 ) -> Plan | None:
     """How to run ``layer``, None where the reference has to."""
+    if kinds.unknown_fields(layer):
+        return None
     recurrent = None if layer.recurrent is None else layer.recurrent.kind
     planner = PLANS.get((layer.kind, layer.synapses.kind, recurrent))
     return None if planner is None else planner(network, layer, steps, states, cores)

@@ -471,14 +471,17 @@ def _carried(name: str, facts: str) -> Chip:
 
 @cache
 def _shipped_profiles() -> dict[str, tuple[Chip, Profile]]:
-    chips = [load(name) for name in names()]
-    return {name: (chip, p) for chip in chips for name, p in chip.profiles.items()}
+    found: dict[str, tuple[Chip, Profile]] = {}
+    for chip in map(load, names()):
+        for name, profile in chip.profiles.items():
+            found[name if name not in found else f"{chip.name}/{name}"] = chip, profile
+    return found
 
 
 def profiles(own: Chip | None = None) -> dict[str, tuple[Chip, Profile]]:
     """All energy models by name, with the chip that each belongs to, those of the chip ``own`` included.
 
-    Where one of ``own`` has the name of one that comes with the package, it is called CHIP/NAME.
+    Where two chips have one of the same name, that of the later chip is called CHIP/NAME.
     """
     found = dict(_shipped_profiles())
     if own is not None and own.name not in names():

@@ -1,9 +1,15 @@
-"""Tables keyed by a kind of population or synapses, and what it means that one has no entry."""
+"""Tables keyed by a kind of population or synapses, and what it means that one has no entry.
+
+A field of the neurons that somebody does not know is the same case: it is refused, never left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from stl_deploy.errors import LoweringError, Problem
 
@@ -11,6 +17,16 @@ if TYPE_CHECKING:
     from stl_deploy.ir.network import Layer
 
 _T = TypeVar("_T")
+
+# The fields of a layer that every reader of layers was written for. A new field does not belong here, but
+# in what each reader that carries it passes as ``known``: until then the others refuse it.
+FIELDS = frozenset(
+    {
+        *("name", "synapse_name", "synapses", "input_shape", "shape", "kernel"),
+        *("bias_mant", "bias_exp", "vth", "scale", "exp", "du", "dv", "reset"),
+        *("recurrent", "recurrent_name", "weight_bits", "weight_precision"),
+    }
+)
 
 
 def entry(table: Mapping[str, _T], kind: str, where: str, who: str) -> _T:
@@ -34,15 +50,36 @@ def missing(table: Collection[str], kind: str, where: str, who: str) -> Problem:
     )
 
 
+def unknown_fields(layer: Layer, known: Collection[str] = FIELDS) -> list[str]:
+    """The fields of ``layer`` outside ``known`` that do not hold their default, in their order."""
+    return [
+        field.name
+        for field in fields(layer)
+        if field.name not in known and not np.array_equal(getattr(layer, field.name), field.default)
+    ]
+
+
 def unsupported(
-    layer: Layer, populations: Collection[str], synapses: Collection[str], who: str
+    layer: Layer,
+    populations: Collection[str],
+    synapses: Collection[str],
+    who: str,
+    known: Collection[str] = FIELDS,
 ) -> list[Problem]:
     """Why ``who``, which keeps these two tables, cannot carry ``layer``; empty where it can.
 
-    Of a population of unknown kind nothing else is asked.
+    Of a population of unknown kind nothing else is asked. ``known`` are the fields that it carries, or
+    refuses by itself.
     """
     if layer.kind not in populations:
         return [missing(populations, layer.kind, layer.name, who)]
     if layer.synapses.kind not in synapses:
         return [missing(synapses, layer.synapses.kind, layer.name, who)]
-    return []
+    return [
+        Problem(
+            layer.name,
+            f"{who} does not support the field {name!r} of its neurons",
+            "choose another target or backend",
+        )
+        for name in unknown_fields(layer, known)
+    ]

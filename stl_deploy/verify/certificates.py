@@ -13,7 +13,7 @@ certified at all, and ``certifiers`` says why.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import nir
@@ -25,7 +25,7 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.ir import conv
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir.floats import FloatLayer, FloatNetwork
-from stl_deploy.ir.kinds import entry, missing
+from stl_deploy.ir.kinds import FIELDS, entry, missing, unknown_fields
 from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense, Geometry, Sparse
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS, UNIT
@@ -36,22 +36,7 @@ Bytes = NDArray[np.uint8]
 ROUND = 2.0**-52  # twice what one rounding of a float64 can change, relatively
 EXACT = FRACTION_BITS + 1  # steps in which halving v loses none of its fractional bits
 LARGEST = 2.0**50  # units of v, beyond which float64 would not tell neighbours apart
-KNOWN = {
-    "name",
-    "synapse_name",
-    "synapses",
-    "input_shape",
-    "shape",
-    "bias_mant",
-    "vth",
-    "scale",
-    "weight_bits",
-    "weight_precision",
-    "exp",
-    "bias_exp",
-    "du",
-    "dv",
-}
+KNOWN = FIELDS - {"recurrent", "recurrent_name", "reset"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -383,11 +368,8 @@ def grain(layer: LifLayer, decays: int) -> int:
 
 def _check(layer: LifLayer, floats: FloatLayer) -> None:
     """Raise _NotCovered for a layer that the proof is not about."""
-    for field in fields(layer):
-        if field.name in KNOWN:
-            continue
-        if not _same(getattr(layer, field.name), field.default):
-            raise _NotCovered(f"its {field.name} is not known here")
+    for name in unknown_fields(layer, KNOWN):
+        raise _NotCovered(f"its {name} is not known here")
     if layer.has_current:
         raise _NotCovered("its synaptic current has a memory")
     if not 0 <= layer.dv < DECAY_ONE or not 0 <= layer.exp <= 16 or not 0 <= layer.bias_exp <= 16:
@@ -411,8 +393,3 @@ def _check_geometry(layer: LifLayer, floats: FloatLayer) -> None:
     if mine.weight.shape == floats.weight.shape and mine.geometry == floats.geometry:
         return
     raise _NotCovered("its synapses do not lie where the float layer's do")
-
-
-def _same(value: Any, default: Any) -> bool:
-    """Whether a field holds its default."""
-    return value is default or bool(np.array_equal(value, default))

@@ -37,6 +37,13 @@ class MadeUpSynapses(Dense):
     kind: Any = "made_up"
 
 
+@dataclass(frozen=True)
+class Held(LifLayer):
+    """A LIF with a field that changes what it computes, and that nobody carries."""
+
+    hold: int = 0
+
+
 class Bare:
     """A population with nothing but a kind and a name."""
 
@@ -70,6 +77,27 @@ UNKNOWN = {
     "population": lambda: lif("odd", matrix(), (4,), (4,), MadeUpLayer),
     "synapses": lambda: lif("odd", matrix(MadeUpSynapses), (4,), (4,)),
 }
+
+
+@pytest.mark.parametrize("target", exporters.TARGETS)
+def test_a_target_refuses_a_field_that_it_does_not_know(tmp_path, target):
+    """Left out of the files, it would be another network without a word."""
+    held = lif("odd", matrix(), (4,), (4,), Held)
+    output.export(network(held), target, tmp_path / "as_by_default")
+    with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
+        output.export(network(replace(held, hold=2)), target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    if target in TARGETS:
+        with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
+            exporters.write(network(replace(held, hold=2)), target, tmp_path)
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_a_backend_refuses_a_field_that_it_does_not_know(backend):
+    held = lif("odd", matrix(), (4,), (4,), Held)
+    backends.check((backend,), network(held))
+    with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
+        backends.check((backend,), network(replace(held, hold=2)))
 
 
 def refused(problems: Any, names: set[str]) -> None:

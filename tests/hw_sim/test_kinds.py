@@ -1,6 +1,6 @@
 """A kind of synapses that no table of the simulator has an entry for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.account.energy import Meter, OnChip
 from stl_deploy.hw_sim.account.work import synapses_by_core
-from stl_deploy.ir.network import OrPool
+from stl_deploy.ir.network import LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.loads import hears, tiny
 from tests.build.networks import raster
@@ -47,6 +47,22 @@ def test_the_reference_runs_it(network):
                     name,
                     field,
                 )
+
+
+@dataclass(frozen=True)
+class Held(LifLayer):
+    """A LIF with a field that the kernels do not know."""
+
+    hold: int = 0
+
+
+def test_a_field_that_the_kernels_do_not_know_is_left_to_the_reference():
+    network = tiny()
+    last = network.layers[-1]
+    values = {field.name: getattr(last, field.name) for field in fields(last)}
+    for hold, planned in ((0, True), (2, False)):
+        plan = engine._plan(network, Held(**values, hold=hold), 3, False, None)
+        assert (plan is not None) == planned
 
 
 def test_its_synapses_count_themselves():
