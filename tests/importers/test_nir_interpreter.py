@@ -8,6 +8,7 @@ out: there the last bit may decide. STL_NIR_GRAPHS draws as many graphs.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import stl_deploy
-from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
@@ -358,7 +359,9 @@ def compare(seed, outcomes, folder=None):
         nir_io.write(graph, folder / f"{seed}.nir")
         graph = folder / f"{seed}.nir"
     try:
-        made = stl_deploy.from_nir(graph, dt=draw.dt, timesteps=STEPS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UncheckedWarning)  # most draws state no reset
+            made = stl_deploy.from_nir(graph, dt=draw.dt, timesteps=STEPS)
     except (LoweringError, InputError) as error:
         outcomes.refused.append(seed)
         outcomes.reasons.update({p.what[-70:] for p in error.problems})
