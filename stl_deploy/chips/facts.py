@@ -305,7 +305,7 @@ class Chip(_Table):
                 f"arithmetic {self.arithmetic!r} with state_bits {bits and bits.value}"
             )
         if bits is not None and not 2 <= bits.value <= STATE_BITS_MAX:
-            raise ValueError(f"state_bits {bits.value} is not in 2..{STATE_BITS_MAX}")
+            raise ValueError(f"registers: state_bits {bits.value} is not in 2..{STATE_BITS_MAX}")
         for name, only in (("fraction_bits", FRACTION_BITS), ("decay_bits", DECAY_BITS)):
             if (value := getattr(registers, name).value) != only:
                 raise ValueError(f"{name} {value}; networks are defined for {only}")
@@ -330,7 +330,7 @@ class Chip(_Table):
         }
         missing = [name for name, facts in needed.items() if facts is None]
         if self.profiles and missing:
-            raise ValueError(f"profiles need {', '.join(missing)}")
+            raise ValueError(f"energy models (profiles) need {', '.join(missing)}")
         return self
 
     def input_problems(self, levels: int) -> list[Problem]:

@@ -209,7 +209,7 @@ class Comparison:
     """What is compared, as plain data for whoever works on the batches (a ``spread.Job``).
 
     ``arch`` and ``params`` make the PyTorch model, None where there is none; ``source`` is its graph
-    before the passes. ``keep``: the integer traces are wanted.
+    before it is lowered. ``keep``: the integer traces are wanted.
     """
 
     arch: Architecture | None

@@ -73,7 +73,7 @@ class Audit:
     Args:
         graph: the lowered float graph.
         network: the integer network made from it.
-        source: the graph before the passes, as the float model is computed.
+        source: the graph before it was lowered, as the float model is computed.
     """
 
     def __init__(

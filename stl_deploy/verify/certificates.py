@@ -69,7 +69,7 @@ def certifiers(
 ) -> dict[str, Certifier | str]:
     """What certifies each layer of ``network``, or in words why nothing does.
 
-    ``graph`` is the lowered float graph; ``source`` the one before the passes, where the float model
+    ``graph`` is the lowered float graph; ``source`` the one before it was lowered, where the float model
     is computed as that says: its rounding errors are larger where folding lets terms cancel.
     """
     floats = float_layers.decode(graph)

@@ -87,7 +87,7 @@ def test_an_unknown_name_lists_the_chips_and_says_that_a_path_may_be_given(name)
         ('"mychip"', '"my chip"', "name: String should match pattern '^[A-Za-z0-9]"),
         ('"mychip"', '"../chip"', "name: String should match pattern '^[A-Za-z0-9]"),
         ('"Intel Loihi 2"', '"a\\u001b[2Jb"', "title: String should match pattern"),
-        ("value = 24", "value = 99", "state_bits 99 is not in 2..31"),
+        ("value = 24", "value = 99", "registers: state_bits 99 is not in 2..31"),
         (
             "value = 24",
             'value = "24"',
@@ -173,7 +173,7 @@ def test_energy_models_need_cores_and_a_mesh(tmp_path):
     path = tmp_path / "broken.toml"
     start, end = MINE.index("[mesh]"), MINE.index("[static]")
     path.write_text(MINE[:start] + MINE[end:])
-    assert problems(path) == [f"{path}: profiles need mesh"]
+    assert problems(path) == [f"{path}: energy models (profiles) need mesh"]
 
 
 @pytest.mark.parametrize("name", ["none.toml", "no/where.toml", "folder.toml"])

@@ -1,4 +1,4 @@
-"""The float side: the PyTorch layers, the passes and the float executor mean the same network.
+"""The float side: the PyTorch layers, the lowering and the float executor mean the same network.
 
 The neuron of the official STL-SNN code is written here as three lines of autograd; everything that
 is lowered is compared with the PyTorch model evaluated in float64, spike by spike.
