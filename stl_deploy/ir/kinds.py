@@ -52,10 +52,11 @@ def missing(table: Collection[str], kind: str, where: str, who: str) -> Problem:
 
 def unknown_fields(layer: Layer, known: Collection[str] = FIELDS) -> list[str]:
     """The fields of ``layer`` outside ``known`` that do not hold their default, in their order."""
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(layer)}
     return [
-        field.name
-        for field in fields(layer)
-        if field.name not in known and not np.array_equal(getattr(layer, field.name), field.default)
+        name
+        for name, default in defaults.items()
+        if name not in known and not np.array_equal(getattr(layer, name), default)
     ]
 
 
