@@ -348,7 +348,7 @@ def test_static_energy_shows_the_ends_of_the_range(page: Page, activity: Activit
 def test_energy_of_another_chip_is_said_to_be_that(page: Page):
     assert "made for Intel Loihi 2. The columns of Intel Loihi (first generation) are" in page.text
     assert "no estimate for Intel Loihi 2" in page.text
-    assert "profiles bracket" in page.text
+    assert "models bracket" in page.text
     own = network("loihi1")
     text = Page(report.render("x", own, activity=run(own))).text
     assert "The columns of Intel Loihi 2 are" in text
@@ -454,7 +454,7 @@ def test_energy_without_static_power_or_synops(activity: Activity):
     assert table["Static (nJ)"] == ["not known"]
     assert table["Dynamic energy per synop (pJ)"] == ["-"]
     assert page.table("Dynamic energy by layer")["lif1"] == ["2.00"]
-    assert "profiles bracket" not in page.text
+    assert "models bracket" not in page.text
     assert "middle of the measured range" not in page.text
 
 
