@@ -134,7 +134,7 @@ def test_what_only_the_process_graph_carries_is_the_same_on_lava(python, short):
             assert result.exact, f"seed {seed}: {result}"
 
 
-def test_networks_that_hear_themselves_are_the_same_on_lava(python, short):
+def test_recurrent_networks_are_the_same_on_lava(python, short):
     """Recurrent weights, currents and the reset by subtraction, several samples in a row."""
     print(f"seeds {SEED} to {SEED + NETWORKS - 1}")  # shown when the test fails
     for start in range(SEED, SEED + NETWORKS, AT_ONCE):

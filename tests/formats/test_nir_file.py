@@ -386,7 +386,7 @@ def test_two_nodes_cannot_be_heard_at_once(newer):
         nir_file.from_nir(graph)
 
 
-def test_neurons_hear_themselves_through_a_linear_node_alone(newer):
+def test_neurons_are_recurrent_through_a_linear_node_alone(newer):
     graph = nir.read(newer)
     weight = graph.nodes["rec"].weight
     for node in (nir.Affine(weight=weight, bias=np.zeros(12)), nir.Scale(scale=np.ones(12))):

@@ -116,7 +116,7 @@ def test_single_connections_at_the_edge(levels, vth):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_working_networks_that_hear_themselves(seed):
+def test_working_recurrent_networks(seed):
     """Also with currents and the soft reset; no layer of these needs the reference."""
     network, raster = draw(seed, recurrent=True)
     cores = random_cores(np.random.default_rng(seed), network)
