@@ -41,8 +41,10 @@ from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim import simulate as sim
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture, Lif, MaxPool
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.models.net import STLNet
 
@@ -252,7 +254,7 @@ def ten_million() -> IntegerNetwork:
                 np.ones(after),
             )
         )
-    return IntegerNetwork("loihi2", 100, (sizes[0],), 1, tuple(layers), Readout(10, 1))
+    return chain_view.of("loihi2", 100, (sizes[0],), 1, tuple(layers), Readout(10, 1))
 
 
 def memory(folder: Path) -> bool:

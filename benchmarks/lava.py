@@ -43,7 +43,9 @@ from stl_deploy.backends import netx as netx_backend
 from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import simulate as sim
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.synapses import Dense
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
@@ -82,7 +84,7 @@ def dense_case() -> tuple[IntegerNetwork, Spikes]:
         )
         for i, (before, after) in enumerate(itertools.pairwise((784, 256, 100, 10)))
     ]
-    network = IntegerNetwork("loihi2", 4, (784,), 1, tuple(layers), Readout(10, 1))
+    network = chain_view.of("loihi2", 4, (784,), 1, tuple(layers), Readout(10, 1))
     return network, (rng.random((SAMPLES, 4, 784)) < 0.2).astype(np.uint8)
 
 

@@ -22,7 +22,8 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Conv
 
 ZOO = Path(__file__).parents[1] / "models" / "zoo"

@@ -30,7 +30,8 @@ from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntegerNetwork, synapse_count
+from stl_deploy.ir.chain import synapse_count
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.models.net import STLNet
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -40,7 +40,9 @@ from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account.energy import Energy, Meter, OnChip
 from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.notes import Placement
 from stl_deploy.ir.synapses import Conv, Dense, IntArray
 
@@ -83,7 +85,7 @@ def small(steps: int) -> IntegerNetwork:
         return rng.integers(1, 100, shape).astype(np.int8)
 
     conv = Conv(weights(8, 1, 5, 5), (1, 1), (2, 2), (1, 1), 1)
-    return IntegerNetwork(
+    return chain_view.of(
         "loihi1",
         steps,
         (1, 28, 28),

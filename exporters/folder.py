@@ -27,7 +27,8 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, synapse_count
+from stl_deploy.ir.chain import Layer, LifLayer, OrPool, synapse_count
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Placement
 from stl_deploy.report.sections import render
 from stl_deploy.version import __version__

@@ -36,7 +36,8 @@ from stl_deploy.exporters import loihi_layers
 from stl_deploy.files import atomic
 from stl_deploy.files import write as write_file
 from stl_deploy.ir import kinds, slices
-from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.slices import Sign
 from stl_deploy.ir.synapses import Shape, Synapses
 

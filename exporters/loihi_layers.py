@@ -17,7 +17,8 @@ from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.ir import kinds, slices
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.chain import Layer, LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Conv, Synapses
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.

@@ -24,7 +24,8 @@ from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.exporters import loihi_layers
 from stl_deploy.files import write as write_file
 from stl_deploy.ir import kinds
-from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import FRACTION_BITS

@@ -11,7 +11,8 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.exporters import onnx_graph, onnx_step, onnx_sums
 from stl_deploy.ir import kinds
-from stl_deploy.ir.network import IntegerNetwork, Layer
+from stl_deploy.ir.chain import Layer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Synapses
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
 

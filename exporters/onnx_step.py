@@ -20,7 +20,8 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.exporters import onnx_sums
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.ir import kinds
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool
+from stl_deploy.ir.chain import LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import DECAY_ONE, FRACTION_BITS, UNIT
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.ir import kinds
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse
 from stl_deploy.ir.units import FRACTION_BITS
 

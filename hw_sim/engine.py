@@ -26,7 +26,8 @@ from stl_deploy.hw_sim.layouts import memory_shape
 from stl_deploy.hw_sim.plans import PLANS, Bytes, Int64, Plan, core_count
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
 from stl_deploy.ir import kinds
-from stl_deploy.ir.network import IntegerNetwork, Layer
+from stl_deploy.ir.chain import Layer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import cores
 

@@ -17,7 +17,8 @@ from stl_deploy.hw_sim import kernels, lanes
 from stl_deploy.hw_sim.account.windows import Windows
 from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.hw_sim.layouts import LAYOUTS, Layout, dense, memory_order, memory_shape
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.chain import Layer, LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import IntArray, Sparse
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS

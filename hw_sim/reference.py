@@ -3,18 +3,20 @@
 Units: a weight is an integer; u and v carry six fractional bits; vth counts 64 units of v. One
 time step of one neuron, as Loihi and Lava's ``fixed_pt`` model take it (docs/numerics.md):
 
-    a   = (sum of w * s_in  +  sum of w_recurrent * s) << exp
+    a   = sum over its connections of (sum of w * s) << exp
     u'  = wrap32( u * (4096 - (du + 1)) / 4096, toward zero  +  wrap32(a << 6) ), wrapped once into M
     v'  = saturate( wrap32( v * (4096 - dv) / 4096, toward zero  +  u' + (bias_mant << bias_exp) ) )
     s'  = v' > vth << 6;   where s':  v' = 0, or with reset "subtract" v' - (vth << 6)
 
-s_in are the inputs of this step, s the layer's own spikes of the step before. u, v and s are 0 before
-the first step of every sample. du = 4095 remembers no current, any other du makes a CUBA neuron.
+s is what the connection's source sends in the step that lies the connection's delay before this one.
+Populations step in the network's order, so that a spike crosses connections without a delay in its own
+step. u, v and s are 0 before the first step of every sample. du = 4095 remembers no current, any other du
+makes a CUBA neuron.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,22 +25,10 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips.arithmetic import decay, fire, step_current, step_voltage
-from stl_deploy.ir.network import IntegerNetwork, Layer
-from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.network import Connection, IntegerNetwork, Population, Raster, Readout
+from stl_deploy.ir.synapses import IntArray, Shape
 
 Int64 = NDArray[np.int64]
-
-
-def accumulate(layer: Layer, spikes: IntArray, levels: int = 1) -> Int64:
-    """a [N, *shape] for inputs 0..levels [N, *input_shape]: the weighted sum, shifted by ``exp``."""
-    return layer.synapses.sums(spikes, levels).reshape(-1, *layer.shape) << layer.exp
-
-
-def feed_back(layer: Layer, spikes: NDArray[Any]) -> Int64:
-    """What the layer's own ``spikes`` [N, *shape] of the step before add to a [N, *shape]."""
-    if layer.recurrent is None:
-        return np.zeros(spikes.shape, np.int64)
-    return layer.recurrent.sums(spikes).reshape(-1, *layer.shape) << layer.exp
 
 
 @dataclass
@@ -58,6 +48,14 @@ class LayerTrace:
     v: IntArray | None = None
     active_by_core: Int64 | None = None
 
+    @classmethod
+    def zeros(cls, shape: Shape, size: tuple[int, int], states: bool, wide: bool) -> LayerTrace:
+        """Room for [N, T] steps of a population of ``shape``; ``wide`` states are of 64 bits."""
+        kind, full = np.int64 if wide else np.int32, (*size, *shape)
+        u, v = (np.zeros(full, kind), np.zeros(full, kind)) if states else (None, None)
+        counts = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        return cls(np.zeros(full, np.uint8), *counts, u, v)
+
 
 class ByCore:
     """Sums over the neurons of each core, for neurons [*shape] whose cores are ``cores`` [neurons]."""
@@ -75,65 +73,71 @@ class ByCore:
         return total
 
 
-def run_lif(
-    layer: Layer,
-    inputs: IntArray,
-    chip: chips.Chip,
-    levels: int = 1,
-    states: bool = False,
-    cores: IntArray | None = None,
-) -> LayerTrace:
-    """Run a layer on inputs [N, T, *input_shape]; the state starts at zero for every sample.
+class _Run:
+    """A population on its way through the steps of all samples, its state in ``u`` and ``v``.
 
-    An OR pool is a LIF too (``network.OrPool``). ``cores`` int [neurons] numbers each neuron's core within
-    the layer, for ``active_by_core``.
+    ``arrived`` int64 [N, T, *shape] is what comes from outside the part that it runs with, known
+    before the first step; ``within`` are its connections from inside it.
     """
-    n, steps = inputs.shape[:2]
-    size = (n, steps, *layer.shape)
-    a = accumulate(layer, inputs.reshape(-1, *layer.input_shape), levels).reshape(size)
-    trace = LayerTrace(
-        np.zeros(size, np.uint8), np.zeros((n, steps), np.int64), np.zeros((n, steps), np.int64)
-    )
-    if states:
-        wide = np.int64 if chip.state_limit is None else np.int32
-        trace.u, trace.v = np.zeros(size, wide), np.zeros(size, wide)
-    by_core = None if cores is None else ByCore(cores)
-    if by_core is not None:
-        trace.active_by_core = np.zeros((n, steps, by_core.cores), np.int64)
-    axes = tuple(range(1, len(layer.shape) + 1))
-    too_large = (1 << 62) if chip.accumulator_limit is None else chip.accumulator_limit
-    bias, vth = layer.bias, layer.vth
-    u = v = np.zeros((n, *layer.shape), np.int64)
-    s = np.zeros((n, *layer.shape), np.bool_)
-    for t in range(steps):
-        now = a[:, t] + feed_back(layer, s)
-        active = (decay(u, layer.du + 1) != 0) | (v != 0) | (now != 0) | (bias != 0)
-        u, wrapped = step_current(u, now, layer.du, chip.state_limit)
-        v, saturated = step_voltage(v, u, bias, layer.dv, chip.state_limit)
-        v, s = fire(v, vth, layer.reset)
-        trace.spikes[:, t] = s
+
+    def __init__(
+        self,
+        network: IntegerNetwork,
+        population: Population,
+        size: tuple[int, int],
+        states: bool,
+        cores: IntArray | None,
+    ) -> None:
+        self.network, self.population = network, population
+        self.chip = chips.of(network)
+        self.trace = LayerTrace.zeros(population.shape, size, states, self.chip.state_limit is None)
+        self.by_core = None if cores is None else ByCore(cores)
+        if self.by_core is not None:
+            self.trace.active_by_core = np.zeros((*size, self.by_core.cores), np.int64)
+        self.u = self.v = np.zeros((size[0], *population.shape), np.int64)
+        self.arrived = np.zeros((*size, *population.shape), np.int64)
+        self.within: list[Connection] = []
+
+    def hear(self, sent: Mapping[str, IntArray], part: Sequence[Population]) -> None:
+        """Add up what comes from outside ``part``, all steps at once."""
+        inside = {population.name for population in part}
+        samples, steps = self.arrived.shape[:2]
+        for c in self.network.into(self.population.name):
+            if c.source in inside:
+                self.within.append(c)
+            elif c.delay < steps:
+                early = sent[c.source][:, : steps - c.delay]
+                flat = early.reshape(-1, *early.shape[2:])
+                sums = c.sums(flat, self.network.levels(c.source))
+                self.arrived[:, c.delay :] += sums.reshape(samples, -1, *self.population.shape)
+
+    def step(self, t: int, sent: Mapping[str, IntArray]) -> None:
+        """Step ``t``, after that of all populations of the part that stand before this one."""
+        a, neurons, limit = self.arrived[:, t], self.population.neurons, self.chip.state_limit
+        for c in self.within:
+            if t >= c.delay:
+                sums = c.sums(sent[c.source][:, t - c.delay], 1)
+                a = a + sums.reshape(a.shape)
+        active = (
+            (decay(self.u, neurons.du + 1) != 0) | (self.v != 0) | (a != 0) | (neurons.bias != 0)
+        )
+        self.u, wrapped = step_current(self.u, a, neurons.du, limit)
+        v, saturated = step_voltage(self.v, self.u, neurons.bias, neurons.dv, limit)
+        self.v, s = fire(v, neurons.vth, neurons.reset)
+        most = (1 << 62) if self.chip.accumulator_limit is None else self.chip.accumulator_limit
+        self._write(t, s, active, (np.abs(a) >= most) | wrapped | saturated)
+
+    def _write(
+        self, t: int, spikes: NDArray[np.bool_], active: NDArray[np.bool_], over: NDArray[np.bool_]
+    ) -> None:
+        trace, axes = self.trace, tuple(range(1, spikes.ndim))
+        trace.spikes[:, t] = spikes
         trace.active[:, t] = active.sum(axes)
-        if by_core is not None and trace.active_by_core is not None:
-            trace.active_by_core[:, t] = by_core(active.reshape(n, -1))
-        trace.overflow[:, t] = ((np.abs(now) >= too_large) | wrapped | saturated).sum(axes)
+        trace.overflow[:, t] = over.sum(axes)
+        if self.by_core is not None and trace.active_by_core is not None:
+            trace.active_by_core[:, t] = self.by_core(active.reshape(len(active), -1))
         if trace.u is not None and trace.v is not None:
-            trace.u[:, t], trace.v[:, t] = u, v
-    return trace
-
-
-def run_layer(
-    network: IntegerNetwork,
-    layer: Layer,
-    inputs: IntArray,
-    states: bool = False,
-    cores: IntArray | None = None,
-) -> LayerTrace:
-    """Run one layer of ``network`` on the spikes of the layer before it.
-
-    With ``cores`` (the core of each neuron, C order) active neurons are counted by core too.
-    """
-    levels = network.input_limit(layer)
-    return run_lif(layer, inputs, chips.of(network), levels, states, cores)
+            trace.u[:, t], trace.v[:, t] = self.u, self.v
 
 
 @dataclass
@@ -146,20 +150,58 @@ class Trace:
 
 def run(
     network: IntegerNetwork,
-    raster: IntArray,
+    raster: Raster,
     states: bool = False,
     cores: Mapping[str, IntArray] | None = None,
 ) -> Trace:
-    """Run ``network`` on a raster [N, T, *input_shape], all samples at once.
+    """Run ``network`` on a raster [N, T, *input_shape], or one by input, all samples at once.
 
-    ``cores`` holds, for each layer that ``active_by_core`` is wanted of, the core of every neuron:
-    int [neurons], in C order, counted from 0 within the layer.
+    ``cores`` holds, for each population that ``active_by_core`` is wanted of, the core of every neuron:
+    int [neurons], in C order, counted from 0 within the population.
     """
+    sent: dict[str, IntArray] = network.rasters(raster)
+    size = next(iter(sent.values())).shape[:2]
     trace = Trace()
-    spikes: IntArray = raster
-    for layer in network.layers:
-        own = None if cores is None else cores.get(layer.name)
-        trace.layers[layer.name] = run_layer(network, layer, spikes, states, own)
-        spikes = trace.layers[layer.name].spikes
-    trace.predictions = network.readout.predict(spikes)
+    for part in network.parts:
+        runs = [
+            _Run(network, population, size, states, (cores or {}).get(population.name))
+            for population in part
+        ]
+        sent |= {run.population.name: run.trace.spikes for run in runs}
+        for run in runs:
+            run.hear(sent, part)
+        for t in range(size[1]):
+            for run in runs:
+                run.step(t, sent)
+        trace.layers |= {run.population.name: run.trace for run in runs}
+    trace.layers = {p.name: trace.layers[p.name] for p in network.populations}
+    trace.predictions = network.readout.predict(trace.layers[network.readout.source].spikes)
     return trace
+
+
+# Until every room reads the graph.
+def run_layer(network, layer, inputs, states=False, cores=None):  # type: ignore[no-untyped-def]
+    alone = network.alone(layer.name)
+    given = None if cores is None else {layer.name: cores}
+    return run(alone, inputs, states, given).layers[layer.name]
+
+
+def run_lif(layer, inputs, chip, levels=1, states=False, cores=None):  # type: ignore[no-untyped-def]
+    from stl_deploy.ir import chain
+
+    readout = Readout(1, layer.neurons)
+    net = chain.of(
+        chip.name,
+        inputs.shape[1],
+        layer.input_shape,
+        levels,
+        (layer,),
+        readout,
+        chip_facts=chips.carried(chip),
+    )
+    given = None if cores is None else {layer.name: cores}
+    return run(net, inputs, states, given).layers[layer.name]
+
+
+def accumulate(layer, spikes, levels=1):  # type: ignore[no-untyped-def]
+    return layer.synapses.sums(spikes, levels).reshape(-1, *layer.shape) << layer.exp

@@ -31,7 +31,7 @@ from stl_deploy.ir.arch import Architecture, Quantized
 from stl_deploy.ir.conv import Pair
 from stl_deploy.ir.floats import FloatLayer
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
 from stl_deploy.lower.chain import lower

@@ -27,7 +27,8 @@ from stl_deploy.hw_sim.account.mesh import Link, Mesh
 from stl_deploy.hw_sim.account.work import LayerWork, Work
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.network import IntegerNetwork, Layer
+from stl_deploy.ir.chain import Layer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Placement
 from stl_deploy.ir.synapses import IntArray
 

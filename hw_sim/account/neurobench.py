@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.ir import slices
-from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import IntArray
 
 # Horowitz 2014, "Computing's energy problem", ISSCC, doi:10.1109/ISSCC.2014.6757323: at 45 nm a 32 bit

@@ -19,7 +19,8 @@ from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.account.counters import Columns, Population, Table, one_hot
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.ir.network import IntegerNetwork, Layer
+from stl_deploy.ir.chain import Layer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Placement
 from stl_deploy.ir.synapses import IntArray
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir.network import Reset
+from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
@@ -20,7 +20,7 @@ def wrap32(x: Int64) -> Int64:
     return ((x + (1 << 31)) & ((1 << 32) - 1)) - (1 << 31)
 
 
-def decay(x: Int64, constant: int) -> Int64:
+def decay(x: Int64, constant: Each) -> Int64:
     """x * (4096 - constant) / 4096, truncated toward zero."""
     magnitude: Int64 = (np.abs(x) * (DECAY_ONE - constant)) >> DECAY_BITS
     return np.where(x < 0, -magnitude, magnitude)
@@ -36,7 +36,9 @@ def kept_current(du: int) -> float:
     return (FORGETS - du) / DECAY_ONE
 
 
-def step_current(u: Int64, a: Int64, du: int, limit: int | None) -> tuple[Int64, NDArray[np.bool_]]:
+def step_current(
+    u: Int64, a: Int64, du: Each, limit: int | None
+) -> tuple[Int64, NDArray[np.bool_]]:
     """The current after one step, and where it overflowed. ``limit`` is M, None for chip ideal."""
     if limit is None:
         return decay(u, du + 1) + (a << FRACTION_BITS), np.zeros(u.shape, np.bool_)
@@ -46,7 +48,7 @@ def step_current(u: Int64, a: Int64, du: int, limit: int | None) -> tuple[Int64,
 
 
 def step_voltage(
-    v: Int64, u: Int64, bias: Int64, dv: int, limit: int | None
+    v: Int64, u: Int64, bias: Int64, dv: Each, limit: int | None
 ) -> tuple[Int64, NDArray[np.bool_]]:
     """The voltage after one step, before the threshold, and where it saturated."""
     v = decay(v, dv) + u + bias

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips.arithmetic import decay
 from stl_deploy.chips.facts import Chip
-from stl_deploy.ir.network import Layer, LifLayer
+from stl_deploy.ir.chain import Layer, LifLayer
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
 Int64 = NDArray[np.int64]

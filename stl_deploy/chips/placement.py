@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 from stl_deploy.chips.facts import Chip, Packing
 from stl_deploy.errors import Problem
 from stl_deploy.ir import wiring
-from stl_deploy.ir.network import IntegerNetwork, Layer
+from stl_deploy.ir.chain import Layer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic, LayerPlacement, Limit, Placement
 
 LIMITS: tuple[Limit, ...] = get_args(Limit)

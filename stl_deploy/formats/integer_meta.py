@@ -18,7 +18,7 @@ from pydantic import (
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Reset
+from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.notes import (
     Limit,
     Lowering,

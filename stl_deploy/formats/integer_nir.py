@@ -50,9 +50,11 @@ from stl_deploy.formats.integer_meta import (
     read_meta,
 )
 from stl_deploy.formats.nir_io import read
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import kinds, single, slices
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir.chain import Layer, LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.notes import Diagnostic, Precision, Rounding
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse, Synapses
@@ -306,7 +308,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
         )
     if problems:
         raise InputError(problems)
-    network = IntegerNetwork(
+    network = chain_view.of(
         chip=chip.name,
         chip_facts=chips.carried(chip),
         timesteps=meta.timesteps,

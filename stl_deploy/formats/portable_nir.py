@@ -36,7 +36,8 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import decode
-from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import (
     DECAY_BITS,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Reset
+from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.synapses import Shape
 
 Float = NDArray[np.float64]

@@ -14,7 +14,7 @@ import numpy as np
 from stl_deploy.errors import LoweringError, Problem
 
 if TYPE_CHECKING:
-    from stl_deploy.ir.network import Layer
+    from stl_deploy.ir.chain import Layer
 
 _T = TypeVar("_T")
 

@@ -1,210 +1,141 @@
 """The integer network: what every backend runs, held as plain arrays, carried by ``model.nir``.
 
-A network is a chain of layers. A ``LifLayer`` is a weight matrix or kernel and the neurons behind
-it, which may be recurrent, through a matrix of their own; an ``OrPool`` fires where any input in
-its window does. The arithmetic of a step is defined in ``hw_sim/reference.py``.
+Populations of neurons, and connections between them. Any number of connections lead into a population, from
+inputs, from other populations and from itself; what arrives is added up. The arithmetic of a step is defined
+in ``hw_sim/reference.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir import slices
+from stl_deploy.ir import order, slices
+from stl_deploy.ir.neurons import Neurons
 from stl_deploy.ir.notes import Diagnostic, Lowering, Placement, Precision, Rounding
-from stl_deploy.ir.slices import WeightPrecision, Weights
-from stl_deploy.ir.synapses import (
-    Conv,
-    Dense,
-    IntArray,
-    Pair,
-    Shape,
-    Synapses,
-)
-from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
+from stl_deploy.ir.slices import WeightPrecision
+from stl_deploy.ir.synapses import IntArray, Shape, Synapses
 
-Reset = Literal["zero", "subtract"]
+Raster = IntArray | Mapping[str, IntArray]
 
 
 @dataclass(frozen=True)
-class LifLayer:
-    """Synapses and the LIF neurons behind them. A channel of ``Sparse`` synapses is one neuron.
+class Input:
+    """Values that come from outside in every step.
 
     Attributes:
-        name: of the neurons, as in the PyTorch model; ``synapse_name`` of the weights.
-        input_shape, shape: of the population before and of this one, without batch and time.
-        exp: weights count 2^exp; the accumulator receives ``(w @ s) << exp``.
-        recurrent: [neurons, neurons], from the neurons' own spikes of the step before, of a flat
-            population; added to the same sum, so that unit and ``exp`` are those of ``synapses``.
-        recurrent_name: of its weights, "" without.
-        reset: what a spike does to v: "zero", or "subtract" vth << 6.
-        bias_mant, bias_exp: int32 [O], one a channel; added to v every step as mant << exp.
-        du, dv: decay constants of current and voltage, 0..4095 (see hw_sim/reference.py).
-        vth: int32 of ``shape``; fires where v > vth << 6.
-        scale: float64 [O], the float value of 64 units of v (of one unit of vth), a channel.
-        weight_bits: the grid of the weights, +-(2^(bits-1) - 1) at precision "8".
-        weight_precision: how a chip stores a weight and what its grid is (``slices.py``); weights are
-            int8 at "8", else int16.
+        shape: of one step's values.
+        levels: the largest magnitude of a value; 1 for spikes.
+        signed: whether values go down to -levels, not to 0.
+        held: whether one frame is read in every step, so that a raster has a single one.
+    """
+
+    shape: Shape
+    levels: int = 1
+    signed: bool = False
+    held: bool = False
+
+    @property
+    def lowest(self) -> int:
+        """The lowest value."""
+        return -self.levels if self.signed else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Neurons, ``shape`` without batch and time; ``name`` is that of the PyTorch module."""
+
+    name: str
+    shape: Shape
+    neurons: Neurons
+
+    @property
+    def size(self) -> int:
+        """How many neurons."""
+        return math.prod(self.shape)
+
+    @property
+    def kind(self) -> Literal["lif", "or"]:
+        """That of its neurons."""
+        return self.neurons.kind
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """Synapses from an input or a population to a population.
+
+    Attributes:
+        name: of the weights. Connections that share their weights share it; those into one population
+            from one source differ in it.
+        source, target: names; the source may be the target itself.
+        exp: weights count 2^exp: the target receives ``(w @ s) << exp``.
+        bits: the grid of the weights, +-(2^(bits-1) - 1) at precision "8".
+        precision: how a chip stores a weight and what its grid is (``slices.py``); weights are int8 at
+            "8", else int16.
+        delay: steps that a spike waits; at least 1 on a way from a population back to itself.
     """
 
     name: str
-    synapse_name: str
+    source: str
+    target: str
     synapses: Synapses
-    input_shape: Shape
-    shape: Shape
-    bias_mant: NDArray[np.int32]
-    vth: NDArray[np.int32]
-    scale: NDArray[np.float64]
-    weight_bits: int = 8
     exp: int = 0
-    bias_exp: int = FRACTION_BITS
-    du: int = FORGETS
-    dv: int = DECAY_ONE // 2
-    recurrent: Dense | None = None
-    recurrent_name: str = ""
-    reset: Reset = "zero"
-    weight_precision: WeightPrecision = "8"
-
-    kind: ClassVar[Literal["lif"]] = "lif"
+    bits: int = 8
+    precision: WeightPrecision = "8"
+    delay: int = 0
 
     @property
-    def bias(self) -> NDArray[np.int64]:
-        """What is added to v every step, int64, broadcastable to ``shape``."""
-        return self.per_neuron(self.bias_mant.astype(np.int64) << self.bias_exp)
-
-    def per_neuron(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Values of the channels [O], broadcastable to ``shape``."""
-        if len(values) == self.neurons:
-            return values.reshape(self.shape)
-        return values.reshape(-1, *[1] * (len(self.shape) - 1))
-
-    @property
-    def neurons(self) -> int:
-        """Size of the population."""
-        return math.prod(self.shape)
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from all others."""
+        return self.name, self.source, self.target
 
     @property
     def grid_bits(self) -> float:
         """Effective bits of a weight at the end of the grid."""
-        return slices.effective_bits(slices.largest(self.weight_precision, self.weight_bits))
+        return slices.effective_bits(slices.largest(self.precision, self.bits))
 
     @property
     def stored_weights(self) -> int:
-        """Numbers that are not zero, recurrent ones included; one of a kernel counts once.
+        """Numbers that are not zero; one of a kernel counts once, one of two slices twice."""
+        return int(slices.synapses(self.synapses.weight, self.precision).sum())
 
-        A weight of two slices is two where neither is zero.
+    def sums(self, values: IntArray, levels: int) -> NDArray[np.int64]:
+        """What ``values`` [N, *source] within -levels..levels add to the target: int64 [N, neurons]."""
+        return self.synapses.sums(values, levels).reshape(len(values), -1) << self.exp
+
+    def groups(self) -> Iterator[Connection]:
+        """The connection with the weights of each group of synapses alone, one after the other.
+
+        Their weights, each counted with its own ``exp``, add up to those of this one.
         """
-        own = 0 if self.recurrent is None else self._synapses_of(self.recurrent.weight).sum()
-        return int(self._synapses_of(self.synapses.weight).sum() + own)
-
-    def _synapses_of(self, weight: Weights) -> NDArray[np.int64]:
-        return slices.synapses(weight, self.weight_precision)
-
-    @property
-    def has_current(self) -> bool:
-        """Whether the neurons remember a current from step to step (CUBA)."""
-        return self.du != FORGETS
-
-    def groups(self) -> Iterator[LifLayer]:
-        """The layer with the weights of each group of synapses alone, one after the other.
-
-        Their weights, each counted with the ``exp`` of its layer, add up to those of this one.
-        """
-        if self.weight_precision == "8":
+        if self.precision == "8":
             yield self
             return
-        own = () if self.recurrent is None else (self.recurrent.weight,)
-        held = [slices.cut(w, self.weight_precision) for w in (self.synapses.weight, *own)]
-        for group, weight, *back in zip(slices.GROUPS[self.weight_precision], *held, strict=True):
-            yield replace(
-                self,
-                synapses=self.synapses.with_weights(weight),
-                recurrent=Dense(back[0]) if back else None,
-                exp=self.exp + group.exp,
-                weight_precision="8",
-            )
-
-
-@dataclass(frozen=True)
-class OrPool:
-    """Max pooling of binary spikes: one compartment a window, firing in the step its input fires.
-
-    It answers as a ``LifLayer`` does, as what it is on a chip: neurons that forget everything and have
-    a threshold of zero behind weights of one. Its windows tile the plane.
-    """
-
-    name: str
-    synapse_name: str
-    input_shape: Shape
-    shape: Shape
-    kernel: Pair
-
-    kind: ClassVar[Literal["or_pool"]] = "or_pool"
-    weight_bits: ClassVar[int] = 1
-    grid_bits: ClassVar[float] = 1
-    weight_precision: ClassVar[WeightPrecision] = "8"
-    exp: ClassVar[int] = 0
-    bias_exp: ClassVar[int] = FRACTION_BITS
-    du: ClassVar[int] = FORGETS
-    dv: ClassVar[int] = FORGETS
-    recurrent: ClassVar[None] = None
-    recurrent_name: ClassVar[str] = ""
-    reset: ClassVar[Reset] = "zero"
-
-    @cached_property
-    def synapses(self) -> Conv:
-        """A weight of one for each neuron of a window."""
-        ones = np.ones((self.shape[0], 1, *self.kernel), np.int8)
-        return Conv(ones, self.kernel, (0, 0), (1, 1), self.shape[0])
-
-    @property
-    def bias_mant(self) -> NDArray[np.int32]:
-        """int32 [C], all zero."""
-        return np.zeros(self.shape[0], np.int32)
-
-    @property
-    def bias(self) -> NDArray[np.int64]:
-        """int64, all zero, broadcastable to ``shape``."""
-        return np.zeros((1,) * len(self.shape), np.int64)
-
-    @property
-    def has_current(self) -> bool:
-        """Whether the neurons remember a current: they do not."""
-        return False
-
-    @property
-    def vth(self) -> NDArray[np.int32]:
-        """int32 of ``shape``, all zero."""
-        return np.zeros(self.shape, np.int32)
-
-    @property
-    def neurons(self) -> int:
-        """Size of the population."""
-        return math.prod(self.shape)
-
-    def groups(self) -> Iterator[OrPool]:
-        """See ``LifLayer``; the weights of a pool are one group."""
-        yield self
-
-
-Layer = LifLayer | OrPool
+        held = slices.cut(self.synapses.weight, self.precision)
+        for group, weight in zip(slices.GROUPS[self.precision], held, strict=True):
+            synapses = self.synapses.with_weights(weight)
+            yield replace(self, synapses=synapses, exp=self.exp + group.exp, precision="8")
 
 
 @dataclass(frozen=True)
 class Readout:
-    """The host's part: class k is the mean over neurons k*population .. (k+1)*population-1 and time."""
+    """The host's part: class k is the mean over neurons k*population .. (k+1)*population-1 and time.
+
+    ``source`` names the population whose spikes are counted.
+    """
 
     classes: int
     population: int
+    source: str = ""
 
     def votes(self, spikes: IntArray) -> NDArray[np.int64]:
-        """Spike counts [N, classes] of the last layer's spikes [N, T, ...]."""
+        """Spike counts [N, classes] of the source's spikes [N, T, ...]."""
         counts = spikes.reshape(*spikes.shape[:2], -1).sum(axis=1, dtype=np.int64)
         votes: NDArray[np.int64] = counts.reshape(len(spikes), self.classes, self.population).sum(
             axis=2
@@ -217,22 +148,22 @@ class Readout:
         return best
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IntegerNetwork:
     """The whole network, with what NIR cannot say.
 
-    ``input_shape`` is that of one step's input; ``input_levels`` its largest value (1: binary).
-    ``lowering`` says how thresholds were brought to the chip, ``lowering_reason`` why so, and
-    ``rounding`` what it cost each layer (``grouped``). ``placement`` is that on ``chip``, None
-    where the chip has no cores. ``chip_facts`` is the JSON of a chip's facts where the chip does not come
-    with the package (``chips/facts.py``).
+    Populations stand in an order in which connections without a delay lead forward. ``lowering`` says how
+    thresholds were brought to the chip, ``lowering_reason`` why so, and ``rounding`` what it cost each
+    population (``grouped``). ``placement`` is that on ``chip``, None where the chip has no cores.
+    ``chip_facts`` is the JSON of a chip's facts where the chip does not come with the package
+    (``chips/facts.py``).
     """
 
     chip: str
     timesteps: int
-    input_shape: Shape
-    input_levels: int
-    layers: tuple[Layer, ...]
+    inputs: Mapping[str, Input]
+    populations: tuple[Population, ...]
+    connections: tuple[Connection, ...]
     readout: Readout
     lowering: Lowering = "native"
     lowering_reason: str = ""
@@ -242,41 +173,189 @@ class IntegerNetwork:
     placement: Placement | None = None
     chip_facts: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for what is no network."""
+        order.check(
+            list(self.inputs),
+            [population.name for population in self.populations],
+            [(c.key, c.source, c.target, c.delay) for c in self.connections],
+        )
+
+    @cached_property
+    def by_name(self) -> dict[str, Population]:
+        """The populations by name."""
+        return {population.name: population for population in self.populations}
+
+    @cached_property
+    def _into(self) -> dict[str, tuple[Connection, ...]]:
+        return {n: tuple(c for c in self.connections if c.target == n) for n in self.by_name}
+
+    @cached_property
+    def _out_of(self) -> dict[str, tuple[Connection, ...]]:
+        names = [*self.inputs, *self.by_name]
+        return {n: tuple(c for c in self.connections if c.source == n) for n in names}
+
+    def into(self, population: str) -> tuple[Connection, ...]:
+        """The connections that lead into a population."""
+        return self._into[population]
+
+    def out_of(self, source: str) -> tuple[Connection, ...]:
+        """The connections that lead out of an input or a population."""
+        return self._out_of[source]
+
+    def shape(self, name: str) -> Shape:
+        """The shape of an input or a population."""
+        return self.inputs[name].shape if name in self.inputs else self.by_name[name].shape
+
+    def size(self, name: str) -> int:
+        """How many values an input, or neurons a population, has."""
+        return math.prod(self.shape(name))
+
+    def span(self, source: str) -> tuple[int, int]:
+        """The lowest and the highest value that an input or a population sends."""
+        if source in self.inputs:
+            given = self.inputs[source]
+            return given.lowest, given.levels
+        return 0, 1
+
+    def levels(self, source: str) -> int:
+        """The largest magnitude that an input or a population sends: 1 for spikes."""
+        return self.span(source)[1]
+
+    @cached_property
+    def parts(self) -> tuple[tuple[Population, ...], ...]:
+        """Populations that run together step by step, sources first.
+
+        The populations of a loop are one part; every other population is a part of its own.
+        """
+        ways = [(c.source, c.target) for c in self.connections]
+        return tuple(
+            tuple(self.by_name[name] for name in part)
+            for part in order.parts(list(self.by_name), ways)
+        )
+
+    @cached_property
+    def depth(self) -> dict[str, int] | None:
+        """Hops from the inputs, which are at 0, to each population; None where no depths serve.
+
+        A spike needs a step for a hop. So a connection leads down by at most ``1 + delay``, and what it does
+        not need of that, ``waits``, the chip has to wait. Around a loop of fewer steps of delay than hops
+        no depths do that.
+        """
+        ways = [(c.source, c.target, c.delay) for c in self.connections]
+        return order.depths(list(self.inputs), list(self.by_name), ways)
+
     @property
-    def lif_layers(self) -> tuple[LifLayer, ...]:
-        """The layers with weights."""
-        return tuple(layer for layer in self.layers if layer.kind == "lif")
+    def hops(self) -> int:
+        """The depth of the deepest population. Raises ValueError where no depths serve."""
+        return max(self._depths().values())
+
+    def waits(self, connection: Connection) -> int:
+        """Steps that a spike waits on a chip, besides the hop. Raises ValueError where no depths serve."""
+        depth = self._depths()
+        return depth[connection.target] - depth[connection.source] + connection.delay - 1
+
+    def _depths(self) -> dict[str, int]:
+        if self.depth is None:
+            raise ValueError("a loop has fewer steps of delay than hops")
+        return self.depth
+
+    @property
+    def weighted(self) -> tuple[Population, ...]:
+        """The populations with neurons of their own: all but the pools."""
+        return tuple(population for population in self.populations if population.kind != "or")
 
     @property
     def weight_precision(self) -> str:
-        """How weights are stored; those of its layers with commas between where they differ."""
-        return ", ".join(dict.fromkeys(layer.weight_precision for layer in self.lif_layers))
+        """How weights are stored; with commas between where connections differ."""
+        found = (c.precision for c in self.connections if self.by_name[c.target].kind != "or")
+        return ", ".join(dict.fromkeys(found))
 
-    def input_limit(self, layer: Layer) -> int:
-        """Largest value on the inputs of ``layer``: 1 for spikes, ``input_levels`` at the first."""
-        return self.input_levels if layer is self.layers[0] else 1
+    def rasters(self, given: Raster) -> dict[str, IntArray]:
+        """What arrives at each input in each step, [N, T, *shape]: views where a frame is held.
+
+        ``given`` is a raster for each input by name, or the raster of the only one; one of an input that
+        is held has a single step. Raises ValueError for others.
+        """
+        by_name = given if isinstance(given, Mapping) else dict.fromkeys(self.inputs, given)
+        if set(by_name) != set(self.inputs) or (by_name is not given and len(self.inputs) != 1):
+            raise ValueError(f"rasters are needed for {', '.join(self.inputs)}, one for each")
+        steps = [by_name[n].shape[1] for n, port in self.inputs.items() if not port.held]
+        count = steps[0] if steps else self.timesteps
+        found: dict[str, IntArray] = {}
+        for name, port in self.inputs.items():
+            x = by_name[name]
+            if x.shape[1] != (1 if port.held else count):
+                raise ValueError(f"{name}: {x.shape[1]} steps, not {1 if port.held else count}")
+            x = x.reshape(*x.shape[:2], *port.shape)
+            found[name] = np.broadcast_to(x, (len(x), count, *port.shape)) if port.held else x
+        return found
+
+    # Until every room reads the graph: the chain that it is.
+    @cached_property
+    def layers(self):  # type: ignore[no-untyped-def]
+        from stl_deploy.ir import chain
+
+        return chain.layers_of(self)
+
+    @property
+    def lif_layers(self):  # type: ignore[no-untyped-def]
+        return tuple(layer for layer in self.layers if layer.kind == "lif")
+
+    @property
+    def input_shape(self):  # type: ignore[no-untyped-def]
+        (given,) = self.inputs.values()
+        return given.shape
+
+    @property
+    def input_levels(self):  # type: ignore[no-untyped-def]
+        (given,) = self.inputs.values()
+        return given.levels
+
+    def input_limit(self, layer):  # type: ignore[no-untyped-def]
+        return self.input_levels if layer.name == self.populations[0].name else 1
+
+    def alone(self, name: str) -> IntegerNetwork:
+        """A population with what leads into it: its sources are inputs, but for itself."""
+        into = self.into(name)
+        inputs = {
+            c.source: self.inputs.get(c.source, Input(self.shape(c.source)))
+            for c in into
+            if c.source != name
+        }
+        population = self.by_name[name]
+        return replace(
+            self,
+            inputs=inputs,
+            populations=(population,),
+            connections=into,
+            readout=Readout(population.size, 1, name),
+            rounding={},
+            precision={},
+            diagnostics=(),
+            placement=None,
+        )
+
+    def changed(self, *others: Population | Connection) -> IntegerNetwork:
+        """The network with ``others`` in the place of those of their name (and source and target)."""
+        populations = {p.name: p for p in others if isinstance(p, Population)}
+        connections = {c.key: c for c in others if isinstance(c, Connection)}
+        return replace(
+            self,
+            populations=tuple(populations.get(p.name, p) for p in self.populations),
+            connections=tuple(connections.get(c.key, c) for c in self.connections),
+        )
 
 
-def synapse_count(layer: Layer) -> int:
-    """Stored, non-zero, in-bounds synapses of ``layer``, recurrent ones included.
-
-    A weight of two slices is two synapses where neither is zero.
-    """
-    return int(in_bounds_synapses(layer).sum()) + int(recurrent_synapses(layer).sum())
+def synapse_count(network: IntegerNetwork, connection: Connection) -> int:
+    """Stored, non-zero, in-bounds synapses of ``connection``; a weight of two slices is up to two."""
+    return int(fan_out(network, connection).sum())
 
 
-def recurrent_synapses(layer: Layer) -> NDArray[np.int64]:
-    """Stored, non-zero synapses that leave each neuron for its own layer: int64 of ``shape``."""
-    if layer.recurrent is None:
-        return np.zeros(layer.shape, np.int64)
-    stored = slices.synapses(layer.recurrent.weight, layer.weight_precision)
-    count: NDArray[np.int64] = stored.sum(axis=0)
-    return count.reshape(layer.shape)
-
-
-def in_bounds_synapses(layer: Layer) -> NDArray[np.int64]:
-    """Stored, non-zero, in-bounds synapses that leave each input neuron: int64 of ``input_shape``."""
-    total = np.zeros(layer.input_shape, np.int64)
-    for group in layer.groups():
-        total += group.synapses.fan_out(layer.input_shape)
+def fan_out(network: IntegerNetwork, connection: Connection) -> NDArray[np.int64]:
+    """Stored, non-zero, in-bounds synapses that leave each neuron of the source: int64 of its shape."""
+    shape = network.shape(connection.source)
+    total = np.zeros(shape, np.int64)
+    for group in connection.groups():
+        total += group.synapses.fan_out(shape)
     return total

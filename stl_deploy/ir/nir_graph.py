@@ -24,7 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.ir.network import Reset
+from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.ir.units import MAX_STEPS
 

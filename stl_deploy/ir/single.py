@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import conv, slices
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Geometry, Shape, Sparse
 from stl_deploy.ir.units import FRACTION_BITS
 

@@ -289,7 +289,73 @@ class Sparse:
         return self.weight, self.row, self.column
 
 
-Synapses = Conv | Dense | Sparse
+@dataclass(frozen=True, eq=False)
+class OneToOne:
+    """From each input to the neuron in the same place: weight [n], in C order."""
+
+    weight: Weights
+
+    kind: Literal["one_to_one"] = "one_to_one"
+
+    @property
+    def geometry(self) -> None:
+        """See ``Conv``: there is no kernel."""
+        return
+
+    def sums(self, spikes: IntArray, _levels: int = 1) -> Int64:
+        """The weighted inputs [N, n] of inputs [N, ...]."""
+        product: Int64 = spikes.reshape(len(spikes), -1).astype(np.int64) * self.weight
+        return product
+
+    def row_sums(self, values: Int64) -> Int64:
+        """``values`` of the stored weights, for each neuron: int64 [n]."""
+        return values
+
+    def with_weights(self, weight: Weights) -> OneToOne:
+        """The same synapses with other weights, of the same shape."""
+        return replace(self, weight=weight)
+
+    def scaled(self, unit: Float) -> csr_array[np.float64]:
+        """The weights times ``unit``, [n] or of each channel, as a sparse matrix float64 [n, n]."""
+        values = self.weight * np.repeat(unit, len(self.weight) // len(unit))
+        at = np.arange(len(values))
+        return csr_array((values, (at, at)), shape=(len(values), len(values)))
+
+    def into(self, neuron: int, inputs: IntArray, _index: IntArray) -> Int64:
+        """The weights [n] that lead from ``inputs`` [n] to a neuron, zero where there is none."""
+        held: Int64 = np.where(inputs == neuron, self.weight[neuron].astype(np.int64), 0)
+        return held
+
+    def fan_out(self, input_shape: Shape) -> Int64:
+        """Stored, non-zero synapses that leave each input: int64 of ``input_shape``."""
+        return (self.weight != 0).astype(np.int64).reshape(input_shape)
+
+    def entries(self, _input_shape: Shape, _shape: Shape) -> Entries:
+        """(neuron, input), each in C order, of every stored, non-zero synapse."""
+        at = np.flatnonzero(self.weight).astype(np.int32)
+        return at, at
+
+    def fan_out_into(
+        self, part: IntArray, parts: int, input_shape: Shape, shape: Shape
+    ) -> csr_array:
+        """``fan_out`` by the part [neurons] of the population that they lead to: int32 [parts, inputs]."""
+        return _into(part, parts, self.entries(input_shape, shape), len(self.weight))
+
+    def possible(self, _input_shape: Shape) -> int:
+        """Synapses, those whose weight is zero included."""
+        return self.weight.size
+
+    def parameters(self, _input_shape: Shape) -> int:
+        """Weights of the model, zeros included."""
+        return self.weight.size
+
+    @property
+    def arrays(self) -> tuple[IntArray, ...]:
+        """Everything that has to be stored of these synapses."""
+        return (self.weight,)
+
+
+Synapses = Conv | Dense | OneToOne | Sparse
 
 
 def _into(part: IntArray, parts: int, entries: Entries, inputs: int) -> csr_array:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir.network import Layer
+from stl_deploy.ir.chain import Layer
 from stl_deploy.ir.synapses import Conv, Dense, Pair, Shape, Sparse
 
 Int = NDArray[np.integer[Any]]

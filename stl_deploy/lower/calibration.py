@@ -30,10 +30,12 @@ from scipy.linalg import solve_triangular
 from stl_deploy.chips.arithmetic import kept_current, kept_voltage
 from stl_deploy.chips.facts import Chip
 from stl_deploy.hw_sim.engine import Engine
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.conv import windows
 from stl_deploy.ir.floats import FloatNetwork
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.ir.units import FORGETS
 
@@ -232,7 +234,7 @@ def _by_distance(by: int) -> tuple[int, int]:
 
 def _alone(layer: LifLayer, chip: Chip, levels: int, recording: Recording) -> IntegerNetwork:
     """A network of this layer only."""
-    return IntegerNetwork(
+    return chain_view.of(
         chip=chip.name,
         timesteps=recording.inputs.shape[1],
         input_shape=layer.input_shape,

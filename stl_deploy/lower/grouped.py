@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import placement
 from stl_deploy.chips.facts import Chip
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import wiring
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
+from stl_deploy.ir.chain import Layer, LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import LayerPlacement, Placement, Rounding
 
 Int64 = NDArray[np.int64]
@@ -114,8 +116,8 @@ def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerN
         if layer.kind == "lif":
             layer, rounding[layer.name] = _round(layer, placed.layers[layer.name], held)
         layers.append(layer)
-    lowered = replace(
-        network, layers=tuple(layers), lowering="grouped", rounding=rounding, placement=None
+    lowered = chain_view.with_layers(
+        network, tuple(layers), lowering="grouped", rounding=rounding, placement=None
     )
     return replace(lowered, placement=placement.again(lowered, chip, placed))
 

@@ -32,11 +32,13 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import float_nir
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import slices
 from stl_deploy.ir.float_neurons import Float
 from stl_deploy.ir.floats import FloatLayer, FloatNetwork, decode
-from stl_deploy.ir.network import IntegerNetwork, Layer, OrPool, Readout
+from stl_deploy.ir.chain import Layer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.notes import Diagnostic, Lowering, Precision
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.units import FORGETS
@@ -160,7 +162,7 @@ def quantize(
         precision[given.name] = how
     if calib is not None:
         diagnostics.append(_fitted_to(recording))
-    network = IntegerNetwork(
+    network = chain_view.of(
         chip=facts.name,
         chip_facts=chips.carried(facts),
         timesteps=meta.timesteps,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stl_deploy.hw_sim.account.energy import Traffic
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.report.numbers import Unit, count, significant
 
 if TYPE_CHECKING:

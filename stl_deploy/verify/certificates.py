@@ -26,7 +26,8 @@ from stl_deploy.ir import conv
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir.floats import FloatLayer, FloatNetwork
 from stl_deploy.ir.kinds import FIELDS, entry, missing, unknown_fields
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool
+from stl_deploy.ir.chain import Layer, LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Conv, Dense, Geometry, Sparse
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS, UNIT
 from stl_deploy.verify import intervals

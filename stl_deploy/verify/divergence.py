@@ -20,7 +20,8 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem, StlError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
+from stl_deploy.ir.chain import Layer, LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import UNIT
 from stl_deploy.verify import certificates

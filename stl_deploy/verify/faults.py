@@ -21,7 +21,8 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
 from stl_deploy.ir.floats import FloatLayer
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
+from stl_deploy.ir.chain import Layer, LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import slices
-from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 
 Noise = Literal["pixel", "gaussian", "drop"]
 VTH_MAX = (1 << 31) - 1  # of int32; a chip's own limit is below it
@@ -64,7 +66,7 @@ def drift_network(
     rng = np.random.default_rng(seed)
     drifted = {layer.name: _drifted(layer, sigma, of, rng) for layer in network.lif_layers}
     layers = tuple(drifted.get(layer.name, layer) for layer in network.layers)
-    return replace(network, layers=layers)
+    return chain_view.with_layers(network, layers)
 
 
 def _factors(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> NDArray[np.float64]:

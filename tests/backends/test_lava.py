@@ -37,7 +37,9 @@ from stl_deploy.formats.nir_io import write as write_nir
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.formats.raster import save as save_raster
-from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_networks
@@ -188,8 +190,8 @@ def test_random_networks_mind_what_they_hear_of_themselves():
             replace(n, reset="zero") if isinstance(n, LifLayer) else n for n in network.layers
         )
 
-        without += differs(replace(network, layers=quiet), spikes, right)
-        reset += differs(replace(network, layers=hard), spikes, right)
+        without += differs(chain_view.with_layers(network, quiet), spikes, right)
+        reset += differs(chain_view.with_layers(network, hard), spikes, right)
         carried += any(
             did.spikes[:-1, -1].any() and layer.recurrent is not None
             for layer, did in zip(network.layers, right.values(), strict=True)
@@ -235,7 +237,7 @@ def test_a_spike_of_the_sample_before_is_not_heard_on_lava(python):
     assert (expected == spikes).all()
     assert agreement.measure("lava", network, spikes).exact
     silent = replace(layer, recurrent=Dense(np.zeros((3, 3), np.int8)))
-    assert agreement.measure("lava", replace(network, layers=(silent,)), spikes).exact
+    assert agreement.measure("lava", chain_view.with_layers(network, (silent,)), spikes).exact
 
 
 def run_many(python, tool, drawn, folder):
@@ -783,7 +785,7 @@ def test_an_ideal_network_goes_where_it_fits(python, parity, net, model, raster,
         else layer
         for layer in network.layers
     )
-    write_nir(to_nir(replace(network, layers=layers)), large)
+    write_nir(to_nir(chain_view.with_layers(network, layers)), large)
     code, _, err = parity(model, large, *args)
     assert code == 1
     assert "threshold vth" in err

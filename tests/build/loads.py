@@ -14,7 +14,8 @@ import numpy as np
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import LifLayer, Readout
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import Readout
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.nets import recurrent_synapses, synapses
 from tests.build.networks import chain, lif, pool, recurrent, weights

@@ -13,7 +13,8 @@ import torch
 
 import stl_deploy
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.network import IntegerNetwork, Layer, OrPool
+from stl_deploy.ir.chain import Layer, OrPool
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Dense, Sparse
 from stl_deploy.models.net import STLNet
 from tests.build.networks import values

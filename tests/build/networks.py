@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer, OrPool, Readout
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import Layer, LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses
 
 Shape = tuple[int, ...]
@@ -91,7 +93,7 @@ def chain(
 ) -> IntegerNetwork:
     """The layers one behind the other; every neuron of the last is a class of its own."""
     readout = Readout(layers[-1].neurons, 1) if readout is None else readout
-    return IntegerNetwork(chip, steps, layers[0].input_shape, levels, layers, readout, **fields)
+    return chain_view.of(chip, steps, layers[0].input_shape, levels, layers, readout, **fields)
 
 
 def weights(
@@ -115,13 +117,13 @@ def recurrent(
         weight = weights(rng, layer.neurons, layer.neurons, low=low, high=high, zeros=0.33)
         return replace(layer, recurrent=Dense(weight), recurrent_name="rec")
 
-    return replace(network, layers=tuple(map(own, network.layers)))
+    return chain_view.with_layers(network, tuple(map(own, network.layers)))
 
 
 def changed(network: IntegerNetwork, name: str, **fields: Any) -> IntegerNetwork:
     """``network`` with other fields of the layer ``name``."""
     layers = tuple(replace(n, **fields) if n.name == name else n for n in network.layers)
-    return replace(network, layers=layers)
+    return chain_view.with_layers(network, layers)
 
 
 def random_cores(rng: np.random.Generator, network: IntegerNetwork) -> dict[str, NDArray[np.int64]]:

@@ -21,8 +21,10 @@ from stl_deploy.backends.consumers import file as consumer_file
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import IntegerNetwork, LifLayer
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.lower.chain import lower
 from stl_deploy.models.net import STLNet
@@ -69,7 +71,7 @@ def uniform(net: IntegerNetwork) -> IntegerNetwork:
         else layer
         for layer in net.layers
     ]
-    return replace(net, layers=tuple(layers), placement=None)
+    return chain_view.with_layers(net, tuple(layers), placement=None)
 
 
 IN_DOCS = {

@@ -22,7 +22,8 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io, raster
 from stl_deploy.hw_sim import simulate
-from stl_deploy.ir.network import LifLayer, OrPool
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.files import change_meta
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, recurrent_synapses, synapses
@@ -169,7 +170,7 @@ def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
     if folded:
         rng = np.random.default_rng(seed)
         layers = [single(rng, n) if isinstance(n, LifLayer) else n for n in network.layers]
-        network = replace(network, layers=tuple(layers))
+        network = chain_view.with_layers(network, tuple(layers))
     over = None if stretch is None else {n.name: stretch for n in network.lif_layers}
     placed = placement.place(network, chip, over)
     assert placed == placement.place(network, chip, over)
@@ -317,7 +318,7 @@ def dense_pair(rng, inputs=40, hidden=30, outputs=20):
 
 def eight_bits(network):
     layers = tuple(replace(layer, weight_bits=8) for layer in network.layers)
-    return replace(network, layers=layers)
+    return chain_view.with_layers(network, layers)
 
 
 @pytest.mark.parametrize(

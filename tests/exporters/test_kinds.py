@@ -17,7 +17,9 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.exporters import folder as output
 from stl_deploy.exporters import netx
 from stl_deploy.formats import integer_nir, portable_nir
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.synapses import Conv, Dense
 
 TARGETS = [name for name, entry in exporters.TARGETS.items() if entry.module]
@@ -70,7 +72,7 @@ def network(*unknown: Any) -> IntegerNetwork:
         lif("lif2", matrix(), (1, 2, 2), (4,)),
         *unknown,
     )
-    return IntegerNetwork("loihi2", 2, (1, 4, 4), 1, layers, Readout(4, 1))
+    return chain_view.of("loihi2", 2, (1, 4, 4), 1, layers, Readout(4, 1))
 
 
 UNKNOWN = {

@@ -31,8 +31,10 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import nir_graph as graphs
-from stl_deploy.ir.network import IntegerNetwork, Layer, LifLayer
+from stl_deploy.ir.chain import Layer, LifLayer
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.verify import against_reference, check
 from tests.build.networks import after, chain, lif, pool, raster, weights
@@ -496,7 +498,7 @@ def test_an_unused_bias_exponent_is_no_problem_for_netx(tmp_path):
 
 def test_netx_refuses_a_graded_sum_that_it_adds_in_32_bits(tmp_path):
     weight = np.ones((1, 40_000), np.int8)
-    net = replace(one_dense(weight), input_levels=255)
+    net = chain_view.with_layers(one_dense(weight), one_dense(weight).layers, input_levels=255)
     (line,) = problems(loihi.write, net, tmp_path)
     assert line.startswith("network.net (netx), fc: a scaled sum can reach 2611200000")
     lava.write(net, tmp_path)
@@ -526,7 +528,11 @@ WIDE = np.array([[1]], np.int8)
             "fc (fc_w): the neurons behind a dense layer have shape (1, 1, 1)",
         ),
         (
-            replace(one_dense(np.full((1, 34_000), 127, np.int8)), input_levels=255),
+            chain_view.with_layers(
+                one_dense(np.full((1, 34_000), 127, np.int8)),
+                one_dense(np.full((1, 34_000), 127, np.int8)).layers,
+                input_levels=255,
+            ),
             "fc (fc_w): a sum can reach 1101090000; Lava's Dense adds in 32 bits",
         ),
         (

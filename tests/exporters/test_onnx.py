@@ -35,6 +35,7 @@ from stl_deploy.formats.integer_nir import to_nir
 from stl_deploy.formats.nir_io import write as write_nir
 from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Readout
@@ -268,11 +269,11 @@ def test_layers_may_be_called_anything():
     network, raster = loaded(np.random.default_rng(5), "loihi2")
     names = ("input", "by_time", "u", "votes")
     layers = zip(network.layers, names, strict=True)
-    network = replace(network, layers=tuple(replace(n, name=name) for n, name in layers))
+    network = chain_view.with_layers(network, tuple(replace(n, name=name) for n, name in layers))
     assert compared(network, raster).exact
     names = ("input_by_time", "lif_by_time", "lif", "readout.groups")
     layers = zip(network.layers, names, strict=True)
-    network = replace(network, layers=tuple(replace(n, name=name) for n, name in layers))
+    network = chain_view.with_layers(network, tuple(replace(n, name=name) for n, name in layers))
     assert compared(network, raster).exact
 
 
@@ -468,7 +469,7 @@ def test_an_export_says_what_it_is(net, model, tmp_path):
 def test_what_cannot_be_carried_is_named_at_once(tmp_path):
     network, _ = loaded(np.random.default_rng(0), "ideal")
     first, pool, single, last = network.layers
-    broken = replace(
+    broken = chain_view.with_layers(
         network,
         input_levels=256,
         readout=Readout(3, 4),
@@ -524,7 +525,7 @@ def test_sums_just_below_the_limit_are_right(kind):
         conv = Conv(weight, (1, 1), (0, 0), (1, 1), 1)
         cut = {"input_shape": shape, "shape": (1, 1, 1), "vth": layer.vth.reshape(1, 1, 1)}
         layer = replace(layer, synapses=conv, **cut)
-        network = replace(network, input_shape=shape, layers=(layer,))
+        network = chain_view.with_layers(network, (layer,), input_shape=shape)
     assert not onnx_limits.problems(network)
     raster = np.full((1, 2, *network.input_shape), 127, np.uint8)
     got = onnx_backend.Session(network).run(raster)
@@ -574,7 +575,7 @@ def test_parity_sees_a_model_that_differs(command, model, lowered, raster, monke
 
     def wrong(network):
         layers = [replace(n, vth=n.vth // 2) if n.name == "lif4" else n for n in network.layers]
-        return true_scan(replace(network, layers=tuple(layers)))
+        return true_scan(chain_view.with_layers(network, tuple(layers)))
 
     monkeypatch.setattr(exporter, "scan", wrong)
     args = (model, lowered, "--input", raster, "--backend", "onnx", "--json")

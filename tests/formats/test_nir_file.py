@@ -18,7 +18,8 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
 from tests.build.nets import quantized, random_net, random_spikes
@@ -224,7 +225,7 @@ def test_any_network_comes_back(case):
         replace(n, dv=max(n.dv, n.du < 4095)) if isinstance(n, LifLayer) else n
         for n in before.layers
     ]
-    before = replace(before, layers=tuple(layers))
+    before = chain_view.with_layers(before, tuple(layers))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "m.nir"
         nir_io.write(nir_file.to_nir(before), path)
@@ -399,13 +400,13 @@ def test_what_nir_cannot_say_is_not_written():
     net = remembering()
     first, second = net.layers
     image = replace(second, shape=(6, 1, 1), recurrent=Dense(np.zeros((6, 6), np.int8)))
-    broken = replace(net, layers=(replace(first, dv=0), image))
+    broken = chain_view.with_layers(net, (replace(first, dv=0), image))
     with pytest.raises(LoweringError) as error:
         nir_file.to_nir(broken)
     assert [p.where for p in error.value.problems] == ["lif1", "lif2"]
     assert "dv 0" in str(error.value)
     assert "is recurrent and has shape (6, 1, 1)" in str(error.value)
-    pool = replace(net, layers=(first, replace(second, du=0)))
+    pool = chain_view.with_layers(net, (first, replace(second, du=0)))
     assert nir_file.from_nir(nir_file.to_nir(pool)).layers[1].du == 0
 
 
@@ -413,7 +414,7 @@ def test_a_folded_convolution_has_no_current(tmp_path):
     folded = quantized(chip="loihi2", thresholds="fold")
     current = replace(folded.layers[0], du=100)
     with pytest.raises(LoweringError, match="folded convolution into neurons with a current"):
-        nir_file.to_nir(replace(folded, layers=(current, *folded.layers[1:])))
+        nir_file.to_nir(chain_view.with_layers(folded, (current, *folded.layers[1:])))
     graph = nir_file.to_nir(folded)
     lif = graph.nodes["lif1"]
     gain = 4096 / 101

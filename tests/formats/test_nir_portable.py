@@ -17,6 +17,7 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.lower.chain import lower
@@ -42,7 +43,7 @@ def written(graph, tmp_path):
 def test_where_nothing_is_inexact_the_equations_give_the_integers(seed, tmp_path):
     network, raster = random_networks.draw(seed)
     if nir_portable.inexact(network):
-        network = replace(network, layers=tuple(map(halving, network.layers)))
+        network = chain_view.with_layers(network, tuple(map(halving, network.layers)))
     assert not nir_portable.inexact(network)
     found = float_exec.run(written(nir_portable.from_network(network), tmp_path), raster)
     expected = spikes_of(simulate(network, raster))

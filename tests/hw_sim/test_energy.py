@@ -15,7 +15,9 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.energy import EVENTS, Assessment, Meter, OnChip
 from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import Readout, in_bounds_synapses
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import in_bounds_synapses
+from stl_deploy.ir.network import Readout
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.loads import ByHand, barrier_us, drawn, facts, hears, large, tiny
 from tests.build.nets import recurrent_synapses, synapses
@@ -283,7 +285,7 @@ def test_one_neuron_with_pencil_and_paper():
 
 
 def test_silence_costs_updates_alone():
-    network = dataclasses.replace(tiny(), layers=tiny().layers[:2], readout=Readout(12, 1))
+    network = chain_view.with_layers(tiny(), tiny().layers[:2], readout=Readout(12, 1))
     for got in assessed(network, np.zeros((2, 3, 2, 5, 4), np.uint8)).values():
         spent = {event for event, joule in got.by_event_j.items() if joule}
         assert spent == {"neuron update"}

@@ -11,7 +11,9 @@ from stl_deploy.chips import arithmetic, bounds
 from stl_deploy.errors import InputError
 from stl_deploy.formats.raster import Raster, RasterFile, check_fits, load, save, stream
 from stl_deploy.hw_sim import compiled, engine, kernels, plans, reference
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, Readout
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from tests.build.networks import after, chain, lif, random_cores
 from tests.build.networks import raster as inputs_for
@@ -79,7 +81,9 @@ def test_single_connections(seed):
         else layer
         for layer in network.layers
     ]
-    network = replace(network, chip=str(rng.choice(["ideal", "loihi2"])), layers=tuple(layers))
+    network = chain_view.with_layers(
+        network, tuple(layers), chip=str(rng.choice(["ideal", "loihi2"]))
+    )
     cores = random_cores(rng, network)
     assert any(layer.synapses.kind == "sparse" for layer in network.lif_layers)
     for layer in network.layers[1:]:
@@ -139,7 +143,7 @@ def test_a_large_layer_that_hears_itself(weight, levels, reset):
     layer = replace(network.layers[0], recurrent=Dense(own.astype(np.int8)), recurrent_name="rec")
     # In the first step everything fires.
     layer = replace(layer, bias_mant=np.full(300, 1 << 20, np.int32), vth=layer.vth - 50)
-    network = replace(network, layers=(layer,), timesteps=6)
+    network = chain_view.with_layers(network, (layer,), timesteps=6)
     raster = inputs_for(network, 5, 0.3, rng)
     cores = {"lif": rng.integers(0, 3, 300)}
     for states in (False, True):
@@ -537,13 +541,13 @@ def test_values_are_looked_at_when_they_are_read(saved, tmp_path):
     path, spikes = saved
     spikes[9, 1, 1, 2] = 3
     save(path, Raster(spikes), {})
-    network = IntegerNetwork("ideal", 3, (2, 4), 2, (), Readout(3, 1))
+    network = chain_view.of("ideal", 3, (2, 4), 2, (), Readout(3, 1))
     raster = check_fits(stream(path), str(path), network)
     with pytest.raises(InputError, match=r"values 0\.\.3, the network reads 0\.\.2"):
         list(raster.batches(4))
     assert len(list(raster.first(9).batches(4))) == 3
     with pytest.raises(InputError, match=r"has inputs \(2, 4\)"):
-        check_fits(stream(path), str(path), replace(network, input_shape=(8,)))
+        check_fits(stream(path), str(path), chain_view.with_layers(network, (), input_shape=(8,)))
     with pytest.raises(InputError, match="3 time steps"):
         check_fits(stream(path), str(path), replace(network, timesteps=4))
 

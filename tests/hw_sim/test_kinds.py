@@ -12,7 +12,8 @@ from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.account.energy import Meter, OnChip
 from stl_deploy.hw_sim.account.work import synapses_by_core
-from stl_deploy.ir.network import LifLayer, OrPool
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.loads import hears, tiny
 from tests.build.networks import raster
@@ -28,7 +29,9 @@ class Odd(Dense):
 def odd(network):
     """``network`` with its last layer behind synapses of the unknown kind."""
     *before, last = network.layers
-    return replace(network, layers=(*before, replace(last, synapses=Odd(last.synapses.weight))))
+    return chain_view.with_layers(
+        network, (*before, replace(last, synapses=Odd(last.synapses.weight)))
+    )
 
 
 @pytest.mark.parametrize("network", [tiny(), hears(tiny())], ids=["tiny", "recurrent"])

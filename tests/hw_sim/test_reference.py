@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import OrPool, Readout
+from stl_deploy.ir.chain import OrPool
+from stl_deploy.ir.network import Readout
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.networks import dense_lif, lif
 from tests.build.strategies import networks

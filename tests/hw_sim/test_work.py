@@ -19,7 +19,7 @@ from stl_deploy.hw_sim.account.energy import Assessment
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import OrPool
+from stl_deploy.ir.chain import OrPool
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build import random_networks
 from tests.build.loads import (

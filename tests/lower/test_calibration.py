@@ -13,9 +13,10 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.conv import convolve
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.lower import calibration
 from stl_deploy.verify.against_float import compare
@@ -321,7 +322,7 @@ def test_parity_certifies_it_and_finds_no_fault():
     assert report.first_divergence is not None
     assert "This layer was fitted to calibration data" in report.first_divergence.text
     first = network.lif_layers[0]
-    wrong = replace(network, layers=(replace(first, dv=2000), *network.layers[1:]))
+    wrong = chain_view.with_layers(network, (replace(first, dv=2000), *network.layers[1:]))
     assert [fault.kind for fault in Audit(graph, wrong).faults] == ["decay"]
 
 

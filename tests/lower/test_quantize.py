@@ -17,7 +17,7 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import OrPool
+from stl_deploy.ir.chain import OrPool
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.lower.units import HEADROOM

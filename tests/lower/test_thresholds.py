@@ -22,9 +22,10 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import single as single_connections
 from stl_deploy.ir.floats import decode
-from stl_deploy.ir.network import in_bounds_synapses
+from stl_deploy.ir.chain import in_bounds_synapses
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Sparse
 from stl_deploy.lower import folding, grouped
@@ -158,7 +159,7 @@ def test_fold_is_exact_where_nothing_is_rounded():
     np.testing.assert_array_equal(middle.reshape(3, 3), kernel)
     spikes = random_spikes(net, 50)
     expected = infer(net, torch.from_numpy(spikes), torch.float64)["lif1"].numpy()
-    got = replace(plain, layers=(layer, *plain.layers[1:]))
+    got = chain_view.with_layers(plain, (layer, *plain.layers[1:]))
     assert 0.1 < expected.mean() < 0.9
     np.testing.assert_array_equal(reference.run(got, spikes).layers["lif1"].spikes, expected)
 

@@ -21,13 +21,10 @@ from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.account.work import recurrent_synapses_by_core, synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import single, slices
-from stl_deploy.ir.network import (
-    LifLayer,
-    in_bounds_synapses,
-    synapse_count,
-)
+from stl_deploy.ir.chain import LifLayer, in_bounds_synapses, synapse_count
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower import folding
@@ -116,7 +113,7 @@ def test_the_engine_is_the_reference(precision, drawn):
             hard = [replace(n, reset="zero") for n in network.lif_layers]
             by_name = {n.name: n for n in hard}
             layers = tuple(by_name.get(n.name, n) for n in network.layers)
-            network = replace(network, layers=layers)
+            network = chain_view.with_layers(network, layers)
         cores = random_cores(rng, network)
         for layer in network.lif_layers:
             if network.input_limit(layer) == 1:
@@ -146,7 +143,7 @@ def test_the_engine_adds_up_the_largest_weights(precision):
 def test_sums_beyond_32_bits_are_left_to_the_reference():
     weight = np.full((40, 600), 16319)
     network = one_layer(weight, "2x8", 1 << 30)
-    network = replace(network, chip="ideal", input_levels=255)
+    network = chain_view.with_layers(network, network.layers, chip="ideal", input_levels=255)
     raster = np.full((1, 2, 600), 255, np.uint8)
     want = reference.run(network, raster, states=True)
     assert want.layers["lif"].u.max() == 600 * 255 * 16319 << 6
@@ -216,7 +213,7 @@ def test_memory_is_that_of_entries_of_each_group(precision, groups):
     network = one_layer(weight[:, None], precision)
     if precision == "8":
         layer = replace(network.lif_layers[0], synapses=Dense(weight[:, None].astype(np.int8)))
-        network = replace(network, layers=(layer,))
+        network = chain_view.with_layers(network, (layer,))
     placed = placement.place(network, chips.load("loihi2")).layers["lif"]
     bits = 8 + 13
 

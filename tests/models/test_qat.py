@@ -22,7 +22,7 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models import layers, qat
 from stl_deploy.models.net import STLNet, converted

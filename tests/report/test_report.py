@@ -19,7 +19,9 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
-from stl_deploy.ir.network import IntegerNetwork, LifLayer, OrPool, Readout
+from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir.chain import LifLayer, OrPool
+from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from stl_deploy.report import figures, numbers
@@ -559,7 +561,9 @@ def test_thresholds_are_in_units_of_the_float_model(page: Page):
 
 def test_negative_thresholds():
     layers = network().layers
-    below = replace(network("ideal"), layers=(replace(layers[0], vth=-layers[0].vth), *layers[1:]))
+    below = chain_view.with_layers(
+        network("ideal"), (replace(layers[0], vth=-layers[0].vth), *layers[1:])
+    )
     html = report.render("x", below)
     assert Page(html).table("Layers in order")[f"lif1 conv 3{X}3, padding 1"][7].count("-") == 2
 
@@ -659,7 +663,7 @@ def test_names_are_escaped():
     old = network()
     layers = tuple(replace(layer, name=evil + layer.name) for layer in old.layers)
     notes = (Diagnostic(evil, evil, evil),)
-    renamed = replace(old, layers=layers, precision={}, diagnostics=notes)
+    renamed = chain_view.with_layers(old, layers, precision={}, diagnostics=notes)
     parity = replace(PARITY, layers=(replace(PARITY.layers[0], name=evil),))
     html = report.render(evil, renamed, activity=run(renamed), parity=parity)
     page = Page(html)

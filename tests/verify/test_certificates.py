@@ -21,11 +21,12 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.importers import stl
+from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve, unroll
 from stl_deploy.ir.floats import FloatLayer
-from stl_deploy.ir.network import LifLayer, OrPool
+from stl_deploy.ir.chain import LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense, Geometry, Kernel, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import infer
@@ -452,7 +453,7 @@ def test_uncovered_layers_are_not_certified(changed, why):
     graph = stl_deploy.from_torch(model)
     network = quantize(graph, "ideal")
     layers = (network.layers[0], replace(network.layers[1], **changed))
-    got = certificates.certifiers(replace(network, layers=layers), graph)
+    got = certificates.certifiers(chain_view.with_layers(network, layers), graph)
     assert isinstance(got["lif1"], LifCertifier)
     assert isinstance(got["lif2"], str)
     assert why in got["lif2"]
@@ -481,7 +482,7 @@ def test_an_unknown_field_is_certified_only_at_its_default():
     network = quantize(graph, "ideal")
     for value, covered in (("none", True), ("some", False)):
         layers = (Later(**vars(network.layers[0]), adaptation=value), network.layers[1])
-        got = certificates.certifiers(replace(network, layers=layers), graph)["lif1"]
+        got = certificates.certifiers(chain_view.with_layers(network, layers), graph)["lif1"]
         assert isinstance(got, LifCertifier) == covered
         assert covered or got == "its adaptation is not known here"
 
@@ -490,7 +491,7 @@ def test_a_parity_report_says_what_is_not_certified(net):
     graph = stl_deploy.from_torch(net)
     network = quantize(graph, "ideal")
     last = replace(network.layers[-1], du=2047)
-    network = replace(network, layers=(*network.layers[:-1], last))
+    network = chain_view.with_layers(network, (*network.layers[:-1], last))
     report = compare(net, graph, network, Raster(random_spikes(net, 4)))
     assert report.not_certified == {"lif4": "its synaptic current has a memory"}
     assert report.layers[-1].certified is None

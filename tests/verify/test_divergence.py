@@ -24,7 +24,7 @@ from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.network import LifLayer
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import STLNet, infer
