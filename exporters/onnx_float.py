@@ -19,7 +19,8 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import onnx_graph
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.floats import FloatLayer, Weights, Window, decode
+from stl_deploy.ir.float_chain import FloatLayer
+from stl_deploy.ir.floats import Weights, Window, decode
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Pair, Shape
 

@@ -29,7 +29,7 @@ from stl_deploy.ir import arch as A
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir.arch import Architecture, Quantized
 from stl_deploy.ir.conv import Pair
-from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.float_chain import FloatLayer
 from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
@@ -268,5 +268,5 @@ def from_checkpoint(checkpoint: Checkpoint, weight_bits: int, chip: str | Path) 
     if problems := chips.find(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
     graph: nir.NIRGraph = lower(stl.to_graph(checkpoint.arch, checkpoint.params))
-    floats = float_layers.decode(graph).by_name
+    floats = float_layers.decode(graph).layer_by_name
     return QatNet(quantized(checkpoint.arch, weight_bits), floats, chip)

@@ -11,6 +11,7 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir import nir_walk as walk
 from stl_deploy.ir.float_neurons import NEURONS
 from stl_deploy.ir.floats import FloatNetwork
 
@@ -40,17 +41,17 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
         ) from None
     problems = []
     try:
-        nodes = G.inner(graph) | dict(G.recurrent(graph).values())
         problems += [
             Problem(f"{path}: {name}", f"a {type(node).__name__} is not allowed in a float graph")
-            for name, node in nodes.items()
-            if type(node) not in floats.KNOWN
+            for name, node in graph.nodes.items()
+            if type(node) not in (*floats.KNOWN, nir.Input, nir.Output)
         ]
         if not problems:
-            G.verify(graph)
             problems += _parameters(path, graph)
-        if not problems and (trained := G.float_meta(graph).trained) is not None:
-            check_trained(floats.decode(graph), trained)
+        if not problems:
+            decoded = floats.decode(graph)
+            if decoded.trained is not None:
+                check_trained(decoded, decoded.trained)
     except (InputError, LoweringError) as error:
         problems += [Problem(f"{path}: {p.where}", p.what, p.remedy) for p in error.problems]
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
@@ -63,23 +64,22 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
 
 def _with_shapes(graph: nir.NIRGraph) -> nir.NIRGraph:
     """``graph`` with the shapes that a file may leave out, and that nir cannot write as left out."""
-    nodes: dict[str, nir.ir.NIRNode] = {}
-    before = G.in_shape(graph)
-    for name, node, shape in floats.shaped(graph):
+    nodes: dict[str, nir.ir.NIRNode] = dict(graph.nodes)
+    for name, node, before, _ in walk.shaped(graph):
         if isinstance(node, nir.Conv2d) and node.input_shape is None:
             stride, padding, dilation = G.conv_geometry(node)
             groups = int(node.groups)
             node = G.conv2d(node.weight, node.bias, before, stride, padding, groups, dilation)
         elif isinstance(node, nir.Flatten) and node.input_type["input"] is None:
             node = G.flatten(before)
-        nodes[name], before = node, shape
-    return G.rebuild(graph, nodes)
+        nodes[name] = node
+    return nir.NIRGraph(nodes, graph.edges, metadata=graph.metadata, type_check=False)
 
 
 def _parameters(path: Path, graph: nir.NIRGraph) -> list[Problem]:
     """What is wrong with the numbers of a graph whose shapes fit."""
     problems = []
-    for name, node, shape in floats.shaped(graph):
+    for name, node, _, shape in walk.shaped(graph):
         names = NEURONS[type(node)].parameters if type(node) in NEURONS else ()
         values = {key: np.asarray(getattr(node, key)) for key in names}
         problems += [
@@ -92,8 +92,7 @@ def _parameters(path: Path, graph: nir.NIRGraph) -> list[Problem]:
             for key, value in values.items()
             if key.startswith("tau") and not (value > 0).all()
         ]
-    everything = G.inner(graph) | dict(G.recurrent(graph).values())
-    for name, node in everything.items():
+    for name, node in graph.nodes.items():
         for key, value in vars(node).items():
             if isinstance(value, np.ndarray) and not _numbers(value):
                 problems.append(Problem(f"{path}: {name}.{key}", "contains NaN or infinite values"))

@@ -1,7 +1,7 @@
 """The float network run step by step in float64: what the float graph means.
 
-The equation of the neurons is in ``float_neurons.py``. Weights from the neurons back to them add the
-weighted spikes of the step before to the input.
+The equation of the neurons is in ``float_neurons.py``; how populations and connections go together is that of
+the integer network (``hw_sim/reference.py``).
 
 Of a network that was ``trained`` on integers v is a multiple of 1/64 of a unit, and what a step leaves of
 it is truncated to one, toward zero.
@@ -9,16 +9,14 @@ it is truncated to one, toward zero.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir.float_neurons import FloatNeurons
-from stl_deploy.ir.floats import FloatLayer, FloatNetwork, decode
+from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation, decode
 from stl_deploy.ir.units import DECAY_ONE, UNIT
 
 Array = NDArray[Any]
@@ -28,7 +26,7 @@ Observe = Callable[[str, Float], None]
 
 def run(
     graph: nir.NIRGraph | FloatNetwork,
-    raster: Array,
+    raster: Array | Mapping[str, Array],
     observe: Observe | None = None,
     forced: Mapping[str, Array] | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
@@ -36,85 +34,118 @@ def run(
 
     Args:
         graph: a float network, or the lowered graph of one.
-        raster: input [N, T, *input_shape].
-        observe: called with (name, output [N*T, ...]) of all weights in the row of populations; where the
-            neurons behind them are recurrent, their recurrent input is included.
-        forced: spikes [N, T, ...] by population, which what follows is given in the place of the
-            population's own; those are still what is returned.
+        raster: input [N, T, *input_shape], or one for each input by name.
+        observe: called with (name of a population, what arrives at it over all connections, without the
+            bias, [N, T, *shape]).
+        forced: spikes [N, T, ...] by population, which other populations are given in the place of its
+            own; those are still what is returned, and still what it sends itself.
 
     Raises LoweringError naming every node that a float network cannot have.
     """
     network = graph if isinstance(graph, FloatNetwork) else decode(graph)
-    size = raster.shape[:2]
-    x: Float = raster.reshape(math.prod(size), *raster.shape[2:]).astype(np.float64)
-    spikes: dict[str, NDArray[np.uint8]] = {}
-    for layer in network.layers:
-        fired = _layer(network, layer, x, size, observe)
-        spikes[layer.name] = fired.astype(np.uint8)
-        if forced is not None and layer.name in forced:
-            fired = forced[layer.name].astype(np.float64)
-        x = fired.reshape(math.prod(size), *layer.shape)
-    return spikes
+    given = raster if isinstance(raster, Mapping) else dict.fromkeys(network.inputs, raster)
+    sent: dict[str, Array] = {
+        name: given[name].reshape(*given[name].shape[:2], *shape)
+        for name, shape in network.inputs.items()
+    }
+    size = next(iter(sent.values())).shape[:2]
+    found: dict[str, NDArray[np.uint8]] = {}
+    for part in network.parts:
+        runs = [_run_of(network, population, size) for population in part]
+        for run_ in runs:
+            name = run_.population.name
+            found[name] = run_.spikes
+            given_on = run_.spikes if forced is None else forced.get(name, run_.spikes)
+            sent[name] = given_on.reshape(run_.spikes.shape)
+        for run_ in runs:
+            run_.hear(sent, [population.name for population in part])
+        for t in range(size[1]):
+            for run_ in runs:
+                run_.spikes[:, t] = run_.step(t, sent)
+        if observe is not None:
+            for run_ in runs:
+                observe(run_.population.name, run_.arrived)
+    return {population.name: found[population.name] for population in network.populations}
 
 
-def _layer(
-    network: FloatNetwork,
-    layer: FloatLayer,
-    x: Float,
-    size: tuple[int, int],
-    observe: Observe | None,
-) -> Float:
-    """Spikes [N, T, *shape] of one layer for its inputs x [N*T, *input_shape]."""
-    observed = ""
-    for way in layer.ways:
-        x = way.apply(x)
-        if way.kind == "weights" and observe is not None:
-            if layer.own is not None and way is layer.ways[-1]:
-                observed = way.name
-            else:
-                observe(way.name, x)
-    total = x.reshape(*size, *layer.shape)
-    if network.trained is not None and layer.neurons.has_state:
-        spikes = _whole(layer.neurons, total, np.array(network.trained.scale[layer.name]))
-    else:
-        spikes = _neurons(layer.neurons, total, layer.own)
-    if observed and observe is not None:
-        observe(observed, total.reshape(math.prod(size), *layer.shape))
-    return spikes
+class _Run:
+    """A population on its way through the steps of all samples.
 
-
-def _neurons(neurons: FloatNeurons, inputs: Float, own: Float | None) -> Float:
-    """Spikes [N, T, *shape] for ``inputs`` of that shape.
-
-    The recurrent input, through the weights ``own``, is added to ``inputs`` in place.
+    ``arrived`` float64 [N, T, *shape] is what its connections bring, those from outside the part that it runs
+    with before the first step, those ``within`` step by step.
     """
-    subtract = neurons.reset == "subtract"
-    left = 1 - neurons.current
-    held = v = np.zeros_like(inputs[:, 0])
-    s: NDArray[Any] = np.zeros_like(v)
-    spikes = np.zeros_like(inputs)
-    for t in range(inputs.shape[1]):
-        if own is not None:
-            inputs[:, t] += s @ own.T
-        current = inputs[:, t]
+
+    def __init__(
+        self, network: FloatNetwork, population: FloatPopulation, size: tuple[int, int]
+    ) -> None:
+        self.network, self.population = network, population
+        self.arrived = np.zeros((*size, *population.shape))
+        self.current = self.v = np.zeros((size[0], *population.shape))
+        self.within: list[FloatConnection] = []
+        self.spikes = np.zeros((*size, *population.shape), np.uint8)
+
+    def hear(self, sent: Mapping[str, Array], part: Sequence[str]) -> None:
+        """Add up what comes from outside ``part``, all steps at once."""
+        samples, steps = self.arrived.shape[:2]
+        for c in self.network.into(self.population.name):
+            if c.source in part:
+                self.within.append(c)
+            elif c.delay < steps:
+                early = sent[c.source][:, : steps - c.delay]
+                x = early.reshape(-1, *early.shape[2:]).astype(np.float64)
+                self.arrived[:, c.delay :] += c.way.apply(x).reshape(
+                    samples, -1, *self.population.shape
+                )
+
+    def step(self, t: int, sent: Mapping[str, Array]) -> NDArray[np.bool_]:
+        """The spikes of step ``t``, after those of the populations of the part that stand before it."""
+        total = self.arrived[:, t]
+        for c in self.within:
+            if t >= c.delay:
+                given = self.spikes if c.source == self.population.name else sent[c.source]
+                x = given[:, t - c.delay].astype(np.float64)
+                total += c.way.apply(x).reshape(total.shape)
+        return self.fire(total + self.population.bias)
+
+    def fire(self, total: Float) -> NDArray[np.bool_]:
+        """The spikes where ``total`` arrives, bias included."""
+        neurons = self.population.neurons
         if neurons.has_current:
-            held = current = left * held + neurons.drive * current
-        v = neurons.keep * v + neurons.gain * current + neurons.leak
-        s = v > neurons.threshold
-        spikes[:, t] = s
-        v = np.where(s, v - neurons.threshold if subtract else neurons.v_reset, v)
-    return spikes
+            total = (1 - neurons.current) * self.current + neurons.drive * total
+            self.current = total
+        v = neurons.keep * self.v + neurons.gain * total + neurons.leak
+        s: NDArray[np.bool_] = v > neurons.threshold
+        subtract = neurons.reset == "subtract"
+        self.v = np.where(s, v - neurons.threshold if subtract else neurons.v_reset, v)
+        return s
 
 
-def _whole(neurons: FloatNeurons, inputs: Float, scale: Float) -> Float:
-    """``_neurons`` for LIF that were trained on integers; ``scale`` [C] is their unit."""
-    least = scale.reshape(-1, *[1] * (inputs.ndim - 3)) / UNIT
-    kept = np.rint(DECAY_ONE * neurons.keep)
-    v = np.zeros_like(inputs[:, 0])
-    spikes = np.zeros_like(inputs)
-    for t in range(inputs.shape[1]):
+class _Whole(_Run):
+    """LIF neurons that were trained on integers; ``scale`` [C] is their unit."""
+
+    def __init__(
+        self,
+        network: FloatNetwork,
+        population: FloatPopulation,
+        size: tuple[int, int],
+        scale: Float,
+    ) -> None:
+        super().__init__(network, population, size)
+        self.least = scale.reshape(-1, *[1] * (len(population.shape) - 1)) / UNIT
+
+    def fire(self, total: Float) -> NDArray[np.bool_]:
+        """See ``_Run``."""
+        neurons = self.population.neurons
+        kept = np.rint(DECAY_ONE * neurons.keep)
         # What comes in is a whole multiple of 64, but for the rounding of a sum of floats.
-        v = np.trunc(v * kept / DECAY_ONE) + np.rint(neurons.gain * inputs[:, t] / least)
-        spikes[:, t] = s = v * least > neurons.threshold
-        v[s] = 0
-    return spikes
+        v = np.trunc(self.v * kept / DECAY_ONE) + np.rint(neurons.gain * total / self.least)
+        s: NDArray[np.bool_] = v * self.least > neurons.threshold
+        self.v = np.where(s, 0, v)
+        return s
+
+
+def _run_of(network: FloatNetwork, population: FloatPopulation, size: tuple[int, int]) -> _Run:
+    trained = network.trained
+    if trained is None or not population.neurons.has_state:
+        return _Run(network, population, size)
+    return _Whole(network, population, size, np.array(trained.scale[population.name]))

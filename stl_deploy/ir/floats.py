@@ -1,13 +1,14 @@
 """The float network: a lowered NIR graph, decoded once for everybody who runs, rounds or proves it.
 
-A network is a row of populations. What stands between two is what ``WAYS`` knows of NIR's nodes without
-neurons; the neurons are in ``float_neurons.py``. Names are those of the graph's nodes, and so those of the
-integer network.
+Populations and connections, as in the integer network (``network.py``). Between two populations of a lowered
+graph stands one node of ``WAYS``, with at most a Delay and a Flatten before it; the neurons are in
+``float_neurons.py``. Names are those of the graph's nodes, and so those of the integer network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import LoweringError, Problem
-from stl_deploy.ir import conv
+from stl_deploy.ir import conv, order
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir import nir_walk as walk
 from stl_deploy.ir.float_neurons import NEURONS, FloatNeurons
 from stl_deploy.ir.float_neurons import decode as decode_neurons
 from stl_deploy.ir.synapses import Geometry, Pair, Shape
@@ -28,7 +30,11 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Weights and bias [O] of the graph, float64; ``geometry`` is None for all-to-all weights [O, I]."""
+    """Weights of the graph, float64; ``geometry`` is None for all-to-all weights [O, I].
+
+    ``bias`` [O] is that of the node. It arrives once, over however many connections share the weights, so that
+    ``apply`` leaves it out and the population has it.
+    """
 
     name: str
     weight: Float
@@ -38,18 +44,48 @@ class Weights:
     kind: ClassVar[Literal["weights"]] = "weights"
 
     def apply(self, x: Float) -> Float:
-        """The weighted sums of x [N, *input_shape]."""
-        return self.sums(x, self.weight, self.bias)
+        """The weighted sums of x [N, *source], without the bias."""
+        return self.sums(x, self.weight)
 
-    def sums(self, x: Float, weight: Float, bias: Float | None = None) -> Float:
-        """The same with ``weight``, and ``bias``, in the place of its own."""
+    def sums(self, x: Float, weight: Float) -> Float:
+        """The same with ``weight`` in the place of its own."""
         if self.geometry is None:
             product: Float = x.reshape(len(x), -1) @ weight.T
-            return product if bias is None else product + bias
-        out: Float = conv.convolve(x, weight, *self.geometry)
-        if bias is not None:
-            out += bias[:, None, None]
-        return out
+            return product
+        return conv.convolve(x, weight, *self.geometry)
+
+    def output(self, shape: Shape) -> Shape:
+        """The shape of what arrives from a source of ``shape``. Raises ValueError where it does not fit."""
+        if self.geometry is None:
+            if math.prod(shape) != self.weight.shape[1]:
+                raise ValueError(f"weights {self.weight.shape} for an input of shape {shape}")
+            return (len(self.weight),)
+        kernel = self.weight.shape[2], self.weight.shape[3]
+        stride, padding, dilation, groups = self.geometry
+        if len(shape) != 3 or shape[0] != self.weight.shape[1] * groups:
+            raise ValueError(f"a kernel {self.weight.shape} for an input of shape {shape}")
+        return (len(self.weight), *G.plane(shape, kernel, stride, padding, dilation))
+
+
+@dataclass(frozen=True, eq=False)
+class OneToOne:
+    """A factor for each value: ``weight`` float64 of the source's shape."""
+
+    name: str
+    weight: Float
+
+    kind: ClassVar[Literal["one_to_one"]] = "one_to_one"
+    bias: ClassVar[None] = None
+
+    def apply(self, x: Float) -> Float:
+        """x [N, *source], each value times its factor."""
+        return x.reshape(len(x), *self.weight.shape) * self.weight
+
+    def output(self, shape: Shape) -> Shape:
+        """The shape of what arrives from a source of ``shape``. Raises ValueError where it does not fit."""
+        if math.prod(shape) != self.weight.size:
+            raise ValueError(f"factors {self.weight.shape} for an input of shape {shape}")
+        return self.weight.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +99,7 @@ class Window:
     padding: Pair
 
     kind: ClassVar[Literal["window"]] = "window"
+    bias: ClassVar[None] = None
 
     @property
     def tiles(self) -> bool:
@@ -81,129 +118,121 @@ class Window:
             total += x[:, :, i :: self.stride[0], j :: self.stride[1]][:, :, :rows, :columns]
         return total
 
+    def output(self, shape: Shape) -> Shape:
+        """The shape of what arrives from a source of ``shape``. Raises ValueError where it does not fit."""
+        if len(shape) != 3 or shape[0] != self.channels:
+            raise ValueError(f"windows of {self.channels} channels for an input of shape {shape}")
+        return (shape[0], *G.plane(shape, self.kernel, self.stride, self.padding, (1, 1)))
 
-Way = Weights | Window
+
+Way = Weights | OneToOne | Window
 
 
 @dataclass(frozen=True, eq=False)
-class FloatLayer:
-    """A population and what leads to it.
+class FloatConnection:
+    """``way`` of what ``source`` sends arrives at ``target``, ``delay`` steps later."""
 
-    Attributes:
-        name: of the neurons.
-        ways: what the spikes before pass through, first to last.
-        neurons: what they arrive at.
-        input_shape, shape: of the population before and of this one, without batch and time.
-        own, own_name: weights [neurons, neurons] from the population back to it, in the graph's units.
+    source: str
+    target: str
+    way: Way
+    delay: int = 0
+
+    @property
+    def name(self) -> str:
+        """That of the weights."""
+        return self.way.name
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from all others."""
+        return self.name, self.source, self.target
+
+
+@dataclass(frozen=True, eq=False)
+class FloatPopulation:
+    """Neurons, and what arrives at them in every step besides spikes.
+
+    ``bias`` is float64, broadcastable to ``shape``: that of the weights, in the units of the graph's sums.
     """
 
     name: str
-    ways: tuple[Way, ...]
-    neurons: FloatNeurons
-    input_shape: Shape
     shape: Shape
-    own: Float | None = None
-    own_name: str = ""
+    neurons: FloatNeurons
+    bias: Float
 
     @property
-    def kind(self) -> Literal["lif", "or_pool", "other"]:
-        """As that of an integer layer; "other" for what no integer layer is."""
-        first = self.ways[0] if len(self.ways) == 1 else None
-        if isinstance(first, Weights) and self.neurons.has_state:
-            return "lif"
-        return "or_pool" if isinstance(first, Window) and self._pools(first) else "other"
-
-    def _pools(self, window: Window) -> bool:
-        """Whether the neurons fire exactly where an input of their window does."""
-        theta = self.neurons.threshold
-        alone = not self.neurons.has_state and self.own is None
-        return alone and window.tiles and bool(((theta >= 0) & (theta < 1)).all())
-
-    @property
-    def weights(self) -> Weights:
-        """The weights of a layer of kind "lif"."""
-        (way,) = self.ways
-        assert isinstance(way, Weights)
-        return way
-
-    @property
-    def window(self) -> Window:
-        """The window of a layer of kind "or_pool"."""
-        (way,) = self.ways
-        assert isinstance(way, Window)
-        return way
-
-    # A layer of kind "lif" whose neurons have the same constants, in the units of v:
-    # v = keep * v + (w x + bias), fires where v >= theta.
-
-    @property
-    def geometry(self) -> Geometry | None:
-        """Where the weights go; None for all-to-all."""
-        return self.weights.geometry
-
-    @property
-    def gain(self) -> float:
-        """What v gains for each unit of the graph's sums."""
-        return float(self.neurons.total_gain.flat[0])
-
-    @property
-    def keep(self) -> float:
-        """What a step leaves of v."""
-        return float(self.neurons.keep.flat[0])
-
-    @cached_property
-    def weight(self) -> Float:
-        """[O, ...] with the gain."""
-        return self.weights.weight * self.gain
-
-    @cached_property
-    def bias(self) -> Float:
-        """[O] with the gain, and the leak of each channel's first neuron."""
-        channels = len(self.weight)
-        given = self.weights.bias
-        bias: Float = np.zeros(channels) if given is None else given * self.gain
-        if self.neurons.leak.any():
-            leak = np.broadcast_to(self.neurons.leak, self.shape).reshape(channels, -1)
-            bias = bias + leak[:, 0]
-        return bias
-
-    @property
-    def theta(self) -> Float:
-        """The thresholds, of the population's shape."""
-        return self.neurons.theta
-
-    @cached_property
-    def recurrent(self) -> Float | None:
-        """The weights from the population back to it, with the gain."""
-        return None if self.own is None else self.own * self.gain
-
-    def describe(self) -> str:
-        """Of a layer of kind "other": the neurons, and what is before them."""
-        before = " and ".join(way.kind for way in self.ways) or "nothing"
-        return f"it is a {self.neurons.kind} behind {before}"
+    def size(self) -> int:
+        """How many neurons."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class FloatNetwork:
-    """The populations in order, and what the graph's metadata says (None where there is none).
+    """The whole network; ``output`` is the population that the readout counts.
 
-    ``rest`` names what follows the last population and leads nowhere.
+    Populations stand in an order in which connections without a delay lead forward. ``meta`` is what the
+    graph's metadata says, None where there is none.
     """
 
-    input_shape: Shape
-    layers: tuple[FloatLayer, ...]
+    inputs: Mapping[str, Shape]
+    populations: tuple[FloatPopulation, ...]
+    connections: tuple[FloatConnection, ...]
+    output: str
     meta: G.FloatMeta | None
-    rest: tuple[str, ...] = ()
+
+    @cached_property
+    def by_name(self) -> dict[str, FloatPopulation]:
+        """The populations by name."""
+        return {population.name: population for population in self.populations}
+
+    @cached_property
+    def _into(self) -> dict[str, tuple[FloatConnection, ...]]:
+        return {n: tuple(c for c in self.connections if c.target == n) for n in self.by_name}
+
+    def into(self, population: str) -> tuple[FloatConnection, ...]:
+        """The connections that lead into a population."""
+        return self._into[population]
+
+    def shape(self, name: str) -> Shape:
+        """The shape of an input or a population."""
+        return self.inputs[name] if name in self.inputs else self.by_name[name].shape
+
+    @cached_property
+    def parts(self) -> tuple[tuple[FloatPopulation, ...], ...]:
+        """As those of the integer network."""
+        ways = [(c.source, c.target) for c in self.connections]
+        found = order.parts(list(self.by_name), ways)
+        return tuple(tuple(self.by_name[name] for name in part) for part in found)
 
     @property
     def trained(self) -> G.Trained | None:
         """The units of a network that was trained on integers."""
         return None if self.meta is None else self.meta.trained
 
+    # Until every room reads the graph: the chain that it is.
     @cached_property
-    def by_name(self) -> dict[str, FloatLayer]:
-        """The layers by the name of their neurons."""
+    def layers(self):  # type: ignore[no-untyped-def]
+        from stl_deploy.ir import float_chain
+
+        return float_chain.layers_of(self)
+
+    @cached_property
+    def layer_by_name(self):  # type: ignore[no-untyped-def]
         return {layer.name: layer for layer in self.layers}
+
+    @property
+    def input_shape(self):  # type: ignore[no-untyped-def]
+        (shape,) = self.inputs.values()
+        return shape
+
+    def pools(self, name: str) -> bool:
+        """Whether the neurons of a population fire exactly where an input of their window does."""
+        into, neurons = self.into(name), self.by_name[name].neurons
+        if neurons.has_state or len(into) != 1 or into[0].delay:
+            return False
+        way, theta = into[0].way, neurons.threshold
+        inside = bool(((theta >= 0) & (theta < 1)).all())
+        return isinstance(way, Window) and way.tiles and inside
 
 
 def _conv(name: str, node: nir.Conv2d, _shape: Shape) -> Weights:
@@ -220,20 +249,23 @@ def _window(name: str, node: nir.SumPool2d, shape: Shape) -> Window:
     return Window(name, shape[0], *map(G.pair, (node.kernel_size, node.stride, node.padding)))
 
 
+def _scale(name: str, node: nir.Scale, _shape: Shape) -> OneToOne:
+    return OneToOne(name, _float(node.scale))
+
+
 def _float(values: NDArray[Any]) -> Float:
     return values.astype(np.float64, copy=False)
 
 
-WAYS: dict[type, Callable[[str, Any, Shape], Way | None]] = {
+# A function takes the name of a node, the node and the shape before it.
+WAYS: dict[type, Callable[[str, Any, Shape], Way]] = {
     nir.Conv2d: _conv,
     nir.Linear: _dense,
     nir.Affine: _dense,
     nir.SumPool2d: _window,
-    nir.Flatten: lambda _name, _node, _shape: (
-        None
-    ),  # all-to-all weights take their inputs in C order
+    nir.Scale: _scale,
 }
-KNOWN = (*WAYS, *NEURONS)
+KNOWN = (*WAYS, *NEURONS, nir.Flatten, nir.Delay)
 
 
 def decode(graph: nir.NIRGraph) -> FloatNetwork:
@@ -241,47 +273,133 @@ def decode(graph: nir.NIRGraph) -> FloatNetwork:
 
     Raises LoweringError naming every node that has no place in one, and InputError for broken metadata.
     """
-    meta = G.float_meta(graph) if G.KEY in graph.metadata else None
-    own = G.recurrent(graph)
-    layers: list[FloatLayer] = []
-    ways: list[Way] = []
-    problems: list[Problem] = []
-    before = G.in_shape(graph)
-    for name, node, shape in shaped(graph, problems):
+    return _Decoder(graph).network()
+
+
+class _Decoder:
+    """A graph on its way to a network; ``problems`` collects what has no place in one."""
+
+    def __init__(self, graph: nir.NIRGraph) -> None:
+        self.graph = graph
+        self.problems = [
+            Problem(
+                name,
+                f"a {type(node).__name__} has no place in a lowered float graph",
+                "lower the graph first (from_torch, from_nir)",
+            )
+            for name, node in graph.nodes.items()
+            if type(node) not in (*KNOWN, nir.Input, nir.Output)
+        ]
+        self._done()
+        self.before = walk.before(graph)
+        self.shapes = walk.shapes(graph)
+
+    def _done(self) -> None:
+        if self.problems:
+            raise LoweringError(self.problems)
+
+    def network(self) -> FloatNetwork:
+        """The network."""
+        graph = self.graph
+        meta = G.float_meta(graph) if G.KEY in graph.metadata else None
+        names = [name for name, node in graph.nodes.items() if type(node) in NEURONS]
+        into = {name: list(self._arriving(name)) for name in names}
+        output = self._output()
+        self._rest(into)
+        self._done()
+        flat = [connection for some in into.values() for connection in some]
+        populations = {name: self._population(name) for name in self._ordered(names, flat)}
+        place = {name: i for i, name in enumerate(populations)}
+        return FloatNetwork(
+            {n: self.shapes[n] for n, node in graph.nodes.items() if isinstance(node, nir.Input)},
+            tuple(populations.values()),
+            tuple(sorted(flat, key=lambda connection: place[connection.target])),
+            output,
+            meta,
+        )
+
+    def _population(self, name: str) -> FloatPopulation:
+        shape = self.shapes[name]
+        bias: Float = np.zeros((1,) * len(shape))
+        for source in self.before[name]:
+            given = getattr(self.graph.nodes[source], "bias", None)
+            if type(self.graph.nodes[source]) in WAYS and given is not None:
+                bias = bias + _float(given).reshape(-1, *[1] * (len(shape) - 1))
+        return FloatPopulation(name, shape, decode_neurons(self.graph.nodes[name]), bias)
+
+    def _arriving(self, name: str) -> Iterator[FloatConnection]:
+        """The connections into a population."""
+        for last in self.before[name]:
+            node = self.graph.nodes[last]
+            weighted = type(node) in WAYS
+            way: Way | None = None
+            firsts = self.before[last] if weighted else [last]
+            for source, delay in (found for first in firsts for found in self._sources(first, 0)):
+                shape = self.shapes[source]
+                if weighted:
+                    way = way or WAYS[type(node)](last, node, shape)
+                else:
+                    way = OneToOne(f"{source}_{name}", np.ones(self.shapes[name]))
+                # What neurons send themselves arrives in the next step at the earliest.
+                least = 1 if source == name else 0
+                yield FloatConnection(source, name, way, max(delay, least))
+
+    def _sources(self, name: str, delay: int) -> list[tuple[str, int]]:
+        """The inputs and populations whose values leave node ``name`` as they are, and how late."""
+        node = self.graph.nodes[name]
+        if walk.keeps_state(node):
+            return [(name, delay)]
         if type(node) in WAYS:
-            way = WAYS[type(node)](name, node, shape)
-            ways += [] if way is None else [way]
-        elif type(node) in NEURONS:
-            back, linear = own.get(name, ("", None))
-            if linear is not None:
-                problems += G.recurrent_problems(name, back, linear, shape)
-            weight = None if linear is None else _float(linear.weight)
-            neurons = decode_neurons(node)
-            layers.append(FloatLayer(name, tuple(ways), neurons, before, shape, weight, back))
-            ways, before = [], shape
-        else:
-            what = f"a {type(node).__name__} has no place in a lowered float graph"
-            problems.append(Problem(name, what, "lower the graph first (from_torch, from_nir)"))
-    if problems:
-        raise LoweringError(problems)
-    return FloatNetwork(G.in_shape(graph), tuple(layers), meta, tuple(way.name for way in ways))
+            what = "is followed by more weights, without neurons in between"
+            self.problems.append(
+                Problem(name, what, "lower the graph first (from_torch, from_nir)")
+            )
+            return []
+        if isinstance(node, nir.Delay):
+            steps = np.rint(np.asarray(node.delay, np.float64) / G.DT)
+            if np.ptp(steps) != 0:
+                what = f"delays of {steps.min():.0f} to {steps.max():.0f} steps"
+                self.problems.append(Problem(name, what, "give all values the same delay"))
+            delay += int(steps.flat[0])
+        return [found for first in self.before[name] for found in self._sources(first, delay)]
 
+    def _output(self) -> str:
+        """The population that leads to the output."""
+        (end,) = (n for n, node in self.graph.nodes.items() if isinstance(node, nir.Output))
+        found = self._sources(end, 0)
+        if len(found) != 1 or found[0][1] or type(self.graph.nodes[found[0][0]]) not in NEURONS:
+            self.problems.append(Problem(end, "is not the spikes of one population"))
+            return ""
+        return found[0][0]
 
-def shaped(
-    graph: nir.NIRGraph, problems: Sequence[Problem] = ()
-) -> Iterator[tuple[str, nir.ir.NIRNode, Shape]]:
-    """Name, node and output shape of every node between input and output.
+    def _rest(self, into: Mapping[str, list[FloatConnection]]) -> None:
+        """Note the weights that lead to no neurons."""
+        used = {connection.name for some in into.values() for connection in some}
+        self.problems += [
+            Problem(name, "has no neurons behind it")
+            for name, node in self.graph.nodes.items()
+            if type(node) in WAYS and name not in used
+        ]
 
-    Raises LoweringError for a node that does not fit the one before it, with the ``problems`` so far.
-    """
-    shape = G.in_shape(graph)
-    for name, node in G.inner(graph).items():
-        try:
-            shape = G.node_output(name, node, shape)
-        except ValueError as error:
-            what = str(error).removeprefix(f"{name}: ")
-            raise LoweringError([*problems, Problem(name, what)]) from None
-        yield name, node, shape
+    def _ordered(self, names: list[str], connections: list[FloatConnection]) -> list[str]:
+        """``names`` so that connections without a delay lead forward."""
+        needs = {name: set[str]() for name in names}
+        for connection in connections:
+            if not connection.delay and connection.source in needs:
+                needs[connection.target].add(connection.source)
+        done: list[str] = []
+        while len(done) < len(names):
+            ready = next((n for n in names if n not in done and needs[n] <= set(done)), None)
+            if ready is None:
+                left = [name for name in names if name not in done]
+                ways = [(a, name) for name in left for a in needs[name]]
+                what = "is in a loop without a delay"
+                remedy = "put a Delay of at least one time step on the way back"
+                self.problems += [Problem(n, what, remedy) for n in G.on_cycles(left, ways)]
+                self._done()
+            else:
+                done.append(ready)
+        return done
 
 
 def magnitudes(graph: nir.NIRGraph) -> dict[str, Float]:
@@ -291,21 +409,49 @@ def magnitudes(graph: nir.NIRGraph) -> dict[str, Float]:
     that of the graph *before* it is lowered, whose terms cancel when they are folded.
     """
     largest: dict[str, Float] = {}
-    peak: Float = np.array([float(G.float_meta(graph).input_levels)])
-    for name, node, shape in shaped(graph):
-        way = WAYS[type(node)](name, node, shape) if type(node) in WAYS else None
-        if isinstance(way, Weights):
-            weight = np.abs(way.weight)
-            bias = 0.0 if way.bias is None else np.abs(way.bias)
-            peak = weight.reshape(len(weight), -1).sum(axis=1) * peak.max() + bias
-        elif isinstance(way, Window):
-            peak = peak * float(np.prod(way.kernel))
-        elif isinstance(node, G.BatchNorm):
-            k = np.abs(node.gamma) / np.sqrt(node.var.astype(np.float64) + node.eps)
-            peak = k * (peak + np.abs(node.mean)) + np.abs(node.beta)
-        elif isinstance(node, G.InputScale):
-            peak = peak / node.levels
-        elif type(node) in NEURONS:
-            largest[name] = peak
-            peak = np.ones(1)
+    levels = np.array([float(G.float_meta(graph).input_levels)])
+    preceding, shapes = walk.before(graph), walk.shapes(graph)
+    peaks: dict[str, Float] = {
+        name: levels if isinstance(node, nir.Input) else np.ones(1)
+        for name, node in graph.nodes.items()
+        if walk.keeps_state(node)
+    }
+    for name in walk.ordered(graph):
+        node = graph.nodes[name]
+        if not isinstance(node, nir.Input) and not walk.keeps_state(node):
+            peaks[name] = _peak(name, node, shapes, preceding, peaks)
+    for name, node in graph.nodes.items():
+        if type(node) in NEURONS:
+            largest[name] = _added(preceding[name], peaks)
     return largest
+
+
+def _added(names: list[str], peaks: Mapping[str, Float]) -> Float:
+    total: Float = np.asarray(sum((peaks[name] for name in names), np.zeros(1)))
+    return total
+
+
+def _peak(
+    name: str,
+    node: Any,
+    shapes: Mapping[str, Shape],
+    preceding: Mapping[str, list[str]],
+    peaks: Mapping[str, Float],
+) -> Float:
+    """The largest sum of magnitudes behind a node that is not neurons."""
+    peak = _added(preceding[name], peaks)
+    way = None
+    if type(node) in WAYS:
+        way = WAYS[type(node)](name, node, shapes[preceding[name][0]])
+    if isinstance(way, Weights):
+        weight = np.abs(way.weight)
+        bias = 0.0 if way.bias is None else np.abs(way.bias)
+        return np.asarray(weight.reshape(len(weight), -1).sum(axis=1) * peak.max() + bias)
+    if isinstance(way, OneToOne):
+        return peak * float(np.abs(way.weight).max())
+    if isinstance(way, Window):
+        return peak * float(np.prod(way.kernel))
+    if isinstance(node, G.BatchNorm):
+        k = np.abs(node.gamma) / np.sqrt(node.var.astype(np.float64) + node.eps)
+        return np.asarray(k * (peak + np.abs(node.mean)) + np.abs(node.beta))
+    return peak / node.levels if isinstance(node, G.InputScale) else peak

@@ -407,6 +407,14 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
             if shape != node.threshold.shape:
                 raise problem
             return shape
+        case nir.Delay():
+            if np.size(node.delay) != 1 and np.shape(node.delay) != shape:
+                raise problem
+            return shape
+        case nir.Output():
+            if (declared := shape_of(node.output_type["output"])) != shape:
+                raise ValueError(f"{name}: declared as {declared}, but what arrives has {shape}")
+            return shape
     raise ValueError(f"{name}: {type(node).__name__} is not supported")
 
 

@@ -26,7 +26,7 @@ from stl_deploy.chips.facts import Chip
 from stl_deploy.chips.placement import synapse_bits
 from stl_deploy.errors import Problem
 from stl_deploy.ir import conv, slices
-from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.float_chain import FloatLayer
 from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.single import MOST, connections
 from stl_deploy.ir.slices import Weights

@@ -8,7 +8,8 @@ import numpy as np
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.ir.float_neurons import Float, FloatNeurons
-from stl_deploy.ir.floats import FloatLayer, FloatNetwork
+from stl_deploy.ir.float_chain import FloatLayer
+from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
 
 NAMED = 5  # neurons that a message lists before it says "..."
@@ -21,7 +22,6 @@ CHAIN = (
 def check(network: FloatNetwork) -> None:
     """Raise LoweringError naming everything of ``network`` that no integer layer can be."""
     problems = [problem for layer in network.layers for problem in _problems(layer)]
-    problems += [Problem(name, "has no neurons behind it") for name in network.rest]
     if problems:
         raise LoweringError(problems)
 

@@ -36,7 +36,8 @@ from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import slices
 from stl_deploy.ir.float_neurons import Float
-from stl_deploy.ir.floats import FloatLayer, FloatNetwork, decode
+from stl_deploy.ir.float_chain import FloatLayer
+from stl_deploy.ir.floats import FloatNetwork, decode
 from stl_deploy.ir.chain import Layer, OrPool
 from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.notes import Diagnostic, Lowering, Precision
@@ -132,7 +133,7 @@ def quantize(
             raise LoweringError(problems)
     seen: dict[str, Float] = {}
     recording = None
-    parts = ["float model", *floats.by_name, "placement"]
+    parts = ["float model", *floats.layer_by_name, "placement"]
     tell = on_progress or (lambda _done, _all, _what: None)
     if calib is not None:
         tell(0, len(parts), parts[0])
@@ -148,7 +149,7 @@ def quantize(
             layers.append(pool)
             continue
         levels = meta.input_levels if not layers else 1
-        fitted = Fit(given, options, facts, levels, meta.timesteps, seen.get(given.weights.name))
+        fitted = Fit(given, options, facts, levels, meta.timesteps, seen.get(given.name))
         if meta.trained is None:
             layer, how = fitted.choose()
         else:
@@ -261,17 +262,12 @@ def _recorded(
 ) -> tuple[calibration.Recording, dict[str, Float]]:
     """What the float model fires on ``calib``, and the largest |sum of w*s| of each layer's channels.
 
-    The sums are by the name of the weights.
+    The sums are by the name of the population.
     """
-    biases = {
-        layer.weights.name: layer.weights.bias for layer in floats.layers if layer.kind == "lif"
-    }
     largest: dict[str, Float] = {}
 
     def observe(name: str, out: Float) -> None:
-        bias = biases[name]
-        sums = np.moveaxis(out, 1, 0).reshape(out.shape[1], -1)
-        x = np.abs(sums if bias is None else sums - bias[:, None]).max(axis=1)
+        x = np.abs(np.moveaxis(out, 2, 0)).reshape(out.shape[2], -1).max(axis=1)
         largest[name] = np.maximum(largest.get(name, 0.0), x)
 
     return calibration.record(floats, calib, observe), largest

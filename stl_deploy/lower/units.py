@@ -14,7 +14,7 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.chips.arithmetic import kept_current, kept_voltage
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.ir import slices
-from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.float_chain import FloatLayer
 from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.slices import Weights

@@ -24,7 +24,8 @@ from scipy.sparse import csr_array
 from stl_deploy.chips import facts as chips
 from stl_deploy.ir import conv
 from stl_deploy.ir import floats as float_layers
-from stl_deploy.ir.floats import FloatLayer, FloatNetwork
+from stl_deploy.ir.float_chain import FloatLayer
+from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.kinds import FIELDS, entry, missing, unknown_fields
 from stl_deploy.ir.chain import Layer, LifLayer, OrPool
 from stl_deploy.ir.network import IntegerNetwork
@@ -79,7 +80,7 @@ def certifiers(
         magnitudes[name] = np.maximum(magnitudes[name], peak)
     out: dict[str, Certifier | str] = {}
     for layer in network.layers:
-        known = floats.by_name.get(layer.name)
+        known = floats.layer_by_name.get(layer.name)
         if known is None:
             out[layer.name] = "the float graph has no such layer"
         else:

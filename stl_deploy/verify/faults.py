@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
-from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.float_chain import FloatLayer
 from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.chain import Layer, LifLayer
 from stl_deploy.ir.network import IntegerNetwork

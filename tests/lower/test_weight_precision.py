@@ -336,7 +336,7 @@ def test_more_bits_are_nearer_to_the_float_model(precision, calibrated):
 def test_a_weight_off_by_one_is_told_from_rounding(precision, thresholds):
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
     network = quantized(precision, thresholds=thresholds)
-    known = float_layers.decode(graph).by_name
+    known = float_layers.decode(graph).layer_by_name
     for layer in network.lif_layers:
         floats = known[layer.name]
         assert faults.of_network(network, layer, floats) == []

@@ -25,7 +25,7 @@ from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.conv import convolve, unroll
-from stl_deploy.ir.floats import FloatLayer
+from stl_deploy.ir.float_chain import FloatLayer
 from stl_deploy.ir.chain import LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense, Geometry, Kernel, Sparse
 from stl_deploy.lower.quantize import quantize
@@ -298,7 +298,7 @@ def test_pools_are_certified_whole(seed):
         "pool_sum": G.sum_pool(kernel, before),
         "pool": nir.Threshold(threshold=np.full(pool.shape, 0.5)),
     }
-    floats = float_layers.decode(graph_of(nodes, before, pool.shape)).by_name["pool"]
+    floats = float_layers.decode(graph_of(nodes, before, pool.shape)).layer_by_name["pool"]
     verdicts = PoolCertifier(pool, floats).run(inputs, spikes)
     assert verdicts.certified(spikes).all()
     assert not verdicts.wrong(spikes).any()
@@ -513,7 +513,7 @@ def test_other_float_neurons_are_not_understood():
         nodes = {"fc": weights or nir.Linear(weight=np.ones((4, 3))), "lif": second}
         before = (3,) if weights is None else (4,)
         floats = float_layers.decode(graph_of(nodes, before, shape, timesteps=2))
-        return certificates.not_understood(floats, floats.by_name["lif"])
+        return certificates.not_understood(floats, floats.layer_by_name["lif"])
 
     good = G.lif(theta, 2e-4, 2.0)
     assert why(good) == ""

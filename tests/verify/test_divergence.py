@@ -58,7 +58,7 @@ def exact():
             else:
                 value[:] = torch.from_numpy(rng.integers(20, 60, value.shape) / 32)
     graph = stl_deploy.from_torch(model)
-    floats = float_layers.decode(graph).by_name
+    floats = float_layers.decode(graph).layer_by_name
     layers = []
     for layer in quantize(graph, "loihi2").layers:
         if isinstance(layer, LifLayer):
@@ -350,7 +350,7 @@ def test_what_the_quantizer_makes_has_no_faults_and_adds_up(seed, text, chip, op
         network = quantize(graph, chip, **options)
     except LoweringError:
         return
-    floats = float_layers.decode(graph).by_name
+    floats = float_layers.decode(graph).layer_by_name
     for layer in network.lif_layers:
         known = floats[layer.name]
         assert faults.of_network(network, layer, known) == []
@@ -448,7 +448,7 @@ def test_single_connections_that_are_off():
     assert isinstance(layer.synapses, Sparse)
     weight = layer.synapses.weight.copy()
     weight[17] += 1
-    known = float_layers.decode(graph).by_name["lif1"]
+    known = float_layers.decode(graph).layer_by_name["lif1"]
     broken = replace(layer, synapses=replace(layer.synapses, weight=weight))
     (fault,) = faults.of_network(network, broken, known)
     where = int(layer.synapses.row[17]), int(layer.synapses.column[17])
