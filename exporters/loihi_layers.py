@@ -85,7 +85,7 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         chip = own
         found += _arithmetic_problems(chip)
     for layer in network.layers:
-        if unknown := kinds.unsupported(layer, POPULATIONS, SYNAPSES, WHO):
+        if unknown := kinds.layer_unsupported(layer, POPULATIONS, SYNAPSES, WHO):
             found += unknown
             continue
         lif, levels = lif_form(layer), network.input_limit(layer)

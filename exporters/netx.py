@@ -74,7 +74,7 @@ def problems(network: IntegerNetwork) -> list[Problem]:
     """What netx alone cannot carry, the whole network at once."""
     found: list[Problem] = []
     for layer in network.layers:
-        if kinds.unsupported(layer, loihi_layers.POPULATIONS, loihi_layers.SYNAPSES, "netx"):
+        if kinds.layer_unsupported(layer, loihi_layers.POPULATIONS, loihi_layers.SYNAPSES, "netx"):
             continue  # one of loihi_layers.problems
         lif, levels = loihi_layers.lif_form(layer), network.input_limit(layer)
         if lif.synapses.kind in FORMS:

@@ -34,7 +34,9 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         what = f"{last.neurons} neurons for {readout.classes} classes of {readout.population}"
         found.append(Problem(last.name, what, "correct the readout"))
     for layer in network.layers:
-        unknown = kinds.unsupported(layer, onnx_step.POPULATIONS, onnx_sums.SYNAPSES, onnx_sums.WHO)
+        unknown = kinds.layer_unsupported(
+            layer, onnx_step.POPULATIONS, onnx_sums.SYNAPSES, onnx_sums.WHO
+        )
         found += unknown or _layer_problems(layer, network)
     if not found and (size := sum(map(_bytes, network.layers))) > onnx_graph.FILE_BYTES_MAX:
         what = onnx_graph.too_large(size)

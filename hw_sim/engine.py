@@ -138,7 +138,7 @@ def _plan(
     network: IntegerNetwork, layer: Layer, steps: int, states: bool, cores: IntArray | None
 ) -> Plan | None:
     """How to run ``layer``, None where the reference has to."""
-    if kinds.unknown_fields(layer):
+    if kinds.layer_unknown_fields(layer):
         return None
     recurrent = None if layer.recurrent is None else layer.recurrent.kind
     planner = PLANS.get((layer.kind, layer.synapses.kind, recurrent))

@@ -23,7 +23,7 @@ def check(network: IntegerNetwork) -> None:
     """Raise LoweringError naming every population of a kind that the engine does not compute."""
     problems = []
     for layer in network.layers:
-        problems += kinds.unsupported(layer, POPULATIONS, SYNAPSES, "hw_sim")
+        problems += kinds.layer_unsupported(layer, POPULATIONS, SYNAPSES, "hw_sim")
     if problems:
         raise LoweringError(problems)
 

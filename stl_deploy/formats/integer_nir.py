@@ -65,7 +65,7 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
     """The NIR graph that carries ``network``. Raises LoweringError naming what NIR cannot."""
     problems: list[Problem] = []
     for layer in network.layers:
-        problems += kinds.unsupported(layer, POPULATIONS, SYNAPSES, WHO) or _unwritable(layer)
+        problems += kinds.layer_unsupported(layer, POPULATIONS, SYNAPSES, WHO) or _unwritable(layer)
     if problems:
         raise LoweringError(problems)
     nodes: dict[str, nir.ir.NIRNode] = {}

@@ -14,19 +14,14 @@ import numpy as np
 from stl_deploy.errors import LoweringError, Problem
 
 if TYPE_CHECKING:
-    from stl_deploy.ir.chain import Layer
+    from stl_deploy.ir.network import IntegerNetwork, Population
+    from stl_deploy.ir.neurons import Neurons
 
 _T = TypeVar("_T")
 
-# The fields of a layer that every reader of layers was written for. A new field does not belong here, but
+# The fields of neurons that everybody who reads them was written for. A new field does not belong here, but
 # in what each reader that carries it passes as ``known``: until then the others refuse it.
-FIELDS = frozenset(
-    {
-        *("name", "synapse_name", "synapses", "input_shape", "shape", "kernel"),
-        *("bias_mant", "bias_exp", "vth", "scale", "exp", "du", "dv", "reset"),
-        *("recurrent", "recurrent_name", "weight_bits", "weight_precision"),
-    }
-)
+FIELDS = frozenset({"vth", "bias_mant", "bias_exp", "scale", "du", "dv", "reset"})
 
 
 def entry(table: Mapping[str, _T], kind: str, where: str, who: str) -> _T:
@@ -50,9 +45,58 @@ def missing(table: Collection[str], kind: str, where: str, who: str) -> Problem:
     )
 
 
-def unknown_fields(layer: Layer, known: Collection[str] = FIELDS) -> list[str]:
-    """The fields of ``layer`` outside ``known`` that do not hold their default, in their order."""
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(layer)}
+def unknown_fields(neurons: Neurons, known: Collection[str] = FIELDS) -> list[str]:
+    """The fields of ``neurons`` outside ``known`` that do not hold their default, in their order."""
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(neurons)}
+    return [
+        name
+        for name, default in defaults.items()
+        if name not in known and not np.array_equal(getattr(neurons, name), default)
+    ]
+
+
+def unsupported(
+    network: IntegerNetwork,
+    population: Population,
+    neurons: Collection[str],
+    synapses: Collection[str],
+    who: str,
+    known: Collection[str] = FIELDS,
+) -> list[Problem]:
+    """Why ``who``, which keeps these two tables, cannot carry ``population``; empty where it can.
+
+    Of a population of unknown kind nothing else is asked. ``known`` are the fields that it carries, or
+    refuses by itself.
+    """
+    if population.kind not in neurons:
+        return [missing(neurons, population.kind, population.name, who)]
+    found = [
+        missing(synapses, c.synapses.kind, f"{c.name} ({c.source} to {c.target})", who)
+        for c in network.into(population.name)
+        if c.synapses.kind not in synapses
+    ]
+    return found + [
+        Problem(
+            population.name,
+            f"{who} does not support the field {name!r} of its neurons",
+            "choose another target or backend",
+        )
+        for name in unknown_fields(population.neurons, known)
+    ]
+
+
+# Until every room reads the graph.
+LAYER_FIELDS = frozenset(
+    {
+        *("name", "synapse_name", "synapses", "input_shape", "shape", "kernel"),
+        *("bias_mant", "bias_exp", "vth", "scale", "exp", "du", "dv", "reset"),
+        *("recurrent", "recurrent_name", "weight_bits", "weight_precision"),
+    }
+)
+
+
+def layer_unknown_fields(layer, known=LAYER_FIELDS):  # type: ignore[no-untyped-def]
+    defaults = {field.name: field.default for field in fields(layer)}
     return [
         name
         for name, default in defaults.items()
@@ -60,18 +104,7 @@ def unknown_fields(layer: Layer, known: Collection[str] = FIELDS) -> list[str]:
     ]
 
 
-def unsupported(
-    layer: Layer,
-    populations: Collection[str],
-    synapses: Collection[str],
-    who: str,
-    known: Collection[str] = FIELDS,
-) -> list[Problem]:
-    """Why ``who``, which keeps these two tables, cannot carry ``layer``; empty where it can.
-
-    Of a population of unknown kind nothing else is asked. ``known`` are the fields that it carries, or
-    refuses by itself.
-    """
+def layer_unsupported(layer, populations, synapses, who, known=LAYER_FIELDS):  # type: ignore[no-untyped-def]
     if layer.kind not in populations:
         return [missing(populations, layer.kind, layer.name, who)]
     if layer.synapses.kind not in synapses:
@@ -82,5 +115,5 @@ def unsupported(
             f"{who} does not support the field {name!r} of its neurons",
             "choose another target or backend",
         )
-        for name in unknown_fields(layer, known)
+        for name in layer_unknown_fields(layer, known)
     ]
