@@ -18,9 +18,9 @@ from stl_deploy.formats.raster import Source
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.account.counts import Counter, Counts
 from stl_deploy.hw_sim.account.energy import Assessment, Energy
-from stl_deploy.hw_sim.account.work import LayerWork
+from stl_deploy.hw_sim.account.work import BatchWork
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import Spread
 
@@ -31,7 +31,7 @@ BYTES_PER_ENTRY = 1 << 6  # of the largest layer, all temporaries together
 
 def batch_size(network: IntegerNetwork) -> int:
     """Samples at a time that keep a run of the reference, or of the float model, within MEMORY."""
-    largest = max(math.prod(network.input_shape), *(layer.neurons for layer in network.layers))
+    largest = max(network.size(name) for name in (*network.inputs, *network.by_name))
     return max(1, min(256, MEMORY // (largest * network.timesteps * BYTES_PER_ENTRY)))
 
 
@@ -76,11 +76,11 @@ class Recorder:
         self.counter.reset()
         self.assessment.reset()
 
-    def add(self, inputs: IntArray, trace: Trace) -> None:
+    def add(self, inputs: Raster, trace: Trace) -> None:
         """Take in one batch."""
         self.counter.add(self.assessment.add(inputs, trace), trace)
 
-    def take(self, works: list[list[LayerWork]], trace: Trace) -> None:
+    def take(self, works: list[BatchWork], trace: Trace) -> None:
         """Take in one batch whose work ``assessment.work`` has counted."""
         self.counter.add(self.assessment.take(works), trace)
 
@@ -164,12 +164,12 @@ class Batches:
     states: bool
     keep: bool
 
-    def prepare(self) -> Callable[[NDArray[np.uint8]], tuple[list[list[LayerWork]], Trace]]:
+    def prepare(self) -> Callable[[NDArray[np.uint8]], tuple[list[BatchWork], Trace]]:
         """What does one batch, inputs [N, T, *input_shape]: its work by chip and layer, and the trace."""
         work = Recorder(self.network, self.energy_model).assessment.work
         ready = engine.Engine(self.network, work.cores)
 
-        def do(inputs: NDArray[np.uint8]) -> tuple[list[list[LayerWork]], Trace]:
+        def do(inputs: NDArray[np.uint8]) -> tuple[list[BatchWork], Trace]:
             trace = ready.run(inputs, self.states)
             works = work.count(inputs, trace)
             return works, trace if self.keep else _counts_only(trace)
