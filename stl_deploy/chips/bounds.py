@@ -1,10 +1,11 @@
 """How far sums, currents and voltages of a population can go, over all inputs: static worst cases.
 
-The sums are one-sided: everything that pulls a neuron up arrives at once, or everything that pulls it down,
-over all connections, whatever their delays. Currents and voltages follow from them over T steps; a decay keeps
-the order of two values (truncation toward zero never increases |x|). Downwards v only decays. Upwards, when
-the next step begins, a voltage that did not spike is at most vth << 6, and one that did is 0 or, with reset
-"subtract", vth << 6 lower than it was. As long as nothing passes a register, that is what the chip does.
+The sums are one-sided: everything that pulls a neuron up arrives at once, or everything that pulls it
+down, over all connections, whatever their delays. Currents and voltages follow from them over T steps; a
+decay keeps the order of two values (truncation toward zero never increases |x|). Downwards v only decays.
+Upwards, when the next step begins, a voltage that did not spike is at most vth << 6, and one that did is 0
+or, with reset "subtract", vth << 6 lower than it was. As long as nothing passes a register, that is what
+the chip does.
 
 Results are int64 and broadcast to the population's shape, as the parameters of neurons do: [C, 1, 1] where
 nothing but the thresholds differs within a channel of a population [C, H, W]. What thresholds differ within
@@ -113,7 +114,7 @@ def largest_sum(network: IntegerNetwork, connection: Connection) -> int:
 
 
 def largest_state(network: IntegerNetwork, population: Population, timesteps: int) -> int:
-    """A bound of |u| and |v| over ``timesteps`` steps without registers, whatever the thresholds.
+    """A bound of |u| and |v| over ``timesteps`` steps without registers.
 
     Coarser than the ranges above, and in Python's integers, which cannot overflow themselves.
     """
@@ -124,10 +125,12 @@ def largest_state(network: IntegerNetwork, population: Population, timesteps: in
     )
     bias = int(np.abs(neurons.bias).max())
     kept_u, kept_v = FORGETS - int(np.min(neurons.du)), DECAY_ONE - int(np.min(neurons.dv))
+    # To subtract a threshold below zero adds to v.
+    added = max(0, -int(np.min(neurons.vth))) << FRACTION_BITS if neurons.reset == "subtract" else 0
     u = v = top = 0
     for _ in range(timesteps):
         u = (u * kept_u >> DECAY_BITS) + a
-        v = (v * kept_v >> DECAY_BITS) + u + bias
+        v = (v * kept_v >> DECAY_BITS) + u + bias + added
         top = max(top, u, v)
     return top
 
