@@ -82,7 +82,7 @@ def _largest_state(layer: Layer, levels: int, network: IntegerNetwork) -> int:
     """Largest |u| or |v| within the network's time, 0 where registers bound them."""
     if chips.of(network).state_limit is not None:
         return 0
-    return bounds.largest_state(layer, levels, network.timesteps)
+    return bounds.layer_largest_state(layer, levels, network.timesteps)
 
 
 def _bytes(layer: Layer) -> int:
