@@ -55,9 +55,7 @@ def accumulate(
         prefix = f"{i}_"
         value = sent[c.source] if not c.delay else _past(b, c, prefix)
         port = network.inputs.get(c.source)
-        for k, (plane, factor) in enumerate(
-            onnx_inputs.planes(b, value, port, f"{prefix}{where}")
-        ):
+        for k, (plane, factor) in enumerate(onnx_inputs.planes(b, value, port, f"{prefix}{where}")):
             levels = min(network.levels(c.source), onnx_inputs.BYTE - 1)
             arriving = Arriving(plane, levels, f"{prefix}{k}_", where, population.shape)
             form = kinds.entry(SYNAPSES, c.synapses.kind, where, WHO)
