@@ -15,25 +15,29 @@ Planes = list[tuple[str, int]]
 BYTE = 1 << 8
 
 
-def kind(port: Input) -> type[np.uint8 | np.int8 | np.int16]:
+def label(network: IntegerNetwork, name: str) -> str:
+    """The name of an input in a model: ``input`` where there is one, else with its own name behind it."""
+    return "input" if len(network.inputs) == 1 else f"input/{name}"
+
+
+def kind(port: Input) -> type[np.uint8 | np.int16]:
     """The type of an input's values."""
-    if not port.signed:
-        return np.uint8
-    return np.int8 if port.levels <= np.iinfo(np.int8).max else np.int16
+    return np.int16 if port.signed else np.uint8
 
 
 def levels_max(port: Input) -> int:
     """The largest magnitude that the type of an input can have."""
-    return int(np.iinfo(np.int16 if port.signed else np.uint8).max)
+    return int(np.iinfo(kind(port)).max)
 
 
 def in_every_step(b: Builder, network: IntegerNetwork) -> dict[str, str]:
     """The inputs [N, T, ...] by name; a frame that is held is repeated."""
     found: dict[str, str] = {}
-    moving = [name for name, port in network.inputs.items() if not port.held]
+    moving = [label(network, name) for name, port in network.inputs.items() if not port.held]
     for name, port in network.inputs.items():
+        given = label(network, name)
         if not port.held:
-            found[name] = name
+            found[name] = given
             continue
         if moving:
             steps = b.op("Shape", [moving[0]], f"steps_of/{name}", start=1, end=2)
@@ -41,7 +45,7 @@ def in_every_step(b: Builder, network: IntegerNetwork) -> dict[str, str]:
             steps = b.shape((network.timesteps,))
         ones = b.constant(f"ones_around/{name}", np.ones(len(port.shape), np.int64))
         size = b.op("Concat", [b.shape((1,)), steps, ones], f"repeats/{name}", axis=0)
-        found[name] = b.op("Tile", [name, size], f"in_every_step/{name}")
+        found[name] = b.op("Tile", [given, size], f"in_every_step/{name}")
     return found
 
 

@@ -30,7 +30,7 @@ def step_graph(network: IntegerNetwork) -> onnx.GraphProto:
     """One time step: the inputs and the state in; spikes, u and v of every population and the state out."""
     b = Builder()
     for name, port in network.inputs.items():
-        b.input(name, onnx_inputs.kind(port), ("N", *port.shape))
+        b.input(onnx_inputs.label(network, name), onnx_inputs.kind(port), ("N", *port.shape))
     states, results = _states(network), _results(network)
     for name, kind, shape in states:
         b.input(name, kind, ("N", *shape))
@@ -52,9 +52,10 @@ def scan_graph(network: IntegerNetwork) -> onnx.GraphProto:
     b = Builder()
     for name, port in network.inputs.items():
         steps: int | str = 1 if port.held else "T"
-        b.input(name, onnx_inputs.kind(port), ("N", steps, *port.shape))
+        label = onnx_inputs.label(network, name)
+        b.input(label, onnx_inputs.kind(port), ("N", steps, *port.shape))
     states, results = _states(network), _results(network)
-    batch = b.op("Shape", [next(iter(network.inputs))], "batch", start=0, end=1)
+    batch = b.op("Shape", [b.inputs[0].name], "batch", start=0, end=1)
     starts = [_zeros(b, batch, *state) for state in states]
     ends = [f"last_{name}" for name, _, _ in states]
     # Time goes to the front and back again: not every tool scans along another axis.
@@ -98,7 +99,8 @@ def _body(network: IntegerNetwork) -> onnx.GraphProto:
     for name, kind, shape in _states(network):
         b.input(b.name(name), kind, ("N", *shape))
     for name, port in network.inputs.items():
-        b.input(b.name(name), onnx_inputs.kind(port), ("N", *port.shape))
+        label = onnx_inputs.label(network, name)
+        b.input(b.name(label), onnx_inputs.kind(port), ("N", *port.shape))
     _step(b, network)
     for name, kind, shape in _states(network):
         # One name cannot be an output twice.
@@ -127,8 +129,8 @@ def _readout(b: Builder, network: IntegerNetwork) -> None:
 def _states(network: IntegerNetwork) -> list[State]:
     """What goes from step to step: name of the input, type, shape.
 
-    ``past_in/<source>`` [N, D, *shape] are the D last steps of what a source sent, the newest first, where the
-    longest delay behind it is D.
+    ``past_in/<source>`` [N, D, *shape] are the last D steps of what a source sent, the newest first; D is
+    the longest delay of a connection out of it.
     """
     found: list[State] = []
     for population in network.populations:
@@ -171,7 +173,7 @@ def state_type(network: IntegerNetwork) -> type[np.int32] | type[np.int64]:
 
 def _step(b: Builder, network: IntegerNetwork) -> None:
     """One population after the other, from the inputs and the state to spikes, u and v."""
-    sent = {name: b.name(name) for name in network.inputs}
+    sent = {name: b.name(onnx_inputs.label(network, name)) for name in network.inputs}
     for population in network.populations:
         name = population.name
         a = onnx_sums.accumulate(b, network, population, sent)

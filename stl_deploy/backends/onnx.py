@@ -40,7 +40,7 @@ class Session:
 
     def __init__(self, network: IntegerNetwork) -> None:
         check(network)
-        self.inputs = network.inputs
+        self.network = network
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         model = exporter.scan(network).SerializeToString()
@@ -54,16 +54,19 @@ class Session:
     def run(self, raster: Raster, _on_step: Steps | None = None) -> dict[str, NDArray[Any]]:
         """Run a raster [N, T, *input_shape], or one by input, all samples at once.
 
-        Returns ``spikes/<population>`` uint8, ``u/<population>`` and ``v/<population>`` int32 (int64 on chip ideal)
-        [N, T, *shape], ``votes`` int64 [N, classes] and ``prediction`` int64 [N].
+        Returns ``spikes/<population>`` uint8, ``u/<population>`` and ``v/<population>`` int32 (int64 on chip
+        ideal) [N, T, *shape], ``votes`` int64 [N, classes] and ``prediction`` int64 [N].
 
         Raises BackendError when onnxruntime fails.
         """
         names = [output.name for output in self.session.get_outputs()]
-        given = raster if isinstance(raster, Mapping) else dict.fromkeys(self.inputs, raster)
+        inputs = self.network.inputs
+        given = raster if isinstance(raster, Mapping) else dict.fromkeys(inputs, raster)
         feed = {
-            name: given[name].astype(onnx_inputs.kind(port), copy=False)
-            for name, port in self.inputs.items()
+            onnx_inputs.label(self.network, name): given[name].astype(
+                onnx_inputs.kind(port), copy=False
+            )
+            for name, port in inputs.items()
         }
         try:
             values = self.session.run(names, feed)
