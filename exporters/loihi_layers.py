@@ -178,10 +178,11 @@ def _sum_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
     """Sums that leave the 32 bits of Lava's Dense and Sparse."""
     # What a group adds up is twice as large where signs are mixed (lava.py), and then shifted.
     most = max(
-        2 * bounds.largest_sum(group, levels) << (group.exp - layer.exp) for group in layer.groups()
+        2 * bounds.layer_largest_sum(group, levels) << (group.exp - layer.exp)
+        for group in layer.groups()
     )
     if most >= DENSE_SUM_LIMIT:
-        worst, kind = bounds.largest_sum(layer, levels), layer.synapses.kind.capitalize()
+        worst, kind = bounds.layer_largest_sum(layer, levels), layer.synapses.kind.capitalize()
         what = f"a sum can reach {worst}; Lava's {kind} adds in 32 bits"
         yield Problem(_where(layer), what, FEWER_BITS)
 
@@ -197,7 +198,7 @@ def _conv_problems(layer: LifLayer, levels: int) -> Iterator[Problem]:
         if max(pair) > CONV_INT8_MAX:
             limit = f"Lava's Conv counts to {CONV_INT8_MAX}"
             yield Problem(_where(layer), f"{what} {tuple(pair)}: {limit}", "use a smaller one")
-    worst = bounds.largest_sum(layer, levels) << max(layer.exp, 0)
+    worst = bounds.layer_largest_sum(layer, levels) << max(layer.exp, 0)
     if worst >= CONV_SUM_LIMIT:
         what = f"a sum can reach {worst}; Lava's Conv wraps at {CONV_SUM_LIMIT}"
         yield Problem(_where(layer), what, FEWER_BITS)
@@ -210,7 +211,7 @@ def _state_problems(
     # Exponents and decays outside their fields are named by _range_problems.
     if chip.state_limit is None or min(layer.du, layer.dv, layer.exp, layer.bias_exp) < 0:
         return
-    top = bounds.largest_state(layer, levels, timesteps)
+    top = bounds.layer_largest_state(layer, levels, timesteps)
     if top >= chip.state_limit:
         yield Problem(
             layer.name,
