@@ -138,7 +138,9 @@ class Assessment:
 
     def take(self, works: list[BatchWork]) -> BatchWork:
         """Price what ``work.count`` found in a batch."""
-        for on, work in zip(self.chips.values(), works, strict=False):  # one work also without a chip
+        for on, work in zip(
+            self.chips.values(), works, strict=False
+        ):  # one work also without a chip
             taken = on.take(work)
             for meter in self.meters.values():
                 if meter.on is on:
@@ -291,7 +293,9 @@ class Meter:
         network = self.energy_model.link_ns * load + landed["way"].max(axis=0)
         candidates = np.stack([generate.max(axis=0), landed["receive"].max(axis=0), network])
         part = candidates.argmax(axis=0)
-        always = self.energy_model.update_pj.always * sum(int(n.sum()) for n in self.on.neurons.values())
+        always = self.energy_model.update_pj.always * sum(
+            int(n.sum()) for n in self.on.neurons.values()
+        )
         energy = landed["sent_pj"].sum(axis=0) + landed["received_pj"].sum(axis=0) + always
         return candidates[part, steps], part, core[part, steps], energy
 

@@ -151,7 +151,9 @@ class _Place:
         """What a spike of a population causes on its own cores, on the way and where it arrives."""
         own, count = self.cores[name], self.count[name]
         columns = self._arriving(name)
-        reaches = {target: reach for (what, target), reach in columns.items() if what == "packets_in"}
+        reaches = {
+            target: reach for (what, target), reach in columns.items() if what == "packets_in"
+        }
         # Neurons on one core that reach the same cores are alike.
         kind = np.asarray(own, np.int64)
         for reach in reaches.values():
