@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import atomic, refusals
