@@ -222,9 +222,12 @@ class ByHand:
                 total[tuple(where[:width])] += n
         return total
 
-    def price(self, chip, profile):
-        """Joules by population and event per inference; ns and pJ of each step, and what bound it."""
-        cost = facts(chip)["profiles"][profile]
+    def price(self, chip, profile, **others):
+        """Joules by population and event per inference; ns and pJ of each step, and what bound it.
+
+        ``others`` are costs in the place of the profile's.
+        """
+        cost = facts(chip)["profiles"][profile] | others
         joule, picojoule = {}, [0.0] * self.steps
         generate = {(s, c): cost["update_ns"]["always"] * n for s in range(self.steps)
                     for c, n in self.neurons.items()}  # fmt: skip

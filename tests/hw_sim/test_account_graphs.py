@@ -10,8 +10,9 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account import neurobench
-from stl_deploy.hw_sim.account.energy import Assessment, unscheduled
+from stl_deploy.hw_sim.account.energy import Assessment, Meter, unscheduled
 from stl_deploy.hw_sim.account.traffic import OnChip
+from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.simulate import Recorder, batches, samples
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
 from stl_deploy.ir.neurons import Lif, Or
@@ -57,6 +58,24 @@ def test_random_graphs_by_hand(seed):
         (energy,) = done.energies.values()
         compare_traffic(network, hand, energy.traffic)
         compare(network, energy, hand, model, CHIP_OF[model])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_links_of_random_graphs_can_bind(seed):
+    """With slow links the busiest of all populations' packets in a step tells how long it takes."""
+    network, rasters = random_graphs.draw(seed, SCHEDULED)
+    network = dealt(network, np.random.default_rng(seed))
+    chip, profile = chips.profiles()["loihi1-spice"]
+    on = OnChip(network, chip)
+    meter = Meter(network, on, profile.model_copy(update={"link_ns": 1e6}))
+    work = Work(network, [(on.placed, on.mesh)])
+    for part in parts(rasters, 1):
+        (done,) = work.count(part, reference.run(network, part, cores=work.cores))
+        meter.add(on.take(done))
+    got = meter.energy(network.timesteps)
+    _, times, _, _ = ByHand(network, rasters, "loihi1").price("loihi1", "loihi1-spice", link_ns=1e6)
+    assert got.series_s == close(times)
+    assert got.bounds[0].part == "network"
 
 
 def test_the_graphs_have_what_may_go_wrong():
