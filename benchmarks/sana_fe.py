@@ -125,16 +125,16 @@ def residual(steps: int, relays: bool) -> IntegerNetwork:
     shape, size = (8, 14, 14), 8 * 14 * 14
     three = (1, 1), (1, 1), (1, 1)
     draft.lif("stem", shape, 250, relay=Conv(draft.weights(8, 1, 3, 3), *three, 1))
-    draft.lif("block", shape, 1_500, stem=Conv(draft.weights(8, 8, 3, 3), *three, 1))
+    draft.lif("block", shape, 900, stem=Conv(draft.weights(8, 8, 3, 3), *three, 1))
     main = Conv(draft.weights(8, 8, 3, 3), *three, 1)
     if relays:
         draft.gate("copy", "stem", shape, OneToOne(np.ones(size, np.int8)))
-        draft.lif("join", shape, 1_500, block=main, copy=OneToOne(np.full(size, 99, np.int8)))
+        draft.lif("join", shape, 500, block=main, copy=OneToOne(np.full(size, 99, np.int8)))
     else:
         skip = Conv(np.full((8, 1, 1, 1), 99, np.int8), (1, 1), (0, 0), (1, 1), 8)
-        draft.lif("join", shape, 1_500, block=main, stem=skip)
+        draft.lif("join", shape, 500, block=main, stem=skip)
     draft.gate("pool", "join", (8, 7, 7), windows(8))
-    draft.lif("out", (10,), 1_500, pool=Dense(draft.weights(10, 8 * 49)))
+    draft.lif("out", (10,), 6_000, pool=Dense(draft.weights(10, 8 * 49)))
     return draft.made(steps)
 
 
