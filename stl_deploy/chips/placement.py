@@ -36,7 +36,7 @@ from stl_deploy.chips.facts import Chip, Packing
 from stl_deploy.errors import Problem
 from stl_deploy.ir import wiring
 from stl_deploy.ir.chain import Layer
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork, Population
 from stl_deploy.ir.notes import Diagnostic, LayerPlacement, Limit, Placement
 
 LIMITS: tuple[Limit, ...] = get_args(Limit)
@@ -70,12 +70,12 @@ def of(network: IntegerNetwork, chip: Chip) -> Placement | None:
     return place(network, chip)
 
 
-def core_of(layer: Layer, placed: LayerPlacement) -> Int64:
-    """Which core of the layer, counted from 0, each neuron lies on: int64 [neurons] in C order."""
-    dealt = np.empty(layer.neurons, np.int64)
-    for core, neurons in enumerate(by_core(placed, layer.neurons)):
+def core_of(population: Population, placed: LayerPlacement) -> Int64:
+    """Which core of a population, counted from 0, each neuron lies on: int64 [neurons] in C order."""
+    dealt = np.empty(population.size, np.int64)
+    for core, neurons in enumerate(by_core(placed, population.size)):
         dealt[neurons] = core
-    return wiring.undealt(dealt, layer.shape).reshape(-1)
+    return wiring.undealt(dealt, population.shape).reshape(-1)
 
 
 def place(
