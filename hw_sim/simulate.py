@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -31,7 +30,7 @@ BYTES_PER_ENTRY = 1 << 6  # of the largest layer, all temporaries together
 
 def batch_size(network: IntegerNetwork) -> int:
     """Samples at a time that keep a run of the reference, or of the float model, within MEMORY."""
-    largest = max(math.prod(network.input_shape), *(layer.neurons for layer in network.layers))
+    largest = max(network.size(name) for name in (*network.inputs, *network.by_name))
     return max(1, min(256, MEMORY // (largest * network.timesteps * BYTES_PER_ENTRY)))
 
 
