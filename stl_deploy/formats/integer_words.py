@@ -106,7 +106,7 @@ def decays(node: G.Neurons, exp: int) -> tuple[NDArray[np.int64], NDArray[np.int
         expected |= {"tau_syn": G.DT * drive, "w_in": drive}
     for name, value in expected.items():
         if np.any(np.asarray(getattr(node, name)) != value):
-            raise ValueError(f"{name} is not that of decays of an integer network")
+            raise ValueError(f"{name} contradicts decays of {DECAY_ONE} parts and exp {exp}")
     return du, dv
 
 
@@ -116,7 +116,7 @@ def _decay(tau: NDArray[Any], name: str, most: int) -> NDArray[np.int64]:
         found = np.rint(DECAY_ONE / (np.asarray(tau, np.float64) / G.DT))
     slow = np.asarray(tau) == G.DT * NO_LEAK
     if not (slow | ((found >= 1) & (found <= most))).all():
-        raise ValueError(f"{name} is not that of decays of an integer network")
+        raise ValueError(f"{name} is not dt * {DECAY_ONE} / n, n from 1 to {most}")
     return np.where(slow, 1, found).astype(np.int64)
 
 
