@@ -121,8 +121,8 @@ class PlacementMeta(_Meta):
 class IntegerMeta(_Meta):
     """The JSON string of ``model.nir``.
 
-    ``precision`` and ``rounding`` are by population. ``chip_facts`` are those of a chip that does not come with
-    the package, as its file has them (``chips/facts.py`` checks them).
+    ``precision`` and ``rounding`` are by population. ``chip_facts`` are those of a chip that does not come
+    with the package, as its file has them (``chips/facts.py`` checks them).
     """
 
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"

@@ -1,39 +1,39 @@
 """The integer network as a NIR graph and back; NIR files read as untrusted data.
 
-Every input is an Input node, every population a LIF, IF, CubaLIF or, where it is an OR, Threshold(0); the spikes
-of the readout's source go to the one Output. A connection is a node of weights with an edge from its source and one
-to its target: Conv2d, Linear (Affine with a bias), Scale where it leads from each neuron to the one in its
-place, SumPool2d where an OR population counts spikes in windows. Several connections into a population are
-several edges into its node. Those that share name and weights are several edges into one node of weights.
+Each input is an Input node. Each population is a LIF, IF or CubaLIF node, or Threshold(0) if it is an OR. The
+spikes of the readout's source lead to the only Output. A connection is a node of weights with an edge from
+its source and an edge to its target: Conv2d, Linear (Affine with a bias), Scale for one-to-one weights, and
+SumPool2d where an OR population counts spikes in windows. Several connections into a population are several
+edges into its node. Connections that share name and weights are several edges into one node of weights.
 
-- A Flatten stands before weights that take a flat input. What a Linear or Scale gives in another shape than that of
-  its target is taken in C order: NIR knows no node that brings a flat population into another shape.
-- Between a source and the weights of connections with a delay stands a Delay of delay * dt seconds. What a
-  population sends itself arrives one step later without one; with a Delay, that late.
+- A Flatten precedes weights that take a flat input.
+- What a Linear or Scale gives may have another shape than its target: it is taken in C order, because NIR has no
+  node that reshapes a flat value.
+- A connection with a delay leads through a Delay of delay * dt seconds. What a population sends itself arrives
+  one step later without a Delay, and with one, that late.
 
-Units (dt = 1e-4): ``v_threshold`` int32 = vth behind NIR's strict >; ``v_reset`` = 0; ``tau`` =
-dt*4096/dv and ``r`` = (4096/dv)*2^exp, so that NIR's equation gives v = v*(4096-dv)/4096 + 2^exp * I. ``exp`` is the
-smallest of the connections into the population; the weights of another count 2^(its own - exp) more, and are
-written so (int8 or int16 as in the network, int32 with such a factor). Decays differ from neuron to neuron as tau and r do.
-Neurons without a leak (dv 0) are an IF with ``r`` = 2^exp/dt. Where they have no such word (with a current, beside
-neurons that leak, with a bias that no weights can have) their tau is dt * 2^83: what a step of it takes of v is less than
-any float64 holds of it.
+Units (dt = 1e-4): ``v_threshold`` int32 = vth behind NIR's strict >; ``v_reset`` = 0; ``tau`` = dt*4096/dv and
+``r`` = (4096/dv)*2^exp, so that NIR's equation gives v = v*(4096-dv)/4096 + 2^exp * I. Here exp is the smallest
+exponent of all connections into the population. The weights of the others are written times the power of two that is
+missing (int32; otherwise int8 or int16 as in the network). Where dv differs from neuron to neuron, tau and r do.
 
 Neurons that remember a current (du not 4095) are a CubaLIF: ``tau_syn`` = dt*4096/(du+1) and ``w_in`` =
 4096/(du+1), so that NIR's equation gives I = I*(4096-(du+1))/4096 + S and the rest is as above.
 
-The bias is added to v past the current. It stands where NIR adds it to v: as ``bias`` = (mant << bias_exp) /
-2^(6+exp) of the first weights into the population that come without a delay from elsewhere and that can have it
-(of a Linear any; of a Conv2d one that is the same within a channel), else, and always with a current, as ``v_leak`` =
-(mant << bias_exp)/2^6 * 4096/dv.
+Neurons without a leak (dv 0) are an IF with ``r`` = 2^exp/dt. An IF has no current and no bias, and all its neurons
+are alike. Where that does not do, tau is dt * 2^83: such a leak is less than the last bit of any v in float64.
 
-NIR knows no single connections, which a folded convolution becomes. They stand in the ``metadata`` of its
-Conv2d node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order, and ``weight`` [n]; ``bias`` is
-that of the convolution. The nodes themselves say the same before rounding: a Conv2d of float64 and a Scale
-behind it, which brings each neuron's inputs to its own unit.
+The bias is added to v after the current. It is ``bias`` = (mant << bias_exp)/2^(6+exp) of the first node of
+weights that can hold it: without a delay, not from the population itself, and for a Conv2d the same for all neurons of
+a channel. If there is none, and always with a current, it is ``v_leak`` = (mant << bias_exp)/2^6 * 4096/dv.
 
-What NIR cannot say stands in one JSON string (``IntegerMeta``), the reset by subtraction among it. The loader rebuilds
-the integers from both and refuses what is not an integer or contradicts.
+NIR has no sparse connections, which a folded convolution becomes. They are in the ``metadata`` of its Conv2d
+node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order, and ``weight`` [n]; ``bias`` is the
+convolution's own. The nodes themselves are the convolution before rounding: a Conv2d of float64, and a Scale
+that brings the inputs of each neuron to its unit.
+
+What NIR cannot say is in one JSON string (``IntegerMeta``), among it the reset by subtraction. The loader
+rebuilds the integers from arrays and JSON, and refuses what is not an integer or contradicts.
 """
 
 from __future__ import annotations

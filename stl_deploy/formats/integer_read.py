@@ -1,4 +1,4 @@
-"""Reading an integer network from a NIR graph, which is untrusted; ``integer_nir.py`` says how it stands there."""
+"""Reading an integer network from an untrusted NIR graph, whose form ``integer_nir.py`` describes."""
 
 from __future__ import annotations
 

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.neurons import Each
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
+from stl_deploy.ir.neurons import Each
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS, UNIT
 
 Float = NDArray[np.float64]
-# In units of dt, the time constant of neurons that do not leak: what a step takes of v, 2^-83 of it, is below
-# half the last bit of v next to any input, and below that of an input next to any v.
+# The time constant, in units of dt, of neurons that do not leak. v and inputs have at most 30 bits, so that 2^-83
+# of v is far below the last bit of a float64, both next to v and next to what is added to it.
 NO_LEAK = 2.0**83
 
 
@@ -38,9 +38,9 @@ def threshold(population: Population) -> nir.Threshold:
 
 
 def neurons(population: Population, exp: int, biased: bool) -> G.Neurons:
-    """The node of LIF neurons with ``r`` for inputs that count 2^exp; with the bias as its leak if ``biased``.
+    """The node of LIF neurons whose inputs count 2^exp; its leak is the bias if ``biased``.
 
-    Neurons without a leak are an IF where nothing stands against it.
+    Neurons that never leak are an IF, unless they have a current or a leak for a bias.
     """
     p, shape = population.neurons, population.shape
     threshold = np.broadcast_to(p.vth, shape).astype(np.int32)

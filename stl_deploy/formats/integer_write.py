@@ -1,4 +1,4 @@
-"""Writing an integer network as a NIR graph; ``integer_nir.py`` says how it stands there."""
+"""Writing an integer network as a NIR graph, whose form ``integer_nir.py`` describes."""
 
 from __future__ import annotations
 
