@@ -63,7 +63,7 @@ def quantize(
     weight_precision: WeightPrecision = "8",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> IntegerNetwork:
-    """Quantize a lowered float graph (``lower/chain.py``) for ``chip``.
+    """Quantize a lowered float graph (``lower/graph.py``) for ``chip``.
 
     Args:
         graph: chain of Conv2d/Linear/Affine -> LIF, IF or CubaLIF, SumPool2d -> Threshold and Flatten
