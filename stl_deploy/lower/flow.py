@@ -30,7 +30,7 @@ from stl_deploy.lower.nodes import (
     shape_behind,
 )
 
-MAX_TERMS = 64  # of one sum: paths that stay apart multiply
+MAX_TERMS = 50  # of one sum: paths that stay apart multiply
 
 
 @dataclass(frozen=True, eq=False)
