@@ -63,7 +63,7 @@ def quantize(
     skips: Skips = "auto",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> IntegerNetwork:
-    """Quantize a lowered float graph (``lower/chain.py``) for ``chip``.
+    """Quantize a lowered float graph (``lower/graph.py``) for ``chip``.
 
     Args:
         graph: of LIF, IF and CubaLIF populations and the Conv2d, Linear, Affine and Scale nodes between
