@@ -18,12 +18,13 @@ def main() -> None:
     # The script is the same in every folder.
     sys.path.insert(0, str(folders[0] / "script"))
     for folder in folders:
-        spikes = np.load(folder / "in.npz")["spikes"]
         if tool == "lava":
             import lava_network as script
 
             params = script.read_params(folder / "lava_params.npz")
-            trace = script.simulate(spikes, params, states=True)
+            network = json.loads(str(params["network"]))
+            rasters = script.read_input(folder / "in.npz", network, None)
+            trace = script.simulate(rasters, params, states=True)
         else:
             import netx_network as script
 
