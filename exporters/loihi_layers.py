@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.ir import kinds, order, slices
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.synapses import Conv
-from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
 CONV_INT8_MAX = 127
@@ -59,12 +59,6 @@ def merged_groups(conv: Conv) -> Conv:
     return replace(conv, weight=weight.reshape(outputs, merged * inputs, kh, kw), groups=groups)
 
 
-def largest_sum(connection: Connection, levels: int) -> int:
-    """Largest |w @ s| of any neuron for inputs of magnitude ``levels``, before the exponent."""
-    weight = np.abs(connection.synapses.weight.astype(np.int64))
-    return levels * int(connection.synapses.row_sums(weight).max())
-
-
 def problems(network: IntegerNetwork) -> list[Problem]:
     """What neither Lava nor netx can carry, the whole network at once."""
     chip, own = chips.load("loihi2"), chips.of(network)
@@ -81,8 +75,7 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         found += chip.reset_problems(population.name, population.neurons.reset)
         for connection in network.into(population.name):
             found += _weight_problems(connection, chip)
-            levels = network.levels(connection.source)
-            found += SYNAPSES[connection.synapses.kind](connection, levels)
+            found += SYNAPSES[connection.synapses.kind](network, connection)
         if not bounded:
             found += _state_problems(network, population, chip)
     return found + list(_loop_problems(network))
@@ -157,21 +150,21 @@ def _field(bits: chips.Count | None) -> int:
     return (1 << bits.value) - 1 if bits else 0
 
 
-def _sum_problems(connection: Connection, levels: int) -> Iterator[Problem]:
+def _sum_problems(network: IntegerNetwork, connection: Connection) -> Iterator[Problem]:
     """Sums that leave the 32 bits of Lava's Dense and Sparse."""
     # What a group adds up is twice as large where signs are mixed (lava.py), and then shifted.
     most = max(
-        2 * largest_sum(group, levels) << (group.exp - connection.exp)
+        2 * bounds.largest_sum(network, group) << (group.exp - connection.exp)
         for group in connection.groups()
     )
     if most >= DENSE_SUM_LIMIT:
-        worst = largest_sum(connection, levels)
+        worst = bounds.largest_sum(network, connection)
         process = "Dense" if connection.synapses.kind == "dense" else "Sparse"
         what = f"a sum can reach {worst}; Lava's {process} adds in 32 bits"
         yield Problem(where(connection), what, FEWER_BITS)
 
 
-def _conv_problems(connection: Connection, levels: int) -> Iterator[Problem]:
+def _conv_problems(network: IntegerNetwork, connection: Connection) -> Iterator[Problem]:
     conv: Any = connection.synapses
     for what, pair in (
         ("kernel", conv.weight.shape[2:]),
@@ -182,7 +175,7 @@ def _conv_problems(connection: Connection, levels: int) -> Iterator[Problem]:
         if max(pair) > CONV_INT8_MAX:
             limit = f"Lava's Conv counts to {CONV_INT8_MAX}"
             yield Problem(where(connection), f"{what} {tuple(pair)}: {limit}", "use a smaller one")
-    worst = largest_sum(connection, levels) << max(connection.exp, 0)
+    worst = bounds.largest_sum(network, connection) << max(connection.exp, 0)
     if worst >= CONV_SUM_LIMIT:
         what = f"a sum can reach {worst}; Lava's Conv wraps at {CONV_SUM_LIMIT}"
         yield Problem(where(connection), what, FEWER_BITS)
@@ -193,18 +186,11 @@ def _state_problems(
 ) -> Iterator[Problem]:
     """An ideal chip never overflows, Loihi's registers do: only what provably fits may go."""
     neurons, into = population.neurons, network.into(population.name)
-    slowest = int(np.min(neurons.du)), int(np.min(neurons.dv))
     # Exponents and decays outside their fields are named as such.
-    exponents = neurons.bias_exp, *(c.exp for c in into)
-    if chip.state_limit is None or min(*slowest, *exponents) < 0:
+    lowest = np.min(neurons.du), np.min(neurons.dv), neurons.bias_exp, *(c.exp for c in into)
+    if chip.state_limit is None or min(lowest) < 0:
         return
-    a = sum(largest_sum(c, network.levels(c.source)) << c.exp for c in into) << FRACTION_BITS
-    bias = int(np.abs(neurons.bias).max())
-    u = v = top = 0
-    for _ in range(network.timesteps):
-        u = (u * (FORGETS - slowest[0]) >> DECAY_BITS) + a
-        v = (v * (DECAY_ONE - slowest[1]) >> DECAY_BITS) + u + bias
-        top = max(top, u, v)
+    top = bounds.largest_state(network, population, network.timesteps)
     if top >= chip.state_limit:
         yield Problem(
             population.name,
@@ -213,9 +199,8 @@ def _state_problems(
         )
 
 
-# What Lava cannot carry of a connection from a source of 0..levels, by the kind of its synapses; lava.py
-# writes the same kinds.
-SYNAPSES: dict[str, Callable[[Connection, int], Iterator[Problem]]] = {
+# What Lava cannot carry of a connection, by the kind of its synapses; lava.py writes the same kinds.
+SYNAPSES: dict[str, Callable[[IntegerNetwork, Connection], Iterator[Problem]]] = {
     "conv": _conv_problems,
     "dense": _sum_problems,
     "one_to_one": _sum_problems,

@@ -138,7 +138,7 @@ def _dense_refusals(layer: LifLayer, levels: int) -> Iterator[tuple[str, str]]:
         return
     if high <= 0 and (-low).bit_count() == 1:
         yield f"no weight is positive and the smallest is {low}; netx clips it", retrain
-    scaled = bounds.largest_sum(layer, levels) * (256 // max(-low, high))
+    scaled = bounds.layer_largest_sum(layer, levels) * (256 // max(-low, high))
     if levels > 1 and scaled >= loihi_layers.DENSE_SUM_LIMIT:
         yield f"a scaled sum can reach {scaled}; netx adds in 32 bits", loihi_layers.FEWER_BITS
 

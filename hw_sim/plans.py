@@ -348,11 +348,11 @@ def never_overflows(network: IntegerNetwork, layer: LifLayer, steps: int) -> boo
     levels = network.input_limit(layer)
     register = 1 << 31 if chip.state_limit is None else min(chip.state_limit, 1 << 31)
     accumulator = register if chip.accumulator_limit is None else chip.accumulator_limit
-    worst = _largest(bounds.one_sided_sums(layer, levels))
+    worst = _largest(bounds.layer_one_sided_sums(layer, levels))
     if worst >= accumulator or worst << FRACTION_BITS >= register:
         return False
-    current = _largest(bounds.current_range(layer, levels, steps))
-    voltage = _largest(bounds.voltage_range(layer, levels, steps))
+    current = _largest(bounds.layer_current_range(layer, levels, steps))
+    voltage = _largest(bounds.layer_voltage_range(layer, levels, steps))
     return max(current, voltage, int(np.abs(layer.bias).max())) < register
 
 

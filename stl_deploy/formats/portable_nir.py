@@ -143,7 +143,10 @@ def _inexact(network: IntegerNetwork, layer: LifLayer, register: int | None) -> 
             f"a step keeps {kept_u}/{DECAY_ONE} of u and {kept_v}/{DECAY_ONE} of v, whose inverse "
             "time constants are not powers of two, so that the weights and v are rounded"
         )
-    spans = (bounds.current_range(layer, levels, steps), bounds.voltage_range(layer, levels, steps))
+    spans = (
+        bounds.layer_current_range(layer, levels, steps),
+        bounds.layer_voltage_range(layer, levels, steps),
+    )
     largest = max(int(np.abs(side).max()) for span in spans for side in span)
     limit = FLOAT32 << (spare - needed)
     limit = limit if register is None else min(limit, register)

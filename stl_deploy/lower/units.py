@@ -95,7 +95,7 @@ class Fit:
             if self._bits(layer) < least - 1e-9:
                 self._report_bits(layer, units, base, least)
         bits = self._bits(layer)
-        low, high = bounds.one_sided_sums(layer, self.levels)
+        low, high = bounds.layer_one_sided_sums(layer, self.levels)
         return layer, Precision(mode, bits, int(max(-low.min(), high.max())), limit)
 
     def as_trained(self, units: Float) -> tuple[LifLayer, Precision]:
@@ -121,7 +121,7 @@ class Fit:
             )
         elif not fits:
             self._warn_checked(units, "as the integers were not trained for this chip")
-        low, high = bounds.one_sided_sums(layer, self.levels)
+        low, high = bounds.layer_one_sided_sums(layer, self.levels)
         worst = int(max(-low.min(), high.max()))
         bits = float(self.options.weight_bits)
         mode: Literal["proven", "checked"] = "proven" if proven else "checked"
@@ -156,7 +156,7 @@ class Fit:
         if how.mode == "proven":
             corrected = self._safe_thresholds(corrected, fitted)
         fitted = corrected
-        low, high = bounds.one_sided_sums(fitted, self.levels)
+        low, high = bounds.layer_one_sided_sums(fitted, self.levels)
         worst = int(max(-low.min(), high.max()))
         return fitted, replace(
             how,
@@ -256,7 +256,7 @@ class Fit:
         """Worst case over limit, a channel; above 1 it can overflow."""
         # Rounding moves thresholds between the lowest and the highest of the layer.
         rounded = self.options.thresholds != "native" and self.chip.limits.thresholds_per_core
-        return bounds.excess(layer, self.chip, self.levels, self.timesteps, bool(rounded))
+        return bounds.layer_excess(layer, self.chip, self.levels, self.timesteps, bool(rounded))
 
     def _calibrated(self, units: Float) -> Float:
         """``units`` grown until HEADROOM times the largest sum seen stays in the accumulator.
@@ -285,8 +285,8 @@ class Fit:
     def _warn_checked(self, base: Float, why: str) -> None:
         """Say how far the layer could go, and that nothing but the data keeps it from there."""
         layer = self._layer(base)
-        low, high = bounds.one_sided_sums(layer, self.levels)
-        down, up = bounds.voltage_range(layer, self.levels, self.timesteps)
+        low, high = bounds.layer_one_sided_sums(layer, self.levels)
+        down, up = bounds.layer_voltage_range(layer, self.levels, self.timesteps)
         self.diagnostics.append(
             Diagnostic(
                 self.floats.name,

@@ -66,12 +66,12 @@ def compare(
 ) -> Agreement:
     """Compare a backend's trace (see ``backends.Session``) with the reference's, with states."""
     total = Agreement()
-    for layer in network.layers:
-        reference = expected.layers[layer.name]
+    for name in network.by_name:
+        reference = expected.layers[name]
         for kind in KINDS:
             want = getattr(reference, kind)
-            have = got[f"{kind}/{layer.name}"]
-            if kind == "spikes" and (bare := got.get(f"bare/{layer.name}")) is not None:
+            have = got[f"{kind}/{name}"]
+            if kind == "spikes" and (bare := got.get(f"bare/{name}")) is not None:
                 have = np.where(bare != want, bare, have)
             where = np.argwhere(have != want)
             count = len(where)
@@ -79,7 +79,7 @@ def compare(
                 entries=want.size if kind == "spikes" else 0,
                 spike_mismatches=count if kind == "spikes" else 0,
                 state_mismatches=0 if kind == "spikes" else count,
-                first=_difference(layer.name, kind, where[0], want, have, first_sample)
+                first=_difference(name, kind, where[0], want, have, first_sample)
                 if count
                 else None,
             )

@@ -275,8 +275,8 @@ def test_proven_networks_never_overflow(seed, chip):
     trace = reference.run(network, raster, states=True).layers["lif"]
     assert not trace.overflow.any()
     for low, high in (
-        bounds.current_range(layer, 1, steps),
-        bounds.voltage_range(layer, 1, steps),
+        bounds.layer_current_range(layer, 1, steps),
+        bounds.layer_voltage_range(layer, 1, steps),
     ):
         assert max(-low.min(), high.max()) < limit
 
