@@ -34,6 +34,7 @@ EXACTLY = {"fraction_bits": 6, "decay_bits": 12, "state_bits": 24}
 # ... and the widest values that its LIF (the same file) and Dense and Conv (8 bits and a sign mode) take.
 AT_MOST = {"weight_bits": 8, "threshold_bits": 17, "bias_mant_bits": 13, "bias_exp_bits": 3}
 
+PROCESS_GRAPH = "use the process graph, lava_network.py"
 FEWER_BITS = "quantize again with --overflow proven or fewer --weight-bits"
 
 
@@ -50,7 +51,13 @@ def merged_groups(conv: Conv) -> Conv:
     """The same convolution with at most 127 groups, zeros where groups were merged."""
     if conv.groups <= CONV_INT8_MAX:
         return conv
-    groups = max(g for g in range(1, CONV_INT8_MAX + 1) if conv.groups % g == 0)
+    return regrouped(conv, max(g for g in range(1, CONV_INT8_MAX + 1) if conv.groups % g == 0))
+
+
+def regrouped(conv: Conv, groups: int) -> Conv:
+    """The same convolution with ``groups``, which divides its own, and zeros where groups were merged."""
+    if groups == conv.groups:
+        return conv
     merged = conv.groups // groups
     outputs, inputs, kh, kw = conv.weight.shape
     weight = np.zeros((outputs, merged, inputs, kh, kw), conv.weight.dtype)
