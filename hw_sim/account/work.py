@@ -94,8 +94,8 @@ class _Place:
     def __init__(self, network: IntegerNetwork, placed: Placement, mesh: Mesh) -> None:
         self.placed, self.mesh = placed, mesh
         self.cores = {
-            layer.name: placement.core_of(layer, placed.layers[layer.name])
-            for layer in network.layers
+            population.name: placement.core_of(population, placed.layers[population.name])
+            for population in network.populations
         }
         into = [
             synapses_by_core(layer, self.cores[layer.name], placed.layers[layer.name].cores)

@@ -58,7 +58,7 @@ def test_the_core_of_every_neuron(network):
     for layer in network.layers:
         on = placed.layers[layer.name]
         expected = core_by_neuron(layer, on)
-        got = placement.core_of(layer, on).reshape(layer.shape)
+        got = placement.core_of(network.by_name[layer.name], on).reshape(layer.shape)
         for where in np.ndindex(layer.shape):
             assert got[where] + on.first_core == expected[where]
 
@@ -68,7 +68,7 @@ def test_the_core_of_neurons_in_another_order():
     for layer in network.lif_layers:
         on = network.placement.layers[layer.name]
         dealt = sorted(np.ndindex(layer.shape), key=lambda at: (*at[1:], at[0]))
-        got = placement.core_of(layer, on).reshape(layer.shape)
+        got = placement.core_of(network.by_name[layer.name], on).reshape(layer.shape)
         ends = np.cumsum(on.blocks)
         for place, neuron in enumerate(on.order or range(layer.neurons)):
             assert got[dealt[neuron]] == np.searchsorted(ends, place, "right")
@@ -168,7 +168,7 @@ def test_cores_of_several_chips_at_once():
     for layer in network.layers:
         number = assessment.cores[layer.name]
         each = [
-            placement.core_of(layer, on.placed.layers[layer.name])
+            placement.core_of(network.by_name[layer.name], on.placed.layers[layer.name])
             for on in assessment.chips.values()
         ]
         assert len(each) == 2
