@@ -85,9 +85,16 @@ class Engine:
         self.cores = cores or {}
         self._plans: dict[tuple[int, int, bool], tuple[Layer, Plan | None]] = {}
 
-    def run(self, raster: IntArray, states: bool = False) -> Trace:
-        """Run all layers on a raster [N, T, *input_shape]."""
+    def run(
+        self,
+        raster: IntArray,
+        states: bool = False,
+        forced: Mapping[str, IntArray] | None = None,
+    ) -> Trace:
+        """Run all layers on a raster [N, T, *input_shape]; ``forced`` as in ``reference.run``."""
         layers = self.network.layers
+        if forced is not None:
+            return reference.run(self.network, raster, states, self.cores, forced)
         traces = self._run(layers, raster, states)
         return Trace(
             {layer.name: did for layer, did in zip(layers, traces, strict=True)},
