@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
-=======
-from dataclasses import dataclass
 from typing import Literal
->>>>>>> g-placement
 
 from stl_deploy.errors import Problem
 
