@@ -78,6 +78,24 @@ def test_links_of_random_graphs_can_bind(seed):
     assert got.bounds[0].part == "network"
 
 
+@pytest.mark.parametrize("seed", GRAPHS)
+def test_packets_are_the_axons_of_placement(seed):
+    """If every neuron spikes once, cores send and receive a packet over each axon that they hold."""
+    network, _ = random_graphs.draw(seed, SCHEDULED)
+    network = replace(network, timesteps=1)
+    on = OnChip(network, chips.load(network.chip))
+    ones = {name: np.ones((1, 1, *port.shape), np.uint8) for name, port in network.inputs.items()}
+    work = Work(network, [(on.placed, on.mesh)])
+    trace = reference.run(network, ones, cores=work.cores)
+    for did in trace.layers.values():
+        did.spikes[:] = 1
+    (done,) = work.count(ones, trace)
+    for name, layer in on.placed.layers.items():
+        assert done.layers[name].packets_out.sum() == layer.total["out_axons"], name
+        received = sum(int(a.packets.sum()) for a in done.arrivals if a.target == name)
+        assert received == layer.total["in_axons"], name
+
+
 def test_the_graphs_have_what_may_go_wrong():
     found = set()
     for seed in GRAPHS:
