@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.formats.raster import Raster
+from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.account.energy import Assessment, Meter, unscheduled
 from stl_deploy.hw_sim.account.traffic import OnChip
 from stl_deploy.hw_sim.account.work import Work
-from stl_deploy.hw_sim.simulate import Recorder, batches, samples
+from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.notes import LayerPlacement, Placement
@@ -248,22 +247,6 @@ def test_a_loop_of_as_many_steps_as_hops_has_energy():
     assert unscheduled(network) is None
     done = recorded(one_core_each(network), {"input": line(1, 0, 0)}, "loihi1-spice", 1)
     assert set(done.energies) == {"loihi1-spice"}
-
-
-# Rasters of several inputs
-
-
-def test_batches_of_several_inputs():
-    sources = {"a": Raster(np.arange(5).reshape(5, 1, 1)), "b": Raster(np.ones((5, 3, 2)))}
-    assert samples(sources) == samples(sources["a"]) == 5
-    got = list(batches(sources, 2))
-    assert [{n: x.shape for n, x in part.items()} for part in got] == [
-        {"a": (n, 1, 1), "b": (n, 3, 2)} for n in (2, 2, 1)
-    ]
-    assert np.concatenate([part["a"] for part in got]).reshape(-1).tolist() == [0, 1, 2, 3, 4]
-    short = sources | {"b": sources["b"].first(4)}
-    with pytest.raises(InputError, match="different numbers of samples: 5 of a, 4 of b"):
-        samples(short)
 
 
 # NeuroBench
