@@ -27,7 +27,7 @@ from stl_deploy.hw_sim import proofs, reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.synapses import Dense
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from tests.build.floats import cuba, random_graph
 from tests.build.floats import graph as graph_of
 from tests.build.networks import chain, lif
@@ -186,8 +186,8 @@ def test_calibration_sees_what_a_layer_hears_of_itself():
     seen = {}
     raster = np.array([[[1], [1]]], np.uint8)
     float_exec.run(graph, raster, lambda name, x: seen.setdefault(name, []).append(x.copy()))
-    assert seen.keys() == {"fc"}
-    (total,) = seen["fc"]
+    assert seen.keys() == {"lif"}
+    (total,) = seen["lif"]
     assert total.tolist() == [[1.0] * 3, [16.0] * 3]
 
 
