@@ -188,7 +188,7 @@ def test_calibration_sees_what_a_layer_hears_of_itself():
     float_exec.run(graph, raster, lambda name, x: seen.setdefault(name, []).append(x.copy()))
     assert seen.keys() == {"lif"}
     (total,) = seen["lif"]
-    assert total.tolist() == [[1.0] * 3, [16.0] * 3]
+    assert total.tolist() == [[[1.0] * 3, [16.0] * 3]]
 
 
 # Quantization
