@@ -34,7 +34,7 @@ from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
 
@@ -138,8 +138,8 @@ class QatNet(STLNet):
             for _ in range(TRIES):
                 layer = self._layer(name, source)
                 most = 1 if index else levels
-                excess = bounds.excess(layer, self.chip, most, self.arch.timesteps)
-                low, high = bounds.voltage_range(layer, most, self.arch.timesteps)
+                excess = bounds.layer_excess(layer, self.chip, most, self.arch.timesteps)
+                low, high = bounds.layer_voltage_range(layer, most, self.arch.timesteps)
                 exact = np.maximum(-low, high) / (EXACT - 1)
                 needed = np.maximum(np.maximum(excess, exact), self._outside(name, source))
                 if (needed <= 1).all():

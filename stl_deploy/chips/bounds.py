@@ -1,10 +1,15 @@
-"""How far sums, currents and voltages of an integer layer can go, over all inputs: static worst cases.
+"""How far sums, currents and voltages of a population can go, over all inputs: static worst cases.
 
-The sums are one-sided: all inputs and all of the layer's own neurons with positive weights firing, or
-all with negative ones. Currents and voltages follow from them over T steps; a decay keeps the order of
-two values (truncation toward zero never increases |x|). Downwards v only decays. Upwards, when the next
-step begins, a voltage that did not spike is at most vth << 6, and one that did is 0 or, with reset
-"subtract", vth << 6 lower than it was. As long as nothing passes a register, that is what the chip does.
+The sums are one-sided: everything that pulls a neuron up arrives at once, or everything that pulls it
+down, over all connections, whatever their delays. Currents and voltages follow from them over T steps; a
+decay keeps the order of two values (truncation toward zero never increases |x|). Downwards v only decays.
+Upwards, when the next step begins, a voltage that did not spike is at most vth << 6, and one that did is 0
+or, with reset "subtract", vth << 6 lower than it was. As long as nothing passes a register, that is what
+the chip does.
+
+Results are int64 and broadcast to the population's shape, as the parameters of neurons do: [C, 1, 1] where
+nothing but the thresholds differs within a channel of a population [C, H, W]. What thresholds differ within
+such a result is taken at its worst.
 """
 
 from __future__ import annotations
@@ -17,30 +22,158 @@ from numpy.typing import NDArray
 from stl_deploy.chips.arithmetic import decay
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir.chain import Layer, LifLayer
+from stl_deploy.ir.network import Connection, IntegerNetwork, Population
+from stl_deploy.ir.neurons import of_channels
+from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
 Int64 = NDArray[np.int64]
 
 
-def one_sided_sums(layer: LifLayer, levels: int) -> tuple[Int64, Int64]:
+def one_sided_sums(network: IntegerNetwork, population: Population) -> tuple[Int64, Int64]:
+    """(smallest, largest) sum of what any input can make arrive in a step, with ``exp``."""
+    low = high = np.zeros((1,) * len(population.shape), np.int64)
+    for connection in network.into(population.name):
+        least, most = network.span(connection.source)
+        weight = connection.synapses.weight.astype(np.int64)
+        up, down = (
+            of_channels(connection.synapses.row_sums(side(weight, 0)), population.shape)
+            for side in (np.maximum, np.minimum)
+        )
+        low = low + ((least * up + most * down) << connection.exp)
+        high = high + ((most * up + least * down) << connection.exp)
+    return low, high
+
+
+def current_range(
+    network: IntegerNetwork, population: Population, timesteps: int
+) -> tuple[Int64, Int64]:
+    """(lower, upper) bound of u over ``timesteps`` steps."""
+    *_, last = _currents(network, population, timesteps)
+    return last
+
+
+def voltage_range(
+    network: IntegerNetwork, population: Population, timesteps: int, anywhere: bool = False
+) -> tuple[Int64, Int64]:
+    """(lower, upper) bound of v before the threshold, over ``timesteps`` steps.
+
+    With ``anywhere`` it holds for thresholds anywhere between the population's lowest and highest.
+    """
+    neurons = population.neurons
+    sums, _ = one_sided_sums(network, population)
+    shape = np.broadcast_shapes(
+        sums.shape, *(np.shape(given) for given in (neurons.bias, neurons.du, neurons.dv))
+    )
+    vth = np.broadcast_to(neurons.vth, population.shape).astype(np.int64) << FRACTION_BITS
+    wanted = (1,) * len(shape) if anywhere else shape
+    lowest, highest = _within(vth, wanted, np.minimum), _within(vth, wanted, np.maximum)
+    down = up = worst_down = worst_up = np.zeros(shape, np.int64)
+    for low, high in _currents(network, population, timesteps):
+        left = np.minimum(up, highest)
+        if neurons.reset == "subtract":
+            left = np.maximum(left, up - lowest)
+        down = decay(np.minimum(down, 0), neurons.dv) + low + neurons.bias
+        up = decay(np.maximum(left, 0), neurons.dv) + high + neurons.bias
+        worst_down, worst_up = np.minimum(worst_down, down), np.maximum(worst_up, up)
+    return worst_down, worst_up
+
+
+def excess(
+    network: IntegerNetwork,
+    population: Population,
+    chip: Chip,
+    timesteps: int,
+    anywhere: bool = False,
+) -> NDArray[np.float64]:
+    """Worst case over limit of the registers of ``chip``, float64; above 1 it can overflow.
+
+    ``anywhere``: see ``voltage_range``.
+    """
+    most: NDArray[np.float64] = np.zeros((1,) * len(population.shape))
+    if chip.accumulator_limit is not None:
+        low, high = one_sided_sums(network, population)
+        most = np.maximum(-low, high) / (chip.accumulator_limit - 1)
+    if chip.state_limit is not None:
+        for low, high in (
+            current_range(network, population, timesteps),
+            voltage_range(network, population, timesteps, anywhere),
+        ):
+            most = np.maximum(most, np.maximum(-low, high) / (chip.state_limit - 1))
+    return most
+
+
+def largest_sum(network: IntegerNetwork, connection: Connection) -> int:
+    """Largest |w @ s| that a connection brings any neuron, before its exponent.
+
+    It is that of inputs of one sign for weights of one sign, and so of all partial sums.
+    """
+    weight = np.abs(connection.synapses.weight.astype(np.int64))
+    levels = network.levels(connection.source)
+    return levels * int(connection.synapses.row_sums(weight).max(initial=0))
+
+
+def largest_state(network: IntegerNetwork, population: Population, timesteps: int) -> int:
+    """A bound of |u| and |v| over ``timesteps`` steps without registers.
+
+    Coarser than the ranges above, and in Python's integers, which cannot overflow themselves.
+    """
+    neurons = population.neurons
+    a = sum(
+        largest_sum(network, connection) << (connection.exp + FRACTION_BITS)
+        for connection in network.into(population.name)
+    )
+    bias = int(np.abs(neurons.bias).max())
+    kept_u, kept_v = FORGETS - int(np.min(neurons.du)), DECAY_ONE - int(np.min(neurons.dv))
+    # To subtract a threshold below zero adds to v.
+    added = max(0, -int(np.min(neurons.vth))) << FRACTION_BITS if neurons.reset == "subtract" else 0
+    u = v = top = 0
+    for _ in range(timesteps):
+        u = (u * kept_u >> DECAY_BITS) + a
+        v = (v * kept_v >> DECAY_BITS) + u + bias + added
+        top = max(top, u, v)
+    return top
+
+
+def _currents(
+    network: IntegerNetwork, population: Population, timesteps: int
+) -> Iterator[tuple[Int64, Int64]]:
+    """(lower, upper) bound of u in each step; both only grow away from zero."""
+    low, high = one_sided_sums(network, population)
+    du = population.neurons.du
+    least = most = np.zeros_like(low)
+    for _ in range(timesteps):
+        least = decay(least, du + 1) + (low << FRACTION_BITS)
+        most = decay(most, du + 1) + (high << FRACTION_BITS)
+        yield least, most
+
+
+def _within(values: IntArray, shape: Shape, side: np.ufunc) -> Int64:
+    """The lowest or highest of ``values`` among those that share a value of ``shape``."""
+    axes = tuple(axis for axis, size in enumerate(shape) if size < values.shape[axis])
+    return np.asarray(side.reduce(values, axis=axes, keepdims=True), np.int64)
+
+
+# Until every room reads the graph.
+def layer_one_sided_sums(layer: LifLayer, levels: int) -> tuple[Int64, Int64]:
     """(smallest, largest) a_in that any input 0..levels can give, int64 [O] each, with ``exp``."""
     sides: list[Int64] = []
     for side in (np.minimum, np.maximum):
         total = layer.synapses.row_sums(side(layer.synapses.weight.astype(np.int64), 0)) * levels
         if layer.recurrent is not None:
             own = layer.recurrent.row_sums(side(layer.recurrent.weight.astype(np.int64), 0))
-            total = _of_channels(own, len(total), side) + total
+            total = _layer_of_channels(own, len(total), side) + total
         sides.append(total << layer.exp)
     return sides[0], sides[1]
 
 
-def current_range(layer: LifLayer, levels: int, timesteps: int) -> tuple[Int64, Int64]:
+def layer_current_range(layer: LifLayer, levels: int, timesteps: int) -> tuple[Int64, Int64]:
     """(lower, upper) bound of u, int64 [O] each, over ``timesteps`` steps."""
-    *_, last = _currents(layer, levels, timesteps)
+    *_, last = _layer_currents(layer, levels, timesteps)
     return last
 
 
-def voltage_range(
+def layer_voltage_range(
     layer: LifLayer, levels: int, timesteps: int, anywhere: bool = False
 ) -> tuple[Int64, Int64]:
     """(lower, upper) bound of v before the threshold, int64 [O] each, over ``timesteps`` steps.
@@ -52,7 +185,7 @@ def voltage_range(
     lowest, highest = vth.min(axis=1), vth.max(axis=1)
     down = up = np.zeros_like(bias)
     worst_down, worst_up = down, up
-    for low, high in _currents(layer, levels, timesteps):
+    for low, high in _layer_currents(layer, levels, timesteps):
         left = np.minimum(up, highest)
         if layer.reset == "subtract":
             left = np.maximum(left, up - lowest)
@@ -62,7 +195,7 @@ def voltage_range(
     return worst_down, worst_up
 
 
-def excess(
+def layer_excess(
     layer: LifLayer, chip: Chip, levels: int, timesteps: int, anywhere: bool = False
 ) -> NDArray[np.float64]:
     """Worst case over limit of the registers of ``chip``, float64 [O] or [1]; above 1 it can overflow.
@@ -71,18 +204,18 @@ def excess(
     """
     most: NDArray[np.float64] = np.zeros(1)
     if chip.accumulator_limit is not None:
-        low, high = one_sided_sums(layer, levels)
+        low, high = layer_one_sided_sums(layer, levels)
         most = np.maximum(-low, high) / (chip.accumulator_limit - 1)
     if chip.state_limit is not None:
         for low, high in (
-            current_range(layer, levels, timesteps),
-            voltage_range(layer, levels, timesteps, anywhere),
+            layer_current_range(layer, levels, timesteps),
+            layer_voltage_range(layer, levels, timesteps, anywhere),
         ):
             most = np.maximum(most, np.maximum(-low, high) / (chip.state_limit - 1))
     return most
 
 
-def largest_sum(layer: Layer, levels: int) -> int:
+def layer_largest_sum(layer: Layer, levels: int) -> int:
     """Largest |w @ s| of any neuron for inputs 0..``levels`` of one sign, before the exponent.
 
     The layer's recurrent input counts with it.
@@ -95,12 +228,12 @@ def largest_sum(layer: Layer, levels: int) -> int:
     return largest
 
 
-def largest_state(layer: Layer, levels: int, timesteps: int) -> int:
+def layer_largest_state(layer: Layer, levels: int, timesteps: int) -> int:
     """A bound of |u| and |v| over ``timesteps`` steps without registers, whatever the thresholds.
 
     Coarser than the ranges above, and in Python's integers, which cannot overflow themselves.
     """
-    a = largest_sum(layer, levels) << (layer.exp + FRACTION_BITS)
+    a = layer_largest_sum(layer, levels) << (layer.exp + FRACTION_BITS)
     bias = int(np.abs(layer.bias).max())
     u = v = top = 0
     for _ in range(timesteps):
@@ -110,9 +243,9 @@ def largest_state(layer: Layer, levels: int, timesteps: int) -> int:
     return top
 
 
-def _currents(layer: LifLayer, levels: int, timesteps: int) -> Iterator[tuple[Int64, Int64]]:
+def _layer_currents(layer: LifLayer, levels: int, timesteps: int) -> Iterator[tuple[Int64, Int64]]:
     """(lower, upper) bound of u in each step; both only grow away from zero."""
-    low, high = one_sided_sums(layer, levels)
+    low, high = layer_one_sided_sums(layer, levels)
     least = most = np.zeros_like(low)
     for _ in range(timesteps):
         least = decay(least, layer.du + 1) + (low << FRACTION_BITS)
@@ -120,6 +253,6 @@ def _currents(layer: LifLayer, levels: int, timesteps: int) -> Iterator[tuple[In
         yield least, most
 
 
-def _of_channels(of_neurons: Int64, channels: int, side: np.ufunc) -> Int64:
+def _layer_of_channels(of_neurons: Int64, channels: int, side: np.ufunc) -> Int64:
     """The lowest or highest value among the neurons of each channel, int64 [channels]."""
     return np.asarray(side.reduce(of_neurons.reshape(channels, -1), axis=1), np.int64)

@@ -369,15 +369,15 @@ class Chip(_Table):
             raise ValueError(f"energy models (profiles) need {', '.join(missing)}")
         return self
 
-    def input_problems(self, levels: int) -> list[Problem]:
-        """Why inputs 0..``levels`` cannot come in; none where they can."""
+    def input_problems(self, levels: int, signed: bool = False) -> list[Problem]:
+        """Why inputs 0..``levels``, or ``signed`` ones, cannot come in; none where they can."""
         payload = self.registers.graded_spike_bits
-        if levels == 1 or payload is None or payload.value:
+        if (levels == 1 and not signed) or payload is None or payload.value:
             return []
         return [
             Problem(
                 "input",
-                f"graded 0..{levels}, but {self.name} knows binary spikes only",
+                f"graded {-levels if signed else 0}..{levels}, but {self.name} knows binary spikes only",
                 "use another --chip, or train with --encoding bernoulli",
             )
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from stl_deploy.errors import Problem
@@ -16,6 +16,8 @@ class Precision:
     ``effective_bits`` is that of the worst channel; ``worst_sum`` the largest |a_in| any input can
     reach and ``limit`` what the chip holds (None: no limit). ``calibrated`` is the number of inputs that
     weights, bias and thresholds were fitted to, 0 where they are rounded each for itself.
+    ``connections`` are the effective bits of each connection, where several lead into the population: by
+    the name of the weights, with the source behind it in parentheses where the name stands for several.
     """
 
     mode: Literal["proven", "checked"]
@@ -23,6 +25,7 @@ class Precision:
     worst_sum: int
     limit: int | None
     calibrated: int = 0
+    connections: dict[str, float] = field(default_factory=dict)
 
 
 Lowering = Literal["native", "fold", "grouped"]

@@ -288,7 +288,7 @@ def test_a_proof_minds_currents_that_a_bias_hides_from_the_voltage(steps, fits):
     network = one_layer(np.random.default_rng(0), "loihi2", Dense(weight), (520,), 1, du=0, dv=4096)
     bias = np.array([-((1 << 23) - 99)], np.int64)
     layer = replace(network.layers[0], bias_mant=bias, bias_exp=0)
-    up = bounds.voltage_range(layer, 1, steps)[1]
+    up = bounds.layer_voltage_range(layer, 1, steps)[1]
     assert up.max() < 1 << 23
     assert plans.never_overflows(network, layer, steps) == fits
 

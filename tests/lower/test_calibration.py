@@ -247,11 +247,11 @@ def test_what_is_proven_stays_proven():
     fitted = stl_deploy.quantize(graph, "loihi1", calib, overflow="proven", thresholds="native")
     assert plain.precision["lif"].worst_sum > 0.99 * facts.accumulator_limit  # it binds
     (layer,), how = fitted.lif_layers, fitted.precision["lif"]
-    low, high = bounds.one_sided_sums(layer, 1)
+    low, high = bounds.layer_one_sided_sums(layer, 1)
     assert how.mode == "proven"
     assert not layer.bias_mant.any()  # the layer has none, and gets none
     assert how.worst_sum == max(-low.min(), high.max()) < facts.accumulator_limit
-    down, up = bounds.voltage_range(layer, 1, 4)
+    down, up = bounds.layer_voltage_range(layer, 1, 4)
     assert max(-down.min(), up.max()) < facts.state_limit
     assert (layer.scale >= plain.lif_layers[0].scale).all()
     assert (layer.scale <= 1.02 * plain.lif_layers[0].scale).all()

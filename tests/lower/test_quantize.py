@@ -274,9 +274,9 @@ def test_bounds_are_sound(case, timesteps):
     layer, levels, rng = case
     raster = patterns(layer.synapses.weight, levels, timesteps, rng)
     a, u, v = voltages(layer, raster, levels)
-    sums = bounds.one_sided_sums(layer, levels)
-    currents = bounds.current_range(layer, levels, timesteps)
-    voltage = bounds.voltage_range(layer, levels, timesteps)
+    sums = bounds.layer_one_sided_sums(layer, levels)
+    currents = bounds.layer_current_range(layer, levels, timesteps)
+    voltage = bounds.layer_voltage_range(layer, levels, timesteps)
     for values, (low, high) in ((a, sums), (u, currents), (v, voltage)):
         assert (values.min(axis=(0, 1)) >= low).all()
         assert (values.max(axis=(0, 1)) <= high).all()
@@ -287,7 +287,7 @@ def test_bounds_are_sound(case, timesteps):
             assert (values.max(axis=(0, 1)) == high).all()
         no_lift = (layer.bias[:] <= 0) & (layer.vth >= 0)
         assert (v.min(axis=(0, 1)) == voltage[0])[no_lift].all()
-    lowest, highest = bounds.voltage_range(layer, levels, timesteps, anywhere=True)
+    lowest, highest = bounds.layer_voltage_range(layer, levels, timesteps, anywhere=True)
     assert (lowest <= voltage[0]).all()
     assert (highest >= voltage[1]).all()
     vth = rng.integers(layer.vth.min(), layer.vth.max() + 1, layer.shape)
@@ -306,18 +306,18 @@ def test_bounds_of_neurons_that_hear_each_other():
         recurrent=Dense(np.array([[5, -3], [1, 0]], np.int8)),
         reset="subtract",
     )
-    low, high = bounds.one_sided_sums(layer, 3)
+    low, high = bounds.layer_one_sided_sums(layer, 3)
     assert low.tolist() == [-12, 0]
     assert high.tolist() == [22, 8]
-    low, high = bounds.current_range(layer, 3, 3)
+    low, high = bounds.layer_current_range(layer, 3, 3)
     assert (low / 64).tolist() == [-21, 0]
     assert (high / 64).tolist() == [22 + 11 + 5.5, 8 + 4 + 2]
-    low, high = bounds.voltage_range(layer, 3, 2)
+    low, high = bounds.layer_voltage_range(layer, 3, 2)
     assert (low / 64).tolist() == [-12 - 18, 0]
     # 22, of which a spike leaves 18, and 33 more; 8, 4, 12 more.
     assert (high / 64).tolist() == [18 + 33, 4 + 12]
     reset = replace(layer, reset="zero")
-    assert (bounds.voltage_range(reset, 3, 2)[1] / 64).tolist() == [4 + 33, 4 + 12]
+    assert (bounds.layer_voltage_range(reset, 3, 2)[1] / 64).tolist() == [4 + 33, 4 + 12]
 
 
 def test_voltage_bound_is_reached():
@@ -332,7 +332,7 @@ def test_voltage_bound_is_reached():
     raster = np.array([[[1, 0], [1, 1]]], np.uint8)
     _, _, v = voltages(layer, raster, 1)
     assert v.ravel().tolist() == [64 * 100, 64 * 50 + 64 * 170]
-    _, up = bounds.voltage_range(layer, 1, 2)
+    _, up = bounds.layer_voltage_range(layer, 1, 2)
     assert up.tolist() == [64 * 220]
 
 
@@ -350,7 +350,7 @@ def test_proven_networks_never_overflow(seed, chip, tau):
     plain = quantize(built, chip, overflow="checked").precision["lif"]
     assert bias.any() or plain.worst_sum > plain.limit
     assert how.mode == "proven"
-    low, high = bounds.one_sided_sums(layer, 1)
+    low, high = bounds.layer_one_sided_sums(layer, 1)
     assert how.worst_sum == max(-low.min(), high.max()) < how.limit
     assert how.limit == {"loihi1": 1 << 15, "loihi2": 1 << 17}[chip]
     raster = patterns(layer.synapses.weight, 1, 5, rng)
@@ -634,7 +634,7 @@ def test_graded_input_where_the_chip_knows_it():
 def test_levels_count_at_the_first_layer_alone():
     network = quantize(deep(np.random.default_rng(1), levels=200), "ideal")
     for layer, levels in zip(network.lif_layers, (200, 1, 1), strict=True):
-        low, high = bounds.one_sided_sums(layer, levels)
+        low, high = bounds.layer_one_sided_sums(layer, levels)
         assert network.precision[layer.name].worst_sum == max(-low.min(), high.max())
 
 

@@ -638,5 +638,5 @@ def test_rounding_up_cannot_break_the_proof():
         name: replace(n, vth=np.full_like(n.vth, n.vth.max()))
         for name, n in (("native", low), ("auto", layer))
     }
-    worst = {name: bounds.voltage_range(n, 1, 6)[1].max() for name, n in high.items()}
+    worst = {name: bounds.layer_voltage_range(n, 1, 6)[1].max() for name, n in high.items()}
     assert worst["auto"] < 2**23 <= worst["native"]

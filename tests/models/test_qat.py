@@ -248,7 +248,7 @@ def test_no_input_makes_the_integers_leave_a_register(chip):
     )
     network = quantize(stl_deploy.from_torch(model.frozen()), chip, overflow="proven")
     layer = network.lif_layers[0]
-    low, high = bounds.voltage_range(layer, arch.input.levels, arch.timesteps)
+    low, high = bounds.layer_voltage_range(layer, arch.input.levels, arch.timesteps)
     assert max(-low.min(), high.max()) < 1 << 24
     assert max(-low.min(), high.max()) > (1 << 22) / 4
     assert network.precision["lif1"].mode == "proven"
