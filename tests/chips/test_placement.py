@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -24,14 +24,11 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io, raster
 from stl_deploy.hw_sim import simulate
 from stl_deploy.ir.synapses import Conv, Dense
+from tests.build.cores import KINDS, TIGHT, axon_bytes, by_brute_force, check, chip_with, core_of
 from tests.build.files import change_meta
 from tests.build.nets import ZOO, ZOO_RASTER, random_net
 from tests.build.networks import chain, lif, pool, recurrent, weights
 from tests.build.random_networks import single
-from tests.build.wires import wires
-
-KINDS = ("compartments", "synapse_bytes", "in_axons", "out_axons")
-DISTINCT = ("thresholds", "decays")
 
 
 def drawn(name, synapses, input_shape, shape, rng):
@@ -81,98 +78,6 @@ def random_network(seed, folded=False):
     return chain(*layers, chip="loihi1", steps=2)
 
 
-def chip_with(base="loihi1", **limits):
-    """``base`` with other limits a core, and a few cores a chip."""
-    chip = chips.load(base)
-    changed = {
-        f"{name}_per_core": Count(value=n, source="chosen by a test") for name, n in limits.items()
-    }
-    return chip.model_copy(update={"limits": chip.limits.model_copy(update=changed)})
-
-
-# Brute force
-
-
-def core_of(population, placed):
-    """The core of every neuron, by its coordinates: row, column, channel count up in that order."""
-    order = sorted(np.ndindex(population.shape), key=lambda at: (*at[1:], at[0]))
-    if placed.order is not None:
-        order = [order[i] for i in placed.order]
-    cores = [placed.first_core + k for k, n in enumerate(placed.blocks) for _ in range(n)]
-    assert len(cores) == len(order)
-    return dict(zip(order, cores, strict=True))
-
-
-def axon_bytes(chip, bits, n, waits=False):
-    """The bytes of an axon's n synapses, an entry at a time."""
-    packing, total = chip.packing, 0
-    per_synapse = bits + packing.tag_bits.value + packing.index_bits.value
-    per_synapse += packing.delay_bits.value if waits else 0
-    while n:
-        entry = min(n, 64)
-        total += math.ceil((entry * per_synapse + 10) / 64) * 8
-        n -= entry
-    return total
-
-
-def by_brute_force(network, placed, chip):
-    """What each core needs, synapse by synapse: {core: {limit: n}}."""
-    needs = defaultdict(lambda: dict.fromkeys((*KINDS, *DISTINCT), 0))
-    cores = {p.name: core_of(p, placed.layers[p.name]) for p in network.populations}
-    axons = set()
-    for c in network.connections:
-        entries = Counter()
-        for group in c.groups():
-            for source, target in wires(network, group):
-                entries[group.exp, source, cores[c.target][target]] += 1
-        waits = network.depth is not None and network.waits(c) > 0
-        for (_, source, core), n in entries.items():
-            needs[core]["synapse_bytes"] += axon_bytes(chip, c.bits, n, waits)
-            axons.add((c.source, source, core))
-    for source, neuron, core in axons:
-        needs[core]["in_axons"] += 1
-        if source in cores:
-            needs[cores[source][neuron]]["out_axons"] += 1
-    for core in cores[network.readout.source].values():
-        needs[core]["out_axons"] += 1
-    for p in network.populations:
-        held = defaultdict(lambda: (set(), set()))
-        vth, du, dv = (
-            np.broadcast_to(np.asarray(v), p.shape)
-            for v in (p.neurons.vth, p.neurons.du, p.neurons.dv)
-        )
-        for at, core in cores[p.name].items():
-            needs[core]["compartments"] += 1
-            held[core][0].add(int(vth[at]))
-            held[core][1].add((int(du[at]), int(dv[at])))
-        for core, (thresholds, decays) in held.items():
-            needs[core] |= {"thresholds": len(thresholds), "decays": len(decays)}
-    return needs
-
-
-def check(network, placed, chip):
-    """What ``placed`` says of each population is what its cores need, and fits where nothing is beyond."""
-    assert list(placed.layers) == [p.name for p in network.populations]
-    needs, first = by_brute_force(network, placed, chip), 0
-    beyond = {(p.where, kind) for p in placed.beyond for kind in KINDS if unit(kind) in p.what}
-    held = placement.limits(chip)
-    for p in network.populations:
-        on = placed.layers[p.name]
-        assert (on.first_core, sum(on.blocks)) == (first, p.size)
-        assert min(on.blocks) >= 1
-        each = [needs[core] for core in range(first, first + on.cores)]
-        assert on.fullest == {kind: max(n[kind] for n in each) for kind in (*KINDS, *DISTINCT)}
-        assert on.total == {kind: sum(n[kind] for n in each) for kind in KINDS}
-        for kind in set(held) - {"thresholds"}:
-            assert on.fullest[kind] <= held[kind] or (p.name, kind) in beyond
-        first += on.cores
-    assert (placed.cores, placed.tiles) == (first, math.ceil(first / 4))
-    assert placed.chips == math.ceil(first / 128)
-
-
-TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons": 300}
-
-
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
@@ -213,10 +118,6 @@ def test_a_pool_may_be_laid_onto_cores_in_any_order(seed):
         first = int(rng.integers(1, p.size))
         blocks[p.name] = (first, p.size - first), rng.permutation(p.size)
     check(network, placement.rebuild(network, chip, blocks), chip)
-
-
-def unit(kind):
-    return placement.UNITS[kind]
 
 
 def ring(neurons, reach):
