@@ -25,7 +25,7 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
 from stl_deploy.ir.neurons import Lif
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from stl_deploy.models.net import STLNet
 from tests.build.nets import random_net, random_spikes
 from tests.build.networks import chain, lif, pool, values
