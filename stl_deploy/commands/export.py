@@ -283,10 +283,12 @@ def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
     """The spikes of a calibration raster; its labels are not looked at."""
     from stl_deploy.formats import raster as rasters
     from stl_deploy.ir import nir_graph as G
+    from stl_deploy.ir.network import Input
 
     meta = G.float_meta(graph)
-    raster = rasters.Raster(rasters.load(path).spikes)
-    rasters.check_input(raster, str(path), G.in_shape(graph), meta.timesteps, meta.input_levels)
+    raster = replace(rasters.load(path), labels=None)
+    port = Input(G.in_shape(graph), meta.input_levels, meta.signed, meta.held)
+    rasters.check_input(raster, str(path), {"input": port}, meta.timesteps)
     return raster.spikes
 
 
@@ -307,7 +309,7 @@ def _evaluate(
     rasters.check_fits(raster, str(path), network)
     recorder = Recorder(network)
     with progress(quiet) as bar:
-        task = bar.add_task("float and integer", total=len(raster.spikes), note="samples")
+        task = bar.add_task("float and integer", total=raster.shape[0], note="samples")
         parity = compare(
             None if checkpoint is None else from_params(checkpoint.arch, checkpoint.params),
             graph,
