@@ -48,12 +48,15 @@ class PrecisionMeta(_Meta):
     worst_sum: int
     limit: int | None
     calibrated: int = Field(default=0, ge=0)
+    connections: dict[str, float] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         row: dict[str, Any] = write(self)
         if not self.calibrated:
             del row["calibrated"]
+        if not self.connections:
+            del row["connections"]
         return row
 
 
