@@ -35,7 +35,7 @@ from stl_deploy.ir.neurons import Lif, of_channels
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
 from stl_deploy.lower import rows
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from stl_deploy.lower.rows import Target
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
@@ -71,9 +71,7 @@ class QatNet(STLNet):
         chip: whose registers nothing may leave, by name or as the path of a chip file.
     """
 
-    def __init__(
-        self, arch: Architecture, floats: Mapping[str, Target], chip: str | Path
-    ) -> None:
+    def __init__(self, arch: Architecture, floats: Mapping[str, Target], chip: str | Path) -> None:
         super().__init__(arch)
         assert arch.quantized is not None
         self.largest = arch.quantized.largest
@@ -85,9 +83,7 @@ class QatNet(STLNet):
                 (feed,) = target.rows
                 module = cast(torch.nn.Linear, self.get_submodule(source))
                 spec = arch.weighted[source]
-                weight = entry(STORED, spec.kind, source, "training on integers")(
-                    spec, feed.weight
-                )
+                weight = entry(STORED, spec.kind, source, "training on integers")(spec, feed.weight)
                 module.weight.copy_(torch.from_numpy(weight))
                 if module.bias is not None:
                     module.bias.copy_(torch.from_numpy(target.bias.reshape(-1)))

@@ -37,14 +37,18 @@ class Drawing:
         """Lead from a source to a population over ``node``, or directly, ``delay`` steps later."""
         before = source
         if delay:
-            before = self._next(source, f"{source}_{target}_late", nir.Delay(self._late(source, delay)))
+            before = self._next(
+                source, f"{source}_{target}_late", nir.Delay(self._late(source, delay))
+            )
         if isinstance(node, nir.Affine | nir.Linear) and len(self.shapes[source]) > 1:
             before = self._next(before, f"{source}_{target}_flat", G.flatten(self.shapes[source]))
         if node is not None:
             before = self._next(before, f"{source}_{target}_w", node)
         self.edges.append((before, target))
 
-    def conv(self, source: str, outputs: int, kernel: int, stride: int = 1, bias: float = 0.0) -> Any:
+    def conv(
+        self, source: str, outputs: int, kernel: int, stride: int = 1, bias: float = 0.0
+    ) -> Any:
         """A convolution that keeps the plane, or takes every other place of it."""
         shape = self.shapes[source]
         weight = self._weights(outputs, shape[0], kernel, kernel)
@@ -156,5 +160,5 @@ def draw(seed: int, **meta: Any) -> tuple[nir.NIRGraph, NDArray[np.uint8]]:
     if made.chance(0.6):
         made.way("p3", "p3", made.dense("p3", 7))
     if made.chance(0.6):
-        made.way("p3", "p2", made.dense("p3", 7), int(rng.integers(1, 4)))
+        made.way("p3", "p2", made.dense("p3", 7), int(rng.integers(2, 4)))
     return made.graph("p3", **meta), made.raster()
