@@ -35,7 +35,7 @@ from stl_deploy.commands.common import (
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.exporters import TARGETS, NirDialect
 from stl_deploy.ir.slices import WeightPrecision
-from stl_deploy.lower.options import Overflow, Thresholds
+from stl_deploy.lower.options import Overflow, Skips, Thresholds
 
 if TYPE_CHECKING:
     Target = str
@@ -109,6 +109,13 @@ def export(
             "auto: proven where that costs at most one bit."
         ),
     ] = "auto",
+    skips: Annotated[
+        Skips,
+        typer.Option(
+            help="How spikes wait that jump over populations: delay: in the synapses; relay: in neurons on "
+            "the way, which netx needs; auto: in the synapses where the chip's can wait so long."
+        ),
+    ] = "auto",
     calib: Annotated[
         Path | None,
         typer.Option(
@@ -160,6 +167,7 @@ def export(
     """Quantize a trained spiking network and write it for hardware.
 
     Example: stl-export model.pt --target loihi --eval test.npz -o out
+    For netx, which has no delays: stl-export resnet.nir --target loihi --skips relay
     """
     from stl_deploy.exporters.folder import check_out
     from stl_deploy.exporters.folder import export as write
@@ -187,7 +195,7 @@ def export(
         network = found.network
         asked = (
             *(calib, evaluate, weight_bits, weight_exp, thresholds, overflow),
-            *(clamp_thresholds, weight_precision),
+            *(clamp_thresholds, weight_precision, skips),
         )
         _check_unasked(model, network, chip, asked)
     else:
@@ -204,6 +212,7 @@ def export(
                     overflow=overflow,
                     clamp_thresholds=clamp_thresholds,
                     weight_precision=weight_precision,
+                    skips=skips,
                     on_progress=tell,
                 )
         except LoweringError as error:
@@ -244,7 +253,7 @@ OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in (
         *("weight_bits", "weight_exp", "weight_precision", "thresholds", "overflow", "calib"),
-        *("clamp_thresholds", "chip"),
+        *("clamp_thresholds", "skips", "chip"),
     )
 }
 CHANGE = {"changed": "neurons changed", "mean": "mean change", "largest": "largest change"}
@@ -267,7 +276,7 @@ def _check_unasked(
     what = []
     if chip is not None and find_chip(chip) != facts.of(network):
         what.append(f"--chip {chip} does not apply to a network for {network.chip}")
-    if asked != (None, None, None, 0, "auto", "auto", False, "8"):
+    if asked != (None, None, None, 0, "auto", "auto", False, "8", "auto"):
         what.append("options of quantization, --calib and --eval do not apply")
     if what:
         raise InputError(

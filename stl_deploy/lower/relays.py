@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -23,9 +22,7 @@ from stl_deploy.ir import order
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Or
 from stl_deploy.ir.synapses import OneToOne
-
-Skips = Literal["auto", "delay", "relay"]
-SKIPS: tuple[Skips, ...] = get_args(Skips)
+from stl_deploy.lower.options import Skips
 
 
 def relayed(network: IntegerNetwork, chip: Chip, skips: Skips = "auto") -> IntegerNetwork:
@@ -52,7 +49,7 @@ def relayed(network: IntegerNetwork, chip: Chip, skips: Skips = "auto") -> Integ
 
 def longest_delay(chip: Chip) -> int | None:
     """Steps that a synapse of ``chip`` can wait besides its hop; None without a limit."""
-    return None if chip.arithmetic == "unbounded" else order.MAX_DELAY
+    return chip.delay_max
 
 
 def _loops(network: IntegerNetwork, chip: Chip) -> Iterator[Problem]:
