@@ -28,7 +28,7 @@ from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.floats import decode
+from stl_deploy.ir.floats import FloatConnection, decode
 from stl_deploy.ir.notes import Diagnostic
 
 Array = NDArray[Any]
@@ -133,11 +133,11 @@ class _Guard:
         self.whole = next(iter(_inputs(trace)))
         self.seen = {name: _Seen() for name in trace.calls}
         self.network = decode(graph)
-        self.coupled = {
-            layer.name
-            for layer in self.network.layers
-            if layer.own is not None and (layer.own != np.diag(np.diag(layer.own))).any()
-        }
+        self.coupled = {c.target for c in self.network.connections if _couples(c)}
+        inputs = self.network.inputs
+        self.pooled = any(
+            self.network.pools(c.target) for c in self.network.connections if c.source in inputs
+        )
 
     def inputs(self, sample: Tensor, levels: int) -> Iterator[tuple[str, list[Tensor]]]:
         """What it is and the input of each call; larger ones only while a layer hardly spikes."""
@@ -145,14 +145,13 @@ class _Guard:
         once = self.loop > 1 or self.whole.at is not None
         calls = 1 if once else min(STEPS, steps)
         # The OR of a pool of inputs is their maximum for spikes alone.
-        pooled = self.network.layers[0].kind == "or_pool"
         binary = bool(((sample == 0) | (sample == 1)).all())
-        if bool(sample.any()) and bool(torch.isfinite(sample).all()) and (binary or not pooled):
+        if bool(sample.any()) and bool(torch.isfinite(sample).all()) and (binary or not self.pooled):
             yield "the sample", [sample.detach()] * calls
         for seed, (rate, factor) in enumerate(FIRST + MORE):
             if seed >= len(FIRST) and all(seen.enough for seen in self.seen.values()):
                 return
-            if factor > 1 and pooled:
+            if factor > 1 and self.pooled:
                 continue
             draw = torch.Generator().manual_seed(seed)
             given = []
@@ -250,6 +249,16 @@ class _Guard:
         return ties
 
 
+def _couples(connection: FloatConnection) -> bool:
+    """Whether neurons send spikes to others of their own population."""
+    way = connection.way
+    if connection.source != connection.target or way.kind == "one_to_one":
+        return False
+    if way.kind == "weights" and way.geometry is None:
+        return bool((way.weight != np.diag(np.diag(way.weight))).any())
+    return True
+
+
 def _inputs(trace: Trace) -> Iterator[Value]:
     def under(value: Value) -> Iterator[Value]:
         if value.kind == "input":
@@ -273,12 +282,14 @@ def _factor(module: Any) -> float:
 def _raster(given: list[Tensor], graph: nir.NIRGraph, whole: Value, loop: int) -> Array:
     """What the graph reads, [batch, T, *input shape]."""
     shape = tuple(int(n) for n in np.ravel(graph.nodes["input"].input_type["input"]))
+    moved = [x.detach().cpu().double().numpy() for x in given]
+    for move in whole.facts or ():
+        moved = [move.apply(x) for x in moved]
     if whole.at is None:
         # One step a call, or the same input at all steps.
-        parts = [x.detach().cpu().double().numpy() for x in given]
-        parts = [x.reshape(whole.shape[0], *shape) for x in parts]
+        parts = [x.reshape(whole.shape[0], *shape) for x in moved]
         return np.stack(parts * (loop if len(parts) == 1 else 1), axis=1)
-    x = given[0].detach().cpu().double().numpy()
+    x = moved[0]
     batch = whole.shape[0]
     first = whole.call == 0  # time stands before the batch
     x = x.reshape(-1, batch, *shape).swapaxes(0, 1) if first else x.reshape(batch, -1, *shape)

@@ -259,8 +259,7 @@ class _Builder:
                 )
             return f"{value.name}{self._scaled_name(value.name)}"
         if value.kind == "input":
-            self.input_shapes.add(value.shape[1:] if self._batch_first(value) else value.shape)
-            return "input"
+            return self._input(value)
         if id(value) in self.made:
             return self.made[id(value)]
         name = value.name
@@ -274,8 +273,11 @@ class _Builder:
             self.problems.append(Problem(value.name, str(error)))
             node = G.Dropout((), ())
         self.nodes[name] = node
+        starts = np.cumsum([0, *(part.shape[1] for part in value.args)]) if _joins(value) else None
         for i, source in enumerate(sources):
-            if source in sources[:i]:  # added to itself: an edge counts once
+            if starts is not None:
+                self._part(name, i, source, value, int(starts[i]))
+            elif source in sources[:i]:  # added to itself: an edge counts once
                 again = f"{name}.again{i}"
                 self.nodes[again] = G.Dropout((), ())
                 self.edges += [(source, again), (again, name)]
@@ -283,8 +285,25 @@ class _Builder:
                 self.edges.append((source, name))
         return name
 
-    def _batch_first(self, value: Value) -> bool:
-        return len(value.shape) > 1
+    def _input(self, value: Value) -> str:
+        """The input, whose values must come in the order of the sample's."""
+        self.input_shapes.add(value.shape[1:] if len(value.shape) > 1 else value.shape)
+        last = value.facts[-1] if value.facts else None
+        if value.at is None and last is not None and last.kind == "permute":
+            axes = [axis for axis, size in zip(last.sizes, value.shape, strict=True) if size > 1]
+            if axes[1:] != sorted(axes[1:]):
+                what = "reads the values of a sample in another order than they are given in"
+                remedy = "permute them before the network, and give rasters in that order too"
+                problem = Problem("input", what, remedy)
+                self.problems += [problem] if problem not in self.problems else []
+        return "input"
+
+    def _part(self, name: str, i: int, source: str, value: Value, first: int) -> None:
+        """A part of a concatenation, from channel ``first`` on."""
+        part = f"{name}.part{i}"
+        before = value.args[i].shape[1:]
+        self.nodes[part] = G.Place(before, value.shape[1:], first)
+        self.edges += [(source, part), (part, name)]
 
     def _scaled_name(self, name: str) -> str:
         return ".graded" if factor_of(self.trace.modules[name]) not in (1, None) else ""
@@ -323,7 +342,8 @@ def _form(value: Value, t: int) -> Any:
     if value.kind == "neuron":
         return "neuron", value.name, value.at, value.call - t
     if value.kind == "input":
-        return "input", None if value.at is None else value.at - t, value.call, value.shape
+        at = None if value.at is None else value.at - t
+        return "input", at, value.call, value.shape, value.facts
     what = value.name if value.kind == "module" and value.at != MADE_HERE else ""
     fact = value.facts if not isinstance(value.facts, nn.Module) else repr(value.facts)
     return value.kind, what, fact, *(_form(part, t) for part in value.args)
@@ -334,6 +354,10 @@ def _steps_read(value: Value) -> set[int]:
     if value.kind == "input":
         return set() if value.at is None else {value.at}
     return {at for part in value.args for at in _steps_read(part)}
+
+
+def _joins(value: Value) -> bool:
+    return value.kind == "op" and bool(value.facts[0] == "cat")
 
 
 def _sources(value: Value) -> set[str]:
