@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
-from stl_deploy.importers.torch.modules import STEPS, factor_of, neuron, recurrent, stateless
+from stl_deploy.importers.torch.modules import STEPS, Neurons, factor_of, neuron, recurrent, stateless
 from stl_deploy.importers.torch.trace import MADE_HERE, Call, Trace, Value, record
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
@@ -315,13 +315,15 @@ class _Builder:
         source = self._node(call.given)
         self.edges.append((source, name))
         try:
-            node, own = neuron(module, shape)
+            made = neuron(module, shape)
         except ValueError as error:
             self.problems += [Problem(name, text) for text in str(error).splitlines()]
-            node, own = G.Dropout((), ()), None
-        self.nodes[name] = node
-        if own is not None:
-            self._connect_back(name, f"{name}.reset", nir.Scale(scale=own))
+            made = Neurons(G.Dropout((), ()), {})
+        self.nodes[name] = made.node
+        for delay, weight in made.own.items():
+            self._connect_back(
+                name, f"{name}.reset{delay if delay > 1 else ''}", nir.Scale(scale=weight), delay
+            )
         if type(module).__name__ in ("RLeaky", "RSynaptic"):
             try:
                 self._connect_back(name, f"{name}.recurrent", recurrent(module, shape))
@@ -332,9 +334,18 @@ class _Builder:
             self.nodes[f"{name}.graded"] = nir.Scale(scale=np.full(shape, factor))
             self.edges.append((name, f"{name}.graded"))
 
-    def _connect_back(self, neurons: str, name: str, node: nir.ir.NIRNode) -> None:
+    def _connect_back(
+        self, neurons: str, name: str, node: nir.ir.NIRNode, delay: int = 1
+    ) -> None:
+        """A way from neurons back to them, on which spikes need ``delay`` steps, one without a Delay."""
         self.nodes[name] = node
-        self.edges += [(neurons, name), (name, neurons)]
+        source = neurons
+        if delay > 1:
+            source = f"{name}.late"
+            shape = self.trace.calls[neurons][-1].given.shape[1:]
+            self.nodes[source] = nir.Delay(delay=np.full(shape, delay * G.DT))
+            self.edges.append((neurons, source))
+        self.edges += [(source, name), (name, neurons)]
 
 
 def _form(value: Value, t: int) -> Any:
