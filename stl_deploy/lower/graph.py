@@ -180,7 +180,7 @@ def _end(flow: Flow, drafts: list[Draft], sums: dict[str, Sum]) -> str:
         pending += new
     flow.problems += [
         Problem(name, "leads to no output", "remove it, or connect what it feeds")
-        for name in by_name
+        for name in (*flow.inputs, *by_name)
         if name not in leading
     ]
     flow.done()
