@@ -10,9 +10,8 @@ stay one node with several edges into it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import nir
@@ -187,9 +186,7 @@ def _end(flow: Flow, drafts: list[Draft], sums: dict[str, Sum]) -> str:
     return end
 
 
-def _populations(
-    flow: Flow, drafts: list[Draft]
-) -> tuple[dict[str, Population], dict[str, Shape]]:
+def _populations(flow: Flow, drafts: list[Draft]) -> tuple[dict[str, Population], dict[str, Shape]]:
     """All populations by name, and their shapes with those of the inputs.
 
     Where several connections cannot share the kernels of an image, its neurons stand in a row instead, with

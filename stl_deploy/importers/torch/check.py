@@ -146,7 +146,11 @@ class _Guard:
         calls = 1 if once else min(STEPS, steps)
         # The OR of a pool of inputs is their maximum for spikes alone.
         binary = bool(((sample == 0) | (sample == 1)).all())
-        if bool(sample.any()) and bool(torch.isfinite(sample).all()) and (binary or not self.pooled):
+        if (
+            bool(sample.any())
+            and bool(torch.isfinite(sample).all())
+            and (binary or not self.pooled)
+        ):
             yield "the sample", [sample.detach()] * calls
         for seed, (rate, factor) in enumerate(FIRST + MORE):
             if seed >= len(FIRST) and all(seen.enough for seen in self.seen.values()):

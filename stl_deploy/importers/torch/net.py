@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
-from stl_deploy.importers.torch.modules import STEPS, Neurons, factor_of, neuron, recurrent, stateless
+from stl_deploy.importers.torch.modules import (
+    STEPS,
+    Neurons,
+    factor_of,
+    neuron,
+    recurrent,
+    stateless,
+)
 from stl_deploy.importers.torch.trace import MADE_HERE, Call, Trace, Value, record
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
@@ -288,14 +295,11 @@ class _Builder:
     def _input(self, value: Value) -> str:
         """The input, whose values must come in the order of the sample's."""
         self.input_shapes.add(value.shape[1:] if len(value.shape) > 1 else value.shape)
-        last = value.facts[-1] if value.facts else None
-        if value.at is None and last is not None and last.kind == "permute":
-            axes = [axis for axis, size in zip(last.sizes, value.shape, strict=True) if size > 1]
-            if axes[1:] != sorted(axes[1:]):
-                what = "reads the values of a sample in another order than they are given in"
-                remedy = "permute them before the network, and give rasters in that order too"
-                problem = Problem("input", what, remedy)
-                self.problems += [problem] if problem not in self.problems else []
+        if value.at is None and not all(moved.ordered for moved in value.facts or ()):
+            what = "reads the values of a sample in another order than they are given in"
+            remedy = "permute them before the network, and give rasters in that order too"
+            problem = Problem("input", what, remedy)
+            self.problems += [problem] if problem not in self.problems else []
         return "input"
 
     def _part(self, name: str, i: int, source: str, value: Value, first: int) -> None:
@@ -334,9 +338,7 @@ class _Builder:
             self.nodes[f"{name}.graded"] = nir.Scale(scale=np.full(shape, factor))
             self.edges.append((name, f"{name}.graded"))
 
-    def _connect_back(
-        self, neurons: str, name: str, node: nir.ir.NIRNode, delay: int = 1
-    ) -> None:
+    def _connect_back(self, neurons: str, name: str, node: nir.ir.NIRNode, delay: int = 1) -> None:
         """A way from neurons back to them, on which spikes need ``delay`` steps, one without a Delay."""
         self.nodes[name] = node
         source = neurons

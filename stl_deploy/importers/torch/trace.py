@@ -54,10 +54,14 @@ MADE_HERE = -1  # ``at`` of a module that stands for a function, and is none of 
 
 
 class Moved(NamedTuple):
-    """A step from the sample to what is read of it: its axes in another order, or another shape."""
+    """A step from the sample to what is read of it: its axes in another order, or another shape.
+
+    ``ordered`` says whether all values behind the first axis keep their order.
+    """
 
     kind: Literal["permute", "reshape"]
     sizes: tuple[int, ...]
+    ordered: bool = True
 
     def apply(self, x: NDArray[Any]) -> NDArray[Any]:
         """``x`` after it."""
@@ -279,11 +283,17 @@ def _permuted(first: Value, name: str, args: Any, kwargs: Any) -> Value | None:
     probe = torch.empty(tuple(range(2, 2 + len(first.shape))), device="meta")
     moved = getattr(torch.Tensor, name)(probe, *args, **kwargs)
     axes = tuple(size - 2 for size in moved.shape)
-    rest = [axis for axis in axes[2:] if first.shape[axis] > 1]
-    if rest != sorted(rest):
+    if not _ordered(axes[2:], first.shape):
         return None
     shape = tuple(first.shape[axis] for axis in axes)
-    return Value("input", shape, facts=(*(first.facts or ()), Moved("permute", axes)))
+    moved_axes = Moved("permute", axes, _ordered(axes[1:], first.shape))
+    return Value("input", shape, facts=(*(first.facts or ()), moved_axes))
+
+
+def _ordered(axes: tuple[int, ...], shape: Shape) -> bool:
+    """Whether values along ``axes`` of a tensor of ``shape`` stand as they did."""
+    long = [axis for axis in axes if shape[axis] > 1]
+    return long == sorted(long)
 
 
 def _at_a_time(first: Value, index: Any, shape: Shape) -> Value | None:
