@@ -6,9 +6,10 @@ the importer or in the float executor cannot be repeated here.
 
     spikes, margin = run(graph, raster, dt)
 
-``raster`` is [N, T, *shape of the Input], or one for each Input by name; ``spikes`` holds uint8 [N, T, *shape]
-for every node that spikes. Nodes inside nested graphs are named ``graph.node``. ``margin`` is the smallest distance of a
-value from its threshold that was met: draws with a tiny one are decided by rounding.
+``raster`` is [N, T, *shape of the Input], or one for each Input by name; ``spikes`` holds uint8
+[N, T, *shape] for every node that spikes. Nodes inside nested graphs are named ``graph.node``. ``margin`` is
+the smallest distance of a value from its threshold that was met: draws with a tiny one are decided by
+rounding.
 
 Conventions, as in docs/import-nir.md. One step of each node, by forward Euler:
 

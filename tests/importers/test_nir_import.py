@@ -125,7 +125,7 @@ def two_layers():
         (edges_of(two_layers(), ("n1", "dead"), nodes={"dead": lif(3)}), "dead: leads to no output"),
         (edges_of(two_layers(), ("n1", "out")), "weighted values (n1 and n3, added up)"),
         (edges_of(two_layers(), nodes={"alone": lif(3)}), "not reached from an input"),
-        (edges_of(two_layers(), nodes={"in2": nir.Input({"input": np.array([4])})}), "in2: leads to no output"),
+        (edges_of(two_layers(), nodes={"in2": nir.Input({"input": np.array([4])})}), "in2: leads to no"),
         (chain(nir.Linear(weights(3, 5)), lif(3)), "weights of shape (3, 5) for an input of shape (4,)"),
         (chain(nir.Linear(weights() * np.nan), lif(3)), "NaN or infinite"),
         (chain(nir.Linear(weights() * (1 + 2j)), lif(3)), "n0.weight: is complex"),

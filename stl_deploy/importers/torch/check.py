@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
+from stl_deploy.importers.nir.graph import Options
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
@@ -77,21 +78,23 @@ def check(
     sample: Tensor,
     trace: Trace,
     graph: nir.NIRGraph,
-    levels: int,
+    options: Options,
     reset: Callable[[nn.Module], None],
 ) -> tuple[Diagnostic, ...]:
     """Raises LoweringError where ``graph`` does not spike as ``net`` does, on random inputs and the sample.
 
     Args:
         net: the network, left as it was; trace: its record on ``sample``.
-        levels: inputs are whole numbers 0..levels.
+        options: how the graph was made: the values of inputs, and what was done to them.
         reset: puts the states of a module's neurons to zero.
 
     Returns layers of which the check says little, as they hardly spiked or hardly did not.
     """
     guard = _Guard(net, trace, graph, reset)
+    if options.normalize is not None:
+        guard.normalized = _Normalized(guard, sample, options)
     with torch.random.fork_rng(devices=[]):
-        for what, given in guard.inputs(sample, levels):
+        for what, given in guard.inputs(sample, options):
             try:
                 guard.compare(given, what)
             except LoweringError:
@@ -133,14 +136,16 @@ class _Guard:
         self.whole = next(iter(_inputs(trace)))
         self.seen = {name: _Seen() for name in trace.calls}
         self.network = decode(graph)
+        self.normalized: _Normalized | None = None
         self.coupled = {c.target for c in self.network.connections if _couples(c)}
         inputs = self.network.inputs
         self.pooled = any(
             self.network.pools(c.target) for c in self.network.connections if c.source in inputs
         )
 
-    def inputs(self, sample: Tensor, levels: int) -> Iterator[tuple[str, list[Tensor]]]:
-        """What it is and the input of each call; larger ones only while a layer hardly spikes."""
+    def inputs(self, sample: Tensor, options: Options) -> Iterator[tuple[str, list[Tensor]]]:
+        """What it is and the input of each call, in whole numbers; larger ones only while a layer hardly
+        spikes."""
         steps = G.float_meta(self.graph).timesteps
         once = self.loop > 1 or self.whole.at is not None
         calls = 1 if once else min(STEPS, steps)
@@ -151,7 +156,8 @@ class _Guard:
             and bool(torch.isfinite(sample).all())
             and (binary or not self.pooled)
         ):
-            yield "the sample", [sample.detach()] * calls
+            raw = sample.detach() if self.normalized is None else self.normalized.whole(sample)
+            yield "the sample", [raw] * calls
         for seed, (rate, factor) in enumerate(FIRST + MORE):
             if seed >= len(FIRST) and all(seen.enough for seen in self.seen.values()):
                 return
@@ -161,14 +167,18 @@ class _Guard:
             given = []
             for _ in range(calls):
                 on = torch.rand(sample.shape, generator=draw) < rate
-                size = torch.randint(1, levels + 1, sample.shape, generator=draw)
+                size = torch.randint(1, options.levels + 1, sample.shape, generator=draw)
+                if options.signed:
+                    size *= 2 * torch.randint(0, 2, sample.shape, generator=draw) - 1
                 given.append((on * size * factor).to(sample.dtype).to(sample.device))
             yield "a random input", given
 
     def compare(self, given: list[Tensor], what: str) -> None:
         """Run both on ``given``, one tensor a call. Raises LoweringError where spikes differ."""
-        own = _run(self.net, given, self.trace, self.reset)
         raster = _raster(given, self.graph, self.whole, self.loop)[:SAMPLES]
+        if self.normalized is not None:
+            given = [self.normalized.apply(x) for x in given]
+        own = _run(self.net, given, self.trace, self.reset)
         steps = {name: np.stack(calls, axis=1) for name, calls in own.spikes.items()}
         self._check_layers(steps, raster.shape[:2], what)
         tied = self._ties(given, own)
@@ -251,6 +261,32 @@ class _Guard:
                 )
             ties[name] = np.logical_or.accumulate(tied, axis=1)
         return ties
+
+
+class _Normalized:
+    """From whole numbers in the form of a sample to what the network takes, and back."""
+
+    def __init__(self, guard: _Guard, sample: Tensor, options: Options) -> None:
+        assert options.normalize is not None
+        self.levels, self.sample = options.levels, sample
+        # Where the values of a raster, whose channels come behind batch and time, stand in a sample.
+        at = torch.arange(sample.numel(), dtype=torch.float64).reshape(sample.shape)
+        found = _raster([at], guard.graph, guard.whole, guard.loop).astype(np.int64)
+        ones = [1] * (found.ndim - 3)
+        self.mean, self.std = (torch.empty(sample.numel(), dtype=torch.float64) for _ in range(2))
+        for held, values in zip((self.mean, self.std), options.normalize, strict=True):
+            channels = np.resize(np.asarray(values), found.shape[2]).reshape(-1, *ones)
+            full = np.broadcast_to(channels, found.shape).ravel().copy()
+            held[torch.from_numpy(found.ravel())] = torch.from_numpy(full)
+        self.mean, self.std = (part.reshape(sample.shape) for part in (self.mean, self.std))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(x/levels - mean)/std."""
+        return ((x.cpu().double() / self.levels - self.mean) / self.std).to(self.sample)
+
+    def whole(self, sample: Tensor) -> Tensor:
+        """The values of which ``sample`` was made."""
+        return (sample.detach().cpu().double() * self.std + self.mean) * self.levels
 
 
 def _couples(connection: FloatConnection) -> bool:

@@ -87,9 +87,7 @@ def lowered(
     if problems:
         raise LoweringError(problems)
     graph = _Builder(trace, sample).graph(options)
-    notes = torch_check.check(
-        net, sample, trace, graph, options.levels, lambda m: _reset(_neurons_of(m))
-    )
+    notes = torch_check.check(net, sample, trace, graph, options, lambda m: _reset(_neurons_of(m)))
     return graph, (*_one_step(trace, options), *notes)
 
 
@@ -160,7 +158,12 @@ class _Builder:
         self.edges.append((f"{out}{self._scaled.get(out, '')}", "output"))
         graph = nir.NIRGraph(nodes=self.nodes, edges=self.edges, type_check=False)
         steps = options.timesteps or (self.steps if self.steps > 1 else None)
-        return nir_graph.to_float(graph, replace(options, timesteps=steps))
+        return nir_graph.to_float(graph, replace(options, timesteps=steps, held=self._held()))
+
+    def _held(self) -> bool:
+        """Whether every step of a loop over time reads the same frame."""
+        read = {at for calls in self.trace.calls.values() for c in calls for at in _read(c.given)}
+        return self.steps > 1 and read == {None}
 
     def _done(self) -> None:
         if self.problems:
@@ -362,11 +365,15 @@ def _form(value: Value, t: int) -> Any:
     return value.kind, what, fact, *(_form(part, t) for part in value.args)
 
 
-def _steps_read(value: Value) -> set[int]:
-    """The time steps of the input that a value is computed from."""
+def _read(value: Value) -> set[int | None]:
+    """The time steps of the input that a value is computed from; None for a whole sample."""
     if value.kind == "input":
-        return set() if value.at is None else {value.at}
-    return {at for part in value.args for at in _steps_read(part)}
+        return {value.at}
+    return {at for part in value.args for at in _read(part)}
+
+
+def _steps_read(value: Value) -> set[int]:
+    return {at for at in _read(value) if at is not None}
 
 
 def _joins(value: Value) -> bool:
