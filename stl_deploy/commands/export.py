@@ -158,6 +158,14 @@ def export(
             min=1, max=255, help="Inputs of another tool's NIR file are 0..L. [default: 1, spikes]"
         ),
     ] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEAN,STD",
+            help="The network was trained on (x/levels - MEAN)/STD: two numbers, or the means of all "
+            "channels and then their standard deviations.",
+        ),
+    ] = None,
     model_class: ModelClass = None,
     sample_shape: SampleShape = None,
     force: Force = False,
@@ -172,7 +180,7 @@ def export(
     from stl_deploy.exporters.folder import check_out
     from stl_deploy.exporters.folder import export as write
     from stl_deploy.importers import read as models
-    from stl_deploy.importers.given import Given
+    from stl_deploy.importers.given import Given, Normalize
     from stl_deploy.lower.quantize import quantize
     from stl_deploy.report.sections import render
 
@@ -186,6 +194,7 @@ def export(
         classes=classes,
         dt=dt,
         levels=levels,
+        normalize=None if normalize is None else Normalize.parsed(normalize),
         model_class=model_class,
         sample_shape=shape(sample_shape),
         raster=evaluate or calib,

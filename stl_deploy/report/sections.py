@@ -21,8 +21,8 @@ from stl_deploy.chips import placement
 from stl_deploy.hw_sim.account.counts import Counts, LayerCounts
 from stl_deploy.hw_sim.account.energy import Bound, Energy
 from stl_deploy.hw_sim.simulate import Activity
-from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.chain import Layer, LifLayer, OrPool, synapse_count
+from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import LayerPlacement, Placement, Precision
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.float_chain import FloatLayer
+from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.floats import Weights
 from stl_deploy.ir.synapses import Geometry, Shape
 
