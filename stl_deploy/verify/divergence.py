@@ -307,7 +307,9 @@ def _compare(
         error=course.v_int * unit - course.v,
         bound=float(bound[(0, place.step, *place.neuron)]),
         reset=course.reset,
-        contributions=course.parts,
+        contributions={
+            name: part if abs(part) > slack else 0.0 for name, part in course.parts.items()
+        },
     )
     left = np.zeros(place.step + 1)
     left[place.step - since :] = certifier.kept[flat] ** np.arange(since + 1)[::-1]

@@ -18,7 +18,6 @@ from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim.engine import Engine
-from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.verify import against_float as comparison
