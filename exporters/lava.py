@@ -1,19 +1,18 @@
 """The Lava process graph: a standalone script and the arrays that it hands to Lava's processes.
 
-``lava_network.py`` is a fixed file (templates/lava_network.py). ``lava_params.npz`` holds, for
-layer i of the chain, what lava-nc 0.10.0 takes, with populations (C, H, W) as (W, H, C):
+``lava_network.py`` is a fixed file (templates/lava_network.py). ``lava_params.npz`` holds what lava-nc
+0.10.0 takes, with populations (C, H, W) as (W, H, C). Of population i, int32 of its shape: ``p<i>/vth``,
+``p<i>/bias_mant``, ``p<i>/du`` and ``p<i>/dv``. Of connection i:
 
-- ``i/weight`` int32. Conv: [O, kw, kh, C/groups], spatially flipped because lava/proc/conv/utils.py
+- Conv: ``c<i>/weight`` int32 [O, kw, kh, C/groups], spatially flipped because lava/proc/conv/utils.py
   convolves where PyTorch correlates, and times 2^exp because Conv ignores exponents. It does not look
   at the size of weights either, so that it holds w of any precision, all groups in one.
-- ``i/weight/g`` int32, for each group g of synapses (``slices.py``) that holds anything, all into the
-  same neurons. Dense: 2 w where signs are mixed, because such a matrix keeps even weights only
-  (lava/utils/weightutils.py), with ``weight_exp`` = exp - 1, which Dense applies after the sum
-  (lava/proc/dense/models.py), so that nothing is lost; w where they are not. Its columns count the
-  inputs in the order C, H, W. Sparse: the same of each single connection (lava/proc/sparse/models.py),
-  with ``i/row/g`` (neuron) and ``i/column/g`` (input) int32, which count in the order W, H, C.
-- ``i/recurrent/g`` int32, where the layer is recurrent: a Dense like the others.
-- ``i/vth``, ``i/bias_mant`` int32 of the population's shape.
+- all others: ``c<i>/weight/<g>`` int32, for each group g of synapses (``slices.py``) that holds anything,
+  all into the same neurons: 2 w where signs are mixed, because such a matrix keeps even weights only
+  (lava/utils/weightutils.py), with ``weight_exp`` = exp - 1, which Dense and Sparse apply after the sum
+  (lava/proc/dense/models.py, lava/proc/sparse/models.py), so that nothing is lost; w where they are not.
+  Dense: [neurons, inputs]. Sparse: each single synapse [n], with ``c<i>/row/<g>`` (neuron) and
+  ``c<i>/column/<g>`` (input) int32. Neurons and inputs count in the order W, H, C.
 
 ``network`` is a JSON string with the rest.
 """
@@ -35,13 +34,13 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import loihi_layers
 from stl_deploy.files import atomic
 from stl_deploy.files import write as write_file
-from stl_deploy.ir import kinds, slices
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir import slices
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.slices import Sign
-from stl_deploy.ir.synapses import Shape, Synapses
+from stl_deploy.ir.synapses import Shape
 
-FORMAT = "stl-deploy-lava/3"
+FORMAT = "stl-deploy-lava/4"
+Described = tuple[dict[str, Any], dict[str, Any]]
 
 
 def write(network: IntegerNetwork, folder: Path) -> None:
@@ -58,125 +57,126 @@ def write(network: IntegerNetwork, folder: Path) -> None:
 
 def params(network: IntegerNetwork) -> dict[str, Any]:
     """The arrays of lava_params.npz."""
-    layers = [loihi_layers.lif_form(layer) for layer in network.layers]
+    arrays: dict[str, Any] = {}
+    connections = []
+    for i, connection in enumerate(network.connections):
+        described, own = _connection(network, connection)
+        connections.append(described)
+        arrays |= {f"c{i}/{key}": array for key, array in own.items()}
+    for i, population in enumerate(network.populations):
+        arrays |= {f"p{i}/{key}": array for key, array in _neurons(population).items()}
     description = {
         "format": FORMAT,
         "chip": network.chip,
         "timesteps": network.timesteps,
-        "input_shape": network.input_shape,
-        "input_levels": network.input_levels,
-        "layers": [_description(layer) for layer in layers],
+        "inputs": [_input(name, given) for name, given in network.inputs.items()],
+        "populations": [_population(network, population) for population in network.populations],
+        "connections": connections,
     }
-    arrays: dict[str, Any] = {"network": np.array(json.dumps(description, sort_keys=True))}
-    for i, layer in enumerate(layers):
-        arrays |= {f"{i}/{key}": array for key, array in _synapses(layer).items()}
-        arrays[f"{i}/vth"] = layer.vth.astype(np.int32).T
-        bias = layer.per_neuron(layer.bias_mant.astype(np.int32))
-        arrays[f"{i}/bias_mant"] = np.broadcast_to(bias, layer.shape).T
-    return arrays
+    return {"network": np.array(json.dumps(description, sort_keys=True)), **arrays}
 
 
-def _description(layer: LifLayer) -> dict[str, Any]:
+def _input(name: str, given: Input) -> dict[str, Any]:
+    span = {"lowest": given.lowest, "levels": given.levels, "held": given.held}
+    return {"name": name, "shape": given.shape, **span}
+
+
+def _population(network: IntegerNetwork, population: Population) -> dict[str, Any]:
+    depth = network.depth
+    assert depth is not None  # loihi_layers.problems
     return {
-        "name": layer.name,
-        "kind": layer.synapses.kind,
-        "shape": layer.shape,
-        "bias_exp": layer.bias_exp,
-        "du": layer.du,
-        "dv": layer.dv,
+        "name": population.name,
+        "shape": population.shape,
+        "depth": depth[population.name],
+        "bias_exp": population.neurons.bias_exp,
+        "reset": population.neurons.reset,
+    }
+
+
+def _neurons(population: Population) -> dict[str, NDArray[np.int32]]:
+    neurons = population.neurons
+    return {
+        name: np.broadcast_to(getattr(neurons, name), population.shape).astype(np.int32).T
+        for name in ("vth", "bias_mant", "du", "dv")
+    }
+
+
+def _connection(network: IntegerNetwork, connection: Connection) -> Described:
+    """What ``network`` says of a connection, and its arrays."""
+    described = {
+        "name": connection.name,
+        "source": connection.source,
+        "target": connection.target,
+        "kind": PROCESSES[connection.synapses.kind].name,
+        "delay": connection.delay,
+        "waits": network.waits(connection),
         "synapse_groups": [],
-        "recurrent_groups": [_group(*group) for group in _own(layer)],
-        "reset": layer.reset,
-        **_form(layer).describe(layer),
     }
+    more, arrays = PROCESSES[connection.synapses.kind].describe(network, connection)
+    return described | more, arrays
 
 
-def _group(sign: Sign, exp: int, _: Synapses) -> dict[str, Any]:
-    """How Lava is told of a group."""
-    return {"sign": sign.upper(), "weight_exp": exp - (sign == "mixed")}
-
-
-def _feeding(layer: LifLayer) -> list[tuple[Sign, int, Synapses]]:
-    """Sign, exponent and weights of each group from the inputs."""
-    each = zip(slices.GROUPS[layer.weight_precision], layer.groups(), strict=True)
-    return _holding([(group.sign, one.exp, one.synapses) for group, one in each])
-
-
-def _own(layer: LifLayer) -> list[tuple[Sign, int, Synapses]]:
-    """The same from the layer's own neurons, none where it is not recurrent."""
-    each = zip(slices.GROUPS[layer.weight_precision], layer.groups(), strict=True)
-    return _holding(
-        [(group.sign, one.exp, one.recurrent) for group, one in each if one.recurrent is not None]
-    )
-
-
-def _holding(groups: list[tuple[Sign, int, Synapses]]) -> list[tuple[Sign, int, Synapses]]:
-    """Those that hold any weight, the first if none does."""
-    return [group for group in groups if group[2].weight.any()] or groups[:1]
-
-
-def _synapses(layer: LifLayer) -> dict[str, Any]:
-    """The arrays of a layer's synapses."""
-    arrays = _form(layer).arrays(layer)
-    for g, (sign, _, held) in enumerate(_own(layer)):
-        arrays[f"recurrent/{g}"] = _doubled(sign, held)
-    return arrays
-
-
-def _conv_description(layer: LifLayer) -> dict[str, Any]:
+def _conv(_network: IntegerNetwork, connection: Connection) -> Described:
     """Lava wants (W, H)."""
-    conv: Any = layer.synapses
+    given: Any = connection.synapses
+    conv = loihi_layers.merged_groups(given)
     pairs = {key: getattr(conv, key)[::-1] for key in ("stride", "padding", "dilation")}
-    return {"groups": conv.groups, **pairs}
+    weight = conv.weight.astype(np.int32)[:, :, ::-1, ::-1].transpose(0, 3, 2, 1) << connection.exp
+    return {"groups": conv.groups, **pairs}, {"weight": weight}
 
 
-def _conv_arrays(layer: LifLayer) -> dict[str, Any]:
-    weight = layer.synapses.weight.astype(np.int32)
-    return {"weight": weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1) << layer.exp}
+def _groups(connection: Connection) -> list[tuple[Sign, Connection]]:
+    """The groups of synapses that hold any weight, each with its sign."""
+    each = zip(slices.GROUPS[connection.precision], connection.groups(), strict=True)
+    return [(group.sign, one) for group, one in each if one.synapses.weight.any()]
 
 
-def _group_descriptions(layer: LifLayer) -> dict[str, Any]:
-    return {"synapse_groups": [_group(*group) for group in _feeding(layer)]}
+def _group(sign: Sign, one: Connection) -> dict[str, Any]:
+    """How Lava is told of a group."""
+    return {"sign": sign.upper(), "weight_exp": one.exp - (sign == "mixed")}
 
 
-def _dense_arrays(layer: LifLayer) -> dict[str, Any]:
-    return {
-        f"weight/{g}": _doubled(sign, held) for g, (sign, _, held) in enumerate(_feeding(layer))
+def _doubled(sign: Sign, weight: NDArray[Any]) -> NDArray[np.int32]:
+    return weight.astype(np.int32) * (2 if sign == "mixed" else 1)
+
+
+def _dense(network: IntegerNetwork, connection: Connection) -> Described:
+    groups = _groups(connection)
+    ends = connection.target, connection.source
+    place = np.ix_(*(np.argsort(_reversed(network.shape(end))) for end in ends))
+    arrays: dict[str, Any] = {
+        f"weight/{g}": _doubled(sign, one.synapses.weight[place])
+        for g, (sign, one) in enumerate(groups)
     }
+    return {"synapse_groups": [_group(*group) for group in groups]}, arrays
 
 
-def _sparse_arrays(layer: LifLayer) -> dict[str, Any]:
-    arrays: dict[str, Any] = {}
-    held: Any
-    for g, (sign, _, held) in enumerate(_feeding(layer)):
-        arrays[f"weight/{g}"] = _doubled(sign, held)
-        arrays[f"row/{g}"] = _reversed(layer.shape)[held.row]
-        arrays[f"column/{g}"] = _reversed(layer.input_shape)[held.column]
-    return arrays
+def _single(network: IntegerNetwork, connection: Connection) -> Described:
+    groups, arrays = _groups(connection), {}
+    source, target = network.shape(connection.source), network.shape(connection.target)
+    for g, (sign, one) in enumerate(groups):
+        weight = one.synapses.weight
+        row, column = one.synapses.entries(source, target)
+        arrays[f"weight/{g}"] = _doubled(sign, weight[weight != 0])
+        arrays[f"row/{g}"] = _reversed(target)[row]
+        arrays[f"column/{g}"] = _reversed(source)[column]
+    return {"synapse_groups": [_group(*group) for group in groups]}, arrays
 
 
 @dataclass(frozen=True)
-class Form:
-    """How one kind of synapses is written: what ``network`` says of a layer, and its arrays."""
+class Process:
+    """Which process of Lava carries a kind of synapses, and what it is told of a connection."""
 
-    describe: Callable[[LifLayer], dict[str, Any]]
-    arrays: Callable[[LifLayer], dict[str, Any]]
+    name: str
+    describe: Callable[[IntegerNetwork, Connection], Described]
 
 
-SYNAPSES: dict[str, Form] = {
-    "conv": Form(_conv_description, _conv_arrays),
-    "dense": Form(_group_descriptions, _dense_arrays),
-    "sparse": Form(_group_descriptions, _sparse_arrays),
+PROCESSES: dict[str, Process] = {
+    "conv": Process("conv", _conv),
+    "dense": Process("dense", _dense),
+    "one_to_one": Process("sparse", _single),
+    "sparse": Process("sparse", _single),
 }
-
-
-def _form(layer: LifLayer) -> Form:
-    return kinds.entry(SYNAPSES, layer.synapses.kind, layer.name, loihi_layers.WHO)
-
-
-def _doubled(sign: Sign, held: Synapses) -> NDArray[np.int32]:
-    weight = held.weight.astype(np.int32)
-    return 2 * weight if sign == "mixed" else weight
 
 
 def _reversed(shape: Shape) -> NDArray[np.int32]:

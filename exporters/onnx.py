@@ -23,7 +23,7 @@ from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.version import __version__
 
 FORMAT = "stl-deploy/onnx"
-VERSION = 1
+VERSION = 2
 VERSIONS: dict[str, Any] = {
     "ir_version": IR_VERSION,
     "opset_imports": [helper.make_opsetid("", OPSET)],
@@ -79,13 +79,22 @@ def _metadata(kind: str, network: IntegerNetwork, origin: Origin | None) -> dict
         "stl_deploy.model": kind,
         "stl_deploy.chip": network.chip,
         "stl_deploy.timesteps": str(network.timesteps),
-        "stl_deploy.input_levels": str(network.input_levels),
-        "stl_deploy.readout": json.dumps(
-            {"classes": readout.classes, "population": readout.population}
+        "stl_deploy.inputs": json.dumps(
+            {
+                name: {"levels": port.levels, "signed": port.signed, "held": port.held}
+                for name, port in network.inputs.items()
+            }
         ),
-        # The float value of 64 units of v, for every channel.
+        "stl_deploy.readout": json.dumps(
+            {
+                "source": readout.source,
+                "classes": readout.classes,
+                "population": readout.population,
+            }
+        ),
+        # The float value of 64 units of v, for every channel or neuron.
         "stl_deploy.scales": json.dumps(
-            {layer.name: layer.scale.tolist() for layer in network.lif_layers}
+            {p.name: p.neurons.scale.reshape(-1).tolist() for p in network.weighted}
         ),
         "stl_deploy.source_sha256": source or "",
     }

@@ -1,13 +1,14 @@
 """The float network in ONNX: one step in float32, as ``ir/execute.py`` takes it in float64.
 
 Names and state are those of the integer step: ``v_in/<neurons>`` becomes ``v/<neurons>``; a CubaLIF has
-``i_in/`` and ``i/`` too, recurrent neurons ``spikes_in/``. Thresholds are rounded down to float32, so that
-the strict compare fires at the same float32 values as the one in float64.
+``i_in/`` and ``i/`` too, and what arrives late comes from ``past_in/<source>``. Thresholds are rounded
+down to float32, so that the strict compare fires at the same float32 values as the one in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import nir
@@ -19,8 +20,15 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import onnx_graph
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.float_chain import FloatLayer
-from stl_deploy.ir.floats import Weights, Window, decode
+from stl_deploy.ir.floats import (
+    FloatConnection,
+    FloatNetwork,
+    FloatPopulation,
+    OneToOne,
+    Weights,
+    Window,
+    decode,
+)
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Pair, Shape
 
@@ -44,10 +52,10 @@ def notes(graph: nir.NIRGraph | None) -> tuple[Diagnostic, ...]:
         network = decode(graph)
     except LoweringError as error:
         return tuple(_left_out(f"{p.where}: {p.what}", "use step.onnx") for p in error.problems)
+    parts = [part for p in network.populations for part in (p, p.neurons)]
     values = (
         values
-        for layer in network.layers
-        for part in (*layer.ways, layer, layer.neurons)
+        for part in (*parts, *(c.way for c in network.connections))
         for values in vars(part).values()
         if isinstance(values, np.ndarray)
     )
@@ -61,39 +69,112 @@ def _left_out(why: str, remedy: str) -> Diagnostic:
 
 
 def graph(source: nir.NIRGraph) -> onnx.GraphProto:
-    """One time step: ``input`` uint8 and state in; spikes uint8 of every layer and state out."""
+    """One time step: inputs and state in; spikes uint8 of every population and state out.
+
+    An input is uint8, or int16 where the graph says that it is signed.
+    """
     b = Builder()
     network = decode(source)
-    shape = network.input_shape
-    x = b.cast(b.input("input", np.uint8, ("N", *shape)), np.float32, "real_input")
-    for layer in network.layers:
-        for way in layer.ways:
-            x = WAYS[way.kind](b, way, x)
-        x = _neurons(b, layer, x) if layer.neurons.has_state else _compared(b, layer, x)
+    signed = network.meta is not None and network.meta.signed
+    kind = np.int16 if signed else np.uint8
+    sent: dict[str, str] = {}
+    for name, shape in network.inputs.items():
+        given = b.input(name, kind, ("N", *shape))
+        sent[name] = b.cast(given, np.float32, b.name("real", name))
+    for population in network.populations:
+        x = _arriving(b, network, population, sent)
+        remembers = population.neurons.has_state
+        sent[population.name] = (_neurons if remembers else _compared)(b, population, x)
+    for name, now in sent.items():
+        longest = max((c.delay for c in network.connections if c.source == name), default=0)
+        if longest:
+            _remember(b, name, now, network.shape(name), longest)
     return b.graph("float_step")
 
 
-def _weights(b: Builder, way: Weights, x: str) -> str:
+def _arriving(
+    b: Builder, network: FloatNetwork, population: FloatPopulation, sent: Mapping[str, str]
+) -> str:
+    """The sum of all connections into a population, and its bias."""
+    name = population.name
+    total = ""
+    for i, c in enumerate(network.into(name)):
+        x = sent[c.source] if not c.delay else _past(b, c, i)
+        where = Place(f"{i}_", name, population.shape)
+        part = WAYS[c.way.kind](b, c.way, x, where)
+        total = b.op("Add", [total, part], where.name(b, "so_far")) if total else part
+    if not total:
+        return b.constant(b.name("bias", name), population.bias.astype(np.float32)[None])
+    if not population.bias.any():
+        return total
+    return b.op("Add", [total, _constant(b, "bias", name, population.bias)], b.name("sum", name))
+
+
+def _past(b: Builder, connection: FloatConnection, number: int) -> str:
+    """What the source sent ``delay`` steps ago."""
+    past, name = b.name("past_in", connection.source), connection.target
+    at = b.constant(b.name(f"{number}_ago", name), np.int64(connection.delay - 1))
+    return b.op("Gather", [past, at], b.name(f"{number}_late", name), axis=1)
+
+
+def _remember(b: Builder, source: str, now: str, shape: Shape, longest: int) -> None:
+    """What a source sent in the last steps, this one included, as state of the graph."""
+    size = ("N", longest, *shape)
+    old = b.input(b.name("past_in", source), np.float32, size)
+    first = b.op("Unsqueeze", [now, b.shape((1,))], b.name("newest", source))
+    both = b.op("Concat", [first, old], b.name("all_past", source), axis=1)
+    ends = [b.shape((n,)) for n in (0, longest, 1)]
+    b.output(b.op("Slice", [both, *ends], b.name("past", source)), np.float32, size)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the nodes of a connection are written: into ``target`` of ``shape``."""
+
+    prefix: str
+    target: str
+    shape: Shape
+
+    def name(self, b: Builder, kind: str) -> str:
+        """The name of a value of the connection."""
+        return b.name(self.prefix + kind, self.target)
+
+    def shaped(self, b: Builder, value: str) -> str:
+        """``value`` [N, ...] in the shape of the target."""
+        return b.op("Reshape", [value, b.shape((0, *self.shape))], self.name(b, "shaped"))
+
+
+def _weights(b: Builder, way: Weights, x: str, where: Place) -> str:
     """Weighted sums, of inputs in C order where there is no kernel."""
-    weight = _constant(b, "weight", way.name, way.weight)
-    bias = [] if way.bias is None else [_constant(b, "bias", way.name, way.bias)]
-    out = b.name("out", way.name)
+    weight = b.constant(where.name(b, "weight"), way.weight.astype(np.float32))
     if way.geometry is None:
-        flat = b.op("Flatten", [x], b.name("flat", way.name), axis=1)
-        return b.op("Gemm", [flat, weight, *bias], out, transB=1)
+        flat = b.op("Flatten", [x], where.name(b, "flat"), axis=1)
+        product = b.op("Gemm", [flat, weight], where.name(b, "out"), transB=1)
+        return where.shaped(b, product) if len(where.shape) > 1 else product
     stride, padding, dilation, groups = way.geometry
     window = _window_of(way.weight.shape[2:], stride, padding)
-    return b.op("Conv", [x, weight, *bias], out, dilations=dilation, group=groups, **window)
+    out = where.name(b, "out")
+    return b.op("Conv", [x, weight], out, dilations=dilation, group=groups, **window)
 
 
-def _window(b: Builder, way: Window, x: str) -> str:
+def _one_to_one(b: Builder, way: OneToOne, x: str, where: Place) -> str:
+    weight = way.weight.reshape(where.shape).astype(np.float32)
+    factors = b.constant(where.name(b, "weight"), weight)
+    return b.op("Mul", [where.shaped(b, x), factors], where.name(b, "each"))
+
+
+def _window(b: Builder, way: Window, x: str, where: Place) -> str:
     """A convolution of ones: the mean times the size of the window would round."""
-    ones = _constant(b, "ones", way.name, np.ones((way.channels, 1, *way.kernel)))
+    ones = b.constant(where.name(b, "ones"), np.ones((way.channels, 1, *way.kernel), np.float32))
     window = _window_of(way.kernel, way.stride, way.padding)
-    return b.op("Conv", [x, ones], b.name("out", way.name), group=way.channels, **window)
+    return b.op("Conv", [x, ones], where.name(b, "out"), group=way.channels, **window)
 
 
-WAYS: dict[str, Callable[[Builder, Any, str], str]] = {"weights": _weights, "window": _window}
+WAYS: dict[str, Callable[[Builder, Any, str, Place], str]] = {
+    "weights": _weights,
+    "one_to_one": _one_to_one,
+    "window": _window,
+}
 
 
 def _window_of(kernel: tuple[int, ...], stride: Pair, padding: Pair) -> dict[str, Any]:
@@ -104,21 +185,15 @@ def _constant(b: Builder, what: str, name: str, values: NDArray[Any]) -> str:
     return b.constant(b.name(what, name), values.astype(np.float32))
 
 
-def _compared(b: Builder, layer: FloatLayer, x: str) -> str:
+def _compared(b: Builder, population: FloatPopulation, x: str) -> str:
     """Neurons without state: they fire where the sum is above the threshold."""
-    vth = b.constant(b.name("v_threshold", layer.name), _down(layer.neurons.threshold))
-    return _fired(b, b.op("Greater", [x, vth], b.name("fires", layer.name)), layer)
+    vth = b.constant(b.name("v_threshold", population.name), _down(population.neurons.threshold))
+    return _fired(b, b.op("Greater", [x, vth], b.name("fires", population.name)), population)
 
 
-def _neurons(b: Builder, layer: FloatLayer, x: str) -> str:
+def _neurons(b: Builder, population: FloatPopulation, x: str) -> str:
     """One step of the neurons' equation, in the order of ``ir/execute.py``."""
-    neurons, name, shape = layer.neurons, layer.name, layer.shape
-    if layer.own is not None:
-        spikes = b.input(b.name("spikes_in", name), np.uint8, ("N", *shape))
-        spikes = b.cast(spikes, np.float32, b.name("real_spikes", name))
-        weight = b.constant(b.name("own_weight", name), layer.own.T.astype(np.float32))
-        heard = b.op("MatMul", [spikes, weight], b.name("heard", name))
-        x = b.op("Add", [x, heard], b.name("both", name))
+    neurons, name, shape = population.neurons, population.name, population.shape
     if neurons.has_current:
         x = _leaky(b, name, "i", 1 - neurons.current, neurons.drive, x, shape)
         b.output(x, np.float32, ("N", *shape))
@@ -130,7 +205,7 @@ def _neurons(b: Builder, layer: FloatLayer, x: str) -> str:
     else:
         reset = _constant(b, "v_reset", name, neurons.v_reset)
     b.output(b.op("Where", [fires, reset, v], b.name("v", name)), np.float32, ("N", *shape))
-    return _fired(b, fires, layer)
+    return _fired(b, fires, population)
 
 
 def _leaky(
@@ -158,11 +233,11 @@ def _leaky(
     return b.op("Add", [total, constant], b.name(f"new_{kind}", name))
 
 
-def _fired(b: Builder, fires: str, layer: FloatLayer) -> str:
+def _fired(b: Builder, fires: str, population: FloatPopulation) -> str:
     """The spikes as an output, and as what the next layer adds up."""
-    spikes = b.cast(fires, np.uint8, b.name("spikes", layer.name))
-    b.output(spikes, np.uint8, ("N", *layer.shape))
-    return b.cast(spikes, np.float32, b.name("real", layer.name))
+    spikes = b.cast(fires, np.uint8, b.name("spikes", population.name))
+    b.output(spikes, np.uint8, ("N", *population.shape))
+    return b.cast(spikes, np.float32, b.name("real", population.name))
 
 
 def _down(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What the inputs of a layer add up to, in ONNX's integer products.
+"""What arrives at a population over its connections, in ONNX's integer products.
 
 ConvInteger and MatMulInteger take inputs and weights of 8 bits and add in int32. Weights of more bits
 go in slices. Connections of a folded convolution, each with a weight of its own, become a small matrix for
@@ -7,34 +7,75 @@ every place of the plane, because ONNX multiplies no sparse ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.exporters import onnx_inputs
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.ir import kinds
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.synapses import Conv, Dense, IntArray, Sparse
+from stl_deploy.ir.network import Connection, IntegerNetwork, Population
+from stl_deploy.ir.synapses import Conv, Dense, IntArray, OneToOne, Shape, Sparse
 from stl_deploy.ir.units import FRACTION_BITS
 
 Slice = tuple[NDArray[np.int8], int]
 
 
-def accumulate(b: Builder, layer: LifLayer, inputs: str, levels: int) -> str:
-    """a << 6 [N, *shape] in int64: what the inputs, and the layer's own spikes, add up to."""
-    form = kinds.entry(SYNAPSES, layer.synapses.kind, layer.name, WHO)
-    total = form.sums(b, layer.synapses, inputs, levels, layer)
-    if layer.recurrent is not None:
-        own = b.name("spikes_in", layer.name)
-        heard = _dense(b, layer.recurrent, own, 1, layer, "own_")
-        total = b.op("Add", [total, heard], b.name("both", layer.name))
-    return b.op("Mul", [total, b.number(1 << (layer.exp + FRACTION_BITS))], b.name("a", layer.name))
+@dataclass(frozen=True)
+class Arriving:
+    """One plane of what arrives over a connection, and where its nodes are written.
+
+    ``value`` is uint8 [N, *source], 0..``levels``. ``prefix`` goes before the kinds of names, whose
+    population is ``where``, of ``shape``.
+    """
+
+    value: str
+    levels: int
+    prefix: str
+    where: str
+    shape: Shape
+
+    def name(self, b: Builder, kind: str) -> str:
+        """The name of a value of this plane."""
+        return b.name(self.prefix + kind, self.where)
 
 
-def _conv(b: Builder, conv: Conv, inputs: str, levels: int, layer: LifLayer) -> str:
+def accumulate(
+    b: Builder, network: IntegerNetwork, population: Population, sent: Mapping[str, str]
+) -> str:
+    """a << 6 [N, *shape] in int64: what all connections add up to.
+
+    ``sent`` are the values of this step by source, of those that stand before the population.
+    """
+    where, total = population.name, ""
+    for i, c in enumerate(network.into(where)):
+        prefix = f"{i}_"
+        value = sent[c.source] if not c.delay else _past(b, c, prefix)
+        port = network.inputs.get(c.source)
+        for k, (plane, factor) in enumerate(onnx_inputs.planes(b, value, port, f"{prefix}{where}")):
+            levels = min(network.levels(c.source), onnx_inputs.BYTE - 1)
+            arriving = Arriving(plane, levels, f"{prefix}{k}_", where, population.shape)
+            form = kinds.entry(SYNAPSES, c.synapses.kind, where, WHO)
+            part = form.sums(b, c.synapses, arriving)
+            by = b.number((factor << c.exp) << FRACTION_BITS)
+            part = b.op("Mul", [part, by], arriving.name(b, "shifted_sum"))
+            total = b.op("Add", [total, part], arriving.name(b, "so_far")) if total else part
+    if not total:
+        return b.constant(b.name("nothing", where), np.zeros((1, *population.shape), np.int64))
+    return b.op("Identity", [total], b.name("a", where))
+
+
+def _past(b: Builder, connection: Connection, prefix: str) -> str:
+    """What the source sent ``delay`` steps ago."""
+    past, where = b.name("past_in", connection.source), connection.target
+    at = b.constant(b.name(f"{prefix}ago", where), np.int64(connection.delay - 1))
+    return b.op("Gather", [past, at], b.name(f"{prefix}late", where), axis=1)
+
+
+def _conv(b: Builder, conv: Conv, x: Arriving) -> str:
     geometry = {
         "kernel_shape": conv.weight.shape[2:],
         "strides": conv.stride,
@@ -46,64 +87,63 @@ def _conv(b: Builder, conv: Conv, inputs: str, levels: int, layer: LifLayer) -> 
     # Most versions of onnxruntime convolve with uint8 alone: 128 stands for 0.
     zeros = [b.number(0, np.uint8), b.number(128, np.uint8)]
     sums = []
-    for i, (part, shift) in enumerate(slices(conv.weight, levels)):
+    for i, (part, shift) in enumerate(slices(conv.weight, x.levels)):
         unsigned = (part.astype(np.int16) + 128).astype(np.uint8)
-        weight = b.constant(b.name(f"weight.{i}", layer.name), unsigned)
-        name = b.name(f"sum.{i}", layer.name)
-        sums.append((b.op("ConvInteger", [inputs, weight, *zeros], name, **geometry), shift))
-    return _added(b, sums, layer.name, "")
+        weight = b.constant(x.name(b, f"weight.{i}"), unsigned)
+        name = x.name(b, f"sum.{i}")
+        sums.append((b.op("ConvInteger", [x.value, weight, *zeros], name, **geometry), shift))
+    return _added(b, sums, x)
 
 
-def _dense(
-    b: Builder, dense: Dense, inputs: str, levels: int, layer: LifLayer, prefix: str = ""
-) -> str:
+def _dense(b: Builder, dense: Dense, x: Arriving) -> str:
     flat = (0, dense.weight.shape[1])
-    rows = b.op("Reshape", [inputs, b.shape(flat)], b.name(f"{prefix}rows", layer.name))
-    sums = _products(b, rows, dense.weight.T, levels, layer.name, prefix)
-    total = _added(b, sums, layer.name, prefix)
-    shape = b.shape((0, *layer.shape))
-    return b.op("Reshape", [total, shape], b.name(f"{prefix}shaped", layer.name))
+    rows = b.op("Reshape", [x.value, b.shape(flat)], x.name(b, "rows"))
+    total = _added(b, _products(b, rows, dense.weight.T, x), x)
+    return b.op("Reshape", [total, b.shape((0, *x.shape))], x.name(b, "shaped"))
 
 
-def _sparse(b: Builder, sparse: Sparse, inputs: str, levels: int, layer: LifLayer) -> str:
+def _one_to_one(b: Builder, single: OneToOne, x: Arriving) -> str:
+    wide = b.cast(x.value, np.int64, x.name(b, "wide"))
+    placed = b.op("Reshape", [wide, b.shape((0, *x.shape))], x.name(b, "placed"))
+    weight = single.weight.astype(np.int64).reshape(x.shape)
+    return b.op("Mul", [placed, b.constant(x.name(b, "weight"), weight)], x.name(b, "each"))
+
+
+def _sparse(b: Builder, sparse: Sparse, x: Arriving) -> str:
     """Neurons at one place of the plane have the same inputs: a small matrix for each place."""
-    name, groups = layer.name, groups_of(layer, sparse)
-    index, weight = blocks(sparse, layer.shape[0], groups)
+    groups = groups_of(x.shape, sparse)
+    index, weight = blocks(sparse, x.shape[0], groups)
     places, outputs = len(index) // groups, weight.shape[2]
-    rows = b.op("Reshape", [inputs, b.shape((0, sparse.size[1]))], b.name("rows", name))
+    rows = b.op("Reshape", [x.value, b.shape((0, sparse.size[1]))], x.name(b, "rows"))
     heard = b.op(
-        "Gather", [rows, b.constant(b.name("index", name), index)], b.name("heard", name), axis=1
+        "Gather", [rows, b.constant(x.name(b, "index"), index)], x.name(b, "heard"), axis=1
     )
-    heard = b.op("Transpose", [heard], b.name("by_place", name), perm=(1, 0, 2))
-    sums = _products(b, heard, weight, levels, name, "")
-    total = _added(b, sums, name, "")
-    total = b.op("Transpose", [total], b.name("by_sample", name), perm=(1, 0, 2))
+    heard = b.op("Transpose", [heard], x.name(b, "by_place"), perm=(1, 0, 2))
+    total = _added(b, _products(b, heard, weight, x), x)
+    total = b.op("Transpose", [total], x.name(b, "by_sample"), perm=(1, 0, 2))
     split = b.shape((0, groups, places, outputs))
-    total = b.op("Reshape", [total, split], b.name("split", name))
-    total = b.op("Transpose", [total], b.name("by_channel", name), perm=(0, 1, 3, 2))
-    return b.op("Reshape", [total, b.shape((0, *layer.shape))], b.name("shaped", name))
+    total = b.op("Reshape", [total, split], x.name(b, "split"))
+    total = b.op("Transpose", [total], x.name(b, "by_channel"), perm=(0, 1, 3, 2))
+    return b.op("Reshape", [total, b.shape((0, *x.shape))], x.name(b, "shaped"))
 
 
-def _products(
-    b: Builder, rows: str, weight: IntArray, levels: int, layer: str, prefix: str
-) -> list[tuple[str, int]]:
+def _products(b: Builder, rows: str, weight: IntArray, x: Arriving) -> list[tuple[str, int]]:
     """rows @ weight in int32, a slice of the weights at a time, each with its shift."""
     sums = []
-    for i, (part, shift) in enumerate(slices(weight, levels)):
-        constant = b.constant(b.name(f"{prefix}weight.{i}", layer), part)
-        name = b.name(f"{prefix}sum.{i}", layer)
-        sums.append((b.op("MatMulInteger", [rows, constant], name), shift))
+    for i, (part, shift) in enumerate(slices(weight, x.levels)):
+        constant = b.constant(x.name(b, f"weight.{i}"), part)
+        sums.append((b.op("MatMulInteger", [rows, constant], x.name(b, f"sum.{i}")), shift))
     return sums
 
 
-def _added(b: Builder, sums: list[tuple[str, int]], layer: str, prefix: str) -> str:
+def _added(b: Builder, sums: list[tuple[str, int]], x: Arriving) -> str:
     """The slices' sums, each shifted, in int64."""
     total = ""
     for i, (part, shift) in enumerate(sums):
-        part = b.cast(part, np.int64, b.name(f"{prefix}wide.{i}", layer))
+        part = b.cast(part, np.int64, x.name(b, f"wide.{i}"))
         if shift:
-            part = b.op("Mul", [part, b.number(1 << shift)], b.name(f"{prefix}shifted.{i}", layer))
-        total = b.op("Add", [total, part], b.name(f"{prefix}total.{i}", layer)) if total else part
+            part = b.op("Mul", [part, b.number(1 << shift)], x.name(b, f"shifted.{i}"))
+        total = b.op("Add", [total, part], x.name(b, f"total.{i}")) if total else part
     return total
 
 
@@ -124,10 +164,10 @@ def slices(weight: IntArray, levels: int) -> list[Slice]:
     return found
 
 
-def groups_of(layer: LifLayer, sparse: Sparse) -> int:
+def groups_of(shape: Shape, sparse: Sparse) -> int:
     """Groups of the convolution that ``sparse`` was folded from; any divisor of the channels is exact."""
     groups = sparse.kernel.groups
-    return groups if layer.shape[0] % groups == 0 else 1
+    return groups if shape[0] % groups == 0 else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,27 +226,33 @@ def blocks(sparse: Sparse, channels: int, groups: int) -> tuple[NDArray[np.int32
 class Form:
     """How one kind of synapses is written.
 
-    ``sums`` adds the nodes of the sum of w * s_in, [N, *shape] in int64: of (graph, synapses, name of the
-    inputs, their largest value, layer). ``numbers`` is how many 8-bit numbers a slice of the layer takes.
+    ``sums`` adds the nodes of the sum of w * s, [N, *shape] in int64: of (graph, synapses, what arrives).
+    ``numbers`` is how many 8-bit numbers a slice takes: of (synapses, shape of the target).
     """
 
-    sums: Callable[[Builder, Any, str, int, LifLayer], str]
-    numbers: Callable[[Any, LifLayer], int]
+    sums: Callable[[Builder, Any, Arriving], str]
+    numbers: Callable[[Any, Shape], int]
 
 
-def _stored(synapses: Conv | Dense, _layer: LifLayer) -> int:
+def _stored(synapses: Conv | Dense | OneToOne, _shape: Shape) -> int:
     return synapses.weight.size
 
 
-def _in_blocks(sparse: Sparse, layer: LifLayer) -> int:
+def _in_blocks(sparse: Sparse, shape: Shape) -> int:
     """Those of the matrices, and four for each entry of the index."""
-    parts = cut(sparse, layer.shape[0], groups_of(layer, sparse))
+    parts = cut(sparse, shape[0], groups_of(shape, sparse))
     return parts.count * parts.most * (4 + parts.outputs)
+
+
+def _wide(single: OneToOne, _shape: Shape) -> int:
+    """Weights in int64."""
+    return 8 * single.weight.size
 
 
 WHO = "ONNX"
 SYNAPSES: dict[str, Form] = {
     "conv": Form(_conv, _stored),
     "dense": Form(_dense, _stored),
+    "one_to_one": Form(_one_to_one, _wide),
     "sparse": Form(_sparse, _in_blocks),
 }

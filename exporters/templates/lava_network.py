@@ -6,14 +6,16 @@ Needs Python 3.10, numpy < 2, lava-nc 0.10.0 and ``lava_params.npz`` beside this
 in a folder of their own: Lava's compiler executes every Python file beside one that defines a
 process (lava/magma/compiler/compiler_graphs.py, ``_find_proc_models``).
 
-Input: ``spikes`` [N, T, *input_shape], whole numbers from 0 to the input levels of the network.
-Output: ``spikes/<layer>`` uint8 [N, T, *shape]; with ``--states`` also ``u/<layer>`` and
-``v/<layer>`` int32, v after the reset. Step t of every layer is the one that saw input step t.
+Input: ``spikes`` [N, T, *shape], or ``spikes/<input>`` of each where the network has several; whole
+numbers within what the input takes. An input that is held has a single step, which is read in all T.
+Output: ``spikes/<population>`` uint8 [N, T, *shape]; with ``--states`` also ``u/<population>`` and
+``v/<population>`` int32, v after the reset. Step t of every population is the one of input step t.
 
 Inside Lava a population (C, H, W) is held as (W, H, C), all axes reversed. Each Conv, Dense and
-Sparse delays by one step, so layer l works on step t of sample k at Lava's time step k T + t + l + 2
-(Lava counts from 1). The samples run back to back; every layer clears its state when the first
-step of a sample reaches it, so that recurrent spikes of the sample before do not count.
+Sparse takes one step, so a population of depth d, with inputs at 0, works on step t of sample k at
+Lava's time step k T + t + d + 1 (Lava counts from 1). Spikes that come too early for their target wait in
+a ring. The samples run back to back: every population clears its state when the first step of a sample
+reaches it, and a spike that would be heard after the end of its sample is dropped.
 """
 
 # mypy: disable-error-code="import-not-found, misc, untyped-decorator"
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lava.magma.compiler.compiler_graphs import find_processes
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
@@ -51,7 +54,7 @@ from lava.proc.sparse.process import Sparse
 from lava.utils.weightutils import SignMode
 from scipy.sparse import csr_matrix
 
-FORMAT = "stl-deploy-lava/3"
+FORMAT = "stl-deploy-lava/4"
 PARAMS = Path(__file__).resolve().parent / "lava_params.npz"
 
 
@@ -64,11 +67,29 @@ class InputError(Exception):
 
 
 class SpikeSource(AbstractProcess):
-    """Sends row t of the array in the file ``path`` at time step t + 1, and zeros afterwards."""
+    """Sends row t of the array in the file ``path`` at time step t + 1 + ``waits``.
 
-    def __init__(self, *, path: str, shape: tuple[int, ...]) -> None:
-        super().__init__(path=path, shape=shape)
+    ``rows`` is the number of time steps of all samples, of which each has ``interval``. With ``held`` the
+    file has one row a sample, which is sent in each of its steps. Zeros are sent otherwise, and where
+    ``delay`` steps later the sample is over.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        shape: tuple[int, ...],
+        rows: int,
+        interval: int,
+        held: bool,
+        waits: int,
+        delay: int,
+    ) -> None:
+        times = {"rows": rows, "interval": interval, "held": held, "waits": waits, "delay": delay}
+        super().__init__(path=path, shape=shape, **times)
         self.s_out = OutPort(shape=shape)
+        self.joined = InPort(shape=(1,))
+        self.joins = OutPort(shape=(1,))
 
 
 @implements(proc=SpikeSource, protocol=LoihiProtocol)
@@ -78,16 +99,61 @@ class PySpikeSource(PyLoihiProcessModel):
     """Reads its rows straight from the file."""
 
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    joined: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    joins: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.rows = np.load(proc_params["path"], mmap_mode="r")
+        self.given = np.load(proc_params["path"], mmap_mode="r")
+        self.rows, self.interval = proc_params["rows"], proc_params["interval"]
+        self.each = self.interval if proc_params["held"] else 1
+        self.waits, self.delay = proc_params["waits"], proc_params["delay"]
 
     def run_spk(self) -> None:
         """One time step."""
-        row = self.time_step - 1
-        over = row >= len(self.rows)
-        self.s_out.send((np.zeros_like(self.rows[0]) if over else self.rows[row]).astype(np.int32))
+        row = self.time_step - 1 - self.waits
+        if 0 <= row < self.rows and row % self.interval + self.delay < self.interval:
+            self.s_out.send(self.given[row // self.each].astype(np.int32))
+        else:
+            self.s_out.send(np.zeros(self.given.shape[1:], np.int32))
+
+
+class SpikeRing(AbstractProcess):
+    """Sends what it receives ``waits`` time steps later; 0 in the same one.
+
+    ``first`` is the time step of a population's first step of the first sample, and each sample has
+    ``interval``. What would be heard ``delay`` steps later, in the next sample, is dropped.
+    """
+
+    def __init__(
+        self, *, shape: tuple[int, ...], first: int, interval: int, waits: int, delay: int
+    ) -> None:
+        super().__init__(shape=shape, first=first, interval=interval, waits=waits, delay=delay)
+        self.s_in = InPort(shape=shape)
+        self.s_out = OutPort(shape=shape)
+
+
+@implements(proc=SpikeRing, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PySpikeRing(PyLoihiProcessModel):
+    """Holds the last spikes, those of time step t in row t modulo their number."""
+
+    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.first, self.interval = proc_params["first"], proc_params["interval"]
+        self.waits, self.delay = proc_params["waits"], proc_params["delay"]
+        self.rows = np.zeros((self.waits + 1, *proc_params["shape"]), np.int32)
+
+    def run_spk(self) -> None:
+        """One time step."""
+        spikes = self.s_in.recv()
+        over = (self.time_step - self.first) % self.interval + self.delay >= self.interval
+        self.rows[self.time_step % len(self.rows)] = 0 if over else spikes
+        self.s_out.send(self.rows[(self.time_step - self.waits) % len(self.rows)])
 
 
 class SpikeSink(AbstractProcess):
@@ -133,14 +199,15 @@ class PySpikeSink(PyLoihiProcessModel):
         self.done[0] = row + 1
 
 
-class ThresholdLIF(AbstractLIF):
-    """LIF with a threshold for every neuron, cleared when a sample begins.
+class GraphLIF(AbstractLIF):
+    """LIF with thresholds and decays of each neuron, cleared when a sample begins.
 
     At time step t with t % reset_interval == reset_offset % reset_interval, u and v are set to 0
-    before the input of the step. ``r_in`` takes what the neurons' own spikes of the step before add
-    to ``a_in``; in such a step those are of the sample before, and left out. ``reset`` is what a spike
-    does to v: "zero", or "subtract" the threshold. ``u_out`` and ``v_out`` show the state after the
-    step.
+    before the input of the step. ``reset`` is what a spike does to v: "zero", or "subtract" the threshold.
+    ``u_out`` and ``v_out`` show the state after the step.
+
+    ``joins`` and ``joined`` carry nothing. Lava runs what is connected, and they connect the parts of a
+    network that are not.
     """
 
     def __init__(
@@ -150,8 +217,8 @@ class ThresholdLIF(AbstractLIF):
         vth: np.ndarray,
         bias_mant: np.ndarray,
         bias_exp: int,
-        du: int,
-        dv: int,
+        du: np.ndarray,
+        dv: np.ndarray,
         reset: str,
         reset_interval: int,
         reset_offset: int,
@@ -170,24 +237,30 @@ class ThresholdLIF(AbstractLIF):
             reset_interval=reset_interval,
             reset_offset=reset_offset,
         )
-        # Lava's own LIF declares a single threshold; this Var has one for each neuron.
+        # Lava's own LIF declares a single threshold and decay; these have one for each neuron.
         self.vth = Var(shape=shape, init=vth)
-        self.r_in = InPort(shape=shape)
+        self.du = Var(shape=shape, init=du)
+        self.dv = Var(shape=shape, init=dv)
         self.u_out = OutPort(shape=shape)
         self.v_out = OutPort(shape=shape)
+        self.joins = OutPort(shape=(1,))
+        self.joined = InPort(shape=(1,))
 
 
-@implements(proc=ThresholdLIF, protocol=LoihiProtocol)
+@implements(proc=GraphLIF, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyThresholdLIF(AbstractPyLifModelFixed):
-    """Lava's bit-accurate Loihi neuron (lava/proc/lif/models.py) with the array of thresholds."""
+class PyGraphLIF(AbstractPyLifModelFixed):
+    """Lava's bit-accurate Loihi neuron (lava/proc/lif/models.py) with arrays of parameters."""
 
-    r_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     v_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    joins: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
+    joined: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
     vth: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=17)
+    du: np.ndarray = LavaPyType(np.ndarray, np.uint16, precision=12)
+    dv: np.ndarray = LavaPyType(np.ndarray, np.uint16, precision=12)
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
@@ -206,16 +279,6 @@ class PyThresholdLIF(AbstractPyLifModelFixed):
         spikes: np.ndarray = self.v > self.effective_vth
         return spikes
 
-    def begins(self) -> bool:
-        """Whether this is the first step of a sample."""
-        first: bool = self.time_step % self.reset_interval == self.reset_offset
-        return first
-
-    def subthr_dynamics(self, activation_in: np.ndarray) -> None:
-        """Current and voltage before the threshold, with the recurrent input."""
-        own = self.r_in.recv()  # in every step, or it would arrive in a later one
-        super().subthr_dynamics(activation_in if self.begins() else activation_in + own)
-
     def reset_voltage(self, spike_vector: np.ndarray) -> None:
         """What a spike does to the voltage."""
         if self.subtracts:
@@ -225,7 +288,7 @@ class PyThresholdLIF(AbstractPyLifModelFixed):
 
     def run_spk(self) -> None:
         """One time step."""
-        if self.begins():
+        if self.time_step % self.reset_interval == self.reset_offset:
             self.u[:] = 0
             self.v[:] = 0
         super().run_spk()
@@ -233,109 +296,164 @@ class PyThresholdLIF(AbstractPyLifModelFixed):
         self.v_out.send(self.v)
 
 
-def convolution(
-    layer: dict[str, Any], weight: np.ndarray, source: OutPort, bits: int
-) -> list[OutPort]:
-    """Connect ``source`` to a Conv and return its output; ``bits`` as in ``synapses``."""
+def convolution(connection: dict[str, Any], weight: np.ndarray, spikes: Any, bits: int) -> Any:
+    """The output of a Conv that ``spikes`` lead into; ``bits`` as in ``weighted``."""
     process = Conv(
         weight=weight,
-        input_shape=source.shape,
-        stride=tuple(layer["stride"]),
-        padding=tuple(layer["padding"]),
-        dilation=tuple(layer["dilation"]),
-        groups=layer["groups"],
+        input_shape=spikes.shape,
+        stride=tuple(connection["stride"]),
+        padding=tuple(connection["padding"]),
+        dilation=tuple(connection["dilation"]),
+        groups=connection["groups"],
         num_message_bits=bits,
     )
-    source.connect(process.s_in)
-    return [process.a_out]
+    spikes.connect(process.s_in)
+    return process.a_out
 
 
-def synapses(
-    layer: dict[str, Any], params: Any, i: int, which: str, source: OutPort, bits: int
-) -> list[OutPort]:
-    """Connect ``source`` to the synapses of layer ``i`` and return their outputs, one a group.
+def weighted(
+    connection: dict[str, Any], params: Any, i: int, spikes: Any, bits: int, shape: tuple[int, ...]
+) -> list[Any]:
+    """The outputs, of ``shape``, of the synapses of connection ``i``, one for each group.
 
-    ``which`` names their weights, "weight" or "recurrent". ``bits`` is the width of the payload of a
-    spike, 0 where spikes are binary.
+    ``spikes`` is the port that leads into them, ``bits`` the width of the payload of a spike, 0 where
+    spikes are binary.
     """
-    if which == "weight" and layer["kind"] == "conv":
-        return convolution(layer, params[f"{i}/weight"], source, bits)
+    if connection["kind"] == "conv":
+        return [convolution(connection, params[f"c{i}/weight"], spikes, bits)]
     outputs = []
-    for g, group in enumerate(groups_of(layer, which)):
-        weight = params[f"{i}/{which}/{g}"]
+    for g, group in enumerate(connection["synapse_groups"]):
+        weight = params[f"c{i}/weight/{g}"]
         # The sign mode is named because Lava would clip a mixed matrix without positive weights at -255.
         how = {
             "weight_exp": group["weight_exp"],
             "sign_mode": SignMode[group["sign"]],
             "num_message_bits": bits,
         }
-        if which == "weight" and layer["kind"] == "sparse":
-            shape = tuple(layer["shape"])[::-1]
-            size = int(np.prod(shape)), int(np.prod(source.shape))
-            places = params[f"{i}/row/{g}"], params[f"{i}/column/{g}"]
-            single = Sparse(weights=csr_matrix((weight, places), shape=size), **how)
-            source.flatten().connect(single.s_in)
-            outputs.append(single.a_out.reshape(shape))
-            continue
-        dense = Dense(weights=weight, **how)
-        inputs = source
-        if len(source.shape) > 1:  # the columns count the inputs in the order C, H, W
-            axes = list(range(len(source.shape)))[::-1]
-            inputs = source.transpose(axes).flatten()
-        inputs.connect(dense.s_in)
-        outputs.append(dense.a_out)
+        if connection["kind"] == "sparse":
+            places = params[f"c{i}/row/{g}"], params[f"c{i}/column/{g}"]
+            size = int(np.prod(shape)), int(np.prod(spikes.shape))
+            process = Sparse(weights=csr_matrix((weight, places), shape=size), **how)
+        else:
+            process = Dense(weights=weight, **how)
+        spikes.flatten().connect(process.s_in)
+        outputs.append(process.a_out.reshape(shape))
     return outputs
 
 
-def groups_of(layer: dict[str, Any], which: str) -> list[dict[str, Any]]:
-    """The groups of synapses, of one sign mode and exponent each, from the inputs or the layer itself."""
-    groups: list[dict[str, Any]] = layer[
-        "synapse_groups" if which == "weight" else "recurrent_groups"
-    ]
-    return groups
+class Graph:
+    """The process graph of ``network``, with sinks that write into ``folder``.
 
+    ``samples`` of each input lie there as ``prepare`` writes them.
+    """
 
-def build(params: Any, network: dict[str, Any], folder: Path, states: bool) -> Any:
-    """The process graph from ``folder``/input.npy to the sinks; returns the source."""
-    reset_interval = network["timesteps"]
-    shape = tuple(network["input_shape"])[::-1]
-    source = SpikeSource(path=str(folder / "input.npy"), shape=shape)
-    before = source.s_out
-    bits = network["input_levels"].bit_length() if network["input_levels"] > 1 else 0
-    for i, layer in enumerate(network["layers"]):
-        weighted = synapses(layer, params, i, "weight", before, bits)
-        neurons = ThresholdLIF(
-            shape=tuple(layer["shape"])[::-1],
-            vth=params[f"{i}/vth"],
-            bias_mant=params[f"{i}/bias_mant"],
-            bias_exp=layer["bias_exp"],
-            du=layer["du"],
-            dv=layer["dv"],
-            reset=layer["reset"],
-            reset_interval=reset_interval,
-            reset_offset=i + 2,
+    def __init__(
+        self, params: Any, network: dict[str, Any], folder: Path, samples: int, states: bool
+    ) -> None:
+        self.params, self.network, self.folder = params, network, folder
+        self.samples, self.interval = samples, network["timesteps"]
+        self.inputs = {given["name"]: i for i, given in enumerate(network["inputs"])}
+        self.places = {one["name"]: i for i, one in enumerate(network["populations"])}
+        self.neurons = [self._neurons(i) for i in range(len(self.places))]
+        self.ports: dict[tuple[str, int, int], Any] = {}
+        self.sources: list[SpikeSource] = []
+        for i, connection in enumerate(network["connections"]):
+            self._connect(connection, i)
+        for i, population in enumerate(network["populations"]):
+            self._record(population, i, states)
+        self.process = self._joined()
+
+    def _neurons(self, i: int) -> GraphLIF:
+        population = self.network["populations"][i]
+        arrays = {key: self.params[f"p{i}/{key}"] for key in ("vth", "bias_mant", "du", "dv")}
+        return GraphLIF(
+            shape=tuple(population["shape"])[::-1],
+            bias_exp=population["bias_exp"],
+            reset=population["reset"],
+            reset_interval=self.interval,
+            reset_offset=population["depth"] + 1,
+            **arrays,
         )
-        for group in weighted:
-            group.connect(neurons.a_in)
-        for group in synapses(layer, params, i, "recurrent", neurons.s_out, 0):
-            group.connect(neurons.r_in)
-        sink = SpikeSink(
-            shape=neurons.s_out.shape, folder=folder / str(i), first=i + 2, states=states
+
+    def _connect(self, connection: dict[str, Any], i: int) -> None:
+        spikes = self._spikes(connection["source"], connection["waits"], connection["delay"])
+        target = self.neurons[self.places[connection["target"]]]
+        bits = self._bits(connection["source"])
+        shape = target.a_in.shape
+        for output in weighted(connection, self.params, i, spikes, bits, shape):
+            output.connect(target.a_in)
+
+    def _bits(self, source: str) -> int:
+        """The width of what an input sends, with its sign in mind; 0 for spikes."""
+        if source not in self.inputs:
+            return 0
+        given = self.network["inputs"][self.inputs[source]]
+        bits: int = given["levels"].bit_length()
+        return bits if given["levels"] > 1 or given["lowest"] < 0 else 0
+
+    def _spikes(self, source: str, waits: int, delay: int) -> Any:
+        """The port that sends what ``source`` sends, ``waits`` steps later."""
+        key = source, waits, delay
+        if key not in self.ports:
+            how = {"waits": waits, "delay": delay, "interval": self.interval}
+            if source in self.inputs:
+                self.ports[key] = self._source(source, how)
+            elif waits == 0 and delay == 0:
+                self.ports[key] = self.neurons[self.places[source]].s_out
+            else:
+                self.ports[key] = self._ring(self.places[source], how)
+        return self.ports[key]
+
+    def _source(self, name: str, how: dict[str, int]) -> OutPort:
+        i = self.inputs[name]
+        given = self.network["inputs"][i]
+        process = SpikeSource(
+            path=str(self.folder / f"input{i}.npy"),
+            shape=tuple(given["shape"])[::-1],
+            rows=self.samples * self.interval,
+            held=given["held"],
+            **how,
         )
+        self.sources.append(process)
+        return process.s_out
+
+    def _ring(self, i: int, how: dict[str, int]) -> OutPort:
+        spikes = self.neurons[i].s_out
+        first = self.network["populations"][i]["depth"] + 1
+        ring = SpikeRing(shape=spikes.shape, first=first, **how)
+        spikes.connect(ring.s_in)
+        return ring.s_out
+
+    def _record(self, population: dict[str, Any], i: int, states: bool) -> None:
+        neurons, first = self.neurons[i], population["depth"] + 1
+        shape = neurons.s_out.shape
+        sink = SpikeSink(shape=shape, folder=self.folder / str(i), first=first, states=states)
         neurons.s_out.connect(sink.s_in)
         if states:
             neurons.u_out.connect(sink.u_in)
             neurons.v_out.connect(sink.v_in)
-        before, bits = neurons.s_out, 0
-    return source
+
+    def _joined(self) -> AbstractProcess:
+        """A process that all others are connected to."""
+        first, *others = [*self.sources, *self.neurons]
+        joined = find_processes(first)
+        for process in others:
+            if process not in joined:
+                first.joins.connect(process.joined)
+                joined = find_processes(first)
+        return first
 
 
-def prepare(folder: Path, network: dict[str, Any], spikes: np.ndarray, states: bool) -> None:
-    """Write the input as Lava takes it, and files for the sinks to fill."""
-    rows = spikes.reshape(-1, *network["input_shape"])
-    np.save(folder / "input.npy", rows.transpose(0, *range(rows.ndim)[:0:-1]))
+def prepare(
+    folder: Path, network: dict[str, Any], rasters: dict[str, np.ndarray], states: bool
+) -> int:
+    """Write the inputs as Lava takes them, and files for the sinks to fill; the number of samples."""
+    samples = len(next(iter(rasters.values())))
+    for i, given in enumerate(network["inputs"]):
+        rows = rasters[given["name"]].reshape(-1, *given["shape"])
+        np.save(folder / f"input{i}.npy", rows.transpose(0, *range(rows.ndim)[:0:-1]))
     kinds = {"spikes": np.uint8, "u": np.int32, "v": np.int32}
-    for i, layer in enumerate(network["layers"]):
+    for i, population in enumerate(network["populations"]):
         (folder / str(i)).mkdir()
         np.save(folder / str(i) / "done.npy", np.zeros(1, np.int64))
         for name in kinds if states else ["spikes"]:
@@ -343,12 +461,15 @@ def prepare(folder: Path, network: dict[str, Any], spikes: np.ndarray, states: b
                 folder / str(i) / f"{name}.npy",
                 mode="w+",
                 dtype=kinds[name],
-                shape=(len(rows), *layer["shape"][::-1]),
+                shape=(samples * network["timesteps"], *population["shape"][::-1]),
             )
+    return samples
 
 
-def run(process: Any, layers: int, rows: int, folder: Path, end: str | None) -> None:
+def run(process: Any, depths: list[int], rows: int, folder: Path, end: str | None) -> None:
     """Run until every sink has ``rows`` rows. Raises RuntimeError when a process of Lava dies.
+
+    ``depths`` are those of the populations.
 
     ``end`` follows the number of the step on stderr; None shows no steps.
 
@@ -356,11 +477,11 @@ def run(process: Any, layers: int, rows: int, folder: Path, end: str | None) -> 
     """
     try:
         process.run(
-            condition=RunSteps(num_steps=rows + layers, blocking=False),
+            condition=RunSteps(num_steps=rows + max(depths), blocking=False),
             run_cfg=Loihi2SimCfg(select_tag="fixed_pt"),
         )
         children = multiprocessing.active_children()
-        done = [np.load(folder / str(i) / "done.npy", mmap_mode="r") for i in range(layers)]
+        done = [np.load(folder / str(i) / "done.npy", mmap_mode="r") for i in range(len(depths))]
         told = 0.0
         while (least := min(max(int(d[0]), 0) for d in done)) < rows:
             if end is not None and time.monotonic() - told > 0.5:
@@ -381,33 +502,50 @@ def run(process: Any, layers: int, rows: int, folder: Path, end: str | None) -> 
 def collect(folder: Path, network: dict[str, Any], samples: int) -> dict[str, np.ndarray]:
     """The arrays of the output file, axes in the model's order."""
     trace = {}
-    for i, layer in enumerate(network["layers"]):
+    for i, population in enumerate(network["populations"]):
         for path in sorted((folder / str(i)).glob("*.npy")):
             if path.stem != "done":
                 rows = np.load(path, mmap_mode="r")
                 rows = rows.transpose(0, *range(rows.ndim)[:0:-1])
-                size = (samples, network["timesteps"], *layer["shape"])
-                trace[f"{path.stem}/{layer['name']}"] = rows.reshape(size)
+                size = (samples, network["timesteps"], *population["shape"])
+                trace[f"{path.stem}/{population['name']}"] = rows.reshape(size)
     return trace
 
 
-def check_synapses(layer: dict[str, Any], params: dict[str, np.ndarray], i: int) -> None:
-    """Raise ValueError unless layer ``i`` has the arrays that its description names."""
-    groups = {which: groups_of(layer, which) for which in ("weight", "recurrent")}
-    if any(group["sign"] not in SignMode.__members__ for own in groups.values() for group in own):
-        raise ValueError(f"layer {i}: a group of synapses has an unknown sign")
-    weights = [params[f"{i}/weight/{g}"] for g in range(len(groups["weight"]))]
-    if layer["kind"] == "conv":
-        weights.append(params[f"{i}/weight"])
-    if not any(weight.size for weight in weights):
-        raise ValueError(f"layer {i} has no weights")
-    for g in range(len(weights) if layer["kind"] == "sparse" else 0):
-        sizes = {params[f"{i}/{name}/{g}"].shape for name in ("weight", "row", "column")}
-        if len(sizes) > 1:
-            raise ValueError(f"layer {i}: row, column and weight differ in length")
-    for g in range(len(groups["recurrent"])):
-        if params[f"{i}/recurrent/{g}"].shape != tuple(layer["shape"]) * 2:
-            raise ValueError(f"{i}/recurrent/{g} does not fit its layer")
+def check_connection(
+    connection: dict[str, Any], params: dict[str, np.ndarray], i: int, size: tuple[int, int]
+) -> None:
+    """Raise ValueError unless connection ``i``, with (neurons, inputs), has the arrays that it names."""
+    if connection["kind"] not in ("conv", "dense", "sparse"):
+        raise ValueError(f"connection {i}: kind {connection['kind']!r}")
+    if connection["waits"] < 0 or connection["delay"] < 0:
+        raise ValueError(f"connection {i}: a delay below zero")
+    if connection["kind"] == "conv" and params[f"c{i}/weight"].ndim != 4:
+        raise ValueError(f"c{i}/weight is no kernel")
+    for g, group in enumerate(connection["synapse_groups"]):
+        if group["sign"] not in SignMode.__members__:
+            raise ValueError(f"connection {i}: a group of synapses has an unknown sign")
+        weight = params[f"c{i}/weight/{g}"]
+        if connection["kind"] == "dense" and weight.shape != size:
+            raise ValueError(f"c{i}/weight/{g} does not fit its populations")
+        if connection["kind"] == "sparse":
+            places = [params[f"c{i}/{name}/{g}"] for name in ("row", "column")]
+            if any(place.shape != weight.shape for place in places):
+                raise ValueError(f"connection {i}: row, column and weight differ in length")
+
+
+def check_network(network: dict[str, Any], params: dict[str, np.ndarray]) -> None:
+    """Raise ValueError or KeyError unless ``params`` has the arrays that ``network`` names."""
+    shapes = {one["name"]: one["shape"] for one in network["inputs"] + network["populations"]}
+    for i, connection in enumerate(network["connections"]):
+        ends = shapes[connection["target"]], shapes[connection["source"]]
+        check_connection(connection, params, i, (int(np.prod(ends[0])), int(np.prod(ends[1]))))
+    for i, population in enumerate(network["populations"]):
+        if population["reset"] not in ("zero", "subtract"):
+            raise ValueError(f"population {i}: reset {population['reset']!r}")
+        for name in ("vth", "bias_mant", "du", "dv"):
+            if params[f"p{i}/{name}"].shape != tuple(population["shape"])[::-1]:
+                raise ValueError(f"p{i}/{name} has another shape than its population")
 
 
 def read_params(path: Path) -> dict[str, np.ndarray]:
@@ -419,14 +557,7 @@ def read_params(path: Path) -> dict[str, np.ndarray]:
         network = json.loads(str(params["network"]))
         version = network["format"]
         if version == FORMAT:
-            for i, layer in enumerate(network["layers"]):
-                check_synapses(layer, params, i)
-                size = tuple(layer["shape"])
-                if layer["reset"] not in ("zero", "subtract"):
-                    raise ValueError(f"layer {i}: reset {layer['reset']!r}")
-                for name in ("vth", "bias_mant"):
-                    if params[f"{i}/{name}"].shape != size[::-1]:
-                        raise ValueError(f"{i}/{name} has another shape than its layer")
+            check_network(network, params)
     except DAMAGED as error:
         raise InputError(f"{path}: cannot be read ({error}); {remedy}") from error
     if version != FORMAT:
@@ -434,39 +565,58 @@ def read_params(path: Path) -> dict[str, np.ndarray]:
     return params
 
 
-def read_input(path: Path, network: dict[str, Any], limit: int | None) -> np.ndarray:
-    """The first ``limit`` samples of a raster file. Raises InputError when they do not fit."""
+def read_input(path: Path, network: dict[str, Any], limit: int | None) -> dict[str, np.ndarray]:
+    """The first ``limit`` samples of each input. Raises InputError when they do not fit."""
+    inputs = network["inputs"]
+    keys = {
+        one["name"]: "spikes" if len(inputs) == 1 else f"spikes/{one['name']}" for one in inputs
+    }
+    rasters: dict[str, np.ndarray] = {}
     try:
         with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
-            spikes: np.ndarray = np.atleast_1d(file["spikes"])[:limit]
+            for name, key in keys.items():
+                rasters[name] = np.atleast_1d(file[key])[:limit]
     except DAMAGED as error:
-        raise InputError(f"{path}: not an npz file with an array 'spikes' ({error})") from error
-    expected = (network["timesteps"], *network["input_shape"])
+        needed = ", ".join(map(repr, keys.values()))
+        raise InputError(f"{path}: not an npz file with {needed} ({error})") from error
+    for given in inputs:
+        check_raster(f"{path}: {keys[given['name']]}", rasters[given["name"]], given, network)
+    if len({len(raster) for raster in rasters.values()}) > 1:
+        raise InputError(f"{path}: the inputs differ in their number of samples")
+    return rasters
+
+
+def check_raster(
+    where: str, spikes: np.ndarray, given: dict[str, Any], network: dict[str, Any]
+) -> None:
+    """Raise InputError unless ``spikes`` is what the input ``given`` takes."""
+    expected = (1 if given["held"] else network["timesteps"], *given["shape"])
     if spikes.shape[1:] != expected or len(spikes) == 0:
         wanted = ", ".join(map(str, expected))
-        raise InputError(f"{path}: spikes is {spikes.shape}, the network takes (N, {wanted})")
+        raise InputError(f"{where} is {spikes.shape}, the network takes (N, {wanted})")
     if not np.issubdtype(spikes.dtype, np.integer) and spikes.dtype != np.bool_:
-        raise InputError(f"{path}: spikes is {spikes.dtype}, the network takes whole numbers")
-    low, high, levels = int(spikes.min()), int(spikes.max()), network["input_levels"]
-    if low < 0 or high > levels:
-        raise InputError(f"{path}: spikes holds {low} to {high}, the network takes 0 to {levels}")
-    return spikes
+        raise InputError(f"{where} is {spikes.dtype}, the network takes whole numbers")
+    low, high = int(spikes.min()), int(spikes.max())
+    if low < given["lowest"] or high > given["levels"]:
+        takes = f"{given['lowest']} to {given['levels']}"
+        raise InputError(f"{where} holds {low} to {high}, the network takes {takes}")
 
 
 def simulate(
-    spikes: np.ndarray, params: Any, states: bool = False, end: str | None = None
+    rasters: dict[str, np.ndarray], params: Any, states: bool = False, end: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Run the network on a raster [N, T, *input_shape] and return the arrays of the output file.
+    """Run the network on a raster [N, T, *shape] of each input; the arrays of the output file.
 
     ``end``: see ``run``.
     """
     network = json.loads(str(params["network"]))
     with tempfile.TemporaryDirectory(prefix="lava_network_") as name:
         folder = Path(name)
-        prepare(folder, network, spikes, states)
-        source = build(params, network, folder, states)
-        run(source, len(network["layers"]), spikes.shape[0] * spikes.shape[1], folder, end)
-        return {key: np.array(a) for key, a in collect(folder, network, len(spikes)).items()}
+        samples = prepare(folder, network, rasters, states)
+        process = Graph(params, network, folder, samples, states).process
+        depths = [population["depth"] for population in network["populations"]]
+        run(process, depths, samples * network["timesteps"], folder, end)
+        return {key: np.array(a) for key, a in collect(folder, network, samples).items()}
 
 
 def save(path: Path, arrays: dict[str, Any]) -> None:
@@ -504,9 +654,9 @@ def main() -> int:
             raise InputError(f"{options.out}: the folder {options.out.parent} does not exist")
         params = read_params(PARAMS)
         network = json.loads(str(params["network"]))
-        spikes = read_input(options.input, network, options.limit)
+        rasters = read_input(options.input, network, options.limit)
         end = "\n" if options.progress else "\r" if sys.stderr.isatty() else None
-        trace = simulate(spikes, params, options.states, end)
+        trace = simulate(rasters, params, options.states, end)
         save(options.out, trace)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -514,7 +664,8 @@ def main() -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {len(spikes)} samples, {len(network['layers'])} layers")
+    samples, populations = len(next(iter(rasters.values()))), len(network["populations"])
+    print(f"{options.out}: {samples} samples, {populations} populations")
     return 0
 
 

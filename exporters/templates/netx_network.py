@@ -1,15 +1,16 @@
 """Run ``network.net`` with lava-dl's netx, and record every layer.
 
     python netx_network.py network.net --input spikes.npz --out out.npz
-        [--names lif1,pool1,...] [--levels 1] [--limit N] [--states] [--progress]
+        [--lowest 0] [--levels 1] [--hold T] [--limit N] [--states] [--progress]
 
 Needs Python 3.10, numpy < 2, h5py, lava-nc 0.10.0 and lava-dl 0.6.0 (installed with --no-deps: torch
 is not used). Keep this file in a folder of its own: Lava's compiler executes every Python file beside
 one that defines a process model (lava/magma/compiler/compiler_graphs.py, ``_find_proc_models``).
 
-Input: ``spikes`` [N, T, *input_shape], whole numbers from 0 to ``--levels``. Output: ``spikes/<layer>``
-uint8 [N, T, *shape]; with ``--states`` also ``u/<layer>`` and ``v/<layer>`` int32 after the step. Step t
-of every layer is the one that saw input step t.
+Input: ``spikes`` [N, T, *input_shape], whole numbers from ``--lowest`` to ``--levels``; with ``--hold T``
+they are [N, 1, *input_shape], and read in each of T steps. Output: ``spikes/<layer>`` uint8 [N, T, *shape];
+with ``--states`` also ``u/<layer>`` and ``v/<layer>`` int32 after the step. Layers are numbered from 0.
+Step t of every layer is the one of input step t.
 
 The network is what netx builds from the file: its synapses, its neurons, its resets. Only the model
 of its ``LIFReset`` neurons is replaced, by one that takes the very same step and then writes down the
@@ -151,8 +152,11 @@ def run(process: Any, layers: int, rows: int, folder: Path, end: str | None) -> 
             child.terminate()
 
 
-def load(net: Path, timesteps: int, levels: int) -> Any:
-    """What netx builds from the file. Raises InputError when it cannot."""
+def load(net: Path, timesteps: int, bits: int) -> Any:
+    """What netx builds from the file, for inputs of ``bits``, 0 for spikes.
+
+    Raises InputError where it cannot.
+    """
     stub_training_library()
     from lava.lib.dl.netx.hdf5 import Network
 
@@ -162,7 +166,7 @@ def load(net: Path, timesteps: int, levels: int) -> Any:
             net_config=str(net),
             reset_interval=timesteps,
             reset_offset=1,
-            input_message_bits=levels.bit_length() if levels > 1 else 0,
+            input_message_bits=bits,
         )
     except Exception as error:  # netx checks nothing, so anything can come out of it
         raise InputError(f"{net}: netx cannot read it ({error!r})") from error
@@ -183,17 +187,16 @@ def source_of(spikes: np.ndarray, shape: tuple[int, ...], silence: int) -> RingB
 def simulate(
     net: Path,
     spikes: np.ndarray,
-    names: list[str],
-    levels: int,
+    bits: int,
     states: bool,
     end: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run a raster [N, T, *input_shape] and return the arrays of the output file."""
-    network = load(net, spikes.shape[1], levels)
+    """Run a raster [N, T, *input_shape] and return the arrays of the output file.
+
+    ``bits``: see ``load``.
+    """
+    network = load(net, spikes.shape[1], bits)
     layers = [layer for layer in network.layers if hasattr(layer, "neuron")]
-    names = names or [str(i) for i in range(len(layers))]
-    if len(names) != len(layers):
-        raise InputError(f"{net}: has {len(layers)} layers, {len(names)} names were given")
     source_of(spikes, network.inp.shape, len(layers)).s_out.connect(network.inp)
     rows = spikes.shape[0] * spikes.shape[1]
     with tempfile.TemporaryDirectory(prefix="netx_network_") as name:
@@ -201,8 +204,8 @@ def simulate(
         record(layers, rows, folder, states)
         run(network, len(layers), rows, folder, end)
         return {
-            f"{path.stem}/{layer}": as_raster(np.load(path), spikes.shape[1])
-            for i, layer in enumerate(names)
+            f"{path.stem}/{i}": as_raster(np.load(path), spikes.shape[1])
+            for i in range(len(layers))
             for path in sorted((folder / str(i)).glob("*.npy"))
             if path.stem != "done"
         }
@@ -214,7 +217,7 @@ def as_raster(rows: np.ndarray, timesteps: int) -> np.ndarray:
     return rows.reshape(-1, timesteps, *rows.shape[1:])
 
 
-def read_input(path: Path, limit: int | None, levels: int) -> np.ndarray:
+def read_input(path: Path, limit: int | None, lowest: int, levels: int) -> np.ndarray:
     """The first ``limit`` samples of a raster file. Raises InputError when they cannot be used."""
     try:
         with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
@@ -223,8 +226,9 @@ def read_input(path: Path, limit: int | None, levels: int) -> np.ndarray:
         raise InputError(f"{path}: not an npz file with an array 'spikes' ({error})") from error
     if spikes.ndim < 3 or not spikes.size or not np.issubdtype(spikes.dtype, np.integer):
         raise InputError(f"{path}: spikes is {spikes.dtype} {spikes.shape}, not whole [N, T, ...]")
-    if spikes.min() < 0 or spikes.max() > levels:
-        raise InputError(f"{path}: spikes holds {spikes.min()} to {spikes.max()}, not 0..{levels}")
+    if spikes.min() < lowest or spikes.max() > levels:
+        found = f"{spikes.min()} to {spikes.max()}"
+        raise InputError(f"{path}: spikes holds {found}, not {lowest}..{levels}")
     return spikes
 
 
@@ -244,7 +248,10 @@ def main() -> int:
     parser.add_argument("net", type=Path, help="network.net")
     parser.add_argument("--input", type=Path, required=True, help="npz file with `spikes`")
     parser.add_argument("--out", type=Path, required=True, help="npz file to write")
-    parser.add_argument("--names", default="", help="names of the layers, with commas between")
+    parser.add_argument("--lowest", type=int, default=0, help="lowest input value")
+    parser.add_argument(
+        "--hold", type=int, default=0, metavar="T", help="read one frame in T steps"
+    )
     parser.add_argument("--levels", type=int, default=1, help="largest input value")
     parser.add_argument("--limit", type=int, help="run the first LIMIT samples only")
     parser.add_argument("--states", action="store_true", help="also record u and v")
@@ -255,10 +262,13 @@ def main() -> int:
     try:
         if not options.net.is_file():
             raise InputError(f"{options.net}: is not a file")
-        spikes = read_input(options.input, options.limit, options.levels)
-        names = options.names.split(",") if options.names else []
+        lowest, levels = options.lowest, options.levels
+        spikes = read_input(options.input, options.limit, lowest, levels)
+        if options.hold:
+            spikes = np.repeat(spikes, options.hold, axis=1)
+        bits = levels.bit_length() if levels > 1 or lowest < 0 else 0
         end = "\n" if options.progress else "\r" if sys.stderr.isatty() else None
-        trace = simulate(options.net, spikes, names, options.levels, options.states, end)
+        trace = simulate(options.net, spikes, bits, options.states, end)
         save(options.out, trace)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)

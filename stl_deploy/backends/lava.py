@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stl_deploy.backends import STALL_S, lava_env
-from stl_deploy.backends.lava_worker import Session
+from stl_deploy.backends.lava_worker import Arrays, Session
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import lava, loihi_layers
 from stl_deploy.ir.network import IntegerNetwork
@@ -25,10 +25,15 @@ def set_up() -> None:
 def session(network: IntegerNetwork, stall_s: float = STALL_S) -> Session:
     """``network`` ready to run. Raises LoweringError (see ``check``)."""
     check(network)
-    return Session("lava", network, stage, stall_s)
+    return Session("lava", network, stage, unpack, stall_s)
 
 
 def stage(network: IntegerNetwork, folder: Path) -> list[str]:
     """Write the process graph; the worker's script and arguments."""
     lava.write(network, folder)
     return [str(folder / "lava_network.py")]
+
+
+def unpack(_network: IntegerNetwork, found: Arrays) -> Arrays:
+    """The trace: the worker's names are those of the populations."""
+    return found

@@ -17,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from stl_deploy.backends import STALL_S, Steps, lava_env
 from stl_deploy.errors import BackendError, Problem
 from stl_deploy.files import atomic
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.network import IntegerNetwork, Raster
 
 Stage = Callable[[IntegerNetwork, Path], list[str]]
+Arrays = dict[str, NDArray[Any]]
+Unpack = Callable[[IntegerNetwork, Arrays], Arrays]
 # A worker's Lava processes are many; threads of BLAS on top only get in each other's way.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # The shell becomes the command that it is given. Before, it leaves a guard in the worker's group, which
@@ -51,27 +52,27 @@ class Session:
     """A network on a tool of Lava (a ``backends.Session``).
 
     ``stage`` writes what the worker needs into an empty folder of its own, and gives the worker's script
-    and arguments. ``stall_s``: seconds without any progress after which the worker is ended.
+    and arguments, and ``unpack`` finds the populations in what it wrote. ``stall_s``: seconds without any
+    progress after which the worker is ended.
     """
 
     tool: str
     network: IntegerNetwork
     stage: Stage
+    unpack: Unpack
     stall_s: float = STALL_S
 
-    def run(
-        self, raster: IntArray, on_step: Steps | None = None, *, states: bool = True
-    ) -> dict[str, NDArray[Any]]:
-        """Run a raster [N, T, *input_shape], all samples back to back.
+    def run(self, raster: Raster, on_step: Steps | None = None, *, states: bool = True) -> Arrays:
+        """Run a raster [N, T, *shape], or one for each input by name, all samples back to back.
 
         Args:
-            raster: whole numbers from 0 to the network's input levels.
+            raster: whole numbers within what the inputs take.
             on_step: called with the number of steps done.
             states: give u and v too.
 
         Returns:
-            ``spikes/<layer>`` uint8 and, with ``states``, ``u/<layer>`` and ``v/<layer>`` int32, all
-            [N, T, *shape].
+            ``spikes/<population>`` uint8 and, with ``states``, ``u/<population>`` and ``v/<population>``
+            int32, all [N, T, *shape].
 
         Raises:
             BackendError: the environment cannot be made, or the worker failed, hung or was killed.
@@ -86,12 +87,38 @@ class Session:
             home.mkdir()
             script = self.stage(self.network, home)
             with atomic(folder / "in.npz") as temporary:
-                np.savez(temporary, spikes=raster)
+                np.savez(temporary, **staged(self.network, raster))
             out = folder / "out.npz"
             command = [str(python), *script, "--input", str(folder / "in.npz"), "--out", str(out)]
             command += ["--progress", *["--states"] * states]
             work(self.tool, command, folder, self.stall_s, on_step)
-            return _read(self.tool, out, self.network, len(raster), states)
+            return self._read(out, len(next(iter(self.network.rasters(raster).values()))), states)
+
+    def _read(self, path: Path, samples: int, states: bool) -> Arrays:
+        """The worker's trace, complete and in shape."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = self.unpack(self.network, {key: file[key] for key in file.files})
+            trace = {}
+            for population in self.network.populations:
+                for kind in ("spikes", "u", "v") if states else ("spikes",):
+                    key = f"{kind}/{population.name}"
+                    trace[key] = found[key]
+                    size = (samples, self.network.timesteps, *population.shape)
+                    if trace[key].shape != size:
+                        raise ValueError(f"{key} is {trace[key].shape}, not {size}")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            what = f"the worker's result cannot be read: {error}"
+            raise BackendError(Problem(self.tool, what, "see docs/loihi.md")) from None
+        return trace
+
+
+def staged(network: IntegerNetwork, raster: Raster) -> Arrays:
+    """The members of the file of inputs: one for each input, ``spikes`` alone where there is one."""
+    by_name = raster if isinstance(raster, Mapping) else dict.fromkeys(network.inputs, raster)
+    if len(by_name) == 1:
+        return {"spikes": next(iter(by_name.values()))}
+    return {f"spikes/{name}": values for name, values in by_name.items()}
 
 
 def _short_folder() -> str:
@@ -236,24 +263,3 @@ def _alive(group: int) -> bool:
         if int(of_group) == group and state not in "ZX":
             return True
     return False
-
-
-def _read(
-    tool: str, path: Path, network: IntegerNetwork, samples: int, states: bool
-) -> dict[str, NDArray[Any]]:
-    """The worker's trace, complete and in shape."""
-    trace = {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for layer in network.layers:
-                for kind in ("spikes", "u", "v") if states else ("spikes",):
-                    key = f"{kind}/{layer.name}"
-                    trace[key] = file[key]
-                    size = (samples, network.timesteps, *layer.shape)
-                    if trace[key].shape != size:
-                        raise ValueError(f"{key} is {trace[key].shape}, not {size}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BackendError(
-            Problem(tool, f"the worker's result cannot be read: {error}", "see docs/loihi.md")
-        ) from None
-    return trace

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from stl_deploy.backends import STALL_S, lava_env
-from stl_deploy.backends.lava_worker import Session
+from stl_deploy.backends.lava_worker import Arrays, Session
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import loihi_layers, netx
 from stl_deploy.files import write as write_file
@@ -27,7 +27,7 @@ def set_up() -> None:
 def session(network: IntegerNetwork, stall_s: float = STALL_S) -> Session:
     """``network`` ready to run. Raises LoweringError (see ``check``)."""
     check(network)
-    return Session("netx", network, stage, stall_s)
+    return Session("netx", network, stage, unpack, stall_s)
 
 
 def stage(network: IntegerNetwork, folder: Path) -> list[str]:
@@ -36,6 +36,18 @@ def stage(network: IntegerNetwork, folder: Path) -> list[str]:
     script = folder / "netx_network.py"
     source = resources.files("stl_deploy.exporters") / "templates" / script.name
     write_file(script, source.read_bytes())
-    names = ",".join(layer.name for layer in network.layers)
-    arguments = [str(folder / "network.net"), "--names", names]
-    return [str(script), *arguments, "--levels", str(network.input_levels)]
+    ((_, given),) = network.inputs.items()
+    arguments = [
+        str(folder / "network.net"),
+        "--lowest",
+        str(given.lowest),
+        "--levels",
+        str(given.levels),
+    ]
+    held = ["--hold", str(network.timesteps)] if given.held else []
+    return [str(script), *arguments, *held]
+
+
+def unpack(network: IntegerNetwork, found: Arrays) -> Arrays:
+    """The trace of the populations: the worker gives that of each layer, by its number."""
+    return netx.parts(network, found)

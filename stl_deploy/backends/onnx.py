@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from stl_deploy.backends import STALL_S, Steps
 from stl_deploy.errors import BackendError, LoweringError, Problem
 from stl_deploy.exporters import onnx as exporter
-from stl_deploy.exporters import onnx_limits
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import IntArray
+from stl_deploy.exporters import onnx_inputs, onnx_limits
+from stl_deploy.ir.network import IntegerNetwork, Raster
 
 ERRORS_ONLY = 3  # onnxruntime's level of log messages
 
@@ -41,6 +40,7 @@ class Session:
 
     def __init__(self, network: IntegerNetwork) -> None:
         check(network)
+        self.network = network
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         model = exporter.scan(network).SerializeToString()
@@ -51,17 +51,25 @@ class Session:
         except Exception as error:  # onnxruntime has no base class of its own errors
             raise _failed("does not take the model", error) from None
 
-    def run(self, raster: IntArray, _on_step: Steps | None = None) -> dict[str, NDArray[Any]]:
-        """Run a raster [N, T, *input_shape], all samples at once.
+    def run(self, raster: Raster, _on_step: Steps | None = None) -> dict[str, NDArray[Any]]:
+        """Run a raster [N, T, *input_shape], or one by input, all samples at once.
 
-        Returns ``spikes/<layer>`` uint8, ``u/<layer>`` and ``v/<layer>`` int32 (int64 on chip ideal)
-        [N, T, *shape], ``votes`` int64 [N, classes] and ``prediction`` int64 [N].
+        Returns ``spikes/<population>`` uint8, ``u/<population>`` and ``v/<population>`` int32 (int64 on chip
+        ideal) [N, T, *shape], ``votes`` int64 [N, classes] and ``prediction`` int64 [N].
 
         Raises BackendError when onnxruntime fails.
         """
         names = [output.name for output in self.session.get_outputs()]
+        inputs = self.network.inputs
+        given = raster if isinstance(raster, Mapping) else dict.fromkeys(inputs, raster)
+        feed = {
+            onnx_inputs.label(self.network, name): given[name].astype(
+                onnx_inputs.kind(port), copy=False
+            )
+            for name, port in inputs.items()
+        }
         try:
-            values = self.session.run(names, {"input": raster.astype(np.uint8, copy=False)})
+            values = self.session.run(names, feed)
         except Exception as error:
             raise _failed("failed", error) from None
         return dict(zip(names, values, strict=True))

@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.synapses import Pair, Shape
-from stl_deploy.ir.units import MAX_STEPS
+from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
@@ -48,28 +48,41 @@ class Trained(BaseModel):
 
 
 class FloatMeta(BaseModel):
-    """The JSON string of a float graph; version 2 has ``trained``, which version 1 does not know."""
+    """The JSON string of a float graph.
+
+    ``input_levels``, ``signed`` and ``held`` are those of its input (``network.Input``). Version 2 has
+    ``trained``; version 3 may have it, and is signed or held.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: str = Field(default="stl-deploy/float", pattern="^stl-deploy/float$")
-    version: int = Field(default=1, ge=1, le=2)
+    version: int = Field(default=1, ge=1, le=3)
     timesteps: int = Field(ge=1, le=MAX_STEPS)
-    input_levels: int = Field(default=1, ge=1, le=255)
+    input_levels: int = Field(default=1, ge=1, le=MAX_SIGNED)
+    signed: bool = False
+    held: bool = False
     classes: int = Field(ge=1)
     population: int = Field(ge=1)
     trained: Trained | None = None
 
     @model_validator(mode="after")
     def _versioned(self) -> FloatMeta:
-        if (self.version == 2) != (self.trained is not None):
+        if (self.version == 3) != (self.signed or self.held):
+            raise ValueError(
+                f"version {self.version} {'without' if self.version == 3 else 'with'} signed or held"
+            )
+        if self.version < 3 and (self.version == 2) != (self.trained is not None):
             raise ValueError(
                 f"version {self.version} {'without' if self.version == 2 else 'with'} trained"
             )
+        if self.input_levels > MAX_UNSIGNED and not self.signed:
+            raise ValueError(f"{self.input_levels} levels without a sign; at most {MAX_UNSIGNED}")
         return self
 
     def text(self) -> str:
         """The string."""
-        return self.model_dump_json(exclude_none=True)
+        newer = {"signed", "held"} if self.version < 3 else set()
+        return self.model_dump_json(exclude_none=True, exclude=newer)
 
 
 @dataclass(eq=False)
@@ -112,6 +125,13 @@ class InputScale(_Foreign):
     """y = x / levels: integers 0..levels read as 0..1."""
 
     levels: int
+
+
+@dataclass(eq=False)
+class Place(_Foreign):
+    """The input as channels ``first`` and following of the output, all others 0: a part of a concatenation."""
+
+    first: int
 
 
 def conv2d(

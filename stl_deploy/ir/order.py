@@ -91,3 +91,13 @@ def depths(
         if name not in hears and heard:
             depth[name] = max(1, min(heard))
     return depth
+
+
+def too_short(names: Sequence[str], ways: Sequence[tuple[str, str, int]]) -> list[list[str]]:
+    """The groups of ``parts`` whose loops have more hops than steps of delay, so that no depths serve."""
+    found = []
+    for part in parts(names, [(source, target) for source, target, _ in ways]):
+        inside = [way for way in ways if way[0] in part and way[1] in part]
+        if depths([], part, inside) is None:
+            found.append(part)
+    return found

@@ -2,7 +2,7 @@
 
     python lava_driver.py lava|netx FOLDER ...
 
-A folder holds what the backend would stage, ``in.npz`` and ``names.json``; out.npz is written there.
+A folder holds what the backend would stage, ``in.npz`` and, for netx, ``how.json``; out.npz is written there.
 """
 
 import json
@@ -18,17 +18,20 @@ def main() -> None:
     # The script is the same in every folder.
     sys.path.insert(0, str(folders[0] / "script"))
     for folder in folders:
-        spikes = np.load(folder / "in.npz")["spikes"]
         if tool == "lava":
             import lava_network as script
 
             params = script.read_params(folder / "lava_params.npz")
-            trace = script.simulate(spikes, params, states=True)
+            network = json.loads(str(params["network"]))
+            rasters = script.read_input(folder / "in.npz", network, None)
+            trace = script.simulate(rasters, params, states=True)
         else:
             import netx_network as script
 
-            layers, levels = json.loads((folder / "names.json").read_text())
-            trace = script.simulate(folder / "network.net", spikes, layers, levels, states=True)
+            spikes = np.load(folder / "in.npz")["spikes"]
+            bits, hold = json.loads((folder / "how.json").read_text())
+            spikes = np.repeat(spikes, hold, axis=1)
+            trace = script.simulate(folder / "network.net", spikes, bits, states=True)
         script.save(folder / "out.npz", trace)
         print(f"{folder} done", file=sys.stderr, flush=True)
 
