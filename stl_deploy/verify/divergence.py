@@ -453,7 +453,7 @@ def _synapses(
     flat = _flat(neuron, population.shape)
     gain, scale = float(certifier.gain[flat]), float(certifier.unit[flat]) * UNIT
     found = []
-    for mine, theirs in pairs.of(network, population.name, certifier.floats):
+    for mine, theirs, origin, _ in pairs.of(network, population.name, certifier.floats):
         if mine is None or theirs is None or not pairs.alike(mine, theirs):
             continue
         source = network.shape(mine.source)
@@ -461,8 +461,8 @@ def _synapses(
         held = mine.synapses.into(flat, inputs, index)
         own = scale * 2.0**mine.exp
         came, meant = (
-            _delayed(sent[c.source].reshape(len(weights), -1)[:, inputs], c.delay)
-            for c in (mine, theirs)
+            _delayed(sent[name].reshape(len(weights), -1)[:, inputs], steps)
+            for name, steps in ((mine.source, mine.delay), (theirs.source, theirs.delay))
         )
         errors = (weights @ came) * (held * own - exact * gain)
         errors += (weights @ (came - meant)) * exact * gain
@@ -470,7 +470,7 @@ def _synapses(
         found += [
             Synapse(
                 connection=mine.name,
-                source=mine.source,
+                source=origin,
                 input=tuple(map(int, np.unravel_index(inputs[i], source))),
                 weight=tuple(map(int, index[i])),
                 held=int(held[i]),
