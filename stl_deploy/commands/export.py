@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -342,6 +343,7 @@ def _evaluate(
 
 
 def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> None:
+    """The network, its precision, lowering and placement, and parity, for a person."""
     rows = [
         (
             row["name"],
@@ -358,9 +360,11 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
     ]
     table(
         f"{manifest['source']['file']} for {manifest['chip']}, T = {manifest['timesteps']}",
-        ("layer", "neurons", "synapses", "bits", "thresholds", "overflow"),
+        ("population", "neurons", "synapses", "bits", "thresholds", "overflow"),
         rows,
     )
+    if not _is_chain(manifest):
+        _print_connections(manifest)
     _print_precision(manifest)
     _print_lowering(manifest)
     if manifest["cores"] is not None:
@@ -372,6 +376,35 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
     say(f"report: {out / 'report.html'}")
 
 
+def _is_chain(manifest: dict[str, Any]) -> bool:
+    """Whether a connection leads from each population to the next, and no other."""
+    names = [*manifest["inputs"], *(row["name"] for row in manifest["layers"])]
+    ways = [(c["source"], c["target"], c["delay"]) for c in manifest["connections"]]
+    return ways == [(a, b, 0) for a, b in itertools.pairwise(names)]
+
+
+def _print_connections(manifest: dict[str, Any]) -> None:
+    """What leads where, how late and how precisely."""
+    table(
+        "Connections",
+        ("connection", "from", "to", "kind", "delay", "synapses", "bits"),
+        [
+            (
+                c["name"],
+                c["source"],
+                c["target"],
+                c["kind"].replace("_", "-"),
+                str(c["delay"]) if c["delay"] else "-",
+                f"{c['synapses']:,}",
+                f"{c['weight_bits']} at {c['precision']}"
+                if c["effective_bits"] is None
+                else f"{c['effective_bits']:.2f} at {c['precision']}",
+            )
+            for c in manifest["connections"]
+        ],
+    )
+
+
 PRECISIONS = {
     "split": "positive and negative weights in two groups of one sign",
     "2x8": "weights in two slices of 8 bits, one synapse per slice",
@@ -381,7 +414,8 @@ PRECISIONS = {
 def _print_precision(manifest: dict[str, Any]) -> None:
     """How weights are stored where that was asked for, and what it takes."""
     cost = manifest["weights"]
-    if (what := PRECISIONS.get(cost["precision"])) is None:
+    what = "; ".join(words for name, words in PRECISIONS.items() if name in cost["precision"])
+    if not what:
         return
     memory = cost["synapse_bytes"]
     cores = "" if memory is None else f" in {memory / 2**20:,.1f} MiB, {manifest['cores']:,} cores"
@@ -398,7 +432,7 @@ def _print_lowering(manifest: dict[str, Any]) -> None:
         if row["thresholds"]["rounding"] is not None
     ]
     if rows:
-        table("Thresholds rounded to what a core holds", ("layer", *CHANGE.values()), rows)
+        table("Thresholds rounded to what a core holds", ("population", *CHANGE.values()), rows)
 
 
 def _print_placement(manifest: dict[str, Any]) -> None:
@@ -411,7 +445,7 @@ def _print_placement(manifest: dict[str, Any]) -> None:
         f"Placement: {manifest['cores']:,} cores, {manifest['tiles']:,} tiles, "
         f"{manifest['chips']:,} {'chip' if manifest['chips'] == 1 else 'chips'}; "
         "how full the fullest is",
-        ("layer", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
+        ("population", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
         [
             (
                 row["name"],
