@@ -148,8 +148,8 @@ def specification(net: IntegerNetwork, placed: Placement, trace: Trace) -> dict[
         },
         "groups": groups,
         "cores": [
-            (placement.core_of(layer, on) + on.first_core).tolist()
-            for layer, on in zip(net.layers, placed.layers.values(), strict=True)
+            (placement.core_of(population, on) + on.first_core).tolist()
+            for population, on in zip(net.populations, placed.layers.values(), strict=True)
         ],
         "trains": first.reshape(net.timesteps, -1).T.tolist(),
     }

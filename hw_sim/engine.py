@@ -1,69 +1,58 @@
 """The integer network again, fast: equal to ``reference`` bit for bit, and tested against it.
 
-Weights stay int8 and sums are int16 or int32, whichever the layer's worst one-sided sum fits; weights of more
-than 8 bits stay int16, with sums of int32. Every partial sum of any input lies between the sum of the
-negative and the sum of the positive weights, times the largest input. Voltages are int32 where
-``bounds.voltage_range`` shows that no register can overflow, else int64 with the reference's rules
-(docs/numerics.md, "The engine"). What neither covers runs in the reference.
+Parts of a network run one after the other, sources first: mostly single populations, over all steps, and the
+populations of a loop together. Weights stay int8 and sums are int16 or int32, whichever the worst one-sided
+sum fits; weights of more than 8 bits stay int16, with sums of int32. Every partial sum of any input lies
+between the sum of the negative and the sum of the positive weights, times the largest input. Voltages are
+int32 where ``bounds.voltage_range`` shows that no register can overflow, else int64 with the reference's
+rules (docs/numerics.md, "The engine"). A part that neither covers runs in the reference.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.hw_sim import kernels, reference
+from stl_deploy.hw_sim import kernels, plans, reference
 from stl_deploy.hw_sim.layouts import memory_shape
-from stl_deploy.hw_sim.plans import PLANS, Bytes, Int64, Plan, core_count
+from stl_deploy.hw_sim.plans import Int64, Plan, core_count
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.ir import kinds
-from stl_deploy.ir.chain import Layer
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.network import Input, IntegerNetwork, Population, Raster
+from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.spread import cores
 
 Part = TypeVar("Part")
 TASK = 1 << 6  # samples that one thread takes at a time
-TASK_BYTES = 8 << 20  # and no more than so many bytes of one layer's spikes
+TASK_BYTES = 8 << 20  # and no more than so many bytes of one population's spikes
 MEMORY = 128 << 20  # bytes that the traces of a batch may take
 BYTES_OF_STATES = 17  # of one entry: a spike, u and v
 
 
 def run(
     network: IntegerNetwork,
-    raster: IntArray,
+    raster: Raster,
     states: bool = False,
     cores: Mapping[str, IntArray] | None = None,
+    forced: Mapping[str, IntArray] | None = None,
 ) -> Trace:
-    """Run ``network`` on a raster [N, T, *input_shape]; the arguments are the reference's."""
-    return Engine(network, cores).run(raster, states)
-
-
-def run_layer(
-    network: IntegerNetwork,
-    layer: Layer,
-    inputs: IntArray,
-    states: bool = False,
-    cores: IntArray | None = None,
-) -> LayerTrace:
-    """Run one layer of ``network`` on the spikes of the layer before it."""
-    given = None if cores is None else {layer.name: cores}
-    return Engine(network, given).run_layer(layer, inputs, states)
+    """Run ``network`` on a raster [N, T, *input_shape], or one by input; the arguments are the reference's."""
+    return Engine(network, cores).run(raster, states, forced)
 
 
 def batch_size(network: IntegerNetwork, states: bool = False) -> int:
     """Samples at a time whose traces fit into MEMORY, and into a part of the memory that is free."""
-    entries = math.prod(network.input_shape) + sum(layer.neurons for layer in network.layers)
-    sample = entries * network.timesteps * (BYTES_OF_STATES if states else 1)
+    steps = {name: 1 if port.held else network.timesteps for name, port in network.inputs.items()}
+    entries = sum(network.size(name) * count for name, count in steps.items())
+    entries += sum(population.size for population in network.populations) * network.timesteps
+    sample = entries * (BYTES_OF_STATES if states else 1)
     return max(1, min(256, min(MEMORY, _free_memory() // 8) // sample))
 
 
@@ -83,66 +72,54 @@ class Engine:
     ) -> None:
         self.network = network
         self.cores = cores or {}
-        self._plans: dict[tuple[int, int, bool], tuple[Layer, Plan | None]] = {}
+        self._plans: dict[tuple[int, int, bool], Plan | None] = {}
 
-    def run(self, raster: IntArray, states: bool = False) -> Trace:
-        """Run all layers on a raster [N, T, *input_shape]."""
-        layers = self.network.layers
-        traces = self._run(layers, raster, states)
-        return Trace(
-            {layer.name: did for layer, did in zip(layers, traces, strict=True)},
-            self.network.readout.predict(traces[-1].spikes),
-        )
+    def run(
+        self,
+        raster: Raster,
+        states: bool = False,
+        forced: Mapping[str, IntArray] | None = None,
+    ) -> Trace:
+        """Run ``network`` on a raster [N, T, *input_shape], or one by input, samples in parallel.
 
-    def run_layer(self, layer: Layer, inputs: IntArray, states: bool = False) -> LayerTrace:
-        """Run one layer on inputs [N, T, *its input_shape]."""
-        return self._run((layer,), inputs, states)[0]
+        ``forced`` is as in ``reference.run``.
+        """
+        network, given = self.network, self.network.rasters(raster)
+        size = next(iter(given.values())).shape[:2]
+        given = {n: x[:, :1] if network.inputs[n].held else x for n, x in given.items()}
+        wide = chips.of(network).state_limit is None
+        outs = {
+            p.name: _Out.zeros(p, size, states, wide, self.cores.get(p.name))
+            for p in network.populations
+        }
+        ways = [self._plan(i, size[1], states) for i in range(len(network.parts))]
 
-    def _run(self, layers: tuple[Layer, ...], raster: IntArray, states: bool) -> list[LayerTrace]:
-        """Run a chain of layers, samples in parallel, each task through all layers."""
-        wide = chips.of(self.network).state_limit is None
-        outs = [
-            _Out.zeros(layer, raster.shape[:2], states, wide, self.cores.get(layer.name))
-            for layer in layers
-        ]
-        plans = [self._plan(layer, raster.shape[1], states) for layer in layers]
-        levels = self.network.input_limit(layers[0])
+        def task(some: slice) -> None:
+            sent = {n: _Sent.of(x[some], network, n) for n, x in given.items()}
+            for part, plan in zip(network.parts, ways, strict=True):
+                names = [population.name for population in part]
+                instead = {n: _Sent.of(forced[n][some], network, n) for n in names if n in forced}
+                _run(self, part, plan, sent | instead, {n: outs[n] for n in names}, some)
+                sent |= {n: _Sent.own(outs[n], some) for n in names} | instead
 
-        def task(part: slice) -> None:
-            x: IntArray = raster[part]
-            for layer, plan, out in zip(layers, plans, outs, strict=True):
-                ready = _in_memory_order(x, layer, levels if out is outs[0] else None)
-                if plan is None or ready is None:
-                    cores = self.cores.get(layer.name)
-                    out.put(part, reference.run_layer(self.network, layer, x, states, cores))
-                else:
-                    plan.run(ready, out.part(part))
-                x = out.trace(part).spikes
+        forced = forced or {}
+        in_parallel(task, _turns(network, size))
+        traces = {name: out.trace(slice(None)) for name, out in outs.items()}
+        votes = traces[network.readout.source].spikes
+        return Trace(traces, network.readout.predict(votes))
 
-        in_parallel(task, _parts(raster, layers))
-        return [out.trace(slice(None)) for out in outs]
+    # Until every room reads the graph.
+    def run_layer(self, layer, inputs, states=False):  # type: ignore[no-untyped-def]
+        alone = Engine(self.network.alone(layer.name), self.cores)
+        return alone.run(inputs, states).layers[layer.name]
 
-    def _plan(self, layer: Layer, steps: int, states: bool) -> Plan | None:
-        """The plan of ``layer`` for rasters of so many steps, made once."""
-        key = id(layer), steps, states
+    def _plan(self, index: int, steps: int, states: bool) -> Plan | None:
+        """The plan of a part for rasters of so many steps, made once."""
+        key = index, steps, states
         if key not in self._plans:
-            # The layer is kept with its plan, so that its id stays its own.
-            self._plans[key] = (
-                layer,
-                _plan(self.network, layer, steps, states, self.cores.get(layer.name)),
-            )
-        return self._plans[key][1]
-
-
-def _plan(
-    network: IntegerNetwork, layer: Layer, steps: int, states: bool, cores: IntArray | None
-) -> Plan | None:
-    """How to run ``layer``, None where the reference has to."""
-    if kinds.layer_unknown_fields(layer):
-        return None
-    recurrent = None if layer.recurrent is None else layer.recurrent.kind
-    planner = PLANS.get((layer.kind, layer.synapses.kind, recurrent))
-    return None if planner is None else planner(network, layer, steps, states, cores)
+            part = self.network.parts[index]
+            self._plans[key] = plans.plan(self.network, part, steps, states, self.cores)
+        return self._plans[key]
 
 
 def in_parallel(task: Callable[[Part], None], parts: Sequence[Part]) -> None:
@@ -157,10 +134,11 @@ def in_parallel(task: Callable[[Part], None], parts: Sequence[Part]) -> None:
             pass
 
 
-def _parts(raster: IntArray, layers: tuple[Layer, ...]) -> list[slice]:
+def _turns(network: IntegerNetwork, size: tuple[int, ...]) -> list[slice]:
     """Samples of each task: few enough for the caches."""
-    samples, steps = raster.shape[:2]
-    largest = steps * max(max(layer.neurons, math.prod(layer.input_shape)) for layer in layers)
+    samples, steps = size
+    names = [*network.inputs, *network.by_name]
+    largest = steps * max(network.size(name) for name in names)
     return in_turns(samples, min(TASK, max(1, TASK_BYTES // max(1, largest))))
 
 
@@ -172,30 +150,99 @@ def in_turns(count: int, most: int) -> list[slice]:
     return [slice(*ends) for ends in itertools.pairwise(ends)]
 
 
-def _in_memory_order(x: IntArray, layer: Layer, levels: int | None) -> Bytes | None:
-    """Inputs [N, T, ...] as uint8 in memory order; None where a value is not in 0..``levels``.
+@dataclass(frozen=True)
+class _Sent:
+    """What an input or a population sends: ``values`` [N, T, *shape], with T = 1 of a frame that is held.
 
-    Without ``levels`` they are the engine's own spikes and not looked at.
+    ``ready`` is the same in memory order, [N, T, values] uint8 or int16, None where values are not those that
+    plans were made for.
     """
-    if x.dtype.kind not in "bui" or not x.size:
+
+    values: IntArray
+    ready: IntArray | None
+
+    @classmethod
+    def of(cls, values: IntArray, network: IntegerNetwork, name: str) -> _Sent:
+        """Values from outside."""
+        shape, span = network.shape(name), network.span(name)
+        values = values.reshape(*values.shape[:2], *shape)
+        return cls(values, _in_memory_order(values, shape, span))
+
+    @classmethod
+    def own(cls, out: _Out, some: slice) -> _Sent:
+        """What the engine found."""
+        return cls(out.trace(some).spikes, out.part(some).spikes)
+
+
+def _in_memory_order(x: IntArray, shape: Shape, span: tuple[int, int]) -> IntArray | None:
+    """Values [N, T, *shape] as [N, T, values] in memory order; None where one does not lie in ``span``."""
+    lowest, most = span
+    kind = np.uint8 if lowest >= 0 and most <= np.iinfo(np.uint8).max else np.int16
+    if x.dtype.kind not in "bui" or not x.size or most > np.iinfo(np.int16).max:
         return None
-    if x.shape[2:] != layer.input_shape:
-        x = x.reshape(*x.shape[:2], *layer.input_shape)
-    if len(layer.input_shape) == 3:
+    if len(shape) == 3:
         x = np.moveaxis(x, 2, -1)
     x = np.ascontiguousarray(x.view(np.uint8) if x.dtype == np.bool_ else x)
-    if levels is not None and (x.min() < 0 or x.max() > min(levels, 255)):
+    if x.min() < lowest or x.max() > most:
         return None
     # Writable as well: numba would compile everything again for a read-only array.
-    return np.require(x, np.uint8, ["C", "W"])
+    return np.require(x.reshape(*x.shape[:2], -1), kind, ["C", "W"])
+
+
+def _run(
+    engine: Engine,
+    part: tuple[Population, ...],
+    plan: Plan | None,
+    sent: Mapping[str, _Sent],
+    outs: Mapping[str, _Out],
+    some: slice,
+) -> None:
+    """Run a part on some samples: by its plan, or in the reference."""
+    into = {c.source for population in part for c in engine.network.into(population.name)}
+    given = {name: sent[name] for name in into if name in sent}
+    ready = {name: x.ready for name, x in given.items() if x.ready is not None}
+    if plan is not None and len(ready) == len(given):
+        plan.run(ready, {name: out.part(some) for name, out in outs.items()})
+        return
+    steps = next(iter(outs.values())).spikes.shape[1]
+    alone = _alone(engine.network, part)
+    rasters: dict[str, IntArray] = {NOTHING: np.zeros((some.stop - some.start, steps, 1), np.uint8)}
+    for name in given.keys() & alone.inputs.keys():
+        values = given[name].values
+        rasters[name] = np.broadcast_to(values, (len(values), steps, *values.shape[2:]))
+    forced = {name: x.values for name, x in given.items() if name in outs}
+    states = next(iter(outs.values())).u is not None
+    done = reference.run(alone, rasters, states, engine.cores, forced)
+    for name, out in outs.items():
+        out.put(some, done.layers[name])
+
+
+NOTHING = ""  # the name of an input that leads nowhere, for populations that hear of none
+
+
+def _alone(network: IntegerNetwork, part: tuple[Population, ...]) -> IntegerNetwork:
+    """A part with its sources outside as inputs, none of which is held."""
+    names = {population.name for population in part}
+    into = tuple(c for c in network.connections if c.target in names)
+    sources = {c.source for c in into} - names
+    ports = {n: network.inputs.get(n, Input(network.shape(n))) for n in sources}
+    ports = {n: replace(port, held=False) for n, port in ports.items()}
+    return replace(
+        network,
+        inputs=ports | {NOTHING: Input((1,))},
+        populations=part,
+        connections=into,
+        readout=replace(network.readout, classes=part[0].size, population=1, source=part[0].name),
+        placement=None,
+    )
 
 
 @dataclass
 class _Out:
-    """The results of one layer for all samples, in memory order."""
+    """The results of a population for all samples, in memory order."""
 
-    layer: Layer
-    spikes: Bytes
+    population: Population
+    spikes: NDArray[np.uint8]
     active: Int64
     overflow: Int64
     u: IntArray | None
@@ -205,17 +252,17 @@ class _Out:
     @classmethod
     def zeros(
         cls,
-        layer: Layer,
+        population: Population,
         size: tuple[int, ...],
         states: bool,
         wide: bool,
         cores: IntArray | None,
     ) -> _Out:
         """Results of ``size`` [N, T]."""
-        shape = (*size, *memory_shape(layer.shape))
+        shape = (*size, *memory_shape(population.shape))
         kind = np.int64 if wide else np.int32
         return cls(
-            layer,
+            population,
             np.empty(shape, np.uint8),
             np.zeros((*size, core_count(cores)), np.int64),
             np.zeros(size, np.int64),
@@ -227,7 +274,7 @@ class _Out:
     def part(self, part: slice) -> kernels.Did:
         """Where to write the results of some samples."""
         none = np.zeros((0, 0, 0), np.int32)
-        size = (*self.spikes[part].shape[:2], self.layer.neurons)
+        size = (*self.spikes[part].shape[:2], self.population.size)
         return kernels.Did(
             self.spikes[part].reshape(size),
             self.active[part],
@@ -252,7 +299,7 @@ class _Out:
         """The results of some samples as [N, T, *shape]: views, not copies."""
 
         def view(x: NDArray[Any]) -> NDArray[Any]:
-            return np.moveaxis(x[part], -1, 2) if len(self.layer.shape) == 3 else x[part]
+            return np.moveaxis(x[part], -1, 2) if len(self.population.shape) == 3 else x[part]
 
         return LayerTrace(
             view(self.spikes),

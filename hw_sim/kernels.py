@@ -42,30 +42,45 @@ class Wiring(NamedTuple):
     phases: Array
 
 
-class Neurons(NamedTuple):
-    """Parameters of the neurons and the contiguous pieces in which they are updated.
+class Pieces(NamedTuple):
+    """Contiguous pieces of a population and of accumulators.
 
-    ``bias`` and ``threshold`` (of v, strict) are in memory order, int32 for ``step`` and int64 for
-    ``fire_wide``. ``u_keep`` and ``v_keep`` are what a decay leaves, of 4096. ``limit`` is M, 0 without
-    limit; an abs(a) of ``too_large`` or more overflows. ``subtract`` says that a spike takes the
-    threshold off v, not all of it. Piece i is ``length[i]`` neurons from ``first[i]``, their accumulators
-    from ``at[i]``; block b has the pieces ``block_first[b]`` to ``block_first[b+1]``. Run i is
-    ``run_length[i]`` neurons from ``run_first[i]``, all on core ``run_core[i]``; block b has the runs
-    ``block_run[b]`` to ``block_run[b+1]``.
+    Piece i is ``length[i]`` neurons from ``first[i]``, their accumulators from ``at[i]``; block b has the
+    pieces ``block_first[b]`` to ``block_first[b+1]``.
     """
 
-    bias: Array
-    threshold: Array
-    u_keep: int
-    v_keep: int
-    exp: int
-    limit: int
-    too_large: int
-    subtract: bool
     block_first: Array
     first: Array
     length: Array
     at: Array
+
+
+class Neurons(NamedTuple):
+    """Parameters of the neurons and the contiguous pieces in which they are updated.
+
+    ``bias`` and ``threshold`` (of v, strict) are in memory order, int32 for ``step`` and int64 for
+    ``fire_wide``. ``u_keep`` and ``v_keep`` are what a decay leaves, of 4096: one for all neurons, or one for
+    each; for ``step`` always one for each, int32. ``own`` is what a neuron's own spike adds to its sum
+    ``delay`` steps later; it has no entries where nothing does. For ``step`` it has one for each neuron in
+    any case, and counts units of v. Sums count 2^exp. ``limit`` is M, 0 without limit; an abs(a) of
+    ``too_large`` or more overflows. ``subtract`` says that a spike takes the threshold off v, not all of it.
+    ``pieces`` are those of the sums. Run i is ``run_length[i]`` neurons from ``run_first[i]``, all on core
+    ``run_core[i]``; block b has the runs ``block_run[b]`` to ``block_run[b+1]``.
+    """
+
+    bias: Array
+    threshold: Array
+    u_keep: Array
+    v_keep: Array
+    own: Array
+    delay: int
+    exp: int
+    limit: int
+    too_large: int
+    subtract: bool
+    halves: bool
+    bare: bool
+    pieces: Pieces
     block_run: Array
     run_first: Array
     run_length: Array
@@ -197,8 +212,8 @@ def fire_wide(
     v: Array,
     bias: Array,
     threshold: Array,
-    u_keep: int,
-    v_keep: int,
+    u_keep: Array,
+    v_keep: Array,
     exp: int,
     limit: int,
     too_large: int,
@@ -208,12 +223,15 @@ def fire_wide(
 ) -> Int:
     """One step of any neurons in 64 bits, rule by rule as in the reference.
 
-    ``active`` tells whether a neuron had anything to compute. Returns how many overflowed a register.
+    ``u_keep`` and ``v_keep`` have one entry for all neurons, or one for each. ``active`` tells whether a
+    neuron had anything to compute. Returns how many overflowed a register.
     """
     overflow: Int = 0
+    one_u, one_v = len(u_keep) == 1, len(v_keep) == 1
+    first_u, first_v = u_keep[0], v_keep[0]
     for i in range(len(v)):
         a = np.int64(acc[i]) << exp
-        left = (abs(u[i]) * u_keep) >> DECAY_BITS
+        left = (abs(u[i]) * (first_u if one_u else u_keep[i])) >> DECAY_BITS
         left = -left if u[i] < 0 else left
         active[i] = (left != 0) | (v[i] != 0) | (a != 0) | (bias[i] != 0)
         current = left + (a << FRACTION_BITS)
@@ -228,7 +246,7 @@ def fire_wide(
                 if current <= -limit
                 else current
             )
-        kept = (abs(v[i]) * v_keep) >> DECAY_BITS
+        kept = (abs(v[i]) * (first_v if one_v else v_keep[i])) >> DECAY_BITS
         voltage = (-kept if v[i] < 0 else kept) + current + bias[i]
         if limit:
             voltage = np.int64(int32(voltage))
@@ -259,25 +277,30 @@ def update_plain(
         after,
         neurons.bias,
         neurons.threshold,
+        neurons.v_keep,
+        neurons.own,
         did.spikes.reshape(-1),
         active.reshape(-1),
     )
-    size, steps = did.spikes.shape[2], did.spikes.shape[1]
-    for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
-        first, length = neurons.first[piece], neurons.length[piece]
+    size, steps, pieces = did.spikes.shape[2], did.spikes.shape[1], neurons.pieces
+    for piece in range(pieces.block_first[block], pieces.block_first[block + 1]):
+        first, length = pieces.first[piece], pieces.length[piece]
         for start in range(0, length, LANES):
             # The last of a piece may step neurons again, which start as they did.
             i = min(start, length - LANES)
             where = Steps(
                 neuron=np.int64(first + i),
                 steps=np.int64(acc.shape[0]),
-                begins=np.int64(row % steps == 0),
-                acc_at=np.int64(neurons.at[piece] + i),
+                first=np.int64(row % steps),
+                acc_at=np.int64(pieces.at[piece] + i),
                 acc_step=np.int64(acc.shape[1] * acc.shape[2]),
                 phases=np.int64(acc.shape[1]),
                 acc_phase=np.int64(acc.shape[2]),
                 shift=np.int64(neurons.exp + FRACTION_BITS),
-                keep=np.int64(neurons.v_keep),
+                halves=np.int64(neurons.halves),
+                bare=np.int64(neurons.bare),
+                subtract=np.int64(neurons.subtract),
+                delay=np.int64(neurons.delay),
                 spikes_at=np.int64(row * size + first + i),
                 active_at=np.int64(first + i),
                 marks_step=np.int64(size),
@@ -297,10 +320,10 @@ def update_wide(
     active: Array,
 ) -> None:
     """Step the neurons of a block in ``row``, a step of a sample, from its ``sums``."""
-    steps = did.spikes.shape[1]
+    steps, pieces = did.spikes.shape[1], neurons.pieces
     n, t = row // steps, row % steps
-    for piece in range(neurons.block_first[block], neurons.block_first[block + 1]):
-        first, size, at = neurons.first[piece], neurons.length[piece], neurons.at[piece]
+    for piece in range(pieces.block_first[block], pieces.block_first[block + 1]):
+        first, size, at = pieces.first[piece], pieces.length[piece], pieces.at[piece]
         to = slice(first, first + size)
         # Element by element: numba compiles a slice's assignment for seconds.
         if t == 0:
@@ -313,8 +336,8 @@ def update_wide(
             v[to],
             neurons.bias[to],
             neurons.threshold[to],
-            neurons.u_keep,
-            neurons.v_keep,
+            neurons.u_keep if len(neurons.u_keep) == 1 else neurons.u_keep[to],
+            neurons.v_keep if len(neurons.v_keep) == 1 else neurons.v_keep[to],
             neurons.exp,
             neurons.limit,
             neurons.too_large,
@@ -389,7 +412,7 @@ def run_plain(
     steps, pixels = x.shape[1], x.shape[2]
     rows = x.shape[0] * steps
     pointers, channels = list_events(x, wiring, values)
-    for block in range(len(neurons.block_first) - 1):
+    for block in range(len(neurons.pieces.block_first) - 1):
         first = 0
         while first < rows:
             last = min(first + len(acc), rows)
@@ -430,7 +453,7 @@ def run_wide(
     steps, pixels = x.shape[1], x.shape[2]
     rows = x.shape[0] * steps
     pointers, channels = list_events(x, wiring, values)
-    for block in range(len(neurons.block_first) - 1):
+    for block in range(len(neurons.pieces.block_first) - 1):
         for first in range(0, rows, len(acc)):
             some = acc[: min(len(acc), rows - first)]
             collect(wiring, weights, block, pointers, channels, values, first, pixels, some)
@@ -442,8 +465,79 @@ def run_wide(
 
 
 @compiled
+def add_pieces(acc: Array, pieces: Pieces, block: int, factor: int, sums: Array) -> None:
+    """Add the sums of a block, ``acc`` [phases, accumulators], times ``factor`` to ``sums`` [neurons].
+
+    Sums wrap in the type of ``sums``.
+    """
+    for phase in range(len(acc)):
+        for piece in range(pieces.block_first[block], pieces.block_first[block + 1]):
+            first, size, at = pieces.first[piece], pieces.length[piece], pieces.at[piece]
+            part, to = acc[phase, at : at + size], sums[first : first + size]
+            for i in range(size):
+                to[i] += part[i] * factor
+
+
+@compiled
+def add_scattered(
+    x: Array,
+    values: Array | None,
+    weights: Array,
+    wiring: Wiring,
+    pieces: Pieces,
+    acc: Array,
+    exp: int,
+    first: int,
+    sums: Array,
+) -> None:
+    """Add what inputs x [N, S, pixels, channels] bring to ``sums`` int32 [N, T, neurons], from step ``first``.
+
+    ``values`` and ``acc`` are as in ``run_plain``; it is known that no sum passes 32 bits.
+    """
+    steps, pixels = x.shape[1], x.shape[2]
+    rows = x.shape[0] * steps
+    pointers, channels = list_events(x, wiring, values)
+    for block in range(len(pieces.block_first) - 1):
+        for start in range(0, rows, len(acc)):
+            some = acc[: min(len(acc), rows - start)]
+            collect(wiring, weights, block, pointers, channels, values, start, pixels, some)
+            for i in range(len(some)):
+                n, t = (start + i) // steps, (start + i) % steps
+                add_pieces(some[i], pieces, block, 1 << exp, sums[n, first + t])
+            clear(some)
+
+
+@compiled
+def add_listed(
+    x: Array, pointers: Array, neurons: Array, weights: Array, exp: int, first: int, sums: Array
+) -> None:
+    """Add what inputs x [N, S, inputs] bring to ``sums`` int32 [N, T, neurons], from step ``first``.
+
+    Input i has the int32 ``weights`` from ``pointers[i]`` to ``pointers[i+1]``, which lead to the
+    ``neurons`` that stand there. It is known that no sum passes 32 bits.
+    """
+    for n in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            given, to = x[n, t], sums[n, first + t]
+            for i in range(len(given)):
+                value = np.int64(given[i])
+                if value:
+                    for k in range(pointers[i], pointers[i + 1]):
+                        to[neurons[k]] += (value * weights[k]) << exp
+
+
+@compiled
+def add_own(neurons: Neurons, did: Did, n: int, t: int, sums: Array) -> None:
+    """Add what the spikes of a sample's step ``t - delay`` bring their own neurons to ``sums`` [neurons]."""
+    if len(neurons.own) and t >= neurons.delay:
+        fired = did.spikes[n, t - neurons.delay]
+        for i in range(len(neurons.own)):
+            sums[i] += neurons.own[i] * fired[i]
+
+
+@compiled
 def sums_plain(sums: Array, neurons: Neurons, active: Array, v: Array, did: Did) -> None:
-    """Run a layer of one block whose sums int32 [N, T, 1, accumulators] are known by the plain step.
+    """Run a population of one block whose sums int32 [N, T, 1, accumulators] are known by the plain step.
 
     ``active`` uint8 [T, neurons] and ``v`` int32 [2, neurons] are scratch.
     """
@@ -455,71 +549,69 @@ def sums_plain(sums: Array, neurons: Neurons, active: Array, v: Array, did: Did)
 
 
 @compiled
-def sums_wide(sums: Array, neurons: Neurons, active: Array, u: Array, v: Array, did: Did) -> None:
-    """Run a layer as ``sums_plain``, by a step for any neurons; the scratch is that of ``run_wide``."""
-    steps = sums.shape[1]
-    for n in range(len(sums)):
-        for t in range(steps):
-            update_wide(neurons, 0, sums[n, t, 0], u, v, did, n * steps + t, active)
-            count_active(neurons, 0, active, did.active[n, t])
-
-
-@compiled
-def run_recurrent(
-    x: Array,
-    values: Array | None,
-    weights: Array,
-    wiring: Wiring,
-    own_weights: Array,
-    own_wiring: Wiring,
-    neurons: Neurons,
-    acc: Array,
-    own_acc: Array,
+def sums_wide(
     sums: Array,
-    own_sums: Array,
+    neurons: Neurons,
+    first: int,
+    last: int,
     active: Array,
     u: Array,
     v: Array,
     did: Did,
 ) -> None:
-    """Run a recurrent linear layer; the arguments are those of ``run_wide``, and its recurrent weights.
+    """Run the steps ``first`` to ``last`` of a population of one block, by a step for any neurons.
 
-    ``acc`` is [1, phases, accumulators], ``own_acc`` [phases, accumulators]. ``sums`` is int32
-    [blocks, N * T, accumulators]: all sums of the inputs come first, then step by step those of the spikes of
-    the step before, of all blocks before any neuron is updated. ``active``, ``u`` and ``v`` are [neurons].
+    ``sums`` [N, T, neurons] are known but for what neurons send themselves by ``own``, int32 where all fit
+    and else int64. ``u`` and ``v`` int64 [N, neurons] are left for the next step; ``active`` uint8 [neurons]
+    is scratch.
     """
-    samples, steps = x.shape[:2]
-    own_phases = len(own_wiring.phases) - 1
-    pointers, found = list_events(x, wiring, values)
-    own_pointers = np.empty(own_phases + 1, np.int64)
-    own_found = np.empty(len(v) + 1, np.int32)
-    blocks = len(neurons.block_first) - 1
-    for block in range(blocks):
-        for row in range(samples * steps):
-            collect(wiring, weights, block, pointers, found, values, row, 1, acc)
-            add_phases(acc[0], sums[block, row])
-    for row in range(samples * steps):
+    steps = did.spikes.shape[1]
+    for n in range(len(sums)):
+        for t in range(first, last):
+            add_own(neurons, did, n, t, sums[n, t])
+            update_wide(neurons, 0, sums[n, t], u[n], v[n], did, n * steps + t, active)
+            count_active(neurons, 0, active, did.active[n, t])
+
+
+@compiled
+def run_recurrent(
+    sums: Array,
+    weights: Array,
+    wiring: Wiring,
+    pieces: Pieces,
+    exp: int,
+    delay: int,
+    neurons: Neurons,
+    acc: Array,
+    active: Array,
+    u: Array,
+    v: Array,
+    did: Did,
+) -> None:
+    """Run a population as ``sums_wide`` does all steps, with recurrent weights that count 2^exp.
+
+    The spikes of a step are heard ``delay`` steps later. ``acc`` [phases, accumulators] (zero), ``u`` and
+    ``v`` int64 [neurons] are scratch.
+    """
+    steps, phases = did.spikes.shape[1], len(wiring.phases) - 1
+    channels = len(wiring.channel_at)
+    pixels = did.spikes.shape[2] // channels
+    pointers = np.empty(pixels * phases + 1, np.int64)
+    found = np.empty(did.spikes.shape[2] + 1, np.int32)
+    for row in range(len(sums) * steps):
         n, t = row // steps, row % steps
-        if t > 0:
-            before = did.spikes[n, t - 1].reshape(1, -1)
-            find_events(before, own_wiring.phases, own_pointers, own_found, None)
-            for block in range(blocks):
-                for phase in range(own_phases):
-                    at = own_pointers[phase:]
-                    scatter(own_wiring, own_weights, block, at, own_found, None, own_acc[phase])
-                add_phases(own_acc, own_sums)
-                for i in range(len(own_sums)):
-                    sums[block, row, i] += own_sums[i]
-        for block in range(blocks):
-            update_wide(neurons, block, sums[block, row], u, v, did, row, active)
-        runs = neurons.block_run[blocks]
-        count_runs(
-            active,
-            neurons.run_first[:runs],
-            neurons.run_length[:runs],
-            neurons.run_core[:runs],
-            did.active[n, t],
-        )
+        if t >= delay:
+            before = did.spikes[n, t - delay].reshape(pixels, channels)
+            find_events(before, wiring.phases, pointers, found, None)
+            for block in range(len(pieces.block_first) - 1):
+                for phase in range(phases):
+                    at = pointers[phase:]
+                    scatter(wiring, weights, block, at, found, None, acc[phase])
+                add_pieces(acc, pieces, block, 1 << exp, sums[n, t])
+                clear(acc)
+        add_own(neurons, did, n, t, sums[n, t])
+        update_wide(neurons, 0, sums[n, t], u, v, did, row, active)
+        count_active(neurons, 0, active, did.active[n, t])
 
 
 @compiled

@@ -46,6 +46,8 @@ class Lanes(NamedTuple):
     after: Array
     bias: Array
     threshold: Array
+    keep: Array
+    own: Array
     spikes: Array
     active: Array
 
@@ -53,22 +55,28 @@ class Lanes(NamedTuple):
 class Steps(NamedTuple):
     """Where ``step`` finds it, all int64.
 
-    The LANES neurons from ``neuron`` on are stepped ``steps`` times. Step i takes the sum of ``phases``
-    runs of ``acc``, from ``acc_at + i * acc_step`` on, each ``acc_phase`` after the one before, times
-    2^shift. ``keep`` is what the decay leaves, of 4096. Voltages come from ``before``, or are zero where
-    ``begins`` is not. Marks go to ``spikes`` and ``active`` from ``spikes_at`` and ``active_at`` on, and
-    ``marks_step`` further with every step.
+    The LANES neurons from ``neuron`` on are stepped ``steps`` times, from a sample's step ``first`` on.
+    Step i takes the sum of ``phases`` runs of ``acc``, from ``acc_at + i * acc_step`` on, each ``acc_phase``
+    after the one before, times 2^shift. ``keep`` is what the decay leaves, of 4096; with ``halves`` it is a
+    half everywhere. Voltages come from ``before``, or are zero where ``first`` is. Marks go to ``spikes`` and
+    ``active`` from ``spikes_at`` and ``active_at`` on, and ``marks_step`` further with every step.
+
+    Unless they are ``bare``, neurons whose mark of ``delay`` steps before is set receive ``own``, in units of
+    v, and with ``subtract`` a spike takes the threshold off v. ``bare`` neurons have neither.
     """
 
     neuron: Int
     steps: Int
-    begins: Int
+    first: Int
     acc_at: Int
     acc_step: Int
     phases: Int
     acc_phase: Int
     shift: Int
-    keep: Int
+    halves: Int
+    bare: Int
+    subtract: Int
+    delay: Int
     spikes_at: Int
     active_at: Int
     marks_step: Int

@@ -49,6 +49,7 @@ class Layout:
     at: Int64
     blocks: Int64
     accumulators: int
+    neurons: int
 
     @property
     def sum_type(self) -> type[np.int16 | np.int32]:
@@ -60,23 +61,35 @@ class Layout:
         """How many sums of each accumulator are added up at the end."""
         return len(self.wiring.phases) - 1
 
+    @property
+    def pieces(self) -> kernels.Pieces:
+        """The pieces, of a population that ends with the last."""
+        ends = np.append(self.blocks, self.neurons)
+        length = np.diff(self.first, append=self.neurons)
+        return kernels.Pieces(
+            np.searchsorted(self.first, ends).astype(np.int64), self.first, length, self.at
+        )
 
-def dense(synapses: Dense, input_shape: Shape, shape: Shape, levels: int) -> Layout | None:
+
+def dense(synapses: Dense, input_shape: Shape, shape: Shape, binary: bool) -> Layout | None:
     """One pixel with all inputs as channels, and one run of weights for each block of outputs."""
     outputs, inputs = synapses.weight.shape
-    if shape != (outputs,) or math.prod(input_shape) != inputs:
+    if math.prod(shape) != outputs or math.prod(input_shape) != inputs:
         return None
+    in_order = synapses.weight
+    if len(shape) == 3:
+        in_order = in_order[memory_order(np.arange(outputs), shape)]
     starts = np.arange(0, outputs, BLOCK)
     run = _padded(min(BLOCK, outputs))
     weights = np.zeros((len(starts), inputs, run), synapses.weight.dtype)
     for part, start in zip(weights, starts, strict=True):
-        rows = synapses.weight[start : start + BLOCK]
+        rows = in_order[start : start + BLOCK]
         target = part[:, : len(rows)].reshape(*memory_shape(input_shape), len(rows))
         source = rows.reshape(len(rows), *input_shape)
         channel = 1 if len(input_shape) == 3 else 0
         target[:] = np.moveaxis(np.moveaxis(source, channel, -1) if channel else source, 0, -1)
     one = [[(0, 0)]]
-    narrow = levels == 1 and weights.dtype == np.int8
+    narrow = binary and weights.dtype == np.int8
     phases = _linear_phases(weights) if narrow else np.array([0, inputs])
     return Layout(
         weights=weights.reshape(-1),
@@ -86,10 +99,11 @@ def dense(synapses: Dense, input_shape: Shape, shape: Shape, levels: int) -> Lay
         at=np.zeros_like(starts),
         blocks=starts,
         accumulators=run,
+        neurons=outputs,
     )
 
 
-def convolution(conv: Conv, input_shape: Shape, shape: Shape, levels: int) -> Layout | None:
+def convolution(conv: Conv, input_shape: Shape, shape: Shape, binary: bool) -> Layout | None:
     """Runs of a whole kernel row where its outputs lie side by side, else of one tap and group.
 
     A whole row needs accumulators for outputs left and right of the plane too; nobody reads those.
@@ -105,7 +119,7 @@ def convolution(conv: Conv, input_shape: Shape, shape: Shape, levels: int) -> La
         return None
     if channels != weights.shape[1] * conv.groups or outputs % conv.groups:
         return None
-    narrow = levels == 1 and weights.dtype == np.int8
+    narrow = binary and weights.dtype == np.int8
     phases = _phases(conv) if narrow else np.array([0, channels])
     if phases is None:
         return None
@@ -142,6 +156,7 @@ def convolution(conv: Conv, input_shape: Shape, shape: Shape, levels: int) -> La
         blocks=np.zeros(1, np.int64),
         # The padding of the last run adds zeros behind the last output.
         accumulators=height * row_width * outputs + run,
+        neurons=height * width * outputs,
     )
 
 
@@ -247,8 +262,8 @@ def _padded(run: int) -> int:
 
 
 # By the kind of synapses. A function takes synapses of that kind, the shapes of the populations before and
-# behind them, and the largest input; it returns None where the kernels cannot run them.
-LAYOUTS: dict[str, Callable[[Any, Shape, Shape, int], Layout | None]] = {
+# behind them, and whether inputs are 0 or 1; it returns None where the kernels cannot run them.
+LAYOUTS: dict[str, Callable[[Any, Shape, Shape, bool], Layout | None]] = {
     "conv": convolution,
     "dense": dense,
 }

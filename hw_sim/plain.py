@@ -74,16 +74,25 @@ def step(lanes: Any, steps: Any) -> None:
     """
     v, n = lanes.after, steps.neuron
     for i in range(n, n + LANES):
-        v[uintp(i)] = 0 if steps.begins else lanes.before[uintp(i)]
+        v[uintp(i)] = 0 if steps.first == 0 else lanes.before[uintp(i)]
     for s in range(steps.steps):
         acc_at, marks_at = steps.acc_at + s * steps.acc_step, s * steps.marks_step
+        hears = not steps.bare and steps.first + s >= steps.delay
         for i in range(LANES):
             a, old, bias = int32(0), v[uintp(n + i)], lanes.bias[uintp(n + i)]
             for phase in range(steps.phases):
                 a = int32(a + lanes.acc[uintp(acc_at + phase * steps.acc_phase + i)])
-            kept = (abs(int64(old)) * steps.keep) >> DECAY_BITS
-            new = int32((-kept if old < 0 else kept) + (int64(a) << steps.shift) + bias)
-            fires = new > lanes.threshold[uintp(n + i)]
-            v[uintp(n + i)] = 0 if fires else new
-            lanes.spikes[uintp(steps.spikes_at + marks_at + i)] = fires
-            lanes.active[uintp(steps.active_at + marks_at + i)] = (old | a | bias) != 0
+            given = int64(a) << steps.shift
+            to = steps.spikes_at + marks_at + i
+            if hears and lanes.spikes[uintp(to - steps.delay * steps.marks_step)]:
+                given += lanes.own[uintp(n + i)]
+            kept = (abs(int64(old)) * lanes.keep[uintp(n + i)]) >> DECAY_BITS
+            new = int32((-kept if old < 0 else kept) + given + bias)
+            threshold = lanes.threshold[uintp(n + i)]
+            fires = new > threshold
+            left = int32(new - threshold) if steps.subtract and not steps.bare else int32(0)
+            v[uintp(n + i)] = left if fires else new
+            lanes.spikes[uintp(to)] = fires
+            lanes.active[uintp(steps.active_at + marks_at + i)] = (
+                old | (int32(given) if not steps.bare else a) | bias
+            ) != 0

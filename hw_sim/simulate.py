@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +12,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import atomic, refusals
 from stl_deploy.formats.raster import Source
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim.account.counts import Counter, Counts
 from stl_deploy.hw_sim.account.energy import Assessment, Energy
-from stl_deploy.hw_sim.account.work import LayerWork
+from stl_deploy.hw_sim.account.work import BatchWork
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import Spread
 
+Sources = Source | Mapping[str, Source]  # the raster of the only input, or one for each by name
+
 MEMORY = 512 << 20  # bytes that one batch may take, roughly
 SPREAD_BATCH = 1 << 6  # samples that one of many workers takes at a time
-BYTES_PER_ENTRY = 1 << 6  # of the largest layer, all temporaries together
+BYTES_PER_ENTRY = 1 << 6  # of the largest population, all temporaries together
+
+
+def samples(sources: Sources) -> int:
+    """How many samples there are. Raises InputError where rasters of several inputs differ in it."""
+    if not isinstance(sources, Mapping):
+        return sources.shape[0]
+    found = {name: source.shape[0] for name, source in sources.items()}
+    if len(set(found.values())) != 1:
+        held = ", ".join(f"{count:,} of {name}" for name, count in found.items())
+        raise InputError(
+            Problem("rasters", f"hold different numbers of samples: {held}", "give as many of each")
+        )
+    return next(iter(found.values()))
+
+
+def batches(sources: Sources, size: int) -> Iterator[Raster]:
+    """What arrives at the inputs, ``size`` samples at a time."""
+    if not isinstance(sources, Mapping):
+        yield from sources.batches(size)
+        return
+    for parts in zip(*(source.batches(size) for source in sources.values()), strict=True):
+        yield dict(zip(sources, parts, strict=True))
 
 
 def batch_size(network: IntegerNetwork) -> int:
     """Samples at a time that keep a run of the reference, or of the float model, within MEMORY."""
-    largest = max(math.prod(network.input_shape), *(layer.neurons for layer in network.layers))
+    largest = max(network.size(name) for name in (*network.inputs, *network.by_name))
     return max(1, min(256, MEMORY // (largest * network.timesteps * BYTES_PER_ENTRY)))
 
 
@@ -47,13 +71,13 @@ class Run:
 class Activity:
     """A run of the network: counts, energies by energy model, accuracy (None without labels).
 
-    ``sample`` holds the spikes uint8 [T, *shape] of the first sample by layer name, "input" first.
+    ``sample`` holds what inputs and populations sent for the first sample, [T, *shape] by name, inputs first.
     """
 
     counts: Counts
     energies: dict[str, Energy]
     accuracy: float | None
-    sample: dict[str, NDArray[np.uint8]]
+    sample: dict[str, IntArray]
 
 
 class Recorder:
@@ -76,11 +100,11 @@ class Recorder:
         self.counter.reset()
         self.assessment.reset()
 
-    def add(self, inputs: IntArray, trace: Trace) -> None:
+    def add(self, inputs: Raster, trace: Trace) -> None:
         """Take in one batch."""
         self.counter.add(self.assessment.add(inputs, trace), trace)
 
-    def take(self, works: list[list[LayerWork]], trace: Trace) -> None:
+    def take(self, works: list[BatchWork], trace: Trace) -> None:
         """Take in one batch whose work ``assessment.work`` has counted."""
         self.counter.add(self.assessment.take(works), trace)
 
@@ -102,7 +126,7 @@ class Simulator:
 
     def run(
         self,
-        raster: Source,
+        raster: Sources,
         out: Path | None = None,
         states: bool = False,
         on_progress: Callable[[int], None] | None = None,
@@ -110,12 +134,12 @@ class Simulator:
     ) -> Run:
         """Run ``raster`` batch by batch, count and price events, and with ``out`` write the whole trace.
 
-        The trace holds ``spikes/<layer>`` uint8 [N, T, *shape], with ``states`` ``v/<layer>`` and
-        ``u/<layer>``. ``on_progress(done)`` is called with the number of samples done. With ``spread``
+        The trace holds ``spikes/<population>`` uint8 [N, T, *shape], with ``states`` ``v/<population>`` and
+        ``u/<population>``. ``on_progress(done)`` is called with the number of samples done. With ``spread``
         others run and count the batches; they are priced here, in order, and nothing changes.
         """
         self.recorder.reset()
-        done = 0
+        done, count = 0, samples(raster)
         with tempfile.TemporaryDirectory() as folder:
             files: dict[str, Path] = {}
             traces = (
@@ -126,7 +150,7 @@ class Simulator:
             with closing(traces):
                 for trace in traces:
                     if out is not None:
-                        _store(files, Path(folder), trace, raster.shape[0])
+                        _store(files, Path(folder), trace, count)
                     done += len(trace.predictions)
                     if on_progress is not None:
                         on_progress(done)
@@ -136,20 +160,20 @@ class Simulator:
                     np.savez_compressed(file, **arrays)
         return self.recorder.done()
 
-    def _here(self, raster: Source, states: bool) -> Generator[Trace]:
+    def _here(self, raster: Sources, states: bool) -> Generator[Trace]:
         """Run and record batch by batch."""
-        for inputs in raster.batches(engine.batch_size(self.network, states)):
+        for inputs in batches(raster, engine.batch_size(self.network, states)):
             trace = self.engine.run(inputs, states)
             self.recorder.add(inputs, trace)
             yield trace
 
     def _elsewhere(
-        self, spread: Spread, raster: Source, states: bool, keep: bool
+        self, spread: Spread, raster: Sources, states: bool, keep: bool
     ) -> Generator[Trace]:
         """Have batches run and counted, and record them in order."""
         size = min(SPREAD_BATCH, engine.batch_size(self.network, states))
         job = Batches(self.network, self.energy_model, states, keep)
-        with closing(spread.run(job, raster.batches(size))) as results:
+        with closing(spread.run(job, batches(raster, size))) as results:
             for works, trace in results:
                 self.recorder.take(works, trace)
                 yield trace
@@ -164,12 +188,12 @@ class Batches:
     states: bool
     keep: bool
 
-    def prepare(self) -> Callable[[NDArray[np.uint8]], tuple[list[list[LayerWork]], Trace]]:
-        """What does one batch, inputs [N, T, *input_shape]: its work by chip and layer, and the trace."""
+    def prepare(self) -> Callable[[Raster], tuple[list[BatchWork], Trace]]:
+        """What does one batch of inputs: its work by chip, and the trace."""
         work = Recorder(self.network, self.energy_model).assessment.work
         ready = engine.Engine(self.network, work.cores)
 
-        def do(inputs: NDArray[np.uint8]) -> tuple[list[list[LayerWork]], Trace]:
+        def do(inputs: Raster) -> tuple[list[BatchWork], Trace]:
             trace = ready.run(inputs, self.states)
             works = work.count(inputs, trace)
             return works, trace if self.keep else _counts_only(trace)
@@ -205,20 +229,21 @@ def _store(files: dict[str, Path], folder: Path, trace: Trace, samples: int) -> 
                 file.write(part.tobytes())
 
 
-def summarize(network: IntegerNetwork, done: Run, raster: Source) -> Activity:
+def summarize(network: IntegerNetwork, done: Run, raster: Sources) -> Activity:
     """What the report shows of a run; the first sample is run again for its picture."""
-    first = next(raster.first(1).batches(1))
+    first = next(batches(raster, 1))
     trace = engine.run(network, first)
+    sent = network.rasters(first) | {name: did.spikes for name, did in trace.layers.items()}
     return Activity(
         counts=done.counts,
         energies=done.energies,
         accuracy=accuracy(done.counts, raster),
-        sample={"input": first[0]} | {n: did.spikes[0] for n, did in trace.layers.items()},
+        sample={name: values[0] for name, values in sent.items()},
     )
 
 
-def accuracy(counts: Counts, raster: Source) -> float | None:
-    """Fraction of right predictions, None without labels."""
-    if raster.labels is None:
-        return None
-    return float((counts.predictions == raster.labels).mean())
+def accuracy(counts: Counts, raster: Sources) -> float | None:
+    """Fraction of right predictions, None without labels; of several rasters the first with labels counts."""
+    each = raster.values() if isinstance(raster, Mapping) else (raster,)
+    labels = next((source.labels for source in each if source.labels is not None), None)
+    return None if labels is None else float((counts.predictions == labels).mean())

@@ -165,16 +165,26 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
         return builder.load(place(name, *indices), align=1)
 
     bias, threshold = load("bias", given["neuron"]), load("threshold", given["neuron"])
-    shift, keep = (
-        _every(builder, builder.trunc(given[name], wide.element), wide)
-        for name in ("shift", "keep")
-    )
-    begins = cgutils.is_not_null(builder, given["begins"])
+    keep, own = load("keep", given["neuron"]), load("own", given["neuron"])
+    shift = _every(builder, builder.trunc(given["shift"], wide.element), wide)
+    begins = cgutils.is_null(builder, given["first"])
     start = builder.select(begins, zero, load("before", given["neuron"]))
     v = cgutils.alloca_once_value(builder, start)
     total = cgutils.alloca_once(builder, wide)
+    # All bits where a spike leaves what is above the threshold, none where it leaves nothing.
+    mask = _every(builder, builder.neg(builder.trunc(given["subtract"], wide.element)), wide)
 
-    def loop(halves: bool) -> None:
+    def heard(step: Any, row: Any) -> Any:
+        """What the neurons' own spikes bring them in a step, whose marks begin ``row`` further on."""
+        late = builder.icmp_signed(">=", builder.add(given["first"], step), given["delay"])
+        back = builder.mul(given["delay"], given["marks_step"])
+        # Too early there are no marks, and those of this step are read, which do not count.
+        back = builder.select(late, back, back.type(0))
+        marks = load("spikes", given["spikes_at"], builder.sub(row, back))
+        fired = builder.icmp_unsigned("!=", marks, ir.Constant(marks.type, None))
+        return builder.select(builder.and_(fired, _every(builder, late, fired.type)), own, zero)
+
+    def loop(halves: bool, bare: bool) -> None:
         with cgutils.for_range(builder, given["steps"]) as each:
             row = builder.mul(each.index, given["acc_step"])
             builder.store(zero, total)
@@ -184,22 +194,33 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
                 part = part if part.type == wide else builder.sext(part, wide)
                 builder.store(builder.add(builder.load(total), part), total)
             a, old = builder.load(total), builder.load(v)
-            left = _halved(builder, old) if halves else _decayed(builder, old, keep)
-            new = builder.add(builder.add(left, builder.shl(a, shift)), bias)
-            fires = builder.icmp_signed(">", new, threshold)
-            builder.store(builder.select(fires, zero, new), v)
-            active = builder.icmp_signed("!=", builder.or_(builder.or_(old, a), bias), zero)
             row = builder.mul(each.index, given["marks_step"])
+            came = builder.shl(a, shift)
+            if not bare:
+                a = came = builder.add(came, heard(each.index, row))
+            left = _halved(builder, old) if halves else _decayed(builder, old, keep)
+            new = builder.add(builder.add(left, came), bias)
+            fires = builder.icmp_signed(">", new, threshold)
+            above = zero if bare else builder.and_(builder.sub(new, threshold), mask)
+            builder.store(builder.select(fires, above, new), v)
+            active = builder.icmp_signed("!=", builder.or_(builder.or_(old, a), bias), zero)
             for name, marks in (("spikes", fires), ("active", active)):
                 to = place(name, given[f"{name}_at"], row)
                 builder.store(builder.zext(marks, to.type.pointee), to, align=1)
 
-    half = builder.icmp_signed("==", given["keep"], given["keep"].type(DECAY_ONE // 2))
-    with builder.if_else(half) as (then, otherwise):
+    def loops(bare: bool) -> None:
+        half = cgutils.is_not_null(builder, given["halves"])
+        with builder.if_else(half) as (then, otherwise):
+            with then:
+                loop(halves=True, bare=bare)
+            with otherwise:
+                loop(halves=False, bare=bare)
+
+    with builder.if_else(cgutils.is_not_null(builder, given["bare"])) as (then, otherwise):
         with then:
-            loop(halves=True)
+            loops(bare=True)
         with otherwise:
-            loop(halves=False)
+            loops(bare=False)
     builder.store(builder.load(v), place("after", given["neuron"]), align=1)
     return context.get_dummy_value()
 

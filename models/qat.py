@@ -34,7 +34,7 @@ from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
 

@@ -99,7 +99,7 @@ def from_torch(
         levels: inputs are whole numbers 0..levels; 1 for spikes.
     """
     from stl_deploy.importers import stl
-    from stl_deploy.lower.chain import lower
+    from stl_deploy.lower.graph import lower
 
     if sample is not None:
         from stl_deploy.importers.nir import graph as nir_graph

@@ -25,7 +25,8 @@ from stl_deploy.ir.synapses import IntArray, Shape
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
-Table = dict[str, Int32]
+Key = tuple[str, str]  # what is counted, and of which target or connection where that matters
+Table = dict[Key, Int32]
 
 FEW = 4  # Kinds are few where so many neurons or more are of each.
 
@@ -78,10 +79,10 @@ def kinds_of(matrix: csc_array) -> tuple[Int64, Int64]:
     return np.arange(columns), np.arange(columns)
 
 
-class Population:
+class SpikeCounters:
     """What a spike of each neuron of a population of ``shape`` causes, by chip and name."""
 
-    def __init__(self, shape: Shape, columns: Sequence[Mapping[str, Columns]]) -> None:
+    def __init__(self, shape: Shape, columns: Sequence[Mapping[Key, Columns]]) -> None:
         self.shape = shape
         order = memory_order(np.arange(math.prod(shape)), shape)
         lie = {

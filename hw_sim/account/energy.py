@@ -5,76 +5,39 @@ G = always*neurons + active*U + spike*F + out*packets, receiving R = in*packets 
 takes as long as its busiest link is occupied and a packet of the longest way travels. A step lasts as
 long as the largest of all G, all R and the network, and the barrier.
 
-Layer i of 0..D-1 updates its neurons for logical step k in physical step k + i + 1, and receives what
-they need in the step before, in which the layer before it sends: N samples of T steps take N*T + D.
-Its recurrent input for step k + 1 is sent, and received, in the step of its update for k.
+A population of depth d updates its neurons for logical step k in physical step k + d, and its packets are
+sent, received and looked up in the synapses' memory in that same step; those of inputs, which are at depth
+0, in step k. Where a synapse has a delay, its weight waits at the target's core: the synop has been paid for.
+N samples of T steps take N*T + D steps, D being the depth of the deepest population.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.chips import placement
-from stl_deploy.chips.facts import Chip, Profile
+from stl_deploy.chips.facts import Profile
+from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.hw_sim.account import kernels
-from stl_deploy.hw_sim.account.mesh import Link, Mesh
-from stl_deploy.hw_sim.account.work import LayerWork, Work
+from stl_deploy.hw_sim.account.traffic import OnChip, Received, Schedule, Taken, Traffic
+from stl_deploy.hw_sim.account.work import BatchWork, LayerWork, Work
 from stl_deploy.hw_sim.reference import Trace
+from stl_deploy.ir import order
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.chain import Layer
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.notes import Placement
+from stl_deploy.ir.network import Connection, IntegerNetwork, Raster
 from stl_deploy.ir.synapses import IntArray
 
 Float = NDArray[np.float64]
-Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
-Sums = dict[str, Int64]
 
-COUNTERS = ("active", "spikes", "synops", "packets_in", "packets_out")
 EVENTS = ("neuron update", "neuron spike", "synop", "packet out", "packet in", "hop")
 PARTS = ("generate", "receive", "network")
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Events of every core and link of one chip, summed over all samples and steps of a run.
-
-    Integers [cores], cores as placement numbers them; ``link_packets`` [links] as ``Mesh`` numbers
-    them. ``in_from_host`` and ``out_to_host`` are packets that cross the chip's edge.
-    """
-
-    placed: Placement
-    mesh: Mesh
-    layers: tuple[str, ...]
-    neurons: Int64
-    active: Int64
-    spikes: Int64
-    synops: Int64
-    packets_in: Int64
-    packets_out: Int64
-    link_packets: Int64
-    in_from_host: int
-    out_to_host: int
-
-    def layer_of(self, core: int) -> str:
-        """The name of the layer that lies on a core."""
-        return next(
-            name for name, on in self.placed.layers.items() if core < on.first_core + on.cores
-        )
-
-    @property
-    def links(self) -> list[tuple[Link, int]]:
-        """The links that carried anything, and how many packets, the busiest first."""
-        used = np.flatnonzero(self.link_packets)
-        order = used[np.argsort(-self.link_packets[used], kind="stable")]
-        return [(self.mesh.link(int(n)), int(self.link_packets[n])) for n in order]
+# How synapses are stored that a chip's energy models give no cost of their own.
+STORED_AS = {"one_to_one": "sparse"}
 
 
 @dataclass(frozen=True)
@@ -132,11 +95,15 @@ class Energy:
 class Assessment:
     """Adds up work batch by batch, then prices it: by every energy model, or by one.
 
-    Use ``cores`` for ``reference.run`` and ``add`` on each batch, in order.
+    Use ``cores`` for ``reference.run`` and ``add`` on each batch, in order. A network whose populations no
+    chip can run in step has counts, and no energies. Raises LoweringError where one was asked for by name.
     """
 
     def __init__(self, network: IntegerNetwork, energy_model: str | None = None) -> None:
-        known = chips.profiles(chips.of(network))
+        problem = unscheduled(network)
+        if problem is not None and energy_model is not None:
+            raise LoweringError(problem)
+        known = {} if problem is not None else chips.profiles(chips.of(network))
         wanted = {n: p for n, p in known.items() if energy_model in (None, n)}
         self.timesteps = network.timesteps
         # Placing takes seconds where the network is large: once per chip, not once per energy model.
@@ -152,7 +119,7 @@ class Assessment:
 
     @property
     def cores(self) -> dict[str, IntArray]:
-        """For each layer a number for each neuron that tells its core on every chip."""
+        """For each population a number for each neuron that tells its core on every chip."""
         return self.work.cores
 
     def reset(self) -> None:
@@ -162,20 +129,22 @@ class Assessment:
         for meter in self.meters.values():
             meter.reset()
 
-    def add(self, inputs: IntArray, trace: Trace) -> list[LayerWork]:
+    def add(self, inputs: Raster, trace: Trace) -> BatchWork:
         """Count and price one batch: its inputs [N, T, ...] and what the network did with them.
 
-        Returns the work of each layer by the cores of one of the chips.
+        Returns the work by the cores of one of the chips.
         """
         return self.take(self.work.count(inputs, trace))
 
-    def take(self, works: list[list[LayerWork]]) -> list[LayerWork]:
+    def take(self, works: list[BatchWork]) -> BatchWork:
         """Price what ``work.count`` found in a batch."""
-        for on, layers in zip(self.chips.values(), works, strict=True):
-            taken = on.take(layers)
+        for on, work in zip(
+            self.chips.values(), works, strict=False
+        ):  # one work also without a chip
+            taken = on.take(work)
             for meter in self.meters.values():
                 if meter.on is on:
-                    meter.add(*taken)
+                    meter.add(taken)
         return works[0]
 
     def energies(self) -> dict[str, Energy]:
@@ -183,115 +152,26 @@ class Assessment:
         return {name: meter.energy(self.timesteps) for name, meter in self.meters.items()}
 
 
-class OnChip:
-    """A network on one chip: its events by core and link, as they come in."""
-
-    def __init__(
-        self, network: IntegerNetwork, chip: Chip, placed: Placement | None = None
-    ) -> None:
-        placed = placed or placement.of(network, chip)
-        if placed is None:
-            raise ValueError(f"{chip.name} has no cores")
-        self.chip, self.placed, self.network = chip, placed, network
-        self.mesh = Mesh(chip, placed.cores)
-        self.neurons = [
-            np.array(placed.layers[layer.name].blocks, np.int64) for layer in network.layers
+def unscheduled(network: IntegerNetwork) -> Problem | None:
+    """Why no chip can run the populations in step, so that there is no energy and time; None where one can."""
+    if network.depth is not None:
+        return None
+    loops = []
+    for part in network.parts:
+        names = [population.name for population in part]
+        ways = [
+            (c.source, c.target, c.delay)
+            for c in network.connections
+            if c.source in names and c.target in names
         ]
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything added."""
-        self.totals = {
-            name: [np.zeros(len(n), np.int64) for n in self.neurons] for name in COUNTERS
-        }
-        self.link_packets = [np.zeros(self.mesh.links, np.int64) for _ in self.network.layers]
-        self.from_host = 0
-        # Packets and synops that each layer's last spikes cause on its own cores, in the next batch: [G, 1].
-        self.pending: dict[int, tuple[Int32, Int32]] = {}
-        self.schedule = Schedule(len(self.network.layers), self.mesh.links)
-
-    def take(self, layers: list[LayerWork]) -> tuple[list[LayerWork], list[Sums], Float]:
-        """Add the work of a batch.
-
-        Returns it with recurrent packets and synops added to ``packets_in`` and ``synops`` one step later,
-        the sums over cores for each layer, and the packets [S] of the busiest link in the steps that the
-        batch completes.
-        """
-        self.from_host += int(layers[0].packets_in.sum())
-        layers = [self._with_recurrent(i, work) for i, work in enumerate(layers)]
-        sums: list[Sums] = []
-        for i, work in enumerate(layers):
-            sums.append({})
-            for name in COUNTERS:
-                sums[i][name] = np.zeros(len(work.inputs), np.int64)
-                kernels.add_up(getattr(work, name), self.totals[name][i], sums[i][name])
-            self.link_packets[i][work.link_ids] += work.links.sum(axis=1, dtype=np.int64)
-        loads = self.schedule.land(
-            len(layers[0].inputs),
-            ((i + 1, work.link_ids, work.links) for i, work in enumerate(layers)),
-        )
-        return layers, sums, loads.max(axis=0)
-
-    def _with_recurrent(self, i: int, work: LayerWork) -> LayerWork:
-        """The work of layer ``i`` with its recurrent part, of which the last step is kept as pending."""
-        if work.recurrent_packets is None or work.recurrent_synops is None:
-            return work
-        none = np.zeros((len(work.recurrent_synops), 1), np.int32)
-        packets, synops = (
-            np.concatenate([before, now], axis=1)
-            for before, now in zip(
-                self.pending.get(i, (none, none)),
-                (work.recurrent_packets, work.recurrent_synops),
-                strict=True,
-            )
-        )
-        self.pending[i] = packets[:, -1:].copy(), synops[:, -1:].copy()
-        return replace(
-            work,
-            packets_in=work.packets_in + packets[:, :-1],
-            synops=work.synops + synops[:, :-1],
-        )
-
-    def total(self, name: str, i: int) -> Int64:
-        """The events of layer ``i`` by core, those that are still pending included."""
-        total = self.totals[name][i]
-        if i in self.pending and name in ("packets_in", "synops"):
-            packets, synops = self.pending[i]
-            total = total + (packets if name == "packets_in" else synops)[:, 0]
-        return total
-
-    def traffic(self) -> Traffic:
-        """Everything added so far."""
-        layers = range(len(self.network.layers))
-        events = {name: np.concatenate([self.total(name, i) for i in layers]) for name in COUNTERS}
-        return Traffic(
-            placed=self.placed,
-            mesh=self.mesh,
-            layers=tuple(layer.name for layer in self.network.layers),
-            neurons=np.concatenate(self.neurons),
-            **events,
-            link_packets=np.sum(self.link_packets, axis=0),
-            in_from_host=self.from_host,
-            out_to_host=int(self.totals["spikes"][-1].sum()),
-        )
-
-
-class Schedule:
-    """Lays rows of logical steps [S] onto physical steps, batch after batch.
-
-    ``land`` returns the S physical steps that no later batch adds to; the last D stay in ``open``.
-    """
-
-    def __init__(self, hops: int, rows: int) -> None:
-        self.open = np.zeros((rows, hops))
-
-    def land(self, steps: int, parts: Iterable[tuple[int, Int64 | int, NDArray[Any]]]) -> Float:
-        """Add each of ``parts``, (delay, which rows, values [rows, steps]); the complete steps."""
-        total = np.concatenate([self.open, np.zeros((len(self.open), steps))], axis=1)
-        for delay, rows, values in parts:
-            total[rows, delay : delay + steps] += values
-        self.open = total[:, steps:]
-        return total[:, :steps]
+        if order.depths([], names, ways) is None:
+            loops.append(", ".join(names))
+    return Problem(
+        "; ".join(loops),
+        "a loop of connections has fewer steps of delay than hops, so that no chip can run it in step; "
+        "its energy and time are not estimated",
+        "give its connections longer delays",
+    )
 
 
 class Meter:
@@ -301,50 +181,53 @@ class Meter:
     """
 
     def __init__(self, network: IntegerNetwork, on: OnChip, energy_model: Profile) -> None:
-        self.on, self.energy_model, self.layers = on, energy_model, network.layers
+        self.on, self.energy_model, self.network = on, energy_model, network
+        self.names = list(network.by_name)
+        ns, pj = energy_model.synop_ns.model_dump(), energy_model.synop_pj.model_dump()
         self.synop_ns, self.synop_pj = (
-            [self._synop_cost(layer, table.model_dump()) for layer in network.layers]
-            for table in (energy_model.synop_ns, energy_model.synop_pj)
+            {c.synapses.kind: self._synop_cost(c, costs) for c in network.connections}
+            for costs in (ns, pj)
         )
-        self.first = np.array([[placed.first_core] for placed in on.placed.layers.values()])
+        self.first = np.array([[on.placed.layers[name].first_core] for name in self.names])
         self.reset()
 
-    def _synop_cost(self, layer: Layer, costs: dict[str, float]) -> float:
-        """What a synop of ``layer`` costs, by how its synapses are stored."""
+    def _synop_cost(self, connection: Connection, costs: dict[str, float]) -> float:
+        """What a synop of ``connection`` costs, by how its synapses are stored."""
         who = f"energy model {self.energy_model.title!r}"
-        return entry(costs, layer.synapses.kind, layer.name, who)
+        costs |= {kind: costs[stored] for kind, stored in STORED_AS.items()}
+        return entry(costs, connection.synapses.kind, connection.name, who)
 
     def reset(self) -> None:
         """Forget everything added."""
-        rows = len(self.layers)
-        self.schedules = {field.name: Schedule(rows, rows) for field in fields(_Steps)}
+        rows = len(self.names)
+        self.schedules = {
+            field.name: Schedule(self.network.hops, rows)
+            for table in (_Generated, _Receipt)
+            for field in fields(table)
+        }
         self.parts: list[tuple[Float, Int64, Int64, Float]] = []
 
-    def add(self, layers: list[LayerWork], sums: list[Sums], load: Float) -> None:
-        """Price one batch; ``load`` are the packets of the busiest link in the completed steps."""
-        rows = [
-            self._price(*each)
-            for each in zip(range(len(layers)), layers, self.on.neurons, sums, strict=True)
-        ]
-        landed = {
-            name: schedule.land(
-                len(load),
-                (
-                    (i + (name not in RECEIVING), i, getattr(steps, name))
-                    for i, steps in enumerate(rows)
-                ),
-            )
-            for name, schedule in self.schedules.items()
-        }
-        self.parts.append(self._settle(landed, load))
+    def add(self, taken: Taken) -> None:
+        """Price one batch."""
+        on, steps = self.on, len(taken.load)
+        parts: dict[str, list[tuple[int, int, NDArray[Any]]]] = {n: [] for n in self.schedules}
+        for row, name in enumerate(self.names):
+            generated = self._generated(name, taken.layers[name], taken.did[name])
+            for what, values in vars(generated).items():
+                parts[what].append((on.depth[name], row, values))
+            receipt = self._receipt(taken.received[name])
+            for what, values in vars(receipt).items():
+                parts[what].append((on.inboxes[name].first, row, values))
+        landed = {n: schedule.land(steps, parts[n]) for n, schedule in self.schedules.items()}
+        self.parts.append(self._settle(landed, taken.load))
 
-    def _price(self, i: int, work: LayerWork, neurons: Int64, sums: Sums) -> _Steps:
-        """What each logical step of layer ``i`` takes, in ns and pJ."""
-        p, steps = self.energy_model, len(work.inputs)
+    def _generated(self, name: str, work: LayerWork, sums: dict[str, Int64]) -> _Generated:
+        """What each logical step of a population takes, in ns and pJ."""
+        p, steps = self.energy_model, work.spikes.shape[1]
         generate, way, sent = np.zeros((3, steps))
         slowest = np.zeros(steps, np.int64)
         kernels.slowest(
-            p.update_ns.always * neurons,
+            p.update_ns.always * self.on.neurons[name],
             np.array([p.update_ns.active, p.update_ns.spike, p.packet_ns.out]),
             (work.active, work.spikes, work.packets_out),
             generate,
@@ -357,7 +240,7 @@ class Meter:
             way,
             sent,
         )
-        return _Steps(
+        return _Generated(
             generate=generate,
             generate_core=slowest,
             way=way,
@@ -365,36 +248,39 @@ class Meter:
             + p.update_pj.spike * sums["spikes"]
             + p.packet_pj.out * sums["packets_out"]
             + sent,
-            **self._received(i, work.packets_in, work.synops, sums["packets_in"], sums["synops"]),
         )
 
-    def _received(
-        self, i: int, packets: Int32, synops: Int32, all_packets: Int64, all_synops: Int64
-    ) -> dict[str, NDArray[Any]]:
-        """The entries of RECEIVING for packets and synops [G, S] of layer ``i`` and their sums [S]."""
-        p = self.energy_model
-        ns, core = np.zeros(len(all_packets)), np.zeros(len(all_packets), np.int64)
-        costs = np.array([p.packet_ns.in_, self.synop_ns[i], 0.0])
-        kernels.slowest(np.zeros(len(packets)), costs, (packets, synops, synops), ns, core)
-        pj = p.packet_pj.in_ * all_packets + self.synop_pj[i] * all_synops
-        return {"receive": ns, "receive_core": core, "received_pj": pj}
+    def _receipt(self, received: Received) -> _Receipt:
+        """What receiving takes in each physical step, in ns and pJ."""
+        p, (cores, steps) = self.energy_model, received.packets.shape
+        counts = tuple(
+            np.ascontiguousarray(events) for events in (received.packets, *received.synops.values())
+        )
+        ns, core = np.zeros(steps), np.zeros(steps, np.int64)
+        costs_ns = [p.packet_ns.in_, *(self.synop_ns[kind] for kind in received.synops)]
+        kernels.slowest(np.zeros(cores), np.array(costs_ns), counts, ns, core)
+        costs_pj = [p.packet_pj.in_, *(self.synop_pj[kind] for kind in received.synops)]
+        pj = np.zeros(steps)
+        for cost, events in zip(costs_pj, counts, strict=True):
+            pj += cost * events.sum(axis=0, dtype=np.int64)
+        return _Receipt(receive=ns, receive_core=core, received_pj=pj)
 
     def _open(self) -> dict[str, Float]:
-        """The steps that no batch completed, with what is still pending."""
+        """The steps that no batch completed, with what is still on its way."""
         steps = {name: schedule.open.copy() for name, schedule in self.schedules.items()}
-        for i, pending in self.on.pending.items():
-            sums = (events.sum(axis=0, dtype=np.int64) for events in pending)
-            for name, values in self._received(i, *pending, *sums).items():
-                steps[name][i, i] += values[0]
+        for row, name in enumerate(self.names):
+            inbox = self.on.inboxes[name]
+            for what, values in vars(self._receipt(inbox.open)).items():
+                steps[what][row, inbox.first : inbox.first + inbox.span] += values
         return steps
 
     def _settle(self, landed: dict[str, Float], load: Float) -> tuple[Float, Int64, Int64, Float]:
         """Of physical steps: ns without the barrier, the part of PARTS and the core, and pJ."""
-        largest = np.array([[n.max()] for n in self.on.neurons])
+        largest = np.array([[n.max()] for n in self.on.neurons.values()])
         steps = np.arange(len(load))
         # Neurons are updated also while their layer has no sample to work on.
         generate = np.maximum(landed["generate"], self.energy_model.update_ns.always * largest)
-        idle = np.array([[int(n.argmax())] for n in self.on.neurons])
+        idle = np.array([[int(n.argmax())] for n in self.on.neurons.values()])
         generate_core = np.where(landed["generate"] > 0, landed["generate_core"], idle) + self.first
         layer = np.stack([generate.argmax(axis=0), landed["receive"].argmax(axis=0)])
         core = np.stack(
@@ -407,7 +293,9 @@ class Meter:
         network = self.energy_model.link_ns * load + landed["way"].max(axis=0)
         candidates = np.stack([generate.max(axis=0), landed["receive"].max(axis=0), network])
         part = candidates.argmax(axis=0)
-        always = self.energy_model.update_pj.always * sum(int(n.sum()) for n in self.on.neurons)
+        always = self.energy_model.update_pj.always * sum(
+            int(n.sum()) for n in self.on.neurons.values()
+        )
         energy = landed["sent_pj"].sum(axis=0) + landed["received_pj"].sum(axis=0) + always
         return candidates[part, steps], part, core[part, steps], energy
 
@@ -418,7 +306,7 @@ class Meter:
         ns, part, core, pj = (np.concatenate(each) for each in settled)
         placed, chip = self.on.placed, self.on.chip
         seconds = 1e-9 * ns + self.energy_model.barrier.seconds(placed.tiles)
-        samples = (len(seconds) - len(self.layers)) // timesteps
+        samples = (len(seconds) - self.network.hops) // timesteps
         by_layer_event = self._by_layer_event(len(seconds), samples)
         total = float(seconds.sum()) / samples
         watt = None if chip.static is None else chip.static.watt(placed.cores, placed.chips)
@@ -432,7 +320,7 @@ class Meter:
             static_j=None if static is None else sum(static) / 2,
             static_range_j=static,
             time_s=total,
-            latency_s=float(seconds.mean()) * (timesteps + len(self.layers)),
+            latency_s=float(seconds.mean()) * (timesteps + self.network.hops),
             per_step_s=_means(seconds, phase),
             per_step_j=_means(1e-12 * pj, phase),
             bounds=tuple(_bounds(part, core, np.zeros_like(phase), traffic)[0]),
@@ -450,41 +338,45 @@ class Meter:
         p, on = self.energy_model, self.on
         east_west = on.mesh.east_west
         table = {}
-        for i, layer in enumerate(self.layers):
-            events = {name: int(on.total(name, i).sum()) for name in COUNTERS}
-            across = int(on.link_packets[i][east_west].sum())
-            along = int(on.link_packets[i][~east_west].sum())
+        for name, did in on.done.items():
+            events = {what: int(by_core.sum()) for what, by_core in did.items()}
+            across = int(on.link_packets[name][east_west].sum())
+            along = int(on.link_packets[name][~east_west].sum())
+            neurons = int(on.neurons[name].sum())
+            synops = {kind: int(by_core.sum()) for kind, by_core in on.synops[name].items()}
             picojoules = (
-                p.update_pj.always * layer.neurons * steps + p.update_pj.active * events["active"],
+                p.update_pj.always * neurons * steps + p.update_pj.active * events["active"],
                 p.update_pj.spike * events["spikes"],
-                self.synop_pj[i] * events["synops"],
+                sum(self.synop_pj[kind] * n for kind, n in synops.items()),
                 p.packet_pj.out * events["packets_out"],
-                p.packet_pj.in_ * events["packets_in"],
+                p.packet_pj.in_ * int(on.packets_in[name].sum()),
                 p.hop_pj.east_west * across + p.hop_pj.north_south * along,
             )
             joules = (1e-12 * pj / samples for pj in picojoules)
-            table[layer.name] = dict(zip(EVENTS, joules, strict=True))
+            table[name] = dict(zip(EVENTS, joules, strict=True))
         return table
 
 
 @dataclass(frozen=True)
-class _Steps:
-    """What the logical steps [S] of a layer take: ns of its slowest core and which, and pJ.
+class _Generated:
+    """What the logical steps [S] of a population take: ns of its slowest core and which, and pJ.
 
-    ``way`` is the time of the longest way that a packet of the layer travels.
+    ``way`` is the time of the longest way that a packet of the population travels.
     """
 
     generate: Float
     generate_core: Int64
-    receive: Float
-    receive_core: Int64
     way: Float
     sent_pj: Float
+
+
+@dataclass(frozen=True)
+class _Receipt:
+    """What receiving takes in each physical step: ns of the slowest core and which, and pJ."""
+
+    receive: Float
+    receive_core: Int64
     received_pj: Float
-
-
-# These happen in the physical step in which the layer before sends, the others one later.
-RECEIVING = ("receive", "receive_core", "received_pj")
 
 
 def _bounds(part: Int64, core: Int64, phase: Int64, traffic: Traffic) -> list[list[Bound]]:

@@ -68,18 +68,23 @@ def add_up(events: Array, by_core: Array, by_step: Array) -> None:
 def slowest(base: Array, costs: Array, counts: tuple[Array, ...], most: Array, core: Array) -> None:
     """Find the core that takes longest in every step.
 
-    A core takes ``base[core]`` and, for each of ``counts`` [cores, steps], its ``costs`` times it. Write
+    A core takes ``base[core]`` and, for each of ``counts`` int32 [cores, steps], its ``costs`` times it. Write
     the largest of these to ``most`` [steps] and the first core that has it to ``core`` [steps].
     """
-    one, two, three = counts
+    took = np.empty(len(most), np.float64)
     for s in range(len(most)):
         most[s] = -1.0
         core[s] = 0
     for g in range(len(base)):
         for s in range(len(most)):
-            took = base[g] + costs[0] * one[g, s] + costs[1] * two[g, s] + costs[2] * three[g, s]
-            longer = took > most[s]
-            most[s] = took if longer else most[s]
+            took[s] = base[g]
+        for i in range(len(costs)):
+            events = counts[i][g]
+            for s in range(len(most)):
+                took[s] += costs[i] * events[s]
+        for s in range(len(most)):
+            longer = took[s] > most[s]
+            most[s] = took[s] if longer else most[s]
             core[s] = g if longer else core[s]
 
 

@@ -15,15 +15,15 @@ from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import IntArray
 
 # What the engine has loops for. It leaves other kinds to the reference, which would be compared with itself.
-POPULATIONS = ("lif", "or_pool")
-SYNAPSES = ("conv", "dense", "sparse")
+NEURONS = ("lif", "or")
+SYNAPSES = ("conv", "dense", "one_to_one", "sparse")
 
 
 def check(network: IntegerNetwork) -> None:
     """Raise LoweringError naming every population of a kind that the engine does not compute."""
     problems = []
-    for layer in network.layers:
-        problems += kinds.layer_unsupported(layer, POPULATIONS, SYNAPSES, "hw_sim")
+    for population in network.populations:
+        problems += kinds.unsupported(network, population, NEURONS, SYNAPSES, "hw_sim")
     if problems:
         raise LoweringError(problems)
 

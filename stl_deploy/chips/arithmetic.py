@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir.neurons import Reset
+from stl_deploy.ir.neurons import Each, Reset
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 

@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from stl_deploy.chips import names as names
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir import order
+from stl_deploy.ir.network import IntegerNetwork, Population
 
 MAX_BYTES = 1 << 16  # of a chip file
 MAX_SHOWN = 40  # characters of a wrong value in a message
@@ -131,19 +132,36 @@ class Limits(_Table):
     in_axons_per_core: Count | None = None
     out_axons_per_core: Count | None = None
     thresholds_per_core: Count | None = None
+    decays_per_core: Count | None = None
 
     RANGES = dict.fromkeys(
         (
             *("cores_per_chip", "cores_per_tile", "compartments_per_core"),
             *("synapse_bytes_per_core", "in_axons_per_core", "out_axons_per_core"),
-            "thresholds_per_core",
+            *("thresholds_per_core", "decays_per_core"),
         ),
         (1, (1 << 31) - 1),
     )
 
 
+class Delays(_Table):
+    """How long synapses can wait.
+
+    ``steps_max`` is the longest wait, in steps. ``slots_per_core`` are the accumulators that a core has
+    for what is on its way; None where they do not limit its neurons (see ``Chip.waiting_neurons``).
+    """
+
+    steps_max: Count
+    slots_per_core: Count | None = None
+
+    RANGES = {"steps_max": (0, 1 << 16), "slots_per_core": (2, (1 << 31) - 1)}
+
+
 class Packing(_Table):
-    """How synapses lie in a core's memory: entries of one axon's synapses, in whole words."""
+    """How synapses lie in a core's memory: entries of one axon's synapses, in whole words.
+
+    ``delay_bits`` are those of a synapse that waits; others store none.
+    """
 
     synapses_per_entry: Count
     entry_header_bits: Count
@@ -290,6 +308,7 @@ class Chip(_Table):
     registers: Registers
     neurons: Neurons
     limits: Limits
+    delays: Delays | None = None
     packing: Packing | None = None
     mesh: Mesh | None = None
     pilotnet: PilotNet | None = None
@@ -320,6 +339,23 @@ class Chip(_Table):
         return self
 
     @model_validator(mode="after")
+    def _stores_delays(self) -> Self:
+        """A synapse has room for the longest delay, and a core for a neuron that waits so long."""
+        if self.delays is None:
+            return self
+        most, slots = self.delays.steps_max.value, self.delays.slots_per_core
+        if self.packing is not None and most >> self.packing.delay_bits.value:
+            raise ValueError(
+                f"delays: steps_max {most} needs more bits than packing: delay_bits "
+                f"{self.packing.delay_bits.value}"
+            )
+        if slots is not None and self.waiting_neurons(most) == 0:
+            raise ValueError(
+                f"delays: slots_per_core {slots.value} is too few for steps_max {most}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _priceable(self) -> Self:
         """Energy models price what happens on cores and between tiles."""
         needed = {
@@ -333,15 +369,15 @@ class Chip(_Table):
             raise ValueError(f"energy models (profiles) need {', '.join(missing)}")
         return self
 
-    def input_problems(self, levels: int) -> list[Problem]:
-        """Why inputs 0..``levels`` cannot come in; none where they can."""
+    def input_problems(self, levels: int, signed: bool = False) -> list[Problem]:
+        """Why inputs 0..``levels``, or ``signed`` ones, cannot come in; none where they can."""
         payload = self.registers.graded_spike_bits
-        if levels == 1 or payload is None or payload.value:
+        if (levels == 1 and not signed) or payload is None or payload.value:
             return []
         return [
             Problem(
                 "input",
-                f"graded 0..{levels}, but {self.name} knows binary spikes only",
+                f"graded {-levels if signed else 0}..{levels}, but {self.name} knows binary spikes only",
                 "use another --chip, or train with --encoding bernoulli",
             )
         ]
@@ -358,6 +394,56 @@ class Chip(_Table):
                 f"use --chip {' or '.join(able)}, or train with a reset to zero",
             )
         ]
+
+    def delay_problems(self, network: IntegerNetwork) -> list[Problem]:
+        """What ``network`` asks of delays that this chip does not have; empty where it has them.
+
+        A spike takes a step for each hop, so that a connection over several hops waits; around a loop,
+        steps of delay have to make up for the hops.
+        """
+        most = self.delay_max
+        if most is None:
+            return []
+        if network.depth is None:
+            return [
+                Problem(
+                    ", ".join(population.name for population in loop),
+                    f"a loop has fewer steps of delay than hops; a spike of {self.name} needs a step for "
+                    "each hop",
+                    "lengthen the delays on its way, or use --chip ideal",
+                )
+                for loop in _hasty(network)
+            ]
+        can = f"its synapses wait at most {most} steps" if most else "it has no synaptic delays"
+        return [
+            Problem(
+                connection.name,
+                f"spikes from {connection.source} to {connection.target} wait {wait:,} steps on "
+                f"{self.name}; {can}",
+                "use --skips relay, or --chip ideal",
+            )
+            for connection in network.connections
+            if (wait := network.waits(connection)) > most
+        ]
+
+    @property
+    def delay_max(self) -> int | None:
+        """The most steps that a synapse can wait; 0 without delays, None without limit.
+
+        Only an unbounded machine whose synapses are not laid into a memory has no limit; every other chip
+        that states no delays has none.
+        """
+        if self.delays is not None:
+            return self.delays.steps_max.value
+        return None if self.arithmetic == "unbounded" and self.packing is None else 0
+
+    def waiting_neurons(self, steps: int) -> int | None:
+        """Neurons whose synapses wait up to so many steps that a core has room for; None without limit.
+
+        A neuron takes a power of two of slots, one of which is the present, and one is left free.
+        """
+        slots = None if self.delays is None else self.delays.slots_per_core
+        return None if slots is None else slots.value >> (steps + 1).bit_length()
 
     @property
     def state_limit(self) -> int | None:
@@ -383,6 +469,17 @@ class Chip(_Table):
         bits = self.registers.bias_mant_bits
         half = 1 << ((32 if bits is None else bits.value) - 1)
         return (-half, half - 1)
+
+
+def _hasty(network: IntegerNetwork) -> list[tuple[Population, ...]]:
+    """The loops of ``network`` with fewer steps of delay than hops, by their populations."""
+    ways = [(c.source, c.target, c.delay) for c in network.connections]
+    names = [[population.name for population in part] for part in network.parts]
+    return [
+        part
+        for part, inside in zip(network.parts, names, strict=True)
+        if order.depths([], inside, [w for w in ways if {w[0], w[1]} <= set(inside)]) is None
+    ]
 
 
 @cache

@@ -46,7 +46,7 @@ def simulate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="NPZ", help="Write the spikes of every layer.")
+        Path | None, typer.Option(metavar="NPZ", help="Write the spikes of every population.")
     ] = None,
     states: Annotated[
         bool, typer.Option("--states", help="With --out: write u and v too.")
@@ -66,6 +66,7 @@ def simulate(
     from stl_deploy.formats import integer_nir as nir_file
     from stl_deploy.formats import raster as rasters
     from stl_deploy.hw_sim import simulate as sim
+    from stl_deploy.hw_sim.account.energy import unscheduled
     from stl_deploy.report.sections import render
 
     if states and out is None:
@@ -82,11 +83,13 @@ def simulate(
         raise InputError(Problem("--energy-model", what))
     raster = rasters.check_fits(rasters.stream(data).first(limit), str(data), network)
     with _spread(dask) as spread, progress(as_json) as bar:
-        task = bar.add_task("simulate", total=raster.shape[0], note="samples")
+        task = bar.add_task("simulate", total=sim.samples(raster), note="samples")
         done = sim.Simulator(network, energy_model=energy_model).run(
             raster, out, states, lambda n: bar.update(task, completed=n), spread
         )
     activity, counts = sim.summarize(network, done, raster), done.counts
+    if (problem := unscheduled(network)) is not None:
+        warn(str(problem))
     if report is not None:
         write(report, render(model.name, network, activity=activity).encode())
     result = to_json(network, counts, activity.energies, activity.accuracy)
@@ -115,6 +118,7 @@ def to_json(
     from stl_deploy.chips import facts as chips
     from stl_deploy.chips import placement
     from stl_deploy.hw_sim.account import neurobench
+    from stl_deploy.ir.network import synapse_count
 
     bench = neurobench.metrics(network, counts)
     traffic = {e.traffic.placed.chip: e.traffic for e in energies.values()}
@@ -135,6 +139,24 @@ def to_json(
                 "cores": None if placed is None else placed.layers[c.name].cores,
             }
             for c in counts.layers
+        ],
+        "connections": [
+            {
+                "name": c.name,
+                "source": c.source,
+                "target": c.target,
+                "delay": c.delay,
+                "waits": None if network.depth is None else network.waits(c),
+                "synapses": synapse_count(network, c),
+                "synops": int(did.synops.sum()),
+                "neurobench": None if of is None else vars(of),
+            }
+            for c, did, of in zip(
+                network.connections,
+                counts.connections,
+                neurobench.operations(network, counts),
+                strict=True,
+            )
         ],
         "profiles": {name: _energy_json(e) for name, e in energies.items()},
         "traffic": {chip: _traffic_json(t) for chip, t in traffic.items()},
@@ -203,7 +225,7 @@ def _print(
     table(
         f"{model} on {result['chip']}, mean per inference over {n:,} samples of "
         f"{result['timesteps']} steps ({result['physical_steps']:,} physical)",
-        ("layer", "spikes", "synops", "updates", "active", "cores"),
+        ("population", "spikes", "synops", "updates", "active", "cores"),
         [
             (
                 row["name"],

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import nir
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.neurons import Reset
-from stl_deploy.ir.notes import (
-    Limit,
-    Lowering,
-)
+from stl_deploy.ir.notes import Limit, Lowering
+from stl_deploy.ir.order import MAX_DELAY
 from stl_deploy.ir.slices import WeightPrecision
-from stl_deploy.ir.units import FORGETS, FRACTION_BITS, MAX_STEPS
+from stl_deploy.ir.units import FRACTION_BITS, MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 
 FORMAT = "stl-deploy/integer"
-ResetText = Literal["same-step, to zero", "same-step, as its layer says"]
-RESETS: dict[int, ResetText] = {
-    1: "same-step, to zero",
-    2: "same-step, as its layer says",
-    3: "same-step, as its layer says",
-}
-Version = Literal[1, 2, 3]
+VERSION = 4
+MOST = 5000  # populations, and connections: their checks grow with the square
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Meta(BaseModel):
@@ -41,7 +27,7 @@ class _Meta(BaseModel):
 
 
 class PrecisionMeta(_Meta):
-    """See ``network.Precision``."""
+    """See ``notes.Precision``."""
 
     mode: Literal["proven", "checked"]
     effective_bits: float
@@ -49,65 +35,66 @@ class PrecisionMeta(_Meta):
     limit: int | None
     calibrated: int = Field(default=0, ge=0)
 
-    @model_serializer(mode="wrap")
-    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        row: dict[str, Any] = write(self)
-        if not self.calibrated:
-            del row["calibrated"]
-        return row
-
 
 class RoundingMeta(_Meta):
-    """See ``network.Rounding``."""
+    """See ``notes.Rounding``."""
 
     changed: float
     mean: float
     largest: float
 
 
-class LayerMeta(_Meta):
-    """What NIR cannot say of a layer; ``weights`` names its weight (or SumPool2d) node.
+class InputMeta(_Meta):
+    """See ``network.Input``; its shape is that of the node of this name."""
 
-    ``folded`` says that the weight node carries single connections. ``recurrent`` names the node from
-    the neurons back to them. Files of version 1 do not have it, nor ``reset``; files before version 3
-    have no ``weight_precision``.
+    name: str
+    levels: int = Field(ge=1, le=MAX_SIGNED)
+    signed: bool
+    held: bool
+
+    @model_validator(mode="after")
+    def _fits_a_raster(self) -> InputMeta:
+        if self.levels > MAX_UNSIGNED and not self.signed:
+            raise ValueError(f"{self.levels} levels without a sign; at most {MAX_UNSIGNED}")
+        return self
+
+
+class PopulationMeta(_Meta):
+    """What NIR cannot say of the neurons of this name.
+
+    ``scale`` is that of the channels, or of every neuron; an OR population has none.
     """
 
     name: str
-    kind: Literal["lif", "or_pool"]
-    weights: str
-    du: int = Field(default=FORGETS, ge=0, le=FORGETS)
-    dv: int = Field(default=FORGETS, ge=0, le=FORGETS)
-    exp: int = Field(default=0, ge=0, le=7)
+    kind: Literal["lif", "or"]
     bias_exp: int = Field(default=FRACTION_BITS, ge=0, le=7)
-    weight_bits: int = Field(default=8, ge=2, le=8)
-    scale: list[float] = Field(default_factory=list)
-    precision: PrecisionMeta | None = None
-    rounding: RoundingMeta | None = None
-    folded: bool = False
-    recurrent: str | None = None
     reset: Reset = "zero"
-    weight_precision: WeightPrecision = "8"
+    scale: list[Scale] = Field(default_factory=list)
 
-    @property
-    def version(self) -> Version:
-        """The version of the file that can say this."""
-        if self.weight_precision != "8":
-            return 3
-        plain = (
-            self.du == FORGETS and self.dv > 0 and self.recurrent is None and self.reset == "zero"
-        )
-        rounded = self.precision is None or not self.precision.calibrated
-        return 1 if plain and rounded else 2
 
-    @model_serializer(mode="wrap")
-    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        row: dict[str, Any] = write(self)
-        if self.version == 1:
-            del row["recurrent"], row["reset"]
-        if self.version < 3:
-            del row["weight_precision"]
-        return row
+class ConnectionMeta(_Meta):
+    """See ``network.Connection``; ``node`` is the node of its weights.
+
+    Connections of one node have the same weights, and differ in source and delay alone.
+    """
+
+    name: str
+    source: str
+    target: str
+    node: str
+    exp: int = Field(ge=0, le=7)
+    bits: int = Field(ge=1, le=8)
+    precision: WeightPrecision
+    delay: int = Field(ge=0, le=MAX_DELAY)
+
+
+class ReadoutMeta(_Meta):
+    """See ``network.Readout``."""
+
+    classes: int = Field(ge=1)
+    population: int = Field(ge=1)
+    source: str
+    rule: Literal["mean over population and time"] = "mean over population and time"
 
 
 class LayerPlacementMeta(_Meta):
@@ -134,47 +121,27 @@ class PlacementMeta(_Meta):
 class IntegerMeta(_Meta):
     """The JSON string of ``model.nir``.
 
-    ``chip_facts`` are those of a chip that does not come with the package, as its file has them
-    (``chips/facts.py`` checks them); a file for another chip has no such key.
+    ``precision`` and ``rounding`` are by population. ``chip_facts`` are those of a chip that does not come
+    with the package, as its file has them (``chips/facts.py`` checks them).
     """
 
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
-    version: Version = 1
+    version: Literal[4] = VERSION
     chip: str
     timesteps: int = Field(ge=1, le=MAX_STEPS)
-    reset: ResetText = "same-step, to zero"
     compare: Literal[">"] = ">"
-    input_levels: int = Field(ge=1, le=255)
-    classes: int = Field(ge=1)
-    population: int = Field(ge=1)
-    readout: Literal["mean over population and time"] = "mean over population and time"
+    resets: Literal["same-step, as its population says"] = "same-step, as its population says"
+    inputs: list[InputMeta] = Field(min_length=1, max_length=MOST)
+    populations: list[PopulationMeta] = Field(min_length=1, max_length=MOST)
+    connections: list[ConnectionMeta] = Field(max_length=MOST)
+    readout: ReadoutMeta
     lowering: Lowering = "native"
     lowering_reason: str = ""
-    layers: list[LayerMeta]
+    precision: dict[str, PrecisionMeta] = Field(default_factory=dict)
+    rounding: dict[str, RoundingMeta] = Field(default_factory=dict)
     placement: PlacementMeta | None = None
     diagnostics: list[tuple[str, str, str]] = Field(default_factory=list)
     chip_facts: dict[str, Any] | None = None
-
-    @model_serializer(mode="wrap")
-    def _as_old_as_possible(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        row: dict[str, Any] = write(self)
-        if self.chip_facts is None:
-            del row["chip_facts"]
-        return row
-
-    @model_validator(mode="after")
-    def _says_what_it_can(self) -> IntegerMeta:
-        if self.reset != RESETS[self.version]:
-            raise ValueError(f"version {self.version} resets {RESETS[self.version]!r}")
-        for layer in self.layers:
-            if layer.version > max(self.version, 2):
-                raise ValueError(f"{layer.name}: before version 3 weights have precision '8'")
-            if layer.version > self.version:
-                raise ValueError(
-                    f"{layer.name}: in version 1 a LIF has du = {FORGETS}, resets to zero, leaks, is "
-                    "not recurrent and is not calibrated"
-                )
-        return self
 
 
 def holds_integers(graph: nir.NIRGraph) -> bool:
@@ -204,6 +171,14 @@ def read_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
                 "give the model.nir that stl-export wrote, not model.float.nir or a portable one",
             )
         )
+    if (version := data.get("version")) != VERSION:
+        raise InputError(
+            Problem(
+                where,
+                f"is of version {version!r} of the format; this stl-deploy reads version {VERSION}",
+                "export the model again (stl-export) with this stl-deploy",
+            )
+        )
     try:
         return IntegerMeta.model_validate(data)
     except ValidationError as error:
@@ -212,7 +187,7 @@ def read_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
                 Problem(
                     f"{where}: metadata {'.'.join(map(str, e['loc']))}",
                     e["msg"],
-                    "written by another version of stl-deploy?",
+                    "export the model again; was the file changed by hand?",
                 )
                 for e in error.errors(include_url=False)
             ]

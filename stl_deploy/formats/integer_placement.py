@@ -33,9 +33,9 @@ def _placed_meta(name: str, placed: LayerPlacement) -> LayerPlacementMeta:
 
 def from_meta(meta: PlacementMeta, network: IntegerNetwork, chip: chips.Chip) -> Placement:
     """The placement of the file. Raises ValueError where its blocks make another one."""
-    names, expected = [e.name for e in meta.layers], [layer.name for layer in network.layers]
+    names, expected = [e.name for e in meta.layers], list(network.by_name)
     if names != expected:
-        raise ValueError(f"places {', '.join(names)}; the layers are {', '.join(expected)}")
+        raise ValueError(f"places {', '.join(names)}; the populations are {', '.join(expected)}")
     rebuilt = place.rebuild(network, chip, {e.name: (e.blocks, e.order) for e in meta.layers})
     if rebuilt is None:
         raise ValueError(f"{chip.name} has no cores")

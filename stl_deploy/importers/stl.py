@@ -19,7 +19,7 @@ from stl_deploy.importers.given import Checkpoint, File, Model, Params
 from stl_deploy.ir import arch as A
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.units import UNIT
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 
 
 def read(

@@ -116,6 +116,10 @@ class FloatLayer:
         return f"it is a {self.neurons.kind} behind {before}"
 
 
+def _square(way):  # type: ignore[no-untyped-def]
+    return np.diag(way.weight.reshape(-1)) if way.kind == "one_to_one" else way.weight
+
+
 def layers_of(network: FloatNetwork) -> tuple[FloatLayer, ...]:
     """The layers of a float network that is a chain."""
     layers = []
@@ -134,7 +138,7 @@ def layers_of(network: FloatNetwork) -> tuple[FloatLayer, ...]:
                 p.neurons,
                 network.shape(before),
                 p.shape,
-                own[0].way.weight if own else None,
+                _square(own[0].way) if own else None,
                 own[0].name if own else "",
                 bias,
             )

@@ -28,6 +28,9 @@ from stl_deploy.ir.synapses import Shape
 Float = NDArray[np.float64]
 Values = Mapping[str, Float]
 Kind = Literal["lif", "if", "cuba", "threshold"]
+# dt / tau of neurons that keep all of v, where a node needs a tau: 1 - dt / tau is 1 in float64, and a power of
+# two moves no digit of r and v_leak. NIR's IF has neither a constant input nor a current.
+NO_LEAK = 2.0**-60
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,26 +109,29 @@ class FloatNeurons:
         )
 
     def node(self) -> nir.ir.NIRNode:
-        """Their node in a lowered float graph. What a LIF has as ``leak`` is not in it."""
+        """Their node in a lowered float graph."""
         made: G.Neurons
+        whole = self.step == 0
+        step = np.where(whole, NO_LEAK, self.step)
         if self.has_current:
-            tau_mem, r = G.euler(self.step, self.gain)
+            tau_mem, r = G.euler(step, self.gain)
             tau_syn, w_in = G.euler(self.current, self.drive)
             made = nir.CubaLIF(
                 tau_syn=tau_syn,
                 tau_mem=tau_mem,
                 r=r,
-                v_leak=self.leak / self.step,
+                v_leak=self.leak / step,
                 v_reset=np.zeros(self.shape),
                 v_threshold=self.threshold,
                 w_in=w_in,
             )
-        elif (self.step == 0).all():
+        elif whole.all() and not self.leak.any():
             made = G.integrate_and_fire(self.threshold)
             made.r = self.gain / G.DT
         else:
-            tau, r = G.euler(self.step, self.gain)
+            tau, r = G.euler(step, self.gain)
             made = G.lif(self.threshold, tau=tau, r=r)
+            made.v_leak = np.broadcast_to(self.leak / step, self.shape).copy()
         if self.reset != "zero":
             made.metadata["reset"] = self.reset
         return made
@@ -139,11 +145,16 @@ class NeuronNode:
     decode: Callable[[Values, float], FloatNeurons]
 
 
+def _kept(step: Float) -> Float:
+    """``step``, and 0 where it takes nothing from v."""
+    return np.where(1 - step == 1, 0.0, step)
+
+
 def _lif(p: Values, dt: float) -> FloatNeurons:
     step = dt / p["tau"]
     return FloatNeurons(
         kind="lif",
-        step=step,
+        step=_kept(step),
         gain=step * p["r"],
         leak=step * p["v_leak"],
         threshold=p["v_threshold"],
@@ -171,7 +182,7 @@ def _cuba(p: Values, dt: float) -> FloatNeurons:
     step, current = dt / p["tau_mem"], dt / p["tau_syn"]
     return FloatNeurons(
         kind="cuba",
-        step=step,
+        step=_kept(step),
         gain=step * p["r"],
         leak=step * p["v_leak"],
         threshold=p["v_threshold"],

@@ -127,6 +127,13 @@ class InputScale(_Foreign):
     levels: int
 
 
+@dataclass(eq=False)
+class Place(_Foreign):
+    """The input as channels ``first`` and following of the output, all others 0: a part of a concatenation."""
+
+    first: int
+
+
 def conv2d(
     weight: Array,
     bias: Array,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from stl_deploy.errors import Problem
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -19,6 +16,8 @@ class Precision:
     ``effective_bits`` is that of the worst channel; ``worst_sum`` the largest |a_in| any input can
     reach and ``limit`` what the chip holds (None: no limit). ``calibrated`` is the number of inputs that
     weights, bias and thresholds were fitted to, 0 where they are rounded each for itself.
+    ``connections`` are the effective bits of each connection, where several lead into the population: by
+    the name of the weights, with the source behind it in parentheses where the name stands for several.
     """
 
     mode: Literal["proven", "checked"]
@@ -26,6 +25,7 @@ class Precision:
     worst_sum: int
     limit: int | None
     calibrated: int = 0
+    connections: dict[str, float] = field(default_factory=dict)
 
 
 Lowering = Literal["native", "fold", "grouped"]
@@ -53,19 +53,19 @@ class Diagnostic:
     remedy: str = ""
 
 
-Limit = Literal["compartments", "synapse_bytes", "in_axons", "out_axons", "thresholds"]
+Limit = Literal["compartments", "synapse_bytes", "in_axons", "out_axons", "thresholds", "decays"]
 
 
 @dataclass(frozen=True)
 class LayerPlacement:
-    """The cores of one layer (see ``placement.py``).
+    """The cores of one population (see ``placement.py``).
 
     Attributes:
         first_core: number of its first core; the others follow.
         blocks: neurons on each core, dealt position by position and at each channel by channel.
-        bound_by: the limit that ended most blocks, None where none ended before the layer did.
+        bound_by: the limit that ended most blocks, None where none ended before the population did.
         fullest: of each limit, what the core needs that needs most of it.
-        total: the same over all cores, without thresholds.
+        total: the same over all cores, without thresholds and decays, of which cores may share values.
         order: the neurons, as numbered in the order of ``wiring.py``, as they are laid onto the
             cores; None where they are taken as they come.
     """
@@ -79,15 +79,16 @@ class LayerPlacement:
 
     @property
     def cores(self) -> int:
-        """How many cores the layer takes."""
+        """How many cores the population takes."""
         return len(self.blocks)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a network lies on ``chip``: its layers by name, in order.
+    """Where a network lies on ``chip``: ``layers`` are its populations by name, in order.
 
-    ``beyond`` lists what no core could hold, which ``quantize`` refuses.
+    ``beyond`` lists what no core could hold and delays that the chip does not have, all of which
+    ``quantize`` refuses.
     """
 
     chip: str

@@ -5,24 +5,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir import conv, slices
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.synapses import Geometry, Shape, Sparse
-from stl_deploy.ir.units import FRACTION_BITS
+from stl_deploy.ir import conv
+from stl_deploy.ir.synapses import Float, Geometry, Shape, Sparse
 
 MOST = 1 << 25  # single connections of a network, where the chip itself sets no limit
 
 
-def check(layer: LifLayer, synapses: Sparse) -> None:
+def check(synapses: Sparse, before: Shape, shape: Shape, unit: Float, qmax: int) -> None:
     """Raise ValueError unless the integers of a folded convolution are its kernel's, rounded.
 
-    Each to one of the two neighbouring integers, or to an end of the grid where that is nearer.
+    Each to one of the two neighbouring integers, or to an end of the grid +-``qmax`` where that is nearer. ``unit``
+    [neurons] is the float value of a weight of 1.
     """
     kernel = synapses.kernel
-    (c, h, w), (o, y, x) = layer.input_shape, layer.shape
+    (c, h, w), (o, y, x) = before, shape
     row, column, weight = conv.unroll(kernel.weight, (c, h, w), (o, y, x), *kernel.geometry)
-    unit = layer.scale * 2.0**layer.exp
-    qmax = slices.largest(layer.weight_precision, layer.weight_bits)
     expected = np.clip(weight / unit[row], -qmax, qmax)
     place = row.astype(np.int64) * synapses.size[1] + column
     given = synapses.row.astype(np.int64) * synapses.size[1] + synapses.column
@@ -31,10 +28,7 @@ def check(layer: LifLayer, synapses: Sparse) -> None:
         raise ValueError("a single connection is not one of its convolution's")
     stored = np.zeros(len(place))
     stored[at] = synapses.weight
-    step = 2.0 ** (layer.bias_exp - FRACTION_BITS)
-    bias = layer.bias_mant * step
-    wanted = np.repeat(kernel.bias, layer.neurons // len(kernel.bias)) / layer.scale
-    if (np.abs(stored - expected) >= 1).any() or (np.abs(bias - wanted) >= step).any():
+    if (np.abs(stored - expected) >= 1).any():
         raise ValueError("the single connections are not its convolution, rounded")
 
 

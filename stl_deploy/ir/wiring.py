@@ -1,4 +1,4 @@
-"""Which neurons reach which neurons of a layer, and by how many stored synapses.
+"""Which neurons reach which neurons of a population, and by how many stored synapses.
 
 Neurons are numbered here in the order in which placement deals them out: position by position, row
 after row, and at each position channel by channel ([H, W, C] of a population [C, H, W]). Neurons of
@@ -15,41 +15,50 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir.chain import Layer
-from stl_deploy.ir.synapses import Conv, Dense, Pair, Shape, Sparse
+from stl_deploy.ir.synapses import Conv, Dense, Pair, Shape, Synapses
 
 Int = NDArray[np.integer[Any]]
 _T = TypeVar("_T", bound=np.generic)
 
 
 class Wiring(Protocol):
-    """The synapses of one layer."""
+    """The synapses from one source into a population."""
 
     def counts(self, low: int, high: int) -> Int:
-        """How many synapses input neurons have to neurons low..high-1; those left out have none."""
+        """How many synapses neurons of the source have to neurons low..high-1; those left out have none."""
 
     def mark(self, low: int, high: int, reach: NDArray[np.int64]) -> None:
-        """Add 1 to ``reach`` (of the input's shape) at each input neuron with any such synapse."""
+        """Add 1 to ``reach`` (of the source's shape) at each of its neurons with any such synapse."""
 
     def fan_in(self) -> NDArray[np.int64]:
         """How many synapses each neuron has."""
 
 
-def of(layer: Layer, order: Sequence[int] | None = None) -> Wiring:
-    """The wiring of ``layer``, its neurons renumbered in ``order``."""
-    if order is not None or isinstance(layer.synapses, Sparse):
-        return SingleWiring(layer, np.arange(layer.neurons) if order is None else np.asarray(order))
-    if isinstance(layer.synapses, Dense):
-        return DenseWiring(layer.synapses)
-    return ConvWiring(layer.synapses, layer.input_shape, layer.shape)
+def of(
+    synapses: Synapses, before: Shape, shape: Shape, order: Sequence[int] | None = None
+) -> Wiring:
+    """The wiring of ``synapses`` from a source of the shape ``before`` into a population of ``shape``.
+
+    The neurons are renumbered in ``order``.
+    """
+    if synapses.kind == "dense":
+        rows = dealt(np.arange(math.prod(shape)), shape)
+        return DenseWiring(synapses, rows if order is None else rows[np.asarray(order)])
+    if synapses.kind == "conv" and order is None:
+        return ConvWiring(synapses, before, shape)
+    return together([synapses], before, shape, order)
 
 
-def own(layer: Layer, order: Sequence[int] | None = None) -> Wiring | None:
-    """The synapses from ``layer`` into itself, its neurons renumbered in ``order``; None without."""
-    if layer.recurrent is None:
-        return None
-    rows = dealt(np.arange(layer.neurons), layer.shape)
-    return DenseWiring(Dense(layer.recurrent.weight[rows if order is None else rows[list(order)]]))
+def together(
+    ways: Sequence[Synapses], before: Shape, shape: Shape, order: Sequence[int] | None = None
+) -> Wiring:
+    """The wiring of several synapses between the same two; those between the same neurons count once."""
+    each = [synapses.entries(before, shape) for synapses in ways]
+    if len(each) == 1:
+        return SingleWiring(*each[0], before, shape, order)
+    width = math.prod(before)
+    pairs = np.concatenate([neurons.astype(np.int64) * width + inputs for neurons, inputs in each])
+    return SingleWiring(*np.divmod(np.unique(pairs), width), before, shape, order)
 
 
 def dealt(values: Int, shape: Shape) -> NDArray[np.int64]:
@@ -72,10 +81,12 @@ def coordinates(index: int, shape: Shape) -> Shape:
 
 
 class DenseWiring:
-    """All-to-all; input neurons in C order."""
+    """All-to-all, from inputs in C order to the neurons ``rows``, numbered in C order."""
 
-    def __init__(self, dense: Dense) -> None:
+    def __init__(self, dense: Dense, rows: Int) -> None:
         self.stored = dense.weight != 0
+        if (rows != np.arange(len(rows))).any():
+            self.stored = self.stored[rows]
 
     def counts(self, low: int, high: int) -> Int:
         """See ``Wiring``."""
@@ -159,17 +170,23 @@ class ConvWiring:
 
 
 class SingleWiring:
-    """Any layer, synapse by synapse, its neurons numbered in an order of their own."""
+    """Any synapses, one by one: ``neurons`` [n] and ``inputs`` [n] in C order.
 
-    def __init__(self, layer: Layer, order: NDArray[np.integer[Any]]) -> None:
-        neurons, inputs = layer.synapses.entries(layer.input_shape, layer.shape)
+    The neurons are renumbered in ``order``.
+    """
+
+    def __init__(
+        self, neurons: Int, inputs: Int, before: Shape, shape: Shape, order: Sequence[int] | None
+    ) -> None:
+        size = math.prod(shape)
         # Rows of C order -> places in the order of placement -> places in ``order``.
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        row = undealt(place, layer.shape).reshape(-1)[neurons]
+        place = np.arange(size)
+        if order is not None:
+            place[np.asarray(order)] = np.arange(size)
+        row = undealt(place, shape).reshape(-1)[neurons]
         self.columns = inputs[np.argsort(row, kind="stable")]
-        self.starts = np.concatenate([[0], np.bincount(row, minlength=len(order)).cumsum()])
-        self.inputs = math.prod(layer.input_shape)
+        self.starts = np.concatenate([[0], np.bincount(row, minlength=size).cumsum()])
+        self.inputs = math.prod(before)
 
     def counts(self, low: int, high: int) -> Int:
         """See ``Wiring``."""

@@ -1,14 +1,15 @@
 """What arrives at the neurons of a graph: everything linear between two populations, multiplied out.
 
-Several paths are added up. The result is a sum for each population: of each source a map, and a constant.
-What a chain can hold of that is settled in ``chain.py``.
+Several paths are added up. The result is a sum for each population: of each source, and each number of steps
+that its spikes are late, one or more maps; and a constant. What a population can hold of that is settled in
+``population.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import nir
@@ -29,27 +30,40 @@ from stl_deploy.lower.nodes import (
     shape_behind,
 )
 
+MAX_TERMS = 50  # of one sum: paths that stay apart multiply
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
     """What one source contributes: ``way`` of its values, over ``divisor``, times ``post`` if not None.
 
-    ``weights`` is the name of the last node with weights on the way.
+    The values are those of ``delay`` steps before, and stand among zeros where there is a ``place``. ``weights``
+    is the name of the last node with weights on the way.
     """
 
-    way: L.Map
+    source: str
+    way: L.Map = L.IDENTITY
     weights: str = ""
     post: Array | None = None
     divisor: int = 1
+    delay: int = 0
+    place: L.Place | None = None
 
     def behind(self, node: Linear, name: str) -> Term:
         """The term behind one more ``node`` called ``name``. Raises CannotFold where it is none."""
-        way = node.way
         made = replace(
             self,
             weights=name if node.weighted or not self.weights else self.weights,
             divisor=self.divisor * node.divisor,
+            delay=self.delay + node.delay,
         )
+        if node.place is not None:
+            inside = self.place
+            return replace(made, place=inside.within(node.place) if inside else node.place)
+        way = node.way
+        if self.place is not None:
+            way, place = L.reading(way, self.place)
+            made = replace(made, place=place)
         if self.post is not None:
             if way.kind != "scale":
                 raise L.CannotFold("a scale that differs within a channel is followed by weights")
@@ -62,20 +76,38 @@ class Term:
                 return replace(made, post=np.broadcast_to(way.scale, (size,)))
         return replace(made, way=L.after(self.way, way))
 
-    def plus(self, other: Term) -> Term:
-        """Both terms of one source as one. Raises CannotFold where they are none."""
-        if self.post is not None or other.post is not None or self.divisor != other.divisor:
-            raise L.CannotFold("scaled neuron by neuron")
-        way = L.add(self.way, other.way)
+    def plus(self, other: Term) -> Term | None:
+        """Both terms as one; None where they are not a single one."""
+        if (self.source, self.delay, self.divisor) != (other.source, other.delay, other.divisor):
+            return None
+        if self.post is not None or other.post is not None or self.place != other.place:
+            return None
+        try:
+            way = L.add(self.way, other.way)
+        except L.CannotFold:
+            return None
         return replace(self, way=way, weights=self.weights or other.weights)
+
+
+def merged(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """``terms`` with those of the same source and delay as one wherever they are a single map."""
+    found: list[Term] = []
+    for term in terms:
+        for i, before in enumerate(found):
+            if (both := before.plus(term)) is not None:
+                found[i] = both
+                break
+        else:
+            found.append(term)
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """What arrives somewhere: the terms of its sources, and a constant, together of ``shape``."""
+    """What arrives somewhere: terms of its sources, and a constant, together of ``shape``."""
 
     shape: Shape
-    terms: Mapping[str, Term]
+    terms: tuple[Term, ...]
     constant: Array | None = None
 
 
@@ -83,7 +115,7 @@ class Sum:
 class Flow:
     """A graph without graphs inside, with the shape of what leaves each node.
 
-    It has one Input and one Output, and every node is finite in its numbers. Problems are collected:
+    It has one Output, and every node is finite in its numbers. Problems are collected:
     ``broken`` for what means nothing, ``problems`` for what has a meaning, but no place on a chip.
     """
 
@@ -102,10 +134,9 @@ class Flow:
             raise LoweringError(self.problems)
 
     @property
-    def start(self) -> str:
-        """The name of the Input."""
-        (name,) = (n for n, node in self.nodes.items() if isinstance(node, nir.Input))
-        return name
+    def inputs(self) -> list[str]:
+        """The names of the Inputs."""
+        return [name for name, node in self.nodes.items() if isinstance(node, nir.Input)]
 
     @property
     def end(self) -> str:
@@ -118,11 +149,11 @@ class Flow:
         return as_image(shape) if self.reading.foreign else shape
 
     def spread_shapes(self) -> None:
-        """Shapes from the input on, along any edge; nodes that none reaches are named."""
+        """Shapes from the inputs on, along any edge; nodes that none reaches are named."""
         following = self.following()
-        start = self.start
-        self.shapes[start] = self._shape_of(self.nodes[start].input_type["input"])
-        pending = deque([start])
+        for start in self.inputs:
+            self.shapes[start] = self._shape_of(self.nodes[start].input_type["input"])
+        pending = deque(self.inputs)
         while pending:
             name = pending.popleft()
             for target in following[name]:
@@ -136,7 +167,7 @@ class Flow:
                     self.shapes[target] = ()
         if not self.broken:  # else what lies behind was not looked at
             self.broken += [
-                Problem(name, "is not reached from the input")
+                Problem(name, "is not reached from an input")
                 for name in self.nodes
                 if name not in self.shapes
             ]
@@ -161,6 +192,14 @@ class Flow:
             for name in G.on_cycles(at_once, self.edges)
         ]
 
+    def check_sums(self) -> None:
+        """Note the loops of delays alone: what goes round in one never ends, and is no finite sum."""
+        between = [name for name, node in self.nodes.items() if not isinstance(node, SPIKING)]
+        self.problems += [
+            Problem(name, "is in a loop without neurons", "put neurons into the loop")
+            for name in G.on_cycles(between, self.edges)
+        ]
+
     def following(self) -> dict[str, list[str]]:
         """The targets of each node's edges."""
         following: dict[str, list[str]] = {name: [] for name in self.nodes}
@@ -177,7 +216,7 @@ class Flow:
         arriving: dict[str, list[Sum | None]] = {name: [] for name in self.nodes}
         sums: dict[str, Sum] = {}
         ready: deque[tuple[str, Sum | None]] = deque(
-            (name, Sum(self.shapes[name], {name: Term(L.IDENTITY)}))
+            (name, Sum(self.shapes[name], (Term(name),)))
             for name, node in self.nodes.items()
             if isinstance(node, (nir.Input, *SPIKING))
         )
@@ -201,53 +240,64 @@ class Flow:
 
     def _join(self, name: str, parts: list[Sum]) -> Sum:
         """Several in-edges add up."""
-        total = Sum(parts[0].shape, {})
+        shape = parts[0].shape
+        constant: Array | None = None
         for part in parts:
-            if part.shape != total.shape:
-                self.broken.append(
-                    Problem(name, f"gets inputs of shapes {total.shape} and {part.shape}")
-                )
-                return total
-            terms = dict(total.terms)
-            for source, term in part.terms.items():
-                if source not in terms:
-                    terms[source] = term
-                    continue
-                try:
-                    terms[source] = terms[source].plus(term)
-                except L.CannotFold as error:
-                    what = f"receives {source} on two paths that are not a single layer: {error}"
-                    self.problems.append(Problem(name, what))
-            constant = part.constant
-            if total.constant is not None and constant is not None:
-                constant = total.constant + constant
-            elif constant is None:
-                constant = total.constant
-            total = Sum(part.shape, terms, constant)
-        return total
+            if part.shape != shape:
+                what = f"gets inputs of shapes {shape} and {part.shape}"
+                self.broken.append(Problem(name, what))
+                return parts[0]
+            if part.constant is not None:
+                constant = part.constant if constant is None else constant + part.constant
+        terms = [term for part in parts for term in part.terms]
+        return Sum(shape, merged(terms) if len(parts) > 1 else tuple(terms), constant)
 
     def _behind(self, name: str, total: Sum) -> Sum | None:
         """What leaves a linear node; None where it cannot be said, and the problem is noted."""
+        if len(total.terms) > MAX_TERMS:
+            what = f"adds up {len(total.terms)} paths, more than {MAX_TERMS}"
+            self.problems.append(Problem(name, what, "place neurons in between"))
+            return None
         try:
             node = linear(self.nodes[name], total.shape, self.reading)
-            terms = {source: term.behind(node, name) for source, term in total.terms.items()}
-            arrived = None if total.constant is None else node.way.apply(total.constant)
+            terms = merged(term.behind(node, name) for term in total.terms)
+            arrived = _constant_behind(total.constant, node)
+        except Late:
+            what = "delays a bias too, which is there from the first step on"
+            remedy = "put the Delay before the weights with the bias"
+            self.problems.append(Problem(name, what, remedy))
+            return None
         except L.CannotFold as error:
+            late = isinstance(self.nodes[name], nir.Delay)
+            what = "cannot be one layer of weights with what is before it"
+            remedy = "place neurons in between, or fold it before the export"
             self.problems.append(
-                Problem(
-                    name,
-                    f"cannot be one layer of weights with what is before it: {error}",
-                    "place neurons in between, or fold it before the export",
-                )
+                Problem(name, str(error), "split it into several Delays")
+                if late
+                else Problem(name, f"{what}: {error}", remedy)
             )
             return None
         except (ValueError, OverflowError) as error:
             self.broken.append(Problem(name, str(error)))
             return None
-        if arrived is not None:
-            arrived = arrived.reshape(node.out_shape)
-            arrived = arrived if node.divisor == 1 else arrived / node.divisor
-        if node.constant is not None:
-            constant = node.constant.reshape(node.out_shape)
-            arrived = constant if arrived is None else arrived + constant
         return Sum(node.out_shape, terms, arrived)
+
+
+class Late(ValueError):
+    """A constant that does not arrive in the first steps."""
+
+
+def _constant_behind(constant: Array | None, node: Linear) -> Array | None:
+    """The constant that leaves ``node``. Raises Late where it is delayed."""
+    arrived = constant
+    if arrived is not None and node.delay and arrived.any():
+        raise Late
+    if arrived is not None:
+        arrived = node.way.apply(arrived)
+        arrived = arrived if node.place is None else node.place.filled(arrived)
+        arrived = arrived.reshape(node.out_shape)
+        arrived = arrived if node.divisor == 1 else arrived / node.divisor
+    if node.constant is not None:
+        own = node.constant.reshape(node.out_shape)
+        arrived = own if arrived is None else arrived + own
+    return arrived

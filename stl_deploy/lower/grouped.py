@@ -5,15 +5,15 @@ core's thresholds are rounded to the few values that cost least. The cost of mov
 the change relative to vth + 1: a neuron does not change when its weights and threshold are scaled
 together, so that relative changes compare between neurons.
 
-The finer the thresholds shall be, the more cores a stretch of the layer is spread over (``spread``,
+The finer the thresholds shall be, the more cores a stretch of a population is spread over (``spread``,
 see ``placement.py``): an input then goes to more cores, and more axons and memory are needed. Every
-layer takes the spread with which the sum of the layers' mean changes is least, while the network
-takes no more chips than with its neurons in order.
+population takes the spread with which the sum of the mean changes is least, while the network takes no
+more chips than with its neurons in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import placement
 from stl_deploy.chips.facts import Chip
-from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import wiring
-from stl_deploy.ir.chain import Layer, LifLayer
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork, Population
 from stl_deploy.ir.notes import LayerPlacement, Placement, Rounding
 
 Int64 = NDArray[np.int64]
@@ -39,7 +37,7 @@ def pack(network: IntegerNetwork, chip: Chip) -> IntegerNetwork:
     plain = network.placement
     if plain is None or chip.limits.cores_per_chip is None:
         raise ValueError(f"{chip.name} has no cores")
-    names = [layer.name for layer in network.lif_layers]
+    names = [population.name for population in network.weighted]
     options: list[_Option] = []
     for spread in SPREADS:
         placed = placement.place(network, chip, dict.fromkeys(names, spread))
@@ -54,13 +52,13 @@ def pack(network: IntegerNetwork, chip: Chip) -> IntegerNetwork:
         assert placed is not None
         if placed.cores <= budget or not any(spread > 1 for spread in chosen.values()):
             return _rounded(network, placed, chip)
-        # A layer's cores depend a little on the spread of the next one: aim lower by what is over.
+        # A population's cores depend a little on the spread of its targets: aim lower by what is over.
         left -= placed.cores - budget
 
 
 @dataclass(frozen=True)
 class _Option:
-    """A spread of a layer: the cores that it takes with the pools before it, and the mean change."""
+    """A spread of a population: the cores that it takes with its pools (``_cores``), and the mean change."""
 
     name: str
     spread: int
@@ -69,24 +67,43 @@ class _Option:
 
 
 def _cores(network: IntegerNetwork, placed: Placement) -> dict[str, int]:
-    """Cores of every LIF layer and the pools before it, which depend on its spread.
+    """Cores of every weighted population and of the pools whose cores depend on its spread most.
 
-    Pools behind the last count with it.
+    The more cores its neurons are spread over, the more axons lead out of the pools before it. A pool counts
+    once: with the first weighted population that it leads to, or else with the first that leads to it.
     """
-    cores: dict[str, int] = {}
-    waiting = 0
-    for layer in network.layers:
-        waiting += placed.layers[layer.name].cores
-        if layer.kind == "lif":
-            cores[layer.name], waiting = waiting, 0
-    cores[network.lif_layers[-1].name] += waiting
+    cores = {
+        population.name: placed.layers[population.name].cores for population in network.weighted
+    }
+    for population in network.populations:
+        if population.name not in cores:
+            behind = _nearest(network, population.name, cores, ahead=True)
+            with_it = behind or _nearest(network, population.name, cores, ahead=False)
+            if with_it is not None:
+                cores[with_it] += placed.layers[population.name].cores
     return cores
 
 
-def _choose(options: Sequence[_Option], names: Sequence[str], budget: int) -> dict[str, int]:
-    """The spread of each layer with the least sum of changes within ``budget`` cores.
+def _nearest(
+    network: IntegerNetwork, name: str, weighted: Mapping[str, int], ahead: bool
+) -> str | None:
+    """The first weighted population that a pool leads to (``ahead``), or is led to from, through pools."""
+    seen, found = {name}, [name]
+    for here in found:
+        ways = network.out_of(here) if ahead else network.into(here)
+        for other in (way.target if ahead else way.source for way in ways):
+            if other in weighted:
+                return other
+            if other not in seen and other not in network.inputs:
+                seen.add(other)
+                found.append(other)
+    return None
 
-    Dynamic programming over the layers; 1 for all where nothing fits.
+
+def _choose(options: Sequence[_Option], names: Sequence[str], budget: int) -> dict[str, int]:
+    """The spread of each population with the least sum of changes within ``budget`` cores.
+
+    Dynamic programming over the populations; 1 for all where nothing fits.
     """
     # By cores taken: the least sum of changes so far, and the spreads that give it.
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
@@ -110,28 +127,32 @@ def _choose(options: Sequence[_Option], names: Sequence[str], budget: int) -> di
 def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerNetwork:
     """``network`` on ``placed``, with the thresholds of each core rounded."""
     held = placement.limits(chip)["thresholds"]
-    layers: list[Layer] = []
+    populations: list[Population] = []
     rounding: dict[str, Rounding] = {}
-    for layer in network.layers:
-        if layer.kind == "lif":
-            layer, rounding[layer.name] = _round(layer, placed.layers[layer.name], held)
-        layers.append(layer)
-    lowered = chain_view.with_layers(
-        network, tuple(layers), lowering="grouped", rounding=rounding, placement=None
+    for population in network.weighted:
+        rounded, told = _round(population, placed.layers[population.name], held)
+        populations.append(rounded)
+        rounding[population.name] = told
+    lowered = replace(
+        network.changed(*populations), lowering="grouped", rounding=rounding, placement=None
     )
     return replace(lowered, placement=placement.again(lowered, chip, placed))
 
 
-def _round(layer: LifLayer, placed: LayerPlacement, held: int) -> tuple[LifLayer, Rounding]:
-    """``layer`` with at most ``held`` thresholds on each core, and what that changed."""
-    vth = wiring.dealt(layer.vth, layer.shape)
+def _round(
+    population: Population, placed: LayerPlacement, held: int
+) -> tuple[Population, Rounding]:
+    """``population`` with at most ``held`` thresholds on each core, and what that changed."""
+    shape = population.shape
+    vth = wiring.dealt(np.broadcast_to(population.neurons.vth, shape), shape)
     rounded = np.empty_like(vth)
-    for neurons in placement.by_core(placed, layer.neurons):
+    for neurons in placement.by_core(placed, population.size):
         rounded[neurons] = nearest(vth[neurons], held)
     change = np.abs(rounded - vth) / (vth + 1)
     moved = float((rounded != vth).mean())
     told = Rounding(moved, float(change.mean()), float(change.max()))
-    return replace(layer, vth=wiring.undealt(rounded.astype(np.int32), layer.shape)), told
+    laid = wiring.undealt(rounded.astype(np.int32), shape)
+    return replace(population, neurons=replace(population.neurons, vth=laid)), told
 
 
 def nearest(vth: Int64, count: int) -> Int64:

@@ -7,6 +7,7 @@ scales, BatchNorm, several weights in a row. All of that is linear, so it is mul
     convolution after convolution (and pooling is one)
                              kernel k1 + (k2 - 1) s1 d2, stride s1 s2, padding p1 + p2 s1
     scale                    into rows or columns of dense weights, into channels of a kernel
+    place among zeros        rows of zeros of what is before it, columns less of what is behind it
 
 The second holds where the rim of zeros around the inner result is the rim of the outer one: without
 padding in between, or for windows that tile the plane. Maps have no bias; constants are carried apart.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,22 @@ class Diagonal:
         factor = per_channel(self.scale, shape).astype(np.float64).reshape(-1, 1, 1, 1)
         return conv(factor, (1, 1), (0, 0), (1, 1), shape[0], shape)
 
+    def full(self, shape: Shape) -> Array:
+        """The factors as float64 of ``shape``."""
+        return np.broadcast_to(_of(self.scale, shape), shape).astype(np.float64)
+
+    def rows_times(self, factor: Array) -> Diagonal:
+        """Each value times one more factor of its own."""
+        return Diagonal(self.scale.astype(np.float64) * factor.reshape(-1))
+
+    def divided(self, by: int) -> Diagonal:
+        """All factors divided."""
+        return Diagonal(self.scale.astype(np.float64) / by)
+
+    def same(self, other: Map) -> bool:
+        """Whether it is the same map."""
+        return other.kind == "scale" and np.array_equal(self.scale, other.scale)
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -90,10 +107,6 @@ class Dense:
         """See ``Diagonal``."""
         return self
 
-    def weights(self, _shape: Shape) -> Dense:
-        """See ``Diagonal``."""
-        return self
-
     def rows_times(self, factor: Array) -> Dense:
         """Each row times its own factor."""
         return Dense(self.weight.astype(np.float64) * factor.reshape(-1, 1))
@@ -101,6 +114,10 @@ class Dense:
     def divided(self, by: int) -> Dense:
         """All weights divided."""
         return Dense(self.weight.astype(np.float64) / by)
+
+    def same(self, other: Map) -> bool:
+        """See ``Diagonal``."""
+        return other.kind == "dense" and np.array_equal(self.weight, other.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +142,18 @@ class Conv:
         _check_weights(math.prod(self.out_shape), math.prod(shape))
         return Dense(matrix(self).toarray())
 
-    def weights(self, _shape: Shape) -> Conv:
-        """See ``Diagonal``."""
-        return self
+    def channels_times(self, factor: Array) -> Conv:
+        """Each output channel times its own factor."""
+        return replace(self, weight=self.weight.astype(np.float64) * factor[:, None, None, None])
 
     def divided(self, by: int) -> Conv:
         """All weights divided."""
         return replace(self, weight=self.weight.astype(np.float64) / by)
+
+    def same(self, other: Map) -> bool:
+        """See ``Diagonal``."""
+        alike = other.kind == "conv" and other.geometry == self.geometry
+        return alike and np.array_equal(self.weight, other.weight)
 
     @property
     def window(self) -> Pair | None:
@@ -146,6 +168,24 @@ class Conv:
 
 Map = Diagonal | Dense | Conv
 IDENTITY = Diagonal(np.ones(1))
+
+
+class Place(NamedTuple):
+    """Where values stand among zeros: ``size`` of them from ``start`` on, of ``total``, in C order."""
+
+    start: int
+    size: int
+    total: int
+
+    def filled(self, values: Array, rest: float = 0.0) -> Array:
+        """``values`` [size] at their place, ``rest`` everywhere else: float64 [total]."""
+        full = np.full(self.total, rest)
+        full[self.start : self.start + self.size] = values.reshape(-1)
+        return full
+
+    def within(self, outer: Place) -> Place:
+        """The place of the values where all that it is of stands at ``outer``."""
+        return Place(outer.start + self.start, self.size, outer.total)
 
 
 def conv(
@@ -202,6 +242,51 @@ def add(one: Map, other: Map) -> Map:
     return total
 
 
+def reading(way: Map, place: Place) -> tuple[Map, Place | None]:
+    """What ``way`` makes of values at ``place`` alone, and the place of that; None where it is all."""
+    start, stop = place.start, place.start + place.size
+    if way.kind == "scale":
+        return (way if way.scale.size == 1 else Diagonal(way.scale[start:stop])), place
+    if way.kind == "dense":
+        return Dense(way.weight[:, start:stop]), None
+    area = math.prod(way.in_shape[1:])
+    if start % area or stop % area:
+        raise CannotFold("a concatenation that splits a channel is followed by a convolution")
+    first, last = start // area, stop // area
+    in_shape = (last - first, *way.in_shape[1:])
+    (outputs, each), groups = way.weight.shape[:2], way.geometry.groups
+    if groups == 1 or first % each or last % each:
+        weight = way.weight if groups == 1 else _ungrouped(way, 1)[0]
+        geometry = way.geometry._replace(groups=1)
+        return Conv(weight[:, first:last], geometry, in_shape, way.out_shape), None
+    first, last, inside = first // each, last // each, outputs // groups
+    geometry = way.geometry._replace(groups=last - first)
+    rows = slice(first * inside, last * inside)
+    out_shape = ((last - first) * inside, *way.out_shape[1:])
+    area = math.prod(way.out_shape[1:])
+    found = Place(first * inside * area, math.prod(out_shape), math.prod(way.out_shape))
+    return Conv(way.weight[rows], geometry, in_shape, out_shape), found
+
+
+def among_zeros(way: Map, place: Place, in_shape: Shape, shape: Shape) -> Dense | Conv:
+    """``way`` of an input of ``in_shape`` with rows of zeros, so that values of ``shape`` come out."""
+    area = math.prod(shape[1:])
+    image = len(shape) == 3 and not place.start % area and not place.size % area
+    if way.kind == "scale" and image and in_shape[1:] == shape[1:]:
+        way = way.weights(in_shape)
+    if way.kind == "conv" and image:
+        channels = slice(place.start // area, (place.start + place.size) // area)
+        kernel = _ungrouped(way, 1)[0]
+        weight = np.zeros((shape[0], *kernel.shape[1:]))
+        weight[channels] = kernel
+        return Conv(weight, way.geometry._replace(groups=1), way.in_shape, shape)
+    inside = way.dense(in_shape).weight
+    _check_weights(place.total, inside.shape[1])
+    rows = np.zeros((place.total, inside.shape[1]))
+    rows[place.start : place.start + place.size] = inside
+    return Dense(rows)
+
+
 def _scale_scale(first: Diagonal, second: Diagonal) -> Map:
     return Diagonal(first.scale * second.scale)
 
@@ -221,8 +306,7 @@ def _dense_scale(first: Dense, second: Diagonal) -> Map:
 
 
 def _conv_scale(first: Conv, second: Diagonal) -> Map:
-    factor = per_channel(second.scale, first.out_shape)
-    return replace(first, weight=first.weight.astype(np.float64) * factor[:, None, None, None])
+    return first.channels_times(per_channel(second.scale, first.out_shape))
 
 
 def _dense_dense(first: Dense, second: Dense) -> Map:

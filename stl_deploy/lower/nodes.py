@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import NEURONS, Float, FloatNeurons, decode
 from stl_deploy.ir.synapses import Pair, Shape
+from stl_deploy.ir.units import MAX_STEPS
 from stl_deploy.lower import linear as L
 
 Array = NDArray[Any]
 SPIKING = (*NEURONS, G.MaxPool2d)
+WHOLE = 1e-6  # of a step: by how much a delay in seconds may miss a whole number of steps
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Reading:
 class Linear(NamedTuple):
     """A linear node for an input of some shape: a map, then a constant of its output's shape.
 
-    ``weighted``: whether the node gives the layer of weights its name. ``divisor`` divides what comes out.
+    ``weighted``: whether the node gives the layer of weights its name. ``divisor`` divides what comes out,
+    which comes ``delay`` steps later, and among zeros where there is a ``place``.
     """
 
     way: L.Map
@@ -52,6 +55,8 @@ class Linear(NamedTuple):
     constant: Array | None = None
     weighted: bool = False
     divisor: int = 1
+    delay: int = 0
+    place: L.Place | None = None
 
 
 def as_image(shape: Shape) -> Shape:
@@ -68,9 +73,9 @@ def holds(node: nir.ir.NIRNode, dt: float) -> bool:
 
 def shape_behind(node: nir.ir.NIRNode, shape: Shape) -> Shape:
     """Shape of what leaves ``node`` for an input of ``shape``. Raises ValueError where it does not fit."""
-    if isinstance(node, G.MaxPool2d):
+    if isinstance(node, G.MaxPool2d | G.Place):
         if node.in_shape != shape:
-            raise ValueError(f"a pool of {node.in_shape} for an input of shape {shape}")
+            raise ValueError(f"a node for {node.in_shape} gets an input of shape {shape}")
         return node.out_shape
     known = SHAPES.get(type(node))
     return shape if known is None else known(node, shape)
@@ -235,14 +240,23 @@ def _flattened(node: nir.Flatten, shape: Shape) -> Shape:
     return (math.prod(shape),)
 
 
+def _place(node: G.Place, shape: Shape, _reading: Reading) -> Linear:
+    area = math.prod(shape[1:])
+    place = L.Place(node.first * area, math.prod(shape), math.prod(node.out_shape))
+    return Linear(L.IDENTITY, node.out_shape, place=place)
+
+
 def _delay(node: nir.Delay, shape: Shape, reading: Reading) -> Linear:
     steps = parameter(node, "delay", shape) / reading.dt
-    if np.rint(steps).any():
+    whole = np.rint(steps)
+    if np.ptp(whole) != 0 or (np.abs(steps - whole) > WHOLE).any():
         raise L.CannotFold(
-            f"a delay of {steps.min():g} to {steps.max():g} steps of {reading.dt:g} s; connections to "
-            "the next layer have none"
+            f"a delay of {span(steps)} steps of {reading.dt:g} s; all values of a Delay must wait the "
+            "same whole number of steps"
         )
-    return Linear(L.IDENTITY, shape)
+    if not 0 <= whole.flat[0] <= MAX_STEPS:
+        raise L.CannotFold(f"a delay of {span(steps)} steps is not in 0..{MAX_STEPS}")
+    return Linear(L.IDENTITY, shape, delay=int(whole.flat[0]))
 
 
 def _nothing(_node: nir.ir.NIRNode, shape: Shape, _reading: Reading) -> Linear:
@@ -263,6 +277,7 @@ LINEAR: dict[type, Callable[[Any, Shape, Reading], Linear]] = {
     G.BatchNorm: _batchnorm,
     G.InputScale: _input_scale,
     G.Dropout: _nothing,
+    G.Place: _place,
 }
 # Of nodes that change it. Other shapes are looked at where the node is read.
 SHAPES: dict[type, Callable[[Any, Shape], Shape]] = {

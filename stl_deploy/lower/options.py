@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Overflow = Literal["auto", "proven", "checked"]
 Thresholds = Literal["auto", "native", "fold", "grouped"]
+Skips = Literal["auto", "delay", "relay"]
 
 
 @dataclass(frozen=True)

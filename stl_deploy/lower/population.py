@@ -1,14 +1,14 @@
-"""A population with one layer of weights, a bias and recurrent weights: what a chip can hold of a sum.
+"""A population with its connections and a bias: what a lowered graph can hold of a sum.
 
 Factors that differ from neuron to neuron go into the weights; behind a convolution, whose weights are
-shared, into the thresholds, since v, inputs and threshold may be scaled together. ``v_leak`` of neurons
-without a synaptic current is a constant input v_leak / r.
+shared, into the thresholds, since v, all inputs and the threshold may be scaled together. A constant input
+is a bias of the weights; where those have one bias per channel and it differs within one, it is ``v_leak``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,20 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.lower import linear as L
-from stl_deploy.lower.flow import Sum, Term
+from stl_deploy.lower.flow import Term, merged
 from stl_deploy.lower.nodes import Array, Read
+
+Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """``way`` of what ``source`` sent ``delay`` steps ago; ``weights`` names it where the graph does."""
+
+    source: str
+    way: L.Map
+    weights: str = ""
+    delay: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,152 +41,236 @@ class Population:
 
     Attributes:
         node: the neurons as they stand in a lowered graph.
-        source, way, weights: where the spikes come from, the layer of weights, its name.
-        constant: the bias, of the population's shape, or of its channels behind a convolution.
-        recurrent, recurrent_name: weights from the neurons back to them.
+        connections: those that lead forward first.
+        bias: of all that arrives over connections with weights of their own, of the population's shape, or
+            of its channels behind a convolution.
         window: that of an OR pool, which has no weights of its own.
-        neurons: the same as ``node``; None for an OR pool.
     """
 
     name: str
     node: nir.ir.NIRNode
     shape: Shape
-    source: str
-    way: L.Dense | L.Conv
-    weights: str
-    constant: Array | None = None
-    recurrent: Array | None = None
-    recurrent_name: str = ""
+    connections: tuple[Connection, ...]
+    bias: Array | None = None
     window: Pair | None = None
-    neurons: FloatNeurons | None = None
-
-    def flat(self) -> Population:
-        """The same with single weights in the place of a convolution, and neurons in a row.
-
-        What an OR pool becomes fires, and forgets, whenever anything arrives.
-        """
-        if self.way.kind == "dense":
-            return self
-        size = math.prod(self.shape)
-        way, bias = self.way.dense(self.way.in_shape), self.constant
-        if self.neurons is None:
-            node: nir.ir.NIRNode = G.lif(np.full(size, 0.5), tau=2 * G.DT, r=2)
-        else:
-            node = self.neurons.reshaped((size,)).node()
-        if bias is not None:
-            bias = np.repeat(bias, size // len(bias))
-        return replace(self, node=node, shape=(size,), way=way, constant=bias, window=None)
-
-    def weight_nodes(self, name: str, shape: Shape) -> dict[str, nir.ir.NIRNode]:
-        """The nodes of the layer of weights, called ``name``, behind a population of ``shape``."""
-        way, bias = self.way, self.constant
-        if way.kind == "conv":
-            if self.window is not None:
-                return {name: G.sum_pool(self.window, way.in_shape)}
-            if bias is None:
-                bias = np.zeros(len(way.weight), way.weight.dtype)
-            stride, padding, dilation, groups = way.geometry
-            return {
-                name: G.conv2d(way.weight, bias, way.in_shape, stride, padding, groups, dilation)
-            }
-        nodes: dict[str, nir.ir.NIRNode] = {}
-        if len(shape) > 1:
-            nodes[f"{name}_flatten"] = G.flatten(shape)
-        nodes[name] = (
-            nir.Linear(weight=way.weight)
-            if bias is None
-            else nir.Affine(weight=way.weight, bias=bias.reshape(-1))
-        )
-        return nodes
 
     def numbers(self) -> Iterator[Array]:
         """All arrays of it."""
-        parts = (self.constant, self.recurrent, self.way.weight, *vars(self.node).values())
-        yield from (part for part in parts if isinstance(part, np.ndarray))
+        yield from (part for part in vars(self.node).values() if isinstance(part, np.ndarray))
+        if self.bias is not None:
+            yield self.bias
+        for c in self.connections:
+            yield c.way.scale if c.way.kind == "scale" else c.way.weight
 
 
-def or_pool(name: str, source: str, weights: str, window: Pair, in_shape: Shape) -> Population:
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Neurons, ``read`` of a graph, and what arrives at them, before it is settled which shape they have.
+
+    ``shape`` is that of what arrives. ``read`` is None for an OR pool, which has a ``window``.
+    """
+
+    name: str
+    shape: Shape
+    terms: tuple[Term, ...]
+    read: Read | None = None
+    constant: Array | None = None
+    window: Pair | None = None
+
+    @property
+    def image(self) -> Shape | None:
+        """The shape that the neurons have unless something asks for a row, None where something does."""
+        shapes = {term.way.out_shape for term in self.terms if _convolves(term)}
+        if not shapes:
+            return self.shape if len(self.shape) > 1 else None
+        rows = any(term.way.kind == "dense" for term in self.terms)
+        (shape, *others) = shapes
+        return None if rows or others else shape
+
+    def takes(self, image: Shape, shapes: Shapes) -> bool:
+        """Whether every source has the shape that neurons of shape ``image`` need."""
+        for term in self.terms:
+            before = shapes[term.source]
+            if term.way.kind == "conv" and before != term.way.in_shape:
+                return False
+            if term.way.kind == "scale":
+                plane = before[1:] == image[1:] and len(before) == len(image)
+                if before != image if term.place is None else not plane:
+                    return False
+        return True
+
+    def population(self, shape: Shape, shapes: Shapes) -> Population:
+        """With neurons of ``shape``, behind sources of ``shapes``. Raises CannotFold for what none is."""
+        if self.read is None:
+            return self._pool(shape)
+        return _wired(self, self.read, shape, shapes)
+
+    def _pool(self, shape: Shape) -> Population:
+        (term,) = self.terms
+        if len(shape) > 1 and not term.delay:
+            node: nir.ir.NIRNode = nir.Threshold(threshold=np.full(shape, 0.5))
+            feed = Connection(term.source, term.way, term.weights)
+            return Population(self.name, node, shape, (feed,), window=self.window)
+        # Neurons that fire, and forget, whenever anything arrives.
+        way = term.way if len(shape) > 1 else term.way.dense(())
+        node = G.lif(np.full(shape, 0.5), tau=2 * G.DT, r=2)
+        feed = Connection(term.source, way, term.weights, term.delay)
+        return Population(self.name, node, shape, (feed,))
+
+
+def or_pool(name: str, term: Term, weights: str, window: Pair, in_shape: Shape) -> Draft:
     """Max pooling of spikes: each window sums them with weight 1, whatever the graph's own scale.
 
     The maximum of zeros and ones is 1 where their sum is at least 1.
     """
     way = L.pool(window, window, (0, 0), 1.0, in_shape)
-    node = nir.Threshold(threshold=np.full(way.out_shape, 0.5))
-    return Population(name, node, way.out_shape, source, way, weights, window=window)
+    return Draft(name, way.out_shape, (replace(term, way=way, weights=weights),), window=window)
 
 
-def wired(name: str, read: Read, source: str, total: Sum, source_shape: Shape) -> Population:
-    """The population of the neurons ``read``, which receive ``total`` from ``source`` and themselves.
+def settled(drafts: list[Draft], inputs: Shapes, rows: Collection[str] = ()) -> dict[str, Shape]:
+    """The shapes of all inputs and populations: images wherever nothing asks for neurons in a row.
 
-    Raises CannotFold for what one layer of weights, a bias and recurrent weights cannot say.
+    ``rows`` names populations for which something else does.
     """
-    term, own = total.terms[source], total.terms.get(name)
-    made, node = read.neurons, read.kept
-    way, post, constant, recurrent = term.way, term.post, total.constant, None
-    shape = made.shape
-    if own is not None:
-        # Recurrent weights need neurons in a row, behind single weights. Their rows hold the scale of
-        # each neuron; in the thresholds it would change what the recurrent weights mean.
-        way, post, recurrent = _rows(term, source_shape), None, _rows(own, shape).weight
-        if len(shape) > 1:
-            shape = (math.prod(shape),)
-            made, node = made.reshaped(shape), None
-            constant = None if constant is None else constant.reshape(-1)
-    if way.kind == "conv" and way.out_shape != shape:
-        made, node, shape = made.reshaped(way.out_shape), None, way.out_shape
-    way = way.weights(shape)
-    if term.divisor != 1:
-        way = way.divided(term.divisor)
-    if post is not None:
-        post = _positive(post.reshape(shape), "its scale")
-        made, node = replace(made.scaled(post), gain=made.gain), None
-        constant = None if constant is None else constant.reshape(shape) / post
+    shapes = dict(inputs)
+    images = {
+        draft.name: image
+        for draft in drafts
+        if draft.name not in rows and (image := draft.image) is not None
+    }
+    shapes |= {draft.name: images.get(draft.name, (math.prod(draft.shape),)) for draft in drafts}
+    while True:
+        others = [
+            draft.name
+            for draft in drafts
+            if draft.name in images and not draft.takes(images[draft.name], shapes)
+        ]
+        if not others:
+            return shapes
+        for name in others:
+            shapes[name] = (math.prod(images.pop(name)),)
+
+
+def _convolves(term: Term) -> bool:
+    return term.way.kind == "conv" and term.place is None
+
+
+@dataclass(frozen=True, eq=False)
+class _Arriving:
+    """A term as a connection in the making; ``post`` is of the population's shape."""
+
+    term: Term
+    way: L.Map
+    post: Array | None
+
+    def connection(self) -> Connection:
+        return Connection(self.term.source, self.way, self.term.weights, self.term.delay)
+
+
+def _wired(draft: Draft, read: Read, shape: Shape, shapes: Shapes) -> Population:
+    """The population of the neurons ``read`` in ``shape``."""
+    made, node, constant = read.neurons, read.kept, draft.constant
+    if made.shape != shape:
+        made, node = made.reshaped(shape), None
+        constant = None if constant is None else constant.reshape(shape)
+    arriving = [_arriving(term, shape, shapes) for term in _in_order(draft)]
+    unit = next((one.post for one in arriving if one.post is not None), None)
+    if unit is not None:
+        unit = _positive(unit, "its scale")
+        made, node = replace(made.scaled(unit), gain=made.gain), None
+        constant = None if constant is None else constant.reshape(shape) / unit
+        arriving = [_over(one, unit) for one in arriving]
+    ways = [one.way for one in arriving]
     uniform = np.ptp(made.gain) <= 1e-12 * np.abs(made.gain).max() and made.gain.flat[0] > 0
-    if not uniform and way.kind == "dense":
-        way = way.rows_times(made.gain)
-        recurrent = None if recurrent is None else recurrent * made.gain.reshape(-1, 1)
-        constant = None if constant is None else constant * made.gain
-        made, node = replace(made, gain=np.ones(shape)), None
-    elif not uniform:
+    if not uniform and any(way.kind == "conv" for way in ways):
         made = made.scaled(_positive(made.gain, "what its inputs are multiplied with"))
         node = None
+    elif not uniform:
+        ways = [way if way.kind == "conv" else way.rows_times(made.gain) for way in ways]
+        constant = None if constant is None else constant.reshape(shape) * made.gain
+        made, node = replace(made, gain=np.ones(shape)), None
     if not made.has_current and made.leak.any():
         extra = made.leak / made.gain
         constant = extra if constant is None else constant.reshape(shape) + extra
         made, node = replace(made, leak=np.zeros(shape)), None
-    return Population(
-        name,
-        made.node() if node is None else node,
-        shape,
-        source,
-        way,
-        term.weights,
-        _bias(constant, way, shape),
-        recurrent,
-        own.weights if own is not None else "",
-        neurons=made,
-    )
+    if constant is not None:
+        constant = constant.reshape(shape) if constant.any() else None
+    ways = _with_bias(ways, made, constant, shape)
+    bias = _bias(ways, constant, shape)
+    if constant is not None and bias is None:
+        if made.has_current:
+            raise L.CannotFold(
+                "its constant input differs between the neurons of a channel and passes through a "
+                "current; a convolution has one bias per channel"
+            )
+        made, node = replace(made, leak=constant * made.gain), None
+    connections = [
+        replace(one.connection(), way=way) for one, way in zip(arriving, ways, strict=True)
+    ]
+    kept = made.node() if node is None else node
+    return Population(draft.name, kept, shape, tuple(connections), bias)
 
 
-def _rows(term: Term, shape: Shape) -> L.Dense:
-    """``term`` of a source of ``shape`` as single weights, whose rows take the factors of ``post``."""
-    way = term.way.dense(shape)
-    return way if term.post is None else way.rows_times(term.post)
+def _in_order(draft: Draft) -> list[Term]:
+    """The terms, those of other sources first; what neurons send themselves is a step old."""
+    own = [t for t in draft.terms if t.source == draft.name]
+    own = list(merged(replace(t, delay=max(t.delay, 1)) for t in own))
+    return [t for t in draft.terms if t.source != draft.name] + own
 
 
-def _bias(constant: Array | None, way: L.Dense | L.Conv, shape: Shape) -> Array | None:
-    """The constant as a bias: of each neuron, or of each channel behind a convolution."""
-    if constant is None or not constant.any():
-        return None
-    if way.kind == "dense":
-        return constant
+def _arriving(term: Term, shape: Shape, shapes: Shapes) -> _Arriving:
+    """``term`` with weights for neurons of ``shape``; factors behind a convolution are left over."""
+    way, post, before = term.way, term.post, shapes[term.source]
+    if len(shape) == 1 and way.kind == "conv":
+        way = way.dense(before)
+    if post is not None and way.kind != "conv":
+        way, post = way.rows_times(post), None
+    if term.divisor != 1:
+        way = way.divided(term.divisor)
+    if term.place is not None:
+        way = L.among_zeros(way, term.place, before, shape)
+        post = None if post is None else term.place.filled(post, 1.0)
+    return _Arriving(term, way, None if post is None else post.reshape(shape))
+
+
+def _over(one: _Arriving, unit: Array) -> _Arriving:
+    """``one`` into neurons whose v counts ``unit``. Raises CannotFold where its weights cannot say that."""
+    if one.post is unit:
+        return replace(one, post=None)
+    factor = (1 / unit) if one.post is None else one.post / unit
+    if one.way.kind != "conv":
+        return replace(one, way=one.way.rows_times(factor), post=None)
     try:
-        return L.per_channel(constant.reshape(shape), shape, rounding=1e-12)
+        channels = L.per_channel(factor, factor.shape, rounding=1e-12)
     except L.CannotFold:
         raise L.CannotFold(
-            "its constant input differs between the neurons of a channel; a convolution has one "
-            "bias per channel"
+            f"its inputs from {one.term.source} have other scales within a channel than its other inputs"
         ) from None
+    return replace(one, way=one.way.channels_times(channels), post=None)
+
+
+def _with_bias(
+    ways: list[L.Map], made: FloatNeurons, constant: Array | None, shape: Shape
+) -> list[L.Map]:
+    """``ways`` with weights that can have a bias, where neurons with a current have a constant input."""
+    if constant is None or not made.has_current or any(way.kind != "scale" for way in ways):
+        return ways
+    (first, *others) = ways
+    assert first.kind == "scale"
+    return [first.weights(shape), *others]
+
+
+def _bias(ways: list[L.Map], constant: Array | None, shape: Shape) -> Array | None:
+    """The constant as a bias of weights: of each neuron, or of each channel; None where none can have it."""
+    kinds = {way.kind for way in ways}
+    if constant is None or kinds == {"scale"}:
+        return None
+    if "dense" in kinds:
+        return constant
+    try:
+        return L.per_channel(constant, shape, rounding=1e-12)
+    except L.CannotFold:
+        return None
 
 
 def _positive(factor: Array, what: str) -> Any:

@@ -20,7 +20,7 @@ vth and places neurons by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,28 +32,27 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import float_nir
-from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir import slices
-from stl_deploy.ir.float_neurons import Float
-from stl_deploy.ir.float_chain import FloatLayer
-from stl_deploy.ir.floats import FloatNetwork, decode
-from stl_deploy.ir.chain import Layer, OrPool
-from stl_deploy.ir.network import IntegerNetwork, Readout
+from stl_deploy.ir.floats import FloatNetwork, FloatPopulation, decode
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.neurons import Or
 from stl_deploy.ir.notes import Diagnostic, Lowering, Precision
 from stl_deploy.ir.slices import WeightPrecision
-from stl_deploy.ir.units import FORGETS
-from stl_deploy.lower import calibration, folding, grouped, trained
-from stl_deploy.lower.layers import NAMED, rounded_decays
-from stl_deploy.lower.layers import check as check_layers
-from stl_deploy.lower.options import Options, Overflow, Thresholds, check_options
+from stl_deploy.ir.synapses import Conv, IntArray
+from stl_deploy.lower import calibration, folding, grouped, rows, trained
+from stl_deploy.lower.checks import check as check_floats
+from stl_deploy.lower.options import Options, Overflow, Skips, Thresholds, check_options
+from stl_deploy.lower.rows import Target
 from stl_deploy.lower.units import Fit
+
+Float = NDArray[np.float64]
+Calib = IntArray | Mapping[str, IntArray]
 
 
 def quantize(
     graph: nir.NIRGraph,
     chip: str | Path = "ideal",
-    calib: NDArray[np.uint8] | None = None,
+    calib: Calib | None = None,
     *,
     weight_bits: int | None = None,
     weight_exp: int = 0,
@@ -61,17 +60,19 @@ def quantize(
     overflow: Overflow = "auto",
     clamp_thresholds: bool = False,
     weight_precision: WeightPrecision = "8",
+    skips: Skips = "auto",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> IntegerNetwork:
-    """Quantize a lowered float graph (``lower/chain.py``) for ``chip``.
+    """Quantize a lowered float graph (``lower/graph.py``) for ``chip``.
 
     Args:
-        graph: chain of Conv2d/Linear/Affine -> LIF, IF or CubaLIF, SumPool2d -> Threshold and Flatten
-            nodes; flat neurons may have a Linear node from them back to them, and ``reset: "subtract"``
-            in their metadata.
+        graph: of LIF, IF and CubaLIF populations and the Conv2d, Linear, Affine and Scale nodes between
+            them, with at most a Delay and a Flatten before each; SumPool2d -> Threshold for max pooling.
+            Neurons may have ``reset: "subtract"`` in their metadata.
         chip: name of a chip that comes with the package, or the path of a chip file.
-        calib: raster [N, T, *input] that weights and thresholds are fitted to (``calibration.py``; not
-            with thresholds "fold") and that sets scales with ``overflow="checked"``; no labels.
+        calib: raster [N, T, *input], or one for each input by name, that weights and thresholds are fitted
+            to (``calibration.py``; not with thresholds "fold") and that sets scales with
+            ``overflow="checked"``; no labels.
         weight_bits: 2..8, the grid +-(2^(B-1)-1) of precision "8"; 8 without, or what the model was
             trained on.
         weight_exp: 0..7, weights count 2^exp; a larger one makes the threshold grid finer.
@@ -85,8 +86,10 @@ def quantize(
         weight_precision: how a weight is stored (``slices.py``): "8", one synapse; "split", one of two
             one-signed groups, the grid +-(2^B-1); "2x8", two slices of 8 bits, the grid +-16,319 as far
             as registers let it be used, at up to two synapses a weight (weight_bits 8, weight_exp 0).
-        on_progress: called with (parts done, all parts, what is done next): layers, with ``calib`` the
-            float run before them, and the placement.
+        skips: how a chip waits for spikes that jump over populations: "delay", by its synapses; "relay",
+            by neurons in between; "auto", by the synapses where they can wait so long.
+        on_progress: called with (parts done, all parts, what is done next): populations, with
+            ``calib`` the float run before them, and the placement.
 
     A graph that was trained on integers (``stl-train --qat``) is taken as it is.
 
@@ -117,62 +120,48 @@ def quantize(
         trained.check_asked(meta.trained, {**asked, "calib": calib})
         float_nir.check_trained(floats, meta.trained)
     check_options(options, facts, calib is not None)
-    if calib is not None and calib.shape[2:] != G.in_shape(graph):
-        raise InputError(
-            Problem("calib", f"has inputs {calib.shape[2:]}, the network {G.in_shape(graph)}")
-        )
-    problems: list[Problem] = []
-    diagnostics: list[Diagnostic] = []
-    problems += facts.input_problems(meta.input_levels)
-    if calib is not None and not len(calib):
-        raise InputError(Problem("calib", "holds no samples", "give a raster with some inputs"))
-    check_layers(floats)
+    check_floats(floats)
+    given = _rasters(floats, meta, calib)
+    problems = facts.input_problems(meta.input_levels, meta.signed)
+    targets = {
+        population.name: rows.of(floats, population)
+        for population in floats.populations
+        if not floats.pools(population.name)
+    }
     if options.thresholds == "fold":
-        problems += _fold_problems(floats, options, facts)
+        shapes = {**floats.inputs, **{p.name: p.shape for p in floats.populations}}
+        problems += folding.problems(list(targets.values()), shapes, options, facts)
         if problems:
             raise LoweringError(problems)
+    parts = ["float model", *floats.by_name, "placement"]
+    tell = on_progress or (lambda _done, _all, _what: None)
     seen: dict[str, Float] = {}
     recording = None
-    parts = ["float model", *floats.layer_by_name, "placement"]
-    tell = on_progress or (lambda _done, _all, _what: None)
-    if calib is not None:
+    if given is not None:
         tell(0, len(parts), parts[0])
-        recorded, seen = _recorded(floats, calib)
+        recorded, seen = _recorded(floats, given)
         recording = None if thresholds == "fold" else recorded
-    layers: list[Layer] = []
-    precision: dict[str, Precision] = {}
-    for index, given in enumerate(floats.layers, 1):
-        tell(index, len(parts), given.name)
-        if given.kind == "or_pool":
-            window = given.window
-            pool = OrPool(given.name, window.name, given.input_shape, given.shape, window.kernel)
-            layers.append(pool)
+    built = _Built(floats, meta)
+    for index, population in enumerate(floats.populations, 1):
+        tell(index, len(parts), population.name)
+        if population.name not in targets:
+            built.pool(population)
             continue
-        levels = meta.input_levels if not layers else 1
-        fitted = Fit(given, options, facts, levels, meta.timesteps, seen.get(given.name))
+        target = targets[population.name]
+        inputs = built.sources(target)
+        fit = Fit(target, inputs, options, facts, meta.timesteps, seen.get(population.name))
         if meta.trained is None:
-            layer, how = fitted.choose()
+            alone, how = fit.choose()
         else:
-            layer, how = fitted.as_trained(np.array(meta.trained.scale[given.name]))
-        if recording is not None and not fitted.problems:
-            before = layers[-1].name if layers else ""
-            layer, how = fitted.calibrated(layer, how, before, recording)
-        problems += fitted.problems
-        diagnostics += fitted.diagnostics
-        layers.append(layer)
-        precision[given.name] = how
-    if calib is not None:
-        diagnostics.append(_fitted_to(recording))
-    network = chain_view.of(
-        chip=facts.name,
-        chip_facts=chips.carried(facts),
-        timesteps=meta.timesteps,
-        input_shape=G.in_shape(graph),
-        input_levels=meta.input_levels,
-        layers=tuple(layers),
-        readout=Readout(meta.classes, meta.population),
-        precision=precision,
-    )
+            alone, how = fit.as_trained(np.array(meta.trained.scale[population.name]))
+        if recording is not None and not fit.problems:
+            alone, how = fit.calibrated(alone, how, _with_always(recording, target))
+        built.add(target, alone, how)
+        problems += fit.problems
+        built.diagnostics += fit.diagnostics
+    if given is not None:
+        built.diagnostics.append(_fitted_to(recording))
+    network = _relayed(built.network(facts), facts, skips)
     tell(len(parts) - 1, len(parts), parts[-1])
     network = replace(network, placement=placement.place(network, facts))
     problems += () if network.placement is None else network.placement.beyond
@@ -182,11 +171,124 @@ def quantize(
         network = replace(network, lowering_reason="the integers are taken as they were trained")
     else:
         network = _lowered(network, options.thresholds, facts)
+    diagnostics = [*network.diagnostics]
     diagnostics += _distinct_thresholds(network, facts, meta.trained is not None)
     if network.placement is not None and network.placement.chips > 1:
         fewer = "--weight-precision split" if weight_precision == "2x8" else "fewer --weight-bits"
         diagnostics.append(placement.more_than_one_chip(network.placement, facts, fewer))
     return replace(network, diagnostics=tuple(diagnostics))
+
+
+class _Built:
+    """A network as far as it is quantized."""
+
+    def __init__(self, floats: FloatNetwork, meta: G.FloatMeta) -> None:
+        self.floats, self.meta = floats, meta
+        self.inputs = {
+            name: Input(shape, meta.input_levels, meta.signed, meta.held)
+            for name, shape in floats.inputs.items()
+        }
+        self.populations: list[Population] = []
+        self.connections: list[Connection] = []
+        self.precision: dict[str, Precision] = {}
+        self.diagnostics: list[Diagnostic] = []
+
+    def sources(self, target: Target) -> dict[str, Input]:
+        """What leads into a population from others, as inputs of a network of it alone."""
+        found = {}
+        for name in (some.source for some in target.rows if some.source != target.name):
+            if name == target.always:
+                found[name] = Input((1,))
+            elif name in self.inputs:
+                found[name] = replace(self.inputs[name], held=False)
+            else:
+                found[name] = Input(self.floats.shape(name))
+        return found
+
+    def pool(self, population: FloatPopulation) -> None:
+        """Add the OR that a pool of spikes is."""
+        (connection,) = self.floats.into(population.name)
+        way = connection.way
+        assert way.kind == "window"  # as ``pools`` says
+        ones = Conv(
+            np.ones((population.shape[0], 1, *way.kernel), np.int8),
+            way.kernel,
+            (0, 0),
+            (1, 1),
+            population.shape[0],
+        )
+        self.populations.append(Population(population.name, population.shape, Or()))
+        self.connections.append(
+            Connection(way.name, connection.source, population.name, ones, bits=1)
+        )
+
+    def add(self, target: Target, alone: IntegerNetwork, how: Precision) -> None:
+        """Add a population with weights, which was quantized alone."""
+        if target.always is not None:
+            self.populations.append(rows.always(target.always))
+        self.populations += alone.populations
+        self.connections += alone.connections
+        self.precision[target.name] = how
+
+    def network(self, chip: chips.Chip) -> IntegerNetwork:
+        """The whole."""
+        meta = self.meta
+        return IntegerNetwork(
+            chip=chip.name,
+            chip_facts=chips.carried(chip),
+            timesteps=meta.timesteps,
+            inputs=self.inputs,
+            populations=tuple(self.populations),
+            connections=tuple(self.connections),
+            readout=Readout(meta.classes, meta.population, self.floats.output),
+            precision=self.precision,
+            diagnostics=tuple(self.diagnostics),
+        )
+
+
+def _relayed(network: IntegerNetwork, _chip: chips.Chip, _skips: Skips) -> IntegerNetwork:
+    # Until there are relays.
+    return network
+
+
+def _rasters(
+    floats: FloatNetwork, meta: G.FloatMeta, calib: Calib | None
+) -> dict[str, IntArray] | None:
+    """What ``calib`` gives each input, [N, T, *shape]; a frame that is held is repeated in every step.
+
+    Raises InputError for rasters that do not fit.
+    """
+    if calib is None:
+        return None
+    names = list(floats.inputs)
+    by_name = calib if isinstance(calib, Mapping) else dict.fromkeys(names, calib)
+    if set(by_name) != set(names) or (by_name is not calib and len(names) != 1):
+        what = (
+            f"has rasters for {', '.join(by_name)}, the network has the inputs {', '.join(names)}"
+        )
+        if by_name is not calib:
+            what = f"is one raster, the network has the inputs {', '.join(names)}"
+        raise InputError(Problem("calib", what, "give a raster for each input, by name"))
+    for name, shape in floats.inputs.items():
+        if by_name[name].shape[2:] != shape:
+            what = f"has inputs {by_name[name].shape[2:]}, the network {shape}"
+            raise InputError(Problem("calib", what))
+    if not all(len(x) for x in by_name.values()):
+        raise InputError(Problem("calib", "holds no samples", "give a raster with some inputs"))
+    if not meta.held:
+        return dict(by_name)
+    return {
+        name: np.broadcast_to(x[:, :1], (len(x), meta.timesteps, *x.shape[2:]))
+        for name, x in by_name.items()
+    }
+
+
+def _with_always(recording: calibration.Recording, target: Target) -> calibration.Recording:
+    """The recording with what a neuron sends that fires in every step, where there is one."""
+    if target.always is None:
+        return recording
+    size = recording.samples, recording.steps, 1
+    return recording.with_input(target.always, np.ones(size, np.uint8))
 
 
 def _lowered(network: IntegerNetwork, asked: Thresholds, chip: chips.Chip) -> IntegerNetwork:
@@ -210,41 +312,6 @@ def _lowered(network: IntegerNetwork, asked: Thresholds, chip: chips.Chip) -> In
     return replace(grouped.pack(network, chip), lowering_reason=why)
 
 
-def _fold_problems(floats: FloatNetwork, options: Options, chip: chips.Chip) -> list[Problem]:
-    """Why ``fold`` cannot be had: thresholds that cannot be scaled, or too many connections."""
-    problems: list[Problem] = []
-    unrolled: list[FloatLayer] = []
-    remedy = f"use --thresholds {folding.instead(chip)}"
-    for layer in floats.layers:
-        if layer.kind != "lif":
-            continue
-        unroll = folding.needs_unrolling(layer)
-        unfit = "is recurrent" if layer.recurrent is not None else ""
-        if unroll and rounded_decays(layer.neurons)[0] != FORGETS:
-            unfit = "has a current behind a convolution"
-        if unfit:
-            problems.append(Problem(layer.name, f"{unfit}, which cannot be folded", remedy))
-        low = layer.theta <= 0
-        if low.any():
-            where = [tuple(map(int, index)) for index in np.argwhere(low)[:NAMED]]
-            listed = ", ".join(
-                f"{index if len(index) > 1 else index[0]}: theta {layer.theta[index]:.4g}"
-                for index in where
-            ) + (", ..." if low.sum() > NAMED else "")
-            problems.append(
-                Problem(
-                    layer.name,
-                    f"{low.sum()} of {low.size} thresholds are not above zero ({listed}), and no "
-                    "scaling of the inputs makes them another one",
-                    remedy,
-                )
-            )
-        if unroll:
-            unrolled.append(layer)
-    per_weight = slices.PER_WEIGHT[options.weight_precision]
-    return problems + folding.too_large(unrolled, options.weight_bits, per_weight, chip)
-
-
 def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
     """How calibration data was used, as a note that goes with the network."""
     if recording is None:
@@ -253,12 +320,12 @@ def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
             "set scales only: a folded layer's weights are rounded to nearest",
             "use --thresholds native or grouped to have weights and thresholds fitted",
         )
-    used = len(recording.inputs)
+    used = recording.samples
     return Diagnostic("calib", f"weights and thresholds are fitted to {used:,} unlabelled inputs")
 
 
 def _recorded(
-    floats: FloatNetwork, calib: NDArray[np.uint8]
+    floats: FloatNetwork, calib: Mapping[str, IntArray]
 ) -> tuple[calibration.Recording, dict[str, Float]]:
     """What the float model fires on ``calib``, and the largest |sum of w*s| of each layer's channels.
 

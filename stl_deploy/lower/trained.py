@@ -9,8 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.chips.facts import Chip
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.lower.options import Options
+from stl_deploy.lower.rows import Target
 
 TAKEN = "omit it: a model trained on integers is exported unchanged"
 AGAIN = "train it again for this chip (stl-train --qat --chip)"
@@ -46,21 +49,24 @@ def check_asked(trained: G.Trained, asked: dict[str, object]) -> None:
         raise InputError(problems)
 
 
-def check_layer(
-    name: str,
-    values: dict[str, NDArray[np.float64]],
-    unit: NDArray[np.float64],
-    most: dict[str, float],
+def check_weights(
+    target: Target, units: NDArray[np.float64], options: Options, chip: Chip
 ) -> list[Problem]:
-    """What of ``values`` [C, ...] is no integer of its channel's ``unit`` [C], or above ``most``."""
+    """What of a population's weights and biases is no integer of its channel's unit [C], or too large."""
+    values = {
+        "weight" if len(target.rows) == 1 else f"weight {rows.name}": rows.weight
+        for rows in target.rows
+    }
+    most = dict.fromkeys(values, float(options.qmax))
+    values["bias"], most["bias"] = target.bias, float(chip.bias_mant_range[1])
     problems = []
     for what, value in values.items():
-        steps = value / unit.reshape(-1, *[1] * (value.ndim - 1))
+        steps = value.reshape(target.channels, -1) / units[:, None]
         off = np.abs(steps - np.rint(steps)) > NEAR
         if off.any():
             problems.append(
                 Problem(
-                    name,
+                    target.name,
                     f"{int(off.sum())} of {off.size} values of its {what} are no whole numbers of their "
                     f"unit, the first {steps[off][0]:.6g}",
                     "name the checkpoint that stl-train --qat wrote",
@@ -69,7 +75,7 @@ def check_layer(
         elif np.abs(steps).max(initial=0) > most[what]:
             problems.append(
                 Problem(
-                    name,
+                    target.name,
                     f"its {what} goes from {steps.min():,.0f} to {steps.max():,.0f}; at most "
                     f"{most[what]:,.0f} in size can be held",
                     AGAIN,

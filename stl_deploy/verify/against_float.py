@@ -1,4 +1,4 @@
-"""Float against integer: spike mismatch per layer, certificates, first divergence, predictions.
+"""Float against integer: spike mismatch per population, certificates, first divergence, predictions.
 
 The reference is the PyTorch model's float32 parameters evaluated in float64. In addition to
 the integer network, the float NIR graph (which must agree exactly) and the same model in float32
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.raster import Raster as Recorded
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.importers import stl
@@ -28,28 +28,28 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import decode
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.network import IntegerNetwork, Raster
+from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify.audit import Audit, Findings
 from stl_deploy.verify.divergence import Divergence
 
 Spikes = dict[str, NDArray[np.uint8]]
-Visit = Callable[[NDArray[np.uint8], Trace], None]
+Visit = Callable[[Raster, Trace], None]
 
 
 @dataclass(frozen=True)
 class LayerParity:
-    """Fractions of a layer's N*T*neurons entries that differ from the float64 model.
+    """Fractions of a population's N*T*neurons entries that differ from the float64 model.
 
-    ``mismatch``: integer network, errors of earlier layers included; ``mismatch_forced``: this
-    layer alone, fed with the float model's spikes; ``float32_mismatch``: the PyTorch model in
+    ``mismatch``: integer network, errors of earlier populations included; ``mismatch_forced``: this
+    population alone, fed with the float model's spikes; ``float32_mismatch``: the PyTorch model in
     float32; ``nir_mismatch``: the float NIR graph. The last two are None without a PyTorch model.
 
     ``certified``: the fraction of entries whose forced spike is proved equal (``certificates.py``),
     ``certified_spiking`` that of the entries where either side spikes. None where nothing is proved
-    of the layer, or no side ever spikes.
+    of the population, or no side ever spikes.
     """
 
     name: str
@@ -66,7 +66,7 @@ class LayerParity:
 class ParityReport:
     """The whole comparison; accuracies are None without labels.
 
-    ``first_divergence`` is None where no spike differs. ``not_certified`` says of layers why not.
+    ``first_divergence`` is None where no spike differs. ``not_certified`` says of populations why not.
     ``nir_differing`` are the entries in which the float NIR graph differs from the PyTorch model, None
     without one; ``overflows`` the neuron steps of the integer network outside a register.
     """
@@ -83,7 +83,7 @@ class ParityReport:
 
     @property
     def entries(self) -> int:
-        """Samples x steps x neurons of all layers."""
+        """Samples x steps x neurons of all populations."""
         return sum(layer.entries for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def compare(
     model: STLNet | None,
     graph: nir.NIRGraph,
     network: IntegerNetwork,
-    raster: Raster,
+    raster: Recorded,
     *,
     batch: int = 50,
     visit: Visit | None = None,
@@ -125,20 +125,17 @@ def compare(
     job = Comparison.of(model, graph, network, cores, keep=visit is not None)
     audit = Audit(graph, network, job.source)
     total = Tally()
-    starts = range(0, len(raster.spikes), batch)
+    labels = raster.labels
     batches = (
-        (
-            raster.spikes[start : start + batch],
-            None if raster.labels is None else raster.labels[start : start + batch],
-        )
-        for start in starts
+        (inputs, None if labels is None else labels[batch * i : batch * (i + 1)])
+        for i, inputs in enumerate(raster.batches(batch))
     )
     with closing((spread or Threads()).run(job, batches)) as results:
-        for start, found in zip(starts, results, strict=True):
+        for inputs, found in zip(raster.batches(batch), results, strict=True):
             audit.take(found.findings)
             total.add(found.tally)
             if visit is not None and found.trace is not None:
-                visit(raster.spikes[start : start + batch], found.trace)
+                visit(inputs, found.trace)
             if on_progress is not None:
                 on_progress(total.samples)
     labelled = raster.labels is not None
@@ -159,7 +156,7 @@ def compare(
 
 @dataclass
 class LayerTally:
-    """Entries of a layer, and how many differ from the reference, by what is compared with it."""
+    """Entries of a population, and how many differ from the reference, by what is compared with it."""
 
     entries: int = 0
     cascaded: int = 0
@@ -175,7 +172,7 @@ class LayerTally:
 
 @dataclass
 class Tally:
-    """Counts of some samples: right predictions, equal ones, neuron steps with overflow, layers."""
+    """Counts of some samples: right predictions, equal ones, neuron steps with overflow, populations."""
 
     samples: int = 0
     right_float: int = 0
@@ -253,17 +250,20 @@ class Comparer:
             model = from_params(job.arch, job.params)
             self.models = tuple(converted(model, t) for t in (torch.float64, torch.float32))
 
-    def __call__(self, batch: tuple[NDArray[np.uint8], NDArray[np.int64] | None]) -> Found:
-        """Compare one batch: its inputs [N, T, *input_shape] and labels [N]."""
+    def __call__(self, batch: tuple[Raster, NDArray[np.int64] | None]) -> Found:
+        """Compare one batch: its raster and labels [N]."""
         inputs, labels = batch
         expected, others = self._floats(inputs)
-        trace, forced = _integer(self.engine, inputs, expected)
-        lowered = {name: did.spikes for name, did in trace.layers.items()}
+        trace = self.engine.run(inputs)
+        lowered, forced = (
+            {name: did.spikes for name, did in done.layers.items()}
+            for done in (trace, self.engine.run(inputs, forced=expected))
+        )
         runs = {"cascaded": lowered, "forced": forced, **others}
-        want = self.network.readout.predict(expected[self.network.layers[-1].name])
+        want = self.network.readout.predict(expected[self.network.readout.source])
         got = trace.predictions
         tally = Tally(
-            samples=len(inputs),
+            samples=len(got),
             right_float=0 if labels is None else int(np.count_nonzero(want == labels)),
             right_lowered=0 if labels is None else int(np.count_nonzero(got == labels)),
             same=int(np.count_nonzero(want == got)),
@@ -282,13 +282,16 @@ class Comparer:
         findings = self.audit.examine(inputs, expected, forced, lowered)
         return Found(tally, findings, trace if self.job.keep else None)
 
-    def _floats(self, inputs: NDArray[np.uint8]) -> tuple[Spikes, dict[str, Spikes]]:
+    def _floats(self, inputs: Raster) -> tuple[Spikes, dict[str, Spikes]]:
         """The reference's spikes, and those of what else runs in float."""
+        given = self.network.rasters(inputs)
+        graph = float_exec.run(self.job.graph, given)
         if not self.models:
-            return float_exec.run(self.job.graph, inputs), {}
+            return graph, {}
+        (only,) = given.values()
         with _one_thread(), torch.inference_mode():
-            double, single = (_numpy(m.run(torch.from_numpy(inputs))) for m in self.models)
-        return double, {"float32": single, "float_nir": float_exec.run(self.job.graph, inputs)}
+            double, single = (_numpy(m.run(torch.from_numpy(only))) for m in self.models)
+        return double, {"float32": single, "float_nir": graph}
 
 
 _alone = threading.Lock()
@@ -329,40 +332,39 @@ def _layer(name: str, counts: LayerTally, audit: Audit, by_model: bool) -> Layer
 
 
 def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwork) -> None:
-    """Raise InputError unless the network has the float side's layers, steps and classes."""
-    mine = {layer.name: layer.shape for layer in network.layers}
+    """Raise InputError unless the network has the float side's inputs, populations, steps and classes."""
+    floats, meta = decode(graph), G.float_meta(graph)
+    mine = {population.name: population.shape for population in network.populations}
     if model is not None:
         shapes, steps = model.arch.shapes, model.arch.timesteps
         theirs = {name: shape for name, shape in shapes.items() if name in mine}
     else:
-        theirs = shapes = {layer.name: layer.shape for layer in decode(graph).layers}
-        meta = G.float_meta(graph)
+        theirs = shapes = {population.name: population.shape for population in floats.populations}
         steps = meta.timesteps
-        own = network.input_levels, network.readout.classes, network.input_shape
-        if own != (meta.input_levels, meta.classes, G.in_shape(graph)):
+        read = {n: (port.levels, port.shape) for n, port in network.inputs.items()}
+        meant = {n: (meta.input_levels, shape) for n, shape in floats.inputs.items()}
+        if read != meant or network.readout.classes != meta.classes:
             raise InputError(
                 Problem(
                     "network",
-                    f"it reads 0..{own[0]} of shape {own[2]} into {own[1]} classes, the float graph "
-                    f"0..{meta.input_levels} of shape {G.in_shape(graph)} into {meta.classes}",
+                    f"it reads {_inputs(read)} into {network.readout.classes} classes, the float graph "
+                    f"{_inputs(meant)} into {meta.classes}",
                     "compare it with the graph that it was made from",
                 )
             )
     if mine != theirs or steps != network.timesteps:
         raise InputError(
-            Problem("network", f"its layers {mine} are not those of the model, {shapes}")
+            Problem("network", f"its populations {mine} are not those of the model, {shapes}")
         )
 
 
-def _integer(engine: Engine, inputs: NDArray[np.uint8], expected: Spikes) -> tuple[Trace, Spikes]:
-    """The integer run, and each layer's spikes when it is fed with the float model's instead."""
-    trace = engine.run(inputs)
-    forced: Spikes = {}
-    before: NDArray[np.uint8] = inputs
-    for layer in engine.network.layers:
-        forced[layer.name] = engine.run_layer(layer, before).spikes
-        before = expected[layer.name]
-    return trace, forced
+def _inputs(ports: Mapping[str, tuple[int, Shape]]) -> str:
+    """Inputs in words, with their names where there are several."""
+    words = [
+        f"0..{levels} of shape {shape}" + (f" as {name}" if len(ports) > 1 else "")
+        for name, (levels, shape) in ports.items()
+    ]
+    return " and ".join(words)
 
 
 def _numpy(spikes: dict[str, Any]) -> Spikes:

@@ -14,7 +14,7 @@ from stl_deploy import backends
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.hw_sim.simulate import batch_size
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.spread import Spread, Threads
 
 Kind = Literal["u", "v", "spikes"]
@@ -24,7 +24,7 @@ KINDS: tuple[Kind, ...] = ("u", "v", "spikes")
 
 @dataclass(frozen=True)
 class Difference:
-    """One entry that differs: ``neuron`` is its index in the layer's population."""
+    """One entry that differs: ``neuron`` is its index in the population ``layer``."""
 
     layer: str
     kind: Kind
@@ -37,9 +37,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """``entries`` are the spikes compared, N*T*neurons of all layers; each has a u and a v too.
+    """``entries`` are the spikes compared, N*T*neurons of all populations; each has a u and a v too.
 
-    ``first`` is the first difference in the first layer that has one.
+    ``first`` is the first difference in the first population that has one.
     """
 
     entries: int = 0
@@ -66,7 +66,7 @@ def compare(
 ) -> Agreement:
     """Compare a backend's trace (see ``backends.Session``) with the reference's, with states."""
     total = Agreement()
-    for name in network.by_name:
+    for name in (population.name for population in network.populations):
         reference = expected.layers[name]
         for kind in KINDS:
             want = getattr(reference, kind)
@@ -104,13 +104,13 @@ def _difference(
 def measure(
     backend: str,
     network: IntegerNetwork,
-    raster: NDArray[np.uint8],
+    raster: Raster,
     *,
     stall_s: float = backends.STALL_S,
     on_steps: Callable[[int], None] | None = None,
     spread: Spread | None = None,
 ) -> Agreement:
-    """Run ``backend``, one of ``backends.BACKENDS``, on a raster [N, T, *input_shape], in batches.
+    """Run ``backend``, one of ``backends.BACKENDS``, on a raster, in batches.
 
     Those whose batches may be spread are worked on by ``spread``; the others run here, one batch after the
     other. ``on_steps(done)`` is called with the number of time steps done; ``stall_s``: seconds without
@@ -120,17 +120,26 @@ def measure(
     """
     tell = on_steps or (lambda _: None)
     entry = backends.BACKENDS[backend]
-    batch = max(1, min(entry.batch or len(raster), batch_size(network)))
-    batches = [(start, raster[start : start + batch]) for start in range(0, len(raster), batch)]
+    samples = len(next(iter(network.rasters(raster).values())))
+    batch = max(1, min(entry.batch or samples, batch_size(network)))
+    starts = range(0, samples, batch)
+    batches = ((start, _part(raster, slice(start, start + batch))) for start in starts)
     # What travels to a cluster cannot tell; here whole batches are told of below.
     job = Check(backend, network, stall_s, None if entry.spreads else tell)
     who = (spread or Threads()) if entry.spreads else Threads(1)
     total = Agreement()
     with closing(who.run(job, batches)) as results:
-        for (start, inputs), found in zip(batches, results, strict=True):
+        for start, found in zip(starts, results, strict=True):
             total += found
-            tell((start + len(inputs)) * network.timesteps)
+            tell(min(start + batch, samples) * network.timesteps)
     return total
+
+
+def _part(raster: Raster, samples: slice) -> Raster:
+    """Some samples of each input."""
+    if isinstance(raster, Mapping):
+        return {name: values[samples] for name, values in raster.items()}
+    return raster[samples]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +151,11 @@ class Check:
     stall_s: float
     tell: backends.Steps | None
 
-    def prepare(self) -> Callable[[tuple[int, NDArray[np.uint8]]], Agreement]:
+    def prepare(self) -> Callable[[tuple[int, Raster]], Agreement]:
         """What does one batch: (number of its first sample, inputs)."""
         session = backends.load(self.backend).session(self.network, self.stall_s)
 
-        def check(batch: tuple[int, NDArray[np.uint8]]) -> Agreement:
+        def check(batch: tuple[int, Raster]) -> Agreement:
             start, inputs = batch
             got = session.run(inputs, self._from(start * self.network.timesteps))
             expected = reference.run(self.network, inputs, states=True)

@@ -1,4 +1,4 @@
-"""The audit of a comparison: certificates of every layer, and the first divergence.
+"""The audit of a comparison: certificates of every population, and the first divergence.
 
 It goes batch by batch and keeps counts only, so that a run over any number of samples needs no more
 memory than one batch. ``Audit.examine`` may run anywhere and in any order; ``Audit.take`` adds up what
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import Problem
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.verify import certificates, divergence, faults
 from stl_deploy.verify.certificates import Verdicts
@@ -30,20 +31,19 @@ BUG = "this is a bug, of the run or of the proof: please report it with the mode
 class Evidence:
     """A batch's first divergence: where, counted from the batch's first sample, and that sample.
 
-    ``inputs`` [T, *input_shape] of the layer in the float model; ``expected``, ``forced`` and ``lowered``
-    are its spikes uint8 [T, *shape], as in ``Audit.examine``.
+    ``sent`` is what the population and each of its sources send in the float model, [T, *shape];
+    ``forced`` and ``lowered`` are its spikes uint8 [T, *shape], as in ``Audit.examine``.
     """
 
     place: Place
-    inputs: Bytes
-    expected: Bytes
+    sent: dict[str, NDArray[Any]]
     forced: Bytes
     lowered: Bytes
 
 
 @dataclass(frozen=True)
 class Contradiction:
-    """The first of ``count`` spikes of a layer that are not what was proved; sample as in Evidence."""
+    """The first of ``count`` spikes of a population that are not what was proved; sample as in Evidence."""
 
     layer: str
     count: int
@@ -57,7 +57,7 @@ class Contradiction:
 class Findings:
     """What ``Audit.examine`` found in a batch.
 
-    ``counts`` int64 [4] of each certified layer: entries, certified, entries with a spike on either
+    ``counts`` int64 [4] of each certified population: entries, certified, entries with a spike on either
     side, certified of those.
     """
 
@@ -83,22 +83,21 @@ class Audit:
         self.certifiers = certificates.certifiers(network, graph, source)
         self.faults = tuple(
             fault
-            for layer in network.layers
-            if not isinstance(known := self.certifiers[layer.name], str)
-            for fault in faults.of_network(network, layer, known.floats)
+            for population in network.populations
+            if not isinstance(known := self.certifiers[population.name], str)
+            for fault in faults.of_network(network, population, known.floats)
         )
         self.first: Divergence | None = None
-        self._names = [layer.name for layer in network.layers]
-        self._counts = {layer.name: np.zeros(4, np.int64) for layer in network.layers}
+        self._counts = {p.name: np.zeros(4, np.int64) for p in network.populations}
         self._samples = 0
 
     @property
     def not_covered(self) -> dict[str, str]:
-        """Why a layer is not certified, for those that are not."""
+        """Why a population is not certified, for those that are not."""
         return {name: why for name, why in self.certifiers.items() if isinstance(why, str)}
 
     def certified(self, name: str) -> float | None:
-        """The certified fraction of a layer's entries; None where nothing certifies it."""
+        """The certified fraction of a population's entries; None where nothing certifies it."""
         return self._fraction(name, 0)
 
     def certified_spiking(self, name: str) -> float | None:
@@ -111,7 +110,7 @@ class Audit:
 
     def add(
         self,
-        inputs: Bytes,
+        inputs: Raster,
         expected: Mapping[str, Bytes],
         forced: Mapping[str, Bytes],
         lowered: Mapping[str, Bytes],
@@ -121,7 +120,7 @@ class Audit:
 
     def examine(
         self,
-        inputs: Bytes,
+        inputs: Raster,
         expected: Mapping[str, Bytes],
         forced: Mapping[str, Bytes],
         lowered: Mapping[str, Bytes],
@@ -129,23 +128,24 @@ class Audit:
         """What is found in one batch; nothing here is changed by it, so batches may run at once.
 
         Args:
-            inputs: [N, T, *input_shape]; the rest are spikes uint8 [N, T, *shape] by layer:
-            expected: of the float model; forced: of each integer layer on the float model's spikes;
+            inputs: the raster of the batch; the rest are spikes uint8 [N, T, *shape] by population:
+            expected: of the float model; forced: of each integer population on the float model's spikes;
             lowered: of the integer network as it runs.
         """
         counts: dict[str, Counts] = {}
         contradiction: Contradiction | None = None
-        before = inputs
-        for layer in self.network.layers:
-            certifier = self.certifiers[layer.name]
-            want, got = expected[layer.name], forced[layer.name]
-            if not isinstance(certifier, str):
-                verdicts = certifier.run(before, want)
-                counts[layer.name] = _count(verdicts, want, got)
-                contradiction = contradiction or _contradicted(layer.name, verdicts, got)
-            before = want
-        first = self._find(inputs, expected, forced, lowered)
-        return Findings(len(inputs), counts, first, contradiction)
+        # What the float model does not have, a relay say, sends what follows from the float spikes.
+        sent = {**self.network.rasters(inputs), **forced, **expected}
+        for name, certifier in self.certifiers.items():
+            if isinstance(certifier, str):
+                continue
+            want, got = expected[name], forced[name]
+            verdicts = certifier.run(sent, want)
+            counts[name] = _count(verdicts, want, got)
+            contradiction = contradiction or _contradicted(name, verdicts, got)
+        first = self._find(sent, expected, forced, lowered)
+        samples = len(next(iter(expected.values())))
+        return Findings(samples, counts, first, contradiction)
 
     def take(self, found: Findings) -> None:
         """Add up what was found in the next batch.
@@ -181,7 +181,7 @@ class Audit:
 
     def _find(
         self,
-        inputs: Bytes,
+        sent: Mapping[str, NDArray[Any]],
         expected: Mapping[str, Bytes],
         forced: Mapping[str, Bytes],
         lowered: Mapping[str, Bytes],
@@ -190,22 +190,22 @@ class Audit:
         place = divergence.find(self.network, expected, lowered)
         if place is None:
             return None
-        index = self._names.index(place.layer)
-        before = inputs if index == 0 else expected[self._names[index - 1]]
-        of_sample = (before, *(spikes[place.layer] for spikes in (expected, forced, lowered)))
+        sources = {place.layer, *(c.source for c in self.network.into(place.layer))}
         # Copies: a view would keep the whole batch.
-        return Evidence(place, *(spikes[place.sample].copy() for spikes in of_sample))
+        forced_here, lowered_here = (
+            spikes[place.layer][place.sample].copy() for spikes in (forced, lowered)
+        )
+        here = {name: sent[name][place.sample].copy() for name in sources}
+        return Evidence(place, here, forced_here, lowered_here)
 
     def _explain(self, evidence: Evidence) -> Divergence:
         """Take the first divergence apart."""
         place = evidence.place
         return divergence.explain(
             self.network,
-            self.network.layers[self._names.index(place.layer)],
             self.certifiers[place.layer],
             replace(place, sample=self._samples + place.sample),
-            evidence.inputs,
-            evidence.expected,
+            evidence.sent,
             evidence.forced,
             evidence.lowered,
             self.faults,

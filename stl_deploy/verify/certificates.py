@@ -1,49 +1,49 @@
 """Certificates: spikes of the integer network that are proved equal to the float model's.
 
-A layer is given the float model's spikes. For every entry (sample, step, neuron) the integer voltage
-is bounded *without running the integer network*: float voltage, plus the signed error of the weights
-on the inputs that really came, plus what decay, registers and float rounding can do at most. Where
-all of that lies on one side of the integer threshold the integer spike is known. It is *certified*
-where it is also the float spike. docs/parity.md has the proof; ``stl_deploy/verify/intervals.py`` the loop.
+A population is given the float model's spikes by all its sources but itself. For every entry (sample, step,
+neuron) the integer voltage is bounded *without running the integer network*: what arrives over all
+connections in integers, plus what decay, registers and float rounding can do at most, and what its own
+spikes bring it where they are not known. Where all of that lies on one side of the integer threshold the
+integer spike is known. It is *certified* where it is also the float spike. docs/parity.md has the proof;
+``stl_deploy/verify/intervals.py`` the loop.
 
-What this does not cover (current memory, another reset, an unknown field of a layer) is not
-certified at all, and ``certifiers`` says why.
+What this does not cover (current memory, an unknown field of the neurons) is not certified at all, and
+``certifiers`` says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.ir import conv
-from stl_deploy.ir import floats as float_layers
-from stl_deploy.ir.float_chain import FloatLayer
-from stl_deploy.ir.floats import FloatNetwork
-from stl_deploy.ir.kinds import FIELDS, entry, missing, unknown_fields
-from stl_deploy.ir.chain import Layer, LifLayer, OrPool
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import Conv, Dense, Geometry, Sparse
+from stl_deploy.ir import floats as float_networks
+from stl_deploy.ir.floats import FloatNetwork, FloatPopulation, Way
+from stl_deploy.ir.kinds import missing, unknown_fields
+from stl_deploy.ir.network import Connection, IntegerNetwork, Population
+from stl_deploy.ir.neurons import of_channels
+from stl_deploy.ir.synapses import Geometry
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS, UNIT
 from stl_deploy.verify import intervals
 
 Float = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
+Sent = Mapping[str, NDArray[Any]]  # what inputs and populations send, [N, T, *shape] by name
 ROUND = 2.0**-52  # twice what one rounding of a float64 can change, relatively
 EXACT = FRACTION_BITS + 1  # steps in which halving v loses none of its fractional bits
 LARGEST = 2.0**50  # units of v, beyond which float64 would not tell neighbours apart
-KNOWN = FIELDS - {"recurrent", "recurrent_name", "reset"}
+COVERED = frozenset({"lif", "or"})  # kinds of neurons
 
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """What is known of a layer's integer spikes, arrays [N, T, *shape].
+    """What is known of a population's integer spikes, arrays [N, T, *shape].
 
     ``silent`` and ``fires``: proved so; ``refuted``: the float voltage contradicts the float spike,
     which cannot be. ``bound`` float64: how far the integer voltage and the float one, before the
@@ -69,156 +69,115 @@ class Verdicts:
 def certifiers(
     network: IntegerNetwork, graph: nir.NIRGraph, source: nir.NIRGraph | None = None
 ) -> dict[str, Certifier | str]:
-    """What certifies each layer of ``network``, or in words why nothing does.
+    """What certifies each population of ``network``, or in words why nothing does.
 
     ``graph`` is the lowered float graph; ``source`` the one before it was lowered, where the float model
     is computed as that says: its rounding errors are larger where folding lets terms cancel.
     """
-    floats = float_layers.decode(graph)
-    magnitudes = float_layers.magnitudes(graph)
-    for name, peak in ({} if source is None else float_layers.magnitudes(source)).items():
-        magnitudes[name] = np.maximum(magnitudes[name], peak)
-    out: dict[str, Certifier | str] = {}
-    for layer in network.layers:
-        known = floats.layer_by_name.get(layer.name)
-        if known is None:
-            out[layer.name] = "the float graph has no such layer"
-        else:
-            out[layer.name] = not_understood(floats, known) or _certifier(
-                network, layer, known, magnitudes
-            )
-    return out
+    floats = float_networks.decode(graph)
+    before = {} if source is None else float_networks.magnitudes(source)
+    return {p.name: certifier(network, p, floats, before.get(p.name)) for p in network.populations}
 
 
-def not_understood(floats: FloatNetwork, layer: FloatLayer) -> str:
-    """In words, what of a float layer the proof is not about; "" where it is."""
-    if layer.kind == "or_pool":
-        return ""
-    if layer.kind == "other":
-        return layer.describe()
-    neurons = layer.neurons
-    if neurons.has_current:
-        return "its neurons have a synaptic current"
-    if (neurons.v_reset != 0).any() or neurons.leak.any():
-        return "v_leak or v_reset is not zero"
-    if np.ptp(neurons.step) != 0 or np.ptp(neurons.gain) != 0:
-        return "its neurons have different time constants"
-    if floats.trained is not None:
-        halves = (np.rint(DECAY_ONE * neurons.step) == DECAY_ONE // 2).all()
-        if floats.meta is None or not halves or floats.meta.timesteps > EXACT:
-            return "it was trained on integers, and its decay truncates as theirs does"
-    return ""
-
-
-def _certifier(
-    network: IntegerNetwork, layer: Layer, known: FloatLayer, magnitudes: dict[str, Float]
+def certifier(
+    network: IntegerNetwork,
+    population: Population,
+    floats: FloatNetwork,
+    before: Float | None = None,
 ) -> Certifier | str:
-    if layer.kind not in CERTIFIERS:
-        return missing(CERTIFIERS, layer.kind, layer.name, "the proof").what
-    if known.kind != layer.kind:
-        return "the float layer of this name is of another kind"
+    """What certifies ``population``, or in words why nothing does.
+
+    ``before`` float64 [O] are the magnitudes of its sums before the float graph was lowered.
+    """
     try:
-        return CERTIFIERS[layer.kind](network, layer, known, magnitudes)
+        return Certifier(network, population, floats, before)
     except _NotCovered as why:
         return str(why)
 
 
 class _NotCovered(Exception):
-    """In words, what of a layer the proof does not cover."""
+    """In words, what of a population the proof does not cover."""
 
 
-class PoolCertifier:
-    """OR pools: given equal inputs, float and integer pool are the same function.
-
-    Raises _NotCovered for graded inputs, and for other windows than those of the float layer.
-    """
-
-    def __init__(self, layer: OrPool, floats: FloatLayer, levels: int = 1) -> None:
-        if levels > 1:
-            raise _NotCovered("it pools graded inputs")
-        if (layer.kernel, layer.input_shape) != (floats.window.kernel, floats.input_shape):
-            raise _NotCovered("its windows are not those of the float layer")
-        self.layer, self.floats = layer, floats
-
-    def run(self, inputs: Bytes, spikes: Bytes, bounds: bool = False) -> Verdicts:
-        """See ``LifCertifier.run``; a pool has no voltage and no bound."""
-        kh, kw = self.layer.kernel
-        fires = np.zeros(spikes.shape, np.bool_)
-        for i, j in np.ndindex(kh, kw):
-            fires |= inputs[..., i::kh, j::kw] != 0
-        return Verdicts(~fires, fires, fires != (spikes != 0))
-
-
-class LifCertifier:
-    """Certifies one LIF layer.
-
-    Args:
-        layer: the integers; ``floats``: the float layer they stand for.
-        magnitude: float64 [O], see ``float_layers.magnitudes``.
-        chip, levels, steps: registers, largest input, time steps.
+class Certifier:
+    """Certifies one population of ``network`` against that of its name in ``floats``.
 
     Raises _NotCovered for what the proof does not hold for.
     """
 
     def __init__(
         self,
-        layer: LifLayer,
-        floats: FloatLayer,
-        magnitude: Float,
-        chip: chips.Chip,
-        levels: int,
-        steps: int,
+        network: IntegerNetwork,
+        population: Population,
+        floats: FloatNetwork,
+        before: Float | None = None,
     ) -> None:
-        _check(layer, floats)
-        self.layer, self.floats, self.steps = layer, floats, steps
-        self.limit = float(chip.state_limit or 0)
-        self.kept = (DECAY_ONE - layer.dv) / DECAY_ONE
-        self.exact = _exact_decays(layer)
-        self.unit = layer.scale / UNIT  # of v, in the float model's units
-        self.errors = weight_errors(layer, floats)
-        bias = layer.bias_mant * 2.0**layer.bias_exp * self.unit
-        per_channel = layer.neurons // len(floats.bias)
-        float_bias = np.repeat(floats.bias, per_channel)
-        integer_bias = self._by_neuron(bias)
-        stays = (layer.vth.astype(np.float64) * UNIT).reshape(-1) * self._by_neuron(self.unit)
-        slack = self._slack(np.repeat(magnitude, per_channel), stays, levels)
+        known = floats.by_name.get(population.name)
+        if known is None:
+            raise _NotCovered("the float graph has no such population")
+        _check_floats(floats, known)
+        _check(network, population, known)
+        _check_sources(network, population, floats)
+        self.network, self.population, self.floats, self.known = network, population, floats, known
+        self.steps = network.timesteps
+        # Those whose spikes are known, and those from the population itself, one-to-one or not.
+        into = network.into(population.name)
+        self.into = tuple(c for c in into if c.source != population.name)
+        own = [c for c in into if c.source == population.name]
+        self.own = tuple(c for c in own if c.synapses.kind == "one_to_one")
+        self.within = tuple(c for c in own if c.synapses.kind != "one_to_one")
+        neurons = population.neurons
+        self.unit = self.each(neurons.scale) / UNIT  # of v, in the float model's units
+        self.gain, self.leak = self.each(known.neurons.total_gain), self.each(known.neurons.leak)
+        self.bias = self.each(known.bias) * self.gain + self.leak
+        self.kept = (DECAY_ONE - self.each(neurons.dv)) / DECAY_ONE
+        stays = self.each(neurons.vth) * UNIT * self.unit
         self.cells = intervals.Cells(
-            bias=float_bias,
-            bias_error=integer_bias - float_bias,
-            integer_bias=integer_bias,
-            theta=floats.theta.reshape(-1),
+            keep=self.each(known.neurons.keep),
+            kept=self.kept,
+            bias=self.each(neurons.bias) * self.unit,
+            theta=self.each(known.neurons.theta),
+            threshold=self.each(known.neurons.threshold),
             stays=stays,
-            fires=stays + self._by_neuron(self.unit),
-            unit=self._by_neuron(self.unit),
-            slack=slack,
+            fires=stays + self.unit,
+            unit=self.unit,
+            slack=self._slack(before, stays),
+            exact=np.broadcast_to(_exact_decays(network, population), population.shape).reshape(-1),
+        )
+        brought = [self.each(of_channels(c.synapses.weight, population.shape)) for c in self.own]
+        self.rules = intervals.Rules(
+            float_subtracts=known.neurons.reset == "subtract",
+            subtracts=neurons.reset == "subtract",
+            limit=float(chips.of(network).state_limit or 0),
+            own=np.array(
+                [w * 2.0**c.exp * UNIT * self.unit for w, c in zip(brought, self.own, strict=True)]
+            ).reshape(len(self.own), population.size),
+            delays=np.array([c.delay for c in self.own], np.int64),
         )
 
-    def run(self, inputs: Bytes, spikes: Bytes, bounds: bool = False) -> Verdicts:
+    def run(self, sent: Sent, spikes: Bytes, bounds: bool = False) -> Verdicts:
         """Judge every entry.
 
         Args:
-            inputs: [N, T, *input_shape], what both layers receive.
-            spikes: [N, T, *shape] of the float layer on these inputs, uint8.
+            sent: what every source sends in the float model, [N, T, *shape]; the population may be left out.
+            spikes: [N, T, *shape] of the population in the float model, uint8.
             bounds: whether ``Verdicts.bound`` is wanted.
         """
-        n, steps = inputs.shape[:2]
+        n, steps = spikes.shape[:2]
         if steps > self.steps:
             raise ValueError(f"{steps} steps, where rounding was bounded for {self.steps}")
-        size = (n, steps, self.layer.neurons)
+        size = (n, steps, self.population.size)
+        spikes = np.require(spikes.reshape(size), np.uint8, ["C", "W"])
+        currents, integers = self.sums({**sent, self.population.name: spikes})
+        currents += self.bias
+        integers += self.cells.bias
         verdicts = np.zeros(size, np.uint8)
         bound = np.zeros(size if bounds else (0, 0, 0))
-        intervals.follow(
-            self.sums(inputs),
-            np.require(spikes.reshape(size), np.uint8, ["C", "W"]),
-            self.cells,
-            self.floats.keep,
-            self.kept,
-            self.exact,
-            self.limit,
-            verdicts,
-            bound,
-        )
-        shape = (n, steps, *self.layer.shape)
+        if self.within:
+            self._step_by_step(currents, integers, spikes, verdicts, bound)
+        else:
+            intervals.follow(currents, integers, spikes, self.cells, self.rules, verdicts, bound)
+        shape = (n, steps, *self.population.shape)
         verdicts = verdicts.reshape(shape)
         return Verdicts(
             (verdicts & intervals.SILENT) != 0,
@@ -227,171 +186,237 @@ class LifCertifier:
             bound.reshape(shape) if bounds else None,
         )
 
-    def sums(self, inputs: Bytes) -> Float:
-        """float64 [N, T, 2, neurons]: weighted inputs of the float layer, and the weights' error."""
-        n, steps = inputs.shape[:2]
-        x = inputs.reshape(n * steps, *self.layer.input_shape).astype(np.float64)
-        weight, error = self.floats.weight, self.errors
-        geometry = self.floats.geometry
-        if not isinstance(error, np.ndarray):
-            flat = x.reshape(len(x), -1)
-            parts = [_weighted(geometry, x, weight).reshape(len(x), -1), (error @ flat.T).T]
-            sums = np.stack(parts, axis=1)
-        elif geometry is not None and geometry.groups > 1:
-            sums = np.stack([_weighted(geometry, x, w) for w in (weight, error)], axis=1)
-        else:
-            # One pass over the inputs for both.
-            sums = _weighted(geometry, x, np.concatenate([weight, error]))
-        return np.ascontiguousarray(sums).reshape(n, steps, 2, self.layer.neurons)
+    def sums(self, sent: Sent, own: bool = False) -> tuple[Float, Float]:
+        """float64 [N, T, neurons]: what arrives in float and in integers, without the bias.
 
-    def _by_neuron(self, values: Float) -> Float:
-        """Values of the layer's channels [O], or of its neurons, one for each neuron."""
-        return np.repeat(values, self.layer.neurons // len(values))
+        What the integer population sends itself is in it with ``own`` alone; it is then taken from ``sent``.
+        """
+        n, steps = sent[self.population.name].shape[:2]
+        floats = np.zeros((n, steps, self.population.size))
+        for c in self.floats.into(self.population.name):
+            _add(
+                floats, weighted(c.way, _flat(sent[c.source], self.floats.shape(c.source))), c.delay
+            )
+        integers = np.zeros_like(floats)
+        for c in self.network.into(self.population.name) if own else self.into:
+            _add(
+                integers,
+                self._sums(c, _flat(sent[c.source], self.network.shape(c.source))),
+                c.delay,
+            )
+        floats *= self.gain
+        integers *= UNIT * self.unit
+        return floats, integers
 
-    def _slack(self, magnitude: Float, stays: Float, levels: int) -> Float:
+    def each(self, values: Any) -> Float:
+        """Values that broadcast to the population, one for each neuron: float64 [neurons]."""
+        full = np.broadcast_to(np.asarray(values, np.float64), self.population.shape)
+        return full.reshape(-1).copy()
+
+    def _sums(self, c: Connection, x: NDArray[Any]) -> Float:
+        """The weighted sums of a connection, whole numbers."""
+        if c.synapses.geometry is None:
+            return c.sums(x, self.network.levels(c.source)).astype(np.float64)
+        weight = c.synapses.weight.astype(np.float64) * 2.0**c.exp
+        return _convolved(c.synapses.geometry, x, weight)
+
+    def _step_by_step(
+        self, currents: Float, integers: Float, spikes: Bytes, verdicts: Bytes, bound: Float
+    ) -> None:
+        """``intervals.follow`` where neurons receive spikes of the population that may not be known."""
+        n, steps, neurons = spikes.shape
+        room, one = (n, neurons, steps + 1), (n, neurons, 1)
+        branches = intervals.Branches(
+            *(np.empty(room), np.empty(room), np.empty(room, np.int64), np.empty(room, np.int64)),
+            *(np.empty(one, np.int64), np.empty(one)),
+        )
+        intervals.begin(branches)
+        sides = [
+            (
+                c,
+                c.synapses.with_weights(np.minimum(c.synapses.weight, 0)),
+                c.synapses.with_weights(np.maximum(c.synapses.weight, 0)),
+            )
+            for c in self.within
+        ]
+        for t in range(steps):
+            lowest, highest = integers[:, t].copy(), integers[:, t].copy()
+            for c, down, up in sides:
+                if t < c.delay:
+                    continue
+                known = verdicts[:, t - c.delay].reshape(n, *self.population.shape)
+                sure = c.synapses.sums((known & intervals.FIRES) != 0)
+                open_ = (known & (intervals.FIRES | intervals.SILENT)) == 0
+                for most, side in ((lowest, down), (highest, up)):
+                    sums = (sure + side.sums(open_)).reshape(n, -1) << c.exp
+                    most += sums * (UNIT * self.unit)
+            intervals.follow_step(
+                *(t, currents, lowest, highest, spikes, self.cells, self.rules, branches),
+                *(verdicts, bound),
+            )
+
+    def _slack(self, before: Float | None, stays: Float) -> Float:
         """What rounding in float64 may add up to, of each neuron [neurons], outward.
 
-        The float model, its voltage here, and the error sum (of two magnitudes) are four sums of
-        so many terms a step; the voltages of both take a few roundings more. Raises _NotCovered
-        where float64 could not tell one unit of v from the next.
+        The float model, its voltage here, and the integer sum are sums of so many terms a step; the
+        voltages of both take a few roundings more. Raises _NotCovered where float64 could not tell one
+        unit of v from the next.
         """
-        layer, steps = self.layer, self.steps
-        weight = layer.synapses.row_sums(np.abs(layer.synapses.weight.astype(np.int64)))
-        bias = np.abs(layer.bias_mant) * 2.0**layer.bias_exp * self.unit
-        integer = weight * (self.unit * UNIT * 2.0**layer.exp) * levels + bias
-        magnitude = np.maximum(magnitude, self._by_neuron(integer))
-        keep = max(self.floats.keep, self.kept)
-        horizon = float(steps) if keep >= 1 else min(float(steps), 1 / (1 - keep))
+        shape, neurons = self.population.shape, self.known.neurons
+        integer = np.abs(self.each(self.population.neurons.bias)) * self.unit
+        terms = 16
+        for c in self.network.into(self.population.name):
+            weight = np.abs(c.synapses.weight.astype(np.int64))
+            rows = self.each(of_channels(c.synapses.row_sums(weight), shape))
+            integer += rows * (self.unit * UNIT * 2.0**c.exp) * self.network.levels(c.source)
+        floats = np.abs(self.each(self.known.bias))
+        for way in self.floats.into(self.known.name):
+            levels = self.network.levels(way.source) if way.source in self.network.inputs else 1
+            floats += self.each(_peaks(way.way, shape)) * levels
+            terms += _terms(way.way)
+        if before is not None:
+            one = len(before) not in (shape[0], self.population.size)
+            floats = np.maximum(
+                floats, before.max() if one else self.each(of_channels(before, shape))
+            )
+        magnitude = np.maximum(floats * np.abs(self.gain) + np.abs(self.leak), integer)
+        if "subtract" in (self.population.neurons.reset, neurons.reset):
+            magnitude += np.maximum(np.abs(stays), np.abs(self.each(neurons.threshold)))
+        keep = np.maximum(self.each(neurons.keep), self.kept)
+        with np.errstate(divide="ignore"):
+            horizon = np.minimum(float(self.steps), 1 / np.maximum(1 - keep, 0))
         largest = np.maximum(horizon * magnitude, np.abs(stays))
-        if not (largest / self._by_neuron(self.unit) < LARGEST).all():
+        if not (largest / self.unit < LARGEST).all():
             raise _NotCovered("its voltages have more digits than a float64")
-        terms = self.floats.weight[0].size + 16
         slack: Float = 2 * horizon * ROUND * (4 * terms * magnitude + 16 * largest)
         return slack
 
 
-Certifier = LifCertifier | PoolCertifier
+def weighted(way: Way, x: NDArray[Any]) -> Float:
+    """x [N, *source] through a connection of the float network, without bias."""
+    x = x.astype(np.float64)
+    if way.kind == "weights" and way.geometry is not None:
+        return _convolved(way.geometry, x, way.weight)
+    return way.apply(x)
 
 
-def _certify_lif(
-    network: IntegerNetwork, layer: LifLayer, known: FloatLayer, magnitudes: dict[str, Float]
-) -> LifCertifier:
-    chip, levels = chips.of(network), network.input_limit(layer)
-    return LifCertifier(layer, known, magnitudes[layer.name], chip, levels, network.timesteps)
-
-
-def _certify_pool(
-    network: IntegerNetwork, layer: OrPool, known: FloatLayer, _magnitudes: dict[str, Float]
-) -> PoolCertifier:
-    return PoolCertifier(layer, known, network.input_limit(layer))
-
-
-# What certifies a layer and the float layer of the same kind. They raise _NotCovered.
-CERTIFIERS: dict[str, Callable[[IntegerNetwork, Any, Any, dict[str, Float]], Certifier]] = {
-    "lif": _certify_lif,
-    "or_pool": _certify_pool,
-}
-
-
-def weight_errors(layer: LifLayer, floats: FloatLayer) -> Any:
-    """Integer weights minus float ones, in the float model's units.
-
-    An array of the float weight's shape, or for single connections a sparse matrix float64
-    [neurons, inputs].
-    """
-    compare = entry(ERRORS, layer.synapses.kind, layer.name, "the proof")
-    return compare(layer, layer.synapses, floats)
-
-
-def _errors_of_weights(layer: LifLayer, mine: Conv | Dense, floats: FloatLayer) -> Float:
-    return mine.scaled(layer.scale * 2.0**layer.exp) - floats.weight
-
-
-def _errors_of_connections(
-    layer: LifLayer, mine: Sparse, floats: FloatLayer
-) -> csr_array[np.float64]:
-    row, column, weight = unrolled(layer, floats)
-    exact = csr_array((weight, (row, column)), shape=mine.size)
-    return mine.scaled(layer.scale * 2.0**layer.exp) - exact
-
-
-ERRORS: dict[str, Callable[[LifLayer, Any, FloatLayer], Any]] = {
-    "conv": _errors_of_weights,
-    "dense": _errors_of_weights,
-    "sparse": _errors_of_connections,
-}
-
-
-def unrolled(layer: LifLayer, floats: FloatLayer) -> tuple[Any, Any, Float]:
-    """(neuron, input, weight) of every in-bounds synapse of the float layer."""
-    if floats.geometry is None:
-        row, column = np.indices(floats.weight.shape, np.int32).reshape(2, -1)
-        return row, column, floats.weight.reshape(-1)
-    (c, h, w), (o, y, x) = layer.input_shape, layer.shape
-    return conv.unroll(floats.weight, (c, h, w), (o, y, x), *floats.geometry)
-
-
-def _weighted(geometry: Geometry | None, x: Float, weight: Float) -> Float:
-    """x [N, ...] through ``weight``, without bias."""
-    if geometry is None:
-        product: Float = x.reshape(len(x), -1) @ weight.T
-        return product
+def _convolved(geometry: Geometry, x: NDArray[Any], weight: Float) -> Float:
     import torch
 
     with torch.inference_mode():
         out: Float = torch.nn.functional.conv2d(
-            torch.from_numpy(x), torch.from_numpy(weight), None, *geometry
+            torch.from_numpy(x.astype(np.float64)), torch.from_numpy(weight), None, *geometry
         ).numpy()
     return out
 
 
-def _exact_decays(layer: LifLayer) -> int:
-    """How many decays in a row, from a reset on, lose nothing because the bits lost are zero."""
-    lost = _bits_lost(layer)
-    return _zero_bits(layer) // lost if lost else 1 << 30
+def _flat(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """[N, T, ...] as [N * T, *shape]."""
+    return values.reshape(-1, *shape)
 
 
-def _bits_lost(layer: LifLayer) -> int:
-    """Bits that one decay shifts out."""
-    kept = DECAY_ONE - layer.dv
-    return DECAY_BITS - min(DECAY_BITS, (kept & -kept).bit_length() - 1)
+def _add(total: Float, sums: Float, delay: int) -> None:
+    """Add ``sums`` [N * T, ...] to ``total`` [N, T, neurons], ``delay`` steps later."""
+    n, steps = total.shape[:2]
+    if delay < steps:
+        total[:, delay:] += sums.reshape(n, steps, -1)[:, : steps - delay]
 
 
-def _zero_bits(layer: LifLayer) -> int:
-    """Lowest bits of v that no input and no bias sets."""
-    zeros = FRACTION_BITS + layer.exp
-    return min(zeros, layer.bias_exp) if layer.bias_mant.any() else zeros
+def _peaks(way: Way, shape: tuple[int, ...]) -> Float:
+    """The largest sum of magnitudes for spikes of 1, broadcastable to the population's ``shape``."""
+    if way.kind == "window":
+        return np.full(1, float(math.prod(way.kernel)))
+    if way.kind == "one_to_one":
+        return np.abs(way.weight).reshape(shape)
+    rows = np.abs(way.weight).reshape(len(way.weight), -1).sum(axis=1)
+    return of_channels(rows, shape)
 
 
-def grain(layer: LifLayer, decays: int) -> int:
-    """What v is a multiple of, so many decays after it was zero, unless a register cut it off."""
-    return 1 << max(0, _zero_bits(layer) - _bits_lost(layer) * decays)
+def _terms(way: Way) -> int:
+    """How many products a sum has at most."""
+    if way.kind == "window":
+        return math.prod(way.kernel)
+    return 1 if way.kind == "one_to_one" else int(way.weight[0].size)
 
 
-def _check(layer: LifLayer, floats: FloatLayer) -> None:
-    """Raise _NotCovered for a layer that the proof is not about."""
-    for name in unknown_fields(layer, KNOWN):
+def _exact_decays(network: IntegerNetwork, population: Population) -> NDArray[np.int64]:
+    """How many decays in a row, from zero on, lose nothing because the bits lost are zero.
+
+    Broadcastable to the population.
+    """
+    lost = _bits_lost(population)
+    exact = _zero_bits(network, population) // np.maximum(lost, 1)
+    return np.where(lost == 0, 1 << 30, exact)
+
+
+def _bits_lost(population: Population) -> NDArray[np.int64]:
+    """Bits that one decay shifts out, broadcastable to the population."""
+    kept = DECAY_ONE - np.asarray(population.neurons.dv, np.int64)
+    ends_in = np.log2(kept & -kept).astype(np.int64)  # zeros at the end
+    return DECAY_BITS - np.minimum(DECAY_BITS, ends_in)
+
+
+def _zero_bits(network: IntegerNetwork, population: Population) -> int:
+    """Lowest bits of v that no input, no bias and no reset sets."""
+    neurons, into = population.neurons, network.into(population.name)
+    zeros = FRACTION_BITS + min((c.exp for c in into), default=0)
+    zeros = min(zeros, neurons.bias_exp) if neurons.bias_mant.any() else zeros
+    return min(zeros, FRACTION_BITS) if neurons.reset == "subtract" else zeros
+
+
+def grain(
+    network: IntegerNetwork, population: Population, neuron: tuple[int, ...], decays: int
+) -> int:
+    """What v of a neuron is a multiple of, so many decays after zero, unless a register cut it off."""
+    lost = int(np.broadcast_to(_bits_lost(population), population.shape)[neuron])
+    return 1 << max(0, _zero_bits(network, population) - lost * decays)
+
+
+def _check_floats(floats: FloatNetwork, known: FloatPopulation) -> None:
+    """Raise _NotCovered for a float population that the proof is not about."""
+    neurons = known.neurons
+    if neurons.has_current:
+        raise _NotCovered("its float neurons have a synaptic current")
+    if (neurons.v_reset != 0).any():
+        raise _NotCovered("its v_reset is not zero")
+    if not ((neurons.keep >= 0) & (neurons.keep <= 1)).all():
+        raise _NotCovered("the decay of its float neurons is not between 0 and 1")
+    if floats.trained is not None and neurons.has_state:
+        halves = (np.rint(DECAY_ONE * neurons.step) == DECAY_ONE // 2).all()
+        if floats.meta is None or not halves or floats.meta.timesteps > EXACT:
+            raise _NotCovered("it was trained on integers, and its decay truncates as theirs does")
+
+
+def _check(network: IntegerNetwork, population: Population, known: FloatPopulation) -> None:
+    """Raise _NotCovered for an integer population that the proof is not about."""
+    neurons = population.neurons
+    if population.kind not in COVERED:
+        raise _NotCovered(missing(COVERED, population.kind, population.name, "the proof").what)
+    for name in unknown_fields(neurons):
         raise _NotCovered(f"its {name} is not known here")
-    if layer.has_current:
+    if neurons.has_current:
         raise _NotCovered("its synaptic current has a memory")
-    if not 0 <= layer.dv < DECAY_ONE or not 0 <= layer.exp <= 16 or not 0 <= layer.bias_exp <= 16:
+    exps = [neurons.bias_exp, *(c.exp for c in network.into(population.name))]
+    decays = np.asarray(neurons.dv)
+    if not ((decays >= 0) & (decays < DECAY_ONE)).all() or min(exps) < 0 or max(exps) > 16:
         raise _NotCovered("its decay or exponents are outside the registers")
-    if not (np.isfinite(layer.scale) & (layer.scale > 0)).all():
+    if not (np.isfinite(neurons.scale) & (neurons.scale > 0)).all():
         raise _NotCovered("its scale is not positive")
-    if np.abs(layer.bias_mant.astype(np.int64) << layer.bias_exp).max(initial=0) >= 1 << 30:
+    if np.abs(neurons.bias).max(initial=0) >= 1 << 30:
         raise _NotCovered("its bias is as large as its registers")
-    if layer.input_shape != floats.input_shape or layer.shape != floats.shape:
-        raise _NotCovered("its shape is not that of the float layer")
-    if not 0 <= floats.keep <= 1:
-        raise _NotCovered("the float layer's decay is not between 0 and 1")
-    _check_geometry(layer, floats)
+    if population.shape != known.shape:
+        raise _NotCovered("its shape is not that of the float population")
 
 
-def _check_geometry(layer: LifLayer, floats: FloatLayer) -> None:
-    """Raise _NotCovered unless the weights go where the float layer's go."""
-    mine = layer.synapses
-    if mine.kind == "sparse" and floats.geometry is not None:
-        return
-    if mine.weight.shape == floats.weight.shape and mine.geometry == floats.geometry:
-        return
-    raise _NotCovered("its synapses do not lie where the float layer's do")
+def _check_sources(network: IntegerNetwork, population: Population, floats: FloatNetwork) -> None:
+    """Raise _NotCovered unless what leads to the population has the same sources on both sides."""
+    mine = {c.source: network.shape(c.source) for c in network.into(population.name)}
+    theirs = {c.source: floats.shape(c.source) for c in floats.into(population.name)}
+    for source, shape in mine.items():
+        if source not in floats.inputs and source not in floats.by_name:
+            raise _NotCovered(f"its source {source} is not in the float graph")
+        if math.prod(shape) != math.prod(floats.shape(source)):
+            raise _NotCovered(f"its source {source} does not have the shape of the float graph's")
+    for source in theirs:
+        if source not in network.inputs and source not in network.by_name:
+            raise _NotCovered(f"its source {source} is not in the integer network")

@@ -251,8 +251,8 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     network = nir_file.read_network(what.lowered)
     raster = rasters.load(what.data).first(what.limit)
     rasters.check_fits(raster, str(what.data), network)
-    layers = [layer.name for layer in network.layers]
-    what.budgets.check(layers, raster.labels is not None, str(what.data))
+    names = [population.name for population in network.populations]
+    what.budgets.check(names, raster.labels is not None, str(what.data))
     model, graph, notes = _floats(what, network)
     # What cannot work is said before anything long begins.
     backends.check(what.backends, network)
@@ -286,7 +286,7 @@ def _floats(
         timesteps=steps,
         classes=classes,
         dt=what.dt,
-        levels=network.input_levels if foreign else None,
+        levels=max(port.levels for port in network.inputs.values()) if foreign else None,
         model_class=what.model_class,
         sample_shape=what.sample_shape,
     )
@@ -322,7 +322,7 @@ def _against_float(
 ) -> ParityReport:
     """The comparisons that a float model is part of."""
     batch = min(BATCH, batch_size(network))
-    with watch("float and integer", len(raster.spikes), "samples") as tell:
+    with watch("float and integer", raster.shape[0], "samples") as tell:
         return compare(model, graph, network, raster, batch=batch, on_progress=tell, spread=spread)
 
 
@@ -332,7 +332,7 @@ def _agreements(
     """Every backend against the reference."""
     agreements = {}
     for name in what.backends:
-        with watch(name, len(raster.spikes) * network.timesteps, "time steps") as tell:
+        with watch(name, raster.shape[0] * network.timesteps, "time steps") as tell:
             agreements[name] = measure(
                 name, network, raster.spikes, stall_s=what.timeout, on_steps=tell, spread=spread
             )

@@ -1,14 +1,15 @@
 """The first divergence: where the lowered network starts to differ from the float model, and why.
 
-Not what a layer inherited: the earliest entry in the order sample, step, layer, neuron whose spike
-differs. No earlier step of the sample differs anywhere, nor does an earlier layer in this step, so
-that the layer had equal inputs up to here, and the neuron the same resets.
+Not what a population inherited: the earliest entry in the order sample, step, population, neuron whose spike
+differs. No earlier step of the sample differs anywhere, nor does an earlier population in this step, so
+that the population had equal inputs up to here, and the neuron the same resets. That holds in loops too:
+populations are in the order in which a step computes them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,18 +19,15 @@ from numpy.typing import NDArray
 from stl_deploy.chips import arithmetic
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem, StlError
-from stl_deploy.hw_sim import reference
-from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.chain import Layer, LifLayer
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import UNIT
-from stl_deploy.verify import certificates
+from stl_deploy.verify import certificates, pairs
 from stl_deploy.verify import faults as F
-from stl_deploy.verify.certificates import Certifier, LifCertifier
+from stl_deploy.verify.certificates import Certifier
 
 Bytes = NDArray[np.uint8]
-Part = Literal["weight", "bias", "decay", "register"]
+Part = Literal["weight", "bias", "decay", "register", "reset"]
 Blame = Part | Literal["threshold", "float rounding", "execution", "unknown"]
 STRONGEST = 5  # incoming synapses that are listed
 SPOKEN = 3  # of them in the paragraph
@@ -39,6 +37,7 @@ WORDS: dict[Blame, str] = {
     "decay": "the rounding of the decay",
     "threshold": "the rounding of the threshold",
     "register": "the width of a register",
+    "reset": "the rounding of the threshold that earlier resets subtracted",
     "float rounding": "float rounding in the model itself",
     "execution": "the execution of the network",
     "unknown": "nothing that certificates cover",
@@ -63,7 +62,7 @@ class CertificateError(StlError):
 
 @dataclass(frozen=True)
 class Place:
-    """One entry: ``neuron`` is its index in the layer's population."""
+    """One entry: ``neuron`` is its index in the population ``layer``."""
 
     sample: int
     step: int
@@ -75,10 +74,13 @@ class Place:
 class Synapse:
     """One incoming synapse and what its rounding did to the voltage, in the float model's units.
 
-    ``input`` is the neuron it comes from, ``weight`` its index in the weights, ``held`` the integer,
-    ``exact`` what it stands for in the same units; ``spikes`` what came since the last reset.
+    ``input`` is the neuron of ``source`` that it comes from, ``weight`` its index in the weights of
+    ``connection``, ``held`` the integer, ``exact`` what it stands for in the same units; ``spikes`` what came
+    since the last reset.
     """
 
+    connection: str
+    source: str
     input: Shape
     weight: Shape
     held: int
@@ -95,8 +97,9 @@ class Voltages:
     units), ``fires_from`` the smallest v_int above 64 vth that the neuron can have in this step.
     ``v_lowered`` and ``theta_lowered`` are v_int and fires_from in the float model's units. ``margin``
     is |v - theta|, ``error`` v_lowered - v, ``bound`` what was proved of its magnitude. ``reset`` is
-    the step of the neuron's last spike, None if it had none. ``contributions`` of weights, bias,
-    decay and registers add up to ``error``.
+    the step of the last spike after which both sides began at zero, None if there was none.
+    ``contributions`` of weights, bias, decay and registers add up to ``error``; with a reset that subtracts
+    the threshold, its rounding in earlier resets is one too.
     """
 
     v: float
@@ -118,8 +121,8 @@ class Divergence:
     """The first divergence of a comparison, or a spike that contradicts its proof.
 
     ``float_spike`` and ``integer_spike`` differ. ``voltages`` is None, and ``synapses`` empty, where
-    certificates do not cover the layer; ``why`` says why not. ``faults`` are what of the network, or
-    of its run, is no rounding: those of this layer first. ``calibrated``: the layer's values were
+    certificates do not cover the population; ``why`` says why not. ``faults`` are what of the network, or
+    of its run, is no rounding: those of this population first. ``calibrated``: the population's values were
     fitted to data (``calibration.py``), so that single ones are no fault.
     """
 
@@ -178,7 +181,7 @@ class Divergence:
         parts += [f"Not rounding: {fault.layer}: {fault.text}." for fault in self.faults]
         if not self.faults and self.blame not in ("execution", "unknown"):
             parts.append(
-                "This layer was fitted to calibration data: its values need not be the nearest ones."
+                "This population was fitted to calibration data: its values need not be the nearest ones."
                 if self.calibrated
                 else "Everything the network holds is what the float model rounds to."
             )
@@ -198,27 +201,29 @@ class Divergence:
 def find(
     network: IntegerNetwork, expected: Mapping[str, Bytes], lowered: Mapping[str, Bytes]
 ) -> Place | None:
-    """The first entry that differs between two traces, spikes uint8 [N, T, *shape] by layer."""
+    """The first entry that differs between two traces, spikes uint8 [N, T, *shape] by population.
+
+    Populations of a step are in the order of the network, in which connections without a delay lead forward.
+    """
+    names = [population.name for population in network.populations if population.name in expected]
     differs = []
-    for layer in network.layers:
-        off = expected[layer.name] != lowered[layer.name]
+    for name in names:
+        off = expected[name] != lowered[name]
         differs.append(off.reshape(*off.shape[:2], -1).any(axis=2))
     where = np.argwhere(np.stack(differs, axis=2))
     if not len(where):
         return None
     sample, step, index = map(int, where[0])
-    name = network.layers[index].name
+    name = names[index]
     off = expected[name][sample, step] != lowered[name][sample, step]
     return Place(sample, step, name, tuple(map(int, np.argwhere(off)[0])))
 
 
 def explain(
     network: IntegerNetwork,
-    layer: Layer,
     certifier: Certifier | str,
     place: Place,
-    inputs: Bytes,
-    expected: Bytes,
+    sent: Mapping[str, NDArray[Any]],
     forced: Bytes,
     got: Bytes,
     faults: tuple[F.Fault, ...] = (),
@@ -226,25 +231,27 @@ def explain(
     """Why the spikes of one entry differ.
 
     Args:
-        network, layer: the integers; ``certifier``: the layer's (see ``certificates.certifiers``).
+        network: the integers; ``certifier``: the population's (see ``certificates.certifiers``).
         place: the entry.
-        inputs: of its sample in the float model, [T, *input_shape].
-        expected, forced: float and integer spikes of the layer [T, *shape] on these inputs.
-        got: spikes of the layer in the network's own run, which had these inputs up to the entry.
+        sent: what each source of the population, and it itself, sends in its sample in the float model,
+            [T, *shape].
+        forced: integer spikes of the population [T, *shape] for these.
+        got: spikes of the population in the network's own run, whose sources sent the same up to the entry.
         faults: what of the network is no rounding (``faults.of_network``).
     """
     at = (place.step, *place.neuron)
-    if isinstance(certifier, str):
-        found = _Comparison(why=certifier)
-    else:
-        compare = entry(COMPARISONS, layer.kind, layer.name, "the explanation of divergences")
-        found = compare(network, certifier, place, inputs, expected)
+    expected = sent[place.layer]
+    found = (
+        _Comparison(why=certifier)
+        if isinstance(certifier, str)
+        else _compare(network, certifier, place, sent)
+    )
     blame = found.blame
-    how = network.precision.get(layer.name)
-    ran = reference.run_layer(network, layer, inputs[None]).spikes[0]
+    how = network.precision.get(place.layer)
+    ran = F.run_alone(network, place.layer, sent)
     if (ran != got)[: place.step + 1, *place.neuron].any():
         blame = "execution"
-        faults = (*F.of_execution(network, layer, inputs, forced), *faults)
+        faults = (*F.of_execution(network, place.layer, sent, forced), *faults)
     return Divergence(
         place=place,
         float_spike=bool(expected[at]),
@@ -267,29 +274,25 @@ class _Comparison(NamedTuple):
     why: str = ""
 
 
-def _compare_pool(*_: object) -> _Comparison:
-    return _Comparison(why="a pool has none")
-
-
-def _compare_lif(
+def _compare(
     network: IntegerNetwork,
-    certifier: LifCertifier,
+    certifier: Certifier,
     place: Place,
-    inputs: Bytes,
-    expected: Bytes,
+    sent: Mapping[str, NDArray[Any]],
 ) -> _Comparison:
     """Both voltages of the neuron in this step, what made them differ, and what of it matters."""
-    layer = certifier.layer
-    inputs, expected = inputs[: place.step + 1], expected[: place.step + 1]
-    bound = certifier.run(inputs[None], expected[None], bounds=True).bound
+    population, known = certifier.population, certifier.known
+    sent = {name: values[: place.step + 1] for name, values in sent.items()}
+    batch = {name: values[None] for name, values in sent.items()}
+    bound = certifier.run(batch, batch[place.layer], bounds=True).bound
     assert bound is not None
-    course = _follow(certifier, place, inputs, expected, _integers(network, layer, place, inputs))
-    flat = _flat(place.neuron, layer.shape)
+    course = _follow(certifier, place, sent)
+    flat = _flat(place.neuron, population.shape)
     unit, slack = (float(x[flat]) for x in (certifier.cells.unit, certifier.cells.slack))
-    theta = float(certifier.floats.theta[place.neuron])
-    vth = int(layer.vth[place.neuron])
+    theta, stays = float(certifier.cells.theta[flat]), float(certifier.cells.stays[flat])
+    vth = round(stays / unit / UNIT)
     since = place.step if course.reset is None else place.step - course.reset - 1
-    grain = certificates.grain(layer, since)
+    grain = certificates.grain(network, population, place.neuron, since)
     grain = grain if course.v_int % grain == 0 else 1
     fires_from = (UNIT * vth // grain + 1) * grain
     voltages = Voltages(
@@ -306,23 +309,19 @@ def _compare_lif(
         reset=course.reset,
         contributions=course.parts,
     )
-    left = np.zeros(len(inputs))
-    left[place.step - since :] = certifier.kept ** np.arange(since + 1)[::-1]
-    synapses = _synapses(certifier, place.neuron, inputs, left)
-    fires = bool(expected[(place.step, *place.neuron)])
+    left = np.zeros(place.step + 1)
+    left[place.step - since :] = certifier.kept[flat] ** np.arange(since + 1)[::-1]
+    synapses = _synapses(certifier, place.neuron, sent, left)
+    fires = bool(sent[known.name][(place.step, *place.neuron)])
     return _Comparison(voltages, synapses, _blame(voltages, fires, slack))
-
-
-# How the voltages of a layer's kind are compared, where a certifier covers it.
-COMPARISONS: dict[str, Callable[[IntegerNetwork, Any, Place, Bytes, Bytes], _Comparison]] = {
-    "lif": _compare_lif,
-    "or_pool": _compare_pool,
-}
 
 
 @dataclass(frozen=True)
 class _Course:
-    """Where a neuron's voltages have come to, before the reset, and what their difference is made of."""
+    """Where a neuron's voltages have come to, before the reset, and what their difference is made of.
+
+    ``reset`` is the step of the last spike after which both began at zero.
+    """
 
     v: float
     v_int: int
@@ -330,33 +329,58 @@ class _Course:
     parts: dict[Part, float]
 
 
-def _follow(
-    certifier: LifCertifier, place: Place, inputs: Bytes, expected: Bytes, integers: list[int]
-) -> _Course:
-    """Follow a neuron up to the step of ``place``; ``integers`` are its integer voltages so far."""
-    flat = _flat(place.neuron, certifier.layer.shape)
-    sums = certifier.sums(inputs[None])[0, :, :, flat]
-    spikes = expected.reshape(len(expected), -1)[:, flat]
-    cells, keep, kept = certifier.cells, certifier.floats.keep, certifier.kept
-    unit, slack = float(cells.unit[flat]), float(cells.slack[flat])
-    nothing: dict[Part, float] = {"weight": 0.0, "bias": 0.0, "decay": 0.0, "register": 0.0}
-    course = _Course(0.0, 0, None, nothing)
-    for t, v_int in enumerate(integers):
+def _follow(certifier: Certifier, place: Place, sent: Mapping[str, NDArray[Any]]) -> _Course:
+    """Follow a neuron up to the step of ``place``.
+
+    Up to there both sides have the same spikes, so that it has received the float model's own.
+    """
+    population, cells = certifier.population, certifier.cells
+    flat = _flat(place.neuron, population.shape)
+    both = certifier.sums({name: values[None] for name, values in sent.items()}, own=True)
+    floats, integers = (sums[0, :, flat] for sums in both)
+    spikes = sent[population.name].reshape(place.step + 1, -1)[:, flat]
+    keep, kept, unit, slack = (
+        float(values[flat]) for values in (cells.keep, cells.kept, cells.unit, cells.slack)
+    )
+    bias = float(certifier.bias[flat])
+    path = _integers(certifier, place, sent)
+    course = _Course(0.0, 0, None, _nothing(certifier))
+    for t, (before, v_int) in enumerate(path):
         if t and spikes[t - 1]:
-            course = _Course(0.0, 0, t - 1, nothing)
+            course = _reset(certifier, course, before, flat, t - 1)
         # What both voltages lose and gain in this step, and so their difference.
         parts = {name: kept * value for name, value in course.parts.items()}
-        cut = _decayed(course.v_int, certifier.layer.dv) - kept * course.v_int
+        dv = int(np.broadcast_to(population.neurons.dv, population.shape)[place.neuron])
+        cut = _decayed(course.v_int, dv) - kept * course.v_int
         parts["decay"] += (kept - keep) * course.v + cut * unit
-        parts["weight"] += float(sums[t, 1])
-        parts["bias"] += float(cells.bias_error[flat])
-        v = keep * course.v + float(sums[t, 0]) + float(cells.bias[flat])
+        parts["weight"] += float(integers[t] - floats[t])
+        parts["bias"] += float(cells.bias[flat]) - bias
+        v = keep * course.v + float(floats[t]) + bias
         # A register that wrapped or saturated is all that can be left over.
         left = v_int * unit - v - sum(parts.values())
         if abs(left) > 2 * slack:
             parts["register"] += left
         course = _Course(v, v_int, course.reset, parts)
     return course
+
+
+def _nothing(certifier: Certifier) -> dict[Part, float]:
+    """No contribution of any part. Resets bring one only where they subtract a threshold."""
+    nothing: dict[Part, float] = {"weight": 0.0, "bias": 0.0, "decay": 0.0, "register": 0.0}
+    rules = certifier.rules
+    return nothing | {"reset": 0.0} if rules.subtracts or rules.float_subtracts else nothing
+
+
+def _reset(certifier: Certifier, course: _Course, v_int: int, flat: int, step: int) -> _Course:
+    """Both voltages after a spike in ``step``, of which the integer one is ``v_int``."""
+    cells, rules = certifier.cells, certifier.rules
+    if not rules.subtracts and not rules.float_subtracts:
+        return _Course(0.0, 0, step, _nothing(certifier))
+    v = course.v - float(cells.threshold[flat]) if rules.float_subtracts else 0.0
+    before = course.v_int * float(cells.unit[flat]) - course.v
+    after = v_int * float(cells.unit[flat]) - v
+    parts = course.parts | {"reset": course.parts["reset"] + after - before}
+    return _Course(v, v_int, None, parts)
 
 
 def _blame(voltages: Voltages, fires: bool, slack: float) -> Blame:
@@ -383,74 +407,85 @@ def _decayed(v: int, dv: int) -> int:
     return int(arithmetic.decay(np.array([v], np.int64), dv)[0])
 
 
-def _integers(network: IntegerNetwork, layer: LifLayer, place: Place, inputs: Bytes) -> list[int]:
-    """The neuron's integer voltage in every step, before the reset, by the reference's own steps."""
-    limit = chips.of(network).state_limit
-    a = reference.accumulate(layer, inputs, network.input_limit(layer))
-    a = a.reshape(len(inputs), *layer.shape)
-    bias = np.broadcast_to(layer.bias, layer.shape)
-    u = v = np.zeros(layer.shape, np.int64)
+def _integers(
+    certifier: Certifier, place: Place, sent: Mapping[str, NDArray[Any]]
+) -> list[tuple[int, int]]:
+    """The neuron's integer voltage in every step, by the reference's own arithmetic.
+
+    Before the decay, and before the threshold.
+    """
+    network, population = certifier.network, certifier.population
+    limit, neurons = chips.of(network).state_limit, population.neurons
+    arrived = np.zeros((place.step + 1, *population.shape), np.int64)
+    for c in network.into(population.name):
+        x = sent[c.source].reshape(-1, *network.shape(c.source))[: place.step + 1 - c.delay]
+        if len(x):
+            sums = c.sums(x, network.levels(c.source))
+            arrived[c.delay :] += sums.reshape(-1, *population.shape)
+
+    def own(values: Any) -> NDArray[np.int64]:
+        return np.broadcast_to(np.asarray(values, np.int64), population.shape)[place.neuron][None]
+
+    u = v = np.zeros(1, np.int64)
     path = []
-    for t in range(len(inputs)):
-        u, _ = arithmetic.step_current(u, a[t], layer.du, limit)
-        v, _ = arithmetic.step_voltage(v, u, bias, layer.dv, limit)
-        path.append(int(v[place.neuron]))
-        v, _ = arithmetic.fire(v, layer.vth)
+    for t in range(place.step + 1):
+        before = int(v[0])
+        u, _ = arithmetic.step_current(u, arrived[t][place.neuron][None], own(neurons.du), limit)
+        v, _ = arithmetic.step_voltage(v, u, own(neurons.bias), own(neurons.dv), limit)
+        path.append((before, int(v[0])))
+        v, _ = arithmetic.fire(v, own(neurons.vth), neurons.reset)
     return path
 
 
 def _synapses(
-    certifier: LifCertifier, neuron: Shape, inputs: Bytes, weights: NDArray[np.float64]
+    certifier: Certifier,
+    neuron: Shape,
+    sent: Mapping[str, NDArray[Any]],
+    weights: NDArray[np.float64],
 ) -> tuple[Synapse, ...]:
-    """The incoming synapses whose errors moved the voltage most.
+    """The incoming synapses whose errors moved the voltage most, over all connections.
 
     ``weights`` float64 [T] say how much of what came in a step is left.
     """
-    layer = certifier.layer
-    columns, index, held, exact = _incoming(certifier, neuron)
-    unit = layer.scale * 2.0**layer.exp
-    own = float(unit[neuron[0] if len(unit) != layer.neurons else _flat(neuron, layer.shape)])
-    came = inputs.reshape(len(inputs), -1)[:, columns].astype(np.float64)
-    errors = (weights @ came) * (held * own - exact)
-    spikes = ((weights != 0) @ came).astype(np.int64)
-    order = np.argsort(-np.abs(errors), kind="stable")[:STRONGEST]
-    return tuple(
-        Synapse(
-            input=tuple(map(int, np.unravel_index(columns[i], layer.input_shape))),
-            weight=tuple(map(int, index[i])),
-            held=int(held[i]),
-            exact=float(exact[i] / own),
-            spikes=int(spikes[i]),
-            error=float(errors[i]),
+    network, population = certifier.network, certifier.population
+    flat = _flat(neuron, population.shape)
+    gain, scale = float(certifier.gain[flat]), float(certifier.unit[flat]) * UNIT
+    found = []
+    for mine, theirs in pairs.of(network, population.name, certifier.floats):
+        if mine is None or theirs is None or not pairs.alike(mine, theirs):
+            continue
+        source = network.shape(mine.source)
+        inputs, index, exact = pairs.row(theirs.way, source, population.shape, neuron)
+        held = mine.synapses.into(flat, inputs, index)
+        own = scale * 2.0**mine.exp
+        came, meant = (
+            _delayed(sent[c.source].reshape(len(weights), -1)[:, inputs], c.delay)
+            for c in (mine, theirs)
         )
-        for i in order
-        if errors[i]
-    )
+        errors = (weights @ came) * (held * own - exact * gain)
+        errors += (weights @ (came - meant)) * exact * gain
+        spikes = ((weights != 0) @ came).astype(np.int64)
+        found += [
+            Synapse(
+                connection=mine.name,
+                source=mine.source,
+                input=tuple(map(int, np.unravel_index(inputs[i], source))),
+                weight=tuple(map(int, index[i])),
+                held=int(held[i]),
+                exact=float(exact[i] * gain / own),
+                spikes=int(spikes[i]),
+                error=float(errors[i]),
+            )
+            for i in np.flatnonzero(errors)
+        ]
+    return tuple(sorted(found, key=lambda synapse: -abs(synapse.error))[:STRONGEST])
 
 
-def _incoming(
-    certifier: LifCertifier, neuron: Shape
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.float64]]:
-    """Of each in-bounds synapse of a neuron: input, index of the weight, integer and float weight."""
-    layer, floats = certifier.layer, certifier.floats
-    if floats.geometry is None:
-        row = neuron[0]
-        columns = np.arange(floats.weight.shape[1])
-        index = np.stack([np.full_like(columns, row), columns], axis=1)
-    else:
-        row, i, j = neuron
-        (sh, sw), (ph, pw), (dh, dw), groups = floats.geometry
-        _, per_group, kh, kw = floats.weight.shape
-        first = row // (len(floats.weight) // groups) * per_group
-        taps = np.indices((per_group, kh, kw)).reshape(3, -1)
-        y, x = i * sh + taps[1] * dh - ph, j * sw + taps[2] * dw - pw
-        _, height, width = layer.input_shape
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        columns = (((first + taps[0]) * height + y) * width + x)[inside]
-        index = np.concatenate([np.full((1, taps.shape[1]), row), taps]).T[inside]
-    exact = floats.weight[tuple(index.T)]
-    held = layer.synapses.into(_flat(neuron, layer.shape), columns, index)
-    return columns, index, held, exact
+def _delayed(values: NDArray[Any], delay: int) -> NDArray[np.float64]:
+    """Values [T, ...] as they come so many steps later."""
+    late = np.zeros(values.shape)
+    late[delay:] = values[: len(values) - delay]
+    return late
 
 
 def _flat(neuron: Shape, shape: Shape) -> int:
@@ -494,6 +529,7 @@ def _in_words(voltages: Voltages) -> list[str]:
 
 def _synapse(synapse: Synapse) -> str:
     return (
-        f"weight {synapse.weight} from input {synapse.input}, which is {synapse.held} for "
+        f"weight {synapse.weight} of {synapse.connection} from {synapse.source} {synapse.input}, which is "
+        f"{synapse.held} for "
         f"{synapse.exact:.2f} ({synapse.error:+.3g})"
     )

@@ -1,16 +1,18 @@
 """Faults: where an integer network is not what its float graph rounds to, and what that looks like.
 
 The rounding itself is no fault. A weight that is not the nearest of its grid is one, a threshold off
-by one, a kernel that lies transposed, weights that are all too large by the same factor; and a layer
-that ran as if its inputs had come a time step late. Each is found by taking the layer's own units
-and rounding again, or by running the layer again as it would be.
+by one, a kernel that lies transposed, weights that are all too large by the same factor, a delay that is a
+step too long, two connections whose weights were exchanged; and a population that ran as if its inputs had
+come a time step late. Each is found by taking the population's own units and rounding again, or by running
+the population again as it would be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Any, Literal
 
 import numpy as np
@@ -18,19 +20,27 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import floats as W
 from stl_deploy.ir import slices
-from stl_deploy.ir.float_chain import FloatLayer
+from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.chain import Layer, LifLayer
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.slices import Weights
-from stl_deploy.ir.synapses import Conv, Dense, Sparse
+from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
-from stl_deploy.verify.certificates import unrolled
+from stl_deploy.verify import pairs
+from stl_deploy.verify.pairs import Pair
 
-Kind = Literal["weight", "threshold", "bias", "decay", "kernel", "input scale", "time step"]
-# What a mistake is called, its kind, and the layer and inputs [T, ...] that it would have run with.
-Runs = Iterator[tuple[str, Kind, Layer, NDArray[np.uint8]]]
+Float = NDArray[np.float64]
+Sent = Mapping[
+    str, NDArray[Any]
+]  # what inputs and populations send in a sample, [T, *shape] by name
+Kind = Literal[
+    *("weight", "threshold", "bias", "decay", "kernel", "input scale", "time step"),
+    *("delay", "connection"),
+]
+# What a mistake is called, its kind, and the network and what is sent that it would have run with.
+Runs = Iterator[tuple[str, Kind, IntegerNetwork, Sent]]
 Row = tuple[tuple[int, ...], int, int]  # where a value stands, what it is, what it should be
 NAMED = 3  # values that a message lists before it says "..."
 TIE = 1e-6  # of a unit: values so near to the middle of two integers round to either
@@ -38,7 +48,7 @@ TIE = 1e-6  # of a unit: values so near to the middle of two integers round to e
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing about a layer that rounding does not explain; ``count`` values are concerned."""
+    """One thing about the population ``layer`` that no rounding explains; it concerns ``count`` values."""
 
     layer: str
     kind: Kind
@@ -50,119 +60,204 @@ class Fault:
         return asdict(self)
 
 
-def of_network(network: IntegerNetwork, layer: Layer, floats: FloatLayer) -> list[Fault]:
-    """What ``layer`` holds that its float layer, of the same kind, does not round to, of any cause."""
-    return entry(FAULTS, layer.kind, layer.name, "the search for faults")(network, layer, floats)
+def of_network(
+    network: IntegerNetwork, population: Population, floats: FloatNetwork
+) -> list[Fault]:
+    """What ``population`` and its connections hold that the float network does not round to, of any cause.
 
-
-def _of_pool(*_: object) -> list[Fault]:
-    """A pool holds no values that could be rounded."""
-    return []
-
-
-def _of_lif(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
-    """Faults of weights, biases, thresholds and the decay.
-
-    Of a calibrated layer only the decay is looked at: its values are no rounding of single ones.
+    Of a calibrated population only decays, delays and sources are looked at: its values are no rounding of
+    single ones.
     """
-    faults: list[Fault] = []
-    how = network.precision.get(layer.name)
-    if how is None or not how.calibrated:
-        find = entry(WEIGHTS, layer.synapses.kind, layer.name, "the search for faults")
-        faults += [*find(layer, layer.synapses, floats), *_biases(layer, floats)]
+    known, paired = floats.by_name[population.name], pairs.of(network, population.name, floats)
+    faults = [*_ways(population.name, paired)]
+    how = network.precision.get(population.name)
+    if population.kind == "lif" and (how is None or not how.calibrated):
+        unit = pairs.units(population, known)
+        faults += _weights_of(network, population, paired, unit)
+        faults += _biases(population, known)
         if network.lowering != "grouped":  # which rounds thresholds once more, as it likes
-            faults += _thresholds(network, layer, floats)
-    step = DECAY_ONE * (1 - floats.keep)
-    if abs(layer.dv - (0 if floats.keep == 1 else min(max(step, 1), FORGETS))) > 0.5 + TIE:
-        text = f"dv is {layer.dv} where a decay to {floats.keep:.6g} rounds to {round(step)}"
-        faults.append(Fault(layer.name, "decay", 1, text))
-    return faults
+            faults += _thresholds(network, population, known)
+    return faults + (_decays(population, known) if population.kind == "lif" else [])
 
 
-# What of a layer's kind can be a fault.
-FAULTS: dict[str, Callable[[IntegerNetwork, Any, Any], list[Fault]]] = {
-    "lif": _of_lif,
-    "or_pool": _of_pool,
-}
+def _ways(name: str, paired: list[Pair]) -> Iterator[Fault]:
+    """Connections that are too many or missing, of another source, or too late or early."""
+    for mine, theirs in paired:
+        if mine is None or theirs is None:
+            found = mine or theirs
+            assert found is not None
+            where = "the float model" if theirs is None else "the integer network"
+            text = f"connection {found.name} from {found.source} is not in {where}"
+            yield Fault(name, "connection", 1, text)
+        elif mine.source != theirs.source:
+            text = f"connection {mine.name} comes from {mine.source}, not from {theirs.source}"
+            yield Fault(name, "connection", 1, text)
+        elif mine.delay != theirs.delay:
+            text = (
+                f"connection {mine.name} from {mine.source} has a delay of {mine.delay} steps, not of "
+                f"{theirs.delay} ({_by(mine.delay, theirs.delay, 'much', 'little')})"
+            )
+            yield Fault(name, "delay", 1, text)
 
 
-def _weights(layer: LifLayer, mine: Conv | Dense, floats: FloatLayer) -> list[Fault]:
+def _weights_of(
+    network: IntegerNetwork, population: Population, paired: list[Pair], unit: Float
+) -> list[Fault]:
+    """Faults of the weights of all connections; two that were exchanged are one fault."""
+    found: dict[str, list[Fault]] = {}
+    both = [(m, t) for m, t in paired if m is not None and t is not None and pairs.alike(m, t)]
+    for mine, theirs in both:
+        find = entry(WEIGHTS, mine.synapses.kind, population.name, "the search for faults")
+        found[mine.name] = find(network, population, mine, theirs, unit)
+    for (a, theirs_a), (b, theirs_b) in combinations(both, 2):
+        if not (
+            found[a.name]
+            and found[b.name]
+            and _fits(network, a, theirs_b)
+            and _fits(network, b, theirs_a)
+        ):
+            continue
+        exchanged = [
+            WEIGHTS[m.synapses.kind](network, population, m, t, unit)
+            for m, t in ((a, theirs_b), (b, theirs_a))
+        ]
+        if not any(exchanged):
+            count = sum(fault.count for c in (a, b) for fault in found[c.name])
+            text = f"the weights of {a.name} and {b.name} are exchanged"
+            found[a.name], found[b.name] = [Fault(population.name, "connection", count, text)], []
+    return [fault for some in found.values() for fault in some]
+
+
+def _fits(network: IntegerNetwork, mine: Connection, theirs: FloatConnection) -> bool:
+    """Whether weights of ``theirs`` could stand in ``mine``."""
+    return pairs.alike(mine, theirs) and math.prod(network.shape(mine.source)) == math.prod(
+        network.shape(theirs.source)
+    )
+
+
+def _weights(
+    network: IntegerNetwork,
+    population: Population,
+    mine: Connection,
+    theirs: FloatConnection,
+    unit: Float,
+) -> list[Fault]:
     """Weights that are not the nearest on their grid, and what arrangement of them would be."""
-    held = mine.weight
-    off = _off(held, layer, floats.weight)
+    way = pairs.as_weights(theirs.way)
+    assert way is not None
+    held, name = mine.synapses.weight, population.name
+    worth = pairs.by_output(unit, len(held))
+    if worth is None:
+        return []
+    grid = _Grid.of(mine, worth)
+    off = grid.off(held, way.weight)
     if not off.any():
         return []
     rows: NDArray[np.bool_] = off.reshape(len(off), -1).max(axis=1)
     which = "" if rows.all() else f" of {rows.sum()} of its {len(rows)} output channels"
-    for name, moved in _arrangements(floats, layer.input_shape):
-        left = int(_off(held, layer, moved)[rows].sum())
+    whose = "" if len(network.into(name)) == 1 else f" of {mine.name}"
+    for called, moved in _arrangements(way, network.shape(mine.source)):
+        left = int(grid.off(held, moved)[rows].sum())
         if 10 * left < off.sum():
-            text = f"the weights{which} are those of the float model {name}"
-            return [Fault(layer.name, "kernel", int(off.sum()), text)]
-    if factor := _factor(held, layer, floats.weight):
-        text = f"the weights are {factor:.6g} times those of the float model"
-        return [Fault(layer.name, "input scale", int(off.sum()), text)]
-    nearest = _nearest(layer, floats.weight)
+            text = f"the weights{whose}{which} are those of the float model {called}"
+            return [Fault(name, "kernel", int(off.sum()), text)]
+    if factor := grid.factor(held, way.weight):
+        text = f"the weights{whose} are {factor:.6g} times those of the float model"
+        return [Fault(name, "input scale", int(off.sum()), text)]
+    nearest = np.rint(grid.exact(way.weight))
     listed = [(index, int(held[index]), int(nearest[index])) for index in _indices(off)]
-    text = _list(int(off.sum()), off.size, f"weights of {layer.synapse_name}", listed)
-    return [Fault(layer.name, "weight", int(off.sum()), text)]
+    text = _list(int(off.sum()), off.size, f"weights of {mine.name}", listed)
+    return [Fault(name, "weight", int(off.sum()), text)]
 
 
-def _single_weights(layer: LifLayer, mine: Sparse, floats: FloatLayer) -> list[Fault]:
-    """The same for single connections; those left out hold zero."""
-    row, column, weight = unrolled(layer, floats)
-    inputs = mine.size[1]
-    stored = mine.row.astype(np.int64) * inputs + mine.column
-    at = np.searchsorted(row.astype(np.int64) * inputs + column, stored)
+def _single_weights(
+    network: IntegerNetwork,
+    population: Population,
+    mine: Connection,
+    theirs: FloatConnection,
+    unit: Float,
+) -> list[Fault]:
+    """The same for single synapses; those left out hold zero."""
+    source = network.shape(mine.source)
+    row, column, weight = pairs.unrolled(theirs.way, source, population.shape)
+    inputs = math.prod(source)
+    neuron, from_, values = (
+        (mine.synapses.row, mine.synapses.column, mine.synapses.weight)
+        if mine.synapses.kind == "sparse"
+        else (*[np.arange(population.size)] * 2, mine.synapses.weight)
+    )
+    at = np.searchsorted(
+        row.astype(np.int64) * inputs + column, neuron.astype(np.int64) * inputs + from_
+    )
     held = np.zeros(len(row), np.int64)
-    held[at] = mine.weight
-    top = slices.largest(layer.weight_precision, layer.weight_bits)
-    exact = np.clip(weight / (layer.scale * 2.0**layer.exp)[row], -top, top)
-    off = np.abs(held - exact) > 0.5 + TIE
+    held[at] = values
+    grid = _Grid.of(mine, unit.reshape(-1)[row])
+    off, nearest = grid.off(held, weight), np.rint(grid.exact(weight))
     if not off.any():
         return []
     listed: list[Row] = [
-        ((int(row[i]), int(column[i])), int(held[i]), round(exact[i])) for (i,) in _indices(off)
+        ((int(row[i]), int(column[i])), int(held[i]), int(nearest[i])) for (i,) in _indices(off)
     ]
-    what = f"connections (neuron, input) of {layer.synapse_name}"
-    return [
-        Fault(layer.name, "weight", int(off.sum()), _list(int(off.sum()), off.size, what, listed))
-    ]
+    what = f"connections (neuron, input) of {mine.name}"
+    text = _list(int(off.sum()), off.size, what, listed)
+    return [Fault(population.name, "weight", int(off.sum()), text)]
 
 
 # The faults of weights, by the kind of the synapses.
-WEIGHTS: dict[str, Callable[[LifLayer, Any, FloatLayer], list[Fault]]] = {
+WEIGHTS: dict[
+    str,
+    Callable[[IntegerNetwork, Population, Any, FloatConnection, Float], list[Fault]],
+] = {
     "conv": _weights,
     "dense": _weights,
     "sparse": _single_weights,
+    "one_to_one": _single_weights,
 }
 
 
-def _exact(layer: LifLayer, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Float weights in the layer's units, at most as large as its grid."""
-    top = slices.largest(layer.weight_precision, layer.weight_bits)
-    unit = (layer.scale * 2.0**layer.exp).reshape(-1, *[1] * (weight.ndim - 1))
-    exact: NDArray[np.float64] = np.clip(weight / unit, -top, top)
-    return exact
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The grid of a connection's weights: what one is ``worth`` [rows], and the ``top`` of it."""
+
+    worth: Float
+    top: int
+
+    @classmethod
+    def of(cls, mine: Connection, unit: Float) -> _Grid:
+        """``unit`` [rows] is what a weight is worth without the connection's exponent."""
+        return cls(unit * 2.0**mine.exp, slices.largest(mine.precision, mine.bits))
+
+    def unit(self, weight: Float) -> Float:
+        """What one is worth, broadcastable to ``weight`` [rows, ...]."""
+        return self.worth.reshape(-1, *[1] * (weight.ndim - 1))
+
+    def exact(self, weight: Float) -> Float:
+        """Float weights on the grid, at most as large as it."""
+        exact: Float = np.clip(weight / self.unit(weight), -self.top, self.top)
+        return exact
+
+    def off(self, held: NDArray[Any], weight: Float) -> NDArray[np.bool_]:
+        """Which integers are not the nearest to ``weight``."""
+        off: NDArray[np.bool_] = np.abs(held - self.exact(weight)) > 0.5 + TIE
+        return off
+
+    def factor(self, held: NDArray[Any], weight: Float) -> float | None:
+        """The one factor by which all weights are larger than the float ones, if that explains them."""
+        unit = self.unit(weight)
+        mine = held * unit
+        norm = float((weight**2).sum())
+        factor = float((mine * weight).sum()) / norm if norm else 0.0
+        if factor <= 0 or abs(factor - 1) < 0.01:
+            return None
+        # The factor is known as well as the rounding allows, so are the weights.
+        left = np.abs(mine - factor * weight) / unit
+        return factor if left.max() < 1.5 else None
 
 
-def _nearest(layer: LifLayer, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    nearest: NDArray[np.float64] = np.rint(_exact(layer, weight))
-    return nearest
-
-
-def _off(held: Weights, layer: LifLayer, weight: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which integers are not the nearest to ``weight``."""
-    off: NDArray[np.bool_] = np.abs(held - _exact(layer, weight)) > 0.5 + TIE
-    return off
-
-
-def _arrangements(
-    floats: FloatLayer, input_shape: tuple[int, ...]
-) -> Iterator[tuple[str, NDArray[np.float64]]]:
+def _arrangements(way: W.Weights, input_shape: Shape) -> Iterator[tuple[str, Float]]:
     """Float weights as somebody might have laid them out by mistake, and what to call that."""
-    weight = floats.weight
-    if floats.geometry is not None:
+    weight = way.weight
+    if way.geometry is not None:
         yield "mirrored in both directions (a true convolution)", weight[:, :, ::-1, ::-1]
         yield "upside down", weight[:, :, ::-1]
         yield "mirrored left to right", weight[:, :, :, ::-1]
@@ -184,46 +279,69 @@ def _arrangements(
                 yield f"with inputs flattened as {letters}, not CHW", moved.reshape(weight.shape)
 
 
-def _factor(held: Weights, layer: LifLayer, weight: NDArray[np.float64]) -> float | None:
-    """The one factor by which all weights are larger than the float ones, if that explains them."""
-    unit = (layer.scale * 2.0**layer.exp).reshape(-1, *[1] * (weight.ndim - 1))
-    mine = held * unit
-    norm = float((weight**2).sum())
-    factor = float((mine * weight).sum()) / norm if norm else 0.0
-    if factor <= 0 or abs(factor - 1) < 0.01:
-        return None
-    # The factor is known as well as the rounding allows, so are the weights.
-    left = np.abs(mine - factor * weight) / unit
-    return factor if left.max() < 1.5 else None
-
-
-def _biases(layer: LifLayer, floats: FloatLayer) -> list[Fault]:
+def _biases(population: Population, known: FloatPopulation) -> list[Fault]:
     """Biases that are not the nearest their register can hold."""
-    step = 2.0 ** (layer.bias_exp - FRACTION_BITS)
-    wanted = np.repeat(floats.bias, len(layer.scale) // len(floats.bias)) / (layer.scale * step)
-    off = np.abs(layer.bias_mant - wanted) > 0.5 + TIE
+    neurons, shape = population.neurons, population.shape
+    step = 2.0 ** (neurons.bias_exp - FRACTION_BITS)
+    bias = known.bias * known.neurons.total_gain + known.neurons.leak
+    wanted = _together(bias / (neurons.scale * step), neurons.bias_mant, shape)
+    held = np.broadcast_to(neurons.bias_mant, wanted.shape)
+    off = np.abs(held - wanted) > 0.5 + TIE
     if not off.any():
         return []
-    listed = [(i, int(layer.bias_mant[i]), round(wanted[i])) for i in _indices(off)]
+    # A bias for each channel is named by its channel.
+    axes = next((n for n in range(off.ndim, 0, -1) if off.shape[n - 1] > 1), 1)
+    off, held, wanted = (x.reshape(x.shape[:axes]) for x in (off, held, wanted))
+    listed = [(i, int(held[i]), round(wanted[i])) for i in _indices(off)]
     text = _list(int(off.sum()), off.size, "biases", listed)
-    return [Fault(layer.name, "bias", int(off.sum()), text)]
+    return [Fault(population.name, "bias", int(off.sum()), text)]
 
 
-def _thresholds(network: IntegerNetwork, layer: LifLayer, floats: FloatLayer) -> list[Fault]:
+def _together(wanted: Float, held: NDArray[Any], shape: Shape) -> Float:
+    """``wanted`` in the shape in which it and ``held`` are given, which broadcasts to ``shape``."""
+    full = (1,) * len(shape)
+    return np.broadcast_to(wanted, np.broadcast_shapes(full, wanted.shape, held.shape))
+
+
+def _decays(population: Population, known: FloatPopulation) -> list[Fault]:
+    """Decays that are not the nearest their register can hold."""
+    neurons, keep = population.neurons, known.neurons.keep
+    wanted = np.where(keep == 1, 0.0, np.clip(DECAY_ONE * (1 - keep), 1, FORGETS))
+    wanted, keep, held = np.broadcast_arrays(wanted, keep, neurons.dv)
+    off = np.abs(held - wanted) > 0.5 + TIE
+    if not off.any():
+        return []
+    first = tuple(map(int, np.argwhere(off)[0]))
+    same = all(np.ptp(x) == 0 for x in (wanted, held))
+    where = (
+        "" if same else f"{int(off.sum()):,} of {off.size:,} decays are off: at {_place(first)} "
+    )
+    text = (
+        f"{where}dv is {held[first]} where a decay to {keep[first]:.6g} rounds to "
+        f"{round(DECAY_ONE * (1 - keep[first]))}"
+    )
+    return [Fault(population.name, "decay", 1 if same else int(off.sum()), text)]
+
+
+def _thresholds(
+    network: IntegerNetwork, population: Population, known: FloatPopulation
+) -> list[Fault]:
     """Thresholds that are not ceil(theta / scale) - 1, nor the end of the register."""
     low, high = chips.of(network).threshold_range
-    ratio = floats.theta / layer.per_neuron(layer.scale)
+    neurons, shape = population.neurons, population.shape
+    ratio = np.broadcast_to(known.neurons.theta / neurons.scale, shape)
     if network.lowering == "fold":
         # The unit is theta over a whole number, which a division gives back but nearly.
         whole = np.rint(ratio)
         ratio = np.where(np.abs(ratio - whole) < TIE, whole, ratio)
     nearest = np.clip(np.ceil(ratio) - 1, low, high)
-    off = layer.vth != nearest
+    vth = np.broadcast_to(neurons.vth, shape)
+    off = vth != nearest
     if not off.any():
         return []
-    listed = [(i, int(layer.vth[i]), int(nearest[i])) for i in _indices(off)]
+    listed = [(i, int(vth[i]), int(nearest[i])) for i in _indices(off)]
     text = _list(int(off.sum()), off.size, "thresholds", listed)
-    return [Fault(layer.name, "threshold", int(off.sum()), text)]
+    return [Fault(population.name, "threshold", int(off.sum()), text)]
 
 
 def _indices(off: NDArray[np.bool_]) -> list[tuple[int, ...]]:
@@ -233,55 +351,97 @@ def _indices(off: NDArray[np.bool_]) -> list[tuple[int, ...]]:
 
 def _list(count: int, total: int, what: str, rows: list[Row]) -> str:
     """In words: how many values are off, and the first few of them."""
-    parts = []
-    for index, held, expected in rows:
-        where = index if len(index) != 1 else index[0]
-        away = abs(held - expected)
-        by = f"{'one' if away == 1 else away} too {'high' if held > expected else 'low'}"
-        parts.append(f"{where} is {held}, not {expected} ({by})")
+    parts = [
+        f"{_place(index)} is {held}, not {expected} ({_by(held, expected, 'high', 'low')})"
+        for index, held, expected in rows
+    ]
     more = ", ..." if count > len(rows) else ""
     return f"{count:,} of {total:,} {what} are not what the float model rounds to: " + (
         ", ".join(parts) + more
     )
 
 
+def _place(index: tuple[int, ...]) -> str:
+    return str(index if len(index) != 1 else index[0])
+
+
+def _by(held: int, expected: int, above: str, below: str) -> str:
+    away = abs(held - expected)
+    return f"{'one' if away == 1 else away} too {above if held > expected else below}"
+
+
+def run_alone(network: IntegerNetwork, name: str, sent: Sent) -> NDArray[np.uint8]:
+    """The spikes [T, *shape] of a population by definition, for what its sources send [T, ...]."""
+    alone = network.alone(name)
+    # What is held was repeated for every step already.
+    inputs = {source: replace(port, held=False) for source, port in alone.inputs.items()}
+    given = {source: sent[source][None] for source in inputs}
+    if not inputs:
+        inputs, given = (
+            {"nothing": Input((1,))},
+            {"nothing": np.zeros((1, len(sent[name]), 1), np.uint8)},
+        )
+    found: NDArray[np.uint8] = (
+        reference.run(replace(alone, inputs=inputs), given).layers[name].spikes[0]
+    )
+    return found
+
+
 def of_execution(
-    network: IntegerNetwork, layer: Layer, inputs: NDArray[np.uint8], spikes: NDArray[np.uint8]
+    network: IntegerNetwork, name: str, sent: Sent, spikes: NDArray[np.uint8]
 ) -> list[Fault]:
-    """What explains that ``layer`` gave ``spikes`` [T, *shape] on ``inputs`` [T, *input_shape].
+    """What explains that population ``name`` gave ``spikes`` [T, *shape].
 
-    For one sample, whose spikes are not those of the definition (``hw_sim/reference.py``).
+    For one sample, whose spikes are not those of the definition (``hw_sim/reference.py``); ``sent`` is what
+    its sources, and it itself, send.
     """
-
-    def run(tried: Layer, seen: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        spikes: NDArray[np.uint8] = reference.run_layer(network, tried, seen[None]).spikes[0]
-        return spikes
-
-    right = run(layer, inputs)
+    right = run_alone(network, name, sent)
     wrong = int(np.count_nonzero(right != spikes))
-    for late, name in ((1, "late"), (-1, "early")):
+    for late, word in ((1, "late"), (-1, "early")):
         if np.array_equal(_moved(right, late), spikes):
-            text = f"its spikes came one time step {name}"
-            return [Fault(layer.name, "time step", wrong, text)]
-    for text, kind, tried, seen in _runs(layer, inputs):
-        if np.array_equal(run(tried, seen), spikes):
-            return [Fault(layer.name, kind, wrong, text)]
+            text = f"its spikes came one time step {word}"
+            return [Fault(name, "time step", wrong, text)]
+    for text, kind, tried, seen in _runs(network, name, sent):
+        if np.array_equal(run_alone(tried, name, seen), spikes):
+            return [Fault(name, kind, wrong, text)]
     return []
 
 
-def _runs(layer: Layer, inputs: NDArray[np.uint8]) -> Runs:
-    """Mistakes in running a layer: what to call it, the layer and the inputs it would be with."""
-    yield "it ran as if its inputs came one time step late", "time step", layer, _moved(inputs, 1)
-    yield "it ran as if its inputs came one time step early", "time step", layer, _moved(inputs, -1)
-    yield from entry(MISTAKES, layer.kind, layer.name, "the search for faults")(layer, inputs)
-
-
-def _turned(layer: LifLayer, inputs: NDArray[np.uint8]) -> Runs:
-    """Its kernel, if it has one, as somebody might have laid it out by mistake."""
-    mine = layer.synapses
-    for name, weight in entry(TURNS, mine.kind, layer.name, "the search for faults")(mine.weight):
-        turned = replace(layer, synapses=mine.with_weights(weight))
-        yield f"it ran as if its kernel were {name}", "kernel", turned, inputs
+def _runs(network: IntegerNetwork, name: str, sent: Sent) -> Runs:
+    """Mistakes in running a population: what to call it, the network and what is sent in it."""
+    into = network.into(name)
+    for late, word in ((1, "late"), (-1, "early")):
+        moved = {source: _moved(values, late) for source, values in sent.items()}
+        yield f"it ran as if its inputs came one time step {word}", "time step", network, moved
+    for c in into if len(into) > 1 else ():
+        least = 1 if c.source == name else 0
+        for by, word in ((1, "late"), (-1, "early")):
+            if c.delay + by >= least:
+                tried = network.changed(replace(c, delay=c.delay + by))
+                yield (
+                    f"it ran as if connection {c.name} were one time step {word}",
+                    "delay",
+                    tried,
+                    sent,
+                )
+    for a, b in combinations(into, 2):
+        if (
+            a.synapses.kind == b.synapses.kind
+            and a.synapses.weight.shape == b.synapses.weight.shape
+        ):
+            tried = network.changed(
+                replace(a, synapses=b.synapses, exp=b.exp),
+                replace(b, synapses=a.synapses, exp=a.exp),
+            )
+            text = f"it ran as if the weights of {a.name} and {b.name} were exchanged"
+            yield text, "connection", tried, sent
+    for c in into:
+        for called, weight in entry(TURNS, c.synapses.kind, name, "the search for faults")(
+            c.synapses.weight
+        ):
+            turned = network.changed(replace(c, synapses=c.synapses.with_weights(weight)))
+            whose = "its kernel" if len(into) == 1 else f"the kernel of {c.name}"
+            yield f"it ran as if {whose} were {called}", "kernel", turned, sent
 
 
 def _turns_of_kernel(weight: Weights) -> Iterator[tuple[str, Weights]]:
@@ -294,16 +454,16 @@ def _none(*_: object) -> Iterator[Any]:
     return iter(())
 
 
-# Mistakes with the weights of a layer's kind; those of a pool are all ones, however they are turned.
-MISTAKES: dict[str, Callable[[Any, NDArray[np.uint8]], Runs]] = {"lif": _turned, "or_pool": _none}
+# Mistakes with the weights of synapses, by their kind.
 TURNS: dict[str, Callable[[Weights], Iterator[tuple[str, Weights]]]] = {
     "conv": _turns_of_kernel,
     "dense": _none,
     "sparse": _none,
+    "one_to_one": _none,
 }
 
 
-def _moved(values: NDArray[np.uint8], late: int) -> NDArray[np.uint8]:
+def _moved(values: NDArray[Any], late: int) -> NDArray[Any]:
     """Steps [T, ...] moved by one; nothing comes in from outside."""
     out = np.zeros_like(values)
     if late > 0:

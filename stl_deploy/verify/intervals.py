@@ -1,8 +1,8 @@
 """The integer neuron in intervals: where its voltage can be, given currents in float. Compiled.
 
-Nothing here knows a spike of the integer network. A neuron is followed through every history of
-resets that it may have had: a *branch* is one, and holds an interval for the voltage (certificates.py
-has the proof).
+Nothing here knows a spike of the integer network. A neuron is followed through every history of spikes
+that it may have had: a *branch* is one, or all that have the last spike in common, and holds an interval
+for the voltage (certificates.py has the proof).
 """
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
@@ -10,113 +10,256 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stl_deploy.hw_sim.compiled import Array, compiled
+from stl_deploy.hw_sim.compiled import Array, Int, compiled
 
 SILENT = 1  # every branch stays below its threshold
 FIRES = 2  # every branch passes it
-REFUTED = 4  # beside the others: the float voltage contradicts the float spike
+REFUTED = 4  # in addition to the others: the float voltage contradicts the float spike
 LONG = 1 << 40  # an age at which no decay is exact
+NEVER = -1  # the step of the last spike of a neuron that has not spiked yet
 
 
 class Cells(NamedTuple):
-    """Of each neuron, float64 [neurons], in the float model's units.
+    """Of each neuron, float64 [neurons], voltages in the float model's units.
 
-    ``bias`` of the float model; ``bias_error``, what the integer one has more; ``integer_bias``, what
-    the register adds; ``theta``; ``stays``, the largest integer voltage that does not fire, and
-    ``fires``, the smallest that does; ``unit``, one unit of v; ``slack``, what rounding of floats may
-    have added up to.
+    ``keep`` and ``kept`` are what a decay leaves in float and in integers; ``bias`` what the integer
+    register adds; ``theta`` and ``threshold`` of the float model, which fires from the one on and subtracts
+    the other; ``stays``, the largest integer voltage that does not fire, and ``fires``, the smallest that
+    does; ``unit``, one unit of v; ``slack``, what rounding of floats may have added up to. ``exact``, how
+    many decays in a row lose nothing, is a whole number.
     """
 
+    keep: Array
+    kept: Array
     bias: Array
-    bias_error: Array
-    integer_bias: Array
     theta: Array
+    threshold: Array
     stays: Array
     fires: Array
     unit: Array
     slack: Array
+    exact: Array
+
+
+class Rules(NamedTuple):
+    """What is the same for all neurons of a population.
+
+    Whether a spike subtracts in float and in integers, where it otherwise sets to 0; ``limit`` is M, 0 for
+    none. ``own`` float64 [K, neurons] is what the neuron's own spikes bring it ``delays`` int64 [K] steps
+    later, in integers.
+    """
+
+    float_subtracts: bool
+    subtracts: bool
+    limit: float
+    own: Array
+    delays: Array
+
+
+class Branches(NamedTuple):
+    """Room for the branches of one neuron, [steps + 1] each: voltage, decays and step of the last spike.
+
+    ``count`` int64 [1] of them are in use; ``v`` float64 [1] is the float voltage.
+    """
+
+    low: Array
+    high: Array
+    age: Array
+    last: Array
+    count: Array
+    v: Array
+
+
+@compiled
+def _begin(branches: Branches) -> None:
+    """Before the first step: one branch, at zero."""
+    branches.low[0] = branches.high[0] = branches.v[0] = 0.0
+    branches.age[0] = 0
+    branches.last[0] = NEVER
+    branches.count[0] = 1
+
+
+@compiled
+def _step(
+    t: Int,
+    j: Int,
+    current: float,
+    lowest: float,
+    highest: float,
+    fired: Int,
+    cells: Cells,
+    rules: Rules,
+    branches: Branches,
+    known: Array,
+) -> tuple[int, float]:
+    """Take neuron ``j`` through step ``t``: the verdict, and how far the voltages can be apart.
+
+    ``current`` is what arrives in float, ``lowest`` and ``highest`` what arrives in integers at least and at
+    most, all with the bias; ``fired`` whether the float neuron spikes, ``known`` [T] the verdicts so far.
+    """
+    unit, slack, kept = cells.unit[j], cells.slack[j], cells.kept[j]
+    far, wraps = (rules.limit - 1) * unit, rules.limit * unit
+    low, high, age, last = branches.low, branches.high, branches.age, branches.last
+    v = cells.keep[j] * branches.v[0] + current
+    may_fire = may_stay = False
+    worst = 0.0
+    reset_low = reset_high = 0.0
+    reset_age = 0
+    left = 0
+    for b in range(branches.count[0]):
+        lower, upper, old = kept * low[b], kept * high[b], age[b]
+        if old > cells.exact[j]:
+            # Truncation toward zero takes less than a unit, and never the sign.
+            lower = max(lower - unit, 0.0) if lower > 0 else lower
+            upper = min(upper + unit, 0.0) if upper < 0 else upper
+        least, most = lowest, highest
+        for k in range(len(rules.delays)):
+            then = t - rules.delays[k]
+            if then < 0 or then > last[b]:
+                continue
+            own = rules.own[k, j]
+            sure = then == last[b] or known[then] & FIRES
+            if sure or (own < 0 and not known[then] & SILENT):
+                least += own
+            if sure or (own > 0 and not known[then] & SILENT):
+                most += own
+        lower += least
+        upper += most
+        if rules.limit > 0:
+            if max(abs(least - cells.bias[j]), abs(most - cells.bias[j])) + slack >= wraps:
+                lower, upper, old = -far, far, LONG
+            elif lower - slack < -far or upper + slack > far:
+                lower = min(max(lower, -far), far)
+                upper = min(max(upper, -far), far)
+                old = LONG
+        worst = max(worst, abs(lower - v), abs(upper - v))
+        fires = upper + slack >= cells.fires[j]
+        stays = lower - slack <= cells.stays[j]
+        if not fires and not stays:  # Between two integers there is none.
+            fires = stays = True
+        if fires and rules.subtracts:
+            # All that spike now have the last spike in common.
+            from_low, from_high = max(lower, cells.fires[j]), max(upper, cells.fires[j])
+            reset_low = min(reset_low, from_low) if may_fire else from_low
+            reset_high = max(reset_high, from_high) if may_fire else from_high
+            reset_age = max(reset_age, old + 1)
+        may_fire |= fires
+        may_stay |= stays
+        if stays:
+            low[left] = lower
+            high[left] = min(upper, cells.stays[j])
+            age[left] = old + 1
+            last[left] = last[b]
+            left += 1
+    if may_fire:
+        drop = cells.stays[j] if rules.subtracts else 0.0
+        low[left] = reset_low - drop
+        high[left] = reset_high - drop
+        age[left] = reset_age
+        last[left] = t
+        left += 1
+    branches.count[0] = left
+    if not may_stay:
+        verdict = FIRES
+    elif not may_fire:
+        verdict = SILENT
+    else:
+        verdict = 0
+    refuted = v < cells.theta[j] - slack if fired else v >= cells.theta[j] + slack
+    if refuted:
+        verdict |= REFUTED
+    if fired:
+        v = v - cells.threshold[j] if rules.float_subtracts else 0.0
+    branches.v[0] = v
+    return verdict, worst + slack
 
 
 @compiled
 def follow(
-    sums: Array,
+    currents: Array,
+    integers: Array,
     spikes: Array,
     cells: Cells,
-    keep: float,
-    kept: float,
-    exact: int,
-    limit: float,
+    rules: Rules,
     verdicts: Array,
     bounds: Array,
 ) -> None:
     """Write the verdict on every entry, and with ``bounds`` how far the voltages can be apart.
 
-    ``sums`` float64 [N, T, 2, neurons] are the float model's weighted inputs and the error of the
-    integer ones; ``spikes`` uint8 [N, T, neurons] those of the float model, ``verdicts`` and ``bounds``
-    of that shape (``bounds`` empty if not wanted). ``keep`` and ``kept`` are what a decay leaves in
-    float and in integers, ``exact`` how many decays in a row lose nothing, ``limit`` is M, 0 for none.
+    ``currents`` and ``integers`` float64 [N, T, neurons] are what arrives in float and in integers, with the
+    bias and without what the integer neurons send themselves; ``spikes`` uint8 [N, T, neurons] those of the
+    float model, ``verdicts`` and ``bounds`` of that shape (``bounds`` empty if not wanted).
     """
     samples, steps, neurons = spikes.shape
-    low, high = np.empty(steps + 1), np.empty(steps + 1)
-    age = np.empty(steps + 1, np.int64)
+    branches = Branches(
+        np.empty(steps + 1),
+        np.empty(steps + 1),
+        np.empty(steps + 1, np.int64),
+        np.empty(steps + 1, np.int64),
+        np.empty(1, np.int64),
+        np.empty(1),
+    )
     for n in range(samples):
         for j in range(neurons):
-            unit, slack = cells.unit[j], cells.slack[j]
-            far, wraps = (limit - 1) * unit, limit * unit
-            v = 0.0
-            count = 1
-            low[0] = high[0] = 0.0
-            age[0] = 0
+            _begin(branches)
+            known = verdicts[n, :, j]
             for t in range(steps):
-                current = sums[n, t, 0, j] + cells.bias[j]
-                arriving = current + (sums[n, t, 1, j] + cells.bias_error[j])
-                v = keep * v + current
-                may_fire = may_stay = False
-                worst = 0.0
-                left = 0
-                for b in range(count):
-                    lower, upper, old = kept * low[b], kept * high[b], age[b]
-                    if old > exact:
-                        # Truncation toward zero takes less than a unit, and never the sign.
-                        lower = max(lower - unit, 0.0) if lower > 0 else lower
-                        upper = min(upper + unit, 0.0) if upper < 0 else upper
-                    lower += arriving
-                    upper += arriving
-                    if limit > 0:
-                        if abs(arriving - cells.integer_bias[j]) + slack >= wraps:
-                            lower, upper, old = -far, far, LONG
-                        elif lower - slack < -far or upper + slack > far:
-                            lower = min(max(lower, -far), far)
-                            upper = min(max(upper, -far), far)
-                            old = LONG
-                    worst = max(worst, abs(lower - v), abs(upper - v))
-                    fires = upper + slack >= cells.fires[j]
-                    stays = lower - slack <= cells.stays[j]
-                    if not fires and not stays:  # Between two integers there is none.
-                        fires = stays = True
-                    may_fire |= fires
-                    may_stay |= stays
-                    if stays:
-                        low[left] = lower
-                        high[left] = min(upper, cells.stays[j])
-                        age[left] = old + 1
-                        left += 1
-                if may_fire:
-                    low[left] = high[left] = 0.0
-                    age[left] = 0
-                    left += 1
-                count = left
-                if not may_stay:
-                    verdict = FIRES
-                elif not may_fire:
-                    verdict = SILENT
-                else:
-                    verdict = 0
-                below = v < cells.theta[j] - slack
-                above = v >= cells.theta[j] + slack
-                refuted = below if spikes[n, t, j] else above
-                verdicts[n, t, j] = verdict | REFUTED if refuted else verdict
+                arriving = integers[n, t, j]
+                verdict, apart = _step(
+                    *(t, j, currents[n, t, j], arriving, arriving, spikes[n, t, j]),
+                    *(cells, rules, branches, known),
+                )
+                verdicts[n, t, j] = verdict
                 if bounds.size:
-                    bounds[n, t, j] = worst + slack
-                if spikes[n, t, j]:
-                    v = 0.0
+                    bounds[n, t, j] = apart
+
+
+@compiled
+def begin(branches: Branches) -> None:
+    """Set branches with room for [N, neurons] to what they are before the first step."""
+    samples, neurons = branches.v.shape[:2]
+    for n in range(samples):
+        for j in range(neurons):
+            _begin(_of(branches, n, j))
+
+
+@compiled
+def _of(branches: Branches, n: Int, j: Int) -> Branches:
+    """Those of one neuron."""
+    return Branches(
+        branches.low[n, j],
+        branches.high[n, j],
+        branches.age[n, j],
+        branches.last[n, j],
+        branches.count[n, j],
+        branches.v[n, j],
+    )
+
+
+@compiled
+def follow_step(
+    t: Int,
+    currents: Array,
+    lowest: Array,
+    highest: Array,
+    spikes: Array,
+    cells: Cells,
+    rules: Rules,
+    branches: Branches,
+    verdicts: Array,
+    bounds: Array,
+) -> None:
+    """One step of ``follow``, where what arrives in it lies in an interval [N, neurons].
+
+    ``branches`` has room for [N, neurons] and stands where step ``t - 1`` has left it.
+    """
+    samples, _, neurons = spikes.shape
+    for n in range(samples):
+        for j in range(neurons):
+            verdict, apart = _step(
+                *(t, j, currents[n, t, j], lowest[n, j], highest[n, j], spikes[n, t, j]),
+                *(cells, rules, _of(branches, n, j), verdicts[n, :, j]),
+            )
+            verdicts[n, t, j] = verdict
+            if bounds.size:
+                bounds[n, t, j] = apart

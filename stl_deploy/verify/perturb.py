@@ -13,10 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import slices
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 
 Noise = Literal["pixel", "gaussian", "drop"]
 VTH_MAX = (1 << 31) - 1  # of int32; a chip's own limit is below it
@@ -64,29 +62,27 @@ def drift_network(
     Placement and lowering are those of the network.
     """
     rng = np.random.default_rng(seed)
-    drifted = {layer.name: _drifted(layer, sigma, of, rng) for layer in network.lif_layers}
-    layers = tuple(drifted.get(layer.name, layer) for layer in network.layers)
-    return chain_view.with_layers(network, layers)
+    moved: list[Population | Connection] = []
+    weights: dict[str, NDArray[Any]] = {}  # connections of one name share them
+    for population in network.weighted:
+        neurons = population.neurons
+        if of == "thresh" and neurons.kind == "lif":
+            vth = _moved(neurons.vth, VTH_MAX, sigma, rng)
+            moved.append(replace(population, neurons=replace(neurons, vth=vth)))
+        elif of == "weight":
+            for c in network.into(population.name):
+                most = slices.largest(c.precision, c.bits)
+                if c.name not in weights:
+                    weights[c.name] = _moved(c.synapses.weight, most, sigma, rng)
+                moved.append(replace(c, synapses=c.synapses.with_weights(weights[c.name])))
+    return network.changed(*moved)
 
 
 def _factors(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.maximum(0, 1 + sigma * rng.standard_normal(shape))
 
 
-def _drifted(
-    layer: LifLayer, sigma: float, of: Literal["weight", "thresh"], rng: np.random.Generator
-) -> LifLayer:
-    def moved(values: NDArray[Any], most: int) -> NDArray[Any]:
-        noisy = np.rint(values * _factors(values.shape, sigma, rng))
-        return noisy.clip(-most, most).astype(values.dtype)
-
-    if of == "thresh":
-        return replace(layer, vth=moved(layer.vth, VTH_MAX))
-    most = slices.largest(layer.weight_precision, layer.weight_bits)
-
-    own = layer.recurrent
-    return replace(
-        layer,
-        synapses=layer.synapses.with_weights(moved(layer.synapses.weight, most)),
-        recurrent=None if own is None else replace(own, weight=moved(own.weight, most)),
-    )
+def _moved(values: NDArray[Any], most: int, sigma: float, rng: np.random.Generator) -> NDArray[Any]:
+    """Whole numbers that drift, at most as large as ``most``."""
+    noisy = np.rint(values * _factors(values.shape, sigma, rng))
+    return noisy.clip(-most, most).astype(values.dtype)

@@ -14,11 +14,13 @@ import numpy as np
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.network import Readout
+from stl_deploy.ir.notes import LayerPlacement, Placement
 from stl_deploy.ir.synapses import Conv, Dense
-from tests.build.nets import recurrent_synapses, synapses
-from tests.build.networks import chain, lif, pool, recurrent, weights
+from tests.build.nets import taken
+from tests.build.networks import chain, lif, pool, recurrent
+from tests.build.networks import weights as random_weights
+from tests.build.wires import weights
 
 
 def facts(chip):
@@ -29,7 +31,7 @@ def facts(chip):
 
 def drawn(rng, *shape):
     """Random weights, a third of them zero, which are stored but cost nothing."""
-    return weights(rng, *shape, low=-20, high=40, zeros=0.33)
+    return random_weights(rng, *shape, low=-20, high=40, zeros=0.33)
 
 
 def tiny(timesteps=3):
@@ -62,12 +64,12 @@ def large(timesteps=2):
 
 
 def hears(network):
-    """``network``, its flat layers hearing themselves through weights a third of which are zero."""
+    """``network`` with recurrent weights in its flat populations, a third of which are zero."""
     return recurrent(network, np.random.default_rng(9), -20, 40)
 
 
 def alone(timesteps=3):
-    """One layer, first and last, on three cores of Loihi 1, each neuron of which hears a few."""
+    """One population, first and last, on three cores of Loihi 1, each neuron of which is sent a few."""
     rng = np.random.default_rng(10)
     layer = lif("lif", Dense(drawn(rng, 2100, 6)), (6,), (2100,), 20)
     own = Dense(drawn(rng, 2100, 2100) * (rng.random((2100, 2100)) < 0.002))
@@ -75,15 +77,27 @@ def alone(timesteps=3):
     return chain(layer, chip="loihi1", steps=timesteps)
 
 
-def core_by_neuron(layer, placed):
+def dealt(network, rng, chip="loihi1"):
+    """``network`` placed on ``chip`` in blocks of any size, its populations in any order."""
+    layers, first = {}, 0
+    for name in rng.permutation([population.name for population in network.populations]):
+        size = network.size(name)
+        cuts = np.sort(rng.choice(np.arange(1, size), min(size - 1, 3), replace=False))
+        blocks = np.diff([0, *cuts, size]).tolist()
+        taken_in = None if rng.random() < 0.5 else tuple(rng.permutation(size).tolist())
+        layers[str(name)] = LayerPlacement(first, tuple(blocks), None, {}, {}, taken_in)
+        first += len(blocks)
+    placed = Placement(chip, layers, first, -(-first // 4), -(-first // 128))
+    return replace(network, placement=placed)
+
+
+def core_by_neuron(population, placed):
     """The core of each neuron, counted over the chip: blocks dealt position by position."""
-    if len(layer.shape) == 1:
-        dealt = [(i,) for i in range(layer.shape[0])]
-    else:
-        channels, rows, columns = layer.shape
-        dealt = [(c, i, j) for i, j in np.ndindex(rows, columns) for c in range(channels)]
+    order = sorted(np.ndindex(population.shape), key=lambda at: (*at[1:], at[0]))
+    if placed.order is not None:
+        order = [order[i] for i in placed.order]
     cores = [placed.first_core + g for g, size in enumerate(placed.blocks) for _ in range(size)]
-    return dict(zip(dealt, cores, strict=True))
+    return dict(zip(order, cores, strict=True))
 
 
 def way(source, target, per_tile=4, rows=4):
@@ -102,100 +116,121 @@ def way(source, target, per_tile=4, rows=4):
 class ByHand:
     """Every event of a run, in dictionaries: what core and link do in each physical step.
 
-    ``updates``, ``spikes``, ``out``, ``received``, ``synops`` count by (step, core), ``links`` by
-    (step, tile, next tile), ``ways`` by (step, hops east-west, hops north-south); all layers by name.
+    ``updates``, ``spikes``, ``out``, ``received`` count by (step, core), ``synops`` by (step, core, kind of
+    synapses), ``links`` by (step, tile, next tile), ``ways`` by (step, hops east-west, hops north-south); all
+    populations by name. ``by_connection`` are the synops of each, by (sample, logical step of the spike).
     """
 
     def __init__(self, network, inputs, chip):
         self.network = network
-        self.placed = placement.place(network, chips.load(chip))  # tests/chips/test_placement.py
+        self.placed = network.placement
+        if self.placed is None or self.placed.chip != chip:
+            self.placed = placement.place(
+                network, chips.load(chip)
+            )  # tests/chips/test_placement.py
         trace = reference.run(network, inputs, states=True)
-        samples, steps = inputs.shape[:2]
-        self.samples, self.hops = samples, len(network.layers)
-        self.steps = samples * steps + self.hops
-        names = [layer.name for layer in network.layers]
+        sent = network.rasters(inputs) | {n: did.spikes for n, did in trace.layers.items()}
+        self.samples, self.timesteps = next(iter(sent.values())).shape[:2]
+        self.hops = max(network.depth.values())
+        self.steps = self.samples * self.timesteps + self.hops
         for kind in ("updates", "spikes", "out", "received", "synops", "links", "ways"):
-            setattr(self, kind, {name: Counter() for name in names})
+            setattr(self, kind, {p.name: Counter() for p in network.populations})
+        self.by_connection = [Counter() for _ in network.connections]
+        self.from_host = 0
         self.cores = {
-            layer.name: core_by_neuron(layer, self.placed.layers[layer.name])
-            for layer in network.layers
+            p.name: core_by_neuron(p, self.placed.layers[p.name]) for p in network.populations
         }
         self.neurons = Counter(core for cores in self.cores.values() for core in cores.values())
-        source = inputs
-        for i, layer in enumerate(network.layers):
-            did = trace.layers[layer.name]
-            self._receive(i, layer, source, synapses(layer))
-            if i == 0:
-                self.from_host = sum(self.received[layer.name].values())
-            # What a layer hears of itself it receives in the step in which the next one does.
-            self._receive(i + 1, layer, did.spikes, recurrent_synapses(layer))
-            self._update(i, layer, did)
-            self._send(i, layer, did.spikes)
-            source = did.spikes
+        size = self.samples, self.timesteps
+        self.arrived = {p.name: np.zeros((*size, p.size), np.int64) for p in network.populations}
+        for source, values in sent.items():
+            self._send(source, values)
+        for population in network.populations:
+            self._update(population, trace.layers[population.name])
 
-    def _receive(self, delay, layer, source, wires):
-        on, into = self.cores[layer.name], defaultdict(Counter)
-        for before, after in wires:
-            into[before][on[after]] += 1
-        for k, step in enumerate(source.reshape(-1, *source.shape[2:])):
-            for where in map(tuple, np.argwhere(step).tolist()):
-                for core, n in into[where].items():
-                    self.received[layer.name][k + delay, core] += 1
-                    self.synops[layer.name][k + delay, core] += n
+    def _send(self, source, values):
+        """A packet for each core that a neuron has a synapse into, in the step in which it spikes."""
+        leads = defaultdict(list)
+        for number, c in enumerate(self.network.connections):
+            if c.source == source:
+                for where, ways in self._ways(c).items():
+                    leads[where].append((number, c, *ways))
+        for n, t in np.ndindex(self.samples, self.timesteps):
+            at = n * self.timesteps + t + self.network.depth[source]
+            for where in map(tuple, np.argwhere(values[n, t]).tolist()):
+                targets = set()
+                for number, c, synapses, into, weight in leads[where]:
+                    for core, count in synapses.items():
+                        self.by_connection[number][n, t] += count
+                        self.synops[c.target][at, core, c.synapses.kind] += count
+                        targets.add((c.target, core))
+                    if t + c.delay < self.timesteps:
+                        amount = int(values[(n, t, *where)]) * weight << c.exp
+                        self.arrived[c.target][n, t + c.delay][into] += amount
+                for target, core in targets:
+                    self.received[target][at, core] += 1
+                if source in self.network.inputs:
+                    self.from_host += len(targets)
+                else:
+                    self._leave(source, at, where, targets)
 
-    def _update(self, i, layer, did):
-        """Active: anything in v, in what arrives (all that is in u) or in the bias; pools: fired."""
-        on = self.cores[layer.name]
-        samples, steps = did.spikes.shape[:2]
-        for n, t in np.ndindex(samples, steps):
-            before = did.v[n, t - 1] if t else np.zeros(layer.shape)
-            busy = did.spikes[n, t] != 0
-            if isinstance(layer, LifLayer):
-                assert layer.du == 4095
-                busy = (did.u[n, t] != 0) | (before != 0) | (layer.bias != 0)
+    def _ways(self, c):
+        """For each neuron of the source: synapses by core of the target, its neurons and their weights."""
+        found = defaultdict(lambda: (Counter(), [], []))
+        cores = self.cores[c.target]
+        place = {where: i for i, where in enumerate(np.ndindex(self.network.shape(c.target)))}
+        for before, after, weight in weights(self.network, c):
+            if count := taken(weight, c.precision):
+                synapses, into, held = found[before]
+                synapses[cores[after]] += count
+                into.append(place[after])
+                held.append(weight)
+        return {
+            where: (synapses, np.array(into), np.array(held, np.int64))
+            for where, (synapses, into, held) in found.items()
+        }
+
+    def _leave(self, source, at, where, targets):
+        own = self.cores[source][where]
+        self.spikes[source][at, own] += 1
+        self.out[source][at, own] += len(targets) + (source == self.network.readout.source)
+        for _, target in targets:
+            visited = way(own, target)
+            across = sum(abs(b - a) >= 4 for a, b in pairwise(visited))
+            self.ways[source][at, across, len(visited) - 1 - across] += 1
+            for a, b in pairwise(visited):
+                self.links[source][at, a, b] += 1
+
+    def _update(self, population, did):
+        """Active: anything left of u, in v, in what arrives or in the bias."""
+        name, neurons = population.name, population.neurons
+        du, bias = (np.broadcast_to(v, population.shape) for v in (neurons.du, neurons.bias))
+        for n, t in np.ndindex(self.samples, self.timesteps):
+            at = n * self.timesteps + t + self.network.depth[name]
+            busy = (self.arrived[name][n, t] != 0).reshape(population.shape) | (bias != 0)
+            if t:
+                busy = busy | (did.v[n, t - 1] != 0)
+                busy = busy | (abs(did.u[n, t - 1].astype(np.int64)) * (4095 - du) >= 4096)
             for where in map(tuple, np.argwhere(busy).tolist()):
-                self.updates[layer.name][n * steps + t + i + 1, on[where]] += 1
-
-    def _send(self, i, layer, spikes):
-        on, targets = self.cores[layer.name], defaultdict(set)
-        last = i + 1 == len(self.network.layers)
-        if not last:
-            following = self.network.layers[i + 1]
-            for before, after in synapses(following):
-                targets[before].add(self.cores[following.name][after])
-        for before, after in recurrent_synapses(layer):
-            targets[before].add(on[after])
-        for k, step in enumerate(spikes.reshape(-1, *layer.shape)):
-            for where in map(tuple, np.argwhere(step).tolist()):
-                at = k + i + 1
-                self.spikes[layer.name][at, on[where]] += 1
-                self.out[layer.name][at, on[where]] += last + len(targets[where])
-                for target in targets[where]:
-                    visited = way(on[where], target)
-                    across = sum(abs(b - a) >= 4 for a, b in pairwise(visited))
-                    self.ways[layer.name][at, across, len(visited) - 1 - across] += 1
-                    for a, b in pairwise(visited):
-                        self.links[layer.name][at, a, b] += 1
+                self.updates[name][at, self.cores[name][where]] += 1
 
     def total(self, kind):
-        """The events of all layers by core, or by link, over all steps."""
-        total = Counter()
+        """The events of all populations by core, or by link, over all steps."""
+        total, width = Counter(), 2 if kind == "links" else 1
         for events in getattr(self, kind).values():
             for (_, *where), n in events.items():
-                total[tuple(where)] += n
+                total[tuple(where[:width])] += n
         return total
 
     def price(self, chip, profile):
-        """Joules by layer and event per inference; ns and pJ of each step, and what bound it."""
+        """Joules by population and event per inference; ns and pJ of each step, and what bound it."""
         cost = facts(chip)["profiles"][profile]
         joule, picojoule = {}, [0.0] * self.steps
         generate = {(s, c): cost["update_ns"]["always"] * n for s in range(self.steps)
                     for c, n in self.neurons.items()}  # fmt: skip
         receive, load, slowest_way = defaultdict(float), Counter(), [0.0] * self.steps
-        for layer in self.network.layers:
-            name = layer.name
-            # An OR pool stores its ones as a convolution does.
-            kind = "dense" if isinstance(getattr(layer, "synapses", None), Dense) else "conv"
+        for population in self.network.populations:
+            name = population.name
             events = defaultdict(float)
 
             def spend(event, step, pj, events=events):
@@ -203,7 +238,7 @@ class ByHand:
                 picojoule[step] += pj
 
             for step in range(self.steps):
-                spend("neuron update", step, cost["update_pj"]["always"] * layer.neurons)
+                spend("neuron update", step, cost["update_pj"]["always"] * population.size)
             for what, event, pj, ns in (
                 ("updates", "neuron update", "active", "active"),
                 ("spikes", "neuron spike", "spike", "spike"),
@@ -217,9 +252,10 @@ class ByHand:
             for (step, core), n in self.received[name].items():
                 spend("packet in", step, cost["packet_pj"]["in"] * n)
                 receive[step, core] += cost["packet_ns"]["in"] * n
-            for (step, core), n in self.synops[name].items():
-                spend("synop", step, cost["synop_pj"][kind] * n)
-                receive[step, core] += cost["synop_ns"][kind] * n
+            for (step, core, kind), n in self.synops[name].items():
+                stored = "sparse" if kind == "one_to_one" else kind
+                spend("synop", step, cost["synop_pj"][stored] * n)
+                receive[step, core] += cost["synop_ns"][stored] * n
             for (step, a, b), n in self.links[name].items():
                 direction = "east_west" if abs(b - a) >= 4 else "north_south"
                 spend("hop", step, cost["hop_pj"][direction] * n)

@@ -26,7 +26,7 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Conv, Dense
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from stl_deploy.models.net import STLNet
 from tests.build.nets import random_net, random_spikes
 from tests.build.networks import chain, lif, pool, raster

@@ -76,7 +76,7 @@ NIR_ROOMS = {
     "stl_deploy/ir": "the float network is decoded here",
     "stl_deploy/importers": "reads graphs of any tool",
     "stl_deploy/formats": "reads and writes NIR files",
-    "stl_deploy/lower/chain.py": "the one lowering: from the nodes of a graph",
+    "stl_deploy/lower/graph.py": "the one lowering: from the nodes of a graph",
     "stl_deploy/lower/flow.py": "the same",
     "stl_deploy/lower/nodes.py": "the same: a table of maps by node, and what is wrong with nodes",
     "stl_deploy/backends/consumers": "its rules are about nodes of any NIR file",

@@ -439,7 +439,7 @@ def test_a_threshold_reached_exactly_fires_in_float32_too():
 def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
     network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
     unknown = graph_of(
-        {"fc": nir.Linear(weight=np.ones((3, 3))), "s": nir.Scale(scale=np.ones(3))}, 3, 3
+        {"fc": nir.Linear(weight=np.ones((3, 3))), "drop": G.Dropout((3,), (3,))}, 3, 3
     )
     trained = stl_deploy.from_torch(net)
     said = G.float_meta(trained).model_dump()
@@ -449,7 +449,7 @@ def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
     for i, (graph, why) in enumerate(
         (
             (None, "there is no float graph"),
-            (unknown, "s: a Scale has no place in a lowered float graph"),
+            (unknown, "drop: a Dropout has no place in a lowered float graph"),
             (trained, "the model was trained on integers"),
         )
     ):

@@ -14,16 +14,15 @@ import pytest
 from hypothesis import given, settings
 
 import stl_deploy
-from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.errors import InputError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
 from tests.build.nets import quantized, random_net, random_spikes
 from tests.build.networks import chain, lif
+from tests.build.same import assert_same
 from tests.build.strategies import networks
 
 
@@ -40,27 +39,28 @@ def refused(path):
     return str(error.value)
 
 
-@pytest.mark.parametrize("options", [{}, {"chip": "loihi1"}, {"weight_bits": 3, "weight_exp": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"chip": "loihi1"},
+        {"weight_bits": 3, "weight_exp": 2},
+        {"chip": "loihi2", "thresholds": "fold"},
+        {"weight_precision": "2x8"},
+    ],
+)
 def test_round_trip_is_exact(tmp_path, options):
     before = quantized(**options)
     nir_io.write(nir_file.to_nir(before), tmp_path / "m.nir")
     after = nir_file.read_network(tmp_path / "m.nir")
-    for a, b in zip(before.layers, after.layers, strict=True):
-        for key, value in vars(a).items():
-            if key == "synapses":
-                for k, v in vars(value).items():
-                    np.testing.assert_array_equal(v, getattr(b.synapses, k))
-            else:
-                np.testing.assert_array_equal(value, getattr(b, key), key)
-    for key in ("chip", "timesteps", "input_shape", "readout", "precision", "diagnostics"):
+    assert_same(before, after)
+    for key in ("precision", "diagnostics", "placement", "rounding"):
         assert getattr(before, key) == getattr(after, key), key
 
 
 def test_the_file_is_plain_nir_in_the_documented_units(path):
     graph = nir.read(path)
-    net = nir_file.read_network(path)
-    lif = net.layers[0]
-    assert isinstance(lif, LifLayer)
+    lif = nir_file.read_network(path).by_name["lif1"].neurons
     node, conv = graph.nodes["lif1"], graph.nodes["conv1"]
     assert conv.weight.dtype == np.int8
     assert node.v_threshold.dtype == np.int32
@@ -68,12 +68,27 @@ def test_the_file_is_plain_nir_in_the_documented_units(path):
     assert (node.r == 2).all()
     assert not node.v_leak.any()
     assert not node.v_reset.any()
-    np.testing.assert_array_equal(conv.bias, lif.bias_mant)
+    np.testing.assert_array_equal(conv.bias, lif.bias_mant.reshape(-1))
     meta = json.loads(graph.metadata[KEY])
-    assert (meta["format"], meta["version"]) == ("stl-deploy/integer", 1)
-    # What readers of version 1 know, and refuse anything else.
-    known = "name kind weights du dv exp bias_exp weight_bits scale precision rounding folded"
-    assert all(row.keys() == set(known.split()) for row in meta["layers"])
+    assert (meta["format"], meta["version"]) == ("stl-deploy/integer", 4)
+    assert meta["inputs"] == [{"name": "input", "levels": 1, "signed": False, "held": False}]
+    assert meta["populations"][1] == {
+        "name": "pool1",
+        "kind": "or",
+        "bias_exp": 6,
+        "reset": "zero",
+        "scale": [],
+    }
+    assert meta["connections"][0] == {
+        "name": "conv1",
+        "source": "input",
+        "target": "lif1",
+        "node": "conv1",
+        "exp": 0,
+        "bits": 8,
+        "precision": "8",
+        "delay": 0,
+    }
 
 
 def test_a_reader_that_knows_only_nir_computes_the_same_spikes(path):
@@ -133,13 +148,23 @@ def meta(**changes):
     return change
 
 
-def layer_meta(**changes):
+def entry(where, at, **changes):
+    """Other words in an entry of ``populations`` or ``connections``."""
+
     def change(file):
-        layers = json.loads(file[f"node/metadata/{KEY}"][()])["layers"]
-        layers[0].update(changes)
-        meta(layers=layers)(file)
+        rows = json.loads(file[f"node/metadata/{KEY}"][()])[where]
+        rows[at].update(changes)
+        meta(**{where: rows})(file)
 
     return change
+
+
+def first_lif(**changes):
+    return entry("populations", 0, **changes)
+
+
+def first_way(**changes):
+    return entry("connections", 0, **changes)
 
 
 NODES = "node/nodes"
@@ -153,45 +178,86 @@ NODES = "node/nodes"
         (put(f"{NODES}/conv1/bias", np.full(4, 0.1)), "bias holds values that are not integers"),
         (put(f"{NODES}/lif1/v_threshold", np.full((4, 8, 8), -1)), "outside 0..131071"),
         (put(f"{NODES}/lif1/v_threshold", np.full((4, 8, 8), np.nan)), "not integers"),
-        (put(f"{NODES}/lif1/tau", np.full((4, 8, 8), 3e-4)), "tau contradicts"),
-        (put(f"{NODES}/lif1/r", np.full((4, 8, 8), 1.0)), "r contradicts"),
+        (put(f"{NODES}/lif1/tau", np.full((4, 8, 8), 1e-4 / 3)), "tau is not dt * 4096 / n"),
+        (put(f"{NODES}/lif1/tau", np.full((4, 8, 8), 1e-4)), "tau is not dt * 4096 / n"),
+        (put(f"{NODES}/lif1/tau", np.full((4, 8, 8), 3.0001e-4)), "tau contradicts decays"),
+        (put(f"{NODES}/lif1/tau", np.full((4, 8, 8), 4e-4)), "r contradicts decays"),
+        (put(f"{NODES}/lif1/tau", np.full((4, 8, 8), np.nan)), "tau is not dt * 4096 / n"),
+        (put(f"{NODES}/lif1/r", np.full((4, 8, 8), 1.0)), "r contradicts decays"),
         (put(f"{NODES}/lif1/v_reset", np.full((4, 8, 8), 1.0)), "v_reset contradicts"),
-        (put(f"{NODES}/pool1/threshold", np.full((4, 4, 4), 1)), "threshold of an OR pool is 0"),
+        (put(f"{NODES}/lif1/v_leak", np.full((4, 8, 8), 2.0)), "has a bias in conv1; it stands in"),
+        (put(f"{NODES}/lif1/v_leak", np.full(7, 2.0)), "nir can read"),
+        (put(f"{NODES}/pool1/threshold", np.full((4, 4, 4), 1)), "of an OR population is 0"),
+        (put(f"{NODES}/pool1_sum/kernel_size", np.array([1, 2])), "do not tile the plane"),
+        (put(f"{NODES}/pool1_sum/padding", np.array([1, 1])), "pool1_sum"),
         (put(f"{NODES}/fc1/weight", np.zeros((20, 7), np.int8)), "does not fit"),
+        (put(f"{NODES}/fc1/weight", np.zeros((10, 64), np.int8)), "gives (10,), and lif2 has"),
+        (put(f"{NODES}/fc1_flatten/start_dim", 1), "does not flatten everything"),
+        (put(f"{NODES}/input/shape", np.array([1, 0, 8])), "an input of shape (1, 0, 8)"),
+        (put(f"{NODES}/input/shape", np.array([1, 1 << 20, 1 << 20])), "at most 67,108,864 values"),
+        (put(f"{NODES}/output/shape", np.array([7])), "declared as (7,)"),
         (meta(chip="tpu"), "'tpu' is not one of"),
-        (meta(version=2), "version 2 resets 'same-step, as its layer says'"),
-        (meta(version=3), "version"),
-        (meta(reset="same-step, as its layer says"), "version 1 resets 'same-step, to zero'"),
+        (meta(version=3), "is of version 3 of the format; this stl-deploy reads version 4"),
+        (meta(version=None), "is of version None"),
+        (meta(resets="same-step, to zero"), "resets"),
         (meta(surprise=1), "surprise"),
-        (meta(population=3), "20 outputs for 10 classes of 3"),
-        (meta(timesteps=0), "timesteps"),
-        (layer_meta(du=0), "a LIF has du = 4095"),
-        (layer_meta(dv=0), "in version 1 a LIF has du = 4095, resets to zero, leaks"),
-        (layer_meta(reset="subtract"), "a LIF has du = 4095, resets to zero"),
-        (layer_meta(recurrent="rec"), "is not recurrent and is not calibrated"),
         (
-            layer_meta(
+            meta(readout={"classes": 10, "population": 3, "source": "lif2"}),
+            "20 outputs for 10 classes",
+        ),
+        (
+            meta(readout={"classes": 4, "population": 64, "source": "lif1"}),
+            "end in the spikes of lif1",
+        ),
+        (meta(timesteps=0), "timesteps"),
+        (meta(inputs=[]), "inputs"),
+        (
+            meta(inputs=[{"name": "in", "levels": 1, "signed": False, "held": False}]),
+            "no such node",
+        ),
+        (entry("inputs", 0, levels=300), "300 levels without a sign"),
+        (entry("inputs", 0, levels=1 << 15, signed=True), "levels"),
+        (first_lif(reset="half"), "'zero' or 'subtract'"),
+        (first_lif(kind="or"), "is a LIF; it should be Threshold"),
+        (first_lif(name="lif2"), "stands twice in the metadata"),
+        (first_lif(bias_exp=8), "bias_exp"),
+        (first_lif(scale=[1.0]), "1 scales for 4 channels"),
+        (first_lif(scale=[1.0, 1.0, 0.0, 1.0]), "scale.2"),
+        (entry("populations", 1, reset="subtract"), "an OR population has no scale or bias"),
+        (first_way(exp=1), "r contradicts decays of 4096 parts and exp 1"),
+        (first_way(bits=3), "conv1.weight spans"),
+        (first_way(precision="2x8", bits=4), "2x8 has slices of 8 bits"),
+        (first_way(delay=1), "its sources (delays) are input (0), in the metadata input (1)"),
+        (first_way(delay=63), "delay"),
+        (first_way(source="lif2"), "are input (0), in the metadata lif2 (0)"),
+        (first_way(target="pool1"), "leads to lif1, not to pool1"),
+        (first_way(target="nowhere"), "not a population of the metadata"),
+        (first_way(node="fc1"), "differ in more than source and delay"),
+        (first_way(node="lif1"), "is a LIF; it should be Conv2d or"),
+        (
+            meta(
                 precision={
-                    "mode": "proven",
-                    "effective_bits": 8,
-                    "worst_sum": 1,
-                    "limit": None,
-                    "calibrated": 5,
+                    "elsewhere": {
+                        "mode": "proven",
+                        "effective_bits": 8,
+                        "worst_sum": 1,
+                        "limit": None,
+                    }
                 }
             ),
-            "is not calibrated",
+            "elsewhere: has notes",
         ),
-        (layer_meta(scale=[1.0]), "1 scales for 4 channels"),
         (put(f"node/metadata/{KEY}", "[" * 100_000), "no stl-deploy metadata"),
         (put(f"{NODES}/conv1/stride", np.array([0, 0])), "nir can read"),
         (put(f"{NODES}/conv1/input_shape", np.array([9, 9])), "input_shape (9, 9)"),
         (put(f"{NODES}/conv1/weight", np.zeros((4, 3, 3), np.int8)), "conv1"),
         (put(f"{NODES}/lif1/type", "Soma"), "nir can read"),
-        (meta(layers=[]), "is not described in the metadata"),
+        (meta(connections=[]), "conv1: is not described in the metadata"),
+        (meta(populations=[]), "populations"),
         (put(f"node/metadata/{KEY}", "{"), "no stl-deploy metadata"),
         (
             put("node/edges", np.array([["input", "conv1"], ["conv1", "conv1"]], dtype="S9")),
-            "chain",
+            "conv1 sends to it, which is not an input or a population",
         ),
     ],
 )
@@ -203,40 +269,15 @@ def test_contradictions_are_refused(path, change, what):
 # Currents, recurrence, reset by subtraction
 
 
-def equal(before, after):
-    """Whether two networks are the same, array by array."""
-    assert len(before.layers) == len(after.layers)
-    for a, b in zip(before.layers, after.layers, strict=True):
-        assert type(a) is type(b)
-        for key, value in vars(a).items():
-            if key in ("synapses", "recurrent") and value is not None:
-                assert vars(value).keys() == vars(getattr(b, key)).keys()
-                for k, v in vars(value).items():
-                    np.testing.assert_array_equal(v, getattr(getattr(b, key), k), k)
-            else:
-                np.testing.assert_array_equal(value, getattr(b, key), key)
-
-
 @settings(max_examples=100)
 @given(networks())
 def test_any_network_comes_back(case):
     before, raster = case
-    layers = [
-        replace(n, dv=max(n.dv, n.du < 4095)) if isinstance(n, LifLayer) else n
-        for n in before.layers
-    ]
-    before = chain_view.with_layers(before, tuple(layers))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "m.nir"
         nir_io.write(nir_file.to_nir(before), path)
         after = nir_file.read_network(path)
-        version = json.loads(nir_io.read(path).metadata[KEY])["version"]
-    equal(before, after)
-    plain = all(
-        n.du == 4095 and n.dv and n.recurrent is None and n.reset == "zero"
-        for n in before.lif_layers
-    )
-    assert version == (1 if plain else 2)
+    assert_same(before, after)
     ran = reference.run(before, raster).predictions
     np.testing.assert_array_equal(reference.run(after, raster).predictions, ran)
 
@@ -320,18 +361,19 @@ def all_of(*changes):
     return change
 
 
-OLD = meta(version=1, reset="same-step, to zero")
-
-
 @pytest.mark.parametrize(
     ("change", "what"),
     [
         (put(f"{NODES}/rec/weight", np.full((12, 12), 0.5)), "rec.weight holds values that are no"),
         (put(f"{NODES}/rec/weight", np.full((12, 12), 128)), "rec.weight spans 128..128"),
-        (put(f"{NODES}/rec/weight", np.zeros((12, 11), np.int8)), "lif1 needs (12, 12)"),
-        (put(f"{NODES}/rec/weight", np.zeros((9, 12), np.int8)), "lif1 needs (12, 12)"),
-        (put(f"{NODES}/lif1/tau_syn", np.full(12, 1e-4)), "tau_syn contradicts"),
-        (put(f"{NODES}/lif1/tau_mem", np.full(12, 1e-4)), "tau_mem contradicts"),
+        (
+            put(f"{NODES}/rec/weight", np.zeros((12, 11), np.int8)),
+            "rec: Linear does not fit an input",
+        ),
+        (put(f"{NODES}/rec/weight", np.zeros((9, 12), np.int8)), "gives (9,), and lif1 has shape"),
+        (put(f"{NODES}/lif1/tau_syn", np.full(12, 1e-4)), "w_in contradicts"),
+        (put(f"{NODES}/lif1/tau_syn", np.full(12, 0.9e-4)), "tau_syn is not dt * 4096 / n"),
+        (put(f"{NODES}/lif1/tau_mem", np.full(12, 1e-4)), "tau_mem is not dt * 4096 / n, n from 1"),
         (put(f"{NODES}/lif1/w_in", np.full(12, 1.0)), "w_in contradicts"),
         (put(f"{NODES}/lif1/r", np.full(12, 2.0)), "r contradicts"),
         (put(f"{NODES}/lif1/v_reset", np.full(12, 1.0)), "v_reset contradicts"),
@@ -339,35 +381,28 @@ OLD = meta(version=1, reset="same-step, to zero")
         (put(f"{NODES}/lif1/v_leak", np.full(12, 2.0 * 4096)), "bias spans 4096..4096"),
         (put(f"{NODES}/lif1/v_leak", np.full(12, np.nan)), "v_leak is not a bias"),
         (put(f"{NODES}/lif1/v_threshold", np.full(12, -1)), "v_threshold spans -1..-1"),
-        (layer_meta(du=4095), "is a CubaLIF, with du 4095 not a LIF"),
-        (layer_meta(du=2046), "tau_syn contradicts the metadata (du 2046"),
-        (layer_meta(dv=0), "dv 0"),
-        (layer_meta(recurrent=None), "is recurrent through rec, in the metadata through none"),
-        (layer_meta(recurrent="other"), "through rec, in the metadata through other"),
-        (layer_meta(reset="half"), "'zero' or 'subtract'"),
-        (OLD, "lif1: in version 1 a LIF has du = 4095"),
-        (meta(version=1), "version 1 resets 'same-step, to zero'"),
+        (entry("connections", 1, delay=2), "are lif1 (1), in the metadata lif1 (2)"),
+        (entry("connections", 1, node="other"), "other: there is no such node"),
+        (entry("connections", 1, exp=2), "rec.weight is not in steps of 2^1, its exp"),
         (meta(chip="loihi1"), "reset 'subtract': a neuron of loihi1 resets to zero"),
-        (without_edges(("rec", "lif1")), "branches or joins"),
-        (without_edges(("lif1", "rec")), "rec -> lif1: branches or joins"),
-        (without_edges(("lif1", "rec"), ("rec", "lif1")), "rec: not on a chain"),
-        (edges(("rec", "lif2")), "branches or joins"),
-        (edges(("lif2", "rec")), "branches or joins"),
-        (edges(("lif1", "lif1")), "lif1 -> lif1: branches or joins"),
-        (edges(("lif2", "lif1_w")), "branches or joins"),
-        (all_of(without_edges(("rec", "lif1")), edges(("rec", "lif1_w"))), "branches or joins"),
-        (
-            all_of(
-                without_edges(("rec", "lif1"), ("lif1", "rec")),
-                edges(("rec", "lif2"), ("lif2", "rec")),
-                put(f"{NODES}/rec/weight", np.zeros((6, 6), np.int8)),
-            ),
-            "is recurrent through no node, in the metadata through rec",
-        ),
+        (without_edges(("rec", "lif1")), "rec: leads to nothing, not to lif1"),
+        (without_edges(("lif1", "rec")), "rec: its sources (delays) are none"),
+        (without_edges(("lif2", "output")), "does not end in the spikes of lif2"),
+        (edges(("rec", "lif2")), "rec: leads to lif1, lif2, not to lif1"),
+        (edges(("lif2", "rec")), "rec: its sources (delays) are lif1 (1), lif2 (0)"),
+        (edges(("lif1", "lif1")), "lif1 -> lif1: this edge is not described in the metadata"),
+        (edges(("lif2", "lif1_w")), "lif1_w: its sources (delays) are input (0), lif2 (0)"),
+        (edges(("lif1", "lif2")), "lif1 -> lif2: this edge is not described"),
+        (edges(("lif1", "output")), "does not end in the spikes of lif2 alone"),
+        (edges(("output", "lif1")), "output -> lif1: this edge is not described"),
+        (edges(("lif2", "lif2_w")), "lif2_w: its sources (delays) are"),
+        (edges(("rec", "lif1")), "rec -> lif1: stands twice"),
+        (edges(("rec", "nothing")), "nothing: an edge names this node, but there is none"),
+        (all_of(without_edges(("rec", "lif1")), edges(("rec", "lif1_w"))), "rec: "),
         (put(f"{NODES}/rec/type", "Threshold"), "nir can read"),
     ],
 )
-def test_contradictions_of_the_newer_kind_are_refused(newer, change, what):
+def test_contradictions_of_currents_and_loops_are_refused(newer, change, what):
     edit(newer, change)
     assert what in refused(newer)
 
@@ -375,74 +410,31 @@ def test_contradictions_of_the_newer_kind_are_refused(newer, change, what):
 def test_a_current_takes_its_bias_from_the_leak_alone(newer):
     graph = nir.read(newer)
     graph.nodes["lif1_w"] = nir.Affine(weight=graph.nodes["lif1_w"].weight, bias=np.ones(12))
-    with pytest.raises(InputError, match="lif1_w has a bias; that of a CubaLIF is its v_leak"):
+    with pytest.raises(InputError, match="and of a CubaLIF as v_leak alone"):
         nir_file.from_nir(graph)
 
 
-def test_two_nodes_cannot_be_heard_at_once(newer):
+def test_nodes_that_the_metadata_do_not_know_are_refused(newer):
     graph = nir.read(newer)
     graph.nodes["rec2"] = graph.nodes["rec"]
     graph.edges += [("lif1", "rec2"), ("rec2", "lif1")]
-    with pytest.raises(InputError, match="branches or joins"):
+    with pytest.raises(InputError, match="rec2: is not described in the metadata"):
         nir_file.from_nir(graph)
 
 
-def test_neurons_are_recurrent_through_a_linear_node_alone(newer):
-    graph = nir.read(newer)
-    weight = graph.nodes["rec"].weight
-    for node in (nir.Affine(weight=weight, bias=np.zeros(12)), nir.Scale(scale=np.ones(12))):
-        graph.nodes["rec"] = node
-        with pytest.raises(InputError, match="branches or joins"):
-            nir_file.from_nir(graph)
+def test_all_that_is_off_is_said_at_once(newer):
+    edit(newer, all_of(put(f"{NODES}/rec/weight", np.full((12, 12), 0.5)), first_lif(scale=[1.0])))
+    edit(newer, put(f"{NODES}/lif2/tau", np.full(6, 1e-4)))
+    said = refused(newer)
+    assert "rec.weight holds values that are not integers" in said
+    assert "1 scales for 12 channels" in said
+    assert "lif2: tau is not" in said
 
 
-def test_what_nir_cannot_say_is_not_written():
-    net = remembering()
-    first, second = net.layers
-    image = replace(second, shape=(6, 1, 1), recurrent=Dense(np.zeros((6, 6), np.int8)))
-    broken = chain_view.with_layers(net, (replace(first, dv=0), image))
-    with pytest.raises(LoweringError) as error:
-        nir_file.to_nir(broken)
-    assert [p.where for p in error.value.problems] == ["lif1", "lif2"]
-    assert "dv 0" in str(error.value)
-    assert "is recurrent and has shape (6, 1, 1)" in str(error.value)
-    pool = chain_view.with_layers(net, (first, replace(second, du=0)))
-    assert nir_file.from_nir(nir_file.to_nir(pool)).layers[1].du == 0
-
-
-def test_a_folded_convolution_has_no_current(tmp_path):
-    folded = quantized(chip="loihi2", thresholds="fold")
-    current = replace(folded.layers[0], du=100)
-    with pytest.raises(LoweringError, match="folded convolution into neurons with a current"):
-        nir_file.to_nir(chain_view.with_layers(folded, (current, *folded.layers[1:])))
-    graph = nir_file.to_nir(folded)
-    lif = graph.nodes["lif1"]
-    gain = 4096 / 101
-    graph.nodes["lif1"] = nir.CubaLIF(
-        tau_syn=np.full_like(lif.tau, 1e-4 * gain),
-        tau_mem=lif.tau,
-        r=lif.r,
-        v_leak=lif.v_leak,
-        v_reset=lif.v_reset,
-        v_threshold=lif.v_threshold,
-        w_in=np.full_like(lif.tau, gain),
-    )
-    data = json.loads(graph.metadata[KEY])
-    data |= {"version": 2, "reset": "same-step, as its layer says"}
-    data["layers"][0]["du"] = 100
-    graph.metadata[KEY] = json.dumps(data)
-    with pytest.raises(InputError, match="du 100: the neurons of a folded convolution have no cur"):
-        nir_file.from_nir(graph)
-
-
-def test_an_or_pool_has_none_of_it(path):
-    def change(file):
-        layers = json.loads(file[f"node/metadata/{KEY}"][()])["layers"]
-        layers[1].update(reset="subtract", recurrent=None)
-        meta(layers=layers, version=2, reset="same-step, as its layer says")(file)
-
-    edit(path, change)
-    assert "pool1: an OR pool has no current" in refused(path)
+@pytest.mark.parametrize("version", [1, 2, 3, 5, "4"])
+def test_other_versions_are_refused_with_the_remedy(path, version):
+    edit(path, meta(version=version))
+    assert "export the model again (stl-export) with this stl-deploy" in refused(path)
 
 
 def test_links_out_of_the_file_are_refused(path, tmp_path):

@@ -20,7 +20,7 @@ from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from tests.build import nir_cases, random_networks
 from tests.build.nets import ROOT, random_net, random_spikes
 

@@ -12,16 +12,15 @@ from pydantic import ValidationError
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.account.energy import EVENTS, Assessment, Meter, OnChip
+from stl_deploy.hw_sim.account.energy import EVENTS, Assessment, Meter
+from stl_deploy.hw_sim.account.traffic import OnChip
 from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import in_bounds_synapses
-from stl_deploy.ir.network import Readout
+from stl_deploy.ir.network import fan_out
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.loads import ByHand, barrier_us, drawn, facts, hears, large, tiny
-from tests.build.nets import recurrent_synapses, synapses
-from tests.build.networks import chain, lif, raster
+from tests.build.networks import chain, lif, pool, raster
+from tests.build.wires import wires
 
 CHIPS = ("ideal", "loihi1", "loihi2")
 close = partial(pytest.approx, rel=1e-12, abs=0)  # joules and seconds are far below approx's 1e-12
@@ -41,16 +40,13 @@ def counted(network, inputs, batch=2):
 
 @pytest.mark.parametrize("network", [tiny(), large()], ids=["tiny", "large"])
 def test_synapses_that_leave_a_neuron(network):
-    for layer in network.layers:
-        expected = np.zeros(layer.input_shape, np.int64)
-        if layer.neurons == 600:
-            expected += np.count_nonzero(layer.synapses.weight, axis=0).reshape(layer.input_shape)
-        else:
-            for source, _ in synapses(layer):
-                expected[source] += 1
-        got = in_bounds_synapses(layer)
+    for c in network.connections:
+        expected = np.zeros(network.shape(c.source), np.int64)
+        for source, _ in wires(network, c):
+            expected[source] += 1
+        got = fan_out(network, c)
         assert got.dtype == np.int64
-        assert (got == expected).all(), layer.name
+        assert (got == expected).all(), c.name
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -60,14 +56,15 @@ def test_synapses_that_leave_a_neuron(network):
 def test_synapses_that_leave_a_neuron_of_a_convolution(groups, stride, padding, dilation):
     rng = np.random.default_rng(groups)
     conv = Conv(drawn(rng, 8, 4 // groups, 3, 2), stride, padding, dilation, groups)
-    layer = lif("lif", conv, (4, 7, 6))
+    network = chain(lif("lif", conv, (4, 7, 6)))
+    (connection,) = network.connections
     expected = np.zeros((4, 7, 6), np.int64)
-    for source, _ in synapses(layer):
+    for source, _ in wires(network, connection):
         expected[source] += 1
-    assert (in_bounds_synapses(layer) == expected).all()
+    assert (fan_out(network, connection) == expected).all()
 
 
-@pytest.mark.parametrize("network", [tiny(), hears(tiny())], ids=["tiny", "heard"])
+@pytest.mark.parametrize("network", [tiny(), hears(tiny())], ids=["tiny", "recurrent"])
 def test_counts_by_brute_force(network):
     """Every spike at every synapse, one at a time; a graded input is one event whatever its value."""
     inputs = raster(network, 5)
@@ -75,24 +72,38 @@ def test_counts_by_brute_force(network):
     counts = counted(network, inputs)
     assert (counts.samples, counts.timesteps, counts.hops, counts.physical_steps) == (5, 3, 4, 19)
     assert (counts.predictions == trace.predictions).all()
-    source = inputs
-    for layer, did in zip(network.layers, counts.layers, strict=True):
-        wires = list(synapses(layer))
-        spikes = trace.layers[layer.name].spikes
-        assert (did.name, did.neurons) == (layer.name, math.prod(layer.shape))
-        for n, t in np.ndindex(5, 3):
-            assert did.inputs[n, t] == sum(1 for x in source[n, t].flat if x), layer.name
-            met = sum(1 for i, _ in wires if source[n, t][i])
-            heard = sum(1 for i, _ in recurrent_synapses(layer) if spikes[n, t][i])
-            assert (did.synops[n, t], did.recurrent[n, t]) == (met + heard, heard), layer.name
-            assert did.spikes[n, t] == sum(map(int, spikes[n, t].flat)), layer.name
-            assert did.active[n, t] == trace.layers[layer.name].active[n, t]
-            assert did.overflow[n, t] == 0
-        assert did.spikes.sum() > 0
-        source = spikes
+    compare_counts(network, inputs, counts)
+    assert all(did.spikes.sum() > 0 for did in counts.layers)
     # The bias keeps all five neurons of lif2 busy in every step.
     assert (counts.layers[2].active == 5).all()
     assert counts.overflows == {}
+
+
+def compare_counts(network, inputs, counts):
+    trace = reference.run(network, inputs, states=True)
+    sent = network.rasters(inputs) | {n: did.spikes for n, did in trace.layers.items()}
+    size = next(iter(sent.values())).shape[:2]
+    assert [(c.name, c.source, c.target) for c in counts.connections] == [
+        c.key for c in network.connections
+    ]
+    met = []
+    for c, did in zip(network.connections, counts.connections, strict=True):
+        each = np.zeros(network.shape(c.source), np.int64)
+        for source, _ in wires(network, c):
+            each[source] += 1
+        met.append((c.target, [(sent[c.source][n, t] != 0) * each for n, t in np.ndindex(size)]))
+        assert did.synops.reshape(-1).tolist() == [int(x.sum()) for x in met[-1][1]]
+    for population, did in zip(network.populations, counts.layers, strict=True):
+        name = population.name
+        assert (did.name, did.neurons) == (name, math.prod(population.shape))
+        sources = {c.source for c in network.connections if c.target == name} - {name}
+        for k, (n, t) in enumerate(np.ndindex(size)):
+            events = sum(1 for source in sources for x in sent[source][n, t].flat if x)
+            assert did.inputs[n, t] == events, name
+            assert did.synops[n, t] == sum(int(x[k].sum()) for to, x in met if to == name), name
+            assert did.spikes[n, t] == sum(map(int, sent[name][n, t].flat)), name
+            assert did.active[n, t] == trace.layers[name].active[n, t]
+            assert did.overflow[n, t] == trace.layers[name].overflow[n, t]
 
 
 def test_batches_do_not_change_counts():
@@ -100,8 +111,10 @@ def test_batches_do_not_change_counts():
     inputs = raster(network, 7)
     one, two = counted(network, inputs, 7), counted(network, inputs, 3)
     for a, b in zip(one.layers, two.layers, strict=True):
-        for field in ("inputs", "synops", "recurrent", "active", "spikes", "overflow"):
+        for field in ("inputs", "synops", "active", "spikes", "overflow"):
             assert (getattr(a, field) == getattr(b, field)).all()
+    for a, b in zip(one.connections, two.connections, strict=True):
+        assert (a.synops == b.synops).all()
     assert (one.predictions == two.predictions).all()
 
 
@@ -133,7 +146,7 @@ def assessed(network, inputs, batch=2):
         (hears(tiny()), 5, (4, 4)),
         (hears(large()), 3, (37, 25)),
     ],
-    ids=["tiny", "large", "tiny, heard", "large, heard"],
+    ids=["tiny", "large", "tiny, recurrent", "large, recurrent"],
 )
 def test_energy_and_time_by_hand(network, samples, cores):
     inputs = raster(network, samples)
@@ -148,10 +161,10 @@ def test_energy_and_time_by_hand(network, samples, cores):
 
 def compare(network, got, hand, profile, chip):
     energy, times, picojoules, bounds = hand.price(chip, profile)
-    for layer, events in energy.items():
-        assert got.by_layer_j[layer] == close(sum(events.values()))
-        for event, joules in got.by_layer_event_j[layer].items():
-            assert joules == close(events.get(event, 0.0)), (layer, event)
+    for name, events in energy.items():
+        assert got.by_layer_j[name] == close(sum(events.values()))
+        for event, joules in got.by_layer_event_j[name].items():
+            assert joules == close(events.get(event, 0.0)), (name, event)
     for event in EVENTS:
         assert got.by_event_j[event] == close(
             sum(events.get(event, 0.0) for events in energy.values())
@@ -163,7 +176,7 @@ def compare(network, got, hand, profile, chip):
     assert got.series_j.sum() / samples == close(got.dynamic_j)
     assert got.time_s == close(sum(times) / samples)
     mean = sum(times) / len(times)
-    assert got.latency_s == close(mean * (steps + len(network.layers)))
+    assert got.latency_s == close(mean * (steps + hand.hops))
     assert len(got.per_step_s) == len(got.per_step_j) == steps
     for t in range(steps):
         of_phase = times[t::steps]
@@ -209,8 +222,8 @@ def test_the_network_can_bind():
     on = OnChip(network, chips.load("loihi1"))
     meter = Meter(network, on, slow)
     work = Work(network, [(on.placed, on.mesh)])
-    (layers,) = work.count(inputs, reference.run(network, inputs, cores=work.cores))
-    meter.add(*on.take(layers))
+    (done,) = work.count(inputs, reference.run(network, inputs, cores=work.cores))
+    meter.add(on.take(done))
     got = meter.energy(network.timesteps)
     hand = ByHand(network, inputs, "loihi1")
     load = Counter()
@@ -285,7 +298,8 @@ def test_one_neuron_with_pencil_and_paper():
 
 
 def test_silence_costs_updates_alone():
-    network = chain_view.with_layers(tiny(), tiny().layers[:2], readout=Readout(12, 1))
+    conv = Conv(drawn(np.random.default_rng(7), 4, 1, 3, 2), (2, 1), (1, 2), (1, 2), 2)
+    network = chain(lif("lif1", conv, (2, 5, 4), vth=25), pool((4, 3, 6), (3, 2)), steps=3)
     for got in assessed(network, np.zeros((2, 3, 2, 5, 4), np.uint8)).values():
         spent = {event for event, joule in got.by_event_j.items() if joule}
         assert spent == {"neuron update"}

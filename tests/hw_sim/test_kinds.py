@@ -10,13 +10,14 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
-from stl_deploy.hw_sim.account.energy import Meter, OnChip
+from stl_deploy.hw_sim.account.energy import Meter
+from stl_deploy.hw_sim.account.traffic import OnChip
 from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import LifLayer, OrPool
+from stl_deploy.ir.chain import LifLayer
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.loads import hears, tiny
-from tests.build.networks import raster
+from tests.build.networks import chain, pool, raster
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,24 @@ def test_a_field_that_the_kernels_do_not_know_is_left_to_the_reference():
 
 
 def test_its_synapses_count_themselves():
-    network = tiny()
-    layer, known = odd(network).layers[-1], network.layers[-1]
-    cores = np.arange(layer.neurons) % 2
-    assert (synapses_by_core(layer, cores, 2) != synapses_by_core(known, cores, 2)).nnz == 0
-    assert neurobench._dense(layer) == neurobench._dense(known)
+    network, unknown = tiny(), odd(tiny())
+    cores = np.arange(network.populations[-1].size) % 2
+    known, own = (synapses_by_core(n, n.connections[-1], cores, 2) for n in (network, unknown))
+    assert (own != known).nnz == 0
+    of = [neurobench._dense(n, n.connections[-1]) for n in (network, unknown)]
+    assert of[0] == of[1] > 0
 
 
 def test_an_energy_model_without_its_cost_refuses_it():
     network = odd(tiny())
     chip, model = chips.profiles()["loihi1-nahuku"]
     on = OnChip(tiny(), chip)
-    name = network.layers[-1].name
+    name = network.connections[-1].name
     with pytest.raises(
         LoweringError, match=f"{name}: energy model .* does not support 'odd'"
     ) as refused:
         Meter(network, on, model)
-    assert "it supports conv, dense, sparse" in str(refused.value)
+    assert "it supports conv, dense, one_to_one, sparse" in str(refused.value)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
@@ -101,8 +103,8 @@ def test_the_size_of_a_convolution(kernel):
 
 
 def test_a_pool_lists_the_synapses_that_it_has():
-    pool = OrPool("pool", "pool_w", (2, 4, 6), (2, 2, 2), (2, 3))
+    network = chain(pool((2, 4, 6), (2, 3)))
     cores = np.array([0, 0, 1, 1, 2, 2, 0, 0])
-    got = synapses_by_core(pool, cores, 3).toarray().reshape(3, 2, 4, 6)
+    got = synapses_by_core(network, network.connections[0], cores, 3).toarray().reshape(3, 2, 4, 6)
     target = np.repeat(np.repeat(cores.reshape(2, 2, 2), 2, axis=1), 3, axis=2)
     assert (got == (np.arange(3)[:, None, None, None] == target)).all()

@@ -27,7 +27,7 @@ from stl_deploy.hw_sim import plans, reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.synapses import Dense
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from tests.build.floats import cuba, random_graph
 from tests.build.floats import graph as graph_of
 from tests.build.networks import chain, lif

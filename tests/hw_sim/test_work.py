@@ -14,14 +14,13 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account import neurobench
-from stl_deploy.hw_sim.account.counters import Columns, Population, kinds_of
+from stl_deploy.hw_sim.account.counters import Columns, SpikeCounters, kinds_of
 from stl_deploy.hw_sim.account.energy import Assessment
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.chain import OrPool
 from stl_deploy.ir.synapses import Conv, Dense
-from tests.build import random_networks
+from tests.build import random_graphs
 from tests.build.loads import (
     ByHand,
     alone,
@@ -32,14 +31,15 @@ from tests.build.loads import (
     tiny,
     way,
 )
-from tests.build.nets import random_net, random_spikes, synapses
-from tests.build.networks import chain, lif, raster
+from tests.build.nets import random_net, random_spikes
+from tests.build.networks import chain, lif, pool, raster
+from tests.build.wires import weights, wires
 
 LOIHI1 = chips.load("loihi1")
 NETWORKS = pytest.mark.parametrize(
     "network",
     [tiny(), large(), hears(tiny()), hears(large()), alone()],
-    ids=["tiny", "large", "tiny, heard", "large, heard", "alone"],
+    ids=["tiny", "large", "tiny, recurrent", "large, recurrent", "alone"],
 )
 
 
@@ -55,40 +55,41 @@ def recorded(network, inputs):
 @NETWORKS
 def test_the_core_of_every_neuron(network):
     placed = placement.place(network, LOIHI1)
-    for layer in network.layers:
-        on = placed.layers[layer.name]
-        expected = core_by_neuron(layer, on)
-        got = placement.core_of(layer, on).reshape(layer.shape)
-        for where in np.ndindex(layer.shape):
+    for population in network.populations:
+        on = placed.layers[population.name]
+        expected = core_by_neuron(population, on)
+        got = placement.core_of(population, on).reshape(population.shape)
+        for where in np.ndindex(population.shape):
             assert got[where] + on.first_core == expected[where]
 
 
 def test_the_core_of_neurons_in_another_order():
     network = stl_deploy.quantize(stl_deploy.from_torch(random_net()), chip="loihi1")
-    for layer in network.lif_layers:
-        on = network.placement.layers[layer.name]
-        dealt = sorted(np.ndindex(layer.shape), key=lambda at: (*at[1:], at[0]))
-        got = placement.core_of(layer, on).reshape(layer.shape)
+    for population in network.populations:
+        on = network.placement.layers[population.name]
+        dealt = sorted(np.ndindex(population.shape), key=lambda at: (*at[1:], at[0]))
+        got = placement.core_of(population, on).reshape(population.shape)
         ends = np.cumsum(on.blocks)
-        for place, neuron in enumerate(on.order or range(layer.neurons)):
+        for place, neuron in enumerate(on.order or range(population.size)):
             assert got[dealt[neuron]] == np.searchsorted(ends, place, "right")
 
 
-def counted_synapses(layer, cores, count):
-    expected = np.zeros((count, *layer.input_shape), np.int64)
-    for source, target in synapses(layer):
+def counted_synapses(network, connection, cores, count):
+    expected = np.zeros((count, *network.shape(connection.source)), np.int64)
+    for source, target in wires(network, connection):
         expected[(cores[target], *source)] += 1
     return expected.reshape(count, -1)
 
 
-def test_single_connections_into_cores():
-    for seed in range(4):
-        network, _ = random_networks.draw(seed, process_graph=True)
-        for layer in network.lif_layers:
-            cores = np.random.default_rng(seed).integers(0, 3, layer.neurons)
-            got = synapses_by_core(layer, cores, 3).toarray()
-            expected = counted_synapses(layer, cores.reshape(layer.shape), 3)
-            np.testing.assert_array_equal(got, expected)
+@pytest.mark.parametrize("seed", range(8))
+def test_synapses_into_cores_of_random_graphs(seed):
+    """Neurons on cores at random: nothing hangs on contiguous blocks."""
+    network, _ = random_graphs.draw(seed)
+    for c in network.connections:
+        cores = np.random.default_rng(seed).integers(0, 3, network.shape(c.target))
+        got = synapses_by_core(network, c, cores.reshape(-1), 3)
+        assert got.dtype == np.int32
+        np.testing.assert_array_equal(got.toarray(), counted_synapses(network, c, cores, 3))
 
 
 def test_neurobench_counts_a_fold_as_the_connections_that_it_is():
@@ -100,9 +101,10 @@ def test_neurobench_counts_a_fold_as_the_connections_that_it_is():
     for name, net in (("fold", network), ("native", plain)):
         of[name] = neurobench.metrics(net, recorded(net, inputs).counts)
     assert of["fold"].dense == of["native"].dense
-    single = sum(n.synapses.weight.size for n in network.lif_layers if n.synapses.kind == "sparse")
-    arrays = [(n.synapses.weight, n.bias_mant, n.vth) for n in network.lif_layers]
-    stored = sum(a.nbytes for row in arrays for a in row)
+    into = [c.synapses for p in network.weighted for c in network.into(p.name)]
+    single = sum(held.weight.size for held in into if held.kind == "sparse")
+    stored = sum(held.weight.nbytes for held in into)
+    stored += sum(p.neurons.bias_mant.nbytes + p.neurons.vth.nbytes for p in network.weighted)
     assert of["fold"].footprint_bytes == stored + 8 * single
     assert 0 <= of["fold"].connection_sparsity < 1
 
@@ -112,38 +114,38 @@ def test_neurobench_counts_a_fold_as_the_connections_that_it_is():
 @pytest.mark.parametrize("padding", [(0, 0), (2, 1)])
 @pytest.mark.parametrize("dilation", [(1, 1), (1, 2)])
 def test_synapses_into_cores_of_a_convolution(groups, stride, padding, dilation):
-    """Neurons on cores at random: nothing hangs on contiguous blocks."""
     rng = np.random.default_rng(groups)
     conv = Conv(drawn(rng, 8, 4 // groups, 3, 2), stride, padding, dilation, groups)
-    layer = lif("lif", conv, (4, 7, 6))
-    cores = rng.integers(0, 5, layer.shape)
-    got = synapses_by_core(layer, cores.reshape(-1), 5)
-    assert got.dtype == np.int32
-    assert (got.toarray() == counted_synapses(layer, cores, 5)).all()
+    network = chain(lif("lif", conv, (4, 7, 6)))
+    (connection,) = network.connections
+    cores = rng.integers(0, 5, network.shape("lif"))
+    got = synapses_by_core(network, connection, cores.reshape(-1), 5)
+    assert (got.toarray() == counted_synapses(network, connection, cores, 5)).all()
 
 
 @pytest.mark.parametrize(
     "layer",
     [
         lif("lif", Dense(drawn(np.random.default_rng(1), 9, 12)), (3, 2, 2), (9,), 1),
-        OrPool("pool", "pool_w", (3, 6, 4), (3, 2, 2), (3, 2)),
+        pool((3, 6, 4), (3, 2)),
     ],
     ids=["dense", "pool"],
 )
 def test_synapses_into_cores(layer):
-    cores = np.random.default_rng(2).integers(0, 4, layer.shape)
-    got = synapses_by_core(layer, cores.reshape(-1), 4)
-    assert (got.toarray() == counted_synapses(layer, cores, 4)).all()
+    network = chain(layer)
+    (connection,) = network.connections
+    cores = np.random.default_rng(2).integers(0, 4, network.shape(layer.name))
+    got = synapses_by_core(network, connection, cores.reshape(-1), 4)
+    assert (got.toarray() == counted_synapses(network, connection, cores, 4)).all()
 
 
 def test_active_neurons_by_core():
     """Interleaved cores, one of them without neurons."""
     network = tiny()
     inputs = raster(network, 4)
-    cores = {layer.name: (np.arange(layer.neurons) * 7 % 3) * 2 for layer in network.layers}
+    cores = {p.name: (np.arange(p.size) * 7 % 3) * 2 for p in network.populations}
     trace = reference.run(network, inputs, states=True, cores=cores)
-    for layer in network.layers:
-        did = trace.layers[layer.name]
+    for did in trace.layers.values():
         assert did.active_by_core.shape == (4, network.timesteps, 5)
         assert (did.active_by_core.sum(axis=2) == did.active).all()
         assert not did.active_by_core[..., [1, 3]].any()
@@ -165,10 +167,10 @@ def test_cores_of_several_chips_at_once():
     """One number a neuron tells its core on each chip."""
     network = large()
     assessment = Assessment(network)
-    for layer in network.layers:
-        number = assessment.cores[layer.name]
+    for population in network.populations:
+        number = assessment.cores[population.name]
         each = [
-            placement.core_of(layer, on.placed.layers[layer.name])
+            placement.core_of(population, on.placed.layers[population.name])
             for on in assessment.chips.values()
         ]
         assert len(each) == 2
@@ -241,13 +243,13 @@ def test_counters_are_a_product_with_the_spikes(shape, few, largest):
     kind = rng.integers(0, 2, neurons) if few else np.arange(neurons)
     rows = [
         {
-            "spikes": csr_array(columns_by(kind, 130, rng)),
-            "links": csr_array(columns_by(kind, 40, rng)),
-            "synops": csr_array(columns_by(np.arange(neurons), 70, rng, largest)),
+            ("spikes", ""): csr_array(columns_by(kind, 130, rng)),
+            ("links", ""): csr_array(columns_by(kind, 40, rng)),
+            ("synops", "0"): csr_array(columns_by(np.arange(neurons), 70, rng, largest)),
         }
         for _ in range(2)
     ]
-    spike = Population(shape, [{n: Columns.of(m) for n, m in own.items()} for own in rows])
+    spike = SpikeCounters(shape, [{n: Columns.of(m) for n, m in own.items()} for own in rows])
     fired = (rng.random((5, 30, *shape)) < 0.3) * rng.integers(1, 255, shape)
     for given in (
         fired,
@@ -270,7 +272,7 @@ def test_columns_that_miss_little():
     alike = 10 * (rng.random((50, 3)) < 0.6)[:, rng.integers(0, 3, 200)]
     missing = rng.choice([0, 1, 2], alike.shape, p=[0.9, 0.06, 0.04]) * (alike > 0)
     columns = csr_array((alike - missing).astype(np.int32))
-    spike = Population((200,), [{"synops": Columns.of(columns)}])
+    spike = SpikeCounters((200,), [{("synops", "0"): Columns.of(columns)}])
     assert spike.missing.nnz
     assert spike.rest.nnz
     assert spike.missing.nnz + spike.rest.nnz < columns.nnz / 2
@@ -304,31 +306,34 @@ def test_cores_and_links_by_hand(network):
     inputs = raster(network, 4)
     energies = recorded(network, inputs).energies
     for profile, chip in (("loihi1-spice", "loihi1"), ("loihi2-pilotnet", "loihi2")):
-        hand, traffic = ByHand(network, inputs, chip), energies[profile].traffic
-        for counter, kind in (
-            ("active", "updates"),
-            ("spikes", "spikes"),
-            ("synops", "synops"),
-            ("packets_in", "received"),
-            ("packets_out", "out"),
-        ):
-            by_core = hand.total(kind)
-            got = getattr(traffic, counter)
-            assert got.tolist() == [by_core[(core,)] for core in range(len(got))], counter
-        assert traffic.neurons.tolist() == [hand.neurons[core] for core in range(len(got))]
-        assert len(traffic.neurons) == hand.placed.cores
-        links = {(link.source, link.target): n for link, n in traffic.links}
-        assert links == hand.total("links")
-        assert list(links.values()) == sorted(links.values(), reverse=True)
-        assert traffic.in_from_host == hand.from_host
-        assert traffic.out_to_host == sum(hand.spikes[network.layers[-1].name].values())
-        for layer in network.layers:
-            for core in set(hand.cores[layer.name].values()):
-                assert traffic.layer_of(core) == layer.name
+        compare_traffic(network, ByHand(network, inputs, chip), energies[profile].traffic)
+
+
+def compare_traffic(network, hand, traffic):
+    for counter, kind in (
+        ("active", "updates"),
+        ("spikes", "spikes"),
+        ("synops", "synops"),
+        ("packets_in", "received"),
+        ("packets_out", "out"),
+    ):
+        by_core = hand.total(kind)
+        got = getattr(traffic, counter)
+        assert got.tolist() == [by_core[(core,)] for core in range(len(got))], counter
+    assert traffic.neurons.tolist() == [hand.neurons[core] for core in range(len(got))]
+    assert len(traffic.neurons) == hand.placed.cores
+    links = {(link.source, link.target): n for link, n in traffic.links}
+    assert links == hand.total("links")
+    assert list(links.values()) == sorted(links.values(), reverse=True)
+    assert traffic.in_from_host == hand.from_host
+    assert traffic.out_to_host == sum(hand.spikes[network.readout.source].values())
+    for population in network.populations:
+        for core in set(hand.cores[population.name].values()):
+            assert traffic.layer_of(core) == population.name
 
 
 @NETWORKS
-def test_totals_are_those_of_the_layers(network):
+def test_totals_are_those_of_the_populations(network):
     done = recorded(network, raster(network, 2))
     for energy in done.energies.values():
         traffic = energy.traffic
@@ -347,31 +352,25 @@ def test_neurobench_by_hand():
     inputs = raster(network, 3)
     trace = reference.run(network, inputs)
     got = neurobench.metrics(network, recorded(network, inputs).counts)
-    source, macs, acs, dense, zeros, fired, outputs = inputs, 0, 0, 0, 0, 0, 0
-    for layer in network.layers:
-        spikes = trace.layers[layer.name].spikes
-        if not isinstance(layer, OrPool):
-            met = sum(
-                1 for before, _ in synapses(layer) for step in source.reshape(-1, *layer.input_shape)
-                if step[before]
-            )  # fmt: skip
-            macs, acs = (macs + met, acs) if source is inputs else (macs, acs + met)
-            full = dataclasses.replace(
-                layer,
-                synapses=dataclasses.replace(
-                    layer.synapses, weight=np.ones_like(layer.synapses.weight)
-                ),
-            )
-            dense += len(list(synapses(full))) * network.timesteps
-            zeros += np.count_nonzero(layer.synapses.weight == 0)
-            fired += int(spikes.sum())
-            outputs += spikes.size
-        source = spikes
+    sent = {"input": inputs} | {name: did.spikes for name, did in trace.layers.items()}
+    acs, macs, dense, zeros, fired, outputs = (0,) * 6
+    for c in network.connections:
+        if c.target == "pool1":
+            continue
+        met = sum(
+            1 for before, _ in wires(network, c)
+            for step in sent[c.source].reshape(-1, *network.shape(c.source)) if step[before]
+        )  # fmt: skip
+        macs, acs = (macs + met, acs) if c.source == "input" else (macs, acs + met)
+        dense += len(list(weights(network, c))) * network.timesteps
+        zeros += np.count_nonzero(c.synapses.weight == 0)
+        fired += int(sent[c.target].sum())
+        outputs += sent[c.target].size
     assert got.effective_macs == pytest.approx(macs / 3)
     assert got.effective_acs == pytest.approx(acs / 3)
     assert got.dense == dense
     assert got.activation_sparsity == pytest.approx(1 - fired / outputs)
-    sizes = [layer.synapses.weight.size for layer in network.lif_layers]
+    sizes = [c.synapses.weight.size for c in network.connections if c.target != "pool1"]
     assert got.connection_sparsity == pytest.approx(zeros / sum(sizes))
     assert got.footprint_bytes == sum(sizes) + 4 * (4 + 5 + 4) + 4 * (72 + 5 + 4)
     energy = neurobench.convention_45nm(network, got)
@@ -379,7 +378,7 @@ def test_neurobench_by_hand():
     assert energy.ann_j == pytest.approx(1e-12 * 4.6 * dense / network.timesteps)
 
 
-def test_neurobench_counts_what_a_layer_hears_of_itself():
+def test_neurobench_counts_recurrent_connections():
     """Input 2 meets both weights in each of two steps; a neuron fires in both and meets one weight."""
     layer = lif("one", Dense(np.array([[9], [1]], np.int8)), (1,), (2,), vth=6)
     own = Dense(np.array([[0, 3], [-4, 0]], np.int8))

@@ -21,7 +21,7 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.lower.chain import lower
+from stl_deploy.lower.graph import lower
 from stl_deploy.models import layers
 from stl_deploy.models.net import STLNet, infer
 from tests.build.floats import graph as graph_of

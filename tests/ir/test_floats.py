@@ -88,24 +88,31 @@ def test_a_pool_fires_exactly_where_an_input_does(threshold, stride, kind):
 
 def test_every_node_without_a_place_is_named():
     nodes = {
-        "scale": nir.Scale(scale=np.ones(3)),
+        "scale": G.InputScale((3,), (3,), 2),
         "fc": nir.Linear(weight=np.eye(3)),
         "drop": G.Dropout((3,), (3,)),
         "lif": lif(3),
     }
-    own = {"lif": ("back", nir.Linear(weight=np.eye(2)))}
     with pytest.raises(LoweringError) as caught:
+        floats.decode(graph(nodes, (3,), (3,)))
+    assert [p.where for p in caught.value.problems] == ["scale", "drop"]
+
+
+def test_nodes_that_do_not_fit_are_named():
+    nodes = {"fc": nir.Linear(weight=np.eye(3)), "lif": lif(3)}
+    own = {"lif": ("back", nir.Linear(weight=np.eye(2)))}
+    with pytest.raises(LoweringError, match="back: Linear does not fit an input of shape"):
         floats.decode(graph(nodes, (3,), (3,), own))
-    assert [p.where for p in caught.value.problems] == ["scale", "drop", "back"]
 
 
-def test_weights_without_neurons_behind_them_are_kept_apart():
+def test_weights_without_neurons_behind_them_are_refused():
     nodes = {
         "fc": nir.Linear(weight=np.eye(3)),
         "lif": lif(3),
         "more": nir.Linear(weight=np.eye(3)),
     }
-    assert floats.decode(graph(nodes, (3,), (3,))).rest == ("more",)
+    with pytest.raises(LoweringError, match="more: has no neurons behind it"):
+        floats.decode(graph(nodes, (3,), (3,)))
 
 
 def neuron_nodes():

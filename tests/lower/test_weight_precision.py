@@ -19,12 +19,13 @@ from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
-from stl_deploy.hw_sim.account.work import recurrent_synapses_by_core, synapses_by_core
+from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import single, slices
-from stl_deploy.ir.chain import LifLayer, in_bounds_synapses, synapse_count
+from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import fan_out, synapse_count
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower import folding
@@ -32,10 +33,11 @@ from stl_deploy.verify import faults
 from stl_deploy.verify.against_float import compare
 from tests.build import nets
 from tests.build.files import change_meta
-from tests.build.nets import random_net, random_spikes, recurrent_synapses, synapses, taken
+from tests.build.nets import random_net, random_spikes, taken
 from tests.build.networks import chain, dense_lif, random_cores
 from tests.build.random_networks import draw
 from tests.build.traces import assert_same
+from tests.build.wires import wires
 
 WIDE = ("split", "2x8")
 PRECISIONS = pytest.mark.parametrize("precision", WIDE)
@@ -160,23 +162,16 @@ def test_synapses_are_counted_slice_by_slice(precision, drawn):
     rng = np.random.default_rng(0)
     for seed in range(2):
         network, _ = draw(seed, **drawn, precision=precision)
-        for layer in network.lif_layers:
-            pairs, own = list(synapses(layer)), list(recurrent_synapses(layer))
-            assert synapse_count(layer) == len(pairs) + len(own)
-            cores = rng.integers(0, 3, layer.shape)
-            expected = np.zeros((3, *layer.input_shape), int)
+        for c in network.connections:
+            pairs = list(wires(network, c))
+            assert synapse_count(network, c) == len(pairs)
+            cores = rng.integers(0, 3, network.shape(c.target))
+            expected = np.zeros((3, *network.shape(c.source)), int)
             for source, target in pairs:
                 expected[(cores[target], *source)] += 1
-            got = synapses_by_core(layer, cores.reshape(-1), 3).toarray()
+            got = synapses_by_core(network, c, cores.reshape(-1), 3).toarray()
             assert (got == expected.reshape(3, -1)).all()
-            assert (in_bounds_synapses(layer) == expected.sum(axis=0)).all()
-            recurrent = recurrent_synapses_by_core(layer, cores.reshape(-1), 3)
-            assert (recurrent is None) == (not own)
-            if recurrent is not None:
-                expected = np.zeros((3, *layer.shape), int)
-                for source, target in own:
-                    expected[(cores[target], *source)] += 1
-                assert (recurrent.toarray() == expected.reshape(3, -1)).all()
+            assert (fan_out(network, c) == expected.sum(axis=0)).all()
 
 
 def test_a_spike_is_a_synop_in_every_slice_that_it_meets():
@@ -191,7 +186,8 @@ def test_a_spike_is_a_synop_in_every_slice_that_it_meets():
     recorder.add(raster, reference.run(network, raster, cores=recorder.cores))
     run = recorder.done()
     assert run.counts.layers[0].synops.tolist() == [[3 + 4, 1 + 4]]
-    assert synapse_count(network.layers[0]) == network.lif_layers[0].stored_weights == 8
+    (connection,) = network.connections
+    assert synapse_count(network, connection) == connection.stored_weights == 8
     once = neurobench.metrics(network, run.counts)
     assert once.effective_acs == 12
     assert once.dense == 2 * 2 * 6

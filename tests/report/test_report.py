@@ -16,7 +16,6 @@ from matplotlib.image import imread
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.account.counts import Counts
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
 from stl_deploy.ir import chain as chain_view
@@ -122,7 +121,7 @@ def with_overflow(activity: Activity, layer: int, *cells: tuple[int, int]):
     for cell in cells:
         overflow[cell] = 2
     layers[layer] = replace(layers[layer], overflow=overflow)
-    return replace(activity, counts=Counts(tuple(layers), activity.counts.predictions))
+    return replace(activity, counts=replace(activity.counts, layers=tuple(layers)))
 
 
 # Reading it back
@@ -448,7 +447,7 @@ def test_energy_without_static_power_or_synops(activity: Activity):
     )
     only = replace(
         activity,
-        counts=Counts(quiet, activity.counts.predictions),
+        counts=replace(activity.counts, layers=quiet),
         energies={"loihi1-spice": energy},
     )
     page = Page(report.render("x", network(), activity=only))

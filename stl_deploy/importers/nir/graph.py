@@ -1,8 +1,9 @@
 """Importer of NIR graphs by other tools: spiking networks of any form to a lowered float graph.
 
 Between two populations of neurons everything is linear and is multiplied out (``linear.py``), several
-paths are added up, nested graphs are laid flat; what leads from neurons back to them is a matrix of its
-own. What is left must be a chain of populations, the first behind the input, the last before the output.
+paths are added up, nested graphs are laid flat. What is left are populations and connections of any form:
+skips, delays, ways back. Two populations that send each other spikes need a Delay on the way back, which
+says whose spikes come first. The spikes of one population leave the network.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import MAX_STEPS
-from stl_deploy.lower.chain import chain
 from stl_deploy.lower.flow import Flow
+from stl_deploy.lower.graph import lowered
 from stl_deploy.lower.linear import MAX_NEURONS
 from stl_deploy.lower.nodes import Reading
 
@@ -74,7 +75,7 @@ def read(
 ) -> nir.NIRGraph:
     """The lowered float graph of a NIR file, which may have been read as ``graph`` already.
 
-    Raises InputError for a broken file and LoweringError for a network that no chain can hold, each
+    Raises InputError for a broken file and LoweringError for a network that cannot be lowered, each
     naming everything that it met.
     """
     try:
@@ -106,7 +107,7 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
         if isinstance(node, GRADED)
     ]
     flow.problems += graded
-    made = chain(flow)
+    made = lowered(flow)
     outputs = math.prod(made.out_shape)
     classes = options.classes or outputs
     if outputs % classes:
@@ -130,7 +131,7 @@ def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
     flow.done()
     for kind in (nir.Input, nir.Output):
         found = sum(isinstance(node, kind) for node in nodes.values())
-        if found != 1:
+        if found < 1 or (found > 1 and kind is nir.Output):
             flow.broken.append(
                 Problem("graph", f"has {found} {kind.__name__} nodes; one is needed")
             )
