@@ -269,7 +269,9 @@ class ByHand:
                 slowest_way[step] = max(slowest_way[step], ns)
             joule[name] = {event: 1e-12 * pj / self.samples for event, pj in events.items()}
         times, bounds = [], []
-        cores = [core for by_neuron in self.cores.values() for core in sorted(set(by_neuron.values()))]
+        cores = [
+            core for by_neuron in self.cores.values() for core in sorted(set(by_neuron.values()))
+        ]
         for step in range(self.steps):
             busiest = max((n for (s, *_), n in load.items() if s == step), default=0)
             # Of parts that take as long, generating comes first; of cores, those of the first population.
