@@ -24,8 +24,8 @@ from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import single as single_connections
-from stl_deploy.ir.floats import decode
 from stl_deploy.ir.chain import in_bounds_synapses
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Sparse
 from stl_deploy.lower import folding, grouped
