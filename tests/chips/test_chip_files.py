@@ -274,8 +274,8 @@ def test_registers_are_those_of_the_file(tmp_path, net):
     path.write_text(MINE.replace("value = 24", "value = 17").replace("value = 17, ", "value = 8, "))
     network = stl_deploy.quantize(stl_deploy.from_torch(net), chip=path)
     wide = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
-    assert max(layer.vth.max() for layer in network.lif_layers) < 1 << 8
-    assert max(layer.vth.max() for layer in wide.lif_layers) >= 1 << 8
+    assert max(p.neurons.vth.max() for p in network.weighted) < 1 << 8
+    assert max(p.neurons.vth.max() for p in wide.weighted) >= 1 << 8
     trace = stl_deploy.simulate(network, random_spikes(net, 6), states=True)
     states = [did.v for did in trace.layers.values() if did.v is not None]
     assert max(abs(v).max() for v in states) < 1 << 16
@@ -444,7 +444,7 @@ def test_training_on_integers_keeps_to_the_registers_of_the_file(
     )
     assert code == 0, err
     network = integer_nir.read_network(Path("o/model.nir"))
-    assert max(layer.vth.max() for layer in network.lif_layers) < 1 << 7
+    assert max(p.neurons.vth.max() for p in network.weighted) < 1 << 7
 
 
 def test_nobody_looks_a_network_s_chip_up_by_its_name():

@@ -93,10 +93,10 @@ def test_graphs_on_chips_as_they_are(seed, chip):
     check(graph(seed), placement.place(graph(seed), chips.load(chip)), chips.load(chip))
 
 
-@pytest.mark.parametrize("seed", range(0, SEEDS, 2))
+@pytest.mark.parametrize("seed", [seed for seed in range(SEEDS) if seed % 3 != 1])
 def test_neurons_in_any_order(seed):
     network, rng = graph(seed), np.random.default_rng(seed)
-    chip, blocks = chip_with(compartments=5000, decays=5000), {}
+    chip, blocks = chip_with("loihi2", compartments=5000), {}
     for p in network.populations:
         first = int(rng.integers(1, p.size)) if p.size > 1 else 0
         blocks[p.name] = [n for n in (first, p.size - first) if n], rng.permutation(p.size)
@@ -338,6 +338,9 @@ def test_a_chip_without_delays_names_every_connection_that_waits():
         "or --chip ideal"
     )
     assert placement.place(made, without_delays()).beyond == (problem,)
+    blocks = {p.name: ((p.size,), None) for p in made.populations}
+    with pytest.raises(ValueError, match="a_c: spikes from a to c wait 3 steps on loihi1"):
+        placement.rebuild(made, without_delays(), blocks)
     assert LOIHI1.delay_problems(made) == []
     assert placement.place(made, LOIHI1).beyond == ()
     direct = made.changed(replace(made.connections[3], delay=0))
