@@ -84,7 +84,7 @@ class Given:
         """T of a model whose file does not say: what was given, else that of the raster."""
         if self.timesteps is not None or self.raster is None:
             return self.timesteps
-        return rasters.stream(self.raster).shape[1]
+        return rasters.stream(self.raster).steps
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import Layer, LifLayer, OrPool
-from stl_deploy.ir.network import IntegerNetwork, Readout
+from stl_deploy.ir.network import Connection, IntegerNetwork, Readout
 from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses
+from tests.build import layers as L
+from tests.build.layers import Layer, LifLayer, OrPool
 
 Shape = tuple[int, ...]
 
@@ -92,8 +92,7 @@ def chain(
     **fields: Any,
 ) -> IntegerNetwork:
     """The layers one behind the other; every neuron of the last is a class of its own."""
-    readout = Readout(layers[-1].neurons, 1) if readout is None else readout
-    return chain_view.of(chip, steps, layers[0].input_shape, levels, layers, readout, **fields)
+    return L.network(layers, chip, steps, levels, readout, **fields)
 
 
 def weights(
@@ -109,32 +108,29 @@ def weights(
 def recurrent(
     network: IntegerNetwork, rng: np.random.Generator, low: int, high: int
 ) -> IntegerNetwork:
-    """``network`` with recurrent weights in its flat layers, a third of which are zero."""
-
-    def own(layer: Layer) -> Layer:
-        if not isinstance(layer, LifLayer) or len(layer.shape) > 1:
-            return layer
-        weight = weights(rng, layer.neurons, layer.neurons, low=low, high=high, zeros=0.33)
-        return replace(layer, recurrent=Dense(weight), recurrent_name="rec")
-
-    return chain_view.with_layers(network, tuple(map(own, network.layers)))
-
-
-def changed(network: IntegerNetwork, name: str, **fields: Any) -> IntegerNetwork:
-    """``network`` with other fields of the layer ``name``."""
-    layers = tuple(replace(n, **fields) if n.name == name else n for n in network.layers)
-    return chain_view.with_layers(network, layers)
+    """``network`` with recurrent weights in its flat populations, a third of which are zero."""
+    more: list[Connection] = []
+    for population in network.populations:
+        if population.kind == "or" or len(population.shape) > 1:
+            continue
+        size = population.size
+        weight = weights(rng, size, size, low=low, high=high, zeros=0.33)
+        (before,) = network.into(population.name)
+        own = {"name": f"{population.name}_rec", "source": population.name, "delay": 1}
+        more.append(replace(before, synapses=Dense(weight), **own))
+    return replace(network, connections=(*network.connections, *more))
 
 
 def random_cores(rng: np.random.Generator, network: IntegerNetwork) -> dict[str, NDArray[np.int64]]:
-    """Neurons dealt to cores in blocks of memory, or each at random; the last layer's are not asked."""
+    """Neurons dealt to cores in blocks of memory, or each at random; those of the last are not asked."""
     cores = {}
-    for layer in network.layers[:-1]:
+    for population in network.populations[:-1]:
         count = int(rng.integers(1, 5))
-        dealt = rng.integers(0, count, layer.neurons)
+        dealt = rng.integers(0, count, population.size)
         if rng.random() < 0.5:
-            dealt = np.moveaxis(np.sort(dealt).reshape(*layer.shape[1:], -1), -1, 0).ravel()
-        cores[layer.name] = dealt
+            blocks = np.sort(dealt).reshape(*population.shape[1:], -1)
+            dealt = np.moveaxis(blocks, -1, 0).ravel()
+        cores[population.name] = dealt
     return cores
 
 
@@ -144,9 +140,9 @@ def raster(
     density: float = 0.5,
     seed: int | np.random.Generator = 3,
 ) -> NDArray[np.uint8]:
-    """Inputs for ``network``: ``density`` of the values are from 1 to its input levels, others 0."""
-    size = (samples, network.timesteps, *network.input_shape)
-    return values(size, density, network.input_levels, seed)
+    """Values for the only input of ``network``: ``density`` of them are from 1 to its levels, others 0."""
+    (given,) = network.inputs.values()
+    return values((samples, network.timesteps, *given.shape), density, given.levels, seed)
 
 
 def values(
