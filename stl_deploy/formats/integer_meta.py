@@ -34,6 +34,7 @@ class PrecisionMeta(_Meta):
     worst_sum: int
     limit: int | None
     calibrated: int = Field(default=0, ge=0)
+    connections: dict[str, float] = Field(default_factory=dict)
 
 
 class RoundingMeta(_Meta):

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from stl_deploy.hw_sim.account.energy import Traffic
+from stl_deploy.hw_sim.account.traffic import Traffic
 from stl_deploy.ir.network import Population
 from stl_deploy.report.numbers import Unit, count, significant
 

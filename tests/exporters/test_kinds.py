@@ -173,8 +173,8 @@ def test_what_lava_knows_and_netx_does_not_is_refused_by_netx(monkeypatch):
     with pytest.raises(LoweringError) as caught:
         backends.load("netx").check(network())
     (problem,) = caught.value.problems
-    assert problem.where == "network.net (netx), lif2"
-    assert problem.what == "netx does not support 'dense'; it supports conv, sparse"
+    assert problem.where == "network.net (netx), lif2_w (pool1 to lif2)"
+    assert problem.what == "netx does not support 'dense'; it supports conv, one_to_one, sparse"
 
 
 def test_all_backends_are_asked_before_one_is_refused():
