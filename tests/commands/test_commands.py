@@ -133,7 +133,9 @@ def test_export_says_where_layers_lie(command, here, model):
     title = next(i for i, line in enumerate(out.splitlines()) if "Placement" in line)
     lines = out.splitlines()[title:]
     header = next(line for line in lines if "bound by" in line)
-    assert header.split()[3:] == ["by", "compart.", "memory", "in-axons", "out-axons", "vth"]
+    assert header.split()[3:] == [
+        *("by", "compart.", "memory", "in-ax.", "out-ax.", "vth", "decays")
+    ]
     assert all(len(line) <= 80 for line in lines[:9])
     manifest = json.loads(Path("o/manifest.json").read_text())
     assert (manifest["cores"], manifest["tiles"], manifest["chips"]) == (6, 2, 1)
@@ -383,7 +385,7 @@ def test_rasters_that_do_not_fit(command, here, model, net):
         (good[:, :, :, :4], None, "the network reads (1, 8, 8)"),
         (good[:, :3], None, "has 3 time steps"),
         (good * 2, None, "holds values 0..2"),
-        (good.astype(np.float32), None, "float32, not uint8"),
+        (good + np.float32(0.5), None, "float32"),
         (good[:0], None, "is empty"),
         (good, np.array([1]), "labels"),
         (good, np.array([1, 10]), "for 10 classes"),
@@ -405,7 +407,6 @@ def test_overflow_is_reported(command, here, model, raster, net):
         file["node/nodes/conv1/bias"][...] = 4095
         file["node/nodes/conv1/weight"][...] = 127
         meta = json.loads(file["node/metadata/stl_deploy"][()])
-        meta["layers"][0]["dv"] = 1
         meta["placement"] = None  # that of the weights before
         del file["node/metadata/stl_deploy"]
         file["node/metadata/stl_deploy"] = json.dumps(meta)
@@ -417,7 +418,7 @@ def test_overflow_is_reported(command, here, model, raster, net):
     with h5py.File("o/model.nir", "r+") as file:
         file["node/nodes/conv1/weight"][...] = 127
         meta = json.loads(file["node/metadata/stl_deploy"][()])
-        meta["layers"][0]["exp"] = 7
+        meta["connections"][0]["exp"] = 7
         del file["node/metadata/stl_deploy"]
         file["node/metadata/stl_deploy"] = json.dumps(meta)
         file["node/nodes/lif1/r"][...] = 4096 * 128
