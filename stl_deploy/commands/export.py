@@ -441,7 +441,7 @@ def _print_placement(manifest: dict[str, Any]) -> None:
 
     held = list(manifest["layers"][0]["placement"]["utilisation"])
     short = {
-        "compartments": "compart.",
+        "compartments": "comp.",
         "synapse_bytes": "memory",
         "in_axons": "in-ax.",
         "out_axons": "out-ax.",

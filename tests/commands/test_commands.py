@@ -134,7 +134,7 @@ def test_export_says_where_layers_lie(command, here, model):
     lines = out.splitlines()[title:]
     header = next(line for line in lines if "bound by" in line)
     assert header.split()[3:] == [
-        *("by", "compart.", "memory", "in-ax.", "out-ax.", "vth", "decays")
+        *("by", "comp.", "memory", "in-ax.", "out-ax.", "vth", "decays")
     ]
     assert all(len(line) <= 80 for line in lines[:9])
     manifest = json.loads(Path("o/manifest.json").read_text())
