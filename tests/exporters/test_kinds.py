@@ -18,7 +18,7 @@ from stl_deploy.exporters import folder as output
 from stl_deploy.exporters import netx
 from stl_deploy.formats import integer_nir, portable_nir
 from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import LifLayer, OrPool
+from tests.build.layers import LifLayer, OrPool
 from stl_deploy.ir.network import IntegerNetwork, Readout
 from stl_deploy.ir.synapses import Conv, Dense
 
