@@ -438,16 +438,23 @@ def _print_lowering(manifest: dict[str, Any]) -> None:
 
 
 def _print_placement(manifest: dict[str, Any]) -> None:
-    """Cores by layer, what bound them, and how full the fullest core is."""
+    """Cores by population, what bound them, and how full the fullest core is."""
     from stl_deploy.chips.placement import NAMES
 
     held = list(manifest["layers"][0]["placement"]["utilisation"])
-    short = {"compartments": "compart.", "synapse_bytes": "memory", "thresholds": "vth"}
+    short = {
+        "compartments": "comp.",
+        "synapse_bytes": "memory",
+        "in_axons": "in-ax.",
+        "out_axons": "out-ax.",
+        "thresholds": "vth",
+        "decays": "decays",
+    }
     table(
         f"Placement: {manifest['cores']:,} cores, {manifest['tiles']:,} tiles, "
         f"{manifest['chips']:,} {'chip' if manifest['chips'] == 1 else 'chips'}; "
         "how full the fullest is",
-        ("population", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
+        ("name", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
         [
             (
                 row["name"],
