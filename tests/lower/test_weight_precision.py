@@ -436,37 +436,39 @@ def test_netx_refuses_and_the_process_graph_carries(tmp_path, precision):
     with pytest.raises(LoweringError) as error:
         netx.write(network, tmp_path)
     assert {p.where for p in error.value.problems} == {
-        f"network.net (netx), {name}" for name in ("lif1", "lif2")
+        f"network.net (netx), {c.name} ({c.source} to {c.target})"
+        for c in network.connections
+        if c.precision != "8"
     }
     assert all(f"weight precision {precision}" in p.what for p in error.value.problems)
     assert all("--weight-precision 8" in p.remedy for p in error.value.problems)
     (note,) = loihi.write(network, tmp_path)
-    assert note.what.startswith(f"not written: lif1, lif2 have weight precision {precision}")
+    assert f"lif1), fc1 (pool1 to lif2): weight precision {precision}, where netx" in note.what
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lava_network.py", "lava_params.npz"]
 
 
 def test_what_lava_is_given():
     arrays = lava.params(one_layer([[3, -255], [255, 0]], "split"))
-    (row,) = json.loads(str(arrays["network"]))["layers"]
+    (row,) = json.loads(str(arrays["network"]))["connections"]
     assert row["synapse_groups"] == [
         {"sign": "EXCITATORY", "weight_exp": 0},
         {"sign": "INHIBITORY", "weight_exp": 0},
     ]
-    assert arrays["0/weight/0"].tolist() == [[3, 0], [255, 0]]
-    assert arrays["0/weight/1"].tolist() == [[0, -255], [0, 0]]
+    assert arrays["c0/weight/0"].tolist() == [[3, 0], [255, 0]]
+    assert arrays["c0/weight/1"].tolist() == [[0, -255], [0, 0]]
     arrays = lava.params(one_layer([[3, -129]], "2x8"))
-    (row,) = json.loads(str(arrays["network"]))["layers"]
+    (row,) = json.loads(str(arrays["network"]))["connections"]
     # Weights of mixed sign are doubled, and the exponent is one less for it.
     assert row["synapse_groups"] == [
         {"sign": "MIXED", "weight_exp": 6},
         {"sign": "MIXED", "weight_exp": -1},
     ]
-    assert arrays["0/weight/0"].tolist() == [[0, -2]]
-    assert arrays["0/weight/1"].tolist() == [[6, -2]]
+    assert arrays["c0/weight/0"].tolist() == [[0, -2]]
+    assert arrays["c0/weight/1"].tolist() == [[6, -2]]
     # A group that holds nothing is left out.
     arrays = lava.params(one_layer([[3, 9]], "2x8"))
-    assert [key for key in arrays if key.startswith("0/weight")] == ["0/weight/0"]
-    (row,) = json.loads(str(arrays["network"]))["layers"]
+    assert [key for key in arrays if key.startswith("c0/weight")] == ["c0/weight/0"]
+    (row,) = json.loads(str(arrays["network"]))["connections"]
     assert row["synapse_groups"] == [{"sign": "MIXED", "weight_exp": -1}]
 
 
