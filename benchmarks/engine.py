@@ -1,6 +1,6 @@
 """The integer simulator against the float PyTorch model, side by side in one run; and its memory.
 
-    python benchmarks/engine.py [--repeat 7] [--threads 2] [--only zoo|official|memory]
+    python benchmarks/engine.py [--repeat 7] [--threads 2] [--only zoo|official|graph|memory]
 
 ``zoo``: the shipped model on 1,000 Fashion-MNIST test images (Bernoulli, seed 0, T = 4; the shipped
 500-sample raster twice where the data set is not installed). ``official``: the architecture of the
@@ -13,6 +13,10 @@ are made for inference alone: with a LIF that keeps no membrane history, and tha
 alternate; printed are medians, ranges and the ratios of the medians. Where other
 work competes for the cores it harms PyTorch's threads more, which wait for each other: measure on an idle
 machine, or look at --threads 1, which holds both to one thread.
+
+``graph``: the shipped model whose neurons subtract their thresholds, in the engine alone, as it is and with a
+connection of every neuron to itself that brings a spike back one step later, as resets of snnTorch do. The
+time with over that without has a limit.
 
 ``memory``: a network of ten million synapses for 100 steps, in processes of their own.
 """
@@ -28,7 +32,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +47,10 @@ from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim import simulate as sim
-from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir import neurons
 from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture, Lif, MaxPool
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.network import IntegerNetwork, Readout
-from stl_deploy.ir.synapses import Dense
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.models.net import STLNet
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
@@ -54,6 +59,7 @@ BATCHES = (1, 8, 16, 32, 64, 128, 256, 512)
 THREADS = 2
 LIMITS = {"zoo": 1 / 3, "official": 1 / 2}
 LIMIT_GIB = 2
+LIMIT_OWN = 1.5
 
 
 class Lean(torch.nn.Module):
@@ -219,7 +225,7 @@ def _fastest(forms: dict[str, Callable[[Tensor], Tensor]], tensor: Tensor) -> tu
     return min(leading, key=lambda case: best_of_three(case, len(tensor)))
 
 
-def _alternate(jobs: dict[str, Callable[[], None]], repeat: int) -> dict[str, list[float]]:
+def _alternate(jobs: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
     """Seconds of each job, run in turns after one turn to warm up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(repeat + 1):
@@ -235,36 +241,62 @@ def _median_and_range(times: list[float]) -> str:
     return f"median {statistics.median(times):.3f} s ({min(times):.3f} to {max(times):.3f})"
 
 
+def resets(repeat: int, threads: int) -> bool:
+    """Time neurons that hear themselves against those that do not, and whether the limit is kept."""
+    _, network, raster = zoo_case()
+    engine.cores = lambda: min(threads, os.cpu_count() or 1)
+    soft = [
+        replace(p, neurons=replace(p.neurons, reset="subtract"))
+        for p in network.populations
+        if p.kind == "lif"
+    ]
+    without = network.changed(*soft)
+    own = [
+        Connection(f"{p.name}_own", p.name, p.name, OneToOne(np.full(p.size, -9, np.int8)), delay=1)
+        for p in soft
+    ]
+    found = replace(without, connections=(*without.connections, *own))
+    ready = {"without": engine.Engine(without), "with": engine.Engine(found)}
+    jobs = {name: partial(made.run, raster.spikes) for name, made in ready.items()}
+    times = _alternate(jobs, repeat)
+    medians = {name: statistics.median(some) for name, some in times.items()}
+    ratio = medians["with"] / medians["without"]
+    kept = "kept" if ratio <= LIMIT_OWN else "MISSED"
+    print("graph: " + ", ".join(f"{n} {_median_and_range(some)}" for n, some in times.items()))
+    print(f"    ratio {ratio:.3f}, limit {LIMIT_OWN}: {kept}")
+    return ratio <= LIMIT_OWN
+
+
 def ten_million() -> IntegerNetwork:
     """Linear layers with 10 million synapses together, 100 steps."""
     rng = np.random.default_rng(0)
     sizes = (2048, 3072, 1024, 512, 10)
-    layers: list[LifLayer] = []
+    populations, connections = [], []
     for i, (before, after) in enumerate(itertools.pairwise(sizes)):
         weight: NDArray[np.int8] = rng.integers(-127, 128, (after, before)).astype(np.int8)
-        layers.append(
-            LifLayer(
-                f"lif{i + 1}",
-                f"fc{i + 1}",
-                Dense(weight),
-                (before,),
-                (after,),
-                np.zeros(after, np.int32),
-                rng.integers(1000, 3000, after).astype(np.int32),
-                np.ones(after),
-            )
-        )
-    return chain_view.of("loihi2", 100, (sizes[0],), 1, tuple(layers), Readout(10, 1))
+        vth = rng.integers(1000, 3000, after).astype(np.int32)
+        lif = neurons.Lif(vth, np.zeros(1, np.int32), np.ones(1))
+        populations.append(Population(f"lif{i + 1}", (after,), lif))
+        source = f"lif{i}" if i else "input"
+        connections.append(Connection(f"fc{i + 1}", source, f"lif{i + 1}", Dense(weight)))
+    return IntegerNetwork(
+        "loihi2",
+        100,
+        {"input": Input((sizes[0],))},
+        tuple(populations),
+        tuple(connections),
+        Readout(10, 1, populations[-1].name),
+    )
 
 
 def memory(folder: Path) -> bool:
     """Largest resident memory for 8 and 64 samples, read from a file, and whether it is small."""
     network = ten_million()
-    synapses = sum(layer.synapses.weight.size for layer in network.lif_layers)
+    synapses = sum(connection.synapses.weight.size for connection in network.connections)
     used = {}
     for samples in (8, 64):
         path = folder / f"{samples}.npz"
-        spikes = np.random.default_rng(1).random((samples, 100, *network.input_shape)) < 0.1
+        spikes = np.random.default_rng(1).random((samples, 100, *network.shape("input"))) < 0.1
         rasters.save(path, rasters.Raster(spikes.astype(np.uint8)), {})
         command = [sys.executable, __file__, "--run", str(path)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -282,7 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--threads", type=int, default=THREADS, help="for both")
-    parser.add_argument("--only", choices=("zoo", "official", "memory"))
+    parser.add_argument("--only", choices=("zoo", "official", "graph", "memory"))
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run is not None:
@@ -293,6 +325,8 @@ def main() -> None:
     kept = [
         compare(name, args.repeat, args.threads) for name in LIMITS if args.only in (None, name)
     ]
+    if args.only in (None, "graph"):
+        kept.append(resets(args.repeat, args.threads))
     if args.only in (None, "memory"):
         with tempfile.TemporaryDirectory() as name:
             kept.append(memory(Path(name)))

@@ -152,13 +152,13 @@ def in_turns(count: int, most: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What an input or a population sends: ``values`` [N, T, *shape], with T = 1 of a frame that is held.
+    """What an input or a population sends, [N, T, *shape], with T = 1 of a frame that is held.
 
     ``ready`` is the same in memory order, [N, T, values] uint8 or int16, None where values are not those that
-    plans were made for.
+    plans were made for. ``values`` gives them in the order of the reference.
     """
 
-    values: IntArray
+    values: Callable[[], IntArray]
     ready: IntArray | None
 
     @classmethod
@@ -166,12 +166,15 @@ class _Sent:
         """Values from outside."""
         shape, span = network.shape(name), network.span(name)
         values = values.reshape(*values.shape[:2], *shape)
-        return cls(values, _in_memory_order(values, shape, span))
+        return cls(lambda: values, _in_memory_order(values, shape, span))
 
     @classmethod
     def own(cls, out: _Out, some: slice) -> _Sent:
         """What the engine found."""
-        return cls(out.trace(some).spikes, out.part(some).spikes)
+        spikes = out.spikes[some]
+        return cls(
+            lambda: out.trace(some).spikes, spikes.reshape(*spikes.shape[:2], out.population.size)
+        )
 
 
 def _in_memory_order(x: IntArray, shape: Shape, span: tuple[int, int]) -> IntArray | None:
@@ -208,9 +211,9 @@ def _run(
     alone = _alone(engine.network, part)
     rasters: dict[str, IntArray] = {NOTHING: np.zeros((some.stop - some.start, steps, 1), np.uint8)}
     for name in given.keys() & alone.inputs.keys():
-        values = given[name].values
+        values = given[name].values()
         rasters[name] = np.broadcast_to(values, (len(values), steps, *values.shape[2:]))
-    forced = {name: x.values for name, x in given.items() if name in outs}
+    forced = {name: x.values() for name, x in given.items() if name in outs}
     states = next(iter(outs.values())).u is not None
     done = reference.run(alone, rasters, states, engine.cores, forced)
     for name, out in outs.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Layout:
         """How many sums of each accumulator are added up at the end."""
         return len(self.wiring.phases) - 1
 
-    @property
+    @cached_property
     def pieces(self) -> kernels.Pieces:
         """The pieces, of a population that ends with the last."""
         ends = np.append(self.blocks, self.neurons)

@@ -165,16 +165,13 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
         return builder.load(place(name, *indices), align=1)
 
     bias, threshold = load("bias", given["neuron"]), load("threshold", given["neuron"])
-    keep, own = load("keep", given["neuron"]), load("own", given["neuron"])
     shift = _every(builder, builder.trunc(given["shift"], wide.element), wide)
     begins = cgutils.is_null(builder, given["first"])
     start = builder.select(begins, zero, load("before", given["neuron"]))
     v = cgutils.alloca_once_value(builder, start)
     total = cgutils.alloca_once(builder, wide)
-    # All bits where a spike leaves what is above the threshold, none where it leaves nothing.
-    mask = _every(builder, builder.neg(builder.trunc(given["subtract"], wide.element)), wide)
 
-    def heard(step: Any, row: Any) -> Any:
+    def heard(own: Any, step: Any, row: Any) -> Any:
         """What the neurons' own spikes bring them in a step, whose marks begin ``row`` further on."""
         late = builder.icmp_signed(">=", builder.add(given["first"], step), given["delay"])
         back = builder.mul(given["delay"], given["marks_step"])
@@ -185,6 +182,10 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
         return builder.select(builder.and_(fired, _every(builder, late, fired.type)), own, zero)
 
     def loop(halves: bool, bare: bool) -> None:
+        keep = None if halves else load("keep", given["neuron"])
+        own = None if bare else load("own", given["neuron"])
+        # All bits where a spike leaves what is above the threshold, none where it leaves nothing.
+        mask = _every(builder, builder.neg(builder.trunc(given["subtract"], wide.element)), wide)
         with cgutils.for_range(builder, given["steps"]) as each:
             row = builder.mul(each.index, given["acc_step"])
             builder.store(zero, total)
@@ -197,7 +198,7 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
             row = builder.mul(each.index, given["marks_step"])
             came = builder.shl(a, shift)
             if not bare:
-                a = came = builder.add(came, heard(each.index, row))
+                a = came = builder.add(came, heard(own, each.index, row))
             left = _halved(builder, old) if halves else _decayed(builder, old, keep)
             new = builder.add(builder.add(left, came), bias)
             fires = builder.icmp_signed(">", new, threshold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,22 @@ def events(
 def recorded(path: Path, limit: int | None) -> Inputs:
     """A raster file. Raises InputError where it has no labels, or some below zero."""
     made = rasters.load(path).first(limit)
+    spikes = made.spikes
+    if isinstance(spikes, Mapping) or made.held or spikes.dtype != np.uint8:
+        what = "has several inputs, values with a sign, or one frame for all steps (held)"
+        remedy = "train on uint8 spikes [N, T, ...], or train in another tool"
+        raise InputError(Problem(str(path), what, remedy))
     if made.labels is None or made.labels.min() < 0:
         what = "holds no labels" if made.labels is None else f"has label {made.labels.min()}"
         raise InputError(Problem(str(path), what, "make one with stl-raster"))
     digest = sha256(path)
-    origin = {"samples": len(made.spikes), "sha256": digest, "raster": path.name}
-    name = f"{len(made.spikes)} samples of {digest}"
+    origin = {"samples": len(spikes), "sha256": digest, "raster": path.name}
+    name = f"{len(spikes)} samples of {digest}"
     source = _source(path)
-    levels = _levels(source.get("levels"), int(made.spikes.max()))
+    levels = _levels(source.get("levels"), int(spikes.max()))
     dataset = source.get("dataset")
     known = dataset if isinstance(dataset, str) and dataset in EVENT_SETS else None
-    return Inputs(made.spikes, made.labels, "recorded", levels, name, origin, known)
+    return Inputs(spikes, made.labels, "recorded", levels, name, origin, known)
 
 
 def _source(path: Path) -> dict[str, Any]:

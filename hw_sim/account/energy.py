@@ -153,7 +153,7 @@ class Assessment:
 
 
 def unscheduled(network: IntegerNetwork) -> Problem | None:
-    """Why no chip can run the populations in step, so that there is no energy and time; None where one can."""
+    """Why no chip can run the populations in step, and energy and time are unknown; None where one can."""
     if network.depth is not None:
         return None
     loops = []

@@ -83,7 +83,7 @@ def simulate(
         raise InputError(Problem("--energy-model", what))
     raster = rasters.check_fits(rasters.stream(data).first(limit), str(data), network)
     with _spread(dask) as spread, progress(as_json) as bar:
-        task = bar.add_task("simulate", total=sim.samples(raster), note="samples")
+        task = bar.add_task("simulate", total=raster.shape[0], note="samples")
         done = sim.Simulator(network, energy_model=energy_model).run(
             raster, out, states, lambda n: bar.update(task, completed=n), spread
         )

@@ -107,7 +107,7 @@ def quantize(
     if weight_bits is None:
         weight_bits = 8 if meta.trained is None else meta.trained.weight_bits
     options = Options(
-        weight_bits, weight_exp, thresholds, overflow, clamp_thresholds, weight_precision
+        weight_bits, weight_exp, thresholds, overflow, clamp_thresholds, weight_precision, skips
     )
     if meta.trained is not None:
         asked = {

@@ -32,6 +32,7 @@ from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.spread import Spread, Threads
+from stl_deploy.verify import pairs
 from stl_deploy.verify.audit import Audit, Findings
 from stl_deploy.verify.divergence import Divergence
 
@@ -276,7 +277,9 @@ class Comparer:
                         for what, run in runs.items()
                     },
                 )
-                for name, spikes in expected.items()
+                for name, spikes in (
+                    (n, expected[n]) for n in self.network.by_name if n in expected
+                )
             },
         )
         findings = self.audit.examine(inputs, expected, forced, lowered)
@@ -334,7 +337,11 @@ def _layer(name: str, counts: LayerTally, audit: Audit, by_model: bool) -> Layer
 def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwork) -> None:
     """Raise InputError unless the network has the float side's inputs, populations, steps and classes."""
     floats, meta = decode(graph), G.float_meta(graph)
-    mine = {population.name: population.shape for population in network.populations}
+    mine = {
+        population.name: population.shape
+        for population in network.populations
+        if population.name in floats.by_name or not pairs.passes_on(network, population.name)
+    }
     if model is not None:
         shapes, steps = model.arch.shapes, model.arch.timesteps
         theirs = {name: shape for name, shape in shapes.items() if name in mine}

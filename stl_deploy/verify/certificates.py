@@ -30,7 +30,7 @@ from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.neurons import of_channels
 from stl_deploy.ir.synapses import Geometry
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS, UNIT
-from stl_deploy.verify import intervals
+from stl_deploy.verify import intervals, pairs
 
 Float = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -113,6 +113,8 @@ class Certifier:
         before: Float | None = None,
     ) -> None:
         known = floats.by_name.get(population.name)
+        if known is None and pairs.passes_on(network, population.name):
+            raise _NotCovered("it passes spikes on unchanged, and the float graph does not have it")
         if known is None:
             raise _NotCovered("the float graph has no such population")
         _check_floats(floats, known)
@@ -160,6 +162,7 @@ class Certifier:
 
         Args:
             sent: what every source sends in the float model, [N, T, *shape]; the population may be left out.
+                Relays, which the float model does not have, send what they then receive.
             spikes: [N, T, *shape] of the population in the float model, uint8.
             bounds: whether ``Verdicts.bound`` is wanted.
         """
@@ -414,6 +417,8 @@ def _check_sources(network: IntegerNetwork, population: Population, floats: Floa
     theirs = {c.source: floats.shape(c.source) for c in floats.into(population.name)}
     for source, shape in mine.items():
         if source not in floats.inputs and source not in floats.by_name:
+            if pairs.passes_on(network, source):
+                continue
             raise _NotCovered(f"its source {source} is not in the float graph")
         if math.prod(shape) != math.prod(floats.shape(source)):
             raise _NotCovered(f"its source {source} does not have the shape of the float graph's")

@@ -82,20 +82,20 @@ def of_network(
 
 def _ways(name: str, paired: list[Pair]) -> Iterator[Fault]:
     """Connections that are too many or missing, of another source, or too late or early."""
-    for mine, theirs in paired:
+    for mine, theirs, source, delay in paired:
         if mine is None or theirs is None:
             found = mine or theirs
             assert found is not None
             where = "the float model" if theirs is None else "the integer network"
             text = f"connection {found.name} from {found.source} is not in {where}"
             yield Fault(name, "connection", 1, text)
-        elif mine.source != theirs.source:
-            text = f"connection {mine.name} comes from {mine.source}, not from {theirs.source}"
+        elif source != theirs.source:
+            text = f"connection {mine.name} comes from {source}, not from {theirs.source}"
             yield Fault(name, "connection", 1, text)
-        elif mine.delay != theirs.delay:
+        elif delay != theirs.delay:
             text = (
-                f"connection {mine.name} from {mine.source} has a delay of {mine.delay} steps, not of "
-                f"{theirs.delay} ({_by(mine.delay, theirs.delay, 'much', 'little')})"
+                f"connection {mine.name} from {source} has a delay of {delay} steps, not of "
+                f"{theirs.delay} ({_by(delay, theirs.delay, 'much', 'little')})"
             )
             yield Fault(name, "delay", 1, text)
 
@@ -105,7 +105,7 @@ def _weights_of(
 ) -> list[Fault]:
     """Faults of the weights of all connections; two that were exchanged are one fault."""
     found: dict[str, list[Fault]] = {}
-    both = [(m, t) for m, t in paired if m is not None and t is not None and pairs.alike(m, t)]
+    both = [(m, t) for m, t, *_ in paired if m is not None and t is not None and pairs.alike(m, t)]
     for mine, theirs in both:
         find = entry(WEIGHTS, mine.synapses.kind, population.name, "the search for faults")
         found[mine.name] = find(network, population, mine, theirs, unit)

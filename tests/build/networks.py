@@ -127,14 +127,15 @@ def changed(network: IntegerNetwork, name: str, **fields: Any) -> IntegerNetwork
 
 
 def random_cores(rng: np.random.Generator, network: IntegerNetwork) -> dict[str, NDArray[np.int64]]:
-    """Neurons dealt to cores in blocks of memory, or each at random; the last layer's are not asked."""
+    """Neurons dealt to cores in blocks of memory, or each at random; those of the last are not asked."""
     cores = {}
-    for layer in network.layers[:-1]:
+    for population in network.populations[:-1]:
         count = int(rng.integers(1, 5))
-        dealt = rng.integers(0, count, layer.neurons)
+        dealt = rng.integers(0, count, population.size)
         if rng.random() < 0.5:
-            dealt = np.moveaxis(np.sort(dealt).reshape(*layer.shape[1:], -1), -1, 0).ravel()
-        cores[layer.name] = dealt
+            blocks = np.sort(dealt).reshape(*population.shape[1:], -1)
+            dealt = np.moveaxis(blocks, -1, 0).ravel()
+        cores[population.name] = dealt
     return cores
 
 
@@ -144,9 +145,9 @@ def raster(
     density: float = 0.5,
     seed: int | np.random.Generator = 3,
 ) -> NDArray[np.uint8]:
-    """Inputs for ``network``: ``density`` of the values are from 1 to its input levels, others 0."""
-    size = (samples, network.timesteps, *network.input_shape)
-    return values(size, density, network.input_levels, seed)
+    """Values for the only input of ``network``: ``density`` of them are from 1 to its levels, others 0."""
+    (given,) = network.inputs.values()
+    return values((samples, network.timesteps, *given.shape), density, given.levels, seed)
 
 
 def values(

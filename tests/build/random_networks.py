@@ -13,8 +13,8 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.exporters import loihi_layers, netx
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
-from stl_deploy.ir.conv import unroll
 from stl_deploy.ir.chain import Layer, LifLayer, OrPool
+from stl_deploy.ir.conv import unroll
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from stl_deploy.ir.network import Readout
-from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.neurons import Lif, Or
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse
 from tests.build.networks import chain, dense_lif, lif, pool
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -108,3 +109,111 @@ def dense_layers(draw):
         own = rng.integers(-reach, reach, (outputs, outputs)) // inputs
         layer = replace(layer, recurrent=Dense(own.astype(np.int8)), recurrent_name="rec")
     return layer, draw(st.sampled_from([1, 1, 7, 255])), rng
+
+
+# Graphs
+
+SHAPES = ((4,), (12, 2, 3), (2, 2, 3), (24,), (40,), (3, 1, 8))
+
+
+@st.composite
+def graphs(draw):
+    """Populations joined at random by any synapses, loops included, and a raster for each input.
+
+    Registers overflow, exponents reach as far as 64 bits allow, and parameters are of every form; whether
+    anything fires is left to chance.
+    """
+    rng = np.random.default_rng(draw(SEEDS))
+    chip = draw(st.sampled_from(["ideal", "loihi1", "loihi2"]))
+    wild, steps = draw(st.booleans()), draw(st.integers(1, 5))
+    inputs, rasters = {}, {}
+    for i in range(draw(st.integers(1, 2))):
+        levels = int(rng.choice([1, 1, 7, 255, 3000]))
+        port = Input(_any_shape(rng), levels, bool(rng.random() < 0.3), bool(rng.random() < 0.3))
+        size = 3, 1 if port.held else steps, *port.shape
+        values = rng.integers(port.lowest, levels + 1, size) * (rng.random(size) < 0.6)
+        inputs[f"in{i}"], rasters[f"in{i}"] = port, values.astype(rng.choice([np.int16, np.int64]))
+    shapes = {name: port.shape for name, port in inputs.items()}
+    populations, connections = [], []
+    for i in range(draw(st.integers(1, 4))):
+        name, shape = f"p{i}", _any_shape(rng)
+        sources = rng.choice([*shapes], min(len(shapes), int(rng.integers(0, 4))), replace=False)
+        shapes[name] = shape
+        for source in (*map(str, sources), *[name] * int(rng.choice([0, 0, 1, 1, 2]))):
+            late = int(rng.integers(0, 3)) + (source == name)
+            key = f"{source}_{name}_{len(connections)}"
+            connections.append(_connection(rng, key, source, name, shapes, late, wild, chip))
+        populations.append(Population(name, shape, _neurons(rng, shape, wild, chip)))
+    if len(populations) > 1 and draw(st.booleans()):
+        first, last = populations[0].name, populations[-1].name
+        late = int(rng.integers(1, 4))
+        connections.append(_connection(rng, "back", last, first, shapes, late, wild, chip))
+    last = populations[-1]
+    network = IntegerNetwork(
+        chip,
+        steps,
+        inputs,
+        tuple(populations),
+        tuple(connections),
+        Readout(last.size, 1, last.name),
+    )
+    return network, rasters
+
+
+def _any_shape(rng):
+    return SHAPES[rng.integers(len(SHAPES))]
+
+
+def _connection(rng, name, source, target, shapes, delay, wild, chip):
+    """Synapses of a kind that serves between the two shapes."""
+    before, shape = shapes[source], shapes[target]
+    size, inputs = math.prod(shape), math.prod(before)
+    kinds = ["dense", "sparse"]
+    kinds += ["one_to_one"] * 3 * (size == inputs)
+    kinds += ["conv"] * 3 * (len(shape) == len(before) == 3 and before[1:] == shape[1:])
+    kind, wide = rng.choice(kinds), rng.random() < 0.3
+    top = 1 << (14 if wide and wild else 8 if wide else 7)
+
+    def weights(*of):
+        drawn = rng.integers(-top, top, of) * (rng.random(of) < 0.8)
+        return drawn.astype(np.int16 if wide else np.int8)
+
+    if kind == "dense":
+        synapses = Dense(weights(size, inputs))
+    elif kind == "one_to_one":
+        synapses = OneToOne(weights(size))
+    elif kind == "conv":
+        groups = math.gcd(before[0], shape[0]) if rng.random() < 0.3 else 1
+        kernel = int(rng.choice([1, 3]))
+        place = (1, 1), (kernel // 2,) * 2, (1, 1), groups
+        synapses = Conv(weights(shape[0], before[0] // groups, kernel, kernel), *place)
+    else:
+        row, column = (i.astype(np.int32) for i in np.nonzero(rng.random((size, inputs)) < 0.3))
+        nothing = Kernel(np.zeros((1, 1, 1, 1)), np.zeros(1), (1, 1), (0, 0), (1, 1), 1)
+        weight = weights(len(row))
+        weight[weight == 0] = 1
+        synapses = Sparse(row, column, weight, (size, inputs), nothing)
+    exp = int(rng.choice([0, 0, 1, 2]))
+    if wild:
+        exp = int(rng.integers(0, 25 if chip == "ideal" else 9))
+    return Connection(name, source, target, synapses, exp, 8, "2x8" if wide else "8", delay)
+
+
+def _neurons(rng, shape, wild, chip):
+    if rng.random() < 0.15:
+        return Or()
+    each = [(), (shape[0], *[1] * (len(shape) - 1)), shape]
+
+    def parameter(values, usual):
+        of = each[rng.integers(3)]
+        if rng.random() < 0.5:
+            return usual
+        return rng.choice(values, of).astype(np.int32) if of else int(rng.choice(values))
+
+    vth = rng.integers(-300 if rng.random() < 0.3 else 0, 1 << int(rng.integers(2, 17)), shape)
+    bias = rng.integers(-40, 41, each[rng.integers(1, 3)]) * (rng.random() < 0.6)
+    bias_exp = int(rng.integers(0, 18)) if wild else 6
+    du = parameter([4095, 0, 1000, 4094], 4095)
+    dv = parameter([2048, 0, 1, 163, 3001, 4095, 4096], 2048)
+    reset = "subtract" if chip != "loihi1" and rng.random() < 0.4 else "zero"
+    return Lif(vth.astype(np.int32), bias.astype(np.int32), np.ones(1), bias_exp, du, dv, reset)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -166,6 +167,17 @@ def test_hw_sim_json_has_the_fixed_keys(command, here, model, raster):
     ]
     for layer in data["layers"]:
         assert {"name", "spikes", "synops", "updates", "cores"} <= set(layer)
+    assert [(c["source"], c["target"]) for c in data["connections"]] == list(
+        pairwise(["input", *(layer["name"] for layer in data["layers"])])
+    )
+    for connection, layer in zip(data["connections"], data["layers"], strict=True):
+        assert connection["synops"] == layer["synops"]
+        assert (connection["delay"], connection["waits"]) == (0, 0)
+        assert connection["synapses"] > 0
+        assert (connection["neurobench"] is None) == layer["name"].startswith("pool")
+    operations = [c["neurobench"] for c in data["connections"] if c["neurobench"]]
+    for what in ("effective_acs", "effective_macs", "dense"):
+        assert sum(of[what] for of in operations) == pytest.approx(data["neurobench"][what])
     assert list(data["profiles"]) == ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
     for profile in data["profiles"].values():
         energy = profile["energy_j"]

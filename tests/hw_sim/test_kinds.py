@@ -1,20 +1,19 @@
 """A kind of synapses that no table of the simulator has an entry for."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
-from stl_deploy.hw_sim import engine, reference
+from stl_deploy.hw_sim import engine, plans, reference
 from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.account.energy import Meter
 from stl_deploy.hw_sim.account.traffic import OnChip
 from stl_deploy.hw_sim.account.work import synapses_by_core
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.neurons import Lif
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.loads import hears, tiny
 from tests.build.networks import chain, pool, raster
@@ -28,19 +27,23 @@ class Odd(Dense):
 
 
 def odd(network):
-    """``network`` with its last layer behind synapses of the unknown kind."""
-    *before, last = network.layers
-    return chain_view.with_layers(
-        network, (*before, replace(last, synapses=Odd(last.synapses.weight)))
-    )
+    """``network`` with its last population behind synapses of the unknown kind."""
+    last = network.populations[-1].name
+    feed = next(c for c in network.into(last) if c.source != last)
+    return network.changed(replace(feed, synapses=Odd(feed.synapses.weight)))
+
+
+def planned(network, population=None):
+    part = (population or network.populations[-1],)
+    return plans.plan(network, part, 3, False, {}) is not None
 
 
 @pytest.mark.parametrize("network", [tiny(), hears(tiny())], ids=["tiny", "recurrent"])
 def test_the_reference_runs_it(network):
     unknown, inputs = odd(network), raster(network, 5)
     want = reference.run(network, inputs, states=True)
-    assert engine._plan(network, network.layers[-1], 3, False, None) is not None
-    assert engine._plan(unknown, unknown.layers[-1], 3, False, None) is None
+    assert planned(network)
+    assert not planned(unknown)
     for got in (
         reference.run(unknown, inputs, states=True),
         engine.run(unknown, inputs, states=True),
@@ -53,20 +56,33 @@ def test_the_reference_runs_it(network):
                 )
 
 
-@dataclass(frozen=True)
-class Held(LifLayer):
+@dataclass(frozen=True, eq=False)
+class Held(Lif):
     """A LIF with a field that the kernels do not know."""
 
     hold: int = 0
 
 
-def test_a_field_that_the_kernels_do_not_know_is_left_to_the_reference():
-    network = tiny()
-    last = network.layers[-1]
-    values = {field.name: getattr(last, field.name) for field in fields(last)}
-    for hold, planned in ((0, True), (2, False)):
-        plan = engine._plan(network, Held(**values, hold=hold), 3, False, None)
-        assert (plan is not None) == planned
+@dataclass(frozen=True, eq=False)
+class Other(Lif):
+    """A LIF under another name."""
+
+    kind: ClassVar[str] = "other"
+
+
+def test_what_the_kernels_do_not_know_of_neurons_is_left_to_the_reference():
+    network, inputs = tiny(), raster(tiny(), 5)
+    last = network.populations[-1]
+    want = reference.run(network, inputs)
+    values = vars(last.neurons)
+    for made, known in (
+        (Held(**values), True),
+        (Held(**values, hold=2), False),
+        (Other(**values), False),
+    ):
+        tried = network.changed(replace(last, neurons=made))
+        assert planned(tried) == known
+        assert (engine.run(tried, inputs).predictions == want.predictions).all()
 
 
 def test_its_synapses_count_themselves():

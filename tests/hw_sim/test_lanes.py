@@ -104,54 +104,63 @@ def test_marks_are_found_alike(marks):
     st.sampled_from([np.int16, np.int32]),
     st.integers(1, 4),
     st.integers(1, 3),
-    st.sampled_from([0, 1, 1095, 2047, 2048, 2049, 4095, 4096]),
+    st.sampled_from([0, 1, 1095, 2047, 2048, 2049, 4095, 4096, None]),
     st.integers(0, 12),
-    st.booleans(),
+    st.integers(0, 3),
+    st.sampled_from([None, (False, 1), (True, 1), (False, 2), (True, 5)]),
     st.sampled_from([50, 1 << 20, 1 << 30, 1 << 31]),
     st.integers(0, 2**32 - 1),
 )
-def test_neurons_step_alike(kind, count, phases, keep, shift, begins, large, seed):
-    """Voltages of all 32 bits as well, where registers wrap, and every mark."""
+def test_neurons_step_alike(kind, count, phases, keep, shift, first, rules, large, seed):
+    """Voltages of all 32 bits as well, where registers wrap, and every mark.
+
+    ``rules`` are whether a spike subtracts the threshold, and after how many steps it is heard; None is for
+    bare neurons.
+    """
     rng = np.random.default_rng(seed)
     neurons, size = 2 * LANES + 5, 2 * LANES + 11
     neuron = int(rng.integers(neurons - LANES + 1))
+    subtract, delay = rules or (True, 1)
 
     def draw(limit, shape):
         return rng.integers(-limit, limit, shape) * rng.integers(0, 2, shape)
 
     accumulators = draw(min(large, 1 << 15), (count, phases, size)).astype(kind)
+    keeps = rng.integers(0, 4097, neurons) if keep is None else np.full(neurons, keep)
+    before = rng.integers(-large, large, neurons).astype(np.int32)
+    before[neuron : neuron + 3] = (-large, large - 1, 0)
+    arrays = Lanes(
+        acc=accumulators.reshape(-1),
+        before=before,
+        after=np.full(neurons, 7, np.int32),
+        bias=rng.integers(-9, 9, neurons).astype(np.int32),
+        threshold=rng.integers(-large, large, neurons).astype(np.int32),
+        keep=keeps.astype(np.int32),
+        own=rng.integers(-large, large, neurons).astype(np.int32),
+        spikes=rng.integers(0, 2, (first + count) * neurons).astype(np.uint8),
+        active=np.full(count * neurons, 9, np.uint8),
+    )
+    steps = Steps(
+        neuron=neuron,
+        steps=count,
+        first=first,
+        acc_at=neuron % 6,
+        acc_step=phases * size,
+        phases=phases,
+        acc_phase=size,
+        shift=shift,
+        halves=int(keep == 2048),
+        bare=int(rules is None),
+        subtract=int(subtract),
+        delay=delay,
+        spikes_at=first * neurons + neuron,
+        active_at=neuron,
+        marks_step=neurons,
+    )
     left = []
     for call in CALLERS:
-        lanes = Lanes(
-            accumulators.reshape(-1),
-            before := np.random.default_rng(seed).integers(-large, large, neurons).astype(np.int32),
-            np.full(neurons, 7, np.int32),
-            np.random.default_rng(seed + 1).integers(-9, 9, neurons).astype(np.int32),
-            np.random.default_rng(seed + 2).integers(-large, large, neurons).astype(np.int32),
-            np.full(count * neurons, 9, np.uint8),
-            np.full(count * neurons, 9, np.uint8),
-        )
-        before[neuron : neuron + 3] = (-large, large - 1, 0)
-        steps = Steps(
-            *map(
-                np.int64,
-                (
-                    neuron,
-                    count,
-                    begins,
-                    neuron % 6,
-                    phases * size,
-                    phases,
-                    size,
-                    shift,
-                    keep,
-                    neuron,
-                    neuron,
-                    neurons,
-                ),
-            )
-        )
-        call[2](lanes, steps)
+        lanes = Lanes(*(array.copy() for array in arrays))
+        call[2](lanes, Steps(*map(np.int64, steps)))
         left.append(lanes)
     for name, llvm, loops in zip(Lanes._fields, *left, strict=True):
         assert (llvm == loops).all(), name

@@ -23,7 +23,7 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster, save
-from stl_deploy.hw_sim import plans, reference
+from stl_deploy.hw_sim import proofs, reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.synapses import Dense
@@ -40,7 +40,7 @@ def meta(network):
     """The JSON of a float graph for the same input and readout."""
     return G.FloatMeta(
         timesteps=network.timesteps,
-        input_levels=network.input_levels,
+        input_levels=network.levels("input"),
         classes=network.readout.classes,
         population=network.readout.population,
     ).model_dump_json()
@@ -50,10 +50,17 @@ def as_float(network):
     """The graph of model.nir as a float graph: its integers are its weights and thresholds."""
     graph = nir_file.to_nir(network)
     graph.metadata = {G.KEY: meta(network)}
-    for layer in network.lif_layers:
-        if layer.reset == "subtract":
-            graph.nodes[layer.name].metadata["reset"] = "subtract"
+    for population in network.populations:
+        if population.neurons.reset == "subtract":
+            graph.nodes[population.name].metadata["reset"] = "subtract"
     return graph
+
+
+def ways(network, name):
+    """The connection into a population from outside, and its recurrent one or None."""
+    own = [c for c in network.into(name) if c.source == name]
+    (feed,) = (c for c in network.into(name) if c.source != name)
+    return feed, own[0] if own else None
 
 
 def halving(rng, chip, steps, weight_exp):
@@ -94,21 +101,22 @@ def test_a_graph_of_integers_comes_back_as_these_integers(seed, chip, steps, wei
     graph = as_float(network)
     options = {"weight_exp": weight_exp, "overflow": "checked", "thresholds": "native"}
     quantized = stl_deploy.quantize(graph, chip=chip, **options)
-    for want, got in zip(network.layers, quantized.layers, strict=True):
-        np.testing.assert_array_equal(got.synapses.weight, want.synapses.weight)
-        assert (got.recurrent is None) == (want.recurrent is None)
-        if want.recurrent is not None:
-            np.testing.assert_array_equal(got.recurrent.weight, want.recurrent.weight)
-        for key in ("bias_mant", "vth", "scale"):
-            np.testing.assert_array_equal(getattr(got, key), getattr(want, key), key)
-        for key in ("du", "dv", "exp", "reset", "recurrent_name", "shape"):
-            assert getattr(got, key) == getattr(want, key), key
+    for want, got in zip(network.populations, quantized.populations, strict=True):
+        assert (got.name, got.shape) == (want.name, want.shape)
+        for key in ("bias", "vth", "scale", "du", "dv", "reset"):
+            both = (getattr(p.neurons, key) for p in (got, want))
+            np.testing.assert_array_equal(*both, key)
+        for a, b in zip(*(ways(n, want.name) for n in (quantized, network)), strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_array_equal(a.synapses.weight, b.synapses.weight)
+                assert (a.name, a.exp, a.delay) == (b.name, b.exp, b.delay)
     raster = (rng.random((20, steps, 7)) < 0.5).astype(np.uint8)
     trace = reference.run(quantized, raster)
     spikes = float_exec.run(graph, raster)
-    for layer in network.layers:
-        assert not trace.layers[layer.name].overflow.any()
-        np.testing.assert_array_equal(spikes[layer.name], trace.layers[layer.name].spikes)
+    for name, did in trace.layers.items():
+        assert not did.overflow.any()
+        np.testing.assert_array_equal(spikes[name], did.spikes)
 
 
 # The float executor
@@ -178,9 +186,9 @@ def test_calibration_sees_what_a_layer_hears_of_itself():
     seen = {}
     raster = np.array([[[1], [1]]], np.uint8)
     float_exec.run(graph, raster, lambda name, x: seen.setdefault(name, []).append(x.copy()))
-    assert seen.keys() == {"fc"}
-    (total,) = seen["fc"]
-    assert total.tolist() == [[1.0] * 3, [16.0] * 3]
+    assert seen.keys() == {"lif"}
+    (total,) = seen["lif"]
+    assert total.tolist() == [[[1.0] * 3, [16.0] * 3]]
 
 
 # Quantization
@@ -190,16 +198,17 @@ def test_recurrent_and_forward_weights_share_a_unit():
     """Whichever is larger in a channel reaches the end of the grid; neither is cut off."""
     rng = np.random.default_rng(0)
     graph = random_graph(rng)
-    layer = stl_deploy.quantize(graph, chip="ideal").layers[0]
-    both = np.hstack([layer.synapses.weight, layer.recurrent.weight]).astype(int)
-    assert (np.abs(both).max(axis=1) == 127).all()
-    assert (np.abs(layer.synapses.weight).max(axis=1) < 127).any()
+    network = stl_deploy.quantize(graph, chip="ideal")
+    neurons = network.by_name["lif1"].neurons
+    feed, own = (c.synapses.weight for c in ways(network, "lif1"))
+    assert (np.abs(np.hstack([feed, own]).astype(int)).max(axis=1) == 127).all()
+    assert (np.abs(feed).max(axis=1) < 127).any()
     gain = 0.4 * 1.5 * 0.3 * 2.5
-    own = gain * graph.nodes["rec"].weight / layer.scale[:, None]
-    np.testing.assert_array_equal(layer.recurrent.weight, np.rint(own))
-    bias = 0.3 * graph.nodes["lif1"].v_leak / layer.scale
-    np.testing.assert_array_equal(layer.bias_mant, np.rint(bias))
-    assert (layer.du, layer.dv) == (round(4096 * 0.4) - 1, round(4096 * 0.3))
+    expected = gain * graph.nodes["rec"].weight / neurons.scale[:, None]
+    np.testing.assert_array_equal(own, np.rint(expected))
+    bias = 0.3 * graph.nodes["lif1"].v_leak / neurons.scale
+    np.testing.assert_array_equal(neurons.bias_mant, np.rint(bias))
+    assert (neurons.du, neurons.dv) == (round(4096 * 0.4) - 1, round(4096 * 0.3))
 
 
 def test_decays_that_are_rounded_are_said():
@@ -266,8 +275,8 @@ def test_proven_networks_never_overflow(seed, chip):
     except LoweringError as error:  # it would keep too few bits, which is said
         assert "effective weight bits" in str(error)  # noqa: PT017
         return
-    (layer,) = network.layers
-    assert plans.never_overflows(network, layer, steps)
+    (population,) = network.populations
+    assert proofs.never_overflows(network, population, steps)
     limit = chips.load(chip).state_limit
     raster = np.ones((3, steps, inputs), np.uint8)
     raster[1, ::2] = 0
@@ -275,8 +284,8 @@ def test_proven_networks_never_overflow(seed, chip):
     trace = reference.run(network, raster, states=True).layers["lif"]
     assert not trace.overflow.any()
     for low, high in (
-        bounds.layer_current_range(layer, 1, steps),
-        bounds.layer_voltage_range(layer, 1, steps),
+        bounds.current_range(network, population, steps),
+        bounds.voltage_range(network, population, steps),
     ):
         assert max(-low.min(), high.max()) < limit
 
@@ -353,10 +362,10 @@ def test_a_bias_in_front_of_a_current_is_refused():
     assert line.startswith("fc1: has a bias, which would pass through the current of lif1")
     # Where nothing is kept of the current, it is a bias like any other.
     graph.nodes["lif1"].tau_syn[:] = DT
-    assert stl_deploy.quantize(graph, chip="ideal").layers[0].bias_mant.any()
+    assert stl_deploy.quantize(graph, chip="ideal").populations[0].neurons.bias.any()
     graph.nodes["fc1"] = nir.Affine(weight=weight, bias=np.zeros(60))
     graph.nodes["lif1"].tau_syn[:] = 2e-4
-    assert stl_deploy.quantize(graph, chip="ideal").layers[0].du == 2047
+    assert stl_deploy.quantize(graph, chip="ideal").populations[0].neurons.du == 2047
 
 
 def image_graph(kernel, node):
@@ -379,14 +388,15 @@ def test_convolutions_have_currents_too():
     graph = image_graph(kernel, image_neurons(leak))
     raster = (np.random.default_rng(1).random((50, 3, 1, 3, 3)) < 0.5).astype(np.uint8)
     network = stl_deploy.quantize(graph, chip="loihi2")
-    layer = network.layers[0]
-    assert (layer.du, layer.reset) == (2047, "zero")
-    np.testing.assert_array_equal(layer.bias_mant, np.rint([0.25, -0.125] / layer.scale))
+    neurons = network.populations[0].neurons
+    assert (neurons.du, neurons.reset) == (2047, "zero")
+    bias = np.rint(np.array([0.25, -0.125]) / neurons.scale.ravel())
+    np.testing.assert_array_equal(neurons.bias_mant.ravel(), bias)
     got = stl_deploy.simulate(network, raster).layers["lif"].spikes
     assert (got != float_exec.run(graph, raster)["lif"]).mean() < 0.01
     assert 0.1 < got.mean() < 0.9
     back = nir_file.from_nir(nir_file.to_nir(network))
-    np.testing.assert_array_equal(back.layers[0].bias_mant, layer.bias_mant)
+    np.testing.assert_array_equal(back.populations[0].neurons.bias, neurons.bias)
 
 
 def test_what_a_convolution_cannot_have():
@@ -424,8 +434,8 @@ def test_how_the_reset_is_written(reset, tmp_path):
     if not isinstance(reset, bytes):  # as nir reads it from a file
         nir_io.write(graph, tmp_path / "float.nir")
         graph = nir_io.read(tmp_path / "float.nir")
-    layer = stl_deploy.quantize(graph, chip="loihi2").layers[0]
-    assert layer.reset == ("subtract" if "subtract" in str(reset) else "zero")
+    neurons = stl_deploy.quantize(graph, chip="loihi2").populations[0].neurons
+    assert neurons.reset == ("subtract" if "subtract" in str(reset) else "zero")
 
 
 # All of it
@@ -441,10 +451,11 @@ def test_from_float_to_the_files_of_a_chip(chip, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     manifest = stl_deploy.export(network, "loihi", out, graph=graph)
     row = manifest["layers"][0]
-    (layer, _) = network.layers
-    stored = np.count_nonzero(layer.synapses.weight) + np.count_nonzero(layer.recurrent.weight)
+    neurons = network.populations[0].neurons
+    feed, own = (c.synapses.weight for c in ways(network, "lif1"))
+    stored = np.count_nonzero(feed) + np.count_nonzero(own)
     assert row["synapses"] == stored
-    assert (row["recurrent"], row["decays"]) == (True, {"du": layer.du, "dv": layer.dv})
+    assert (row["recurrent"], row["decays"]) == (True, {"du": neurons.du, "dv": neurons.dv})
     assert row["reset"] == ("subtract" if chip == "loihi2" else "zero")
     assert not (out / "loihi" / "network.net").exists()
     assert (out / "loihi" / "lava_params.npz").exists()
@@ -469,6 +480,6 @@ def test_from_float_to_the_files_of_a_chip(chip, tmp_path, capsys, monkeypatch):
         cli.main()
     assert not left.value.code
     data = json.loads(capsys.readouterr().out)
-    met = want.layers["lif1"].spikes.sum(axis=(0, 1)) @ (layer.recurrent.weight != 0).sum(axis=0)
-    met += raster.sum(axis=(0, 1), dtype=int) @ (layer.synapses.weight != 0).sum(axis=0)
+    met = want.layers["lif1"].spikes.sum(axis=(0, 1)) @ (own != 0).sum(axis=0)
+    met += raster.sum(axis=(0, 1), dtype=int) @ (feed != 0).sum(axis=0)
     assert data["layers"][0]["synops"] == met

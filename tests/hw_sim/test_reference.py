@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.chain import OrPool
 from stl_deploy.ir.network import Readout
-from stl_deploy.ir.synapses import Conv, Dense
-from tests.build.networks import dense_lif, lif
+from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.synapses import Dense
+from tests.build.networks import chain, dense_lif
+from tests.build.random_graphs import draw
 from tests.build.strategies import networks
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -53,42 +53,68 @@ class Did:
     overflow: bool
 
 
-def neuron(layer, index, sums, chip):
-    """A neuron with weighted sums ``sums`` over time, from a state of zero."""
-    big, too_large = REGISTERS[chip]
-    bias = int(layer.bias_mant[index[0]]) * 2**layer.bias_exp
-    vth = int(layer.vth[index])
-    u = v = 0
-    for total in sums:
-        a = total * 2**layer.exp
-        left = shrink(u, layer.du + 1)
-        active = left != 0 or v != 0 or a != 0 or bias != 0
-        overflow = too_large is not None and abs(a) >= too_large
+class Neuron:
+    """One neuron of a population, from a state of zero."""
+
+    def __init__(self, population, index, chip):
+        neurons = population.neurons
+
+        def of(values):
+            return int(np.broadcast_to(values, population.shape)[index])
+
+        self.big, self.too_large = REGISTERS[chip]
+        self.bias = of(neurons.bias_mant) * 2**neurons.bias_exp
+        self.vth, self.du, self.dv = of(neurons.vth), of(neurons.du), of(neurons.dv)
+        self.reset = neurons.reset
+        self.u = self.v = 0
+
+    def step(self, a):
+        big = self.big
+        left = shrink(self.u, self.du + 1)
+        active = left != 0 or self.v != 0 or a != 0 or self.bias != 0
+        overflow = self.too_large is not None and abs(a) >= self.too_large
         u = left + 64 * a
         if big is not None:
             u = w32(left + w32(64 * a))
             if not -big < u <= big:
                 u, overflow = u - 2 * big * (1 if u > 0 else -1), True
-        v = shrink(v, layer.dv) + u + bias
+        v = shrink(self.v, self.dv) + u + self.bias
         if big is not None:
             v = w32(v)
             if abs(v) >= big:
                 v, overflow = (big - 1) * (1 if v > 0 else -1), True
-        s = int(v > 64 * vth)
+        s = int(v > 64 * self.vth)
         if s:
-            v = v - 64 * vth if layer.reset == "subtract" else 0
-        yield Did(u, v, s, active, overflow)
+            v = v - 64 * self.vth if self.reset == "subtract" else 0
+        self.u, self.v = u, v
+        return Did(u, v, s, active, overflow)
 
 
-def weighted_sum(layer, x, index):
-    """Sum of weight * input over the synapses of one neuron; ``x`` is a nested list."""
-    if isinstance(layer.synapses, Dense):
-        flat = np.asarray(x, object).ravel()
-        return sum(int(w) * s for w, s in zip(layer.synapses.weight[index[0]], flat, strict=True))
-    conv, (o, i, j) = layer.synapses, index
-    channels, height, width = layer.input_shape
-    per_group_in, per_group_out = channels // conv.groups, layer.shape[0] // conv.groups
-    total = 0
+def synapses_into(network, connection):
+    """The synapses (input, weight) of each neuron of the target, both by their place in C order."""
+    found = {i: [] for i in range(network.size(connection.target))}
+    held, shape = connection.synapses, network.shape(connection.target)
+    if held.kind == "dense":
+        for i, row in enumerate(held.weight.tolist()):
+            found[i] = list(enumerate(row))
+    elif held.kind == "one_to_one":
+        for i, w in enumerate(held.weight.tolist()):
+            found[i] = [(i, w)]
+    elif held.kind == "sparse":
+        for i, j, w in zip(
+            *(x.tolist() for x in (held.row, held.column, held.weight)), strict=True
+        ):
+            found[i].append((j, w))
+    else:
+        for at, index in enumerate(np.ndindex(shape)):
+            found[at] = list(seen(held, network.shape(connection.source), shape, index))
+    return found
+
+
+def seen(conv, before, shape, index):
+    """The synapses (input, weight) of one neuron of a convolution."""
+    (channels, height, width), (o, i, j) = before, index
+    per_group_in, per_group_out = channels // conv.groups, shape[0] // conv.groups
     for k in range(per_group_in):
         c = (o // per_group_out) * per_group_in + k
         for p in range(conv.weight.shape[2]):
@@ -96,54 +122,49 @@ def weighted_sum(layer, x, index):
                 y = i * conv.stride[0] + p * conv.dilation[0] - conv.padding[0]
                 z = j * conv.stride[1] + q * conv.dilation[1] - conv.padding[1]
                 if 0 <= y < height and 0 <= z < width:
-                    total += int(conv.weight[o, k, p, q]) * x[c][y][z]
-    return total
+                    yield (c * height + y) * width + z, int(conv.weight[o, k, p, q])
 
 
-def sums(layer, index, steps, fired):
-    """The sum that one neuron gets in each step; ``fired`` are its layer's spikes of the one before."""
-    for x in steps:
-        total = weighted_sum(layer, x, index)
-        if layer.recurrent is not None:
-            weights = layer.recurrent.weight[index[0]]
-            total += sum(int(w) * fired.get((j,), 0) for j, w in enumerate(weights))
-        yield total
-
-
-def naive(network, raster):
-    """Arrays u, v, s [N, T, *shape] and counts active, overflow [N, T] of every layer, by name."""
-    out = {}
-    inputs = raster
-    for layer in network.layers:
-        size = (*raster.shape[:2], *layer.shape)
-        u, v, s = (np.zeros(size, object) for _ in range(3))
-        active, overflow = (np.zeros(size[:2], object) for _ in range(2))
-        for n in range(size[0]):
-            steps = [inputs[n, t].astype(object).tolist() for t in range(size[1])]
-            fired = {}
-            every = {
-                index: iter([pooled(layer, x, index) for x in steps])
-                if isinstance(layer, OrPool)
-                else neuron(layer, index, sums(layer, index, steps, fired), network.chip)
-                for index in np.ndindex(layer.shape)
-            }
-            for t in range(size[1]):
-                # All neurons take the step before any of them hears of its spikes.
-                did = {index: next(steps_of) for index, steps_of in every.items()}
-                fired.update({index: d.s for index, d in did.items()})
-                for index, d in did.items():
-                    u[n, t][index], v[n, t][index], s[n, t][index] = d.u, d.v, d.s
-                    active[n, t] += d.active
-                    overflow[n, t] += d.overflow
-        out[layer.name] = u, v, s, active, overflow
-        inputs = s
-    return out
-
-
-def pooled(layer, x, index):
-    (kh, kw), (c, i, j) = layer.kernel, index
-    count = sum(x[c][i * kh + p][j * kw + q] for p in range(kh) for q in range(kw))
-    return Did(64 * count, 0, int(count > 0), count > 0, False)
+def naive(network, rasters, forced=None):
+    """Arrays u, v, s [N, T, *shape] and counts active, overflow [N, T] of every population, by name."""
+    samples = len(next(iter(rasters.values())))
+    steps = network.timesteps
+    sent = {name: x.astype(object).reshape(*x.shape[:2], -1) for name, x in rasters.items()}
+    for name, port in network.inputs.items():
+        sent[name] = np.repeat(sent[name], steps, axis=1) if port.held else sent[name]
+    size = {p.name: (samples, steps, p.size) for p in network.populations}
+    out = {
+        name: tuple(np.zeros(shape, object) for shape in (n, n, n, n[:2], n[:2]))
+        for name, n in size.items()
+    }
+    for name, (_, _, s, *_) in out.items():
+        given = (forced or {}).get(name)
+        sent[name] = s if given is None else given.astype(object).reshape(size[name])
+    ways = {c.key: synapses_into(network, c) for c in network.connections}
+    for n in range(samples):
+        neurons = {
+            p.name: [Neuron(p, index, network.chip) for index in np.ndindex(p.shape)]
+            for p in network.populations
+        }
+        for t in range(steps):
+            for p in network.populations:
+                u, v, s, active, overflow = out[p.name]
+                for i, one in enumerate(neurons[p.name]):
+                    a = 0
+                    for c in network.into(p.name):
+                        if t >= c.delay:
+                            given = s if c.source == p.name else sent[c.source]
+                            came = given[n, t - c.delay]
+                            a += sum(w * came[j] for j, w in ways[c.key][i]) * 2**c.exp
+                    did = one.step(a)
+                    u[n, t, i], v[n, t, i], s[n, t, i] = did.u, did.v, did.s
+                    active[n, t] += did.active
+                    overflow[n, t] += did.overflow
+    shapes = {p.name: p.shape for p in network.populations}
+    return {
+        name: (*(x.reshape(samples, steps, *shapes[name]) for x in did[:3]), *did[3:])
+        for name, did in out.items()
+    }
 
 
 def assert_same(trace, expected):
@@ -164,9 +185,25 @@ def assert_same(trace, expected):
 def test_random_networks(case):
     network, raster = case
     trace = reference.run(network, raster, states=True)
-    assert_same(trace, naive(network, raster))
+    assert_same(trace, naive(network, {"input": raster}))
     wide = np.int64 if network.chip == "ideal" else np.int32
     assert trace.layers["lif1"].v.dtype == trace.layers["lif1"].u.dtype == wide
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_graphs(seed):
+    """Several inputs, ways that join, loops, delays; also where others are given other spikes."""
+    network, rasters = draw(seed)
+    trace = reference.run(network, rasters, states=True)
+    assert_same(trace, naive(network, rasters))
+    rng = np.random.default_rng(seed)
+    forced = {
+        name: (rng.random(did.spikes.shape) < 0.3).astype(np.uint8)
+        for name, did in trace.layers.items()
+        if rng.random() < 0.5
+    }
+    trace = reference.run(network, rasters, states=True, forced=forced)
+    assert_same(trace, naive(network, rasters, forced))
 
 
 @EXAMPLES
@@ -199,14 +236,10 @@ def test_samples_do_not_see_each_other(case, data):
 def test_an_or_pool_is_the_lif_it_stands_for(case):
     """A neuron that forgets everything (du = dv = 4095), vth = 0, behind weights of one."""
     network, raster = case
-    pool = network.layers[1]
-    channels = pool.shape[0]
-    ones = np.ones((channels, 1, *pool.kernel), np.int8)
-    synapses = Conv(ones, pool.kernel, (0, 0), (1, 1), channels)
-    as_lif = lif(pool.name, synapses, pool.input_shape, du=4095, dv=4095)
-    inputs = reference.run(network, raster).layers["lif1"].spikes
-    one = reference.run_lif(pool, inputs, chips.load("loihi2"), states=True)
-    two = reference.run_lif(as_lif, inputs, chips.load("loihi2"), states=True)
+    zeros, ones = np.zeros((1, 1, 1), np.int32), np.ones((1, 1, 1))
+    pool = replace(network.by_name["pool1"], neurons=Lif(zeros, zeros, ones, du=4095, dv=4095))
+    one = reference.run(network, raster, states=True).layers["pool1"]
+    two = reference.run(network.changed(pool), raster, states=True).layers["pool1"]
     for field in ("spikes", "u", "v", "active", "overflow"):
         assert (getattr(one, field) == getattr(two, field)).all(), field
 
@@ -221,14 +254,20 @@ def test_large_sums_are_exact(levels):
     weight = rng.integers(120, 128, (3, 700)).astype(np.int8)
     weight[1] *= -1
     layer = dense_lif(weight)
+    (way,) = chain(layer).connections
     x = (rng.integers(0, 2, (4, 700)) * levels).astype(np.uint8)
     x[0] = levels
     x[0, :3] = levels - 1
     expected = x.astype(np.int64) @ weight.astype(np.int64).T
     assert levels == 1 or expected.max() > 1 << 24
-    assert (reference.accumulate(layer, x, levels) == expected).all()
-    shifted = replace(layer, exp=7)
-    assert (reference.accumulate(shifted, x, levels) == expected * 128).all()
+    assert (way.sums(x, levels) == expected).all()
+    assert (replace(way, exp=7).sums(x, levels) == expected * 128).all()
+
+
+def alone(layer, raster, chip, levels=1):
+    """What a layer does on ``chip`` on a raster of ``levels``, with u and v."""
+    network = chain(layer, chip=chip, steps=raster.shape[1], levels=levels)
+    return reference.run(network, raster, states=True).layers[layer.name]
 
 
 # Recurrence and the reset by subtraction, by hand
@@ -238,13 +277,13 @@ def test_a_neuron_hears_itself_one_step_late_and_nothing_of_the_sample_before():
     """Weight 3 on the input, 2 on itself, vth 2, nothing kept: fires on 3, then again on 3 + 2."""
     layer = dense_lif([[3]], vth=np.array([2], np.int32), dv=4095, recurrent=Dense(ONE_OF_TWO))
     raster = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], np.uint8).reshape(2, 4, 1)
-    trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
+    trace = alone(layer, raster, "loihi2")
     assert (trace.u[..., 0] // 64).tolist() == [[3, 5, 2, 0], [0, 0, 3, 5]]
     assert trace.spikes[..., 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
     # The first spike of the second sample comes after steps in which nothing was heard.
     assert trace.active.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
     shifted = replace(layer, exp=2, vth=np.array([11], np.int32))
-    trace = reference.run_lif(shifted, raster, chips.load("loihi2"), states=True)
+    trace = alone(shifted, raster, "loihi2")
     assert (trace.u[0, :, 0] // 64).tolist() == [12, 20, 8, 0]
 
 
@@ -256,7 +295,7 @@ def test_a_row_of_recurrent_weights_belongs_to_the_neuron_that_hears():
     own = np.array([[0, 0], [5, 0]], np.int8)
     layer = replace(layer, recurrent=Dense(own), recurrent_name="rec")
     raster = np.array([1, 0, 0], np.uint8).reshape(1, 3, 1)
-    trace = reference.run_lif(layer, raster, chips.load("loihi2"))
+    trace = alone(layer, raster, "loihi2")
     assert trace.spikes[0].tolist() == [[1, 0], [0, 1], [0, 0]]
 
 
@@ -264,11 +303,11 @@ def test_what_a_spike_leaves_by_hand():
     """Weight 10, vth 4, no leak: 10 - 4 = 6, then 6 - 4 = 2; not delayed, and not above its limit."""
     layer = dense_lif([[10]], vth=np.array([4], np.int32), dv=0, reset="subtract")
     raster = np.array([1, 0, 0], np.uint8).reshape(1, 3, 1)
-    trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
+    trace = alone(layer, raster, "loihi2")
     assert (trace.v[0, :, 0] / 64).tolist() == [6, 2, 2]
     assert trace.spikes[0, :, 0].tolist() == [1, 1, 0]
     edge = replace(layer, vth=np.array([10], np.int32))
-    trace = reference.run_lif(edge, raster, chips.load("loihi2"), states=True)
+    trace = alone(edge, raster, "loihi2")
     assert (trace.v[0, :, 0] / 64).tolist() == [10, 10, 10]
     assert not trace.spikes.any()
 
@@ -279,7 +318,7 @@ def test_the_accumulator_holds_both_sums(own, overflows):
     layer = dense_lif(np.full((1, 258), 127), vth=np.zeros(1, np.int32), dv=4095)
     layer = replace(layer, recurrent=Dense(np.array([[own]], np.int8)), recurrent_name="rec")
     raster = np.ones((1, 2, 258), np.uint8)
-    trace = reference.run_lif(layer, raster, chips.load("loihi1"))
+    trace = alone(layer, raster, "loihi1")
     assert trace.overflow.tolist() == [[0, overflows]]
 
 
@@ -293,18 +332,18 @@ def test_active_by_hand():
     """
     layer = dense_lif([[1], [0]])
     raster = np.array([1, 0, 0, 0], np.uint8).reshape(1, 4, 1)
-    trace = reference.run_lif(layer, raster, chips.load("loihi2"), states=True)
+    trace = alone(layer, raster, "loihi2")
     assert trace.v[0, :, 0].tolist() == [64, 32, 16, 8]
     assert trace.active.tolist() == [[1, 1, 1, 1]]
     # dv = 4095 leaves nothing of 64: it is there to be forgotten in step 2, and gone in step 3.
-    trace = reference.run_lif(replace(layer, dv=4095), raster, chips.load("loihi2"))
+    trace = alone(replace(layer, dv=4095), raster, "loihi2")
     assert trace.active.tolist() == [[1, 1, 0, 0]]
     # A spike resets: nothing is left.
     fired = replace(layer, vth=np.zeros(2, np.int32))
-    assert reference.run_lif(fired, raster, chips.load("loihi2")).active.tolist() == [[1, 0, 0, 0]]
+    assert alone(fired, raster, "loihi2").active.tolist() == [[1, 0, 0, 0]]
     # A bias keeps its neuron busy for ever.
     biased = replace(layer, bias_mant=np.array([0, 5], np.int32))
-    assert reference.run_lif(biased, raster, chips.load("loihi2")).active.tolist() == [[2] * 4]
+    assert alone(biased, raster, "loihi2").active.tolist() == [[2] * 4]
 
 
 @pytest.mark.parametrize(
@@ -325,7 +364,7 @@ def test_overflow_of_the_accumulator(chip, inputs, overflows, sign):
     weight = np.full((2, inputs), 127 * sign, np.int8)
     weight[1, ::2] = 0
     raster = np.ones((1, 1, inputs), np.uint8)
-    trace = reference.run_lif(dense_lif(weight), raster, chips.load(chip))
+    trace = alone(dense_lif(weight), raster, chip)
     assert trace.overflow.tolist() == [[overflows]]
 
 
@@ -335,7 +374,7 @@ def test_the_accumulator_does_not_hold_its_limit(last, overflows, sign):
     """127 * 258 + 1 = 2^15 - 1 fits, 127 * 258 + 2 = 2^15 does not."""
     weight = np.array([[127] * 258 + [last]]) * sign
     raster = np.ones((1, 1, 259), np.uint8)
-    trace = reference.run_lif(dense_lif(weight), raster, chips.load("loihi1"))
+    trace = alone(dense_lif(weight), raster, "loihi1")
     assert trace.overflow.tolist() == [[overflows]]
 
 
@@ -343,10 +382,10 @@ def test_overflow_of_the_voltage():
     """Without leak (dv = 0) sums within the accumulator pile up to the end of the register."""
     weight = np.full((1, 1000), -127, np.int8)
     raster = np.ones((1, 3, 1000), np.uint8)
-    trace = reference.run_lif(dense_lif(weight, dv=0), raster, chips.load("loihi2"), states=True)
+    trace = alone(dense_lif(weight, dv=0), raster, "loihi2")
     assert trace.v[0, :, 0].tolist() == [-8128000, -(1 << 23) + 1, -(1 << 23) + 1]
     assert trace.overflow.tolist() == [[0, 1, 1]]
-    free = reference.run_lif(dense_lif(weight, dv=0), raster, chips.load("ideal"), states=True)
+    free = alone(dense_lif(weight, dv=0), raster, "ideal")
     assert free.v[0, :, 0].tolist() == [-8128000, -16256000, -24384000]
     assert free.overflow.tolist() == [[0, 0, 0]]
 
@@ -376,7 +415,7 @@ def replayed(table):
     late = [0, *(int(row[0]) for row in table[:-1])]
     raster = np.array(late, np.uint8).reshape(1, -1, 1)
     layer = dense_lif([[10]], vth=np.array([25], np.int32), dv=163)
-    return reference.run_lif(layer, raster, chips.load("loihi1"), int(raster.max()), states=True)
+    return alone(layer, raster, "loihi1", int(raster.max()))
 
 
 @needs_reference

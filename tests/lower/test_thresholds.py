@@ -24,8 +24,8 @@ from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import single as single_connections
-from stl_deploy.ir.floats import decode
 from stl_deploy.ir.chain import in_bounds_synapses
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Conv, Sparse
 from stl_deploy.lower import folding, grouped
@@ -509,16 +509,17 @@ def test_no_core_gets_more_thresholds_than_it_holds(seed):
     before = quantized(seed=seed, chip="loihi1", thresholds="native")
     after = quantized(seed=seed, chip="loihi1", thresholds="grouped")
     assert after.placement is not None
-    for a, b in zip(before.lif_layers, after.lif_layers, strict=True):
-        placed = after.placement.layers[b.name]
-        flat = np.moveaxis(b.vth, 0, -1).reshape(-1) if b.vth.ndim > 1 else b.vth
-        cores = placement.by_core(placed, b.neurons)
-        assert np.array_equal(np.sort(np.concatenate(cores)), np.arange(b.neurons))
+    for a, b in zip(before.weighted, after.weighted, strict=True):
+        placed, was, now = after.placement.layers[b.name], a.neurons.vth, b.neurons.vth
+        flat = np.moveaxis(now, 0, -1).reshape(-1) if now.ndim > 1 else now
+        cores = placement.by_core(placed, b.size)
+        assert np.array_equal(np.sort(np.concatenate(cores)), np.arange(b.size))
         assert max(len(np.unique(flat[core])) for core in cores) <= 7
-        change = np.abs(b.vth.astype(int) - a.vth) / (a.vth + 1)
+        change = np.abs(now.astype(int) - was) / (was + 1)
         told = after.rounding[b.name]
-        assert told.changed == (b.vth != a.vth).mean()
+        assert told.changed == (now != was).mean()
         assert (told.mean, told.largest) == pytest.approx((change.mean(), change.max()))
+    for a, b in zip(before.connections, after.connections, strict=True):
         np.testing.assert_array_equal(a.synapses.weight, b.synapses.weight)
 
 
@@ -537,8 +538,8 @@ def test_profiles_round_less_than_neurons_in_order_and_take_no_more_chips():
 def deterministic(packed, graph):
     again = stl_deploy.quantize(graph, chip="loihi1")
     return all(
-        np.array_equal(a.vth, b.vth)
-        for a, b in zip(packed.lif_layers, again.lif_layers, strict=True)
+        np.array_equal(a.neurons.vth, b.neurons.vth)
+        for a, b in zip(packed.weighted, again.weighted, strict=True)
     ) and (packed.placement, packed.rounding) == (again.placement, again.rounding)
 
 

@@ -20,8 +20,8 @@ from stl_deploy.hw_sim.simulate import Simulator
 from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.conv import convolve
 from stl_deploy.ir.chain import synapse_count
+from stl_deploy.ir.conv import convolve
 from stl_deploy.lower.graph import lower
 from stl_deploy.models import joint, layers, qat
 from stl_deploy.models.net import STLNet, from_params, infer
