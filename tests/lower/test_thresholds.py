@@ -406,7 +406,7 @@ def test_netx_is_left_out_and_the_export_says_so(tmp_path):
     )
     assert "loihi/network.net" not in manifest["files"]
     (note,) = (d for d in manifest["diagnostics"] if "netx" in d["where"])
-    assert "lif1 are folded convolutions" in note["what"]
+    assert "lif1): a folded convolution; netx knows no single connections" in note["what"]
     assert "--thresholds native" in note["remedy"]
 
 
