@@ -235,6 +235,9 @@ def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
         "neurons": population.size,
         "synapses": sum(synapse_count(network, c) for c in into),
         "weight_bits": max((c.bits for c in into), default=None),
+        "weight_precision": ", ".join(dict.fromkeys(c.precision for c in into))
+        if population.kind == "lif"
+        else None,
         "grid_bits": max((c.grid_bits for c in into), default=None),
         "recurrent": any(c.source == population.name for c in into),
         "reset": neurons.reset,

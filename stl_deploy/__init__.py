@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.hw_sim.reference import Trace
     from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.ir.network import Raster as Spikes
     from stl_deploy.lower.quantize import quantize
     from stl_deploy.models.net import STLNet
     from stl_deploy.verify.against_float import ParityReport
@@ -167,10 +168,14 @@ def from_nir(
     return lowered
 
 
-def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = False) -> Trace:
-    """Run the integer network on a raster [N, T, *input_shape], all samples at once.
+def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> Trace:
+    """Run the integer network on a raster, all samples at once.
 
-    The trace holds spikes, and with ``states`` u and v, of every layer as [N, T, *shape].
+    Args:
+        spikes: [N, T, *input_shape], or by name one for each of several inputs; [N, 1, *input_shape] of an
+            input that is held.
+        states: whether the trace, which holds the spikes of every population as [N, T, *shape], also holds
+            u and v.
     """
     from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.hw_sim import engine
@@ -182,10 +187,10 @@ def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = 
 def parity(
     model: STLNet | nir.NIRGraph,
     network: IntegerNetwork,
-    spikes: NDArray[np.uint8],
+    spikes: Spikes,
     labels: NDArray[np.int64] | None = None,
 ) -> ParityReport:
-    """Measure how far ``network`` is from ``model`` on a raster [N, T, *input_shape].
+    """Measure how far ``network`` is from ``model`` on a raster, given as to ``simulate``.
 
     ``model`` may also be a lowered float graph, of ``from_torch`` or ``from_nir``.
     """

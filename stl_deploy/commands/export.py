@@ -41,12 +41,10 @@ from stl_deploy.lower.options import Overflow, Skips, Thresholds
 if TYPE_CHECKING:
     Target = str
     import nir
-    import numpy as np
-    from numpy.typing import NDArray
 
     from stl_deploy.hw_sim.simulate import Activity
     from stl_deploy.importers.given import Checkpoint
-    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.ir.network import IntegerNetwork, Raster
     from stl_deploy.verify.against_float import ParityReport
 else:
     # The values that typer lists and accepts; of several it takes members of an Enum alone.
@@ -298,16 +296,20 @@ def _check_unasked(
         )
 
 
-def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
+def _calibration(path: Path, graph: nir.NIRGraph) -> Raster:
     """The spikes of a calibration raster; its labels are not looked at."""
     from stl_deploy.formats import raster as rasters
     from stl_deploy.ir import nir_graph as G
+    from stl_deploy.ir.floats import decode
     from stl_deploy.ir.network import Input
 
     meta = G.float_meta(graph)
     raster = replace(rasters.load(path), labels=None)
-    port = Input(G.in_shape(graph), meta.input_levels, meta.signed, meta.held)
-    rasters.check_input(raster, str(path), {"input": port}, meta.timesteps)
+    inputs = {
+        name: Input(shape, meta.input_levels, meta.signed, meta.held)
+        for name, shape in decode(graph).inputs.items()
+    }
+    rasters.check_input(raster, str(path), inputs, meta.timesteps)
     return raster.spikes
 
 
@@ -436,16 +438,23 @@ def _print_lowering(manifest: dict[str, Any]) -> None:
 
 
 def _print_placement(manifest: dict[str, Any]) -> None:
-    """Cores by layer, what bound them, and how full the fullest core is."""
+    """Cores by population, what bound them, and how full the fullest core is."""
     from stl_deploy.chips.placement import NAMES
 
     held = list(manifest["layers"][0]["placement"]["utilisation"])
-    short = {"compartments": "compart.", "synapse_bytes": "memory", "thresholds": "vth"}
+    short = {
+        "compartments": "comp.",
+        "synapse_bytes": "memory",
+        "in_axons": "in-ax.",
+        "out_axons": "out-ax.",
+        "thresholds": "vth",
+        "decays": "decays",
+    }
     table(
         f"Placement: {manifest['cores']:,} cores, {manifest['tiles']:,} tiles, "
         f"{manifest['chips']:,} {'chip' if manifest['chips'] == 1 else 'chips'}; "
         "how full the fullest is",
-        ("population", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
+        ("name", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
         [
             (
                 row["name"],

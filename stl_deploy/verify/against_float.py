@@ -28,8 +28,8 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import decode
-from stl_deploy.ir.network import IntegerNetwork, Raster
-from stl_deploy.ir.synapses import IntArray, Shape
+from stl_deploy.ir.network import Input, IntegerNetwork, Raster
+from stl_deploy.ir.synapses import IntArray
 from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify import pairs
@@ -348,8 +348,9 @@ def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwo
     else:
         theirs = shapes = {population.name: population.shape for population in floats.populations}
         steps = meta.timesteps
-        read = {n: (port.levels, port.shape) for n, port in network.inputs.items()}
-        meant = {n: (meta.input_levels, shape) for n, shape in floats.inputs.items()}
+        read = dict(network.inputs)
+        values = meta.input_levels, meta.signed, meta.held
+        meant = {name: Input(shape, *values) for name, shape in floats.inputs.items()}
         if read != meant or network.readout.classes != meta.classes:
             raise InputError(
                 Problem(
@@ -365,11 +366,13 @@ def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwo
         )
 
 
-def _inputs(ports: Mapping[str, tuple[int, Shape]]) -> str:
+def _inputs(ports: Mapping[str, Input]) -> str:
     """Inputs in words, with their names where there are several."""
     words = [
-        f"0..{levels} of shape {shape}" + (f" as {name}" if len(ports) > 1 else "")
-        for name, (levels, shape) in ports.items()
+        f"{port.lowest}..{port.levels} of shape {port.shape}"
+        + (", held" if port.held else "")
+        + (f" as {name}" if len(ports) > 1 else "")
+        for name, port in ports.items()
     ]
     return " and ".join(words)
 

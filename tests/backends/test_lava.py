@@ -401,10 +401,10 @@ def test_a_residual_network_by_relays_and_by_delays_is_the_same_on_lava(python, 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 3 * NETWORKS, 3))
 def test_random_networks_work_in_every_layer(seed):
     network, spikes = random_networks.draw(seed)
-    for i, population in enumerate(network.populations):
+    for population in network.populations:
         fired = simulate(network, spikes).layers[population.name].spikes.mean()
         assert 0.02 <= fired <= 0.6
-        assert random_networks.flips(network, spikes, i)
+        assert random_graphs.flips(network, {"input": spikes}, population.name)
 
 
 def test_a_weight_exponent_goes_to_the_process_graph_and_not_to_netx(python):
