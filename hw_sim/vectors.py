@@ -170,6 +170,7 @@ def _step(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
     start = builder.select(begins, zero, load("before", given["neuron"]))
     v = cgutils.alloca_once_value(builder, start)
     total = cgutils.alloca_once(builder, wide)
+
     def heard(own: Any, step: Any, row: Any) -> Any:
         """What the neurons' own spikes bring them in a step, whose marks begin ``row`` further on."""
         late = builder.icmp_signed(">=", builder.add(given["first"], step), given["delay"])
