@@ -148,23 +148,30 @@ def _structure(network: IntegerNetwork) -> Iterator[tuple[str, str, str]]:
     for p in network.populations:
         for what, remedy in _beyond_cuba(p):
             yield p.name, what, remedy
-        for c in network.into(p.name):
+        into = network.into(p.name)
+        # Neurons behind single connections, which are refused below, each have a bias of their own.
+        if len(p.shape) == 3 and not any(FORMS[c.synapses.kind].refused for c in into):
+            yield from _biases(p)
+        for c in into:
             for what, remedy in _beyond_chain(network, c):
                 yield loihi_layers.where(c), what, remedy
 
 
 def _beyond_cuba(population: Population) -> Iterator[tuple[str, str]]:
     """What the neurons do that netx's CUBA neurons cannot."""
-    neurons, shape = population.neurons, population.shape
+    neurons = population.neurons
     if neurons.reset != "zero":
         yield f"reset {neurons.reset!r}; netx's neurons reset to zero", PROCESS_GRAPH
     if None in (shared(neurons.du), shared(neurons.dv)):
         yield "decays of each neuron; netx has one a layer", PROCESS_GRAPH
-    if len(shape) == 3:
-        try:
-            by_channel(neurons.bias_mant, shape)
-        except ValueError:
-            yield "biases that differ within a channel; netx has one a channel", PROCESS_GRAPH
+
+
+def _biases(population: Population) -> Iterator[tuple[str, str, str]]:
+    try:
+        by_channel(population.neurons.bias_mant, population.shape)
+    except ValueError:
+        what = "biases that differ within a channel; netx has one a channel"
+        yield population.name, what, PROCESS_GRAPH
 
 
 def _beyond_chain(network: IntegerNetwork, connection: Connection) -> Iterator[tuple[str, str]]:

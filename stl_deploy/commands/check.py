@@ -189,7 +189,7 @@ def _run(file: Path, found: File, answers: list[Answer], raster: Path, limit: in
     from stl_deploy.formats import raster as rasters
 
     try:
-        spikes = runs.steps(found, rasters.load(raster).first(limit).spikes)
+        spikes = runs.steps(found, rasters.load(raster).first(limit).only(str(raster)))
         expected = runs.expected(found, spikes)
     except LoweringError as error:
         return Ran(impossible=error.problems)

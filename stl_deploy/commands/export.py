@@ -41,12 +41,10 @@ from stl_deploy.lower.options import Overflow, Skips, Thresholds
 if TYPE_CHECKING:
     Target = str
     import nir
-    import numpy as np
-    from numpy.typing import NDArray
 
     from stl_deploy.hw_sim.simulate import Activity
     from stl_deploy.importers.given import Checkpoint
-    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.ir.network import IntegerNetwork, Raster
     from stl_deploy.verify.against_float import ParityReport
 else:
     # The values that typer lists and accepts; of several it takes members of an Enum alone.
@@ -298,16 +296,20 @@ def _check_unasked(
         )
 
 
-def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
+def _calibration(path: Path, graph: nir.NIRGraph) -> Raster:
     """The spikes of a calibration raster; its labels are not looked at."""
     from stl_deploy.formats import raster as rasters
     from stl_deploy.ir import nir_graph as G
+    from stl_deploy.ir.floats import decode
     from stl_deploy.ir.network import Input
 
     meta = G.float_meta(graph)
     raster = replace(rasters.load(path), labels=None)
-    port = Input(G.in_shape(graph), meta.input_levels, meta.signed, meta.held)
-    rasters.check_input(raster, str(path), {"input": port}, meta.timesteps)
+    inputs = {
+        name: Input(shape, meta.input_levels, meta.signed, meta.held)
+        for name, shape in decode(graph).inputs.items()
+    }
+    rasters.check_input(raster, str(path), inputs, meta.timesteps)
     return raster.spikes
 
 

@@ -31,7 +31,8 @@ from stl_deploy.files import check_distinct, check_writable, write
 
 if TYPE_CHECKING:
     from stl_deploy.hw_sim.account.counts import Counts
-    from stl_deploy.hw_sim.account.energy import Bound, Energy, Traffic
+    from stl_deploy.hw_sim.account.energy import Bound, Energy
+    from stl_deploy.hw_sim.account.traffic import Traffic
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.spread import Spread
 

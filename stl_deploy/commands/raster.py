@@ -100,7 +100,7 @@ def raster(
         made, source = _events(dataset, folder, split, wanted, as_json)
         how = f"frames by {source['binning']}"
     rasters.save(out, made, source)
-    rate = float((made.spikes > 0).mean())
+    rate = float((made.only(str(out)) != 0).mean())
     if as_json:
         print_json({"out": str(out), "shape": list(made.shape), "rate": rate, **source})
     else:

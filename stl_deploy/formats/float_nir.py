@@ -106,21 +106,19 @@ def _numbers(value: np.ndarray) -> bool:
 def check_trained(network: FloatNetwork, trained: G.Trained) -> None:
     """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
     problems = []
-    for layer in network.layers:
-        if not layer.neurons.has_state:
+    for p in network.populations:
+        if not p.neurons.has_state:
             continue
-        if layer.neurons.kind != "lif" or layer.own is not None:
-            what = f"{layer.neurons.kind} neurons" + (
-                ", recurrent" if layer.own is not None else ""
-            )
+        own = any(c.source == p.name for c in network.into(p.name))
+        if p.neurons.kind != "lif" or own:
+            what = f"has {p.neurons.kind} neurons{', recurrent' * own}"
             problems.append(
-                Problem(layer.name, f"has {what}; training on integers supports only plain LIF")
+                Problem(p.name, f"{what}; training on integers supports only plain LIF")
             )
-        elif (found := len(trained.scale.get(layer.name, ()))) != layer.shape[0]:
+        elif (found := len(trained.scale.get(p.name, ()))) != p.shape[0]:
             problems.append(
                 Problem(
-                    f"metadata.{G.KEY}: {layer.name}",
-                    f"has {found} units for {layer.shape[0]} channels",
+                    f"metadata.{G.KEY}: {p.name}", f"has {found} units for {p.shape[0]} channels"
                 )
             )
     if problems:

@@ -91,6 +91,7 @@ def decays(node: G.Neurons, exp: int) -> tuple[NDArray[np.int64], NDArray[np.int
     """(du, dv) of the node's shape. Raises ValueError unless the node is what ``neurons`` makes of them."""
     shape = node.v_threshold.shape
     du, dv = np.full(shape, FORGETS), np.zeros(shape, np.int64)
+    expected: dict[str, Any]
     if isinstance(node, nir.IF):
         expected = {"r": 2.0**exp / G.DT, "v_reset": 0.0}
     else:

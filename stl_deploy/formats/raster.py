@@ -68,6 +68,14 @@ class Raster:
         """T, or None where every input is held."""
         return _steps(_shapes(self.arrays), self.held or frozenset())
 
+    def only(self, where: str) -> IntArray:
+        """The spikes of the only input. Raises InputError where there are several."""
+        if len(self.arrays) != 1:
+            what = f"holds {', '.join(key(SPIKES, name) for name in self.arrays)}; one input is read here"
+            raise InputError(Problem(where, what, "save the one as spikes"))
+        (spikes,) = self.arrays.values()
+        return spikes
+
     def first(self, limit: int | None) -> Raster:
         """The first ``limit`` samples."""
         given = self.spikes

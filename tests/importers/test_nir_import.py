@@ -479,15 +479,15 @@ def test_our_own_files_come_back(chip, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     integers = nir_file.to_nir(network)
     bare = nir.NIRGraph(integers.nodes, integers.edges, type_check=False)
-    for want, got in zip(
-        network.layers,
-        stl_deploy.quantize(stl_deploy.from_nir(bare, **said), chip).layers,
-        strict=True,
-    ):
-        for key in {"vth", "bias_mant", "dv", "du", "exp", "kernel"} & vars(want).keys():
-            np.testing.assert_array_equal(getattr(got, key), getattr(want, key), key)
-        if hasattr(want, "synapses"):
-            np.testing.assert_array_equal(got.synapses.weight, want.synapses.weight)
+    other = stl_deploy.quantize(stl_deploy.from_nir(bare, **said), chip)
+    for want, got in zip(network.populations, other.populations, strict=True):
+        assert (got.name, got.kind) == (want.name, want.kind)
+        for key in {"vth", "bias_mant", "dv", "du"} & vars(want.neurons).keys():
+            values = getattr(got.neurons, key), getattr(want.neurons, key)
+            np.testing.assert_array_equal(*values, key)
+    for want, got in zip(network.connections, other.connections, strict=True):
+        assert (got.key, got.exp) == (want.key, want.exp)
+        np.testing.assert_array_equal(got.synapses.weight, want.synapses.weight)
 
 
 def test_a_recurrent_network_with_currents_from_file_to_parity(tmp_path, capsys, monkeypatch):
@@ -569,8 +569,8 @@ def test_integrate_and_fire_in_integers(chip):
     graph = chain(nir.Linear(matrix), node, outputs=(6,))
     raster = (rng.random((20, 12, 4)) < 0.5).astype(np.uint8)
     network = stl_deploy.quantize(stl_deploy.from_nir(graph, timesteps=12), chip)
-    (layer,) = network.layers
-    assert (layer.dv, layer.du) == (0, 4095)
+    (neurons,) = (population.neurons for population in network.populations)
+    assert (neurons.dv, neurons.du) == (0, 4095)
     expected = plainly(graph, raster)["n1"]
     assert 0.05 < expected.mean() < 0.9
     trace = stl_deploy.simulate(network, raster)
@@ -580,4 +580,6 @@ def test_integrate_and_fire_in_integers(chip):
     )
     assert (report.layers[0].mismatch, report.layers[0].certified) == (0, 1)
     again = nir_file.from_nir(nir_file.to_nir(network))
-    assert (again.layers[0].dv, again.layers[0].vth.tolist()) == (0, layer.vth.tolist())
+    (read,) = (population.neurons for population in again.populations)
+    assert read.dv == 0
+    np.testing.assert_array_equal(read.vth, neurons.vth)

@@ -307,8 +307,8 @@ def _at_a_time(first: Value, index: Any, shape: Shape) -> Value | None:
     rest = isinstance(index, tuple) and len(index) >= 2 and index[0] == slice(None)
     if rest and isinstance(index[1], int) and all(i in (slice(None), ...) for i in index[2:]):
         return step(index[1], 1)
-    first = isinstance(index, tuple) and len(index) > 0 and isinstance(index[0], int)
-    if first and all(i in (slice(None), ...) for i in index[1:]):
+    leads = isinstance(index, tuple) and len(index) > 0 and isinstance(index[0], int)
+    if leads and all(i in (slice(None), ...) for i in index[1:]):
         return step(index[0], 0)
     return None
 
