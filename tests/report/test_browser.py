@@ -145,7 +145,7 @@ def call(module: str, *args: Any) -> None:
 
 def captions(network: IntegerNetwork) -> list[str]:
     return [
-        *(f"{layer.name}: " for layer in network.lif_layers),
+        *(f"{population.name}: " for population in network.weighted),
         "By event",
         "Dynamic, by layer",
         *(f"{name}: layers by event" for name in PROFILES),
@@ -154,7 +154,7 @@ def captions(network: IntegerNetwork) -> list[str]:
 
 
 def pictures(network: IntegerNetwork) -> int:
-    return (1 + len(network.layers)) * network.timesteps
+    return (1 + len(network.populations)) * network.timesteps
 
 
 # What can be wrong with a page
