@@ -490,9 +490,10 @@ def add_scattered(
     first: int,
     sums: Array,
 ) -> None:
-    """Add what inputs x [N, S, pixels, channels] bring to ``sums`` int32 [N, T, neurons], from step ``first``.
+    """Add what inputs x [N, S, pixels, channels] bring to ``sums`` int32 [N, T, neurons].
 
-    ``values`` and ``acc`` are as in ``run_plain``; it is known that no sum passes 32 bits.
+    The first step of ``x`` is added to step ``first``, and so on. ``values`` and ``acc`` are as in
+    ``run_plain``. It is known that no sum passes 32 bits.
     """
     steps, pixels = x.shape[1], x.shape[2]
     rows = x.shape[0] * steps
@@ -511,10 +512,11 @@ def add_scattered(
 def add_listed(
     x: Array, pointers: Array, neurons: Array, weights: Array, exp: int, first: int, sums: Array
 ) -> None:
-    """Add what inputs x [N, S, inputs] bring to ``sums`` int32 [N, T, neurons], from step ``first``.
+    """Add what inputs x [N, S, inputs] bring to ``sums`` int32 [N, T, neurons].
 
-    Input i has the int32 ``weights`` from ``pointers[i]`` to ``pointers[i+1]``, which lead to the
-    ``neurons`` that stand there. It is known that no sum passes 32 bits.
+    The first step of ``x`` is added to step ``first``, and so on. Input i has the int32 ``weights`` from
+    ``pointers[i]`` to ``pointers[i+1]``, which lead to the ``neurons`` that stand there. It is known that no
+    sum passes 32 bits.
     """
     for n in range(x.shape[0]):
         for t in range(x.shape[1]):
