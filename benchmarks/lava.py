@@ -43,9 +43,8 @@ from stl_deploy.backends import netx as netx_backend
 from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import simulate as sim
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.network import IntegerNetwork, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.neurons import Lif
 from stl_deploy.ir.synapses import Dense
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
@@ -71,20 +70,23 @@ def zoo_case() -> tuple[IntegerNetwork, Spikes]:
 def dense_case() -> tuple[IntegerNetwork, Spikes]:
     """Three dense layers with biases and thresholds of their own at which all of them fire."""
     rng = np.random.default_rng(0)
-    layers = [
-        LifLayer(
-            f"lif{i + 1}",
-            f"fc{i + 1}",
-            Dense(rng.integers(-127, 128, (after, before)).astype(np.int8)),
-            (before,),
-            (after,),
-            rng.integers(-9, 10, after).astype(np.int32),
-            rng.integers(300, 1500, after).astype(np.int32),
-            np.ones(after),
-        )
-        for i, (before, after) in enumerate(itertools.pairwise((784, 256, 100, 10)))
-    ]
-    network = chain_view.of("loihi2", 4, (784,), 1, tuple(layers), Readout(10, 1))
+    sizes = (784, 256, 100, 10)
+    names = ["input", *(f"lif{i + 1}" for i in range(3))]
+    populations, connections = [], []
+    for i, (before, after) in enumerate(itertools.pairwise(sizes)):
+        weight = rng.integers(-127, 128, (after, before)).astype(np.int8)
+        bias = rng.integers(-9, 10, after).astype(np.int32)
+        vth = rng.integers(300, 1500, after).astype(np.int32)
+        connections.append(Connection(f"fc{i + 1}", names[i], names[i + 1], Dense(weight)))
+        populations.append(Population(names[i + 1], (after,), Lif(vth, bias, np.ones(after))))
+    network = IntegerNetwork(
+        "loihi2",
+        4,
+        {"input": Input((784,))},
+        tuple(populations),
+        tuple(connections),
+        Readout(10, 1, names[-1]),
+    )
     return network, (rng.random((SAMPLES, 4, 784)) < 0.2).astype(np.uint8)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +21,8 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import Conv
+from stl_deploy.ir.network import Connection, IntegerNetwork
+from stl_deploy.ir.synapses import Conv, IntArray
 
 ZOO = Path(__file__).parents[1] / "models" / "zoo"
 
@@ -32,9 +30,9 @@ ZOO = Path(__file__).parents[1] / "models" / "zoo"
 class Replay(torch.nn.Module):
     """Gives out recorded spikes [T, N, *shape], a step a call, whatever comes in."""
 
-    def __init__(self, spikes: Any) -> None:
+    def __init__(self, spikes: torch.Tensor) -> None:
         super().__init__()
-        self.spikes, self.step = torch.from_numpy(spikes).float(), -1
+        self.spikes, self.step = spikes, -1
 
     def forward(self, _: torch.Tensor) -> torch.Tensor:
         """The next step."""
@@ -43,38 +41,41 @@ class Replay(torch.nn.Module):
 
 
 class Net(torch.nn.Module):
-    """Connection layers and replayed neurons; pools are replayed between them."""
+    """Connection layers and replayed neurons: every connection sees what its source sent in the step.
 
-    def __init__(self, network: IntegerNetwork, trace: reference.Trace) -> None:
+    Pools have neither, and what they sent is only looked up.
+    """
+
+    def __init__(self, network: IntegerNetwork, spikes: IntArray, trace: reference.Trace) -> None:
         super().__init__()
-        self.chain: list[tuple[torch.nn.Module | None, Any, Any]] = []
-        for layer in network.layers:
-            spikes = np.moveaxis(trace.layers[layer.name].spikes, 0, 1)
-            connection = connect(layer) if isinstance(layer, LifLayer) else None
-            neurons = Replay(spikes) if connection is not None else None
-            self.chain.append((connection, neurons, torch.from_numpy(spikes).float()))
-        self.connections = torch.nn.ModuleList(c for c, _, _ in self.chain if c is not None)
-        self.neurons = torch.nn.ModuleList(n for _, n, _ in self.chain if n is not None)
+        sent = network.rasters(spikes) | {name: did.spikes for name, did in trace.layers.items()}
+        self.sent = {
+            name: torch.from_numpy(np.moveaxis(values, 0, 1)).float()
+            for name, values in sent.items()
+        }
+        own = [population.name for population in network.weighted]
+        layers = [c for c in network.connections if c.target in own]
+        self.sources = [c.source for c in layers]
+        self.connections = torch.nn.ModuleList(map(connect, layers))
+        self.neurons = torch.nn.ModuleList(Replay(self.sent[name]) for name in own)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """All steps of a batch [N, T, *input]."""
         for t in range(batch.shape[1]):
-            x = batch[:, t]
-            for connection, neurons, pooled in self.chain:
-                if connection is None:
-                    x = pooled[t]
-                    continue
-                flat = isinstance(connection, torch.nn.Linear)
-                x = neurons(connection(x.flatten(1) if flat else x))
-        return x
+            for source, layer in zip(self.sources, self.connections, strict=True):
+                x = self.sent[source][t]
+                layer(x.flatten(1) if isinstance(layer, torch.nn.Linear) else x)
+            for neurons in self.neurons:
+                last: torch.Tensor = neurons(batch)
+        return last
 
 
-def connect(layer: LifLayer) -> torch.nn.Module:
+def connect(connection: Connection) -> torch.nn.Module:
     """The PyTorch layer with the integer weights."""
-    weight = torch.from_numpy(layer.synapses.weight.astype(np.float32))
+    weight = torch.from_numpy(connection.synapses.weight.astype(np.float32))
     module: torch.nn.Module
-    if isinstance(layer.synapses, Conv):
-        conv = layer.synapses
+    if isinstance(connection.synapses, Conv):
+        conv = connection.synapses
         module = torch.nn.Conv2d(
             weight.shape[1] * conv.groups,
             weight.shape[0],
@@ -112,7 +113,7 @@ def main() -> None:
     recorder.add(spikes, trace)
     ours = neurobench.metrics(network, recorder.done().counts)
 
-    theirs = TorchModel(Net(network, trace))
+    theirs = TorchModel(Net(network, spikes, trace))
     theirs.add_activation_module(Replay)
     theirs.register_hooks()
     batch = torch.from_numpy(spikes).float()

@@ -31,9 +31,9 @@ def main() -> None:
     start = time.perf_counter()
     arch = sanafe.load_arch(str(described))
     network = build(sanafe.Network(), spec)
-    for group, cores in zip(spec["groups"], spec["cores"], strict=True):
+    for group in spec["groups"]:
         neurons = network.groups[group["name"]].neurons
-        for i, core in enumerate(cores):
+        for i, core in enumerate(group["cores"]):
             neurons[i].map_to_core(arch.cores()[core])
     chip = sanafe.SpikingChip(arch)
     chip.load(network)
@@ -65,9 +65,10 @@ def run_without_traces(chip: Any, network: Any, steps: int) -> float:
 
 def architecture(spec: dict[str, Any]) -> dict[str, Any]:
     """A chip with the costs of SPEC's energy model; input units only in the tiles that hold inputs."""
-    cost, grid = spec["energy_model"], spec["grid"]
-    inputs = max(core for core in spec["cores"][0]) // grid["cores_per_tile"]
-    size = max(spec["cores"][0].count(core) for core in set(spec["cores"][0]))
+    cost, grid, cores = spec["energy_model"], spec["grid"], spec["groups"][0]["cores"]
+    inputs = max(cores) // grid["cores_per_tile"]
+    size = max(cores.count(core) for core in set(cores))
+    late = any(connection["waits"] for connection in spec["connections"])
     tiles = grid["columns"] * grid["rows"]
     return {
         "architecture": {
@@ -86,15 +87,21 @@ def architecture(spec: dict[str, Any]) -> dict[str, Any]:
                 },
             },
             "tile": [
-                tile(cost, grid, f"input_tile[0..{inputs}]", size),
-                tile(cost, grid, f"tile[{inputs + 1}..{tiles - 1}]", 0),
+                tile(cost, grid, f"input_tile[0..{inputs}]", size, late),
+                tile(cost, grid, f"tile[{inputs + 1}..{tiles - 1}]", 0, late),
             ],
         }
     }
 
 
-def tile(cost: dict[str, Any], grid: dict[str, Any], name: str, inputs: int) -> dict[str, Any]:
-    """A tile of cores with neurons and, where there are any, units that replay a spike train."""
+def tile(
+    cost: dict[str, Any], grid: dict[str, Any], name: str, inputs: int, late: bool
+) -> dict[str, Any]:
+    """A tile of cores with neurons and, where there are any, units that replay a spike train.
+
+    With ``late`` dendrites keep what arrives for as many steps as its synapse says; they then stand
+    between one step and the next, which else the soma does.
+    """
     hop: dict[str, float] = {}
     for key, unit, table in (("energy", PICO, cost["hop_pj"]), ("latency", NANO, cost["hop_ns"])):
         for direction, axis in (
@@ -119,8 +126,8 @@ def tile(cost: dict[str, Any], grid: dict[str, Any], name: str, inputs: int) -> 
     core = {
         "name": f"core[0..{grid['cores_per_tile'] - 1}]",
         "attributes": {
-            "buffer_position": "soma",
-            "buffer_inside_unit": False,
+            "buffer_position": "dendrite" if late else "soma",
+            "buffer_inside_unit": late,
             "max_neurons_supported": grid["neurons_per_core"],
         },
         "axon_in": [
@@ -141,12 +148,16 @@ def tile(cost: dict[str, Any], grid: dict[str, Any], name: str, inputs: int) -> 
                     "latency_process_spike": NANO * cost["synop_ns"][kind],
                 },
             }
-            for kind in ("dense", "conv")
+            for kind in cost["synop_pj"]
         ],
         "dendrite": [
             {
                 "name": "dendrite",
-                "attributes": {"model": "accumulator", "energy_update": 0.0, "latency_update": 0.0},
+                "attributes": {
+                    "model": "accumulator_with_delay" if late else "accumulator",
+                    "energy_update": 0.0,
+                    "latency_update": 0.0,
+                },
             }
         ],
         "soma": units,
@@ -164,43 +175,48 @@ def tile(cost: dict[str, Any], grid: dict[str, Any], name: str, inputs: int) -> 
 
 
 def build(network: Any, spec: dict[str, Any]) -> Any:
-    """Neurons of every group and the synapses between one group and the next."""
-    groups = []
-    for i, group in enumerate(spec["groups"]):
-        neurons = len(spec["cores"][i])
-        if i == 0:
-            made = network.create_neuron_group(group["name"], neurons, log_spikes=True)
-            used: dict[int, int] = {}
-            for j, (core, train) in enumerate(zip(spec["cores"][0], spec["trains"], strict=True)):
-                unit = used[core] = used.get(core, -1) + 1
-                made.neurons[j].set_attributes(
-                    soma_hw_name=f"input[{unit}]",
-                    model_attributes={"spikes": [bool(s) for s in train]},
-                )
-        else:
-            made = network.create_neuron_group(
-                group["name"],
-                neurons,
-                model_attributes={
-                    "reset": 0.0,
-                    "reset_mode": "hard",
-                    "reverse_threshold": -1e12,
-                    "leak_decay": group["leak"],
-                    "input_decay": 0.0,
-                },
-                default_synapse_hw_name=group["kind"],
-                soma_hw_name="lif",
-                log_spikes=True,
-            )
-            for j, threshold in enumerate(group["thresholds"]):
-                made.neurons[j].set_attributes(model_attributes={"threshold": float(threshold)})
-            groups[-1].connect_neurons_sparse(
-                made,
-                {"weight": [float(w) for w in group["weights"]]},
-                [tuple(pair) for pair in group["pairs"]],
-            )
-        groups.append(made)
+    """Neurons of every group and the synapses between them."""
+    first, *others = spec["groups"]
+    made = {first["name"]: inputs(network, first, spec["trains"])}
+    for group in others:
+        own = made[group["name"]] = network.create_neuron_group(
+            group["name"],
+            len(group["cores"]),
+            model_attributes={
+                "reset": 0.0,
+                "reset_mode": "hard",
+                "reverse_threshold": -1e12,
+                "leak_decay": group["leak"],
+                "input_decay": 0.0,
+            },
+            soma_hw_name="lif",
+            log_spikes=True,
+        )
+        for j, threshold in enumerate(group["thresholds"]):
+            own.neurons[j].set_attributes(model_attributes={"threshold": float(threshold)})
+    for connection in spec["connections"]:
+        target = made[connection["target"]]
+        for neuron in target.neurons:
+            neuron.set_attributes(default_synapse_hw_name=connection["kind"])
+        attributes = {"weight": [float(w) for w in connection["weights"]]}
+        if any(c["waits"] for c in spec["connections"]):
+            attributes["delay"] = [connection["waits"]] * len(attributes["weight"])
+        made[connection["source"]].connect_neurons_sparse(
+            target, attributes, [tuple(pair) for pair in connection["pairs"]]
+        )
     return network
+
+
+def inputs(network: Any, group: dict[str, Any], trains: list[list[int]]) -> Any:
+    """Neurons that replay spike trains."""
+    made = network.create_neuron_group(group["name"], len(group["cores"]), log_spikes=True)
+    used: dict[int, int] = {}
+    for j, (core, train) in enumerate(zip(group["cores"], trains, strict=True)):
+        unit = used[core] = used.get(core, -1) + 1
+        made.neurons[j].set_attributes(
+            soma_hw_name=f"input[{unit}]", model_attributes={"spikes": [bool(s) for s in train]}
+        )
+    return made
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,15 @@ from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.chain import Layer, LifLayer, OrPool, synapse_count
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import (
+    Connection,
+    Input,
+    IntegerNetwork,
+    Population,
+    synapse_count,
+)
 from stl_deploy.ir.notes import Placement
+from stl_deploy.report.rows import effective_bits
 from stl_deploy.report.sections import render
 from stl_deploy.version import __version__
 
@@ -194,7 +200,9 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
         "timesteps": network.timesteps,
         "thresholds": {"lowering": network.lowering, "reason": network.lowering_reason},
         "weights": _weights(network, placed),
-        "layers": [_row(layer, network) | _cores(placed, layer, chip) for layer in network.layers],
+        "inputs": {name: _input(port) for name, port in network.inputs.items()},
+        "layers": [_row(network, p) | _cores(placed, p.name, chip) for p in network.populations],
+        "connections": [_connection(network, c) for c in network.connections],
         "cores": None if placed is None else placed.cores,
         "tiles": None if placed is None else placed.tiles,
         "chips": None if placed is None else placed.chips,
@@ -203,75 +211,85 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
 
 
 def _weights(network: IntegerNetwork, placed: Placement | None) -> dict[str, Any]:
-    """How weights are stored, and what all layers take for it; bytes None without cores."""
+    """How weights are stored, and what all connections take for it; bytes None without cores."""
     rows = () if placed is None else placed.layers.values()
     memory = sum(row.total["synapse_bytes"] for row in rows)
     return {
         "precision": network.weight_precision,
-        "synapses": sum(synapse_count(layer) for layer in network.layers),
+        "synapses": sum(synapse_count(network, c) for c in network.connections),
         "synapse_bytes": None if placed is None else memory,
     }
 
 
-@dataclass(frozen=True)
-class _OfKind:
-    """What the manifest says of a layer by its kind; None where it does not apply.
-
-    ``decays`` are du and dv, ``lowering`` how its thresholds came about.
-    """
-
-    kind: str
-    weight_precision: str | None
-    decays: dict[str, int] | None
-    lowering: str
-
-
-def _of_lif(layer: LifLayer, network: IntegerNetwork) -> _OfKind:
-    decays = {"du": layer.du, "dv": layer.dv}
-    return _OfKind(layer.synapses.kind, layer.weight_precision, decays, network.lowering)
-
-
-def _of_pool(layer: OrPool, _network: IntegerNetwork) -> _OfKind:
-    return _OfKind(layer.kind, None, None, "native")
-
-
-OF_KIND: dict[str, Callable[[Any, IntegerNetwork], _OfKind]] = {
-    "lif": _of_lif,
-    "or_pool": _of_pool,
-}
-
-
-def _row(layer: Layer, network: IntegerNetwork) -> dict[str, Any]:
-    own = entry(OF_KIND, layer.kind, layer.name, "the manifest")(layer, network)
-    precision = network.precision.get(layer.name)
-    rounding = network.rounding.get(layer.name)
+def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
+    """What the manifest says of a population; ``lowering`` is how its thresholds came about."""
+    lowerings = {"lif": network.lowering, "or": "native"}
+    lowering = entry(lowerings, population.kind, population.name, "the manifest")
+    neurons, into = population.neurons, network.into(population.name)
+    precision = network.precision.get(population.name)
+    rounding = network.rounding.get(population.name)
     return {
-        "name": layer.name,
-        "kind": own.kind,
-        "shape": list(layer.shape),
-        "neurons": layer.neurons,
-        "synapses": synapse_count(layer),
-        "weight_bits": layer.weight_bits,
-        "weight_precision": own.weight_precision,
-        "grid_bits": layer.grid_bits,
-        "recurrent": layer.recurrent is not None,
-        "reset": layer.reset,
-        "decays": own.decays,
+        "name": population.name,
+        "kind": population.kind,
+        "shape": list(population.shape),
+        "neurons": population.size,
+        "synapses": sum(synapse_count(network, c) for c in into),
+        "weight_bits": max((c.bits for c in into), default=None),
+        "weight_precision": ", ".join(dict.fromkeys(c.precision for c in into))
+        if population.kind == "lif"
+        else None,
+        "grid_bits": max((c.grid_bits for c in into), default=None),
+        "recurrent": any(c.source == population.name for c in into),
+        "reset": neurons.reset,
+        "decays": {"du": _span(neurons.du), "dv": _span(neurons.dv)},
         "thresholds": {
-            "distinct": len(np.unique(layer.vth)),
-            "min": int(layer.vth.min()),
-            "max": int(layer.vth.max()),
-            "lowering": own.lowering,
+            "distinct": len(np.unique(neurons.vth)),
+            "min": int(neurons.vth.min()),
+            "max": int(neurons.vth.max()),
+            "lowering": lowering,
             "rounding": None if rounding is None else asdict(rounding),
         },
         "precision": None if precision is None else asdict(precision),
     }
 
 
-def _cores(where: Placement | None, layer: Layer, chip: chips.Chip) -> dict[str, Any]:
+def _span(values: Any) -> int | list[int]:
+    """The value that all neurons have, or the lowest and the highest."""
+    low, high = int(np.min(values)), int(np.max(values))
+    return low if low == high else [low, high]
+
+
+def _connection(network: IntegerNetwork, c: Connection) -> dict[str, Any]:
+    """What the manifest says of a connection."""
+    return {
+        "name": c.name,
+        "source": c.source,
+        "target": c.target,
+        "kind": c.synapses.kind,
+        "delay": c.delay,
+        "synapses": synapse_count(network, c),
+        "weight_bits": c.bits,
+        "precision": c.precision,
+        "exp": c.exp,
+        "effective_bits": effective_bits(network, c),
+    }
+
+
+def _input(port: Input) -> dict[str, Any]:
+    """What the manifest says of an input."""
+    return {
+        "shape": list(port.shape),
+        "levels": port.levels,
+        "signed": port.signed,
+        "held": port.held,
+    }
+
+
+def _cores(where: Placement | None, name: str, chip: chips.Chip) -> dict[str, Any]:
+    """What the manifest says of the cores of population ``name``."""
     if where is None:
         return {"cores": None, "placement": None}
-    placed = where.layers[layer.name]
+    placed = where.layers[name]
     return {
         "cores": placed.cores,
         "placement": {

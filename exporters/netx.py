@@ -24,7 +24,16 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.exporters import loihi_layers
 from stl_deploy.exporters.loihi_layers import PROCESS_GRAPH
-from stl_deploy.exporters.netx_layers import FORMS, Layer, Unfit, layers
+from stl_deploy.exporters.netx_layers import (
+    FORMS,
+    MOST_COPIES,
+    Layer,
+    Unfit,
+    copies,
+    has_copies,
+    layers,
+    narrowed,
+)
 from stl_deploy.files import write as write_file
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
@@ -97,8 +106,8 @@ def parts(network: IntegerNetwork, values: dict[str, IntArray]) -> dict[str, Int
 
 
 def _chain(network: IntegerNetwork) -> IntegerNetwork:
-    """``network`` with relays in place of skips."""
-    return relays.relayed(network, chips.of(network), "relay")
+    """``network`` with relays in place of skips, as many as the weights behind them need."""
+    return narrowed(relays.relayed(network, chips.of(network), "relay"))
 
 
 def _refusals(network: IntegerNetwork) -> list[Refusal]:
@@ -139,33 +148,40 @@ def _structure(network: IntegerNetwork) -> Iterator[tuple[str, str, str]]:
     for p in network.populations:
         for what, remedy in _beyond_cuba(p):
             yield p.name, what, remedy
-        for c in network.into(p.name):
-            for what, remedy in _beyond_chain(c):
+        into = network.into(p.name)
+        # Neurons behind single connections, which are refused below, each have a bias of their own.
+        if len(p.shape) == 3 and not any(FORMS[c.synapses.kind].refused for c in into):
+            yield from _biases(p)
+        for c in into:
+            for what, remedy in _beyond_chain(network, c):
                 yield loihi_layers.where(c), what, remedy
 
 
 def _beyond_cuba(population: Population) -> Iterator[tuple[str, str]]:
     """What the neurons do that netx's CUBA neurons cannot."""
-    neurons, shape = population.neurons, population.shape
+    neurons = population.neurons
     if neurons.reset != "zero":
         yield f"reset {neurons.reset!r}; netx's neurons reset to zero", PROCESS_GRAPH
     if None in (shared(neurons.du), shared(neurons.dv)):
         yield "decays of each neuron; netx has one a layer", PROCESS_GRAPH
-    if len(shape) == 3:
-        try:
-            by_channel(neurons.bias_mant, shape)
-        except ValueError:
-            yield "biases that differ within a channel; netx has one a channel", PROCESS_GRAPH
 
 
-def _beyond_chain(connection: Connection) -> Iterator[tuple[str, str]]:
+def _biases(population: Population) -> Iterator[tuple[str, str, str]]:
+    try:
+        by_channel(population.neurons.bias_mant, population.shape)
+    except ValueError:
+        what = "biases that differ within a channel; netx has one a channel"
+        yield population.name, what, PROCESS_GRAPH
+
+
+def _beyond_chain(network: IntegerNetwork, connection: Connection) -> Iterator[tuple[str, str]]:
     """What a connection does that netx's layers cannot."""
     if refused := FORMS[connection.synapses.kind].refused:
         yield refused
     if connection.exp:
         what = f"weight exponent {connection.exp}; netx knows 0 only"
         yield what, "quantize with --weight-exp 0"
-    if connection.precision != "8":
+    if connection.precision != "8" and not _of_relays(network, connection):
         what = f"weight precision {connection.precision}, {ONE_GROUP}"
         yield what, f"quantize with --weight-precision 8, or {PROCESS_GRAPH}"
     if connection.source == connection.target:
@@ -173,6 +189,16 @@ def _beyond_chain(connection: Connection) -> Iterator[tuple[str, str]]:
     elif connection.delay:
         what = f"a delay of {connection.delay}; in netx spikes go to the next layer in their step"
         yield what, PROCESS_GRAPH
+
+
+def _of_relays(network: IntegerNetwork, connection: Connection) -> bool:
+    """Whether enough relays for wide weights can stand in the place of one."""
+    waits = network.depth is not None and network.waits(connection) > 0
+    return (
+        connection.synapses.kind == "one_to_one"
+        and copies(connection) <= MOST_COPIES
+        and (waits or has_copies(network, connection.source))
+    )
 
 
 def _layer_refusals(layer: Layer, levels: int) -> Iterator[tuple[str, str]]:

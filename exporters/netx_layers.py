@@ -5,13 +5,16 @@ is carried through them by relays (``lower/relays.py``), and all populations of 
 are channels of one convolution where their planes agree, else neurons of one dense layer. From a dense layer
 on all layers are dense. A layer has one decay of currents and one of voltages. A relay fires and is reset
 in one step, whatever the decay of its voltage; a current it must forget.
+
+One-to-one weights of a skip are often wider than the 8 bits of a layer. Then a relay stands there several
+times, and their weights add up.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +24,14 @@ from stl_deploy.exporters import loihi_layers
 from stl_deploy.ir import conv
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.neurons import by_channel, shared
-from stl_deploy.ir.synapses import Conv, Dense, Shape
+from stl_deploy.ir.synapses import Conv, Dense, OneToOne, Shape
 from stl_deploy.ir.units import FORGETS
 
 # Entries of a matrix that convolutions are unrolled to: 64 MB in Lava's int32.
 MOST_ENTRIES = 1 << 24
 WEIGHTS = -128, 127
+# Relays that may stand in the place of one, for a weight of up to 32 * 127.
+MOST_COPIES = 32
 Ints = NDArray[np.integer[Any]]
 
 
@@ -36,6 +41,54 @@ class Unfit(Exception):
     def __init__(self, names: Sequence[str], why: str, remedy: str) -> None:
         super().__init__(why)
         self.names, self.remedy = names, remedy
+
+
+def copies(connection: Connection) -> int:
+    """How many times the source of one-to-one weights has to stand in a layer of 8 bits."""
+    largest = int(np.abs(connection.synapses.weight.astype(np.int64)).max(initial=0))
+    return max(1, -(-largest // WEIGHTS[1]))
+
+
+def has_copies(network: IntegerNetwork, name: str) -> bool:
+    """Whether a population is cheap to have twice: a relay, or one that nothing leads into."""
+    if name in network.inputs:
+        return False
+    into = network.into(name)
+    return not into or (
+        network.by_name[name].kind == "or"
+        and len(into) == 1
+        and into[0].synapses.kind == "one_to_one"
+        and bool((into[0].synapses.weight == 1).all())
+    )
+
+
+def narrowed(network: IntegerNetwork) -> IntegerNetwork:
+    """``network`` with weights of 8 bits, and more relays where those from one were wider."""
+    populations, connections = list(network.populations), list[Connection]()
+    taken = {*network.inputs, *network.by_name}
+    same: dict[str, list[str]] = {}  # a population and its copies, by its name
+    for c in network.connections:
+        if c.precision == "8":
+            connections.append(c)
+            continue
+        left = c.synapses.weight.astype(np.int64)
+        for i in range(copies(c)):
+            named = same.setdefault(c.source, [c.source])
+            if i == len(named):
+                name = f"{c.source}_copy{i}"
+                while name in taken:
+                    name += "_"
+                taken.add(name)
+                named.append(name)
+                place = populations.index(network.by_name[c.source])
+                populations.insert(place, replace(network.by_name[c.source], name=name))
+                connections += [replace(way, target=name) for way in network.into(c.source)]
+            part = np.clip(left, -WEIGHTS[1], WEIGHTS[1])
+            left = left - part
+            weights = OneToOne(part.astype(np.int8))
+            one = replace(c, source=named[i], synapses=weights, bits=8, precision="8")
+            connections.append(one)
+    return replace(network, populations=tuple(populations), connections=tuple(connections))
 
 
 @dataclass(frozen=True)

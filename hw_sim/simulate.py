@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import atomic, refusals
 from stl_deploy.formats.raster import Source
 from stl_deploy.hw_sim import engine
@@ -24,33 +22,9 @@ from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import Spread
 
-Sources = Source | Mapping[str, Source]  # the raster of the only input, or one for each by name
-
 MEMORY = 512 << 20  # bytes that one batch may take, roughly
 SPREAD_BATCH = 1 << 6  # samples that one of many workers takes at a time
 BYTES_PER_ENTRY = 1 << 6  # of the largest population, all temporaries together
-
-
-def samples(sources: Sources) -> int:
-    """How many samples there are. Raises InputError where rasters of several inputs differ in it."""
-    if not isinstance(sources, Mapping):
-        return sources.shape[0]
-    found = {name: source.shape[0] for name, source in sources.items()}
-    if len(set(found.values())) != 1:
-        held = ", ".join(f"{count:,} of {name}" for name, count in found.items())
-        raise InputError(
-            Problem("rasters", f"hold different numbers of samples: {held}", "give as many of each")
-        )
-    return next(iter(found.values()))
-
-
-def batches(sources: Sources, size: int) -> Iterator[Raster]:
-    """What arrives at the inputs, ``size`` samples at a time."""
-    if not isinstance(sources, Mapping):
-        yield from sources.batches(size)
-        return
-    for parts in zip(*(source.batches(size) for source in sources.values()), strict=True):
-        yield dict(zip(sources, parts, strict=True))
 
 
 def batch_size(network: IntegerNetwork) -> int:
@@ -126,7 +100,7 @@ class Simulator:
 
     def run(
         self,
-        raster: Sources,
+        raster: Source,
         out: Path | None = None,
         states: bool = False,
         on_progress: Callable[[int], None] | None = None,
@@ -139,7 +113,7 @@ class Simulator:
         others run and count the batches; they are priced here, in order, and nothing changes.
         """
         self.recorder.reset()
-        done, count = 0, samples(raster)
+        done = 0
         with tempfile.TemporaryDirectory() as folder:
             files: dict[str, Path] = {}
             traces = (
@@ -150,7 +124,7 @@ class Simulator:
             with closing(traces):
                 for trace in traces:
                     if out is not None:
-                        _store(files, Path(folder), trace, count)
+                        _store(files, Path(folder), trace, raster.shape[0])
                     done += len(trace.predictions)
                     if on_progress is not None:
                         on_progress(done)
@@ -160,20 +134,20 @@ class Simulator:
                     np.savez_compressed(file, **arrays)
         return self.recorder.done()
 
-    def _here(self, raster: Sources, states: bool) -> Generator[Trace]:
+    def _here(self, raster: Source, states: bool) -> Generator[Trace]:
         """Run and record batch by batch."""
-        for inputs in batches(raster, engine.batch_size(self.network, states)):
+        for inputs in raster.batches(engine.batch_size(self.network, states)):
             trace = self.engine.run(inputs, states)
             self.recorder.add(inputs, trace)
             yield trace
 
     def _elsewhere(
-        self, spread: Spread, raster: Sources, states: bool, keep: bool
+        self, spread: Spread, raster: Source, states: bool, keep: bool
     ) -> Generator[Trace]:
         """Have batches run and counted, and record them in order."""
         size = min(SPREAD_BATCH, engine.batch_size(self.network, states))
         job = Batches(self.network, self.energy_model, states, keep)
-        with closing(spread.run(job, batches(raster, size))) as results:
+        with closing(spread.run(job, raster.batches(size))) as results:
             for works, trace in results:
                 self.recorder.take(works, trace)
                 yield trace
@@ -229,9 +203,9 @@ def _store(files: dict[str, Path], folder: Path, trace: Trace, samples: int) -> 
                 file.write(part.tobytes())
 
 
-def summarize(network: IntegerNetwork, done: Run, raster: Sources) -> Activity:
+def summarize(network: IntegerNetwork, done: Run, raster: Source) -> Activity:
     """What the report shows of a run; the first sample is run again for its picture."""
-    first = next(batches(raster, 1))
+    first = next(raster.first(1).batches(1))
     trace = engine.run(network, first)
     sent = network.rasters(first) | {name: did.spikes for name, did in trace.layers.items()}
     return Activity(
@@ -242,8 +216,8 @@ def summarize(network: IntegerNetwork, done: Run, raster: Sources) -> Activity:
     )
 
 
-def accuracy(counts: Counts, raster: Sources) -> float | None:
-    """Fraction of right predictions, None without labels; of several rasters the first with labels counts."""
-    each = raster.values() if isinstance(raster, Mapping) else (raster,)
-    labels = next((source.labels for source in each if source.labels is not None), None)
-    return None if labels is None else float((counts.predictions == labels).mean())
+def accuracy(counts: Counts, raster: Source) -> float | None:
+    """Fraction of right predictions, None without labels."""
+    if raster.labels is None:
+        return None
+    return float((counts.predictions == raster.labels).mean())

@@ -68,24 +68,32 @@ def events(
     """A dataset of events, gathered into frames."""
     made, origin = load(name, folder, split, wanted, on_sample)
     assert made.labels is not None
-    digest = f"{len(made.spikes)} samples of {origin['sha256']['spikes']}"
-    return Inputs(made.spikes, made.labels, "recorded", wanted.levels, digest, origin, name)
+    spikes = made.only(str(folder)).astype(np.uint8, copy=False)
+    digest = f"{len(spikes)} samples of {origin['sha256']['spikes']}"
+    return Inputs(spikes, made.labels, "recorded", wanted.levels, digest, origin, name)
 
 
 def recorded(path: Path, limit: int | None) -> Inputs:
     """A raster file. Raises InputError where it has no labels, or some below zero."""
     made = rasters.load(path).first(limit)
+    spikes = made.only(str(path))
+    if made.held or spikes.dtype != np.uint8:
+        what = "has values with a sign, or one frame for all steps (held)"
+        remedy = "train on uint8 spikes [N, T, ...], or train in another tool"
+        raise InputError(Problem(str(path), what, remedy))
     if made.labels is None or made.labels.min() < 0:
         what = "holds no labels" if made.labels is None else f"has label {made.labels.min()}"
         raise InputError(Problem(str(path), what, "make one with stl-raster"))
     digest = sha256(path)
-    origin = {"samples": len(made.spikes), "sha256": digest, "raster": path.name}
-    name = f"{len(made.spikes)} samples of {digest}"
+    origin = {"samples": len(spikes), "sha256": digest, "raster": path.name}
+    name = f"{len(spikes)} samples of {digest}"
     source = _source(path)
-    levels = _levels(source.get("levels"), int(made.spikes.max()))
+    levels = _levels(source.get("levels"), int(spikes.max()))
     dataset = source.get("dataset")
     known = dataset if isinstance(dataset, str) and dataset in EVENT_SETS else None
-    return Inputs(made.spikes, made.labels, "recorded", levels, name, origin, known)
+    return Inputs(
+        spikes.astype(np.uint8, copy=False), made.labels, "recorded", levels, name, origin, known
+    )
 
 
 def _source(path: Path) -> dict[str, Any]:

@@ -29,12 +29,14 @@ from stl_deploy.ir import arch as A
 from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir.arch import Architecture, Quantized
 from stl_deploy.ir.conv import Pair
-from stl_deploy.ir.float_chain import FloatLayer
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.neurons import Lif, of_channels
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
+from stl_deploy.lower import rows
 from stl_deploy.lower.graph import lower
+from stl_deploy.lower.rows import Target
 from stl_deploy.models.layers import IntegerLIF
 from stl_deploy.models.net import STLNet
 
@@ -65,13 +67,11 @@ class QatNet(STLNet):
 
     Args:
         arch: a quantized description, see ``quantized``.
-        floats: weights, biases and thresholds to begin with, by the name of the neurons.
+        floats: weights, biases and thresholds to begin with, by the name of the population.
         chip: whose registers nothing may leave, by name or as the path of a chip file.
     """
 
-    def __init__(
-        self, arch: Architecture, floats: Mapping[str, FloatLayer], chip: str | Path
-    ) -> None:
+    def __init__(self, arch: Architecture, floats: Mapping[str, Target], chip: str | Path) -> None:
         super().__init__(arch)
         assert arch.quantized is not None
         self.largest = arch.quantized.largest
@@ -79,16 +79,15 @@ class QatNet(STLNet):
         self.pairs = arch.sources
         with torch.no_grad():
             for name, source in self.pairs.items():
-                layer, lif = floats[name], self._lif(name)
+                target, lif = floats[name], self._lif(name)
+                (feed,) = target.rows
                 module = cast(torch.nn.Linear, self.get_submodule(source))
                 spec = arch.weighted[source]
-                weight = entry(STORED, spec.kind, source, "training on integers")(
-                    spec, layer.weight
-                )
+                weight = entry(STORED, spec.kind, source, "training on integers")(spec, feed.weight)
                 module.weight.copy_(torch.from_numpy(weight))
                 if module.bias is not None:
-                    module.bias.copy_(torch.from_numpy(layer.bias))
-                lif.thresh.copy_(torch.from_numpy(layer.theta))
+                    module.bias.copy_(torch.from_numpy(target.bias.reshape(-1)))
+                lif.thresh.copy_(torch.from_numpy(target.theta))
                 lif.scale.copy_(torch.from_numpy(units(weight, self.largest)))
         self.settle()
 
@@ -132,16 +131,17 @@ class QatNet(STLNet):
 
         Raises LoweringError where that cannot be.
         """
-        levels = self.arch.input.levels
+        levels, steps = self.arch.input.levels, self.arch.timesteps
         for index, (name, source) in enumerate(self.pairs.items()):
             scale = self._lif(name).scale
             for _ in range(TRIES):
-                layer = self._layer(name, source)
-                most = 1 if index else levels
-                excess = bounds.layer_excess(layer, self.chip, most, self.arch.timesteps)
-                low, high = bounds.layer_voltage_range(layer, most, self.arch.timesteps)
+                network = self._alone(name, source, 1 if index else levels)
+                (population,) = network.populations
+                excess = bounds.excess(network, population, self.chip, steps)
+                low, high = bounds.voltage_range(network, population, steps)
                 exact = np.maximum(-low, high) / (EXACT - 1)
-                needed = np.maximum(np.maximum(excess, exact), self._outside(name, source))
+                worst = np.maximum(excess, exact).reshape(-1)
+                needed = np.maximum(worst, self._outside(name, source))
                 if (needed <= 1).all():
                     break
                 grown = np.where(needed > 1, np.maximum(needed, 1 + 2**-8), 1.0)
@@ -175,22 +175,27 @@ class QatNet(STLNet):
             factor = np.maximum(factor, np.abs(bias.detach().cpu().double().numpy()) / scale / most)
         return factor
 
-    def _layer(self, name: str, source: str) -> LifLayer:
-        """The integers as they are bounded; where the weights go does not matter for that."""
+    def _alone(self, name: str, source: str, levels: int) -> IntegerNetwork:
+        """The integers of a population, to be bounded; where the weights go does not matter for that."""
         with torch.no_grad():
             whole = {k: v.cpu().numpy() for k, v in self.integers().items()}
         weight, vth = whole[f"{source}.weight"].astype(np.int8), whole[f"{name}.thresh"]
-        one: Pair = (1, 1)
-        return LifLayer(
-            name=name,
-            synapse_name=source,
-            synapses=Dense(weight) if weight.ndim == 2 else Conv(weight, one, one, one, 1),
-            input_shape=(),
-            shape=vth.shape,
-            bias_mant=whole.get(f"{source}.bias", np.zeros(len(weight))).astype(np.int32),
-            vth=vth.astype(np.int32),
-            scale=np.ones(len(weight)),
+        bias = whole.get(f"{source}.bias", np.zeros(len(weight))).astype(np.int32)
+        neurons = Lif(
+            vth.astype(np.int32),
+            of_channels(bias, vth.shape),
+            np.ones(()),
             dv=DECAY_ONE - int(DECAY_ONE * self._lif(name).tau),
+        )
+        one: Pair = (1, 1)
+        synapses = Dense(weight) if weight.ndim == 2 else Conv(weight, one, one, one, 1)
+        return IntegerNetwork(
+            self.chip.name,
+            self.arch.timesteps,
+            {"input": Input((), levels)},
+            (Population(name, vth.shape, neurons),),
+            (Connection(source, "input", name, synapses),),
+            Readout(1, vth.size, name),
         )
 
 
@@ -268,5 +273,10 @@ def from_checkpoint(checkpoint: Checkpoint, weight_bits: int, chip: str | Path) 
     if problems := chips.find(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
     graph: nir.NIRGraph = lower(stl.to_graph(checkpoint.arch, checkpoint.params))
-    floats = float_layers.decode(graph).layer_by_name
+    decoded = float_layers.decode(graph)
+    floats = {
+        population.name: rows.of(decoded, population)
+        for population in decoded.populations
+        if not decoded.pools(population.name)
+    }
     return QatNet(quantized(checkpoint.arch, weight_bits), floats, chip)

@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import nir
     import numpy as np
     import torch
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.hw_sim.reference import Trace
     from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.ir.network import Raster as Spikes
     from stl_deploy.lower.quantize import quantize
     from stl_deploy.models.net import STLNet
     from stl_deploy.verify.against_float import ParityReport
@@ -87,6 +90,8 @@ def from_torch(
     timesteps: int | None = None,
     classes: int | None = None,
     levels: int = 1,
+    signed: bool = False,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float NIR graph of a model. Raises LoweringError naming every problem.
 
@@ -96,16 +101,25 @@ def from_torch(
             ``forward`` takes time apart by x[t] or x[:, t]. Values do not matter.
         timesteps: T of the network; default the steps of a loop in ``forward``, else 4.
         classes: the last neurons are that many groups, each voting for a class; default one each.
-        levels: inputs are whole numbers 0..levels; 1 for spikes.
+        levels: inputs are whole numbers 0..levels; 1 for spikes. With ``signed`` -levels..levels.
+        normalize: (mean, std), one number or one for each channel, of a module that was trained on
+            (x / levels - mean) / std of those whole numbers.
     """
     from stl_deploy.importers import stl
     from stl_deploy.lower.graph import lower
 
     if sample is not None:
+        from stl_deploy.importers.given import Normalize
         from stl_deploy.importers.nir import graph as nir_graph
         from stl_deploy.importers.torch import net as torch_net
 
-        options = nir_graph.Options(timesteps=timesteps, classes=classes, levels=levels)
+        options = nir_graph.Options(
+            timesteps=timesteps,
+            classes=classes,
+            levels=levels,
+            signed=signed,
+            normalize=None if normalize is None else Normalize.of(*normalize),
+        )
         return torch_net.from_net(model, sample, options)
     params = stl.params_of(model)
     return lower(stl.to_graph(cast("STLNet", model).arch, params))
@@ -118,21 +132,31 @@ def from_nir(
     timesteps: int | None = None,
     classes: int | None = None,
     levels: int = 1,
+    signed: bool = False,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float NIR graph of a NIR file or graph of any tool.
 
     Args:
         source: a file, read as untrusted data, or a graph.
         dt: seconds of a time step, by which time constants are read (forward Euler).
-        timesteps: T of the network, default 4; classes and levels: as in ``from_torch``.
+        timesteps: T of the network, default 4; all others: as in ``from_torch``.
 
     Warns (UncheckedWarning) of neurons whose reset the source does not state. Raises InputError for a
     broken file, LoweringError for a network that cannot be lowered, each naming every problem.
     """
     from stl_deploy.formats import nir_io
+    from stl_deploy.importers.given import Normalize
     from stl_deploy.importers.nir import graph as nir_graph
 
-    options = nir_graph.Options(dt=dt, timesteps=timesteps, classes=classes, levels=levels)
+    options = nir_graph.Options(
+        dt=dt,
+        timesteps=timesteps,
+        classes=classes,
+        levels=levels,
+        signed=signed,
+        normalize=None if normalize is None else Normalize.of(*normalize),
+    )
     if isinstance(source, str | Path):
         graph = nir_io.read(Path(source))
         lowered = nir_graph.read(Path(source), options, graph)
@@ -144,10 +168,14 @@ def from_nir(
     return lowered
 
 
-def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = False) -> Trace:
-    """Run the integer network on a raster [N, T, *input_shape], all samples at once.
+def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> Trace:
+    """Run the integer network on a raster, all samples at once.
 
-    The trace holds spikes, and with ``states`` u and v, of every layer as [N, T, *shape].
+    Args:
+        spikes: [N, T, *input_shape], or by name one for each of several inputs; [N, 1, *input_shape] of an
+            input that is held.
+        states: whether the trace, which holds the spikes of every population as [N, T, *shape], also holds
+            u and v.
     """
     from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.hw_sim import engine
@@ -159,10 +187,10 @@ def simulate(network: IntegerNetwork, spikes: NDArray[np.uint8], states: bool = 
 def parity(
     model: STLNet | nir.NIRGraph,
     network: IntegerNetwork,
-    spikes: NDArray[np.uint8],
+    spikes: Spikes,
     labels: NDArray[np.int64] | None = None,
 ) -> ParityReport:
-    """Measure how far ``network`` is from ``model`` on a raster [N, T, *input_shape].
+    """Measure how far ``network`` is from ``model`` on a raster, given as to ``simulate``.
 
     ``model`` may also be a lowered float graph, of ``from_torch`` or ``from_nir``.
     """

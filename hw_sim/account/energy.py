@@ -28,7 +28,7 @@ from stl_deploy.hw_sim.account.work import BatchWork, LayerWork, Work
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.ir import order
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.network import Connection, IntegerNetwork, Raster
+from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.ir.synapses import IntArray
 
 Float = NDArray[np.float64]
@@ -153,7 +153,7 @@ class Assessment:
 
 
 def unscheduled(network: IntegerNetwork) -> Problem | None:
-    """Why no chip can run the populations in step, so that there is no energy and time; None where one can."""
+    """Why no chip can run the populations in step, and energy and time are unknown; None where one can."""
     if network.depth is not None:
         return None
     loops = []
@@ -183,19 +183,19 @@ class Meter:
     def __init__(self, network: IntegerNetwork, on: OnChip, energy_model: Profile) -> None:
         self.on, self.energy_model, self.network = on, energy_model, network
         self.names = list(network.by_name)
-        ns, pj = energy_model.synop_ns.model_dump(), energy_model.synop_pj.model_dump()
-        self.synop_ns, self.synop_pj = (
-            {c.synapses.kind: self._synop_cost(c, costs) for c in network.connections}
-            for costs in (ns, pj)
-        )
+        self.synop_ns = self._synop_costs(energy_model.synop_ns.model_dump())
+        self.synop_pj = self._synop_costs(energy_model.synop_pj.model_dump())
         self.first = np.array([[on.placed.layers[name].first_core] for name in self.names])
         self.reset()
 
-    def _synop_cost(self, connection: Connection, costs: dict[str, float]) -> float:
-        """What a synop of ``connection`` costs, by how its synapses are stored."""
+    def _synop_costs(self, costs: dict[str, float]) -> dict[str, float]:
+        """What a synop of each kind of synapses costs that the network has."""
         who = f"energy model {self.energy_model.title!r}"
-        costs |= {kind: costs[stored] for kind, stored in STORED_AS.items()}
-        return entry(costs, connection.synapses.kind, connection.name, who)
+        known = costs | {kind: costs[stored] for kind, stored in STORED_AS.items()}
+        found: dict[str, float] = {}
+        for c in self.network.connections:
+            found[c.synapses.kind] = entry(known, c.synapses.kind, c.name, who)
+        return found
 
     def reset(self) -> None:
         """Forget everything added."""

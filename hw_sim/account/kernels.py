@@ -68,8 +68,8 @@ def add_up(events: Array, by_core: Array, by_step: Array) -> None:
 def slowest(base: Array, costs: Array, counts: tuple[Array, ...], most: Array, core: Array) -> None:
     """Find the core that takes longest in every step.
 
-    A core takes ``base[core]`` and, for each of ``counts`` int32 [cores, steps], its ``costs`` times it. Write
-    the largest of these to ``most`` [steps] and the first core that has it to ``core`` [steps].
+    A core takes ``base[core]`` and, for each of ``counts`` int32 [cores, steps], its ``costs`` times it.
+    Write the largest of these to ``most`` [steps] and the first core that has it to ``core`` [steps].
     """
     took = np.empty(len(most), np.float64)
     for s in range(len(most)):

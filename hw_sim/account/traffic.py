@@ -149,8 +149,8 @@ class Inbox:
 class Taken:
     """A batch on a chip: what populations did by logical step, and received by physical step.
 
-    ``did`` and ``arrived`` are the sums [S] over the cores of each population, ``load`` [S] the packets of the
-    busiest link in the physical steps that the batch completes.
+    ``did`` are the sums [S] over the cores of each population, ``load`` [S] the packets of the busiest link
+    in the physical steps that the batch completes.
     """
 
     layers: dict[str, LayerWork]

@@ -113,7 +113,7 @@ class Session:
         return trace
 
 
-def staged(network: IntegerNetwork, raster: Raster) -> Arrays:
+def staged(network: IntegerNetwork, raster: Raster) -> dict[str, Any]:
     """The members of the file of inputs: one for each input, ``spikes`` alone where there is one."""
     by_name = raster if isinstance(raster, Mapping) else dict.fromkeys(network.inputs, raster)
     if len(by_name) == 1:

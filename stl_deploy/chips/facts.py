@@ -24,7 +24,7 @@ from stl_deploy.chips import names as names
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
 from stl_deploy.ir import order
-from stl_deploy.ir.network import IntegerNetwork, Population
+from stl_deploy.ir.network import IntegerNetwork
 
 MAX_BYTES = 1 << 16  # of a chip file
 MAX_SHOWN = 40  # characters of a wrong value in a message
@@ -405,14 +405,15 @@ class Chip(_Table):
         if most is None:
             return []
         if network.depth is None:
+            ways = [(c.source, c.target, c.delay) for c in network.connections]
             return [
                 Problem(
-                    ", ".join(population.name for population in loop),
+                    ", ".join(loop),
                     f"a loop has fewer steps of delay than hops; a spike of {self.name} needs a step for "
                     "each hop",
                     "lengthen the delays on its way, or use --chip ideal",
                 )
-                for loop in _hasty(network)
+                for loop in order.too_short(list(network.by_name), ways)
             ]
         can = f"its synapses wait at most {most} steps" if most else "it has no synaptic delays"
         return [
@@ -469,17 +470,6 @@ class Chip(_Table):
         bits = self.registers.bias_mant_bits
         half = 1 << ((32 if bits is None else bits.value) - 1)
         return (-half, half - 1)
-
-
-def _hasty(network: IntegerNetwork) -> list[tuple[Population, ...]]:
-    """The loops of ``network`` with fewer steps of delay than hops, by their populations."""
-    ways = [(c.source, c.target, c.delay) for c in network.connections]
-    names = [[population.name for population in part] for part in network.parts]
-    return [
-        part
-        for part, inside in zip(network.parts, names, strict=True)
-        if order.depths([], inside, [w for w in ways if {w[0], w[1]} <= set(inside)]) is None
-    ]
 
 
 @cache

@@ -101,8 +101,11 @@ def rebuild(network: IntegerNetwork, chip: Chip, blocks: Mapping[str, _Blocks]) 
     """The placement with these blocks (neurons a core) of each population, and their order.
 
     Raises:
-        ValueError: blocks that do not cover a population's neurons once, or need more than a core holds.
+        ValueError: blocks that do not cover a population's neurons once, or need more than a core holds;
+            or delays that the chip does not have.
     """
+    for problem in chip.delay_problems(network):
+        raise ValueError(f"{problem.where}: {problem.what}")
     strict = network.lowering == "grouped"
     for population in network.populations:
         _check_blocks(population, *blocks[population.name])

@@ -188,8 +188,8 @@ def _run(file: Path, found: File, answers: list[Answer], raster: Path, limit: in
     from stl_deploy.backends.consumers import run as runs
     from stl_deploy.formats import raster as rasters
 
-    spikes = rasters.load(raster).spikes[:limit]
     try:
+        spikes = runs.steps(found, rasters.load(raster).first(limit).only(str(raster)))
         expected = runs.expected(found, spikes)
     except LoweringError as error:
         return Ran(impossible=error.problems)

@@ -261,7 +261,7 @@ def warn(text: str) -> None:
 
 
 def warn_overflows(overflows: Mapping[str, int]) -> None:
-    """Say on stderr which layers left their registers, and how often."""
+    """Say on stderr which populations left their registers, and how often."""
     if not overflows:
         return
     where = ", ".join(f"{name} {n:,}" for name, n in overflows.items())
@@ -300,10 +300,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def print_parity(parity: ParityReport) -> None:
-    """Mismatch and certificates of every layer, accuracies, agreement, first divergence."""
+    """Mismatch and certificates of every population, accuracies, agreement, first divergence."""
     table(
         f"Spike mismatch against the float64 model, {parity.samples:,} samples",
-        ("layer", "integer", "forced", "certified", "of spiking", "float32", "float NIR"),
+        ("population", "integer", "forced", "certified", "of spiking", "float32", "float NIR"),
         [
             (
                 layer.name,

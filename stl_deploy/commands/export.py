@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,17 +36,15 @@ from stl_deploy.commands.common import (
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.exporters import TARGETS, NirDialect
 from stl_deploy.ir.slices import WeightPrecision
-from stl_deploy.lower.options import Overflow, Thresholds
+from stl_deploy.lower.options import Overflow, Skips, Thresholds
 
 if TYPE_CHECKING:
     Target = str
     import nir
-    import numpy as np
-    from numpy.typing import NDArray
 
     from stl_deploy.hw_sim.simulate import Activity
     from stl_deploy.importers.given import Checkpoint
-    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.ir.network import IntegerNetwork, Raster
     from stl_deploy.verify.against_float import ParityReport
 else:
     # The values that typer lists and accepts; of several it takes members of an Enum alone.
@@ -109,6 +108,13 @@ def export(
             "auto: proven where that costs at most one bit."
         ),
     ] = "auto",
+    skips: Annotated[
+        Skips,
+        typer.Option(
+            help="How spikes wait that jump over populations: delay: in the synapses; relay: in neurons on "
+            "the way, which netx needs; auto: in the synapses where the chip's can wait so long."
+        ),
+    ] = "auto",
     calib: Annotated[
         Path | None,
         typer.Option(
@@ -151,6 +157,14 @@ def export(
             min=1, max=255, help="Inputs of another tool's NIR file are 0..L. [default: 1, spikes]"
         ),
     ] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEAN,STD",
+            help="The network was trained on (x/levels - MEAN)/STD: two numbers, or the means of all "
+            "channels and then their standard deviations.",
+        ),
+    ] = None,
     model_class: ModelClass = None,
     sample_shape: SampleShape = None,
     force: Force = False,
@@ -160,11 +174,12 @@ def export(
     """Quantize a trained spiking network and write it for hardware.
 
     Example: stl-export model.pt --target loihi --eval test.npz -o out
+    For netx, which has no delays: stl-export resnet.nir --target loihi --skips relay
     """
     from stl_deploy.exporters.folder import check_out
     from stl_deploy.exporters.folder import export as write
     from stl_deploy.importers import read as models
-    from stl_deploy.importers.given import Given
+    from stl_deploy.importers.given import Given, Normalize
     from stl_deploy.lower.quantize import quantize
     from stl_deploy.report.sections import render
 
@@ -178,6 +193,7 @@ def export(
         classes=classes,
         dt=dt,
         levels=levels,
+        normalize=None if normalize is None else Normalize.parsed(normalize),
         model_class=model_class,
         sample_shape=shape(sample_shape),
         raster=evaluate or calib,
@@ -187,7 +203,7 @@ def export(
         network = found.network
         asked = (
             *(calib, evaluate, weight_bits, weight_exp, thresholds, overflow),
-            *(clamp_thresholds, weight_precision),
+            *(clamp_thresholds, weight_precision, skips),
         )
         _check_unasked(model, network, chip, asked)
     else:
@@ -204,6 +220,7 @@ def export(
                     overflow=overflow,
                     clamp_thresholds=clamp_thresholds,
                     weight_precision=weight_precision,
+                    skips=skips,
                     on_progress=tell,
                 )
         except LoweringError as error:
@@ -244,7 +261,7 @@ OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in (
         *("weight_bits", "weight_exp", "weight_precision", "thresholds", "overflow", "calib"),
-        *("clamp_thresholds", "chip"),
+        *("clamp_thresholds", "skips", "chip"),
     )
 }
 CHANGE = {"changed": "neurons changed", "mean": "mean change", "largest": "largest change"}
@@ -267,7 +284,7 @@ def _check_unasked(
     what = []
     if chip is not None and find_chip(chip) != facts.of(network):
         what.append(f"--chip {chip} does not apply to a network for {network.chip}")
-    if asked != (None, None, None, 0, "auto", "auto", False, "8"):
+    if asked != (None, None, None, 0, "auto", "auto", False, "8", "auto"):
         what.append("options of quantization, --calib and --eval do not apply")
     if what:
         raise InputError(
@@ -279,14 +296,20 @@ def _check_unasked(
         )
 
 
-def _calibration(path: Path, graph: nir.NIRGraph) -> NDArray[np.uint8]:
+def _calibration(path: Path, graph: nir.NIRGraph) -> Raster:
     """The spikes of a calibration raster; its labels are not looked at."""
     from stl_deploy.formats import raster as rasters
     from stl_deploy.ir import nir_graph as G
+    from stl_deploy.ir.floats import decode
+    from stl_deploy.ir.network import Input
 
     meta = G.float_meta(graph)
-    raster = rasters.Raster(rasters.load(path).spikes)
-    rasters.check_input(raster, str(path), G.in_shape(graph), meta.timesteps, meta.input_levels)
+    raster = replace(rasters.load(path), labels=None)
+    inputs = {
+        name: Input(shape, meta.input_levels, meta.signed, meta.held)
+        for name, shape in decode(graph).inputs.items()
+    }
+    rasters.check_input(raster, str(path), inputs, meta.timesteps)
     return raster.spikes
 
 
@@ -307,7 +330,7 @@ def _evaluate(
     rasters.check_fits(raster, str(path), network)
     recorder = Recorder(network)
     with progress(quiet) as bar:
-        task = bar.add_task("float and integer", total=len(raster.spikes), note="samples")
+        task = bar.add_task("float and integer", total=raster.shape[0], note="samples")
         parity = compare(
             None if checkpoint is None else from_params(checkpoint.arch, checkpoint.params),
             graph,
@@ -322,6 +345,7 @@ def _evaluate(
 
 
 def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> None:
+    """The network, its precision, lowering and placement, and parity, for a person."""
     rows = [
         (
             row["name"],
@@ -338,9 +362,11 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
     ]
     table(
         f"{manifest['source']['file']} for {manifest['chip']}, T = {manifest['timesteps']}",
-        ("layer", "neurons", "synapses", "bits", "thresholds", "overflow"),
+        ("population", "neurons", "synapses", "bits", "thresholds", "overflow"),
         rows,
     )
+    if not _is_chain(manifest):
+        _print_connections(manifest)
     _print_precision(manifest)
     _print_lowering(manifest)
     if manifest["cores"] is not None:
@@ -352,6 +378,35 @@ def _print(out: Path, manifest: dict[str, Any], parity: ParityReport | None) -> 
     say(f"report: {out / 'report.html'}")
 
 
+def _is_chain(manifest: dict[str, Any]) -> bool:
+    """Whether a connection leads from each population to the next, and no other."""
+    names = [*manifest["inputs"], *(row["name"] for row in manifest["layers"])]
+    ways = [(c["source"], c["target"], c["delay"]) for c in manifest["connections"]]
+    return ways == [(a, b, 0) for a, b in itertools.pairwise(names)]
+
+
+def _print_connections(manifest: dict[str, Any]) -> None:
+    """What leads where, how late and how precisely."""
+    table(
+        "Connections",
+        ("connection", "from", "to", "kind", "delay", "synapses", "bits"),
+        [
+            (
+                c["name"],
+                c["source"],
+                c["target"],
+                c["kind"].replace("_", "-"),
+                str(c["delay"]) if c["delay"] else "-",
+                f"{c['synapses']:,}",
+                f"{c['weight_bits']} at {c['precision']}"
+                if c["effective_bits"] is None
+                else f"{c['effective_bits']:.2f} at {c['precision']}",
+            )
+            for c in manifest["connections"]
+        ],
+    )
+
+
 PRECISIONS = {
     "split": "positive and negative weights in two groups of one sign",
     "2x8": "weights in two slices of 8 bits, one synapse per slice",
@@ -361,7 +416,8 @@ PRECISIONS = {
 def _print_precision(manifest: dict[str, Any]) -> None:
     """How weights are stored where that was asked for, and what it takes."""
     cost = manifest["weights"]
-    if (what := PRECISIONS.get(cost["precision"])) is None:
+    what = "; ".join(words for name, words in PRECISIONS.items() if name in cost["precision"])
+    if not what:
         return
     memory = cost["synapse_bytes"]
     cores = "" if memory is None else f" in {memory / 2**20:,.1f} MiB, {manifest['cores']:,} cores"
@@ -378,20 +434,27 @@ def _print_lowering(manifest: dict[str, Any]) -> None:
         if row["thresholds"]["rounding"] is not None
     ]
     if rows:
-        table("Thresholds rounded to what a core holds", ("layer", *CHANGE.values()), rows)
+        table("Thresholds rounded to what a core holds", ("population", *CHANGE.values()), rows)
 
 
 def _print_placement(manifest: dict[str, Any]) -> None:
-    """Cores by layer, what bound them, and how full the fullest core is."""
+    """Cores by population, what bound them, and how full the fullest core is."""
     from stl_deploy.chips.placement import NAMES
 
     held = list(manifest["layers"][0]["placement"]["utilisation"])
-    short = {"compartments": "compart.", "synapse_bytes": "memory", "thresholds": "vth"}
+    short = {
+        "compartments": "comp.",
+        "synapse_bytes": "memory",
+        "in_axons": "in-ax.",
+        "out_axons": "out-ax.",
+        "thresholds": "vth",
+        "decays": "decays",
+    }
     table(
         f"Placement: {manifest['cores']:,} cores, {manifest['tiles']:,} tiles, "
         f"{manifest['chips']:,} {'chip' if manifest['chips'] == 1 else 'chips'}; "
         "how full the fullest is",
-        ("layer", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
+        ("name", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
         [
             (
                 row["name"],

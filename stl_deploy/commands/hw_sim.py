@@ -31,7 +31,8 @@ from stl_deploy.files import check_distinct, check_writable, write
 
 if TYPE_CHECKING:
     from stl_deploy.hw_sim.account.counts import Counts
-    from stl_deploy.hw_sim.account.energy import Bound, Energy, Traffic
+    from stl_deploy.hw_sim.account.energy import Bound, Energy
+    from stl_deploy.hw_sim.account.traffic import Traffic
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.spread import Spread
 
@@ -83,7 +84,7 @@ def simulate(
         raise InputError(Problem("--energy-model", what))
     raster = rasters.check_fits(rasters.stream(data).first(limit), str(data), network)
     with _spread(dask) as spread, progress(as_json) as bar:
-        task = bar.add_task("simulate", total=sim.samples(raster), note="samples")
+        task = bar.add_task("simulate", total=raster.shape[0], note="samples")
         done = sim.Simulator(network, energy_model=energy_model).run(
             raster, out, states, lambda n: bar.update(task, completed=n), spread
         )

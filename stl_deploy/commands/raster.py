@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from stl_deploy.commands.common import (
     warn,
 )
 from stl_deploy.data.catalogue import IMAGES
+from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_writable, sha256
 from stl_deploy.ir.units import MAX_STEPS
 
@@ -59,6 +61,12 @@ def raster(
             show_default=False,
         ),
     ] = None,
+    held: Annotated[
+        bool,
+        typer.Option(
+            "--held", help="Images, --encoding graded: one frame, which is read in every step."
+        ),
+    ] = False,
     size: Size = None,
     binning: Binning = None,
     levels: Levels = None,
@@ -77,19 +85,22 @@ def raster(
     from stl_deploy.data.load import Wanted
     from stl_deploy.formats import raster as rasters
 
-    refuse_options_of_the_other(dataset, asked(context), ("encoding", "seed"))
+    refuse_options_of_the_other(dataset, asked(context), ("encoding", "seed", "held"))
+    _check_held(held, encoding, timesteps)
     folder = data_folder(dataset, data)
     refuse_existing(out, force)
     check_writable(out)
     if dataset in IMAGES:
-        made, source = _images(folder, split, encoding, seed, timesteps or IMAGE_STEPS, limit)
-        how = f"{encoding}, seed {seed}"
+        steps = 1 if held else timesteps or IMAGE_STEPS
+        made, source = _images(folder, split, encoding, seed, steps, limit)
+        made = replace(made, held=frozenset({rasters.ONLY}) if held else None)
+        how = f"{encoding}, held" if held else f"{encoding}, seed {seed}"
     else:
         wanted = Wanted(timesteps, size, binning, levels or 1, limit)
         made, source = _events(dataset, folder, split, wanted, as_json)
         how = f"frames by {source['binning']}"
     rasters.save(out, made, source)
-    rate = float((made.spikes > 0).mean())
+    rate = float((made.only(str(out)) != 0).mean())
     if as_json:
         print_json({"out": str(out), "shape": list(made.shape), "rate": rate, **source})
     else:
@@ -98,6 +109,19 @@ def raster(
             f"{out}: {len(made.spikes)} {split} {what}, {made.shape[1]} steps, {how}, "
             f"{100 * rate:.1f} % of the entries are nonzero"
         )
+
+
+def _check_held(held: bool, encoding: Encoding, timesteps: int | None) -> None:
+    """Raise InputError for options that contradict --held, all at once."""
+    problems = []
+    if held and encoding != "graded":
+        what = f"holds one frame, and --encoding {encoding} draws one for every step"
+        problems.append(Problem("--held", what, "add --encoding graded"))
+    if held and timesteps is not None:
+        what = "has no effect with --held: the network says how often it reads the frame"
+        problems.append(Problem("--timesteps", what, "omit it"))
+    if problems:
+        raise InputError(problems)
 
 
 def _images(

@@ -106,22 +106,18 @@ def _numbers(value: np.ndarray) -> bool:
 def check_trained(network: FloatNetwork, trained: G.Trained) -> None:
     """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
     problems = []
-    for layer in network.layers:
-        if not layer.neurons.has_state:
+    for population in network.populations:
+        name, kind = population.name, population.neurons.kind
+        own = any(connection.source == name for connection in network.into(name))
+        if not population.neurons.has_state:
             continue
-        if layer.neurons.kind != "lif" or layer.own is not None:
-            what = f"{layer.neurons.kind} neurons" + (
-                ", recurrent" if layer.own is not None else ""
-            )
+        if kind != "lif" or own:
+            what = f"{kind} neurons{', recurrent' if own else ''}"
             problems.append(
-                Problem(layer.name, f"has {what}; training on integers supports only plain LIF")
+                Problem(name, f"has {what}; training on integers supports only plain LIF")
             )
-        elif (found := len(trained.scale.get(layer.name, ()))) != layer.shape[0]:
-            problems.append(
-                Problem(
-                    f"metadata.{G.KEY}: {layer.name}",
-                    f"has {found} units for {layer.shape[0]} channels",
-                )
-            )
+        elif (found := len(trained.scale.get(name, ()))) != population.shape[0]:
+            what = f"has {found} units for {population.shape[0]} channels"
+            problems.append(Problem(f"metadata.{G.KEY}: {name}", what))
     if problems:
         raise InputError(problems)

@@ -17,7 +17,7 @@ from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.units import FRACTION_BITS, MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 
 FORMAT = "stl-deploy/integer"
-VERSION = 4
+VERSION: Literal[4] = 4
 MOST = 5000  # populations, and connections: their checks grow with the square
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

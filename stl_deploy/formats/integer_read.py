@@ -430,11 +430,11 @@ class Reader:
                 _, _, decode = NEURONS[entry.kind]
                 neurons = decode(self, entry, self.graph.nodes[entry.name])
                 self.populations.append(Population(entry.name, self.shapes[entry.name], neurons))
-        for entry in self.meta.connections:
-            synapses: Any = self.synapses.get(entry.node)
+        for way in self.meta.connections:
+            synapses: Any = self.synapses.get(way.node)
             if synapses is not None and synapses.kind == "sparse":
-                with self._noted(entry.node):
-                    self._folded(entry, synapses)
+                with self._noted(way.node):
+                    self._folded(way, synapses)
 
     def _folded(self, entry: M.ConnectionMeta, synapses: Sparse) -> None:
         """Raise ValueError unless single connections are their convolution in the neurons' units."""

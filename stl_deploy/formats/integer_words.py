@@ -15,8 +15,8 @@ from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS, UNIT
 
 Float = NDArray[np.float64]
-# The time constant, in units of dt, of neurons that do not leak. v and inputs have at most 30 bits, so that 2^-83
-# of v is far below the last bit of a float64, both next to v and next to what is added to it.
+# The time constant, in units of dt, of neurons that do not leak. v and inputs have at most 30 bits, so that
+# 2^-83 of v is far below the last bit of a float64, both next to v and next to what is added to it.
 NO_LEAK = 2.0**83
 
 
@@ -91,6 +91,7 @@ def decays(node: G.Neurons, exp: int) -> tuple[NDArray[np.int64], NDArray[np.int
     """(du, dv) of the node's shape. Raises ValueError unless the node is what ``neurons`` makes of them."""
     shape = node.v_threshold.shape
     du, dv = np.full(shape, FORGETS), np.zeros(shape, np.int64)
+    expected: dict[str, Any]
     if isinstance(node, nir.IF):
         expected = {"r": 2.0**exp / G.DT, "v_reset": 0.0}
     else:

@@ -3,20 +3,21 @@
 ``model.nir`` keeps NIR's words for what the chip does. Other tools know fewer words, so that this is
 written next to it (docs/nir.md), and read by none of our commands:
 
-- Max pooling is SumPool2d -> LIF with tau = 2 dt and r = 1, which answers one spike with v = 1/2, above its
-  threshold of 0.3, and is reset to 0 whenever it held anything.
+- Max pooling is SumPool2d -> LIF with tau = 2 dt and r = 1, which answers one spike with v = 1/2, above
+  its threshold of 0.3, and is reset to 0 whenever it held anything.
 - A LIF has r = 1; its weights and bias carry what r was, so that dt/tau * (r I) stays what it is.
-- One-to-one weights are a Linear with a diagonal, or a Conv2d of 1 x 1, because no other tool reads a Scale.
-  A factor of 1 is an edge.
+- One-to-one weights are a Linear with a diagonal, or a Conv2d of 1 x 1, because no other tool reads a
+  Scale. A factor of 1 is an edge.
 - A convolution has one group; the kernels of several are filled up with zeros.
 - A Flatten counts its dimensions from the end, so that one for a batch may stand in front.
 - Thresholds of integers stand half a step of v (2^-7) above vth, where no v falls: readers that fire at
   v >= threshold agree with those that follow NIR's v > threshold. Float thresholds stay as they are.
 - ``v_reset`` is left out, which NIR reads as 0: readers with nir 1.0.4 know no such entry.
-- Of the edges out of a node, those to the nearest nodes come first: Norse runs a graph depth first in this order.
+- Of the edges out of a node, those to the nearest nodes come first: Norse runs a graph depth first in
+  this order.
 
-What no known tool (``backends/consumers``) can run is refused: a Delay, a second input, neurons that nothing
-leads to.
+What no known tool (``backends/consumers``) can run is refused: a Delay, a second input, neurons that
+nothing leads to.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Spike rasters: recorded inputs ``*.npz`` with ``spikes`` uint8 [N, T, *shape] and ``labels``."""
+"""Spike rasters: recorded inputs ``*.npz`` with ``spikes`` [N, T, *shape] and ``labels``.
+
+``spikes`` are uint8, or with a sign int8 or int16; other types are read if all values fit. A network with
+several inputs reads ``spikes/<input>`` for each. If ``held`` (``held/<input>``) is true, there is one frame
+[N, 1, *shape], which the network reads in every step.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,9 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -18,84 +23,178 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import atomic, check_readable
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir import network as integers
+from stl_deploy.ir.network import Input, IntegerNetwork
+from stl_deploy.ir.synapses import IntArray, Shape
 
 Encoding = Literal["bernoulli", "graded"]
 MAX_BYTES = 8 << 30  # of one array, decompressed
-SPIKES = "spikes.npy"  # the member of the file that may be larger than that
+SPIKES, HELD = "spikes", "held"
+ONLY = ""  # the name of an input that the file does not name
+KINDS: tuple[np.dtype[Any], ...] = tuple(map(np.dtype, (np.uint8, np.int8, np.int16)))
+READ_IN_ORDER = (*KINDS, np.dtype(np.bool_))
+Labels = NDArray[np.int64] | None
+
+
+def key(what: str, name: str) -> str:
+    """What an array of the input ``name`` is called in the file."""
+    return what if name == ONLY else f"{what}/{name}"
 
 
 @dataclass(frozen=True)
 class Raster:
-    """Inputs of N samples over T steps: ``spikes`` uint8 [N, T, *shape], ``labels`` int64 [N]."""
+    """Inputs of N samples over T steps: ``spikes`` [N, T, *shape], ``labels`` int64 [N].
 
-    spikes: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None = None
+    ``spikes`` are those of the only input, or by name those of several. ``held`` names the inputs of one
+    frame, [N, 1, *shape] (``ONLY`` for the only one); None where nothing is said about that.
+    """
+
+    spikes: integers.Raster
+    labels: Labels = None
+    held: frozenset[str] | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """[N, T, *shape]."""
-        return self.spikes.shape
+    def arrays(self) -> dict[str, IntArray]:
+        """The spikes by the name of the input."""
+        return dict(self.spikes) if isinstance(self.spikes, Mapping) else {ONLY: self.spikes}
+
+    @property
+    def shape(self) -> Shape:
+        """[N, T, *shape] of the only input, [N, T] of several."""
+        return _common(_shapes(self.arrays))
+
+    @property
+    def steps(self) -> int | None:
+        """T, or None where every input is held."""
+        return _steps(_shapes(self.arrays), self.held or frozenset())
+
+    def only(self, where: str) -> IntArray:
+        """The spikes of the only input. Raises InputError where there are several."""
+        if len(self.arrays) != 1:
+            what = f"holds {', '.join(key(SPIKES, name) for name in self.arrays)}; one input is read here"
+            raise InputError(Problem(where, what, "save the one as spikes"))
+        (spikes,) = self.arrays.values()
+        return spikes
 
     def first(self, limit: int | None) -> Raster:
         """The first ``limit`` samples."""
-        return Raster(self.spikes[:limit], None if self.labels is None else self.labels[:limit])
+        given = self.spikes
+        some: integers.Raster = (
+            {name: x[:limit] for name, x in given.items()}
+            if isinstance(given, Mapping)
+            else given[:limit]
+        )
+        return replace(
+            self, spikes=some, labels=None if self.labels is None else self.labels[:limit]
+        )
 
     def fitting(self, where: str, network: IntegerNetwork) -> Raster:
         """The raster. Raises InputError unless its spikes are an input of ``network``."""
-        check_input(self, where, network.input_shape, network.timesteps, network.input_levels)
+        check_input(self, where, network.inputs, network.timesteps)
         return self
 
-    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+    def batches(self, size: int) -> Iterator[integers.Raster]:
         """The spikes, ``size`` samples at a time."""
-        for start in range(0, len(self.spikes), size):
-            yield self.spikes[start : start + size]
+        given = self.spikes
+        for start in range(0, self.shape[0], size):
+            part = slice(start, start + size)
+            if isinstance(given, Mapping):
+                yield {name: x[part] for name, x in given.items()}
+            else:
+                yield given[part]
 
 
 @dataclass(frozen=True)
 class RasterFile:
     """A raster that stays on disk and is read batch by batch: it need not fit into memory.
 
-    Its values are looked at when they are read: they lie in 0..``levels``, once ``check_fits`` has
-    said which.
+    ``shapes`` are [N, T, *shape] by the name of the input. Values are looked at when they are read: they lie
+    within ``spans``, once ``check_fits`` has said which.
     """
 
     path: Path
-    shape: tuple[int, ...]
-    labels: NDArray[np.int64] | None = None
-    levels: int = 255
+    shapes: dict[str, Shape]
+    labels: Labels = None
+    held: frozenset[str] = frozenset()
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        """[N, T, *shape] of the only input, [N, T] of several."""
+        return _common(self.shapes)
+
+    @property
+    def steps(self) -> int | None:
+        """T, or None where every input is held."""
+        return _steps(self.shapes, self.held)
 
     def first(self, limit: int | None) -> RasterFile:
         """The first ``limit`` samples."""
         labels = None if self.labels is None else self.labels[:limit]
         samples = len(range(self.shape[0])[:limit])
-        return replace(self, shape=(samples, *self.shape[1:]), labels=labels)
+        shapes = {name: (samples, *shape[1:]) for name, shape in self.shapes.items()}
+        return replace(self, shapes=shapes, labels=labels)
 
     def fitting(self, where: str, network: IntegerNetwork) -> RasterFile:
         """The raster, whose values will be checked when they are read.
 
-        Raises InputError unless its shape is one of the inputs of ``network``.
+        Raises InputError unless its shapes are those of the inputs of ``network``.
         """
-        if problems := _shape_problems(self.shape, where, network.input_shape, network.timesteps):
+        names, problems = _matched(self.shapes, self.held, where, network.inputs, network.timesteps)
+        if problems:
             raise InputError(problems)
-        return replace(self, levels=network.input_levels)
+        return replace(self, spans={given: network.span(name) for given, name in names.items()})
 
-    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+    def batches(self, size: int) -> Iterator[integers.Raster]:
         """The spikes, ``size`` samples at a time. Raises InputError where they cannot be read."""
-        with _damage_explained(self.path), _open_spikes(self.path) as file:
-            _header(file)
+        with ExitStack() as stack:
+            stack.enter_context(_damage_explained(self.path))
+            archive = stack.enter_context(zipfile.ZipFile(self.path))
+            files = {
+                name: stack.enter_context(archive.open(f"{key(SPIKES, name)}.npy"))
+                for name in self.shapes
+            }
+            kinds = {name: _header(file)[2] for name, file in files.items()}
             for start in range(0, self.shape[0], size):
-                shape = (min(size, self.shape[0] - start), *self.shape[1:])
-                batch = np.frombuffer(bytearray(file.read(math.prod(shape))), np.uint8)
-                if batch.size < math.prod(shape):
-                    raise EOFError("spikes end early")
-                batch = batch.reshape(shape)
-                if problems := _value_problems(batch, str(self.path), self.levels):
+                count = min(size, self.shape[0] - start)
+                batch: dict[str, IntArray] = {}
+                problems: list[Problem] = []
+                for name, file in files.items():
+                    batch[name] = _read(file, kinds[name], (count, *self.shapes[name][1:]))
+                    where = _where(str(self.path), name)
+                    if name in self.spans:
+                        problems += _value_problems(batch[name], where, self.spans[name])
+                if problems:
                     raise InputError(problems)
-                yield batch
+                yield batch.get(ONLY, batch)
 
 
 Source = Raster | RasterFile
+
+
+def _read(file: IO[bytes], kind: np.dtype[Any], shape: Shape) -> IntArray:
+    """The next values of an array. Raises EOFError where there are fewer."""
+    kind = kind if kind in KINDS else np.dtype(np.uint8)
+    size = math.prod(shape)
+    values = np.frombuffer(bytearray(file.read(size * kind.itemsize)), kind)
+    if values.size < size:
+        raise EOFError("spikes end early")
+    return values.reshape(shape)
+
+
+def _shapes(arrays: Mapping[str, IntArray]) -> dict[str, Shape]:
+    return {name: x.shape for name, x in arrays.items()}
+
+
+def _common(shapes: Mapping[str, Shape]) -> Shape:
+    """The shape of the only one, (N, T) of several: T is that of those with most steps."""
+    if len(shapes) == 1:
+        return next(iter(shapes.values()))
+    return next(iter(shapes.values()))[0], max(shape[1] for shape in shapes.values())
+
+
+def _steps(shapes: Mapping[str, Shape], held: frozenset[str]) -> int | None:
+    return next((shape[1] for name, shape in shapes.items() if name not in held), None)
 
 
 def encode(
@@ -118,7 +217,9 @@ def encode(
 
 def save(path: Path, raster: Raster, source: dict[str, Any]) -> None:
     """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON."""
-    arrays: dict[str, Any] = {"spikes": raster.spikes, "source": np.array(json.dumps(source))}
+    arrays: dict[str, Any] = {key(SPIKES, name): x for name, x in raster.arrays.items()}
+    arrays |= {key(HELD, name): np.array(True) for name in sorted(raster.held or ())}
+    arrays["source"] = np.array(json.dumps(source))
     if raster.labels is not None:
         arrays["labels"] = raster.labels
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -129,21 +230,25 @@ def load(path: Path) -> Raster:
     """Read and check a raster. Raises InputError naming everything that is wrong with it."""
     check_readable(path, MAX_BYTES)
     with _damage_explained(path):
-        _check_sizes(path)
+        _check_sizes(path, ())
         with np.load(path, allow_pickle=False) as data:
-            arrays = {key: data[key] for key in ("spikes", "labels") if key in data.files}
-            keys = list(data.files)
-    if "spikes" not in arrays:
-        raise InputError(
-            Problem(
-                str(path), f"holds no array 'spikes' (only {', '.join(keys)})", "see stl-raster"
-            )
-        )
-    spikes, labels = arrays["spikes"], arrays.get("labels")
-    _check_arrays(path, spikes.shape, spikes.dtype, labels)
-    return Raster(
-        spikes.astype(np.uint8, copy=False), None if labels is None else labels.astype(np.int64)
-    )
+            names = _inputs(data.files)
+            if not names:
+                raise InputError(_no_spikes(path, data.files))
+            arrays = {name: data[key(SPIKES, name)] for name in names}
+            labels = data["labels"] if "labels" in data.files else None
+            held = _held(path, data, names)
+    _check_arrays(path, _shapes(arrays), labels, held)
+    found, problems = {}, []
+    for name, values in arrays.items():
+        try:
+            found[name] = whole(values)
+        except ValueError as error:
+            problems.append(Problem(f"{path}: {key(SPIKES, name)}", str(error)))
+    if problems:
+        raise InputError(problems)
+    spikes = found.get(ONLY, found)
+    return Raster(spikes, None if labels is None else labels.astype(np.int64), held)
 
 
 def stream(path: Path) -> Raster | RasterFile:
@@ -151,20 +256,69 @@ def stream(path: Path) -> Raster | RasterFile:
     check_readable(path, MAX_BYTES)
     with _damage_explained(path):
         with zipfile.ZipFile(path) as archive:
-            if SPIKES not in archive.namelist():
-                return load(path)
-            with archive.open(SPIKES) as file:
-                shape, fortran, dtype = _header(file)
-            if fortran or dtype not in (np.uint8, np.bool_):
-                return load(path)
-        _check_sizes(path, but=SPIKES)
+            members = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+            names = _inputs(members)
+            shapes: dict[str, Shape] = {}
+            for name in names:
+                with archive.open(f"{key(SPIKES, name)}.npy") as file:
+                    shapes[name], fortran, kind = _header(file)
+                if fortran or kind not in READ_IN_ORDER:
+                    return load(path)
+        if not names:
+            return load(path)
+        _check_sizes(path, [f"{key(SPIKES, name)}.npy" for name in names])
         with np.load(path, allow_pickle=False) as data:
             labels = data["labels"] if "labels" in data.files else None
-    _check_arrays(path, shape, dtype, labels)
-    return RasterFile(path, shape, None if labels is None else labels.astype(np.int64))
+            held = _held(path, data, names)
+    _check_arrays(path, shapes, labels, held)
+    return RasterFile(path, shapes, None if labels is None else labels.astype(np.int64), held)
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _inputs(keys: list[str]) -> list[str]:
+    """The inputs of a file: ``ONLY`` where it has ``spikes``, else the names in ``spikes/<name>``."""
+    if SPIKES in keys:
+        return [ONLY]
+    return [k.removeprefix(f"{SPIKES}/") for k in keys if k.startswith(f"{SPIKES}/")]
+
+
+def _no_spikes(path: Path, keys: list[str]) -> Problem:
+    what = f"holds no array 'spikes' or 'spikes/<input>' (only {', '.join(keys)})"
+    return Problem(str(path), what, "see stl-raster")
+
+
+def _held(path: Path, data: Any, names: list[str]) -> frozenset[str]:
+    """The inputs that are held. Raises InputError for what is not one true or false each."""
+    found = {name: data[key(HELD, name)] for name in names if key(HELD, name) in data.files}
+    problems = [
+        Problem(f"{path}: {key(HELD, name)}", f"is {value.dtype} {value.shape}, not true or false")
+        for name, value in found.items()
+        if value.shape != () or value.dtype != np.bool_
+    ]
+    if problems:
+        raise InputError(problems)
+    return frozenset(name for name, value in found.items() if value)
+
+
+def whole(values: NDArray[Any]) -> IntArray:
+    """Whole numbers in the first of uint8, int8 and int16 that holds them all; those as they are.
+
+    Raises ValueError for what none of them holds.
+    """
+    if values.dtype in KINDS:
+        return values
+    if values.dtype.kind not in "uifb":
+        raise ValueError(f"has type {values.dtype}, not whole numbers")
+    if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
+        raise ValueError(f"holds {values.dtype} values that are not whole numbers")
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    for kind in KINDS:
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            found: IntArray = values.astype(kind)
+            return found
+    raise ValueError(f"holds values {low}..{high}, beyond int16")
+
+
+def _header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:
     """Shape, Fortran order and type of the array that ``file`` goes on with."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -175,16 +329,12 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 @contextmanager
-def _open_spikes(path: Path) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(path) as archive, archive.open(SPIKES) as file:
-        yield file
-
-
-@contextmanager
 def _damage_explained(path: Path) -> Iterator[None]:
     """What reading a broken file raises, as InputError."""
     try:
         yield
+    except InputError:
+        raise
     except MemoryError:
         raise InputError(Problem(str(path), "claims an array larger than the memory")) from None
     except (
@@ -198,20 +348,28 @@ def _damage_explained(path: Path) -> Iterator[None]:
 
 
 def _check_arrays(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], labels: NDArray[Any] | None
+    path: Path, shapes: Mapping[str, Shape], labels: NDArray[Any] | None, held: frozenset[str]
 ) -> None:
-    """Raise InputError unless spikes of this shape and type, and the labels, make a raster."""
+    """Raise InputError unless spikes of these shapes, and the labels, make a raster."""
     problems: list[Problem] = []
-    if len(shape) < 3:
-        problems.append(Problem(f"{path}: spikes", f"has shape {shape}, not [N, T, ...]"))
-    if dtype not in (np.uint8, np.bool_):
-        problems.append(Problem(f"{path}: spikes", f"has type {dtype}, not uint8", "convert it"))
-    if 0 in shape:
-        problems.append(Problem(f"{path}: spikes", f"is empty: {shape}"))
-    whole = labels is not None and labels.dtype.kind in "iu" and (labels < 2**31).all()
-    if labels is not None and (labels.shape != shape[:1] or not whole):
+    for name, shape in shapes.items():
+        where = f"{path}: {key(SPIKES, name)}"
+        if len(shape) < 3:
+            problems.append(Problem(where, f"has shape {shape}, not [N, T, ...]"))
+        if 0 in shape:
+            problems.append(Problem(where, f"is empty: {shape}"))
+        if name in held and shape[1:2] != (1,):
+            what = f"is held, and has {shape[1:2]} steps; one frame is held"
+            problems.append(Problem(where, what, f"save it without {key(HELD, name)}"))
+    samples = {shape[:1] for shape in shapes.values()}
+    if len(samples) > 1:
+        counts = ", ".join(f"{shape[:1]} of {name}" for name, shape in shapes.items())
+        problems.append(Problem(str(path), f"holds different numbers of samples: {counts}"))
+    first = next(iter(shapes.values()))[:1]
+    integer = labels is not None and labels.dtype.kind in "iu" and (labels < 2**31).all()
+    if labels is not None and (labels.shape != first or not integer):
         problems.append(
-            Problem(f"{path}: labels", f"{labels.dtype} {labels.shape}, not int64 {shape[:1]}")
+            Problem(f"{path}: labels", f"{labels.dtype} {labels.shape}, not int64 {first}")
         )
     if problems:
         raise InputError(problems)
@@ -235,28 +393,67 @@ def check_fits(raster: Source, where: str, network: IntegerNetwork) -> Source:
     return raster
 
 
-def check_input(
-    raster: Raster, where: str, shape: tuple[int, ...], timesteps: int, levels: int
-) -> None:
-    """Raise InputError unless the spikes are whole numbers [N, ``timesteps``, *``shape``] in
-    0..``levels``."""
-    spikes = raster.spikes
-    if not isinstance(spikes, np.ndarray) or spikes.dtype.kind not in "uib":
-        kind = getattr(spikes, "dtype", type(spikes).__name__)
-        raise InputError(Problem(where, f"is {kind}, not an array of whole numbers", "use uint8"))
-    if problems := _shape_problems(spikes.shape, where, shape, timesteps) + _value_problems(
-        spikes, where, levels
-    ):
+def check_input(raster: Raster, where: str, inputs: Mapping[str, Input], timesteps: int) -> None:
+    """Raise InputError unless the spikes are whole numbers that these inputs read in ``timesteps`` steps."""
+    arrays = raster.arrays
+    problems = []
+    for name, spikes in arrays.items():
+        if not isinstance(spikes, np.ndarray) or spikes.dtype.kind not in "uib":
+            kind = getattr(spikes, "dtype", type(spikes).__name__)
+            what = f"is {kind}, not an array of whole numbers"
+            problems.append(Problem(_where(where, name), what, "use uint8, or with a sign int16"))
+    if problems:
+        raise InputError(problems)
+    names, problems = _matched(_shapes(arrays), raster.held, where, inputs, timesteps)
+    for given, name in names.items():
+        port = inputs[name]
+        span = port.lowest, port.levels
+        problems += _value_problems(arrays[given], _where(where, given), span)
+    if problems:
         raise InputError(problems)
 
 
+def _where(where: str, name: str) -> str:
+    return where if name == ONLY else f"{where}: {key(SPIKES, name)}"
+
+
+def _matched(
+    shapes: Mapping[str, Shape],
+    held: frozenset[str] | None,
+    where: str,
+    inputs: Mapping[str, Input],
+    timesteps: int,
+) -> tuple[dict[str, str], list[Problem]]:
+    """The input that each name of a raster stands for, and what is wrong with their shapes [N, T, ...]."""
+    names = {name: name for name in shapes}
+    if ONLY in shapes and len(inputs) == 1:
+        names = {ONLY: next(iter(inputs))}
+    if set(names.values()) != set(inputs):
+        has = ", ".join(key(SPIKES, name) for name in shapes)
+        what = f"has {has}, the network reads {', '.join(inputs)}"
+        remedy = f"save {', '.join(key(SPIKES, name) for name in inputs)}"
+        return {}, [Problem(where, what, remedy)]
+    problems: list[Problem] = []
+    for given, name in names.items():
+        said = None if held is None else given in held
+        place = _where(where, given)
+        problems += _shape_problems(shapes[given], place, inputs[name], said, timesteps)
+    return names, problems
+
+
 def _shape_problems(
-    size: tuple[int, ...], where: str, shape: tuple[int, ...], timesteps: int
+    size: Shape, where: str, port: Input, held: bool | None, timesteps: int
 ) -> list[Problem]:
-    """What is wrong with a raster of ``size``, which should be [N, ``timesteps``, *``shape``]."""
-    if len(size) < 2 or size[2:] != shape:
-        return [Problem(where, f"has inputs {size[2:]}, the network reads {shape}")]
-    if size[1] != timesteps:
+    """What is wrong with a raster of ``size``; ``held`` is what is said of it, None for nothing."""
+    if len(size) < 2 or size[2:] != port.shape:
+        return [Problem(where, f"has inputs {size[2:]}, the network reads {port.shape}")]
+    if port.held and (size[1] != 1 or held is False):
+        what = f"has {size[1]} time steps, the network reads one frame in every step (held)"
+        return [Problem(where, what, "make it with stl-raster --held, or save it with held = True")]
+    if held and not port.held:
+        what = f"is one frame (held), the network reads one in each of {timesteps} steps"
+        return [Problem(where, what, f"make it with stl-raster --timesteps {timesteps}")]
+    if not port.held and size[1] != timesteps:
         return [
             Problem(
                 where,
@@ -267,23 +464,24 @@ def _shape_problems(
     return []
 
 
-def _value_problems(spikes: NDArray[Any], where: str, levels: int) -> list[Problem]:
-    """What is wrong with spikes that should lie in 0..``levels``."""
+def _value_problems(spikes: NDArray[Any], where: str, span: tuple[int, int]) -> list[Problem]:
+    """What is wrong with spikes that should lie within ``span``."""
     if not spikes.size:
         return [Problem(where, f"is empty: {spikes.shape}")]
-    if spikes.min() < 0 or spikes.max() > levels:
+    low, high = span
+    if spikes.min() < low or spikes.max() > high:
         return [
             Problem(
                 where,
-                f"holds values {spikes.min()}..{spikes.max()}, the network reads 0..{levels}",
+                f"holds values {spikes.min()}..{spikes.max()}, the network reads {low}..{high}",
                 "encode it as the network was trained (--encoding)",
             )
         ]
     return []
 
 
-def _check_sizes(path: Path, but: str = "") -> None:
+def _check_sizes(path: Path, but: tuple[str, ...] | list[str]) -> None:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.file_size > MAX_BYTES and info.filename != but:
+            if info.file_size > MAX_BYTES and info.filename not in but:
                 raise ValueError(f"{info.filename} has {info.file_size} bytes, limit {MAX_BYTES}")

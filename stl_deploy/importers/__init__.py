@@ -45,7 +45,7 @@ IMPORTERS: dict[str, Importer] = {
         "--model-class",
         lambda file: file.given.model_class is not None,
         "torch.model_class:read_model",
-        frozenset({"model_class", "sample_shape", "levels"}),
+        frozenset({"model_class", "sample_shape", "levels", "normalize"}),
     ),
     "integer": Importer(
         "model.nir",
@@ -63,7 +63,7 @@ IMPORTERS: dict[str, Importer] = {
         "NIR files of other tools",
         lambda file: file.is_nir,
         "nir.graph:read_model",
-        frozenset({"dt", "levels"}),
+        frozenset({"dt", "levels", "normalize"}),
     ),
     "stl": Importer(
         "a state_dict of STL-SNN",

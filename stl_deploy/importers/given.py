@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
+import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
@@ -18,6 +20,7 @@ from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
 
 Params = dict[str, NDArray[Any]]
+Numbers = float | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,40 @@ class Checkpoint:
 
     arch: Architecture
     params: Params
+
+
+class Normalize(NamedTuple):
+    """What a network was trained on: (x/levels - mean)/std, with one number each, or one per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, mean: Numbers, std: Numbers, where: str = "normalize") -> Normalize:
+        """From numbers or sequences of them. Raises InputError for others."""
+        made = cls(*(tuple(np.atleast_1d(np.asarray(n, np.float64)).tolist()) for n in (mean, std)))
+        if not (len(made.mean) == len(made.std) and np.isfinite([*made.mean, *made.std]).all()):
+            what = f"{made.mean}, {made.std} are not as many finite means as standard deviations"
+            raise InputError(Problem(where, what, "give one of each, or one of each per channel"))
+        if min(made.std) <= 0:
+            raise InputError(
+                Problem(where, f"the standard deviation {min(made.std):g} is not above 0")
+            )
+        return made
+
+    @classmethod
+    def parsed(cls, text: str) -> Normalize:
+        """From "MEAN,STD"; of channels, all means first. Raises InputError."""
+        try:
+            numbers = [float(part) for part in text.split(",")]
+        except ValueError:
+            numbers = []
+        if not numbers or len(numbers) % 2:
+            what = f"{text!r} is not MEAN,STD"
+            remedy = "give two numbers, or all means of the channels, then all standard deviations"
+            raise InputError(Problem("--normalize", what, remedy))
+        half = len(numbers) // 2
+        return cls.of(numbers[:half], numbers[half:], "--normalize")
 
 
 @dataclass(frozen=True)
@@ -37,6 +74,7 @@ class Given:
     classes: int | None = None
     dt: float | None = None
     levels: int | None = None
+    normalize: Normalize | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
     raster: Path | None = None
@@ -46,7 +84,7 @@ class Given:
         """T of a model whose file does not say: what was given, else that of the raster."""
         if self.timesteps is not None or self.raster is None:
             return self.timesteps
-        return rasters.stream(self.raster).shape[1]
+        return rasters.stream(self.raster).steps
 
 
 @dataclass(frozen=True)

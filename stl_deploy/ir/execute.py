@@ -34,7 +34,8 @@ def run(
 
     Args:
         graph: a float network, or the lowered graph of one.
-        raster: input [N, T, *input_shape], or one for each input by name.
+        raster: input [N, T, *input_shape], or one for each input by name; a frame that is held in every step
+            may be given once.
         observe: called with (name of a population, what arrives at it over all connections, without the
             bias, [N, T, *shape]).
         forced: spikes [N, T, ...] by population, which other populations are given in the place of its
@@ -45,7 +46,7 @@ def run(
     network = graph if isinstance(graph, FloatNetwork) else decode(graph)
     given = raster if isinstance(raster, Mapping) else dict.fromkeys(network.inputs, raster)
     sent: dict[str, Array] = {
-        name: given[name].reshape(*given[name].shape[:2], *shape)
+        name: _in_every_step(network, given[name].reshape(*given[name].shape[:2], *shape))
         for name, shape in network.inputs.items()
     }
     size = next(iter(sent.values())).shape[:2]
@@ -66,6 +67,14 @@ def run(
             for run_ in runs:
                 observe(run_.population.name, run_.arrived)
     return {population.name: found[population.name] for population in network.populations}
+
+
+def _in_every_step(network: FloatNetwork, given: Array) -> Array:
+    """``given`` [N, T, ...], a frame that is held in as many steps as the network has."""
+    meta = network.meta
+    if meta is None or not meta.held or given.shape[1] != 1:
+        return given
+    return np.broadcast_to(given, (len(given), meta.timesteps, *given.shape[2:]))
 
 
 class _Run:

@@ -28,8 +28,8 @@ from stl_deploy.ir.synapses import Shape
 Float = NDArray[np.float64]
 Values = Mapping[str, Float]
 Kind = Literal["lif", "if", "cuba", "threshold"]
-# dt / tau of neurons that keep all of v, where a node needs a tau: 1 - dt / tau is 1 in float64, and a power of
-# two moves no digit of r and v_leak. NIR's IF has neither a constant input nor a current.
+# dt / tau of neurons that keep all of v, where a node needs a tau: 1 - dt / tau is 1 in float64, and a
+# power of two moves no digit of r and v_leak. NIR's IF has neither a constant input nor a current.
 NO_LEAK = 2.0**-60
 
 

@@ -129,7 +129,7 @@ class InputScale(_Foreign):
 
 @dataclass(eq=False)
 class Place(_Foreign):
-    """The input as channels ``first`` and following of the output, all others 0: a part of a concatenation."""
+    """A part of a concatenation: channels ``first`` and following of the output, all others 0."""
 
     first: int
 

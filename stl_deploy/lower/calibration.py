@@ -29,7 +29,7 @@ from scipy.linalg import solve_triangular
 
 from stl_deploy.chips.arithmetic import kept_current, kept_voltage
 from stl_deploy.chips.facts import Chip
-from stl_deploy.hw_sim import engine, reference
+from stl_deploy.hw_sim import engine
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.conv import windows
 from stl_deploy.ir.floats import FloatNetwork
@@ -358,10 +358,4 @@ def _fired(network: IntegerNetwork, sent: Mapping[str, IntArray]) -> IntArray:
     """The spikes of the only population of ``network``, where its sources send these."""
     (population,) = network.populations
     given = {name: sent[name] for name in network.inputs}
-    # Until the engine runs graphs.
-    try:
-        assert network.layers
-        (alone,) = given.values()
-    except (ValueError, TypeError, AssertionError):
-        return reference.run(network, given).layers[population.name].spikes
-    return engine.run(network, alone).layers[population.name].spikes
+    return engine.run(network, given).layers[population.name].spikes

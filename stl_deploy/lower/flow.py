@@ -37,8 +37,8 @@ MAX_TERMS = 50  # of one sum: paths that stay apart multiply
 class Term:
     """What one source contributes: ``way`` of its values, over ``divisor``, times ``post`` if not None.
 
-    The values are those of ``delay`` steps before, and stand among zeros where there is a ``place``. ``weights``
-    is the name of the last node with weights on the way.
+    The values are those of ``delay`` steps before, and stand among zeros where there is a ``place``.
+    ``weights`` is the name of the last node with weights on the way.
     """
 
     source: str

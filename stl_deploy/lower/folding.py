@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.chips.facts import Chip
 from stl_deploy.chips.demand import synapse_bits
+from stl_deploy.chips.facts import Chip
 from stl_deploy.errors import Problem
 from stl_deploy.ir import conv, slices
 from stl_deploy.ir.network import IntegerNetwork

@@ -10,9 +10,8 @@ stay one node with several edges into it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import nir
@@ -38,7 +37,8 @@ def lower(graph: nir.NIRGraph) -> nir.NIRGraph:
     Raises InputError and LoweringError naming everything that is wrong.
     """
     meta = G.float_meta(graph)
-    reading = Reading(levels=meta.input_levels, foreign=False)
+    binary = meta.input_levels == 1 and not meta.signed
+    reading = Reading(binary=binary, foreign=False)
     made = lowered(Flow(graph.nodes, list(graph.edges), reading))
     return made.graph(graph.metadata[G.KEY])
 
@@ -133,7 +133,7 @@ def _max_pool(flow: Flow, name: str, node: G.MaxPool2d, total: Sum) -> Draft | N
 
 
 def _binary(flow: Flow, source: str) -> bool:
-    return not isinstance(flow.nodes[source], nir.Input) or flow.reading.levels == 1
+    return not isinstance(flow.nodes[source], nir.Input) or flow.reading.binary
 
 
 def _or_window(flow: Flow, node: nir.ir.NIRNode, made: FloatNeurons, total: Sum) -> Pair | None:
@@ -180,16 +180,14 @@ def _end(flow: Flow, drafts: list[Draft], sums: dict[str, Sum]) -> str:
         pending += new
     flow.problems += [
         Problem(name, "leads to no output", "remove it, or connect what it feeds")
-        for name in by_name
+        for name in (*flow.inputs, *by_name)
         if name not in leading
     ]
     flow.done()
     return end
 
 
-def _populations(
-    flow: Flow, drafts: list[Draft]
-) -> tuple[dict[str, Population], dict[str, Shape]]:
+def _populations(flow: Flow, drafts: list[Draft]) -> tuple[dict[str, Population], dict[str, Shape]]:
     """All populations by name, and their shapes with those of the inputs.
 
     Where several connections cannot share the kernels of an image, its neurons stand in a row instead, with

@@ -129,10 +129,12 @@ def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerN
     held = placement.limits(chip)["thresholds"]
     populations: list[Population] = []
     rounding: dict[str, Rounding] = {}
-    for population in network.weighted:
-        rounded, told = _round(population, placed.layers[population.name], held)
-        populations.append(rounded)
-        rounding[population.name] = told
+    for population in network.populations:
+        neurons = population.neurons
+        if neurons.kind == "lif":
+            vth, told = _round(population, placed.layers[population.name], held)
+            populations.append(replace(population, neurons=replace(neurons, vth=vth)))
+            rounding[population.name] = told
     lowered = replace(
         network.changed(*populations), lowering="grouped", rounding=rounding, placement=None
     )
@@ -141,8 +143,8 @@ def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerN
 
 def _round(
     population: Population, placed: LayerPlacement, held: int
-) -> tuple[Population, Rounding]:
-    """``population`` with at most ``held`` thresholds on each core, and what that changed."""
+) -> tuple[NDArray[np.int32], Rounding]:
+    """Thresholds of ``population`` with at most ``held`` values on each core, and what that changed."""
     shape = population.shape
     vth = wiring.dealt(np.broadcast_to(population.neurons.vth, shape), shape)
     rounded = np.empty_like(vth)
@@ -151,8 +153,7 @@ def _round(
     change = np.abs(rounded - vth) / (vth + 1)
     moved = float((rounded != vth).mean())
     told = Rounding(moved, float(change.mean()), float(change.max()))
-    laid = wiring.undealt(rounded.astype(np.int32), shape)
-    return replace(population, neurons=replace(population.neurons, vth=laid)), told
+    return wiring.undealt(rounded.astype(np.int32), shape), told
 
 
 def nearest(vth: Int64, count: int) -> Int64:

@@ -107,15 +107,20 @@ class Integers:
         return slices.effective_bits(float(used.min()) if used.size else float(self.options.qmax))
 
     def bits_by_connection(self, network: IntegerNetwork) -> dict[str, float]:
-        """The same of each connection, where several lead into the population.
+        """The same of each connection of the float model, where several lead into the population.
 
         By the name of its weights, with that of the source where one name stands for several.
         """
-        if len(self.target.rows) < 2:
+        pairs = [
+            (rows, connection)
+            for rows, connection in zip(self.target.rows, network.connections, strict=True)
+            if rows.source != self.target.always
+        ]
+        if len(pairs) < 2:
             return {}
         found = {}
-        names = [rows.name for rows in self.target.rows]
-        for rows, connection in zip(self.target.rows, network.connections, strict=True):
+        names = [rows.name for rows, _ in pairs]
+        for rows, connection in pairs:
             peak = rows.peak(self.target.channels)
             unit = self.units(network) * 2.0**connection.exp / self.grid
             most = slices.largest(connection.precision, connection.bits)

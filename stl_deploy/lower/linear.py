@@ -152,8 +152,9 @@ class Conv:
 
     def same(self, other: Map) -> bool:
         """See ``Diagonal``."""
-        alike = other.kind == "conv" and other.geometry == self.geometry
-        return alike and np.array_equal(self.weight, other.weight)
+        if other.kind != "conv" or other.geometry != self.geometry:
+            return False
+        return np.array_equal(self.weight, other.weight)
 
     @property
     def window(self) -> Pair | None:

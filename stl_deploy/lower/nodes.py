@@ -32,14 +32,14 @@ class Reading:
 
     Attributes:
         dt: seconds of a time step.
-        levels: inputs are whole numbers 0..levels, 1 for spikes.
+        binary: inputs are spikes, and not whole numbers of more values than 0 and 1.
         foreign: the graph comes from another tool. An input [C, L] is then an image [C, 1, L], an IF
             with r = 1 adds its input as it is, and neurons of any kind that fire as soon as one input of
             a window does are an OR pool.
     """
 
     dt: float = G.DT
-    levels: int = 1
+    binary: bool = True
     foreign: bool = True
 
 

@@ -27,6 +27,7 @@ class Options:
     overflow: Overflow = "auto"
     clamp_thresholds: bool = False
     weight_precision: WeightPrecision = "8"
+    skips: Skips = "auto"
 
     @property
     def qmax(self) -> int:
@@ -47,6 +48,7 @@ def check_options(options: Options, chip: chips.Chip, calib: bool) -> None:
     for name, choice, choices in (
         ("overflow", options.overflow, get_args(Overflow)),
         ("thresholds", options.thresholds, get_args(Thresholds)),
+        ("skips", options.skips, get_args(Skips)),
     ):
         if choice not in choices:
             problems.append(Problem(name, f"{choice!r} is not one of {', '.join(choices)}"))

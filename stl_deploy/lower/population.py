@@ -80,7 +80,11 @@ class Draft:
     @property
     def image(self) -> Shape | None:
         """The shape that the neurons have unless something asks for a row, None where something does."""
-        shapes = {term.way.out_shape for term in self.terms if _convolves(term)}
+        shapes = {
+            term.way.out_shape
+            for term in self.terms
+            if term.way.kind == "conv" and term.place is None
+        }
         if not shapes:
             return self.shape if len(self.shape) > 1 else None
         rows = any(term.way.kind == "dense" for term in self.terms)
@@ -149,10 +153,6 @@ def settled(drafts: list[Draft], inputs: Shapes, rows: Collection[str] = ()) -> 
             return shapes
         for name in others:
             shapes[name] = (math.prod(images.pop(name)),)
-
-
-def _convolves(term: Term) -> bool:
-    return term.way.kind == "conv" and term.place is None
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ from stl_deploy.ir.neurons import Or
 from stl_deploy.ir.notes import Diagnostic, Lowering, Precision
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import Conv, IntArray
-from stl_deploy.lower import calibration, folding, grouped, rows, trained
+from stl_deploy.lower import calibration, folding, grouped, relays, rows, trained
 from stl_deploy.lower.checks import check as check_floats
 from stl_deploy.lower.options import Options, Overflow, Skips, Thresholds, check_options
 from stl_deploy.lower.rows import Target
@@ -107,7 +107,7 @@ def quantize(
     if weight_bits is None:
         weight_bits = 8 if meta.trained is None else meta.trained.weight_bits
     options = Options(
-        weight_bits, weight_exp, thresholds, overflow, clamp_thresholds, weight_precision
+        weight_bits, weight_exp, thresholds, overflow, clamp_thresholds, weight_precision, skips
     )
     if meta.trained is not None:
         asked = {
@@ -161,7 +161,7 @@ def quantize(
         built.diagnostics += fit.diagnostics
     if given is not None:
         built.diagnostics.append(_fitted_to(recording))
-    network = _relayed(built.network(facts), facts, skips)
+    network = relays.relayed(built.network(facts), facts, skips)
     tell(len(parts) - 1, len(parts), parts[-1])
     network = replace(network, placement=placement.place(network, facts))
     problems += () if network.placement is None else network.placement.beyond
@@ -244,11 +244,6 @@ class _Built:
             precision=self.precision,
             diagnostics=tuple(self.diagnostics),
         )
-
-
-def _relayed(network: IntegerNetwork, _chip: chips.Chip, _skips: Skips) -> IntegerNetwork:
-    # Until there are relays.
-    return network
 
 
 def _rasters(

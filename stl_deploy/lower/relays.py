@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -23,65 +22,51 @@ from stl_deploy.ir import order
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Or
 from stl_deploy.ir.synapses import OneToOne
-
-Skips = Literal["auto", "delay", "relay"]
-SKIPS: tuple[Skips, ...] = get_args(Skips)
+from stl_deploy.lower.options import Skips
 
 
 def relayed(network: IntegerNetwork, chip: Chip, skips: Skips = "auto") -> IntegerNetwork:
     """``network`` with relays for what the synapses of ``chip`` do not wait.
 
     With "delay" synapses wait all of it, with "relay" nothing, with "auto" as much as the chip allows. A
-    chip without hops, as ``ideal``, gets relays only where they are asked for.
+    chip whose delays have no limit, as ``ideal``, gets relays only where they are asked for.
 
     Raises:
         LoweringError: a loop with fewer steps of delay than hops, a wait longer than the chip's with
             "delay", or values other than spikes that would need a relay; all problems at once.
     """
-    longest = longest_delay(chip)
-    if longest is None and skips != "relay":
-        return network
-    if loops := list(_loops(network, chip)):
-        raise LoweringError(loops)
-    most = 0 if skips == "relay" or longest is None else longest
-    hops = {c.key: max(0, network.waits(c) - most) for c in network.connections}
-    if problems := list(_problems(network, chip, most, hops, skips)):
+    asked = skips == "delay" or network.depth is None
+    if asked and (problems := chip.delay_problems(network)):
         raise LoweringError(problems)
+    if skips == "relay" and network.depth is None:
+        raise LoweringError(list(_loops(network)))
+    longest = 0 if skips == "relay" else chip.delay_max
+    if longest is None:
+        return network
+    hops = {c.key: max(0, network.waits(c) - longest) for c in network.connections}
+    if graded := list(_graded(network, hops, skips)):
+        raise LoweringError(graded)
     return _Relays(network, hops).network() if any(hops.values()) else network
 
 
-def longest_delay(chip: Chip) -> int | None:
-    """Steps that a synapse of ``chip`` can wait besides its hop; None without a limit."""
-    return None if chip.arithmetic == "unbounded" else order.MAX_DELAY
-
-
-def _loops(network: IntegerNetwork, chip: Chip) -> Iterator[Problem]:
+def _loops(network: IntegerNetwork) -> Iterator[Problem]:
+    """Why a chip that needs no depths cannot have relays."""
     ways = [(c.source, c.target, c.delay) for c in network.connections]
-    other = "use --skips auto" if longest_delay(chip) is None else "use --chip ideal"
     for loop in order.too_short(list(network.by_name), ways):
-        what = "a loop with fewer steps of delay than hops, and each hop takes a step"
-        yield Problem(", ".join(loop), what, f"{other}, or delay a connection of the loop")
+        what = "a loop has fewer steps of delay than hops, and relays are a hop each"
+        yield Problem(", ".join(loop), what, "use --skips auto, or lengthen the delays on its way")
 
 
-def _problems(
-    network: IntegerNetwork,
-    chip: Chip,
-    most: int,
-    hops: dict[tuple[str, str, str], int],
-    skips: Skips,
+def _graded(
+    network: IntegerNetwork, hops: dict[tuple[str, str, str], int], skips: Skips
 ) -> Iterator[Problem]:
+    instead = "use --skips auto" if skips == "relay" else "use --chip ideal"
     for c in network.connections:
-        if not hops[c.key]:
-            continue
-        where, waits = f"{c.name} ({c.source} to {c.target})", network.waits(c)
-        if skips == "delay":
-            what = f"waits {waits} steps; a synapse of {chip.title} waits at most {most}"
-            yield Problem(where, what, "use --skips auto")
-        elif network.span(c.source) != (0, 1):
-            low, high = network.span(c.source)
+        low, high = network.span(c.source)
+        if hops[c.key] and (low, high) != (0, 1):
+            where, waits = f"{c.name} ({c.source} to {c.target})", network.waits(c)
             what = f"waits {waits} steps, and a relay passes on spikes, not values {low} to {high}"
-            remedy = "use --skips auto" if skips == "relay" else "use --chip ideal"
-            yield Problem(where, what, f"{remedy}, or encode the input as spikes")
+            yield Problem(where, what, f"{instead}, or encode the input as spikes")
 
 
 class _Relays:

@@ -14,8 +14,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from stl_deploy.hw_sim.account.energy import Traffic
-from stl_deploy.ir.chain import LifLayer
+from stl_deploy.hw_sim.account.traffic import Traffic
+from stl_deploy.ir.network import Population
 from stl_deploy.report.numbers import Unit, count, significant
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SILENT_ALPHA = 28  # of 255, so that a silent neuron differs from the page
 NO_SOFTWARE: dict[str, Any] = {"Software": None}  # no version in a PNG
 
 
-def mosaic(step: NDArray[np.uint8]) -> NDArray[np.int16]:
+def mosaic(step: NDArray[Any]) -> NDArray[np.int16]:
     """One image of one step: maps [C, H, W] side by side, or neurons [n] in rows; -1 is no neuron."""
     maps = step.reshape(len(step), *(step.shape[1:] if step.ndim == 3 else (1, 1)))
     channels, height, width = maps.shape
@@ -74,9 +74,10 @@ class Picture:
     svg: Markup
 
 
-def threshold_figure(layer: LifLayer) -> Picture:
-    """Histogram of the thresholds of ``layer`` in the units of the float model."""
-    theta = _theta(layer).reshape(-1)
+def threshold_figure(population: Population) -> Picture:
+    """Histogram of the thresholds of ``population`` in the units of the float model."""
+    name, neurons = population.name, population.neurons
+    theta = np.broadcast_to(neurons.vth * neurons.scale, population.shape).reshape(-1)
     bins, edges = np.histogram(theta, BINS)
     low, middle, high = (significant(float(q), 4) for q in np.quantile(theta, [0, 0.5, 1]))
     extent = f"all {low}" if low == high else f"{low} to {high}, median {middle}"
@@ -95,26 +96,20 @@ def threshold_figure(layer: LifLayer) -> Picture:
             axes.minorticks_off()
 
     return Picture(
-        f"{layer.name}: {extent}",
+        f"{name}: {extent}",
         _svg(
-            f"threshold-{layer.name}",
-            f"Histogram of the {layer.neurons:,} thresholds of {layer.name}: {extent}",
+            f"threshold-{name}",
+            f"Histogram of the {population.size:,} thresholds of {name}: {extent}",
             draw,
             height=1.9,
         ),
     )
 
 
-def _theta(layer: LifLayer) -> Float:
-    """vth in the units of the float model, float64 of ``layer.shape``."""
-    theta: Float = layer.vth * layer.per_neuron(layer.scale)
-    return theta
-
-
 def stacked(
     caption: str, parts: dict[str, dict[str, float]], colours: dict[str, str], unit: Unit
 ) -> Picture:
-    """One horizontal bar a profile, one part an event or layer; the tables serve as legend."""
+    """One horizontal bar a profile, one part an event or population; the tables serve as legend."""
 
     def draw(axes: Axes) -> None:
         for row, values in enumerate(parts.values()):
@@ -143,7 +138,7 @@ def stacked(
 
 
 def core_map(title: str, traffic: Traffic, colours: dict[str, str], samples: int) -> Picture:
-    """The tiles of a chip: a square a core in its layer's colour, the fuller the more synops.
+    """The tiles of a chip: a square a core in its population's colour, the fuller the more synops.
 
     Lines between tiles are as wide as the packets that take them, in both directions together.
     """
@@ -196,7 +191,7 @@ def core_map(title: str, traffic: Traffic, colours: dict[str, str], samples: int
 
 
 def ramp(n: int) -> list[str]:
-    """``n`` colours from the first layer to the last, visible on white and on black."""
+    """``n`` colours from the first population to the last, visible on white and on black."""
     from matplotlib import colormaps, colors
 
     return [colors.to_hex(c) for c in colormaps["plasma"](np.linspace(0.15, 0.85, n))]

@@ -7,7 +7,7 @@ SVG drawn by matplotlib, except the spikes of the first sample, which are small 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol
@@ -21,11 +21,10 @@ from stl_deploy.chips import placement
 from stl_deploy.hw_sim.account.counts import Counts, LayerCounts
 from stl_deploy.hw_sim.account.energy import Bound, Energy
 from stl_deploy.hw_sim.simulate import Activity
-from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.chain import Layer, LifLayer, OrPool, synapse_count
 from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.notes import LayerPlacement, Placement, Precision
-from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
+from stl_deploy.ir.notes import LayerPlacement, Placement
+from stl_deploy.report import rows as R
+from stl_deploy.report.drawing import draw
 from stl_deploy.report.figures import (
     PALETTE,
     Picture,
@@ -39,7 +38,7 @@ from stl_deploy.report.figures import (
 from stl_deploy.report.numbers import Unit, count, percent, significant
 
 SHOWN_STEPS = 8  # of the first sample
-SHOWN_NEURONS = 1 << 16  # of a layer in the first sample, so that the file stays small
+SHOWN_NEURONS = 1 << 16  # of a population in the first sample, so that the file stays small
 MAPPED_CHIPS = 2  # more would be too small to see on a page
 TILE_PIXELS = 128  # width of a picture of spikes on a wide screen
 STATIC_COLOUR = "#999999"
@@ -48,8 +47,8 @@ STATIC_COLOUR = "#999999"
 class Parity(Protocol):
     """What the report shows of a comparison with the float model (``verify.against_float.ParityReport``).
 
-    Accuracies are None without labels; ``layers`` are rows of figures, ``not_certified`` says of layers why
-    not, ``first_divergence`` is None where no spike differs.
+    Accuracies are None without labels; ``layers`` are rows of figures by population, ``not_certified``
+    says of populations why not, ``first_divergence`` is None where no spike differs.
     """
 
     @property
@@ -81,21 +80,29 @@ def render(
     energies = {} if activity is None else activity.energies
     models = chips.profiles(chip)
     profiles = {name: models[name] for name in energies}
-    rows = [_layer_row(network, layer) for layer in network.layers]
+    rows = R.populations(network)
     return _template().render(
         title=title,
         network=network,
         chip=chip,
         placed=placed,
         placement=None if placed is None else _placement_section(placed, chip),
+        drawing=draw(network),
         rows=rows,
-        neurons=sum(layer.neurons for layer in network.layers),
+        connections=R.connections(network),
+        inputs=R.inputs(network),
+        neurons=sum(population.size for population in network.populations),
         synapses=sum(row.synapses for row in rows),
-        thresholds=[threshold_figure(layer) for layer in network.lif_layers],
+        thresholds=[
+            threshold_figure(p)
+            for p in network.populations
+            if p.kind == "lif" and network.into(p.name)
+        ],
         activity=activity,
         activity_rows=[] if activity is None else _activity_rows(activity.counts),
+        synops=[] if activity is None else _synops_rows(activity.counts),
         overflows=[] if activity is None else _overflows(activity.counts),
-        sample=[] if activity is None else _sample_rows(activity.sample),
+        sample=[] if activity is None else _sample_rows(activity.sample, network.inputs),
         shown_steps=SHOWN_STEPS,
         energy=_energy_section(chip.name, activity, profiles) if activity and energies else None,
         profiles=profiles,
@@ -113,95 +120,9 @@ def _template() -> Template:
     return environment.from_string(path.read_text("utf-8"))
 
 
-# Network
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """A row of the network table; None where a column does not apply.
-
-    ``weights`` are the non-zero numbers stored, ``synapses`` the connections that they make.
-    """
-
-    layer: Layer
-    kind: str
-    weights: int | None
-    synapses: int
-    precision: Precision | None
-    thresholds: NDArray[np.int32] | None
-
-
-def _layer_row(network: IntegerNetwork, layer: Layer) -> LayerRow:
-    words, weights, thresholds = entry(COLUMNS, layer.kind, layer.name, "the report")(layer)
-    return LayerRow(
-        layer=layer,
-        kind=", ".join(words),
-        weights=weights,
-        synapses=synapse_count(layer),
-        precision=network.precision.get(layer.name),
-        thresholds=thresholds,
-    )
-
-
-# Words for the kind of a layer, its weights and its distinct thresholds.
-Columns = tuple[list[str], int | None, NDArray[np.int32] | None]
-
-
-def _lif_columns(layer: LifLayer) -> Columns:
-    words = entry(SYNAPSES, layer.synapses.kind, layer.name, "the report")(layer.synapses)
-    words += ["recurrent"] if layer.recurrent is not None else []
-    words += ["current"] if layer.has_current else []
-    words += ["soft reset"] if layer.reset == "subtract" else []
-    return words, layer.stored_weights, np.unique(layer.vth)
-
-
-def _pool_columns(layer: OrPool) -> Columns:
-    return [f"OR pool {_times(layer.kernel)}"], None, None
-
-
-COLUMNS: dict[str, Callable[[Any], Columns]] = {"lif": _lif_columns, "or_pool": _pool_columns}
-
-
-def _dense_words(_synapses: Dense) -> list[str]:
-    return ["dense"]
-
-
-def _conv_words(conv: Conv | Kernel) -> list[str]:
-    words = [f"conv {_times(conv.weight.shape[2:])}"]
-    if conv.stride != (1, 1):
-        words.append(f"stride {_pair(conv.stride)}")
-    if conv.padding != (0, 0):
-        words.append(f"padding {_pair(conv.padding)}")
-    if conv.dilation != (1, 1):
-        words.append(f"dilation {_pair(conv.dilation)}")
-    if conv.groups != 1:
-        words.append(f"{conv.groups} groups")
-    return words
-
-
-def _sparse_words(synapses: Sparse) -> list[str]:
-    first, *rest = _conv_words(synapses.kernel)
-    return [f"folded {first}", *rest]
-
-
-SYNAPSES: dict[str, Callable[[Any], list[str]]] = {
-    "conv": _conv_words,
-    "dense": _dense_words,
-    "sparse": _sparse_words,
-}
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "\N{MULTIPLICATION SIGN}".join(map(str, sizes))
-
-
-def _pair(pair: tuple[int, int]) -> str:
-    return str(pair[0]) if pair[0] == pair[1] else _times(pair)
-
-
 @dataclass(frozen=True)
 class PlacementRow:
-    """A layer's cores: the first and last number, what bound them, and each limit's cell.
+    """A population's cores: the first and last number, what bound them, and each limit's cell.
 
     A cell is what the fullest core needs, its share of the limit, and whether that is too much.
     """
@@ -291,8 +212,17 @@ def _activity_rows(counts: Counts) -> list[ActivityRow]:
         for layer in counts.layers
     ]
     neurons = sum(layer.neurons for layer in counts.layers)
-    first = float(counts.layers[0].inputs.sum())
-    return [*rows, _activity_row("All layers", neurons, counts.layers, first, counts)]
+    return [*rows, _activity_row("All populations", neurons, counts.layers, 0.0, counts)]
+
+
+def _synops_rows(counts: Counts) -> list[tuple[str, str, str, float]]:
+    """Connections with source, target and synops per inference, where a population has several."""
+    if len({c.target for c in counts.connections}) == len(counts.connections):
+        return []
+    return [
+        (c.name, c.source, c.target, float(c.synops.sum()) / counts.samples)
+        for c in counts.connections
+    ]
 
 
 def _activity_row(
@@ -315,7 +245,7 @@ def _activity_row(
 
 @dataclass(frozen=True)
 class Overflow:
-    """Neuron steps of a layer outside a register, of how many, and in how many samples."""
+    """Neuron steps of a population outside a register, of how many, and in how many samples."""
 
     name: str
     times: int
@@ -354,17 +284,19 @@ class Tile:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One population of the first sample; ``shown`` says what is left out, if anything."""
+    """An input or a population of the first sample; ``shown`` says what is left out, if anything."""
 
     name: str
+    of_input: bool
     neurons: int
     shown: str
     tiles: list[Tile]
 
 
-def _sample_rows(sample: dict[str, NDArray[np.uint8]]) -> list[SampleRow]:
+def _sample_rows(sample: Mapping[str, NDArray[Any]], inputs: Collection[str]) -> list[SampleRow]:
     rows = []
-    for name, spikes in sample.items():
+    for name, values in sample.items():
+        spikes = np.abs(values)
         maps = spikes.reshape(len(spikes), -1) if spikes.ndim < 4 else spikes
         whole, kept = maps.shape[1], maps.shape[1]
         if maps[0].size > SHOWN_NEURONS:
@@ -373,6 +305,7 @@ def _sample_rows(sample: dict[str, NDArray[np.uint8]]) -> list[SampleRow]:
         rows.append(
             SampleRow(
                 name=name,
+                of_input=name in inputs,
                 neurons=maps[0].size,
                 shown="" if kept == whole else f"the first {kept:,} of {whole:,} {of}",
                 tiles=[_tile(step, kept, int(maps.max())) for step in maps[:SHOWN_STEPS]],
@@ -381,7 +314,7 @@ def _sample_rows(sample: dict[str, NDArray[np.uint8]]) -> list[SampleRow]:
     return rows
 
 
-def _tile(step: NDArray[np.uint8], kept: int, largest: int) -> Tile:
+def _tile(step: NDArray[Any], kept: int, largest: int) -> Tile:
     image = mosaic(step[:kept])
     return Tile(int(np.count_nonzero(step)), png(image, largest), image.shape[1] < TILE_PIXELS)
 
@@ -462,9 +395,9 @@ def _energy_section(
         per_synop_j={n: e.dynamic_j / synops if synops else None for n, e in energies.items()},
         figures=[
             stacked("By event", by_event, event_colours | {"static": STATIC_COLOUR}, joule),
-            stacked("Dynamic, by layer", by_layer, layer_colours, joule),
+            stacked("Dynamic, by population", by_layer, layer_colours, joule),
             *(
-                stacked(f"{name}: layers by event", e.by_layer_event_j, event_colours, joule)
+                stacked(f"{name}: populations by event", e.by_layer_event_j, event_colours, joule)
                 for name, e in energies.items()
             ),
         ],

@@ -28,10 +28,11 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import decode
-from stl_deploy.ir.network import IntegerNetwork, Raster
-from stl_deploy.ir.synapses import IntArray, Shape
+from stl_deploy.ir.network import Input, IntegerNetwork, Raster
+from stl_deploy.ir.synapses import IntArray
 from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.spread import Spread, Threads
+from stl_deploy.verify import pairs
 from stl_deploy.verify.audit import Audit, Findings
 from stl_deploy.verify.divergence import Divergence
 
@@ -276,7 +277,9 @@ class Comparer:
                         for what, run in runs.items()
                     },
                 )
-                for name, spikes in expected.items()
+                for name, spikes in (
+                    (n, expected[n]) for n in self.network.by_name if n in expected
+                )
             },
         )
         findings = self.audit.examine(inputs, expected, forced, lowered)
@@ -334,15 +337,20 @@ def _layer(name: str, counts: LayerTally, audit: Audit, by_model: bool) -> Layer
 def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwork) -> None:
     """Raise InputError unless the network has the float side's inputs, populations, steps and classes."""
     floats, meta = decode(graph), G.float_meta(graph)
-    mine = {population.name: population.shape for population in network.populations}
+    mine = {
+        population.name: population.shape
+        for population in network.populations
+        if population.name in floats.by_name or not pairs.passes_on(network, population.name)
+    }
     if model is not None:
         shapes, steps = model.arch.shapes, model.arch.timesteps
         theirs = {name: shape for name, shape in shapes.items() if name in mine}
     else:
         theirs = shapes = {population.name: population.shape for population in floats.populations}
         steps = meta.timesteps
-        read = {n: (port.levels, port.shape) for n, port in network.inputs.items()}
-        meant = {n: (meta.input_levels, shape) for n, shape in floats.inputs.items()}
+        read = dict(network.inputs)
+        values = meta.input_levels, meta.signed, meta.held
+        meant = {name: Input(shape, *values) for name, shape in floats.inputs.items()}
         if read != meant or network.readout.classes != meta.classes:
             raise InputError(
                 Problem(
@@ -358,11 +366,13 @@ def _check_same(model: STLNet | None, graph: nir.NIRGraph, network: IntegerNetwo
         )
 
 
-def _inputs(ports: Mapping[str, tuple[int, Shape]]) -> str:
+def _inputs(ports: Mapping[str, Input]) -> str:
     """Inputs in words, with their names where there are several."""
     words = [
-        f"0..{levels} of shape {shape}" + (f" as {name}" if len(ports) > 1 else "")
-        for name, (levels, shape) in ports.items()
+        f"{port.lowest}..{port.levels} of shape {port.shape}"
+        + (", held" if port.held else "")
+        + (f" as {name}" if len(ports) > 1 else "")
+        for name, port in ports.items()
     ]
     return " and ".join(words)
 

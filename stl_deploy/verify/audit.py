@@ -191,6 +191,8 @@ class Audit:
         if place is None:
             return None
         sources = {place.layer, *(c.source for c in self.network.into(place.layer))}
+        if not isinstance(certifier := self.certifiers[place.layer], str):
+            sources |= {c.source for c in certifier.floats.into(place.layer)}
         # Copies: a view would keep the whole batch.
         forced_here, lowered_here = (
             spikes[place.layer][place.sample].copy() for spikes in (forced, lowered)

@@ -30,7 +30,7 @@ from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.neurons import of_channels
 from stl_deploy.ir.synapses import Geometry
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS, UNIT
-from stl_deploy.verify import intervals
+from stl_deploy.verify import intervals, pairs
 
 Float = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -113,6 +113,9 @@ class Certifier:
         before: Float | None = None,
     ) -> None:
         known = floats.by_name.get(population.name)
+        if known is None and pairs.passes_on(network, population.name):
+            does = "passes spikes on" if network.into(population.name) else "stands for a bias"
+            raise _NotCovered(f"it {does}, and the float graph does not have it")
         if known is None:
             raise _NotCovered("the float graph has no such population")
         _check_floats(floats, known)
@@ -160,6 +163,7 @@ class Certifier:
 
         Args:
             sent: what every source sends in the float model, [N, T, *shape]; the population may be left out.
+                Relays, which the float model does not have, send what they then receive.
             spikes: [N, T, *shape] of the population in the float model, uint8.
             bounds: whether ``Verdicts.bound`` is wanted.
         """
@@ -193,9 +197,11 @@ class Certifier:
         """
         n, steps = sent[self.population.name].shape[:2]
         floats = np.zeros((n, steps, self.population.size))
-        for c in self.floats.into(self.population.name):
+        for way in self.floats.into(self.population.name):
             _add(
-                floats, weighted(c.way, _flat(sent[c.source], self.floats.shape(c.source))), c.delay
+                floats,
+                weighted(way.way, _flat(sent[way.source], self.floats.shape(way.source))),
+                way.delay,
             )
         integers = np.zeros_like(floats)
         for c in self.network.into(self.population.name) if own else self.into:
@@ -353,7 +359,8 @@ def _bits_lost(population: Population) -> NDArray[np.int64]:
     """Bits that one decay shifts out, broadcastable to the population."""
     kept = DECAY_ONE - np.asarray(population.neurons.dv, np.int64)
     ends_in = np.log2(kept & -kept).astype(np.int64)  # zeros at the end
-    return DECAY_BITS - np.minimum(DECAY_BITS, ends_in)
+    lost: NDArray[np.int64] = DECAY_BITS - np.minimum(DECAY_BITS, ends_in)
+    return lost
 
 
 def _zero_bits(network: IntegerNetwork, population: Population) -> int:
@@ -414,6 +421,8 @@ def _check_sources(network: IntegerNetwork, population: Population, floats: Floa
     theirs = {c.source: floats.shape(c.source) for c in floats.into(population.name)}
     for source, shape in mine.items():
         if source not in floats.inputs and source not in floats.by_name:
+            if pairs.passes_on(network, source):
+                continue
             raise _NotCovered(f"its source {source} is not in the float graph")
         if math.prod(shape) != math.prod(floats.shape(source)):
             raise _NotCovered(f"its source {source} does not have the shape of the float graph's")

@@ -307,7 +307,9 @@ def _compare(
         error=course.v_int * unit - course.v,
         bound=float(bound[(0, place.step, *place.neuron)]),
         reset=course.reset,
-        contributions=course.parts,
+        contributions={
+            name: part if abs(part) > slack else 0.0 for name, part in course.parts.items()
+        },
     )
     left = np.zeros(place.step + 1)
     left[place.step - since :] = certifier.kept[flat] ** np.arange(since + 1)[::-1]
@@ -423,17 +425,18 @@ def _integers(
             sums = c.sums(x, network.levels(c.source))
             arrived[c.delay :] += sums.reshape(-1, *population.shape)
 
-    def own(values: Any) -> NDArray[np.int64]:
-        return np.broadcast_to(np.asarray(values, np.int64), population.shape)[place.neuron][None]
+    def own(values: Any) -> int:
+        return int(np.broadcast_to(values, population.shape)[place.neuron])
 
     u = v = np.zeros(1, np.int64)
     path = []
     for t in range(place.step + 1):
         before = int(v[0])
-        u, _ = arithmetic.step_current(u, arrived[t][place.neuron][None], own(neurons.du), limit)
-        v, _ = arithmetic.step_voltage(v, u, own(neurons.bias), own(neurons.dv), limit)
+        a = arrived[(t, *place.neuron)].reshape(1)
+        u, _ = arithmetic.step_current(u, a, own(neurons.du), limit)
+        v, _ = arithmetic.step_voltage(v, u, np.array([own(neurons.bias)]), own(neurons.dv), limit)
         path.append((before, int(v[0])))
-        v, _ = arithmetic.fire(v, own(neurons.vth), neurons.reset)
+        v, _ = arithmetic.fire(v, np.array([own(neurons.vth)]), neurons.reset)
     return path
 
 
@@ -451,7 +454,7 @@ def _synapses(
     flat = _flat(neuron, population.shape)
     gain, scale = float(certifier.gain[flat]), float(certifier.unit[flat]) * UNIT
     found = []
-    for mine, theirs in pairs.of(network, population.name, certifier.floats):
+    for mine, theirs, origin, _ in pairs.of(network, population.name, certifier.floats):
         if mine is None or theirs is None or not pairs.alike(mine, theirs):
             continue
         source = network.shape(mine.source)
@@ -459,8 +462,8 @@ def _synapses(
         held = mine.synapses.into(flat, inputs, index)
         own = scale * 2.0**mine.exp
         came, meant = (
-            _delayed(sent[c.source].reshape(len(weights), -1)[:, inputs], c.delay)
-            for c in (mine, theirs)
+            _delayed(sent[name].reshape(len(weights), -1)[:, inputs], steps)
+            for name, steps in ((mine.source, mine.delay), (theirs.source, theirs.delay))
         )
         errors = (weights @ came) * (held * own - exact * gain)
         errors += (weights @ (came - meant)) * exact * gain
@@ -468,7 +471,7 @@ def _synapses(
         found += [
             Synapse(
                 connection=mine.name,
-                source=mine.source,
+                source=origin,
                 input=tuple(map(int, np.unravel_index(inputs[i], source))),
                 weight=tuple(map(int, index[i])),
                 held=int(held[i]),

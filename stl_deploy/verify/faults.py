@@ -36,8 +36,15 @@ Sent = Mapping[
     str, NDArray[Any]
 ]  # what inputs and populations send in a sample, [T, *shape] by name
 Kind = Literal[
-    *("weight", "threshold", "bias", "decay", "kernel", "input scale", "time step"),
-    *("delay", "connection"),
+    "weight",
+    "threshold",
+    "bias",
+    "decay",
+    "kernel",
+    "input scale",
+    "time step",
+    "delay",
+    "connection",
 ]
 # What a mistake is called, its kind, and the network and what is sent that it would have run with.
 Runs = Iterator[tuple[str, Kind, IntegerNetwork, Sent]]
@@ -82,20 +89,20 @@ def of_network(
 
 def _ways(name: str, paired: list[Pair]) -> Iterator[Fault]:
     """Connections that are too many or missing, of another source, or too late or early."""
-    for mine, theirs in paired:
+    for mine, theirs, source, delay in paired:
         if mine is None or theirs is None:
             found = mine or theirs
             assert found is not None
             where = "the float model" if theirs is None else "the integer network"
             text = f"connection {found.name} from {found.source} is not in {where}"
             yield Fault(name, "connection", 1, text)
-        elif mine.source != theirs.source:
-            text = f"connection {mine.name} comes from {mine.source}, not from {theirs.source}"
+        elif source != theirs.source:
+            text = f"connection {mine.name} comes from {source}, not from {theirs.source}"
             yield Fault(name, "connection", 1, text)
-        elif mine.delay != theirs.delay:
+        elif delay != theirs.delay:
             text = (
-                f"connection {mine.name} from {mine.source} has a delay of {mine.delay} steps, not of "
-                f"{theirs.delay} ({_by(mine.delay, theirs.delay, 'much', 'little')})"
+                f"connection {mine.name} from {source} has a delay of {delay} steps, not of "
+                f"{theirs.delay} ({_by(delay, theirs.delay, 'much', 'little')})"
             )
             yield Fault(name, "delay", 1, text)
 
@@ -105,7 +112,7 @@ def _weights_of(
 ) -> list[Fault]:
     """Faults of the weights of all connections; two that were exchanged are one fault."""
     found: dict[str, list[Fault]] = {}
-    both = [(m, t) for m, t in paired if m is not None and t is not None and pairs.alike(m, t)]
+    both = [(m, t) for m, t, *_ in paired if m is not None and t is not None and pairs.alike(m, t)]
     for mine, theirs in both:
         find = entry(WEIGHTS, mine.synapses.kind, population.name, "the search for faults")
         found[mine.name] = find(network, population, mine, theirs, unit)
@@ -284,35 +291,31 @@ def _biases(population: Population, known: FloatPopulation) -> list[Fault]:
     neurons, shape = population.neurons, population.shape
     step = 2.0 ** (neurons.bias_exp - FRACTION_BITS)
     bias = known.bias * known.neurons.total_gain + known.neurons.leak
-    wanted = _together(bias / (neurons.scale * step), neurons.bias_mant, shape)
-    held = np.broadcast_to(neurons.bias_mant, wanted.shape)
+    wanted = np.broadcast_to(bias / (neurons.scale * step), shape)
+    held: NDArray[Any] = np.broadcast_to(neurons.bias_mant, shape)
+    by_channel = [pairs.by_output(values, shape[0]) for values in (wanted, held)]
+    if by_channel[0] is not None and by_channel[1] is not None:
+        wanted, held = by_channel[0], by_channel[1]
     off = np.abs(held - wanted) > 0.5 + TIE
     if not off.any():
         return []
-    # A bias for each channel is named by its channel.
-    axes = next((n for n in range(off.ndim, 0, -1) if off.shape[n - 1] > 1), 1)
-    off, held, wanted = (x.reshape(x.shape[:axes]) for x in (off, held, wanted))
     listed = [(i, int(held[i]), round(wanted[i])) for i in _indices(off)]
     text = _list(int(off.sum()), off.size, "biases", listed)
     return [Fault(population.name, "bias", int(off.sum()), text)]
-
-
-def _together(wanted: Float, held: NDArray[Any], shape: Shape) -> Float:
-    """``wanted`` in the shape in which it and ``held`` are given, which broadcasts to ``shape``."""
-    full = (1,) * len(shape)
-    return np.broadcast_to(wanted, np.broadcast_shapes(full, wanted.shape, held.shape))
 
 
 def _decays(population: Population, known: FloatPopulation) -> list[Fault]:
     """Decays that are not the nearest their register can hold."""
     neurons, keep = population.neurons, known.neurons.keep
     wanted = np.where(keep == 1, 0.0, np.clip(DECAY_ONE * (1 - keep), 1, FORGETS))
-    wanted, keep, held = np.broadcast_arrays(wanted, keep, neurons.dv)
+    shape = population.shape
+    wanted, keep = np.broadcast_to(wanted, shape), np.broadcast_to(keep, shape)
+    held: NDArray[Any] = np.broadcast_to(neurons.dv, shape)
     off = np.abs(held - wanted) > 0.5 + TIE
     if not off.any():
         return []
     first = tuple(map(int, np.argwhere(off)[0]))
-    same = all(np.ptp(x) == 0 for x in (wanted, held))
+    same = bool(np.ptp(wanted) == 0 and np.ptp(held) == 0)
     where = (
         "" if same else f"{int(off.sum()):,} of {off.size:,} decays are off: at {_place(first)} "
     )

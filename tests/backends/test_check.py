@@ -328,24 +328,37 @@ def test_nodes_that_nobody_tried_are_not_said_to_break_a_rule(tmp_path):
 SKIPS = [*CHAIN[:2], ("lif", "fc2"), ("fc2", "lif2"), ("fc", "lif2"), ("lif2", "output")]
 
 
-def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):
-    """A connection that skips a layer: Norse runs it, nothing here does."""
+def test_a_connection_that_skips_a_layer_is_run(tmp_path):
     path = written(tmp_path, nodes(fc2=square(), lif2=lif()), SKIPS)
+    _, spikes = raster(path, (3,))
+    walked, _ = nir_interpreter.run(nir_io.read(path), spikes)
+    got = runs.expected(consumer_file.read(path), spikes)
+    assert got.keys() == walked.keys()
+    for name, found in got.items():
+        assert 0 < found.mean() < 1
+        np.testing.assert_array_equal(found, walked[name])
+
+
+def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):
+    """Weights behind the last neurons: Norse runs them, but what comes out are not spikes."""
+    fc2 = nir.Linear(np.ones((2, 4)))
+    made = nodes(fc2=fc2, output=nir.Output({"output": np.array([2])}))
+    path = written(tmp_path, made, in_order(["input", "fc", "lif", "fc2", "output"]))
     where, spikes = raster(path, (3,))
     with pytest.raises(LoweringError):
         runs.expected(consumer_file.read(path), spikes)
     code, out, _ = command("stl-check", path, "--input", where)
     assert code == 0
     assert "spikes that differ" not in out
-    assert "not run: lif2: receives input, lif" in out
+    assert "not run: output: what leaves the network is not the spikes" in out
     code, out, _ = command("stl-check", path, "--input", where, "--json")
     data = json.loads(out)
-    assert "lif2: receives input, lif" in data["not_run"][0]
+    assert "output: what leaves the network" in data["not_run"][0]
     assert all(row["run"] is None for row in data["consumers"])
     assert command("stl-check", path, "--need", "norse")[0] == 0
     code, _, err = command("stl-check", path, "--input", where, "--need", "norse")
     assert code == 1
-    assert "Norse 1.1.0: was not run: lif2: receives" in err
+    assert "Norse 1.1.0: was not run: output: what leaves" in err
 
 
 @pytest.mark.parametrize("last", [None, "fc2"])

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stl_deploy import simulate
 from stl_deploy.backends import consumers, tool_env
 from stl_deploy.backends.consumers import file as consumer_file
 from stl_deploy.backends.consumers import run as runs
 from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.commands import check as check_command
 from stl_deploy.errors import BackendError
+from stl_deploy.hw_sim import reference
 from tests.build import nir_cases
 
 RUN = {name: consumer for name, consumer in CONSUMERS.items() if consumer.seen == "run"}
@@ -44,7 +44,8 @@ def expected(cases, files):
         if case.network is None:
             found[name] = runs.expected(files[name], case.spikes)
         else:
-            layers = simulate(case.network, case.spikes).layers
+            rasters = dict.fromkeys(case.network.inputs, case.spikes)
+            layers = reference.run(case.network, rasters).layers
             found[name] = {key: layer.spikes for key, layer in layers.items()}
     return found
 

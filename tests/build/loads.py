@@ -222,9 +222,12 @@ class ByHand:
                 total[tuple(where[:width])] += n
         return total
 
-    def price(self, chip, profile):
-        """Joules by population and event per inference; ns and pJ of each step, and what bound it."""
-        cost = facts(chip)["profiles"][profile]
+    def price(self, chip, profile, **others):
+        """Joules by population and event per inference; ns and pJ of each step, and what bound it.
+
+        ``others`` are costs in the place of the profile's.
+        """
+        cost = facts(chip)["profiles"][profile] | others
         joule, picojoule = {}, [0.0] * self.steps
         generate = {(s, c): cost["update_ns"]["always"] * n for s in range(self.steps)
                     for c, n in self.neurons.items()}  # fmt: skip
@@ -266,15 +269,19 @@ class ByHand:
                 slowest_way[step] = max(slowest_way[step], ns)
             joule[name] = {event: 1e-12 * pj / self.samples for event, pj in events.items()}
         times, bounds = [], []
+        cores = [
+            core for by_neuron in self.cores.values() for core in sorted(set(by_neuron.values()))
+        ]
         for step in range(self.steps):
             busiest = max((n for (s, *_), n in load.items() if s == step), default=0)
+            # Of parts that take as long, generating comes first; of cores, those of the first population.
             parts = [
-                *((ns, "generate", core) for (s, core), ns in generate.items() if s == step),
-                *((ns, "receive", core) for (s, core), ns in receive.items() if s == step),
+                *((generate[step, core], "generate", core) for core in cores),
+                *((receive.get((step, core), 0.0), "receive", core) for core in cores),
                 (cost["link_ns"] * busiest + slowest_way[step], "network", None),
             ]
-            ns, part, core = max(parts, key=lambda p: p[0])
-            times.append(ns)
+            _, part, core = max(parts, key=lambda p: round(p[0], 6))
+            times.append(max(ns for ns, *_ in parts))
             bounds.append((part, core))
         tiles = math.ceil(len(self.neurons) / 4)
         barrier = barrier_us(cost["barrier"], tiles)

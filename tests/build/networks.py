@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import Layer, LifLayer, OrPool
-from stl_deploy.ir.network import IntegerNetwork, Readout
+from stl_deploy.ir.network import Connection, IntegerNetwork, Readout
 from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses
+from tests.build import layers as L
+from tests.build.layers import Layer, LifLayer, OrPool
 
 Shape = tuple[int, ...]
 
@@ -92,8 +92,7 @@ def chain(
     **fields: Any,
 ) -> IntegerNetwork:
     """The layers one behind the other; every neuron of the last is a class of its own."""
-    readout = Readout(layers[-1].neurons, 1) if readout is None else readout
-    return chain_view.of(chip, steps, layers[0].input_shape, levels, layers, readout, **fields)
+    return L.network(layers, chip, steps, levels, readout, **fields)
 
 
 def weights(
@@ -109,21 +108,17 @@ def weights(
 def recurrent(
     network: IntegerNetwork, rng: np.random.Generator, low: int, high: int
 ) -> IntegerNetwork:
-    """``network`` with recurrent weights in its flat layers, a third of which are zero."""
-
-    def own(layer: Layer) -> Layer:
-        if not isinstance(layer, LifLayer) or len(layer.shape) > 1:
-            return layer
-        weight = weights(rng, layer.neurons, layer.neurons, low=low, high=high, zeros=0.33)
-        return replace(layer, recurrent=Dense(weight), recurrent_name="rec")
-
-    return chain_view.with_layers(network, tuple(map(own, network.layers)))
-
-
-def changed(network: IntegerNetwork, name: str, **fields: Any) -> IntegerNetwork:
-    """``network`` with other fields of the layer ``name``."""
-    layers = tuple(replace(n, **fields) if n.name == name else n for n in network.layers)
-    return chain_view.with_layers(network, layers)
+    """``network`` with recurrent weights in its flat populations, a third of which are zero."""
+    more: list[Connection] = []
+    for population in network.populations:
+        if population.kind == "or" or len(population.shape) > 1:
+            continue
+        size = population.size
+        weight = weights(rng, size, size, low=low, high=high, zeros=0.33)
+        (before,) = network.into(population.name)
+        own = {"name": f"{population.name}_rec", "source": population.name, "delay": 1}
+        more.append(replace(before, synapses=Dense(weight), **own))
+    return replace(network, connections=(*network.connections, *more))
 
 
 def random_cores(rng: np.random.Generator, network: IntegerNetwork) -> dict[str, NDArray[np.int64]]:

@@ -21,15 +21,14 @@ from stl_deploy.backends.consumers import file as consumer_file
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.ir import chain as chain_view
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import Conv, Dense
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.synapses import Conv, Dense, OneToOne
 from stl_deploy.lower.graph import lower
 from stl_deploy.models.net import STLNet
 from tests.build.nets import random_net, random_spikes
-from tests.build.networks import chain, lif, pool, raster
+from tests.build.networks import chain, lif, pool, values
 
 Graph = nir.NIRGraph
 
@@ -64,14 +63,88 @@ def network(*layers, steps=5) -> IntegerNetwork:
 
 
 def uniform(net: IntegerNetwork) -> IntegerNetwork:
-    """The median threshold of each layer for all its neurons."""
-    layers = [
-        replace(layer, vth=np.full_like(layer.vth, np.median(layer.vth)))
-        if isinstance(layer, LifLayer)
-        else layer
-        for layer in net.layers
+    """The median threshold of each population for all its neurons."""
+    changed = [
+        replace(
+            p, neurons=replace(p.neurons, vth=np.full_like(p.neurons.vth, np.median(p.neurons.vth)))
+        )
+        for p in net.populations
+        if p.kind == "lif"
     ]
-    return chain_view.with_layers(net, tuple(layers), placement=None)
+    return replace(net.changed(*changed), placement=None)
+
+
+def neurons(size: int, vth: int = 150, **fields) -> Lif:
+    zeros = np.zeros(size, np.int32)
+    return Lif(np.full(size, vth, np.int32), zeros, np.ones(size), **fields)
+
+
+def graph(
+    populations: dict[str, Lif], connections: list[Connection], inputs: int = 1, **fields
+) -> IntegerNetwork:
+    """Flat populations, the last of which is read out, and inputs "input", "input1" ... of 12 values."""
+    last = list(populations)[-1]
+    made = tuple(Population(name, n.vth.shape, n) for name, n in populations.items())
+    named = [f"input{i}" if i else "input" for i in range(inputs)]
+    values = {"chip": "loihi2", "timesteps": 5} | fields
+    return IntegerNetwork(
+        **values,
+        inputs={name: Input((12,)) for name in named},
+        populations=made,
+        connections=tuple(connections),
+        readout=Readout(made[-1].size, 1, last),
+    )
+
+
+def way(rng, source: str, target: str, inputs: int, outputs: int, **fields) -> Connection:
+    weight = rng.integers(-60, 90, (outputs, inputs)).astype(np.int8)
+    return Connection(f"{source}_{target}", source, target, Dense(weight), **fields)
+
+
+def skip(rng, current: bool = False, one_to_one: bool = False) -> IntegerNetwork:
+    """Three populations, of which the first leads to the last too."""
+    fields = {"du": 2047} if current else {}
+    last = 20 if one_to_one else 6
+    over = way(rng, "a", "c", 20, last)
+    if one_to_one:
+        over = replace(over, synapses=OneToOne(np.full(20, 90, np.int8)))
+    ways = [
+        way(rng, "input", "a", 12, 20),
+        way(rng, "a", "b", 20, 20),
+        way(rng, "b", "c", 20, last),
+    ]
+    return graph(
+        {name: neurons(n, **fields) for name, n in (("a", 20), ("b", 20), ("c", last))},
+        [*ways, over],
+    )
+
+
+def late(rng) -> IntegerNetwork:
+    """The input leads to the last population too, a step later."""
+    ways = [way(rng, "input", "a", 12, 20), way(rng, "a", "b", 20, 6)]
+    ways.append(way(rng, "input", "b", 12, 6, delay=1))
+    return graph({"a": neurons(20, du=2047), "b": neurons(6, du=2047)}, ways)
+
+
+def two_inputs(rng) -> IntegerNetwork:
+    ways = [way(rng, "input", "a", 12, 6), way(rng, "input1", "a", 12, 6)]
+    return graph({"a": neurons(6, du=2047)}, ways, inputs=2)
+
+
+def alone(rng) -> IntegerNetwork:
+    """Neurons that nothing leads to, which fire in every step."""
+    ways = [way(rng, "input", "a", 12, 6), way(rng, "always", "a", 12, 6)]
+    populations = {"always": neurons(12, vth=-1), "a": neurons(6, du=2047)}
+    return graph(populations, ways, chip="ideal")
+
+
+def per_neuron(rng, current: bool = False) -> IntegerNetwork:
+    """Decays of 1/2 and 3/4, in three steps in which nothing is rounded."""
+    dv = rng.choice([2048, 1024], 20).astype(np.int32)
+    dv[:2] = 2048, 1024
+    du = np.where(rng.random(20) < 0.5, 2047, 4095).astype(np.int32) if current else 4095
+    ways = [way(rng, "input", "a", 12, 20)]
+    return graph({"a": neurons(20, dv=dv, du=du)}, ways, timesteps=3)
 
 
 IN_DOCS = {
@@ -90,6 +163,13 @@ IN_DOCS = {
     "depthwise": "a depthwise convolution, `model.portable.nir`",
     "depthwise stored": "the same with its groups, as others write it",
     "rounds": "decays that the chip's integers round",
+    "skip": "a connection that skips a layer",
+    "one-to-one": "a one-to-one connection that skips a layer",
+    "an edge over a layer": "the same as an edge, as others write it",
+    "decays per neuron": "a decay for every neuron",
+    "currents per neuron": "the same with a current",
+    "spec delay": "a connection with a delay, `model.nir`",
+    "spec two inputs": "two inputs, `model.nir`",
 }
 
 
@@ -111,6 +191,7 @@ def build(folder: Path) -> dict[str, Case]:
     """All cases by name, their files in ``folder``."""
     builder = _Builder(folder)
     _integers(builder)
+    _graphs(builder, np.random.default_rng(8))
     _changed(builder)
     return builder.cases
 
@@ -125,7 +206,11 @@ class _Builder:
         path = self.folder / f"{name}.nir"
         nir_portable.write(nir_portable.from_network(net), path)
         self.cases[name] = Case(
-            path, raster(net, 4, seed=self.rng) if spikes is None else spikes, net
+            path,
+            values((4, net.timesteps, *net.shape("input")), seed=self.rng)
+            if spikes is None
+            else spikes,
+            net,
         )
 
     def floats(self, name: str, model: STLNet, spikes) -> None:
@@ -137,7 +222,11 @@ class _Builder:
         path = self.folder / f"{name}.nir"
         nir_io.write(nir_file.to_nir(net), path)
         self.cases[name] = Case(
-            path, raster(net, 4, seed=self.rng) if spikes is None else spikes, net
+            path,
+            values((4, net.timesteps, *net.shape("input")), seed=self.rng)
+            if spikes is None
+            else spikes,
+            net,
         )
 
     def changed(
@@ -192,6 +281,18 @@ def _integers(b: _Builder) -> None:
     b.portable("rounds", network(dense(rng, 12, 20, du=3000, dv=100, vth=900), steps=40))
 
 
+def _graphs(b: _Builder, rng: np.random.Generator) -> None:
+    """What stl-export writes of networks that are not chains."""
+    b.portable("skip", skip(rng))
+    b.portable("one-to-one", skip(rng, one_to_one=True))
+    b.spec("spec one-to-one", skip(rng, current=True, one_to_one=True))
+    b.spec("spec delay", late(rng))
+    b.spec("spec two inputs", two_inputs(rng))
+    b.spec("neurons alone", alone(rng))
+    b.portable("decays per neuron", per_neuron(rng))
+    b.portable("currents per neuron", per_neuron(rng, current=True))
+
+
 def _set(node: str, key: str, value) -> Callable[[Graph], None]:
     def change(graph: Graph) -> None:
         now = getattr(graph.nodes[node], key)
@@ -227,6 +328,7 @@ def _changed(b: _Builder) -> None:
     b.changed("an edge back", "dense", _edge_back)
     b.changed("an edge back to a current", "current", _edge_back)
     b.changed("hears itself and a bias", "hears itself", _bias_back)
+    b.changed("an edge over a layer", "one-to-one", _edge_over)
     b.changed("beyond float32", "dense", _beyond)
     b.changed("both rest elsewhere", "dense", _rests_elsewhere)
     b.changed("threshold below 0", "dense", _set("lif1", "v_threshold", -50 - 1 / 128))
@@ -303,6 +405,14 @@ def _edge_back(graph: Graph) -> None:
     graph.nodes["lif1_w"].weight = graph.nodes["lif1_w"].weight / 100
     graph.nodes["lif1"].v_threshold = np.full(20, 0.77)
     graph.edges.append(("lif1", "lif1"))
+
+
+def _edge_over(graph: Graph) -> None:
+    """A spike of a counts in c as much as a weight of 1 does, which all others are the smaller for."""
+    del graph.nodes["a_c"]
+    graph.edges = [edge for edge in graph.edges if "a_c" not in edge] + [("a", "c")]
+    graph.nodes["b_c"].weight = graph.nodes["b_c"].weight / 100
+    graph.nodes["c"].v_threshold = np.full(20, 0.7701)
 
 
 def _bias_back(graph: Graph) -> None:

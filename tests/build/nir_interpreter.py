@@ -6,9 +6,10 @@ the importer or in the float executor cannot be repeated here.
 
     spikes, margin = run(graph, raster, dt)
 
-``raster`` is [N, T, *shape of the Input]; ``spikes`` holds uint8 [N, T, *shape] for every node that
-spikes. Nodes inside nested graphs are named ``graph.node``. ``margin`` is the smallest distance of a
-value from its threshold that was met: draws with a tiny one are decided by rounding.
+``raster`` is [N, T, *shape of the Input], or one for each Input by name; ``spikes`` holds uint8
+[N, T, *shape] for every node that spikes. Nodes inside nested graphs are named ``graph.node``. ``margin`` is
+the smallest distance of a value from its threshold that was met: draws with a tiny one are decided by
+rounding.
 
 Conventions, as in docs/import-nir.md. One step of each node, by forward Euler:
 
@@ -19,11 +20,11 @@ Conventions, as in docs/import-nir.md. One step of each node, by forward Euler:
 
 A spike is v > threshold, strictly. In the same step v becomes v_reset, or v - v_threshold where the
 node's metadata says ``reset: "subtract"``. Everything starts at 0. Values on several edges into a node add
-up, and an edge that stands twice counts twice. Zeros of the padding count in an AvgPool2d, a Flatten
-flattens everything, and a Delay must be 0.
+up, and an edge that stands twice counts twice. Zeros of the padding count in an AvgPool2d, and a Flatten
+flattens everything. What leaves a Delay is what arrived delay/dt steps before, zeros at first.
 
-Within one step a population hears the spikes that others send in this step. Around a cycle that is
-impossible, so what a population hears of itself, or of others on the same cycle, is a step old.
+Within one step a population receives the spikes that others send in this step. What it sends itself without a
+Delay arrives in the next step; with one, after the Delay. Any other loop without a Delay means nothing.
 """
 
 import nir
@@ -35,8 +36,11 @@ SPIKING = (nir.LIF, nir.IF, nir.CubaLIF, nir.Threshold)
 def run(graph, raster, dt=1e-4):
     """Spikes of every population, and the smallest distance from a threshold; see above."""
     network = _Network(graph, dt)
-    steps = [network.step(raster[:, t].astype(np.float64)) for t in range(raster.shape[1])]
-    spikes = {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
+    rasters = raster if isinstance(raster, dict) else dict.fromkeys(network.inputs, raster)
+    rasters = {name: x.astype(np.float64) for name, x in rasters.items()}
+    for t in range(next(iter(rasters.values())).shape[1]):
+        network.step({name: x[:, t] for name, x in rasters.items()})
+    spikes = {n: np.stack([step[n] for step in network.sent], axis=1) for n in network.populations}
     return {name: s.astype(np.uint8) for name, s in spikes.items()}, network.margin
 
 
@@ -73,44 +77,57 @@ class _Network:
         self.nodes, edges = flat(graph)
         self.dt = dt
         self.sources = {name: [a for a, b in edges if b == name] for name in self.nodes}
-        self.behind = {name: _reached(name, edges) for name in self.nodes}
         self.populations = [n for n, node in self.nodes.items() if isinstance(node, SPIKING)]
+        self.inputs = _inputs(self.nodes, edges)
         self.shapes = _shapes(self.nodes, edges)
-        self.v, self.i, self.spikes = {}, {}, {}
+        self.v, self.i = {}, {}
+        self.sent, self.given = [], []  # of every step so far: spikes, inputs
         self.margin = np.inf
 
     def step(self, inputs):
-        """Spikes of all populations in one step for ``inputs`` [N, *shape]."""
-        if not self.spikes:
+        """One more step, for ``inputs`` [N, *shape] by name."""
+        samples = len(next(iter(inputs.values())))
+        if not self.sent:
             for name in self.populations:
-                zeros = np.zeros((len(inputs), *self.shapes[name]))
-                self.v[name], self.i[name], self.spikes[name] = zeros, zeros, zeros
-        now = {}
+                self.v[name] = self.i[name] = np.zeros((samples, *self.shapes[name]))
+        self.sent.append({})
+        self.given.append(inputs)
         for name in self.populations:
-            self.spike(name, inputs, now)
-        self.spikes = now
-        return now
+            self.spikes(name, len(self.sent) - 1)
 
-    def spike(self, name, inputs, now):
-        """The spikes of a population in this step, which are computed once."""
+    def spikes(self, name, t):
+        """The spikes of a population in step ``t``, which are computed once."""
+        now = self.sent[t]
         if name not in now:
-            now[name] = self.fire(name, self.arriving(name, name, inputs, now))
+            now[name] = None  # on its way
+            now[name] = self.fire(name, self.arriving(name, name, t))
+        if now[name] is None:
+            raise ValueError(f"{name} is in a loop without a Delay")
         return now[name]
 
-    def arriving(self, name, reader, inputs, now):
-        """The sum of what comes in at a node on the way to the population ``reader``."""
-        total = 0.0
+    def arriving(self, name, reader, t, late=0):
+        """The sum of what arrives at a node in step ``t``, ``late`` steps before it reaches ``reader``."""
+        zeros = np.zeros((len(self.v[self.populations[0]]), *self.before(name)))
+        total = zeros
         for source in self.sources[name]:
             node = self.nodes[source]
             if isinstance(node, SPIKING):
-                cycle = source in self.behind[reader] and reader in self.behind[source]
-                total = total + (self.spikes[source] if cycle else self.spike(source, inputs, now))
-            elif isinstance(node, nir.Input) and not self.sources[source]:
-                total = total + inputs
+                at = t - 1 if source == reader and not late else t
+                total = total + (self.spikes(source, at) if at >= 0 else zeros)
+            elif source in self.inputs:
+                total = total + (self.given[t][source] if t >= 0 else zeros)
+            elif isinstance(node, nir.Delay):
+                steps = int(np.rint(np.max(np.asarray(node.delay) / self.dt)))
+                if t >= steps:
+                    total = total + self.arriving(source, reader, t - steps, late + steps)
             else:
-                value = self.arriving(source, reader, inputs, now)
+                value = self.arriving(source, reader, t, late)
                 total = total + linear(node, value, self.dt)
         return total
+
+    def before(self, name):
+        """The shape of what arrives at a node."""
+        return self.shapes[self.sources[name][0]]
 
     def fire(self, name, x):
         """One step of the neurons of a node."""
@@ -141,35 +158,26 @@ class _Network:
         return np.where(v > threshold, 1.0, 0.0)
 
 
-def _reached(start, edges):
-    """The nodes that edges lead to from ``start``; itself only on a cycle."""
-    found, pending = set(), [start]
-    while pending:
-        name = pending.pop()
-        new = {b for a, b in edges if a == name} - found
-        found |= new
-        pending += new
-    return found
+def _inputs(nodes, edges):
+    """The Inputs of the whole graph; those of nested graphs have edges into them."""
+    targets = {b for _, b in edges}
+    return [n for n, x in nodes.items() if isinstance(x, nir.Input) and n not in targets]
 
 
 def _shapes(nodes, edges):
     """The shape of what leaves each node, found by sending zeros through it."""
-    (start,) = [
-        n for n, x in nodes.items() if isinstance(x, nir.Input) and n not in _targets(edges)
-    ]
-    shapes = {start: tuple(int(n) for n in nodes[start].input_type["input"])}
+    shapes = {
+        name: tuple(int(n) for n in nodes[name].input_type["input"])
+        for name in _inputs(nodes, edges)
+    }
     while True:
         new = [(a, b) for a, b in edges if a in shapes and b not in shapes]
         if not new:
             return shapes
         for source, target in new:
             node, zeros = nodes[target], np.zeros((1, *shapes[source]))
-            neurons = isinstance(node, SPIKING)
-            shapes[target] = zeros.shape[1:] if neurons else linear(node, zeros, 1.0).shape[1:]
-
-
-def _targets(edges):
-    return {b for _, b in edges}
+            same = isinstance(node, (*SPIKING, nir.Delay))
+            shapes[target] = zeros.shape[1:] if same else linear(node, zeros, 1.0).shape[1:]
 
 
 def linear(node, x, dt):
@@ -196,8 +204,6 @@ def linear(node, x, dt):
         return pooled(node, x)
     if isinstance(node, nir.Flatten):
         return x.reshape(len(x), -1)
-    if isinstance(node, nir.Delay) and not np.rint(np.asarray(node.delay) / dt).any():
-        return x
     if isinstance(node, nir.Input | nir.Output):
         return x
     raise TypeError(f"no meaning is known for {type(node).__name__}")

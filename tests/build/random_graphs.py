@@ -30,7 +30,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Features:
-    """What a graph may have. ``delays`` are of connections that do not lead back, in steps, at most so many."""
+    """What a graph may have; a connection that does not lead back has a delay of at most ``delays`` steps."""
 
     chips: tuple[str, ...] = ("ideal", "loihi1", "loihi2", "loihi2")
     inputs: int = 2

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.exporters import loihi_layers, netx
-from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
 from stl_deploy.ir.conv import unroll
-from stl_deploy.ir.chain import Layer, LifLayer, OrPool
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
+from tests.build import layers as L
+from tests.build.layers import Layer, LifLayer, OrPool
 from tests.build.networks import chain, lif, pool
 
 LOW, HIGH = 0.02, 0.60
@@ -41,27 +41,6 @@ def draw(
         made = _attempt(rng, process_graph, recurrent, precision)
         if made is not None:
             return made
-
-
-def flips(network: IntegerNetwork, raster: NDArray[np.uint8], index: int) -> bool:
-    """Whether a threshold of layer ``index``, moved by one, changes one of its spikes."""
-    layer = network.layers[index]
-    if not isinstance(layer, LifLayer):
-        return True
-    inputs: NDArray[np.uint8] = raster
-    for before in network.layers[:index]:
-        inputs = reference.run_layer(network, before, inputs).spikes
-    spikes = reference.run_layer(network, layer, inputs).spikes
-    fires = spikes.any(axis=(0, 1))
-    for neuron in zip(*np.nonzero(fires), strict=True):
-        vth = layer.vth.copy()
-        vth[neuron] += 1
-        levels = network.input_limit(layer)
-        chip = chips.load(network.chip)
-        moved = reference.run_lif(replace(layer, vth=vth), inputs, chip, levels)
-        if (moved.spikes != spikes).any():
-            return True
-    return False
 
 
 def single(rng: np.random.Generator, layer: LifLayer) -> LifLayer:
@@ -148,15 +127,16 @@ def _attempt(
             return None
         layers.append(layer)
         network = chain(*layers, chip=chip, steps=timesteps, levels=levels)
-        spikes = reference.run_layer(network, layer, spikes).spikes
+        at = levels if i == 0 else 1
+        spikes = L.run(layer, spikes, chips.load(chip), at).spikes
         if not LOW <= spikes.mean() <= HIGH:
             return None
     elsewhere = process_graph or recurrent or precision != "8"
     if loihi_layers.problems(network) or (not elsewhere and netx.problems(network)):
         return None
-    if recurrent and all(n.recurrent is None for n in network.lif_layers):
+    if recurrent and all(c.source != c.target for c in network.connections):
         return None
-    if process_graph and not any(isinstance(n.synapses, Sparse) for n in network.lif_layers):
+    if process_graph and not any(isinstance(c.synapses, Sparse) for c in network.connections):
         return None
     return network, raster
 
@@ -239,7 +219,7 @@ def _tuned(
     spread = rng.uniform(0.6, 1.4, layer.shape)
     for base in rng.permutation(np.geomspace(1, 60_000, 24)):
         tried = replace(layer, vth=np.minimum(base * spread, 131_000).astype(np.int32))
-        rate = reference.run_lif(tried, inputs, chip, levels).spikes.mean()
+        rate = L.run(tried, inputs, chip, levels).spikes.mean()
         if 2 * LOW <= rate <= 0.8 * HIGH:
             return _on_the_edge(rng, tried, inputs, chip, levels)
     return None
@@ -253,14 +233,14 @@ def _on_the_edge(
     levels: int,
 ) -> LifLayer | None:
     """One neuron's threshold raised as far as its first spike of some sample allows."""
-    spikes = reference.run_lif(layer, inputs, chip, levels).spikes
+    spikes = L.run(layer, inputs, chip, levels).spikes
     where: Any = np.argwhere(spikes)
     sample, _, *neuron = where[rng.integers(len(where))]
     at = tuple(neuron)
     step = int(spikes[(sample, slice(None), *at)].argmax())
     vth = layer.vth.copy()
     vth[at] = 131_071
-    silent = reference.run_lif(replace(layer, vth=vth), inputs, chip, levels, states=True)
+    silent = L.run(replace(layer, vth=vth), inputs, chip, levels, states=True)
     assert silent.v is not None
     edge = (int(silent.v[(sample, step, *at)]) - 1) >> 6
     if not 0 <= edge < 131_071:

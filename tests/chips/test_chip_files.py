@@ -119,6 +119,23 @@ def test_an_unknown_name_lists_the_chips_and_says_that_a_path_may_be_given(name)
             "packing: word_bits 0 is not in 1..65536",
         ),
         ("columns = { value = 8", "columns = { value = 0", "mesh: columns 0 is not in 1..1024"),
+        (
+            "delay_bits = { value = 6",
+            "delay_bits = { value = 5",
+            "delays: steps_max 62 needs more bits",
+        ),
+        ("steps_max = { value = 62", "steps_max = { value = 64", "needs more bits than packing"),
+        (
+            "steps_max = { value = 62",
+            "steps_max = { value = -1",
+            "delays: steps_max -1 is not in 0",
+        ),
+        (
+            "[delays]",
+            '[delays]\nslots_per_core = { value = 63, source = "a data sheet" }',
+            "delays: slots_per_core 63 is too few for steps_max 62",
+        ),
+        ("steps_max", "step_max", "delays.steps_max: Field required"),
         ("[mesh]", "[[mesh]]", "mesh: Input should be"),
         ("[mesh]", "[other]", "other: Extra inputs are not permitted"),
         (
@@ -167,6 +184,23 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text(MINE.replace("value = 8,", "value = 9,", 1).replace("[mesh]", "[mash]"))
     assert len(problems(path)) == 2
+
+
+def test_a_file_that_says_nothing_of_delays_has_none(tmp_path):
+    path = tmp_path / "older.toml"
+    start, end = MINE.index("[delays]"), MINE.index("[packing]")
+    path.write_text(
+        MINE[:start] + MINE[end:].replace("delay_bits = { value = 6", "delay_bits = { value = 0")
+    )
+    assert chips.find(path).delay_max == 0
+    path.write_text(MINE)
+    assert chips.find(path).delay_max == 62
+    path.write_text(
+        MINE.replace(
+            "[delays]", '[delays]\nslots_per_core = { value = 64, source = "a data sheet" }'
+        )
+    )
+    assert chips.find(path).waiting_neurons(62) == 1
 
 
 def test_energy_models_need_cores_and_a_mesh(tmp_path):
@@ -240,8 +274,8 @@ def test_registers_are_those_of_the_file(tmp_path, net):
     path.write_text(MINE.replace("value = 24", "value = 17").replace("value = 17, ", "value = 8, "))
     network = stl_deploy.quantize(stl_deploy.from_torch(net), chip=path)
     wide = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
-    assert max(layer.vth.max() for layer in network.lif_layers) < 1 << 8
-    assert max(layer.vth.max() for layer in wide.lif_layers) >= 1 << 8
+    assert max(p.neurons.vth.max() for p in network.weighted) < 1 << 8
+    assert max(p.neurons.vth.max() for p in wide.weighted) >= 1 << 8
     trace = stl_deploy.simulate(network, random_spikes(net, 6), states=True)
     states = [did.v for did in trace.layers.values() if did.v is not None]
     assert max(abs(v).max() for v in states) < 1 << 16
@@ -410,7 +444,7 @@ def test_training_on_integers_keeps_to_the_registers_of_the_file(
     )
     assert code == 0, err
     network = integer_nir.read_network(Path("o/model.nir"))
-    assert max(layer.vth.max() for layer in network.lif_layers) < 1 << 7
+    assert max(p.neurons.vth.max() for p in network.weighted) < 1 << 7
 
 
 def test_nobody_looks_a_network_s_chip_up_by_its_name():

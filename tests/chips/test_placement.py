@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,20 +17,18 @@ from hypothesis import strategies as st
 import stl_deploy
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
+from stl_deploy.chips.demand import packed_bytes
 from stl_deploy.chips.facts import Chip, Count
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io, raster
 from stl_deploy.hw_sim import simulate
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import LifLayer, OrPool
 from stl_deploy.ir.synapses import Conv, Dense
+from tests.build.cores import KINDS, TIGHT, axon_bytes, by_brute_force, check, chip_with, core_of
 from tests.build.files import change_meta
-from tests.build.nets import ZOO, ZOO_RASTER, random_net, recurrent_synapses, synapses
-from tests.build.networks import chain, lif, recurrent, weights
+from tests.build.nets import ZOO, ZOO_RASTER, random_net
+from tests.build.networks import chain, lif, pool, recurrent, weights
 from tests.build.random_networks import single
-
-KINDS = ("compartments", "synapse_bytes", "in_axons", "out_axons")
 
 
 def drawn(name, synapses, input_shape, shape, rng):
@@ -44,8 +42,11 @@ def some(rng, *shape):
     return weights(rng, *shape, low=1, high=4, zeros=0.33)
 
 
-def random_network(seed):
-    """Convolution of any geometry, pool, convolution in groups, two dense layers."""
+def random_network(seed, folded=False):
+    """Convolution of any geometry, pool, convolution in groups, two dense layers.
+
+    Convolutions that are ``folded`` have a weight for every synapse.
+    """
     rng = np.random.default_rng(seed)
     layers, shape = [], (int(rng.integers(1, 4)), int(rng.integers(5, 9)), int(rng.integers(5, 9)))
     for name in ("lif1", "lif2"):
@@ -61,89 +62,20 @@ def random_network(seed):
             *(tuple(map(int, pair)) for pair in (stride, padding, dilation)),
             groups,
         )
-        layers.append(drawn(name, conv, shape, (out, *map(int, size)), rng))
-        shape = layers[-1].shape
+        layer = drawn(name, conv, shape, (out, *map(int, size)), rng)
+        layers.append(single(np.random.default_rng(seed), layer) if folded else layer)
+        shape = layer.shape
         if name == "lif1":
             kernel = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
             after = (shape[0], shape[1] // kernel[0], shape[2] // kernel[1])
             cut = (shape[0], after[1] * kernel[0], after[2] * kernel[1])
             if cut == shape:
-                layers.append(OrPool("pool1", "pool1_w", shape, after, kernel))
+                layers.append(pool(shape, kernel))
                 shape = after
     for name, n in (("lif3", int(rng.integers(2, 12))), ("lif4", 4)):
         layers.append(drawn(name, Dense(some(rng, n, math.prod(shape))), shape, (n,), rng))
         shape = (n,)
     return chain(*layers, chip="loihi1", steps=2)
-
-
-def chip_with(base="loihi1", **limits):
-    """``base`` with other limits a core, and a few cores a chip."""
-    chip = chips.load(base)
-    changed = {
-        f"{name}_per_core": Count(value=n, source="chosen by a test") for name, n in limits.items()
-    }
-    return chip.model_copy(update={"limits": chip.limits.model_copy(update=changed)})
-
-
-# Brute force
-
-
-def core_of(layer, placed):
-    """The core of every neuron, by its coordinates: row, column, channel count up in that order."""
-    order = sorted(np.ndindex(layer.shape), key=lambda at: (*at[1:], at[0]))
-    if placed.order is not None:
-        order = [order[i] for i in placed.order]
-    cores = [placed.first_core + k for k, n in enumerate(placed.blocks) for _ in range(n)]
-    assert len(cores) == len(order)
-    return dict(zip(order, cores, strict=True))
-
-
-def axon_bytes(chip, bits, n):
-    """The bytes of an axon's n synapses, an entry at a time."""
-    packing, total = chip.packing, 0
-    per_synapse = bits + packing.delay_bits.value + packing.tag_bits.value
-    per_synapse += packing.index_bits.value
-    while n:
-        entry = min(n, 64)
-        total += math.ceil((entry * per_synapse + 10) / 64) * 8
-        n -= entry
-    return total
-
-
-def by_brute_force(network, placed, chip):
-    """What each core needs, synapse by synapse: {core: {limit: n}}."""
-    needs = defaultdict(lambda: dict.fromkeys((*KINDS, "thresholds"), 0))
-    cores = [core_of(layer, placed.layers[layer.name]) for layer in network.layers]
-    for i, layer in enumerate(network.layers):
-        bits = layer.weight_bits if isinstance(layer, LifLayer) else 1
-        entries: Counter = Counter()
-        sources = cores[i - 1] if i else {}
-        reached = set()
-        for source, target in synapses(layer):
-            entries[source, cores[i][target]] += 1
-            if sources:
-                reached.add((sources[source], source, cores[i][target]))
-        for of, at in recurrent_synapses(layer):
-            entries[("own", of), cores[i][at]] += 1
-            reached.add((cores[i][of], ("own", of), cores[i][at]))
-        for (_, core), n in entries.items():
-            needs[core]["in_axons"] += 1
-            needs[core]["synapse_bytes"] += axon_bytes(chip, bits, n)
-        for core, _, _ in reached:
-            needs[core]["out_axons"] += 1
-        for core in cores[i].values():
-            needs[core]["compartments"] += 1
-        vth = defaultdict(set)
-        for at, core in cores[i].items():
-            vth[core].add(int(layer.vth[at]) if isinstance(layer, LifLayer) else 0)
-        for core, values in vth.items():
-            needs[core]["thresholds"] = len(values)
-    for core in cores[-1].values():
-        needs[core]["out_axons"] += 1
-    return needs
-
-
-TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons": 300}
 
 
 @settings(max_examples=40)
@@ -164,33 +96,13 @@ TIGHT = {"compartments": 40, "synapse_bytes": 2048, "in_axons": 300, "out_axons"
 def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
     seed, limits, folded, stretch, own
 ):
-    network, chip = random_network(seed), chip_with(**limits)
+    network, chip = random_network(seed, folded), chip_with(**limits)
     if own:
         network = recurrent(network, np.random.default_rng(seed), 1, 4)
-    if folded:
-        rng = np.random.default_rng(seed)
-        layers = [single(rng, n) if isinstance(n, LifLayer) else n for n in network.layers]
-        network = chain_view.with_layers(network, tuple(layers))
-    over = None if stretch is None else {n.name: stretch for n in network.lif_layers}
+    over = None if stretch is None else {p.name: stretch for p in network.weighted}
     placed = placement.place(network, chip, over)
     assert placed == placement.place(network, chip, over)
-    first = 0
-    for layer in network.layers:
-        on = placed.layers[layer.name]
-        assert (on.first_core, sum(on.blocks)) == (first, layer.neurons)
-        assert min(on.blocks) >= 1
-        first += on.cores
-    assert (placed.cores, placed.tiles) == (first, math.ceil(first / 4))
-    assert placed.chips == math.ceil(first / 128)
-    needs = by_brute_force(network, placed, chip)
-    beyond = {(p.where, kind) for p in placed.beyond for kind in KINDS if unit(kind) in p.what}
-    for layer in network.layers:
-        on = placed.layers[layer.name]
-        each = [needs[core] for core in range(on.first_core, on.first_core + on.cores)]
-        assert on.fullest == {kind: max(n[kind] for n in each) for kind in (*KINDS, "thresholds")}
-        assert on.total == {kind: sum(n[kind] for n in each) for kind in KINDS}
-        for kind in KINDS:
-            assert on.fullest[kind] <= limits[kind] or (layer.name, kind) in beyond
+    check(network, placed, chip)
     if not placed.beyond:
         again = {name: (on.blocks, on.order) for name, on in placed.layers.items()}
         assert placement.rebuild(network, chip, again) == placed
@@ -200,21 +112,12 @@ def test_blocks_cover_every_neuron_once_keep_every_limit_and_need_what_they_say(
 def test_a_pool_may_be_laid_onto_cores_in_any_order(seed):
     rng = np.random.default_rng(seed)
     made = map(random_network, range(100 * seed, 100 * seed + 100))
-    network = next(n for n in made if any(isinstance(layer, OrPool) for layer in n.layers))
+    network = next(n for n in made if "pool1" in n.by_name)
     chip, blocks = chip_with(compartments=500), {}
-    for layer in network.layers:
-        first = int(rng.integers(1, layer.neurons))
-        blocks[layer.name] = (first, layer.neurons - first), rng.permutation(layer.neurons)
-    placed = placement.rebuild(network, chip, blocks)
-    needs = by_brute_force(network, placed, chip)
-    for on in placed.layers.values():
-        each = [needs[core] for core in range(on.first_core, on.first_core + on.cores)]
-        assert on.fullest == {kind: max(n[kind] for n in each) for kind in (*KINDS, "thresholds")}
-        assert on.total == {kind: sum(n[kind] for n in each) for kind in KINDS}
-
-
-def unit(kind):
-    return placement.UNITS[kind]
+    for p in network.populations:
+        first = int(rng.integers(1, p.size))
+        blocks[p.name] = (first, p.size - first), rng.permutation(p.size)
+    check(network, placement.rebuild(network, chip, blocks), chip)
 
 
 def ring(neurons, reach):
@@ -237,10 +140,10 @@ def test_axons_and_memory_of_a_layer_that_hears_itself_by_hand():
     assert on.fullest["in_axons"] == 1 + 3 + 2
     # To the host, to the own core but for the first, and the first 2 to the core before.
     assert on.fullest["out_axons"] == 4 + 3 + 2
-    (layer,) = network.layers
+    (connection, _) = network.into("lif")
     chip = chips.load("loihi1")
     # The axon of the input has 4 synapses; those of 5 neurons 1, 2, 2, 2, 1.
-    each = [axon_bytes(chip, layer.weight_bits, n) for n in (4, 1, 2, 2, 2, 1)]
+    each = [axon_bytes(chip, connection.bits, n) for n in (4, 1, 2, 2, 2, 1)]
     assert on.fullest["synapse_bytes"] == sum(each)
 
 
@@ -271,24 +174,23 @@ def test_no_block_could_be_longer(seed):
     """One neuron more on any core but a layer's last breaks a limit, and bound_by is such a limit."""
     network, chip = random_network(seed), chip_with(**TIGHT)
     placed = placement.place(network, chip)
-    for layer in network.layers:
-        on = placed.layers[layer.name]
+    for name, on in placed.layers.items():
         reasons = Counter()
         for k in range(on.cores - 1):
             one_more = list(on.blocks)
             one_more[k] += 1
             one_more[k + 1] -= 1
             changed = [n for n in one_more if n]
-            blocks = {name: other.blocks for name, other in placed.layers.items()}
+            blocks = {other: at.blocks for other, at in placed.layers.items()}
             trial = replace(on, blocks=tuple(changed))
             assert sum(changed) == sum(on.blocks)
-            layers = placed.layers | {layer.name: trial}
-            # Later layers' cores may be renumbered; each layer's own needs do not change by that.
+            layers = placed.layers | {name: trial}
+            # Later cores may be renumbered; each population's own needs do not change by that.
             numbered = renumbered(layers)
-            core = numbered[layer.name].first_core + k
+            core = numbered[name].first_core + k
             needs = by_brute_force(network, replace(placed, layers=numbered), chip)[core]
             broken = [kind for kind in KINDS if needs[kind] > TIGHT[kind]]
-            assert broken or placed.beyond, (layer.name, k, blocks)
+            assert broken or placed.beyond, (name, k, blocks)
             reasons.update(broken)
         if reasons and not placed.beyond:
             assert reasons[on.bound_by] == max(reasons.values())
@@ -317,8 +219,7 @@ def dense_pair(rng, inputs=40, hidden=30, outputs=20):
 
 
 def eight_bits(network):
-    layers = tuple(replace(layer, weight_bits=8) for layer in network.layers)
-    return chain_view.with_layers(network, layers)
+    return network.changed(*(replace(c, bits=8) for c in network.connections))
 
 
 @pytest.mark.parametrize(
@@ -373,7 +274,7 @@ def test_what_ends_most_blocks_bound_the_layer(own, neurons, blocks, bound_by):
 
 def test_entries_hold_64_synapses():
     """65 synapses: an entry of 64 (64*18+10 bits in 19 words) and one of 1 (one word)."""
-    table = placement.packed_bytes(chips.load("loihi1").packing, 8, 130)
+    table = packed_bytes(chips.load("loihi1").packing, 8, 130)
     words = {0: 0, 1: 1, 3: 1, 4: 2, 64: 19, 65: 20, 128: 38, 129: 39}
     assert {n: int(table[n]) // 8 for n in words} == words
     assert [int(b) for b in table] == [axon_bytes(chips.load("loihi1"), 8, n) for n in range(131)]
@@ -381,7 +282,7 @@ def test_entries_hold_64_synapses():
 
 def test_narrow_weights_take_less_memory():
     chip = chips.load("loihi2")
-    sizes = [int(placement.packed_bytes(chip.packing, bits, 64)[64]) for bits in range(2, 9)]
+    sizes = [int(packed_bytes(chip.packing, bits, 64)[64]) for bits in range(2, 9)]
     assert sizes == sorted(sizes)
     assert sizes[0] == math.ceil((64 * 15 + 10) / 64) * 8
 
@@ -395,7 +296,7 @@ def test_neurons_of_one_position_lie_together():
     placed = placement.place(network, chip_with(compartments=3)).layers["one"]
     assert placed.blocks == (3, 3, 3, 3)
     assert placed.fullest["in_axons"] == 1  # three channels, one input
-    cores = core_of(layer, placed)
+    cores = core_of(network.by_name["one"], placed)
     assert {cores[c, 1, 0] for c in range(3)} == {2}
 
 

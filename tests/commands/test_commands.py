@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -44,8 +45,8 @@ def test_a_weight_precision_is_written_and_told(command, here, model, raster):
     code, out, _ = command("hw_sim", "o/model.nir", "--input", raster, "--json")
     first = json.loads(out)["layers"][0]
     network = read_network(Path("o/model.nir"))
-    reach = sum(part.synapses.weight.astype(bool).sum() for part in network.lif_layers[0].groups())
-    assert reach > np.count_nonzero(network.lif_layers[0].synapses.weight)
+    reach = sum(part.synapses.weight.astype(bool).sum() for part in network.connections[0].groups())
+    assert reach > np.count_nonzero(network.connections[0].synapses.weight)
     assert (code, first["synops"] > 0) == (0, True)
 
 
@@ -104,6 +105,23 @@ def test_export_json_has_the_fixed_keys_and_nothing_else_on_stdout(command, here
         assert {"name", "neurons", "synapses", "weight_bits", "thresholds", "cores"} <= set(layer)
         assert set(layer["thresholds"]) == {"distinct", "min", "max", "lowering", "rounding"}
         assert (layer["cores"], layer["placement"]) == (None, None)
+    first, *_, last = data["connections"]
+    assert first == {
+        "name": "conv1",
+        "source": "input",
+        "target": "lif1",
+        "kind": "conv",
+        "delay": 0,
+        "synapses": data["layers"][0]["synapses"],
+        "weight_bits": 8,
+        "precision": "8",
+        "exp": 0,
+        "effective_bits": data["layers"][0]["precision"]["effective_bits"],
+    }
+    assert (last["source"], last["target"]) == ("lif3", "lif4")
+    assert [c["target"] for c in data["connections"]] == [row["name"] for row in data["layers"]]
+    (given,) = data["inputs"].values()
+    assert (given["levels"], given["signed"], given["held"]) == (1, False, False)
 
 
 def test_export_says_where_layers_lie(command, here, model):
@@ -115,7 +133,9 @@ def test_export_says_where_layers_lie(command, here, model):
     title = next(i for i, line in enumerate(out.splitlines()) if "Placement" in line)
     lines = out.splitlines()[title:]
     header = next(line for line in lines if "bound by" in line)
-    assert header.split()[3:] == ["by", "compart.", "memory", "in-axons", "out-axons", "vth"]
+    assert header.split()[3:] == [
+        *("by", "comp.", "memory", "in-ax.", "out-ax.", "vth", "decays")
+    ]
     assert all(len(line) <= 80 for line in lines[:9])
     manifest = json.loads(Path("o/manifest.json").read_text())
     assert (manifest["cores"], manifest["tiles"], manifest["chips"]) == (6, 2, 1)
@@ -166,6 +186,17 @@ def test_hw_sim_json_has_the_fixed_keys(command, here, model, raster):
     ]
     for layer in data["layers"]:
         assert {"name", "spikes", "synops", "updates", "cores"} <= set(layer)
+    assert [(c["source"], c["target"]) for c in data["connections"]] == list(
+        pairwise(["input", *(layer["name"] for layer in data["layers"])])
+    )
+    for connection, layer in zip(data["connections"], data["layers"], strict=True):
+        assert connection["synops"] == layer["synops"]
+        assert (connection["delay"], connection["waits"]) == (0, 0)
+        assert connection["synapses"] > 0
+        assert (connection["neurobench"] is None) == layer["name"].startswith("pool")
+    operations = [c["neurobench"] for c in data["connections"] if c["neurobench"]]
+    for what in ("effective_acs", "effective_macs", "dense"):
+        assert sum(of[what] for of in operations) == pytest.approx(data["neurobench"][what])
     assert list(data["profiles"]) == ["loihi1-spice", "loihi1-nahuku", "loihi2-pilotnet"]
     for profile in data["profiles"].values():
         energy = profile["energy_j"]
@@ -354,7 +385,7 @@ def test_rasters_that_do_not_fit(command, here, model, net):
         (good[:, :, :, :4], None, "the network reads (1, 8, 8)"),
         (good[:, :3], None, "has 3 time steps"),
         (good * 2, None, "holds values 0..2"),
-        (good.astype(np.float32), None, "float32, not uint8"),
+        (good + np.float32(0.5), None, "float32"),
         (good[:0], None, "is empty"),
         (good, np.array([1]), "labels"),
         (good, np.array([1, 10]), "for 10 classes"),
@@ -376,7 +407,6 @@ def test_overflow_is_reported(command, here, model, raster, net):
         file["node/nodes/conv1/bias"][...] = 4095
         file["node/nodes/conv1/weight"][...] = 127
         meta = json.loads(file["node/metadata/stl_deploy"][()])
-        meta["layers"][0]["dv"] = 1
         meta["placement"] = None  # that of the weights before
         del file["node/metadata/stl_deploy"]
         file["node/metadata/stl_deploy"] = json.dumps(meta)
@@ -388,7 +418,7 @@ def test_overflow_is_reported(command, here, model, raster, net):
     with h5py.File("o/model.nir", "r+") as file:
         file["node/nodes/conv1/weight"][...] = 127
         meta = json.loads(file["node/metadata/stl_deploy"][()])
-        meta["layers"][0]["exp"] = 7
+        meta["connections"][0]["exp"] = 7
         del file["node/metadata/stl_deploy"]
         file["node/metadata/stl_deploy"] = json.dumps(meta)
         file["node/nodes/lif1/r"][...] = 4096 * 128
@@ -492,14 +522,13 @@ def test_calibration_reads_no_labels_and_is_noted(command, here, model, net):
         fitted = "weights and thresholds are fitted to 30 unlabelled inputs"
         assert (fitted in notes) == (labels is not None)
         networks.append(read_network(here / f"o{number}" / "model.nir"))
-    for a, b, plain in zip(*(network.lif_layers for network in networks), strict=True):
-        np.testing.assert_array_equal(a.synapses.weight, b.synapses.weight)
-        np.testing.assert_array_equal(a.vth, b.vth)
-        np.testing.assert_array_equal(a.scale, plain.scale)
-    assert any(
-        (a.synapses.weight != plain.synapses.weight).any()
-        for a, plain in zip(networks[0].lif_layers, networks[2].lif_layers, strict=True)
-    )
+    for a, b, plain in zip(*(network.weighted for network in networks), strict=True):
+        np.testing.assert_array_equal(a.neurons.vth, b.neurons.vth)
+        np.testing.assert_array_equal(a.neurons.scale, plain.neurons.scale)
+    one, other, plain = ([c.synapses.weight for c in network.connections] for network in networks)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(one, plain, strict=True))
     (*fitted_ones, plain) = networks
     assert all(how.calibrated == 30 for n in fitted_ones for how in n.precision.values())
     assert all(how.calibrated == 0 for how in plain.precision.values())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -17,16 +18,15 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.exporters import folder as output
 from stl_deploy.exporters import netx
 from stl_deploy.formats import integer_nir, portable_nir
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import LifLayer, OrPool
-from stl_deploy.ir.network import IntegerNetwork, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.synapses import Conv, Dense
 
 TARGETS = [name for name, entry in exporters.TARGETS.items() if entry.module]
 
 
-@dataclass(frozen=True)
-class MadeUpLayer(LifLayer):
+@dataclass(frozen=True, eq=False)
+class MadeUpNeurons(Lif):
     """A LIF under another name, so that whoever forgets to look at the kind would take it for one."""
 
     kind: ClassVar[Any] = "made_up"
@@ -39,67 +39,91 @@ class MadeUpSynapses(Dense):
     kind: Any = "made_up"
 
 
-@dataclass(frozen=True)
-class Held(LifLayer):
+@dataclass(frozen=True, eq=False)
+class Held(Lif):
     """A LIF with a field that changes what it computes, and that nobody carries."""
 
     hold: int = 0
 
 
 class Bare:
-    """A population with nothing but a kind and a name."""
+    """Neurons with nothing but a kind."""
 
-    kind, name, neurons, shape = "made_up", "bare", 4, (4,)
+    kind = "made_up"
 
 
-def lif(
-    name: str, synapses: Dense | Conv, before: tuple[int, ...], shape: tuple[int, ...], of=LifLayer
-):
-    channels, vth = np.zeros(shape[0], np.int32), np.full(shape, 3, np.int32)
-    return of(name, f"{name}_w", synapses, before, shape, channels, vth, np.ones(shape[0]))
+Part = tuple[Population, Dense | Conv]
+
+
+def part(
+    name: str, synapses: Dense | Conv, shape: tuple[int, ...], of: type[Lif] = Lif, **fields: Any
+) -> Part:
+    """A population, and the synapses from the one before."""
+    none = np.zeros(shape[:1] + (1,) * (len(shape) - 1), np.int32)
+    neurons = of(np.full(shape, 3, np.int32), none, np.ones(none.shape), **fields)
+    return Population(name, shape, neurons), synapses
 
 
 def matrix(of: type[Dense] = Dense) -> Dense:
     return of(np.arange(-8, 8, dtype=np.int8).reshape(4, 4))
 
 
-def network(*unknown: Any) -> IntegerNetwork:
+def network(*unknown: Part) -> IntegerNetwork:
     """What all of them carry, and behind it ``unknown``, of 4 neurons each."""
-    conv = Conv(np.ones((1, 1, 1, 1), np.int8), (1, 1), (0, 0), (1, 1), 1)
-    layers = (
-        lif("lif1", conv, (1, 4, 4), (1, 4, 4)),
-        OrPool("pool1", "pool1_w", (1, 4, 4), (1, 2, 2), (2, 2)),
-        lif("lif2", matrix(), (1, 2, 2), (4,)),
+    ones = [Conv(np.ones((1, 1, n, n), np.int8), (n, n), (0, 0), (1, 1), 1) for n in (1, 2)]
+    parts = (
+        part("lif1", ones[0], (1, 4, 4)),
+        (Population("pool1", (1, 2, 2), Or()), ones[1]),
+        part("lif2", matrix(), (4,)),
         *unknown,
     )
-    return chain_view.of("loihi2", 2, (1, 4, 4), 1, layers, Readout(4, 1))
+    names = ["input", *(population.name for population, _ in parts)]
+    return IntegerNetwork(
+        "loihi2",
+        2,
+        {"input": Input((1, 4, 4))},
+        tuple(population for population, _ in parts),
+        tuple(
+            Connection(
+                f"{population.name}_w",
+                before,
+                population.name,
+                synapses,
+                bits=1 if population.kind == "or" else 8,
+            )
+            for before, (population, synapses) in zip(names, parts, strict=False)
+        ),
+        Readout(4, 1, names[-1]),
+    )
 
 
-UNKNOWN = {
-    "population": lambda: lif("odd", matrix(), (4,), (4,), MadeUpLayer),
-    "synapses": lambda: lif("odd", matrix(MadeUpSynapses), (4,), (4,)),
+UNKNOWN: dict[str, Callable[[str], Part]] = {
+    "population": lambda name: part(name, matrix(), (4,), MadeUpNeurons),
+    "synapses": lambda name: part(name, matrix(MadeUpSynapses), (4,)),
 }
+
+
+def odd(what: str, *names: str) -> IntegerNetwork:
+    return network(*map(UNKNOWN[what], names))
 
 
 @pytest.mark.parametrize("target", exporters.TARGETS)
 def test_a_target_refuses_a_field_that_it_does_not_know(tmp_path, target):
     """Left out of the files, it would be another network without a word."""
-    held = lif("odd", matrix(), (4,), (4,), Held)
-    output.export(network(held), target, tmp_path / "as_by_default")
+    output.export(network(part("odd", matrix(), (4,), Held)), target, tmp_path / "as_by_default")
     with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
-        output.export(network(replace(held, hold=2)), target, tmp_path / "out")
+        output.export(network(part("odd", matrix(), (4,), Held, hold=2)), target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     if target in TARGETS:
         with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
-            exporters.write(network(replace(held, hold=2)), target, tmp_path)
+            exporters.write(network(part("odd", matrix(), (4,), Held, hold=2)), target, tmp_path)
 
 
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_a_backend_refuses_a_field_that_it_does_not_know(backend):
-    held = lif("odd", matrix(), (4,), (4,), Held)
-    backends.check((backend,), network(held))
+    backends.check((backend,), network(part("odd", matrix(), (4,), Held)))
     with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
-        backends.check((backend,), network(replace(held, hold=2)))
+        backends.check((backend,), network(part("odd", matrix(), (4,), Held, hold=2)))
 
 
 def refused(problems: Any, names: set[str]) -> None:
@@ -119,7 +143,7 @@ def test_the_network_without_it_is_carried(tmp_path):
 @pytest.mark.parametrize("what", UNKNOWN)
 @pytest.mark.parametrize("target", exporters.TARGETS)
 def test_a_target_refuses_a_kind_that_it_does_not_know(tmp_path, target, what):
-    twice = network(UNKNOWN[what](), replace(UNKNOWN[what](), name="strange"))
+    twice = odd(what, "odd", "strange")
     with pytest.raises(LoweringError) as caught:
         output.export(twice, target, tmp_path / "out")
     refused(caught.value.problems, {"odd", "strange"})
@@ -130,7 +154,7 @@ def test_a_target_refuses_a_kind_that_it_does_not_know(tmp_path, target, what):
 @pytest.mark.parametrize("target", TARGETS)
 def test_its_own_writer_refuses_it_too(tmp_path, target, what):
     """model.nir comes first in an export: here the writer of the target is asked alone."""
-    twice = network(UNKNOWN[what](), replace(UNKNOWN[what](), name="strange"))
+    twice = odd(what, "odd", "strange")
     with pytest.raises(LoweringError) as caught:
         exporters.write(twice, target, tmp_path)
     refused(caught.value.problems, {"odd", "strange"})
@@ -140,7 +164,7 @@ def test_its_own_writer_refuses_it_too(tmp_path, target, what):
 @pytest.mark.parametrize("what", UNKNOWN)
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_a_backend_refuses_a_kind_that_it_does_not_know(backend, what):
-    twice = network(UNKNOWN[what](), replace(UNKNOWN[what](), name="strange"))
+    twice = odd(what, "odd", "strange")
     for ask in (
         backends.load(backend).check,
         backends.load(backend).session,
@@ -153,16 +177,18 @@ def test_a_backend_refuses_a_kind_that_it_does_not_know(backend, what):
 
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_nothing_is_asked_of_a_population_of_unknown_kind(backend):
+    bare: Any = Bare()
+    unknown = network((Population("bare", (4,), bare), matrix()))
     with pytest.raises(LoweringError) as caught:
-        backends.load(backend).check(network(Bare()))
+        backends.load(backend).check(unknown)
     refused(caught.value.problems, {"bare"})
 
 
 @pytest.mark.parametrize("write", [integer_nir.to_nir, portable_nir.from_network])
 def test_nir_refuses_them(write):
-    for made in UNKNOWN.values():
+    for what in UNKNOWN:
         with pytest.raises(LoweringError) as caught:
-            write(network(made()))
+            write(odd(what, "odd"))
         refused(caught.value.problems, {"odd"})
 
 
@@ -173,14 +199,13 @@ def test_what_lava_knows_and_netx_does_not_is_refused_by_netx(monkeypatch):
     with pytest.raises(LoweringError) as caught:
         backends.load("netx").check(network())
     (problem,) = caught.value.problems
-    assert problem.where == "network.net (netx), lif2"
-    assert problem.what == "netx does not support 'dense'; it supports conv, sparse"
+    assert problem.where == "network.net (netx), lif2_w (pool1 to lif2)"
+    assert problem.what == "netx does not support 'dense'; it supports conv, one_to_one, sparse"
 
 
 def test_all_backends_are_asked_before_one_is_refused():
-    odd = network(UNKNOWN["population"]())
     with pytest.raises(LoweringError) as caught:
-        backends.check(tuple(backends.BACKENDS), odd)
+        backends.check(tuple(backends.BACKENDS), odd("population", "odd"))
     who = [problem.what.split(" does not")[0] for problem in caught.value.problems]
     assert who == ["hw_sim", "Lava", "ONNX"]  # what lava and netx share is said once
 
@@ -209,7 +234,7 @@ def test_a_new_target_is_one_line(tmp_path, monkeypatch):
     """Its writer is found by name; nothing else has to know of it."""
 
     def write(network: IntegerNetwork, folder: Path, origin: exporters.Origin) -> tuple[()]:
-        (folder / "layers.txt").write_text(" ".join(layer.name for layer in network.layers))
+        (folder / "layers.txt").write_text(" ".join(network.by_name))
         return ()
 
     module = ModuleType("a_new_target")

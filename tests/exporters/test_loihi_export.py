@@ -35,6 +35,7 @@ from stl_deploy.ir import nir_graph as graphs
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
+from stl_deploy.lower import relays
 from stl_deploy.verify import against_reference, check
 from tests.build import random_graphs
 from tests.build.networks import after, chain, lif, pool, raster, weights
@@ -527,6 +528,40 @@ def test_a_residual_network_stays_convolutional(skip, tmp_path):
 def changed(net: IntegerNetwork, name: str, **fields: Any) -> IntegerNetwork:
     """``net`` with other fields of a connection."""
     return net.changed(*[replace(c, **fields) for c in net.connections if c.name == name])
+
+
+def wide(weight: int, name: str = "skip1", skips: str = "delay") -> IntegerNetwork:
+    """The residual network with one-to-one weights of up to ``weight`` in two slices."""
+    values = np.linspace(-weight, weight, 256).astype(np.int16)
+    net = changed(residual(), name, synapses=OneToOne(values), precision="2x8")
+    return relays.relayed(net, chips.load("loihi2"), skips)
+
+
+@pytest.mark.parametrize("skips", ["delay", "relay"])
+def test_wide_weights_of_a_skip_take_several_relays(skips, tmp_path):
+    """Of 700 = 5 * 127 + 65: as six layers of relays, whose weights of 8 bits add up."""
+    net = wide(700, skips=skips)
+    loihi.write(net, tmp_path)
+    assert_lava_runs(tmp_path, net)
+    assert_netx_runs(tmp_path, net)
+    with h5py.File(tmp_path / "network.net") as file:
+        kinds = [file[f"layer/{i}/type"][0].decode() for i in range(len(file["layer"]))]
+        assert kinds == ["input", "conv", "conv", "flatten", *["dense"] * 5]
+        assert file["layer/4/weight"].shape == (256, 7 * 256)
+
+
+def test_wide_weights_that_no_relays_carry_leave_netx_out(tmp_path):
+    assert not netx.problems(wide(32 * 127))
+    (line,) = problems(netx.write, wide(32 * 127 + 1), tmp_path)
+    assert line.startswith(
+        "network.net (netx), skip1 (lif1 to lif3): weight precision 2x8, where netx has one group"
+    )
+    net = residual()
+    direct = Connection(
+        "own", "lif4", "lif5", OneToOne(np.full(256, 700, np.int16)), precision="2x8"
+    )
+    (line,) = problems(netx.write, replace(net, connections=(*net.connections, direct)), tmp_path)
+    assert line.startswith("network.net (netx), own (lif4 to lif5): weight precision 2x8")
 
 
 def test_a_skip_over_a_pool_is_unrolled(tmp_path):

@@ -17,11 +17,14 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.ir import chain as chain_view
+from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.synapses import Conv, Dense, OneToOne
 from stl_deploy.lower.graph import lower
-from tests.build import nir_cases, random_networks
+from tests.build import nir_cases, nir_interpreter, random_graphs, random_networks
 from tests.build.nets import ROOT, random_net, random_spikes
 
 
@@ -43,7 +46,7 @@ def written(graph, tmp_path):
 def test_where_nothing_is_inexact_the_equations_give_the_integers(seed, tmp_path):
     network, raster = random_networks.draw(seed)
     if nir_portable.inexact(network):
-        network = chain_view.with_layers(network, tuple(map(halving, network.layers)))
+        network = halving(network)
     assert not nir_portable.inexact(network)
     found = float_exec.run(written(nir_portable.from_network(network), tmp_path), raster)
     expected = spikes_of(simulate(network, raster))
@@ -52,11 +55,140 @@ def test_where_nothing_is_inexact_the_equations_give_the_integers(seed, tmp_path
         assert (found[name] == spikes).all(), name
 
 
-def halving(layer):
-    """The layer with decays that nothing is rounded by in seven steps."""
-    if layer.kind != "lif":
-        return layer
-    return replace(layer, dv=2048, du=2047 if layer.du != 4095 else 4095, bias_exp=6)
+def halving(network):
+    """The network with decays that nothing is rounded by in seven steps."""
+    changed = []
+    for p in network.populations:
+        if p.kind == "lif":
+            du = 2047 if p.neurons.has_current else 4095
+            changed.append(replace(p, neurons=replace(p.neurons, dv=2048, du=du, bias_exp=6)))
+    return network.changed(*changed)
+
+
+NO_WORDS = random_graphs.Features(
+    chips=("ideal",),
+    inputs=1,
+    delays=0,
+    loops=False,
+    sparse=False,
+    bias_source=False,
+    bias_per_neuron=False,
+    decays_per_neuron=False,
+    subtract=False,
+)
+
+
+def without_delays(network):
+    """The network with every connection of a population to itself one step late."""
+    own = [replace(c, delay=1) for c in network.connections if c.source == c.target]
+    return network.changed(*own)
+
+
+def test_graphs_of_what_the_dialect_says(tmp_path):
+    """Joins, one-to-one connections, signs and held frames: the integers by NIR's equations."""
+    tried, words, seed, refused = 0, set(), 0, []
+    while tried < 12:
+        network, rasters = random_graphs.draw(seed, NO_WORDS)
+        network, seed = halving(without_delays(network)), seed + 1
+        if nir_portable.inexact(network):
+            continue
+        try:
+            made = nir_portable.from_network(network)
+        except LoweringError as error:  # of weights that differ within a channel
+            refused += error.problems
+            continue
+        tried += 1
+        graph = written(made, tmp_path)
+        words |= {type(node).__name__ for node in graph.nodes.values()}
+        given = network.rasters(random_graphs.named(network, rasters))["input"]
+        found = float_exec.run(graph, given)
+        walked, _ = nir_interpreter.run(graph, given)
+        for name, layer in reference.run(network, rasters).layers.items():
+            np.testing.assert_array_equal(found[name], layer.spikes, err_msg=f"{seed} {name}")
+            np.testing.assert_array_equal(walked[name], layer.spikes, err_msg=f"{seed} {name}")
+        meta, port = nir_portable.read_meta(graph), network.inputs["input"]
+        assert (meta.input_levels, meta.signed, meta.held) == (port.levels, port.signed, port.held)
+    assert {"Conv2d", "Linear", "Affine", "LIF", "CubaLIF"} <= words
+    assert not {"Scale", "Delay", "Threshold", "IF"} & words
+    assert all("for each of" in problem.what for problem in refused)
+
+
+@pytest.mark.parametrize(("each", "carried"), [([3, 3], True), ([3, 4], False)])
+def test_one_to_one_weights_of_an_image_are_a_kernel_if_they_are_a_channels(each, carried):
+    """Neither tool has a node for a weight of each neuron of an image."""
+    weight = np.array([*each, 5, 5], np.int8)
+    ones = Conv(np.ones((2, 1, 1, 1), np.int8), (1, 1), (0, 0), (1, 1), 2)
+    neurons = Lif(np.zeros((2, 1, 2), np.int32), np.int32(0), np.ones((2, 1, 1)))
+    populations = tuple(Population(name, (2, 1, 2), neurons) for name in "ab")
+    connections = (
+        Connection("conv", "input", "a", ones),
+        Connection("skip", "a", "b", OneToOne(weight)),
+    )
+    inputs = {"input": Input((2, 1, 2))}
+    network = IntegerNetwork("ideal", 4, inputs, populations, connections, Readout(4, 1, "b"))
+    if carried:
+        node = nir_portable.from_network(network).nodes["skip"]
+        np.testing.assert_array_equal(node.weight[:, :, 0, 0], [[6, 0], [0, 10]])
+        return
+    with pytest.raises(LoweringError, match="skip: factors of its own for each of 4 neurons"):
+        nir_portable.from_network(network)
+
+
+def test_what_no_tool_runs_is_refused_by_name():
+    """All at once: a second input, a delay, neurons alone, an image behind flat weights."""
+    network = without_words()
+    with pytest.raises(LoweringError) as caught:
+        nir_portable.from_network(network)
+    said = str(caught.value)
+    assert "input, input1: are several inputs" in said
+    assert "w (input1 to b): has a delay; no tool that is known reads a Delay" in said
+    assert "one: nothing leads to it" in said
+    assert "x (one to a): gives a flat output, and a has shape (2, 1, 2)" in said
+    assert all("--nir-dialect spec" in p.remedy for p in caught.value.problems)
+
+
+def without_words():
+    """A small graph with all that the dialect has no words for."""
+    ones = {name: np.ones(shape, np.int8) for name, shape in (("w", (3, 4)), ("x", (4, 1)))}
+    conv = Conv(np.ones((2, 2, 1, 1), np.int8), (1, 1), (0, 0), (1, 1), 1)
+    shapes = {"one": (1,), "a": (2, 1, 2), "b": (3,)}
+    populations = tuple(
+        Population(name, shape, Lif(np.zeros(shape, np.int32), np.int32(1), np.ones(1)))
+        for name, shape in shapes.items()
+    )
+    connections = (
+        Connection("conv", "input", "a", conv),
+        Connection("x", "one", "a", Dense(ones["x"])),
+        Connection("fc", "a", "b", Dense(ones["w"])),
+        Connection("w", "input1", "b", Dense(ones["w"]), delay=1),
+    )
+    inputs = {"input": Input((2, 1, 2)), "input1": Input((4,))}
+    return IntegerNetwork("ideal", 4, inputs, populations, connections, Readout(3, 1, "b"))
+
+
+@pytest.mark.parametrize("r", [1.0, 2.0])
+def test_a_float_graph_with_an_edge_over_a_layer(r, tmp_path):
+    """An edge is a factor of 1, which the neurons' r multiplies."""
+    weight = rng().normal(0.3, 0.5, (6, 6))
+    nodes = {
+        "input": nir.Input({"input": np.array([6])}),
+        "fc1": nir.Linear(weight),
+        "a": G.lif(np.full(6, 0.4), 2e-4, r),
+        "fc2": nir.Linear(weight.T.copy()),
+        "b": G.lif(np.full(6, 0.7), 2e-4, r),
+        "output": nir.Output({"output": np.array([6])}),
+    }
+    edges = [*zip(list(nodes), list(nodes)[1:], strict=False), ("a", "b")]
+    meta = {G.KEY: G.FloatMeta(timesteps=5, classes=6, population=1).text()}
+    graph = nir.NIRGraph(nodes, edges, metadata=meta, type_check=False)
+    raster = (rng().random((20, 5, 6)) < 0.5).astype(np.uint8)
+    made = written(nir_portable.from_float(graph), tmp_path)
+    assert (("a", "b") in made.edges) is (r == 1)
+    assert ("a_b" in made.nodes) is (r != 1)
+    expected, found = (float_exec.run(g, raster) for g in (graph, made))
+    for name in ("a", "b"):
+        assert 0 < expected[name].mean() < 1
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 @pytest.mark.parametrize("precision", ["split", "2x8"])
@@ -130,14 +262,15 @@ def test_the_words_of_the_profile(tmp_path):
     graph = written(nir_portable.from_network(network), tmp_path)
     kinds = {type(node) for node in graph.nodes.values()}
     assert nir.Threshold not in kinds
-    for layer in network.lif_layers:
-        node = graph.nodes[layer.name]
+    for population in network.weighted:
+        node = graph.nodes[population.name]
         assert (node.r == 1).all()
-        assert (node.v_threshold == layer.vth + 1 / 128).all()
+        assert (node.v_threshold == population.neurons.vth + 1 / 128).all()
         assert (node.v_threshold.astype(np.float32) == node.v_threshold).all()
-        weight = graph.nodes[layer.synapse_name].weight
+        (connection,) = network.into(population.name)
+        weight = graph.nodes[connection.name].weight
         assert weight.dtype == np.float32
-        assert (weight == 2.0 * layer.synapses.weight).all()
+        assert (weight == 2.0 * connection.synapses.weight).all()
     assert graph.nodes["fc1_flatten"].start_dim == -3
     with h5py.File(tmp_path / "p.nir") as file:
         assert all("v_reset" not in node for node in file["node/nodes"].values())

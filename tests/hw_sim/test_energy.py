@@ -1,6 +1,5 @@
 """Counts, energy and time of a run, recomputed in plain Python; and that every chip fact has a source."""
 
-import dataclasses
 import math
 from collections import Counter
 from functools import partial

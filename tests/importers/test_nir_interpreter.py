@@ -37,6 +37,7 @@ class Draw:
         self.dt = float(self.rng.choice([1e-4, 1e-4, 1e-3, 2**-10]))
         self.nodes, self.edges, self.words = {}, [], set()
         self.inputs = self.shape = self.drawn_shape()
+        self.sources, self.targets = [("in", self.shape)], []  # names and shapes of both
         self.nodes["in"] = nir.Input({"input": np.array(self.shape)})
         self.ends, self.spikes = (
             ["in"],
@@ -44,6 +45,7 @@ class Draw:
         )  # what the next node is behind; whether that is spikes
         for i in range(1, 1 + int(self.rng.integers(1, 4))):
             self.layer(i)
+        self.lead_back()
         if len(self.shape) > 1 and self.maybe(0.5):
             self.flatten("last_flat")
         if self.maybe(0.1):
@@ -77,17 +79,18 @@ class Draw:
     def bias(self, n):
         return self.grid(-0.2, 0.2, n) * self.maybe(0.5)
 
-    def each(self, low, high, word="", signed=False):
-        """Values of the present shape: one for all, or one per channel, or one per neuron."""
-        channels = (self.shape[0], *[1] * (len(self.shape) - 1))
+    def each(self, low, high, word="", signed=False, shape=None):
+        """Values of the present shape, or of ``shape``: one for all, or for each channel or neuron."""
+        shape = shape or self.shape
+        channels = (shape[0], *[1] * (len(shape) - 1))
         kind = self.rng.choice(["all", "channel", "neuron"], p=[0.3, 0.2, 0.5])
-        size = {"all": (1,) * len(channels), "channel": channels, "neuron": self.shape}[kind]
+        size = {"all": (1,) * len(channels), "channel": channels, "neuron": shape}[kind]
         values = np.maximum(self.grid(low, high, size), 1 / 16)
         if signed:
             values *= self.rng.choice([-1, 1], size)
         if word and kind == "neuron":
             self.words.add(f"{word} per neuron")
-        return np.broadcast_to(values, self.shape).copy()
+        return np.broadcast_to(values, shape).copy()
 
     def decay(self):
         size = self.shape if self.maybe(0.3) else (1,) * len(self.shape)
@@ -109,8 +112,19 @@ class Draw:
         self.words.add("scaled")
         self.put(name, nir.Scale(self.each(low, high, "scale", signed)))
 
+    def delay(self, name, shape, most=3):
+        """A Delay of whole steps."""
+        self.words.add("delay")
+        return nir.Delay(np.full(shape, int(self.rng.integers(1, most + 1)) * self.dt))
+
     def layer(self, i):
         """One population with what is in front of it."""
+        others = [n for n, shape in self.sources if shape == self.shape and n not in self.ends]
+        if others and self.maybe(0.3):
+            self.ends.append(str(self.rng.choice(others)))
+            self.words.add("spikes added up")
+        if self.maybe(0.15):
+            self.put(f"late{i}", self.delay(f"late{i}", self.shape))
         if len(self.shape) == 3 and min(self.shape[1:]) >= 2 and self.maybe(0.2):
             return self.or_pool(i)
         if len(self.shape) > 1 and min(self.shape[1:]) >= 3:
@@ -211,6 +225,7 @@ class Draw:
             decay = self.decay()
             node = nir.LIF(self.dt / decay, 1 / decay, zero, threshold, zero)
         self.put(f"pool{i}", node)
+        self.sources.append((f"pool{i}", self.shape))
         self.words.add("or pool")
 
     def dense(self, i):
@@ -244,6 +259,11 @@ class Draw:
             node.metadata["reset"] = "subtract"
         self.words |= {kind, *node.metadata.values()}
         name = f"lif{i}"
+        for j in range(2):
+            if self.maybe(0.3):
+                self.ends += self.way(
+                    f"skip{i}{j}", self.sources[:-1] or self.sources, self.shape, "skip"
+                )
         back, edges = self.back(name) if recurrent else ({}, [])
         if recurrent:
             self.words |= {"recurrent", f"recurrent on rank {len(self.shape)}"}
@@ -251,6 +271,8 @@ class Draw:
             self.put(name, node)
             self.nodes |= back
             self.edges += edges
+            self.sources.append((name, self.shape))
+            self.targets.append((name, self.shape))
             return
         self.words.add("nested")
         shape = np.array(self.shape)
@@ -258,6 +280,52 @@ class Draw:
         edges = [("input", name), (name, "output"), *edges]
         inner = nir.NIRGraph({**ends, name: node, **back}, edges, type_check=False)
         self.put(f"part{i}", inner)
+        self.sources.append((f"part{i}", self.shape))
+        self.targets.append((f"part{i}", self.shape))
+
+    def way(self, name, sources, shape, word, late=False):
+        """The end of a further way from one of ``sources`` to neurons of ``shape``: [] where none fits."""
+        picked = sources[int(self.rng.integers(len(sources)))]
+        end, before = picked
+        if (
+            before != shape
+            and len(shape) != 1
+            and not (len(before) == 3 and before[1:] == shape[1:])
+        ):
+            return []
+        self.words.add(word)
+        if late or self.maybe(0.3):
+            self.put(f"{name}_delay", self.delay(name, before), [end])
+            end = f"{name}_delay"
+        if before == shape:
+            how = self.rng.choice(["edge", "scale"])
+            if how == "edge" and end in self.ends:
+                return []  # an edge that stands twice
+            if how == "edge" and not late:
+                return [end]
+            self.nodes[f"{name}_w"] = nir.Scale(self.each(0.25, 1, "scale", True, shape))
+        elif len(shape) == 1:
+            if len(before) > 1:
+                self.put(f"{name}_flat", nir.Flatten({"input": np.array(before)}, 0, -1), [end])
+                end = f"{name}_flat"
+            self.nodes[f"{name}_w"] = nir.Linear(self.weights(shape[0], int(np.prod(before))))
+        else:
+            kernel = self.weights(shape[0], before[0], 1, 1)
+            self.nodes[f"{name}_w"] = _conv2d(
+                kernel, (1, 1), (0, 0), 1, 1, self.bias(shape[0]), before
+            )
+        self.edges.append((end, f"{name}_w"))
+        return [f"{name}_w"]
+
+    def lead_back(self):
+        """A way with a Delay from a population to one before it."""
+        ends = self.ends
+        if len(self.targets) > 1 and self.maybe(0.4):
+            target, shape = self.targets[0]
+            later = [s for s in self.sources if s[0] in {n for n, _ in self.targets[1:]}]
+            for end in self.way("back", later, shape, "loop", late=True):
+                self.edges.append((end, target))
+        self.ends = ends
 
     def LIF(self, leaks):
         decay, gain, zero = self.decay(), self.each(0.5, 2, "gain"), np.zeros(self.shape)
@@ -299,6 +367,11 @@ class Draw:
         else:
             weight = self.weights(n, n, 3, 3)
             node = _conv2d(weight, (1, 1), (1, 1), 1, 1, self.bias(n), self.shape)
+        if self.maybe(0.3):
+            self.words.add("recurrent, late")
+            late = f"{r}_late"
+            edges = [(name, late), (late, r), (r, name)]
+            return {late: self.delay(late, self.shape), r: node}, edges
         if self.maybe(0.5):
             return {r: node}, [(name, r), (r, name)]
         if way == "dense" and self.maybe(0.4):  # side by side
@@ -415,7 +488,8 @@ def test_the_random_graphs_are_lowered_and_spike(outcomes):
         "recurrent scale per neuron": 0.05, "averaged": 0.1, "summed": 0.05, "or pool": 0.1,
         "or pool, flat": 0.04, "flat before the neurons": 0.1, "nested": 0.2, "several paths": 0.05,
         "recurrent on rank 1": 0.2, "recurrent on rank 2": 0.02, "recurrent on rank 3": 0.1,
-        "conv1d": 0.05, "LIF": 0.3, "IF": 0.15, "CubaLIF": 0.15, "Threshold": 0.15,
+        "conv1d": 0.05, "skip": 0.2, "delay": 0.3, "loop": 0.05, "spikes added up": 0.03,
+        "recurrent, late": 0.05, "LIF": 0.3, "IF": 0.15, "CubaLIF": 0.15, "Threshold": 0.15,
     }  # fmt: skip
     rare = {
         w: outcomes.words[w] for w, share in least.items() if outcomes.words[w] < share * compared

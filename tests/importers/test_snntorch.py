@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ from torch import nn
 
 import stl_deploy
 from stl_deploy.commands import common, export, parity
-from stl_deploy.errors import InputError, LoweringError, UncheckedWarning
+from stl_deploy.errors import LoweringError, UncheckedWarning
 from stl_deploy.importers.torch import check as torch_check
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from tests.build.networks import values
+from tests.build.torch_nets import agrees, made, raster, refused, sample_of, spikes_of
 
 RESETS = [("subtract", True), ("zero", True), ("zero", False), ("none", True)]
 
@@ -61,6 +62,8 @@ class Dense(nn.Module):
 
 class Image(nn.Module):
     """Convolutions, BatchNorm, both pools; one step a call, states inside."""
+
+    one_step = True
 
     def __init__(self, reset="zero", delay=True):
         super().__init__()
@@ -132,77 +135,6 @@ class Current(nn.Module):
         return torch.stack(out)
 
 
-def made(cls, *args, seed=0, gain=2.5, **kwargs):
-    """A network with weights, statistics and thresholds that make it spike, in evaluation mode."""
-    torch.manual_seed(seed)
-    net = cls(*args, **kwargs)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.weight *= gain
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.running_var.uniform_(0.5, 1.5)
-                module.running_mean.uniform_(-0.2, 0.2)
-    return net.eval()
-
-
-def raster(shape, samples=40, steps=15, seed=1):
-    return values((samples, steps, *shape), 0.4, seed=seed)
-
-
-def spikes_of(net, inputs, dtype=torch.float32):
-    """Spikes [N, T, ...] of every neuron layer in order, from hooks on the layers themselves."""
-    found = {}
-    hooks = [
-        m.register_forward_hook(
-            lambda m, a, out, name=n: found.setdefault(name, []).append(
-                (out[0] if isinstance(out, tuple) else out).detach().double().numpy().copy()
-            )
-        )
-        for n, m in net.named_modules()
-        if isinstance(m, snn.SpikingNeuron)
-    ]
-    net = net.to(dtype)
-    layers = [m for m in net.modules() if isinstance(m, snn.SpikingNeuron)]
-    own = [m.spike_grad for m in layers]
-    for m in layers:  # snnTorch's own give float32 whatever comes in
-        m.spike_grad = lambda x: (x > 0).to(x.dtype)
-    x = torch.tensor(inputs, dtype=dtype).transpose(0, 1)
-    with torch.no_grad():
-        if isinstance(net, Image):
-            for m in layers:
-                m.reset_mem()
-            for step in x:
-                net(step)
-        else:
-            net(x)
-    for hook in hooks:
-        hook.remove()
-    net.to(torch.float32)
-    for m, spike_grad in zip(layers, own, strict=True):
-        m.spike_grad = spike_grad
-    return {name: np.stack(steps, axis=1) for name, steps in found.items()}
-
-
-def sample_of(net, inputs):
-    x = torch.tensor(inputs[:2], dtype=torch.float32)
-    return x[:, 0] if isinstance(net, Image) else x.transpose(0, 1)
-
-
-def agrees(net, inputs):
-    """The float graph of ``net``, after a check that it spikes as ``net`` does in every layer."""
-    single, double = (spikes_of(net, inputs, t) for t in (torch.float32, torch.float64))
-    graph = stl_deploy.from_torch(net, sample_of(net, inputs), timesteps=inputs.shape[1])
-    got = float_exec.run(graph, inputs)
-    assert set(single) <= set(got)
-    for name, want in single.items():
-        assert 0.02 < want.mean() < 0.9, name
-        tied = (want != double[name]).any(axis=tuple(range(1, want.ndim)))
-        assert not tied.any(), "choose another seed: a tie"
-        np.testing.assert_array_equal(got[name].reshape(want.shape), want, name)
-    return graph
-
-
 @pytest.mark.parametrize(("reset", "delay"), RESETS)
 def test_dense_layers(reset, delay):
     agrees(made(Dense, reset, delay), raster((12,)))
@@ -210,10 +142,11 @@ def test_dense_layers(reset, delay):
 
 @pytest.mark.parametrize(("reset", "delay"), RESETS)
 def test_images(reset, delay):
-    """With a reset that takes connections of neurons to themselves, layers are laid flat."""
+    """A reset that takes ways of neurons back to themselves takes one number for each neuron."""
     graph = agrees(made(Image, reset, delay), raster((2, 8, 8)))
-    kinds = {type(node).__name__ for node in graph.nodes.values()}
-    assert ("Conv2d" in kinds) == (reset == "zero")
+    kinds = Counter(type(node).__name__ for node in graph.nodes.values())
+    assert kinds["Conv2d"] == 2
+    assert kinds["Scale"] == (0 if reset == "zero" else 3)
 
 
 @pytest.mark.parametrize("one_to_one", [False, True])
@@ -305,12 +238,6 @@ def test_a_trained_network():
 # What cannot be had
 
 
-def refused(net, sample):
-    with pytest.raises((LoweringError, InputError)) as error:
-        stl_deploy.from_torch(net, sample)
-    return str(error.value)
-
-
 class Small(nn.Module):
     """fc -> neurons, with any forward."""
 
@@ -346,11 +273,11 @@ ALWAYS = {"beta": 0.5, "init_hidden": True}
         (Small(neurons=snn.Leaky(**ALWAYS, spike_grad=torch.sigmoid)), "not spikes above 0"),
         (Small(neurons=snn.Leaky(**ALWAYS, reset_delay=False)), "fires by another rule"),
         (Small(neurons=snn.Leaky(**ALWAYS, threshold=-0.1)), "thresholds below 0"),
-        (Small(neurons=snn.Synaptic(alpha=0.5, **ALWAYS)), "would pass through the current"),
+        (Small(neurons=snn.Synaptic(alpha=1.0, **ALWAYS)), "alpha is 1"),
         (Small(neurons=snn.Synaptic(alpha=0.5, **ALWAYS, reset_mechanism="zero")), "ignores the input"),
         (Small(neurons=snn.RLeaky(linear_features=3, **ALWAYS, reset_mechanism="zero")), "ignores the input"),
         (Small(neurons=snn.Lapicque(**ALWAYS)), "a Lapicque of snnTorch is not supported"),
-        (Small(neurons=snn.Leaky(**ALWAYS | {"beta": SOME})), "some of the neurons"),
+        (Small(lambda s, x: s.lif(s.fc(torch.cat([x, x], 0)))), "cat of a tensor"),
         (Small(lambda s, x: (s.lif(s.fc(x)), s.lif.reset_mem(), s.lif(s.fc(x)))[2]), "its states"),
         (Small(lambda s, x: s.lif(s.lif(s.fc(x)))), "not computed in the same way"),
         (Small(lambda s, x: s.lif(s.fc(x, 5))), "cannot run on a sample of shape (1, 4): TypeError"),
@@ -582,15 +509,6 @@ def test_graded_factors_of_each_neuron(recwarn):
     net.l1.graded_spikes_factor = nn.Parameter(torch.tensor(0.5))
     stl_deploy.from_torch(net, SAMPLE)
     assert not [w for w in recwarn if "requires_grad" in str(w.message)]
-
-
-@pytest.mark.parametrize("reset", ["subtract", "none"])
-def test_convolutions_of_recurrent_neurons(reset):
-    neurons = snn.RLeaky(conv2d_channels=2, kernel_size=3, **ALWAYS, reset_mechanism=reset)
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), neurons)
-    text = refused(net, torch.rand(1, 1, 6, 6))
-    assert f"reset_mechanism='{reset}' of a RLeaky with conv2d_channels is not supported" in text
-    assert "use reset_mechanism='zero'" in text
 
 
 # The command line

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import nir
 import numpy as np
@@ -11,20 +10,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import stl_deploy
-from stl_deploy.chips import arithmetic, bounds
+from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.chain import OrPool
-from stl_deploy.ir.synapses import Dense
+from stl_deploy.ir.network import Input, Readout
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.lower.units import HEADROOM
 from tests.build.floats import conv, deep, dense, graph, lif
 from tests.build.nets import random_net, random_spikes
-from tests.build.networks import dense_lif
-from tests.build.strategies import dense_layers
 
 EXAMPLES = settings(max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -32,8 +28,15 @@ THOUSANDTHS = st.integers(-1500, 1500).map(lambda n: n / 1000)
 
 
 def only(network):
-    (layer,) = network.lif_layers
-    return layer
+    """The neurons of the only population, and the connection into it."""
+    (population,), (connection,) = network.populations, network.connections
+    return population.neurons, connection
+
+
+def sums(network, population):
+    """The largest magnitude that any input can make arrive."""
+    low, high = bounds.one_sided_sums(network, population)
+    return max(-low.min(), high.max())
 
 
 def refused(*args, **kwargs):
@@ -55,23 +58,24 @@ def test_grid_scale_thresholds_and_biases(seed, bits, exp):
     theta = peak[:, None, None] * rng.uniform(-2, 2, (5, 4, 3))
     bias = peak * rng.uniform(-2, 2, 5)
     built = conv(weight, lambda out: theta, bias, (2, 4, 3), padding=(1, 1))
-    layer = only(quantize(built, weight_bits=bits, weight_exp=exp))
+    neurons, way = only(quantize(built, weight_bits=bits, weight_exp=exp))
     qmax = 2 ** (bits - 1) - 1
-    ints = layer.synapses.weight
+    ints = way.synapses.weight
     assert ints.dtype == np.int8
     assert np.abs(ints.astype(int)).max(axis=(1, 2, 3)).tolist() == [qmax] * 5
     unit = peak / qmax
     assert np.abs(ints - weight / unit[:, None, None, None]).max() <= 0.5 + 1e-9
-    np.testing.assert_allclose(layer.scale, unit / 2**exp, rtol=1e-15)
+    assert neurons.scale.shape == neurons.bias_mant.shape == (5, 1, 1)
+    scale, mantissa = neurons.scale.ravel(), neurons.bias_mant.ravel()
+    np.testing.assert_allclose(scale, unit / 2**exp, rtol=1e-15)
     expected = [
-        [math.ceil(x / s) - 1 for x in plane.ravel()]
-        for plane, s in zip(theta, layer.scale, strict=True)
+        [math.ceil(x / s) - 1 for x in plane.ravel()] for plane, s in zip(theta, scale, strict=True)
     ]
-    assert layer.vth.reshape(5, -1).tolist() == expected
-    assert np.abs(layer.bias_mant * layer.scale - bias).max() <= (layer.scale / 2).max() * 1.0001
-    assert (np.abs(layer.bias_mant - bias / layer.scale) <= 0.5 + 1e-6).all()
-    assert (layer.weight_bits, layer.exp, layer.bias_exp, layer.du) == (bits, exp, 6, 4095)
-    assert (layer.synapses.stride, layer.synapses.padding) == ((1, 1), (1, 1))
+    assert neurons.vth.reshape(5, -1).tolist() == expected
+    assert np.abs(mantissa * scale - bias).max() <= (scale / 2).max() * 1.0001
+    assert (np.abs(mantissa - bias / scale) <= 0.5 + 1e-6).all()
+    assert (way.bits, way.exp, neurons.bias_exp, neurons.du) == (bits, exp, 6, 4095)
+    assert (way.synapses.stride, way.synapses.padding) == ((1, 1), (1, 1))
 
 
 @EXAMPLES
@@ -90,9 +94,9 @@ def test_a_power_of_two_on_a_channel_changes_no_integer(seed, powers, chip, bind
     weight[2] *= rng.integers(0, 2)  # now and then a channel without weights
     factor = 2.0 ** np.array(powers)
     scaled = dense(weight * factor[:, None], theta * factor, bias * factor)
-    one = only(quantize(dense(weight, theta, bias), chip, weight_exp=seed % 3))
-    two = only(quantize(scaled, chip, weight_exp=seed % 3))
-    assert (one.synapses.weight == two.synapses.weight).all()
+    one, a = only(quantize(dense(weight, theta, bias), chip, weight_exp=seed % 3))
+    two, b = only(quantize(scaled, chip, weight_exp=seed % 3))
+    assert (a.synapses.weight == b.synapses.weight).all()
     assert (one.vth == two.vth).all()
     assert (one.bias_mant == two.bias_mant).all()
     assert (one.scale * factor == two.scale).all()
@@ -101,8 +105,8 @@ def test_a_power_of_two_on_a_channel_changes_no_integer(seed, powers, chip, bind
 def test_thresholds_at_and_around_a_grid_point():
     """Units of 1 (the largest weight is 127): v > vth says v >= theta for whole v."""
     theta = [5.0, np.nextafter(5, 6), np.nextafter(5, 4), 5.5, 0.25, 0.0, -0.5, -1.0, -5.0]
-    layer = only(quantize(dense(np.full((9, 1), 127.0), theta)))
-    assert layer.vth.tolist() == [4, 5, 4, 5, 0, -1, -1, -2, -6]
+    neurons, _ = only(quantize(dense(np.full((9, 1), 127.0), theta)))
+    assert neurons.vth.tolist() == [4, 5, 4, 5, 0, -1, -1, -2, -6]
 
 
 @EXAMPLES
@@ -120,17 +124,17 @@ def test_integers_are_exact_where_the_exponent_gives_the_halvings_room(seed, tim
     raster = rng.integers(0, 2, (8, timesteps, 5)).astype(np.uint8)
     expected = float_exec.run(built, raster)["lif"]
     assert (reference.run(network, raster).layers["lif"].spikes == expected).all()
-    assert only(network).scale.tolist() == [2.0 ** -(6 + timesteps - 1)] * 6
+    assert only(network)[0].scale.tolist() == [2.0 ** -(6 + timesteps - 1)] * 6
 
 
 @pytest.mark.parametrize("exp", range(8))
 def test_a_weight_exponent_makes_the_threshold_grid_finer(exp):
     theta = np.linspace(0.5, 0.6, 300)
-    layer = only(quantize(dense(np.ones((300, 1)), theta), "loihi2", weight_exp=exp))
-    lowered = (layer.vth + 1) * layer.scale  # the smallest whole voltage that fires, in float
+    neurons, _ = only(quantize(dense(np.ones((300, 1)), theta), "loihi2", weight_exp=exp))
+    lowered = (neurons.vth + 1) * neurons.scale  # the smallest whole voltage that fires, in float
     assert (lowered >= theta - 1e-12).all()
     assert (lowered - theta < 1 / 127 / 2**exp + 1e-12).all()
-    assert len(np.unique(layer.vth)) >= min(300, 12 * 2**exp)
+    assert len(np.unique(neurons.vth)) >= min(300, 12 * 2**exp)
 
 
 @EXAMPLES
@@ -161,21 +165,30 @@ def test_a_channel_of_zeros_alone():
     network = quantize(dense(np.zeros((1, 2)), 0.0))
     spikes = reference.run(network, np.zeros((1, 4, 2), np.uint8)).layers["lif"].spikes
     assert spikes.ravel().tolist() == [1, 1, 1, 1]
-    assert only(network).scale.tolist() == [1.0]
+    assert only(network)[0].scale.tolist() == [1.0]
 
 
 def test_structure_of_the_network():
     network = quantize(deep(np.random.default_rng(0), timesteps=5), "loihi2")
-    assert [layer.name for layer in network.layers] == ["lif1", "pool1", "lif2", "lif3"]
-    assert [layer.synapse_name for layer in network.layers] == ["conv1", "pool1_sum", "fc1", "fc2"]
-    one, pool, two, three = network.layers
-    assert (one.input_shape, one.shape) == ((2, 6, 7), (4, 6, 3))
-    assert (one.synapses.stride, one.synapses.padding) == ((1, 2), (1, 0))
-    assert pool == OrPool("pool1", "pool1_sum", (4, 6, 3), (4, 3, 1), (2, 3))
-    assert (two.input_shape, two.shape, three.shape) == ((4, 3, 1), (9,), (5,))
-    assert three.bias_mant.tolist() == [0] * 5
-    assert (network.timesteps, network.readout.classes) == (5, 5)
-    assert all(a.shape == b.input_shape for a, b in pairwise(network.layers))
+    assert [(p.name, p.kind, p.shape) for p in network.populations] == [
+        ("lif1", "lif", (4, 6, 3)),
+        ("pool1", "or", (4, 3, 1)),
+        ("lif2", "lif", (9,)),
+        ("lif3", "lif", (5,)),
+    ]
+    assert [c.key for c in network.connections] == [
+        ("conv1", "input", "lif1"),
+        ("pool1_sum", "lif1", "pool1"),
+        ("fc1", "pool1", "lif2"),
+        ("fc2", "lif2", "lif3"),
+    ]
+    one, pool, *_ = (connection.synapses for connection in network.connections)
+    assert (one.stride, one.padding) == ((1, 2), (1, 0))
+    assert (pool.stride, pool.groups, pool.weight.shape) == ((2, 3), 4, (4, 1, 2, 3))
+    assert (pool.weight == 1).all()
+    assert network.populations[3].neurons.bias_mant.tolist() == [0] * 5
+    assert (network.timesteps, network.readout) == (5, Readout(5, 1, "lif3"))
+    assert network.inputs == {"input": Input((2, 6, 7))}
 
 
 @EXAMPLES
@@ -187,8 +200,8 @@ def test_gain_of_the_neuron_scales_weights_and_bias(seed, gain):
     plain = dense(weight * gain, theta, bias * gain)
     other = dense(weight, theta, bias)
     other.nodes["lif"] = G.lif(other.nodes["lif"].v_threshold, 2 * G.DT, 2 * gain)
-    one, two = only(quantize(plain)), only(quantize(other))
-    assert (one.synapses.weight == two.synapses.weight).all()
+    (one, a), (two, b) = only(quantize(plain)), only(quantize(other))
+    assert (a.synapses.weight == b.synapses.weight).all()
     np.testing.assert_allclose(one.scale, two.scale, rtol=1e-12)
 
 
@@ -197,7 +210,7 @@ def test_gain_of_the_neuron_scales_weights_and_bias(seed, gain):
 
 @pytest.mark.parametrize("tau", [1 / 4096, 0.25, 0.5, 0.75, 3687 / 4096, 4095 / 4096])
 def test_tau_on_the_grid(tau):
-    assert only(quantize(dense([[1.0]], 0.5, tau=tau), "loihi2")).dv == 4096 - round(4096 * tau)
+    assert only(quantize(dense([[1.0]], 0.5, tau=tau), "loihi2"))[0].dv == 4096 - round(4096 * tau)
 
 
 @pytest.mark.parametrize(
@@ -205,26 +218,26 @@ def test_tau_on_the_grid(tau):
 )
 def test_tau_off_the_grid_is_rounded_and_said(tau, dv):
     network = quantize(dense([[1.0]], 0.5, tau=tau))
-    assert only(network).dv == dv
+    assert only(network)[0].dv == dv
     (said,) = network.diagnostics
     assert said.where == "lif"
     assert f"is rounded to {4096 - dv}/4096" in said.what
 
 
-def test_different_decays_in_a_layer_are_named():
+def test_decays_that_no_chip_has_are_named():
     built = deep(np.random.default_rng(0))
     for name in ("lif1", "lif3"):
-        built.nodes[name].tau.flat[0] *= 2
+        built.nodes[name].tau.flat[0] = G.DT / 2
     built.nodes["lif2"].tau[:] = -1e-4
     problems = refused(built)
-    assert [p.where for p in problems if "must share one decay" in p.what] == [
+    assert [p.where for p in problems if "a decay lies in [0, 1]" in p.what] == [
         "lif1",
         "lif2",
         "lif3",
     ]
 
 
-# Bounds
+# Overflow
 
 
 def patterns(weight, levels, timesteps, rng):
@@ -248,94 +261,6 @@ def patterns(weight, levels, timesteps, rng):
     return np.stack(samples).astype(np.uint8)
 
 
-def voltages(layer, raster, levels):
-    """a, u, and v before the threshold, [N, T, neurons], without any limit."""
-    n, steps = raster.shape[:2]
-    given = reference.accumulate(layer, raster.reshape(n * steps, -1), levels).reshape(n, steps, -1)
-    u = v = s = np.zeros(given[:, 0].shape, np.int64)
-    sums, currents, before = [], [], []
-    for t in range(steps):
-        a = given[:, t] + reference.feed_back(layer, s)
-        u, _ = arithmetic.step_current(u, a, layer.du, None)
-        v, _ = arithmetic.step_voltage(v, u, layer.bias, layer.dv, None)
-        for trace, value in ((sums, a), (currents, u), (before, v)):
-            trace.append(value)
-        v, s = arithmetic.fire(v, layer.vth, layer.reset)
-    return np.stack(sums, 1), np.stack(currents, 1), np.stack(before, 1)
-
-
-@EXAMPLES
-@given(dense_layers(), st.integers(1, 6))
-def test_bounds_are_sound(case, timesteps):
-    """No input passes them, and those made for it reach the sums and the lowest values exactly.
-
-    Where neurons hear each other, not all of them can fire at will.
-    """
-    layer, levels, rng = case
-    raster = patterns(layer.synapses.weight, levels, timesteps, rng)
-    a, u, v = voltages(layer, raster, levels)
-    sums = bounds.layer_one_sided_sums(layer, levels)
-    currents = bounds.layer_current_range(layer, levels, timesteps)
-    voltage = bounds.layer_voltage_range(layer, levels, timesteps)
-    for values, (low, high) in ((a, sums), (u, currents), (v, voltage)):
-        assert (values.min(axis=(0, 1)) >= low).all()
-        assert (values.max(axis=(0, 1)) <= high).all()
-    if layer.recurrent is None:
-        for values, (low, high) in ((a, sums), (u, currents)):
-            # Currents only grow while their input lasts, but are never pulled below zero.
-            assert (values.min(axis=(0, 1)) == low).all()
-            assert (values.max(axis=(0, 1)) == high).all()
-        no_lift = (layer.bias[:] <= 0) & (layer.vth >= 0)
-        assert (v.min(axis=(0, 1)) == voltage[0])[no_lift].all()
-    lowest, highest = bounds.layer_voltage_range(layer, levels, timesteps, anywhere=True)
-    assert (lowest <= voltage[0]).all()
-    assert (highest >= voltage[1]).all()
-    vth = rng.integers(layer.vth.min(), layer.vth.max() + 1, layer.shape)
-    v = voltages(replace(layer, vth=vth.astype(np.int32)), raster, levels)[2]
-    assert (v.max(axis=(0, 1)) <= highest).all()
-
-
-def test_bounds_of_neurons_that_hear_each_other():
-    """By hand: 2 x 3 from outside, 5 from inside; u halves; a spike takes 4 of v, which stays else."""
-    layer = dense_lif(
-        [[2, -1], [0, 1]],
-        4,
-        exp=1,
-        du=2047,
-        dv=0,
-        recurrent=Dense(np.array([[5, -3], [1, 0]], np.int8)),
-        reset="subtract",
-    )
-    low, high = bounds.layer_one_sided_sums(layer, 3)
-    assert low.tolist() == [-12, 0]
-    assert high.tolist() == [22, 8]
-    low, high = bounds.layer_current_range(layer, 3, 3)
-    assert (low / 64).tolist() == [-21, 0]
-    assert (high / 64).tolist() == [22 + 11 + 5.5, 8 + 4 + 2]
-    low, high = bounds.layer_voltage_range(layer, 3, 2)
-    assert (low / 64).tolist() == [-12 - 18, 0]
-    # 22, of which a spike leaves 18, and 33 more; 8, 4, 12 more.
-    assert (high / 64).tolist() == [18 + 33, 4 + 12]
-    reset = replace(layer, reset="zero")
-    assert (bounds.layer_voltage_range(reset, 3, 2)[1] / 64).tolist() == [4 + 33, 4 + 12]
-
-
-def test_voltage_bound_is_reached():
-    """v rests exactly at the threshold, decays, and everything fires: 64 (100 / 2 + 160) with a bias."""
-    layer = only(quantize(dense([[1.0, 0.6]], 1.01, timesteps=2)))
-    layer = replace(
-        layer,
-        synapses=Dense(np.array([[90, 70]], np.int8)),
-        vth=np.array([100], np.int32),
-        bias_mant=np.array([10], np.int32),
-    )
-    raster = np.array([[[1, 0], [1, 1]]], np.uint8)
-    _, _, v = voltages(layer, raster, 1)
-    assert v.ravel().tolist() == [64 * 100, 64 * 50 + 64 * 170]
-    _, up = bounds.layer_voltage_range(layer, 1, 2)
-    assert up.tolist() == [64 * 220]
-
-
 @EXAMPLES
 @given(SEEDS, st.sampled_from(["loihi1", "loihi2"]), st.sampled_from([0.5, 0.875]))
 def test_proven_networks_never_overflow(seed, chip, tau):
@@ -346,18 +271,17 @@ def test_proven_networks_never_overflow(seed, chip, tau):
     theta, bias = rng.uniform(0.5, 300, 3), rng.normal(size=3) * rng.choice([0, 100])
     built = dense(weight, theta, bias, tau, timesteps=5)
     network = quantize(built, chip, overflow="proven")
-    layer, how = only(network), network.precision["lif"]
+    (_, way), how = only(network), network.precision["lif"]
     plain = quantize(built, chip, overflow="checked").precision["lif"]
     assert bias.any() or plain.worst_sum > plain.limit
     assert how.mode == "proven"
-    low, high = bounds.layer_one_sided_sums(layer, 1)
-    assert how.worst_sum == max(-low.min(), high.max()) < how.limit
+    assert how.worst_sum == sums(network, network.populations[0]) < how.limit
     assert how.limit == {"loihi1": 1 << 15, "loihi2": 1 << 17}[chip]
-    raster = patterns(layer.synapses.weight, 1, 5, rng)
-    trace = reference.run_lif(layer, raster, chips.load(chip))
+    raster = patterns(way.synapses.weight, 1, 5, rng)
+    trace = reference.run(network, raster).layers["lif"]
     assert not trace.overflow.any()
     # The chip's registers are never felt.
-    free = reference.run_lif(layer, raster, chips.load("ideal"))
+    free = reference.run(replace(network, chip="ideal"), raster).layers["lif"]
     assert (free.spikes == trace.spikes).all()
 
 
@@ -367,12 +291,13 @@ def test_proven_deep_networks_never_overflow(seed, chip):
     rng = np.random.default_rng(seed)
     levels = 1 if chip == "loihi1" else 255
     network = quantize(deep(rng, levels), chip, overflow="proven")
-    for layer in network.lif_layers:
-        top = network.input_limit(layer)
-        size = (30, network.timesteps, *layer.input_shape)
-        raster = rng.integers(0, top + 1, size).astype(np.uint8)
-        raster[0] = top
-        trace = reference.run_lif(layer, raster, chips.load(chip), top)
+    for population in network.weighted:
+        alone = network.alone(population.name)
+        ((source, given),) = alone.inputs.items()
+        size = (30, network.timesteps, *given.shape)
+        raster = rng.integers(0, given.levels + 1, size).astype(np.uint8)
+        raster[0] = given.levels
+        trace = reference.run(alone, {source: raster}).layers[population.name]
         assert not trace.overflow.any()
     trace = reference.run(network, rng.integers(0, levels + 1, (5, 4, 2, 6, 7)).astype(np.uint8))
     assert not any(did.overflow.any() for did in trace.layers.values())
@@ -425,7 +350,7 @@ def test_checked_networks_flag_their_overflow(overflow):
 def test_auto_pays_one_bit_for_a_proof(inputs, mode, weight):
     network = quantize(wide(inputs), "loihi2")
     how = network.precision["lif"]
-    assert (how.mode, int(only(network).synapses.weight.max())) == (mode, weight)
+    assert (how.mode, int(only(network)[1].synapses.weight.max())) == (mode, weight)
     assert how.effective_bits == pytest.approx(math.log2(weight + 1) + 1, abs=1e-12)
     if mode == "proven":
         assert network.diagnostics == ()
@@ -456,15 +381,15 @@ def test_calibration_leaves_headroom(seed, chip, exp):
     built = dense(weight, rng.uniform(0.5, 5, 3), rng.normal(size=3))
     calib = (rng.random((4, 4, inputs)) < rng.uniform(0.05, 0.3)).astype(np.uint8)
     network = quantize(built, chip, calib, overflow="checked", weight_exp=exp)
-    layer = only(network)
+    (neurons, way), levels = only(network), 1
     limit = chips.load(chip).accumulator_limit
-    a = np.abs(reference.accumulate(layer, calib.reshape(-1, inputs))).max(axis=0)
-    plain = only(quantize(built, chip, overflow="checked", weight_exp=exp))
-    grown = layer.scale > plain.scale * (1 + 1e-12)
+    a = np.abs(way.sums(calib.reshape(-1, inputs), levels)).max(axis=0)
+    plain, _ = only(quantize(built, chip, overflow="checked", weight_exp=exp))
+    grown = neurons.scale > plain.scale * (1 + 1e-12)
     # Rounding of the weights moves a sum a little.
     assert (a <= limit / HEADROOM * 1.05).all()
     assert (a[grown] >= limit / HEADROOM * 0.95).all()
-    assert (layer.scale == plain.scale)[~grown].all()
+    assert (neurons.scale == plain.scale)[~grown].all()
     assert not reference.run(network, calib).layers["lif"].overflow.any()
 
 
@@ -475,7 +400,7 @@ def test_calibration_sees_the_sums_that_the_neuron_gets(gain):
     for weight, factor in ((np.ones((1, 400)) * gain, 1.0), (np.ones((1, 400)), gain)):
         built = dense(weight, np.array([1000.0 * gain]))
         built.nodes["lif"] = G.lif(built.nodes["lif"].v_threshold, 2 * G.DT, 2 * factor)
-        scales.append(only(quantize(built, "loihi1", calib, overflow="checked")).scale)
+        scales.append(only(quantize(built, "loihi1", calib, overflow="checked"))[0].scale)
     np.testing.assert_allclose(scales[0], scales[1], rtol=1e-12)
     assert scales[0] > 1.01 * gain / 127  # calibration binds
 
@@ -495,8 +420,8 @@ def test_calibration_binds_and_is_seen_by_later_layers():
     spikes = float_exec.run(built, calib)
     assert spikes["lif1"].sum(axis=2).tolist() == [[1500, 1500]]
     unit = HEADROOM * 1500 / (1 << 17)
-    assert network.lif_layers[1].scale[0] == pytest.approx(unit)
-    assert network.lif_layers[1].synapses.weight.max() == round(1 / unit)
+    assert network.populations[1].neurons.scale[0] == pytest.approx(unit)
+    assert network.connections[1].synapses.weight.max() == round(1 / unit)
 
 
 def test_calibration_of_another_shape():
@@ -529,16 +454,16 @@ def test_effective_bits(bits):
 def test_effective_bits_are_those_of_the_worst_channel_with_weights():
     weight = np.array([[1.0, 0.5], [1.0, -1.0], [0.0, 0.0]])
     network = quantize(dense(weight, 1.0, [0.0, 4095 / 20, 3.0]), "loihi2")
-    assert np.abs(only(network).synapses.weight).max(axis=1).tolist() == [127, 20, 0]
+    assert np.abs(only(network)[1].synapses.weight).max(axis=1).tolist() == [127, 20, 0]
     assert network.precision["lif"].effective_bits == math.log2(21) + 1
 
 
 def test_biases_and_thresholds_fit_their_registers():
     network = quantize(dense([[1.0], [1.0]], [0.5, 1e4], [-80.0, 0.0]), "loihi2")
-    layer = only(network)
-    assert layer.bias_mant.tolist() == [-4095, 0]
-    assert 131000 < layer.vth[1] <= 131071
-    assert layer.synapses.weight.ravel().tolist() == [51, 13]
+    neurons, way = only(network)
+    assert neurons.bias_mant.tolist() == [-4095, 0]
+    assert 131000 < neurons.vth[1] <= 131071
+    assert way.synapses.weight.ravel().tolist() == [51, 13]
 
 
 # Thresholds that a register cannot hold
@@ -547,8 +472,8 @@ NEGATIVE = [0.5, -0.01, -0.11, 1.0, -2.0]
 
 
 def test_thresholds_of_zero_and_less_on_the_ideal_machine():
-    layer = only(quantize(dense(np.full((6, 1), 127.0), [*NEGATIVE, 0.0]), "ideal"))
-    assert layer.vth.tolist() == [0, -1, -1, 0, -3, -1]
+    neurons, _ = only(quantize(dense(np.full((6, 1), 127.0), [*NEGATIVE, 0.0]), "ideal"))
+    assert neurons.vth.tolist() == [0, -1, -1, 0, -3, -1]
 
 
 @pytest.mark.parametrize("chip", ["loihi1", "loihi2"])
@@ -576,7 +501,7 @@ def test_only_so_many_neurons_are_named():
 def test_clamping_is_reported():
     built = dense(np.full((5, 1), 127.0), NEGATIVE)
     network = quantize(built, "loihi2", clamp_thresholds=True)
-    assert only(network).vth.tolist() == [0, 0, 0, 0, 0]
+    assert only(network)[0].vth.tolist() == [0, 0, 0, 0, 0]
     (said,) = network.diagnostics
     assert said.where == "lif"
     assert said.what.startswith("3 of 5 thresholds do not fit loihi2's register 0..131071 and were")
@@ -589,8 +514,8 @@ def test_clamping_from_above():
     (problem,) = refused(built, "loihi2")
     assert "effective weight bits" in problem.what
     network = quantize(built, "loihi2", clamp_thresholds=True, overflow="checked")
-    assert only(network).vth.tolist() == [131071]
-    assert only(network).synapses.weight.tolist() == [[127]]
+    assert only(network)[0].vth.tolist() == [131071]
+    assert only(network)[1].synapses.weight.tolist() == [[127]]
     assert "1 of 1 thresholds" in network.diagnostics[0].what
 
 
@@ -625,7 +550,7 @@ def test_graded_input_where_the_chip_knows_it():
     built = dense(np.ones((1, 300)), 10.0, levels=255)
     for chip in ("ideal", "loihi2"):
         network = quantize(built, chip, overflow="proven" if chip == "ideal" else "checked")
-        assert network.input_levels == 255
+        assert network.inputs["input"].levels == 255
         assert network.precision["lif"].worst_sum == 127 * 300 * 255
     (problem,) = refused(built, "loihi1", overflow="checked")
     assert problem.where == "input"
@@ -633,9 +558,10 @@ def test_graded_input_where_the_chip_knows_it():
 
 def test_levels_count_at_the_first_layer_alone():
     network = quantize(deep(np.random.default_rng(1), levels=200), "ideal")
-    for layer, levels in zip(network.lif_layers, (200, 1, 1), strict=True):
-        low, high = bounds.layer_one_sided_sums(layer, levels)
-        assert network.precision[layer.name].worst_sum == max(-low.min(), high.max())
+    for population, levels in zip(network.weighted, (200, 1, 1), strict=True):
+        (connection,) = network.into(population.name)
+        assert network.levels(connection.source) == levels
+        assert network.precision[population.name].worst_sum == sums(network, population)
 
 
 @pytest.mark.parametrize(
@@ -672,7 +598,6 @@ def test_many_thresholds_on_loihi1():
     ("names", "where"),
     [
         (("fc", "fc2", "lif"), "fc2"),
-        (("lif",), "lif"),
         (("fc", "lif", "fc2"), "fc2"),
         (("pool", "lif"), "lif"),
     ],

@@ -22,17 +22,20 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir import chain as chain_view
+from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import single as single_connections
 from stl_deploy.ir.floats import decode
-from stl_deploy.ir.chain import in_bounds_synapses
+from stl_deploy.ir.network import fan_out
 from stl_deploy.ir.nir_graph import KEY
-from stl_deploy.ir.synapses import Conv, Sparse
-from stl_deploy.lower import folding, grouped
+from stl_deploy.ir.synapses import Sparse
+from stl_deploy.lower import folding, grouped, rows
 from stl_deploy.models.net import infer
+from tests.build.float_graphs import residual
 from tests.build.floats import dense
-from tests.build.nets import CONVOLUTIONAL, ZOO, quantized, random_net, random_spikes, synapses
+from tests.build.floats import graph as graph_of
+from tests.build.nets import CONVOLUTIONAL, ZOO, quantized, random_net, random_spikes
 from tests.build.random_networks import draw
+from tests.build.wires import wires
 
 
 def simple(theta, kernel):
@@ -132,11 +135,10 @@ def test_the_command_prints_lowering_and_rounding(tmp_path, capfd, monkeypatch):
 def test_fold_gives_each_layer_one_threshold():
     got = quantized(chip="loihi1", thresholds="fold")
     assert got.lowering == "fold"
-    for layer in got.lif_layers:
-        assert len(np.unique(layer.vth)) == 1
-        assert layer.scale.shape == (layer.neurons,)
-    assert isinstance(got.lif_layers[0].synapses, Sparse)
-    assert got.lif_layers[1].synapses.kind == "dense"
+    for population in got.weighted:
+        assert len(np.unique(population.neurons.vth)) == 1
+        assert population.neurons.scale.shape == population.shape
+    assert [c.synapses.kind for c in got.connections] == ["sparse", "conv", "dense"]
     assert got.placement is not None
     assert {placed.fullest["thresholds"] for placed in got.placement.layers.values()} == {1}
 
@@ -150,16 +152,20 @@ def test_fold_is_exact_where_nothing_is_rounded():
     plain = stl_deploy.quantize(graph, chip="loihi1")
     # The graph has weights times r * dt / tau, which is 1 here.
     thresholds = np.array([theta])
-    layer = folding.Fold(plain.lif_layers[0], decode(graph).layers[0]).layer(16)
-    assert isinstance(layer.synapses, Sparse)
-    assert (layer.vth == 15).all()
-    np.testing.assert_array_equal(16 * layer.scale.reshape(layer.shape), thresholds)
-    weight = layer.synapses.weight * layer.scale[layer.synapses.row]
-    middle = weight[layer.synapses.row == 4]  # the one neuron that sees the whole image
+    floats = decode(graph)
+    fold = folding.Fold(plain.alone("lif1"), rows.of(floats, floats.populations[0]), 1.0)
+    folded = fold.network(16)
+    (population,), (connection,) = folded.populations, folded.connections
+    single, neurons = connection.synapses, population.neurons
+    assert isinstance(single, Sparse)
+    assert (neurons.vth == 15).all()
+    np.testing.assert_array_equal(16 * neurons.scale, thresholds)
+    weight = single.weight * neurons.scale.ravel()[single.row]
+    middle = weight[single.row == 4]  # the one neuron that sees the whole image
     np.testing.assert_array_equal(middle.reshape(3, 3), kernel)
     spikes = random_spikes(net, 50)
     expected = infer(net, torch.from_numpy(spikes), torch.float64)["lif1"].numpy()
-    got = chain_view.with_layers(plain, (layer, *plain.layers[1:]))
+    got = plain.changed(population, connection)
     assert 0.1 < expected.mean() < 0.9
     np.testing.assert_array_equal(reference.run(got, spikes).layers["lif1"].spikes, expected)
 
@@ -171,23 +177,22 @@ def test_folded_integers_are_the_kernel_in_their_neurons_units(seed, bits, exp):
     graph = stl_deploy.from_torch(net)
     options = {"weight_bits": bits, "weight_exp": exp, "thresholds": "fold"}
     got = stl_deploy.quantize(graph, chip="loihi2", **options)
-    layer, qmax = got.lif_layers[0], 2 ** (bits - 1) - 1
+    population, single = got.populations[0], got.connections[0].synapses
+    shape, before, qmax = population.shape, got.shape("input"), 2 ** (bits - 1) - 1
     node, lif = graph.nodes["conv1"], graph.nodes["lif1"]
     gain = 1e-4 / lif.tau.flat[0] * lif.r.flat[0]
     theta = np.nextafter(lif.v_threshold, np.inf)
-    reference_theta = int(layer.vth.flat[0]) + 1
+    reference_theta = int(population.neurons.vth.flat[0]) + 1
     at = {}
-    for row, column, value in zip(
-        layer.synapses.row, layer.synapses.column, layer.synapses.weight, strict=True
-    ):
-        at[np.unravel_index(row, layer.shape), np.unravel_index(column, layer.input_shape)] = value
+    for row, column, value in zip(single.row, single.column, single.weight, strict=True):
+        at[np.unravel_index(row, shape), np.unravel_index(column, before)] = value
     (padding,) = set(map(int, np.atleast_1d(node.padding)))
-    for neuron in np.ndindex(layer.shape):
+    for neuron in np.ndindex(shape):
         unit = theta[neuron] / reference_theta * 2**exp
         o, y, x = neuron
         for c, i, j in np.ndindex(node.weight.shape[1:]):
             source = (c, y + i - padding, x + j - padding)
-            if not all(0 <= k < n for k, n in zip(source, layer.input_shape, strict=True)):
+            if not all(0 <= k < n for k, n in zip(source, before, strict=True)):
                 continue
             exact = float(node.weight[o, c, i, j]) * gain / unit
             stored = int(at.pop((neuron, source), 0))
@@ -197,36 +202,35 @@ def test_folded_integers_are_the_kernel_in_their_neurons_units(seed, bits, exp):
 
 def test_single_connections_compute_what_their_convolution_does():
     """The same weights as a convolution and one by one; fan-out and sums too."""
+    tried = 0
     for seed in range(8):
         made, _ = draw(seed)
-        for layer in made.lif_layers:
-            if isinstance(layer.synapses, Conv):
-                layer = replace(layer, exp=2)
-                single = unrolled(layer)
-                inputs = np.random.default_rng(seed).integers(0, 3, (5, *layer.input_shape))
-                np.testing.assert_array_equal(
-                    reference.accumulate(single, inputs, 2), reference.accumulate(layer, inputs, 2)
-                )
-                np.testing.assert_array_equal(in_bounds_synapses(single), in_bounds_synapses(layer))
+        for connection in made.connections:
+            if connection.synapses.kind == "conv":
+                plain = replace(connection, exp=2)
+                single = replace(plain, synapses=unrolled(made, connection))
+                shape = made.shape(connection.source)
+                inputs = np.random.default_rng(seed).integers(0, 3, (5, *shape))
+                np.testing.assert_array_equal(single.sums(inputs, 2), plain.sums(inputs, 2))
+                np.testing.assert_array_equal(fan_out(made, single), fan_out(made, plain))
+                tried += 1
+    assert tried > 8
 
 
-def unrolled(layer):
-    """``layer`` with its convolution as single connections, by the tests' own enumeration."""
-    conv, per_group = layer.synapses, layer.synapses.weight.shape[1]
-    matrix = np.zeros((layer.neurons, math.prod(layer.input_shape)), np.int8)
-    for source, target in synapses(layer):
+def unrolled(network, connection):
+    """A convolution as single connections, by the tests' own enumeration."""
+    conv, per_group = connection.synapses, connection.synapses.weight.shape[1]
+    before, shape = network.shape(connection.source), network.shape(connection.target)
+    matrix = np.zeros((math.prod(shape), math.prod(before)), np.int8)
+    for source, target in wires(network, connection):
         (c, y, x), (o, i, j) = source, target
         p = (y + conv.padding[0] - i * conv.stride[0]) // conv.dilation[0]
         q = (x + conv.padding[1] - j * conv.stride[1]) // conv.dilation[1]
-        row = np.ravel_multi_index(target, layer.shape)
-        column = np.ravel_multi_index(source, layer.input_shape)
+        row, column = np.ravel_multi_index(target, shape), np.ravel_multi_index(source, before)
         matrix[row, column] = conv.weight[o, c % per_group, p, q]
     row, column = np.nonzero(matrix)
-    single = Sparse(
-        row.astype(np.int32), column.astype(np.int32), matrix[row, column], matrix.shape, None
-    )
-    bias = np.repeat(layer.bias_mant, layer.neurons // len(layer.bias_mant))
-    return replace(layer, synapses=single, bias_mant=bias, scale=np.ones(layer.neurons))
+    at = row.astype(np.int32), column.astype(np.int32)
+    return Sparse(*at, matrix[row, column], matrix.shape, None)
 
 
 def test_equal_thresholds_in_a_channel_leave_the_convolution_one():
@@ -235,17 +239,17 @@ def test_equal_thresholds_in_a_channel_leave_the_convolution_one():
         thresh = net.get_parameter("lif1.thresh")
         thresh.copy_(torch.tensor([0.3, 0.5, 0.7, 0.9])[:, None, None].expand(thresh.shape))
     got = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2", thresholds="fold")
-    layer = got.lif_layers[0]
-    assert isinstance(layer.synapses, Conv)
-    assert layer.scale.shape == (4,)
-    theta = (layer.vth[:, 0, 0] + 1) * layer.scale
+    neurons = got.populations[0].neurons
+    assert got.connections[0].synapses.kind == "conv"
+    assert neurons.scale.shape == (4, 1, 1)
+    theta = (neurons.vth[:, 0, 0] + 1) * neurons.scale.ravel()
     np.testing.assert_allclose(theta, [0.3, 0.5, 0.7, 0.9], rtol=1e-6)
 
 
 def test_the_common_threshold_is_the_one_with_the_least_weight_error():
     """Of all whole numbers in its range, none that was tried errs less, by a loop over neurons."""
     graph = stl_deploy.from_torch(with_low(*LOW, seed=3))
-    got = stl_deploy.quantize(graph, chip="ideal", thresholds="fold").lif_layers[1]
+    got = stl_deploy.quantize(graph, chip="ideal", thresholds="fold").by_name["lif2"].neurons
     node, lif = graph.nodes["fc1"], graph.nodes["lif2"]
     gain = 1e-4 / lif.tau.flat[0] * lif.r.flat[0]
     theta = np.nextafter(lif.v_threshold, np.inf)
@@ -289,7 +293,7 @@ def test_a_fold_that_no_chip_holds_is_refused_before_it_is_made(monkeypatch):
     limits = {"cores_per_chip": cores, "synapse_bytes_per_core": memory}
     tiny = held.model_copy(update={"limits": held.limits.model_copy(update=limits)})
     monkeypatch.setattr(chips, "load", lambda name: tiny)
-    monkeypatch.setattr(folding.Fold, "layer", None)
+    monkeypatch.setattr(folding.Fold, "network", None)
     with pytest.raises(LoweringError, match="folding makes 1,936 single connections") as error:
         stl_deploy.quantize(graph, chip="loihi2", thresholds="fold")
     assert "hold 1,560 of 21 bits" in str(error.value)
@@ -333,8 +337,57 @@ def test_a_folded_bias_fits_its_register():
     bias = np.zeros(8)
     bias[3] = 60.0
     built = dense(np.full((8, 4), 0.5), np.full(8, 0.9), bias)
-    got = stl_deploy.quantize(built, chip="loihi2", thresholds="fold").lif_layers[0]
+    got = stl_deploy.quantize(built, chip="loihi2", thresholds="fold").populations[0].neurons
     assert 1000 < np.abs(got.bias_mant).max() <= 4095
+
+
+def test_two_connections_cannot_be_folded():
+    graph, _ = residual(0)
+    with pytest.raises(LoweringError) as error:
+        stl_deploy.quantize(graph, chip="loihi2", thresholds="fold")
+    assert [(p.where, p.what) for p in error.value.problems] == [
+        (name, "has 2 connections, which cannot be folded") for name in ("l1", "l2", "l3")
+    ]
+    assert error.value.problems[0].remedy == "use --thresholds native"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"tau_syn": 2 * G.DT, "v_leak": 0.0}, "a current behind a convolution"),
+        ({"tau_syn": G.DT, "v_leak": 0.1}, "a bias for each neuron behind a convolution"),
+    ],
+)
+def test_what_single_connections_cannot_have(change, what):
+    size = (2, 3, 3)
+    theta = np.linspace(0.5, 1, 18).reshape(size)
+    leak = change["v_leak"] * theta
+    cuba = G.cuba_lif(theta, change["tau_syn"], 2 * G.DT, 2.0, 1.0, leak)
+    kernel = G.conv2d(np.ones((2, 1, 3, 3)), np.zeros(2), (1, 3, 3), (1, 1), (1, 1))
+    built = graph_of({"conv": kernel, "lif": cuba}, (1, 3, 3), size)
+    with pytest.raises(LoweringError) as error:
+        stl_deploy.quantize(built, chip="ideal", thresholds="fold")
+    assert [p.what for p in error.value.problems] == [f"has {what}, which cannot be folded"]
+    cuba.v_threshold[:] = 0.7
+    assert stl_deploy.quantize(built, chip="ideal", thresholds="fold").lowering == "fold"
+
+
+def test_a_folded_population_of_single_inputs():
+    """A weight into each neuron, thresholds and gains of their own: every neuron has its unit."""
+    rng = np.random.default_rng(0)
+    weight, theta = rng.uniform(0.5, 2, 9), rng.uniform(0.5, 2, 9)
+    step = rng.uniform(0.2, 0.8, 9)
+    neurons = G.lif(theta, *G.euler(step, rng.uniform(0.5, 2, 9)))
+    built = graph_of({"way": nir.Scale(weight), "lif": neurons}, 9, 9)
+    got = stl_deploy.quantize(built, chip="ideal", thresholds="fold")
+    (population,), (connection,) = got.populations, got.connections
+    assert len(np.unique(population.neurons.vth)) == 1
+    exact = weight * G.DT / neurons.tau * neurons.r
+    held = connection.synapses.weight * population.neurons.scale
+    assert np.abs(held - exact).max() <= 0.501 * population.neurons.scale.max()
+    np.testing.assert_allclose(
+        (population.neurons.vth + 1) * population.neurons.scale, theta, rtol=1e-9
+    )
 
 
 def test_a_folded_layer_keeps_the_headroom_of_calibration():
@@ -342,8 +395,8 @@ def test_a_folded_layer_keeps_the_headroom_of_calibration():
     built = dense(rng.uniform(0.1, 1, (6, 1000)), rng.uniform(0.5, 1, 6))
     calib = (rng.random((4, 4, 1000)) < 0.6).astype(np.uint8)
     options = {"chip": "loihi1", "thresholds": "fold", "overflow": "checked"}
-    layer = stl_deploy.quantize(built, calib=calib, **options).lif_layers[0]
-    seen = np.abs(reference.accumulate(layer, calib.reshape(-1, 1000))).max()
+    (connection,) = stl_deploy.quantize(built, calib=calib, **options).connections
+    seen = np.abs(connection.sums(calib.reshape(-1, 1000), 1)).max()
     assert 2**13 < seen <= 1.01 * 2**14
 
 
@@ -353,7 +406,7 @@ def test_netx_is_left_out_and_the_export_says_so(tmp_path):
     )
     assert "loihi/network.net" not in manifest["files"]
     (note,) = (d for d in manifest["diagnostics"] if "netx" in d["where"])
-    assert "lif1 are folded convolutions" in note["what"]
+    assert "lif1): a folded convolution; netx knows no single connections" in note["what"]
     assert "--thresholds native" in note["remedy"]
 
 
@@ -376,11 +429,13 @@ def path(before, tmp_path):
 def test_a_fold_comes_back_as_it_was(before, path):
     after = nir_file.read_network(path)
     assert any("cuts off weights" in d.what for d in before.diagnostics)
-    for a, b in zip(before.lif_layers, after.lif_layers, strict=True):
+    for p, q in zip(before.weighted, after.weighted, strict=True):
         for key in ("vth", "bias_mant", "scale"):
-            np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
-        np.testing.assert_array_equal(a.synapses.weight, b.synapses.weight)
-    a, b = before.lif_layers[0].synapses, after.lif_layers[0].synapses
+            a, b = getattr(p.neurons, key), getattr(q.neurons, key)
+            np.testing.assert_array_equal(np.broadcast_to(a, p.shape), np.broadcast_to(b, q.shape))
+    for c, d in zip(before.connections, after.connections, strict=True):
+        np.testing.assert_array_equal(c.synapses.weight, d.synapses.weight)
+    a, b = before.connections[0].synapses, after.connections[0].synapses
     assert isinstance(a, Sparse)
     assert isinstance(b, Sparse)
     np.testing.assert_array_equal(a.row, b.row)
@@ -509,16 +564,17 @@ def test_no_core_gets_more_thresholds_than_it_holds(seed):
     before = quantized(seed=seed, chip="loihi1", thresholds="native")
     after = quantized(seed=seed, chip="loihi1", thresholds="grouped")
     assert after.placement is not None
-    for a, b in zip(before.lif_layers, after.lif_layers, strict=True):
-        placed = after.placement.layers[b.name]
-        flat = np.moveaxis(b.vth, 0, -1).reshape(-1) if b.vth.ndim > 1 else b.vth
-        cores = placement.by_core(placed, b.neurons)
-        assert np.array_equal(np.sort(np.concatenate(cores)), np.arange(b.neurons))
+    for a, b in zip(before.weighted, after.weighted, strict=True):
+        placed, was, now = after.placement.layers[b.name], a.neurons.vth, b.neurons.vth
+        flat = np.moveaxis(now, 0, -1).reshape(-1) if now.ndim > 1 else now
+        cores = placement.by_core(placed, b.size)
+        assert np.array_equal(np.sort(np.concatenate(cores)), np.arange(b.size))
         assert max(len(np.unique(flat[core])) for core in cores) <= 7
-        change = np.abs(b.vth.astype(int) - a.vth) / (a.vth + 1)
+        change = np.abs(now.astype(int) - was) / (was + 1)
         told = after.rounding[b.name]
-        assert told.changed == (b.vth != a.vth).mean()
+        assert told.changed == (now != was).mean()
         assert (told.mean, told.largest) == pytest.approx((change.mean(), change.max()))
+    for a, b in zip(before.connections, after.connections, strict=True):
         np.testing.assert_array_equal(a.synapses.weight, b.synapses.weight)
 
 
@@ -537,8 +593,8 @@ def test_profiles_round_less_than_neurons_in_order_and_take_no_more_chips():
 def deterministic(packed, graph):
     again = stl_deploy.quantize(graph, chip="loihi1")
     return all(
-        np.array_equal(a.vth, b.vth)
-        for a, b in zip(packed.lif_layers, again.lif_layers, strict=True)
+        np.array_equal(a.neurons.vth, b.neurons.vth)
+        for a, b in zip(packed.weighted, again.weighted, strict=True)
     ) and (packed.placement, packed.rounding) == (again.placement, again.rounding)
 
 
@@ -631,11 +687,12 @@ def test_rounding_up_cannot_break_the_proof():
     theta = np.array([0.5, 1000.0] * 8)
     built = dense(np.ones((16, 250)), theta, tau=4095 / 4096, timesteps=6)
     options = {"chip": "loihi1", "overflow": "proven"}
-    low = stl_deploy.quantize(built, thresholds="native", **options).lif_layers[0]
-    layer = stl_deploy.quantize(built, **options).lif_layers[0]
-    high = {
-        name: replace(n, vth=np.full_like(n.vth, n.vth.max()))
-        for name, n in (("native", low), ("auto", layer))
-    }
-    worst = {name: bounds.layer_voltage_range(n, 1, 6)[1].max() for name, n in high.items()}
+    worst = {}
+    for how in ("native", "auto"):
+        network = stl_deploy.quantize(built, thresholds=how, **options)
+        (population,) = network.populations
+        vth = population.neurons.vth
+        neurons = replace(population.neurons, vth=np.full_like(vth, vth.max()))
+        moved = replace(population, neurons=neurons)
+        worst[how] = bounds.voltage_range(network.changed(moved), moved, 6)[1].max()
     assert worst["auto"] < 2**23 <= worst["native"]

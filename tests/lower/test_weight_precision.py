@@ -17,18 +17,16 @@ from stl_deploy.exporters import lava, loihi, netx
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats.raster import Raster
-from stl_deploy.hw_sim import engine, reference
+from stl_deploy.hw_sim import engine, plans, reference
 from stl_deploy.hw_sim.account import neurobench
 from stl_deploy.hw_sim.account.work import synapses_by_core
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir import floats as float_layers
+from stl_deploy.ir import floats as float_networks
 from stl_deploy.ir import single, slices
-from stl_deploy.ir.chain import LifLayer
-from stl_deploy.ir.network import fan_out, synapse_count
-from stl_deploy.ir.nir_graph import KEY
+from stl_deploy.ir.network import Input, fan_out, synapse_count
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower import folding
+from stl_deploy.lower import rows as rows_of
 from stl_deploy.verify import faults
 from stl_deploy.verify.against_float import compare
 from tests.build import nets
@@ -86,19 +84,20 @@ def test_two_slices_hold_every_weight_in_as_few_synapses_as_can_be():
 
 @PRECISIONS
 @DRAWN
-def test_the_groups_add_up_to_the_layer(precision, drawn):
+def test_the_groups_add_up_to_the_connection(precision, drawn):
     for seed in range(3):
         network, raster = draw(seed, **drawn, precision=precision)
-        spikes = raster
-        for layer in network.layers:
-            if isinstance(layer, LifLayer):
+        sent = {"input": raster} | {
+            name: did.spikes for name, did in reference.run(network, raster).layers.items()
+        }
+        for connection in network.connections:
+            if connection.precision == precision:
                 limit = {"split": 255, "2x8": 128}[precision]
-                x = spikes.reshape(-1, *layer.input_shape)
-                groups = list(layer.groups())
+                x = sent[connection.source].reshape(-1, *network.shape(connection.source))
+                levels, groups = network.levels(connection.source), list(connection.groups())
                 assert all(np.abs(g.synapses.weight.astype(int)).max() <= limit for g in groups)
-                a = sum(reference.accumulate(g, x, network.input_limit(layer)) for g in groups)
-                assert (a == reference.accumulate(layer, x, network.input_limit(layer))).all()
-            spikes = reference.run_layer(network, layer, spikes).spikes
+                a = sum(group.sums(x, levels) for group in groups)
+                assert (a == connection.sums(x, levels)).all()
 
 
 # The engine
@@ -112,14 +111,13 @@ def test_the_engine_is_the_reference(precision, drawn):
         network, raster = draw(seed, **drawn, precision=precision)
         network = replace(network, chip=str(rng.choice(["ideal", "loihi1", "loihi2"])))
         if network.chip == "loihi1":
-            hard = [replace(n, reset="zero") for n in network.lif_layers]
-            by_name = {n.name: n for n in hard}
-            layers = tuple(by_name.get(n.name, n) for n in network.layers)
-            network = chain_view.with_layers(network, layers)
+            network = network.changed(
+                *(replace(p, neurons=replace(p.neurons, reset="zero")) for p in network.weighted)
+            )
         cores = random_cores(rng, network)
-        for layer in network.lif_layers:
-            if network.input_limit(layer) == 1:
-                assert engine._plan(network, layer, network.timesteps, True, None) is not None
+        for part in network.parts:
+            if all(network.levels(c.source) == 1 for c in network.into(part[0].name)):
+                assert plans.plan(network, part, network.timesteps, True, {}) is not None
         for states in (False, True):
             want = reference.run(network, raster, states, cores)
             assert_same(engine.run(network, raster, states, cores), want)
@@ -145,11 +143,11 @@ def test_the_engine_adds_up_the_largest_weights(precision):
 def test_sums_beyond_32_bits_are_left_to_the_reference():
     weight = np.full((40, 600), 16319)
     network = one_layer(weight, "2x8", 1 << 30)
-    network = chain_view.with_layers(network, network.layers, chip="ideal", input_levels=255)
+    network = replace(network, chip="ideal", inputs={"input": Input((600,), 255)})
     raster = np.full((1, 2, 600), 255, np.uint8)
     want = reference.run(network, raster, states=True)
     assert want.layers["lif"].u.max() == 600 * 255 * 16319 << 6
-    assert engine._plan(network, network.layers[0], 2, True, None) is None
+    assert plans.plan(network, network.parts[0], 2, True, {}) is None
     assert_same(engine.run(network, raster, states=True), want)
 
 
@@ -208,8 +206,9 @@ def test_memory_is_that_of_entries_of_each_group(precision, groups):
         weight[:50] += 1  # not a multiple of 128
     network = one_layer(weight[:, None], precision)
     if precision == "8":
-        layer = replace(network.lif_layers[0], synapses=Dense(weight[:, None].astype(np.int8)))
-        network = chain_view.with_layers(network, (layer,))
+        (connection,) = network.connections
+        narrow = connection.synapses.weight.astype(np.int8)
+        network = network.changed(replace(connection, synapses=Dense(narrow)))
     placed = placement.place(network, chips.load("loihi2")).layers["lif"]
     bits = 8 + 13
 
@@ -233,16 +232,18 @@ def test_weights_are_the_nearest_on_their_grid(precision, bits):
     network = quantized(precision, chip="ideal", weight_bits=bits)
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
     top = {"split": 2**bits - 1, "2x8": 16319}[precision]
-    for layer in network.lif_layers:
-        held = layer.synapses.weight
-        rows = held.reshape(len(held), -1)
+    for population in network.weighted:
+        (connection,) = network.into(population.name)
+        held, channels = connection.synapses.weight, population.shape[0]
+        rows = held.reshape(channels, -1)
         assert held.dtype == np.int16
         assert (np.abs(rows).max(axis=1) == top).all()
         gain = 1  # tau 1/2 and r 2
-        exact = graph.nodes[layer.synapse_name].weight * gain
-        unit = layer.scale.reshape(-1, *[1] * (held.ndim - 1))
-        assert np.abs(held - exact / unit).max() <= 0.5 + 1e-6
-        assert network.precision[layer.name].effective_bits == pytest.approx(layer.grid_bits)
+        exact = graph.nodes[connection.name].weight * gain
+        unit = population.neurons.scale.reshape(-1, 1)
+        assert np.abs(rows - exact.reshape(channels, -1) / unit).max() <= 0.5 + 1e-6
+        how = network.precision[population.name]
+        assert how.effective_bits == pytest.approx(connection.grid_bits)
 
 
 @pytest.mark.parametrize(
@@ -297,8 +298,10 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     """As many single connections as one synapse each leaves room for, and two do not."""
     chip = chips.load("loihi2")
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
-    layer = float_layers.decode(graph).layers[0]
-    total = single.connections(layer.weight != 0, layer.input_shape, layer.geometry)
+    floats = float_networks.decode(graph)
+    target = rows_of.of(floats, floats.populations[0])
+    (rows,) = target.rows
+    total = single.connections(rows.weight != 0, floats.inputs["input"], rows.geometry)
     holds = -(-total * (8 + 13) // 8)  # bytes
     facts = chip.limits
     memory = facts.synapse_bytes_per_core.model_copy(update={"value": holds})
@@ -306,7 +309,8 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     limits = facts.model_copy(update={"synapse_bytes_per_core": memory, "cores_per_chip": one})
     small = chip.model_copy(update={"limits": limits})
     for per_weight, refused in ((1, 0), (2, 1)):
-        assert len(folding.too_large([layer], 8, per_weight, small)) == refused
+        problems = folding.too_large([target], floats.inputs, 8, per_weight, small)
+        assert len(problems) == refused
 
 
 @PRECISIONS
@@ -332,15 +336,16 @@ def test_more_bits_are_nearer_to_the_float_model(precision, calibrated):
 def test_a_weight_off_by_one_is_told_from_rounding(precision, thresholds):
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
     network = quantized(precision, thresholds=thresholds)
-    known = float_layers.decode(graph).layer_by_name
-    for layer in network.lif_layers:
-        floats = known[layer.name]
-        assert faults.of_network(network, layer, floats) == []
-        weight = layer.synapses.weight.copy()
+    floats = float_networks.decode(graph)
+    for population in network.weighted:
+        assert faults.of_network(network, population, floats) == []
+        (connection,) = network.into(population.name)
+        weight = connection.synapses.weight.copy()
         at = np.unravel_index(np.abs(weight.astype(int)).argmin(), weight.shape)
         weight[at] += 3
-        wrong = replace(layer, synapses=replace(layer.synapses, weight=weight))
-        (fault,) = faults.of_network(network, wrong, floats)
+        synapses = replace(connection.synapses, weight=weight)
+        wrong = network.changed(replace(connection, synapses=synapses))
+        (fault,) = faults.of_network(wrong, population, floats)
         assert (fault.kind, fault.count) == ("weight", 1)
 
 
@@ -358,30 +363,19 @@ def test_the_file_carries_it(tmp_path, precision, options):
     path = tmp_path / "m.nir"
     nir_io.write(nir_file.to_nir(before), path)
     after = nir_file.read_network(path)
-    assert json.loads(nir_file.to_nir(before).metadata[KEY])["version"] == 3
     assert after.weight_precision == precision
-    for a, b in zip(before.lif_layers, after.lif_layers, strict=True):
-        assert b.synapses.weight.dtype == np.int16
+    for a, b in zip(before.connections, after.connections, strict=True):
+        assert b.synapses.weight.dtype == a.synapses.weight.dtype
         assert (a.synapses.weight == b.synapses.weight).all()
-        assert (a.weight_precision, a.weight_bits) == (b.weight_precision, b.weight_bits)
+        assert (a.precision, a.bits) == (b.precision, b.bits)
     assert before.placement == after.placement
 
 
-def test_files_of_8_bits_are_what_they_were():
-    """Readers of versions 1 and 2 know no key of version 3."""
-    calib = random_spikes(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"), 20)
-    for version, options in ((1, {}), (2, {"calib": calib})):
-        meta = json.loads(nir_file.to_nir(quantized("8", **options)).metadata[KEY])
-        assert meta["version"] == version
-        assert all("weight_precision" not in layer for layer in meta["layers"])
-
-
-def changed(path, layer=None, weight=None, **fields):
-    """The file with other fields of the JSON (of its first layer), or another weight there."""
+def changed(path, weight=None, **fields):
+    """The file with other fields of its first connection, or another weight there."""
 
     def change(meta):
-        meta.update(fields)
-        meta["layers"][0].update(layer or {})
+        meta["connections"][0].update(fields)
 
     change_meta(path, change)
     if weight is not None:
@@ -397,34 +391,19 @@ def changed(path, layer=None, weight=None, **fields):
     [
         ("split", {"weight": 256}, "outside -255..255"),
         ("split", {"weight": -256}, "outside -255..255"),
-        ("split", {"layer": {"weight_bits": 7}}, "outside -127..127"),
-        ("split", {"layer": {"weight_precision": "8"}}, "outside -128..127"),
-        ("split", {"layer": {"weight_precision": "16"}}, "weight_precision"),
-        ("split", {"version": 2}, "before version 3 weights have precision '8'"),
-        ("split", {"version": 4}, "version"),
+        ("split", {"bits": 7}, "outside -127..127"),
+        ("split", {"precision": "8"}, "outside -128..127"),
+        ("split", {"precision": "16"}, "precision"),
         ("2x8", {"weight": 16320}, "outside -16448..16319"),
         ("2x8", {"weight": -16449}, "outside -16448..16319"),
-        ("2x8", {"layer": {"weight_bits": 7}}, "2x8 has slices of 8 bits, not of 7"),
-        ("2x8", {"layer": {"exp": 1}}, "leaves none for 1"),
+        ("2x8", {"bits": 7}, "2x8 has slices of 8 bits, not of 7"),
+        ("2x8", {"exp": 1}, "leaves none for 1"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, precision, change, what):
     path = tmp_path / "m.nir"
     nir_io.write(nir_file.to_nir(quantized(precision)), path)
     assert what in changed(path, **change)
-
-
-def test_an_or_pool_has_no_precision(tmp_path):
-    path = tmp_path / "m.nir"
-    nir_io.write(nir_file.to_nir(quantized("split")), path)
-    with h5py.File(path, "r+") as file:
-        at = f"node/metadata/{KEY}"
-        meta = json.loads(file[at][()])
-        next(row for row in meta["layers"] if row["kind"] == "or_pool")["weight_precision"] = "2x8"
-        del file[at]
-        file[at] = json.dumps(meta)
-    with pytest.raises(InputError, match="an OR pool has"):
-        nir_file.read_network(path)
 
 
 # Targets
@@ -436,37 +415,37 @@ def test_netx_refuses_and_the_process_graph_carries(tmp_path, precision):
     with pytest.raises(LoweringError) as error:
         netx.write(network, tmp_path)
     assert {p.where for p in error.value.problems} == {
-        f"network.net (netx), {name}" for name in ("lif1", "lif2")
+        f"network.net (netx), {name}" for name in ("conv1 (input to lif1)", "fc1 (pool1 to lif2)")
     }
     assert all(f"weight precision {precision}" in p.what for p in error.value.problems)
     assert all("--weight-precision 8" in p.remedy for p in error.value.problems)
     (note,) = loihi.write(network, tmp_path)
-    assert note.what.startswith(f"not written: lif1, lif2 have weight precision {precision}")
+    assert f"lif1), fc1 (pool1 to lif2): weight precision {precision}, where netx" in note.what
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lava_network.py", "lava_params.npz"]
 
 
 def test_what_lava_is_given():
     arrays = lava.params(one_layer([[3, -255], [255, 0]], "split"))
-    (row,) = json.loads(str(arrays["network"]))["layers"]
+    (row,) = json.loads(str(arrays["network"]))["connections"]
     assert row["synapse_groups"] == [
         {"sign": "EXCITATORY", "weight_exp": 0},
         {"sign": "INHIBITORY", "weight_exp": 0},
     ]
-    assert arrays["0/weight/0"].tolist() == [[3, 0], [255, 0]]
-    assert arrays["0/weight/1"].tolist() == [[0, -255], [0, 0]]
+    assert arrays["c0/weight/0"].tolist() == [[3, 0], [255, 0]]
+    assert arrays["c0/weight/1"].tolist() == [[0, -255], [0, 0]]
     arrays = lava.params(one_layer([[3, -129]], "2x8"))
-    (row,) = json.loads(str(arrays["network"]))["layers"]
+    (row,) = json.loads(str(arrays["network"]))["connections"]
     # Weights of mixed sign are doubled, and the exponent is one less for it.
     assert row["synapse_groups"] == [
         {"sign": "MIXED", "weight_exp": 6},
         {"sign": "MIXED", "weight_exp": -1},
     ]
-    assert arrays["0/weight/0"].tolist() == [[0, -2]]
-    assert arrays["0/weight/1"].tolist() == [[6, -2]]
+    assert arrays["c0/weight/0"].tolist() == [[0, -2]]
+    assert arrays["c0/weight/1"].tolist() == [[6, -2]]
     # A group that holds nothing is left out.
     arrays = lava.params(one_layer([[3, 9]], "2x8"))
-    assert [key for key in arrays if key.startswith("0/weight")] == ["0/weight/0"]
-    (row,) = json.loads(str(arrays["network"]))["layers"]
+    assert [key for key in arrays if key.startswith("c0/weight")] == ["c0/weight/0"]
+    (row,) = json.loads(str(arrays["network"]))["connections"]
     assert row["synapse_groups"] == [{"sign": "MIXED", "weight_exp": -1}]
 
 
@@ -474,13 +453,13 @@ def test_what_lava_is_given():
 def test_the_manifest_says_what_it_costs(tmp_path, precision):
     network = quantized(precision)
     manifest = stl_deploy.export(network, "loihi", tmp_path / "out")
-    total = sum(synapse_count(layer) for layer in network.layers)
+    total = sum(synapse_count(network, c) for c in network.connections)
     assert manifest["weights"]["precision"] == precision
     assert manifest["weights"]["synapses"] == total
     assert manifest["weights"]["synapse_bytes"] == sum(
         placed.total["synapse_bytes"] for placed in network.placement.layers.values()
     )
     rows = {row["name"]: row for row in manifest["layers"]}
-    assert rows["lif1"]["weight_precision"] == precision
+    assert [c["precision"] for c in manifest["connections"]] == [precision, "8", precision]
     assert rows["lif1"]["grid_bits"] == pytest.approx({"split": 9, "2x8": 15}[precision], abs=0.01)
     assert f"“{precision}”" in (tmp_path / "out" / "report.html").read_text("utf-8")

@@ -21,7 +21,7 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.conv import convolve
-from stl_deploy.ir.chain import synapse_count
+from stl_deploy.ir.network import synapse_count
 from stl_deploy.lower.graph import lower
 from stl_deploy.models import joint, layers, qat
 from stl_deploy.models.net import STLNet, from_params, infer
@@ -148,15 +148,16 @@ def test_integers_synapses_and_events_are_those_of_the_members(nets, joined, chi
     traces = [stl_deploy.simulate(network, spikes, states=True) for network in networks]
     counts = [Simulator(network).run(Raster(spikes)).counts for network in networks]
     population = nets[0].arch.population
-    for at, layer in enumerate(networks[0].layers):
-        name = layer.name
-        last = at == len(networks[0].layers) - 1
+    for at, name in enumerate(networks[0].by_name):
+        last = name == networks[0].readout.source
         for what in ("spikes", "v", "u"):
             whole, *parts = (getattr(trace.layers[name], what) for trace in traces)
             if whole is not None:
                 expected = beside(parts, population if last else None)
                 np.testing.assert_array_equal(whole, expected, f"{name} {what}")
-        whole, *parts = (synapse_count(network.layers[at]) for network in networks)
+        whole, *parts = (
+            sum(synapse_count(network, c) for c in network.into(name)) for network in networks
+        )
         assert whole == sum(parts), name
         for what in ("synops", "spikes", "active"):
             whole, *parts = (getattr(count.layers[at], what) for count in counts)
@@ -169,12 +170,12 @@ def test_placement_stores_no_synapse_between_members(nets, joined):
         stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
         for net in (model(joined), *nets)
     ]
-    for layer in networks[0].layers:
-        whole, *parts = (network.placement.layers[layer.name] for network in networks)
+    for name in networks[0].by_name:
+        whole, *parts = (network.placement.layers[name] for network in networks)
         assert len(whole.blocks) == 1
         for limit in ("synapse_bytes", "compartments", "in_axons"):
             together = sum(part.fullest[limit] for part in parts)
-            assert whole.fullest[limit] <= 1.1 * together, (layer.name, limit)
+            assert whole.fullest[limit] <= 1.1 * together, (name, limit)
 
 
 @pytest.mark.parametrize("bits", [8, 3])
@@ -184,7 +185,7 @@ def test_calibration_connects_no_members(bits):
     network = stl_deploy.quantize(
         graph, chip="loihi2", weight_bits=bits, calib=random_spikes(nets[0], 40)
     )
-    held = {layer.synapse_name: layer.synapses.weight for layer in network.lif_layers}
+    held = {c.name: c.synapses.weight for c in network.connections}
     for name in ("fc1", "fc2"):
         absent = graph.nodes[name].weight == 0
         assert absent.sum() > 3000
@@ -216,7 +217,7 @@ def test_every_target_and_backend_has_the_same_spikes(python, command, tmp_path,
     assert (code, err) == (0, "")
     data = json.loads(text)
     assert data["passed"]
-    entries = 4 * 4 * sum(layer.neurons for layer in stl_deploy.load(lowered).layers)
+    entries = 4 * 4 * sum(p.size for p in stl_deploy.load(lowered).populations)
     exact = {"entries": entries, "spike_mismatches": 0, "state_mismatches": 0, "first": None}
     assert data["backends"] == dict.fromkeys(backends.split(","), exact)
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -18,17 +19,17 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
-from stl_deploy.ir import chain as chain_view
-from stl_deploy.ir.chain import LifLayer, OrPool
-from stl_deploy.ir.network import IntegerNetwork, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Readout
+from stl_deploy.ir.neurons import Lif
 from stl_deploy.ir.notes import Diagnostic, Precision
-from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
-from stl_deploy.report import figures, numbers
+from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse
+from stl_deploy.report import drawing, figures, numbers, rows
 from stl_deploy.report import sections as report
 from stl_deploy.verify.against_float import LayerParity, ParityReport
 from stl_deploy.verify.divergence import Divergence, Place, Synapse, Voltages
 from stl_deploy.verify.faults import Fault
-from tests.build.networks import chain, lif
+from tests.build import random_graphs
+from tests.build.networks import chain, lif, pool
 
 SAMPLES, STEPS = 5, 4
 X = "\N{MULTIPLICATION SIGN}"
@@ -60,23 +61,26 @@ def network(chip: str = "loihi2", **fields) -> IntegerNetwork:
         synapse_name="fc",
         weight_bits=6,
     )
-    pool = OrPool("pool1", "max1", (4, 6, 6), (4, 3, 3), (2, 2))
+    windows = replace(pool((4, 6, 6), (2, 2)), synapse_name="max1")
     precision = {
         "lif1": Precision("proven", 7.456, 1100, 131072),
         "lif2": Precision("checked", 6.0, 200000, 131072),
     }
-    layers, readout = (conv, pool, dense), Readout(3, 2)
+    layers, readout = (conv, windows, dense), Readout(3, 2)
     made = chain(*layers, chip=chip, steps=STEPS, readout=readout, precision=precision)
     return replace(made, **fields)
 
 
-def run(network: IntegerNetwork, profiles: bool = True) -> Activity:
-    raster = np.random.default_rng(1).integers(0, 2, (SAMPLES, STEPS, 1, 6, 6)).astype(np.uint8)
+def run(network: IntegerNetwork, profiles: bool = True, raster=None) -> Activity:
+    if raster is None:
+        size = SAMPLES, STEPS, 1, 6, 6
+        raster = np.random.default_rng(1).integers(0, 2, size).astype(np.uint8)
     recorder = Recorder(network)
     trace = reference.run(network, raster, cores=recorder.cores)
     recorder.add(raster, trace)
     done = recorder.done()
-    sample = {"input": raster[0], **{n: did.spikes[0] for n, did in trace.layers.items()}}
+    given = {name: values[0] for name, values in network.rasters(raster).items()}
+    sample = given | {n: did.spikes[0] for n, did in trace.layers.items()}
     return Activity(done.counts, done.energies if profiles else {}, 0.8, sample)
 
 
@@ -108,7 +112,7 @@ PARITY = ParityReport(
             reset=0,
             contributions={"weight": -0.03, "bias": 0.004, "decay": 0.0, "register": 0.0},
         ),
-        synapses=(Synapse((0, 3, 4), (2, 0, 0, 1), 17, 17.4375, 2, -0.025),),
+        synapses=(Synapse("conv1", "input", (0, 3, 4), (2, 0, 0, 1), 17, 17.4375, 2, -0.025),),
         faults=(Fault("lif2", "threshold", 1, "one & only <threshold>"),),
     ),
     not_certified={"lif2": "its reset is not known here"},
@@ -207,48 +211,48 @@ def test_headline(page: Page):
 
 
 def test_network_table(page: Page):
-    table = page.table("Layers in order")
-    vth = network().lif_layers[0].vth
-    assert table[f"lif1 conv 3{X}3, padding 1"] == [
-        f"4{X}6{X}6", "144", "36", "1,024", "8", "7.46", "proven 1,100 / 131,072",
+    table = page.table("Populations in order")
+    vth = network().by_name["lif1"].neurons.vth
+    assert table["lif1"] == [
+        f"4{X}6{X}6", "144", "36", "1,024", "7.46", "proven 1,100 / 131,072",
         f"{len(np.unique(vth))} {vth.min()} to {vth.max()}",
     ]  # fmt: skip
-    assert table[f"pool1 OR pool 2{X}2"] == [
-        f"4{X}3{X}3",
-        "36",
-        "-",
-        "144",
-        "-",
-        "-",
-        "-",
-        "-",
-    ]
-    assert table["lif2 dense"] == [
-        "6", "6", "216", "216", "6", "6.00", "checked 200,000 / 131,072", "1 1,234",
+    assert table[f"pool1 OR pool 2{X}2"] == [f"4{X}3{X}3", "36", "-", "144", "-", "-", "-"]
+    assert table["lif2"] == [
+        "6", "6", "216", "216", "6.00", "checked 200,000 / 131,072", "1 1,234",
     ]  # fmt: skip
-    assert table["All layers"] == ["", "186", "252", "1,384", "", "", "", ""]
+    assert table["All populations"] == ["", "186", "252", "1,384", "", "", ""]
+
+
+def test_connection_table(page: Page):
+    table = page.table("Connections, by the population")
+    conv = table[f"conv1 conv 3{X}3, padding 1"]
+    assert conv == ["input", "lif1", "0", "36", "1,024", "8", "7.46"]
+    window = table[f"max1 conv 2{X}2, stride 2, 4 groups"]
+    assert window == ["lif1", "pool1", "0", "16", "144", "1", "-"]
+    assert table["fc dense"] == ["pool1", "lif2", "0", "216", "216", "6", "6.00"]
 
 
 def test_placement_table(page: Page):
     """By hand: entries of 10 + n * (weight bits + 13) bits, in words of 64."""
-    table = page.table("Cores of each layer")
+    table = page.table("Cores of each population")
     header = ["Cores their numbers", "Bound by", "Compartments of 8,192"]
-    assert table["Layer"] == [*header, "Bytes of synapse memory of 131,072"]
+    assert table["Population"] == [*header, "Bytes of synapse memory of 131,072"]
     assert table["lif1"][:3] == ["1 0", "-", f"144 {numbers.percent(144 / 8192)}"]
     assert table["pool1"][:2] == ["1 1", "-"]
     assert table["lif2"][3] == f"576 {numbers.percent(576 / 131072)}"
     assert table["pool1"][3].split()[0] == "1,152"
-    assert table["All layers"][0] == "3"
+    assert table["All populations"][0] == "3"
     assert "Cores 3 1 chip, 1 tile" in page.text
     assert "no figure for Intel Loihi 2 is public: in-axons, out-axons, distinct" in page.text
 
 
 def test_placement_beyond_a_limit_is_marked():
     page = Page(report.render("x", network("loihi1")))
-    distinct = len(np.unique(network().lif_layers[0].vth))
-    cell = page.table("Cores of each layer")["lif1"][-1]
+    distinct = len(np.unique(network().by_name["lif1"].neurons.vth))
+    cell = page.table("Cores of each population")["lif1"][-2]
     assert cell == f"{distinct} {numbers.significant(distinct / 7)} times, too many"
-    assert page.table("Cores of each layer")["lif2"][-1] == f"1 {numbers.percent(1 / 7)}"
+    assert page.table("Cores of each population")["lif2"][-2] == f"1 {numbers.percent(1 / 7)}"
 
 
 @pytest.mark.parametrize(
@@ -263,41 +267,205 @@ def test_placement_beyond_a_limit_is_marked():
     ],
 )
 def test_kind_names_only_what_is_unusual(fields, words):
-    layer = network().lif_layers[0]
-    layer = replace(layer, synapses=replace(layer.synapses, **fields))
-    assert ", ".join(report._lif_columns(layer)[0]) == words
+    connection = network().connections[0]
+    connection = replace(connection, synapses=replace(connection.synapses, **fields))
+    assert ", ".join(rows.words(connection)) == words
 
 
-def test_the_row_of_a_layer_is_that_of_its_kind():
+def test_the_words_of_a_row_are_those_of_its_kind():
     net = network()
-    conv, pool, dense = net.layers
+    conv, _, dense = net.connections
     kernel = Kernel(conv.synapses.weight.astype(np.float64), np.zeros(4), *conv.synapses.geometry)
     single = np.zeros(1, np.int32)
     sparse = Sparse(single, single, np.ones(1, np.int8), (144, 36), kernel)
-    own = {"recurrent": Dense(np.ones((6, 6), np.int8)), "du": 100, "reset": "subtract"}
-    rows = [
-        report._layer_row(net, layer)
-        for layer in (pool, dense, replace(dense, **own), replace(conv, synapses=sparse))
+    kinds = [
+        rows.words(replace(dense, synapses=synapses))
+        for synapses in (dense.synapses, sparse, OneToOne(np.ones(6, np.int8)))
     ]
-    assert [row.kind for row in rows] == [
+    assert kinds == [["dense"], [f"folded conv 3{X}3", "padding 1"], ["one-to-one"]]
+    last = net.by_name["lif2"]
+    own = Connection("own", "lif2", "lif2", OneToOne(np.ones(6, np.int8)), delay=1)
+    fields = {"du": 100, "reset": "subtract", "dv": np.arange(6, dtype=np.int32)}
+    changed = net.changed(replace(last, neurons=replace(last.neurons, **fields)))
+    changed = replace(changed, connections=(*net.connections, own))
+    one = replace(conv, name="pass", source="lif1", target="pool1", synapses=OneToOne(np.ones(144)))
+    relay = replace(net.by_name["pool1"], shape=(4, 6, 6))
+    pooled = replace(net.changed(relay), connections=(conv, one))
+    found = [
+        rows.population_row(net, net.by_name["pool1"]),
+        rows.population_row(net, last),
+        rows.population_row(changed, changed.by_name["lif2"]),
+        rows.population_row(pooled, pooled.by_name["pool1"]),
+    ]
+    assert [row.kind for row in found] == [
         f"OR pool 2{X}2",
-        "dense",
-        "dense, recurrent, current, soft reset",
-        f"folded conv 3{X}3, padding 1",
+        "",
+        "current, soft reset, own decays, recurrent",
+        "relay",
     ]
-    assert [row.weights for row in rows] == [None, 216, 252, 1]
-    assert [row.thresholds is None for row in rows] == [True, False, False, False]
+    assert [row.weights for row in found] == [None, 216, 222, None]
+    assert [row.thresholds is None for row in found] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("port", "words"),
+    [
+        (Input((1, 6, 6)), f"1{X}6{X}6, binary"),
+        (Input((5,), 15), "5, graded 0 to 15"),
+        (Input((5,), 300, signed=True), "5, -300 to 300"),
+        (Input((5,), 7, held=True), "5, graded 0 to 7, the same in every step"),
+    ],
+)
+def test_inputs_in_words(port, words):
+    net = replace(network(), inputs={"input": port})
+    assert rows.inputs(net) == [f"input {words}"]
+    two = replace(net, inputs={"left": port, "input": port})
+    assert rows.inputs(two) == [f"left {words}", f"input {words}"]
+
+
+def test_effective_bits_of_each_connection():
+    """Where one name stands for several connections they are told apart by their source."""
+    net = network()
+    _, _, dense = net.connections
+    same = replace(dense, source="lif1", synapses=Dense(np.ones((6, 144), np.int8)))
+    other = replace(same, name="skip", delay=1)
+    noted = {"fc (pool1)": 7.0, "fc (lif1)": 5.5, "skip": 3.25}
+    precision = {"lif2": replace(net.precision["lif2"], connections=noted)}
+    joined = replace(net, connections=(*net.connections, same, other), precision=precision)
+    bits = [rows.effective_bits(joined, c) for c in joined.connections]
+    assert bits == [None, None, 7.0, 5.5, 3.25]
 
 
 def test_a_kind_that_the_report_has_no_words_for_is_refused():
-    @dataclass(frozen=True)
-    class Later(LifLayer):
+    @dataclass(frozen=True, eq=False)
+    class Later(Lif):
         kind = "later"
 
     net = network()
-    layer = Later(**vars(net.layers[0]))
+    first = net.by_name["lif1"]
+    later = replace(first, neurons=Later(**vars(first.neurons)))
     with pytest.raises(LoweringError, match="lif1: the report does not support 'later'"):
-        report._layer_row(net, layer)
+        rows.population_row(net, later)
+
+
+# Graphs
+
+
+def boxes(html: str) -> dict[str, tuple[float, float]]:
+    """Where each box stands, by its title."""
+    found = re.findall(
+        r"<g class=\"[a-z ]+\"><title>([^<:]*):[^<]*</title><rect x=\"(.*?)\" y=\"(.*?)\"", html
+    )
+    return {name: (float(x), float(y)) for name, x, y in found}
+
+
+def lines(html: str) -> dict[str, list[tuple[float, float]]]:
+    """The corners of each line, by the beginning of its title."""
+    found = re.findall(r"<g class=\"way\"><title>([^<,]*),[^<]*</title><path d=\"(.*?)\"", html)
+    return {
+        name: [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", path)]
+        for name, path in found
+    }
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_drawing_has_every_population_and_connection_where_it_belongs(seed):
+    net, _ = random_graphs.draw(seed)
+    html = str(drawing.draw(net))
+    placed, drawn = boxes(html), lines(html)
+    assert set(placed) == {*net.inputs, *net.by_name}
+    assert set(drawn) == {f"{c.name}: {c.source} to {c.target}" for c in net.connections}
+    # No two boxes overlap, and columns are depths.
+    spots = list(placed.values())
+    for i, (x, y) in enumerate(spots):
+        for x2, y2 in spots[:i]:
+            assert abs(x - x2) > drawing.WIDTH or abs(y - y2) > drawing.HEIGHT
+    if net.depth is not None and max(net.depth.values()) < drawing.COLUMNS:
+        by_depth = sorted((net.depth[name], x) for name, (x, _) in placed.items())
+        assert [x for _, x in by_depth] == sorted(x for _, x in by_depth)
+        assert len({x for _, x in by_depth}) == len(set(net.depth.values()))
+    for c in net.connections:
+        (x1, y1), *_, (x2, y2) = drawn[f"{c.name}: {c.source} to {c.target}"]
+        (ax, ay), (bx, by) = placed[c.source], placed[c.target]
+        assert x1 == pytest.approx(ax + drawing.WIDTH, abs=0.1)
+        assert ay < y1 < ay + drawing.HEIGHT
+        assert x2 == pytest.approx(bx, abs=0.1)
+        assert by < y2 < by + drawing.HEIGHT
+    delays = re.findall(r"class=\"delay\".*?>\+(\d+)<", html)
+    assert sorted(map(int, delays)) == sorted(c.delay for c in net.connections if c.delay)
+
+
+def deep(populations: int) -> IntegerNetwork:
+    """A chain with a connection over every second population, and one from the last to the first."""
+    parts = [lif(f"p{i:02d}", Dense(np.ones((4, 4), np.int8))) for i in range(populations)]
+    net = chain(*parts, chip="ideal")
+    names = list(net.by_name)
+    one = OneToOne(np.ones(4, np.int8))
+    skips = [Connection("skip", a, b, one) for a, b in zip(names, names[2:], strict=False)]
+    back = Connection("back", names[-1], names[0], one, delay=60)
+    return replace(net, connections=(*net.connections, *skips, back))
+
+
+def test_a_deep_network_goes_on_below():
+    net = deep(60)
+    html = str(drawing.draw(net))
+    placed = boxes(html)
+    width = float(re.search(r"viewBox=\"0 0 (\d+)", html)[1])
+    assert width < 1152  # of a page
+    assert len({x for x, _ in placed.values()}) == drawing.COLUMNS
+    assert len({y for _, y in placed.values()}) == -(-61 // drawing.COLUMNS)
+    for path in lines(html).values():
+        assert all(0 <= x <= width for x, _ in path)
+        # No line runs through a box: what is level lies between them, or ends at one.
+        for (x1, y1), (x2, y2) in itertools.pairwise(path):
+            if len(path) > 4 and y1 == y2:
+                for x, y in placed.values():
+                    crosses = min(x1, x2) < x + drawing.WIDTH and max(x1, x2) > x
+                    assert not (crosses and y < y1 < y + drawing.HEIGHT)
+
+
+def test_a_drawing_is_described_in_words():
+    net = deep(3)
+    label = re.search(r'aria-label="(.*?)"', str(drawing.draw(net)))[1]
+    assert label == (
+        "Graph of 3 populations, 3 hops deep. input to p00; p00 to p01; p01 to p02; p00 to p02; "
+        "p02 to p00 after 60 steps."
+    )
+    many = re.search(r'aria-label="(.*?)"', str(drawing.draw(deep(60))))[1]
+    assert many.endswith(f" and {60 + 58 + 1 - drawing.LISTED} more.")
+
+
+def test_a_loop_that_no_chip_can_run_is_drawn_all_the_same():
+    net = deep(3)
+    quick = [replace(c, delay=1) if c.name == "back" else c for c in net.connections]
+    net = replace(net, connections=tuple(quick))
+    assert net.depth is None
+    page = Page(report.render("x", net))
+    assert "1 step" not in page.text
+    assert "Populations stand in columns by depth" not in page.text
+    assert set(boxes(str(drawing.draw(net)))) == {"input", "p00", "p01", "p02"}
+
+
+@pytest.mark.parametrize("seed", [2, 5, 9, 14])
+def test_reports_of_graphs(seed):
+    """Several inputs, held and signed ones, loops, relays of no energy: everything is said once."""
+    net, rasters = random_graphs.draw(seed)
+    activity = run(net, raster=rasters)
+    page = Page(report.render("graph", net, activity=activity))
+    table = page.table("Populations in order")
+    named = {row.split()[0] for row in table} - {"Population", "All"}
+    assert named == set(net.by_name)
+    assert len(page.table("Connections, by the population")) == 1 + len(net.connections)
+    alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    assert len(alts) == net.timesteps * (len(net.inputs) + len(net.populations))
+    for name, given in net.rasters(rasters).items():
+        events = int(np.count_nonzero(given[0][0]))
+        assert f"{name}, step 0: {events:,} of {net.size(name)} values are not zero" in alts
+    if len({c.target for c in net.connections}) < len(net.connections):
+        synops = page.table("Synops by connection")
+        for c in activity.counts.connections:
+            mean = numbers.count(c.synops.sum() / activity.counts.samples)
+            assert [c.source, c.target, mean] == synops[c.name]
 
 
 def test_activity_are_means_per_inference(page: Page, activity: Activity):
@@ -312,7 +480,7 @@ def test_activity_are_means_per_inference(page: Page, activity: Activity):
     everything = 144 * activity.counts.physical_steps
     assert inactive == numbers.count((everything - did.active.sum()) / SAMPLES)
     total = sum(int(layer.spikes.sum()) for layer in activity.counts.layers)
-    assert table["All layers"][1] == numbers.count(total / SAMPLES)
+    assert table["All populations"][1] == numbers.count(total / SAMPLES)
 
 
 def test_energy_table(page: Page, activity: Activity):
@@ -329,7 +497,7 @@ def test_energy_table(page: Page, activity: Activity):
         numbers.significant(e.dynamic_j / synops * 1e12) for e in energies
     ]
     assert table["Cores of the placement"] == [str(e.cores) for e in energies]
-    by_layer = page.table("Dynamic energy by layer")
+    by_layer = page.table("Dynamic energy by population")
     assert by_layer["pool1"] == [unit(e.by_layer_j["pool1"]) for e in energies]
 
 
@@ -406,7 +574,7 @@ def test_every_column_of_energy_and_time_names_its_chip(page: Page, activity: Ac
     named = [f"loihi1-spice {one}", f"loihi1-nahuku {one}", f"loihi2-pilotnet {two}"]
     assert page.table("Per inference, mean over 5 samples")["Quantity"] == named
     assert page.table("Mean duration in")["Step"] == named
-    assert page.table("Dynamic energy by layer")["Layer"] == named
+    assert page.table("Dynamic energy by population")["Population"] == named
     assert "loihi2-pilotnet is an extrapolation: Loihi 1's ratios" in page.text
 
 
@@ -454,7 +622,7 @@ def test_energy_without_static_power_or_synops(activity: Activity):
     table = page.table("Per inference, mean")
     assert table["Static (nJ)"] == ["not known"]
     assert table["Dynamic energy per synop (pJ)"] == ["-"]
-    assert page.table("Dynamic energy by layer")["lif1"] == ["2.00"]
+    assert page.table("Dynamic energy by population")["lif1"] == ["2.00"]
     assert "models bracket" not in page.text
     assert "middle of the measured range" not in page.text
 
@@ -480,12 +648,12 @@ def test_the_first_divergence(page: Page):
         "an error of -0.026; up to 0.027 was proved possible, which is more than the margin",
         "To blame: the rounding of the weights",
         "made of weight -0.03, bias +0.004)",
-        "weight (2, 0, 0, 1) from input (0, 3, 4), which is 17 for 17.44 (-0.025)",
+        "weight (2, 0, 0, 1) of conv1 from input (0, 3, 4), which is 17 for 17.44 (-0.025)",
         "Not rounding: lif2: one & only <threshold>.",
     ):
         assert words in found.text
     table = page.table("What the rounding of single weights did")
-    assert table["0, 3, 4"] == ["2, 0, 0, 1", "17", "17.438", "2", "-0.025"]
+    assert table["input 0, 3, 4"] == ["conv1", "2, 0, 0, 1", "17", "17.438", "2", "-0.025"]
 
 
 def test_parity_without_any_difference():
@@ -512,7 +680,7 @@ def test_sections_appear_where_there_are_data():
 def test_ideal_has_neither_cores_nor_energy():
     unlimited = network("ideal", precision={})
     page = Page(report.render("x", unlimited, activity=run(unlimited, profiles=False)))
-    assert page.table("Layers in order")["lif2 dense"][4:] == ["6", "-", "-", "1 1,234"]
+    assert page.table("Populations in order")["lif2"][4:] == ["-", "-", "1 1,234"]
     assert "No energy model was applied" in page.text
     assert "Ideal integer machine has no cores" in page.text
     assert "Accuracy, integer 80.00 %" in page.text
@@ -522,7 +690,7 @@ def test_overflow_is_prominent(activity: Activity):
     flagged = with_overflow(activity, 0, (1, 2), (1, 3), (4, 0))
     page = Page(report.render("x", network(), activity=flagged))
     assert "lif1: 6 of 2,880 neuron steps (0.208 %), in 2 of 5 samples" in page.text
-    assert page.text.index("neuron steps") < page.text.index("Layers in order")
+    assert page.text.index("neuron steps") < page.text.index("Populations in order")
     assert "No register overflowed" not in page.text
 
 
@@ -550,21 +718,20 @@ def test_sources_of_every_fact_are_given(page: Page):
 
 def test_thresholds_are_in_units_of_the_float_model(page: Page):
     labels = [attrs.get("aria-label") or "" for tag, attrs in page.tags if tag == "svg"]
-    theta = network().lif_layers[0].vth * 0.01
+    theta = network().by_name["lif1"].neurons.vth * 0.01
     low, high, middle = (
         numbers.significant(float(f(theta)), 4) for f in (np.min, np.max, np.median)
     )
-    assert labels[0].endswith(f"144 thresholds of lif1: {low} to {high}, median {middle}")
-    assert labels[1] == "Histogram of the 6 thresholds of lif2: all 617.0"
+    assert labels[1].endswith(f"144 thresholds of lif1: {low} to {high}, median {middle}")
+    assert labels[2] == "Histogram of the 6 thresholds of lif2: all 617.0"
 
 
 def test_negative_thresholds():
-    layers = network().layers
-    below = chain_view.with_layers(
-        network("ideal"), (replace(layers[0], vth=-layers[0].vth), *layers[1:])
-    )
-    html = report.render("x", below)
-    assert Page(html).table("Layers in order")[f"lif1 conv 3{X}3, padding 1"][7].count("-") == 2
+    net = network("ideal")
+    first = net.by_name["lif1"]
+    below = replace(first, neurons=replace(first.neurons, vth=-first.neurons.vth))
+    html = report.render("x", net.changed(below))
+    assert Page(html).table("Populations in order")["lif1"][6].count("-") == 2
 
 
 # The picture of spikes
@@ -584,11 +751,11 @@ def test_mosaic_of_channels_and_of_neurons():
 
 def test_large_layers_and_long_runs_are_cut_and_say_so():
     spikes = np.zeros((20, 100, 32, 32), np.uint8)
-    (row,) = report._sample_rows({"lif1": spikes})
+    (row,) = report._sample_rows({"lif1": spikes}, ())
     assert row.shown == "the first 64 of 100 channels"
     assert row.neurons == 100 * 32 * 32
     assert len(row.tiles) == report.SHOWN_STEPS
-    (row,) = report._sample_rows({"lif1": np.ones((2, 70000), np.uint8)})
+    (row,) = report._sample_rows({"lif1": np.ones((2, 70000), np.uint8)}, ())
     assert row.shown == "the first 65,536 of 70,000 neurons"
     assert [tile.fired for tile in row.tiles] == [70000, 70000]
 
@@ -657,18 +824,32 @@ def test_same_input_same_bytes(html: str, activity: Activity):
     assert not re.search(r"\d{4}-\d\d-\d\dT", html)
 
 
+def with_names(network: IntegerNetwork, more: str) -> IntegerNetwork:
+    """The network with ``more`` before every name, and a note about it."""
+    return replace(
+        network,
+        inputs={more + name: port for name, port in network.inputs.items()},
+        populations=tuple(replace(p, name=more + p.name) for p in network.populations),
+        connections=tuple(
+            replace(c, name=more + c.name, source=more + c.source, target=more + c.target)
+            for c in network.connections
+        ),
+        readout=replace(network.readout, source=more + network.readout.source),
+        precision={},
+        diagnostics=(Diagnostic(more, more, more),),
+    )
+
+
 def test_names_are_escaped():
     evil = '<script>alert("1")</script> & $x_'
-    old = network()
-    layers = tuple(replace(layer, name=evil + layer.name) for layer in old.layers)
-    notes = (Diagnostic(evil, evil, evil),)
-    renamed = chain_view.with_layers(old, layers, precision={}, diagnostics=notes)
+    renamed = with_names(network(), evil)
     parity = replace(PARITY, layers=(replace(PARITY.layers[0], name=evil),))
     html = report.render(evil, renamed, activity=run(renamed), parity=parity)
     page = Page(html)
     assert "<script" not in html
     assert "script" not in {tag for tag, _ in page.tags}
-    assert f"{evil}lif1 conv 3{X}3, padding 1" in page.table("Layers in order")
+    assert f"{evil}lif1" in page.table("Populations in order")
+    assert f"{evil}conv1 conv 3{X}3, padding 1" in page.table("Connections, by the population")
 
 
 def test_import_is_light():

@@ -21,10 +21,9 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.engine import Engine
-from stl_deploy.ir import floats as float_layers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.chain import LifLayer
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import STLNet, infer
@@ -34,7 +33,7 @@ from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.divergence import CertificateError
 from tests.build.floats import graph as graph_of
 from tests.build.nets import random_net, random_spikes
-from tests.build.networks import chain, changed, dense_lif
+from tests.build.networks import chain, dense_lif
 
 GRID = 64  # units of the exact network's scale
 INPUT = (2, 6, 6)
@@ -58,30 +57,34 @@ def exact():
             else:
                 value[:] = torch.from_numpy(rng.integers(20, 60, value.shape) / 32)
     graph = stl_deploy.from_torch(model)
-    floats = float_layers.decode(graph).layer_by_name
-    layers = []
-    for layer in quantize(graph, "loihi2").layers:
-        if isinstance(layer, LifLayer):
-            known = floats[layer.name]
-            weight = (known.weight * GRID).astype(np.int8)
-            layer = replace(
-                layer,
-                synapses=replace(layer.synapses, weight=weight),
-                vth=(known.theta * GRID).astype(np.int32) - 1,
-                scale=np.full(len(weight), 1 / GRID),
-            )
-        layers.append(layer)
-    network = replace(quantize(graph, "loihi2"), layers=tuple(layers), placement=None)
+    floats = decode(graph)
+    network = replace(quantize(graph, "loihi2"), placement=None)
+    for population in network.weighted:
+        known = floats.by_name[population.name]
+        (connection,) = floats.into(population.name)
+        vth = (known.neurons.theta * GRID).astype(np.int32) - 1
+        neurons = replace(population.neurons, vth=vth, scale=np.full((), 1 / GRID))
+        network = network.changed(replace(population, neurons=neurons))
+        network = reweighted(network, population.name, connection.way.weight * GRID)
     return model, graph, network, Raster(random_spikes(model, 40, 2))
 
 
+def feed(network, name):
+    """The only connection into a population."""
+    (connection,) = network.into(name)
+    return connection
+
+
 def reweighted(network, name, weight):
-    layer = named(network, name)
-    return changed(network, name, synapses=replace(layer.synapses, weight=weight.astype(np.int8)))
+    connection = feed(network, name)
+    synapses = connection.synapses.with_weights(weight.astype(np.int8))
+    return network.changed(replace(connection, synapses=synapses))
 
 
-def named(network, name):
-    return next(layer for layer in network.layers if layer.name == name)
+def changed(network, name, **fields):
+    """The network with other neurons in a population."""
+    population = network.by_name[name]
+    return network.changed(replace(population, neurons=replace(population.neurons, **fields)))
 
 
 def first(exact, network):
@@ -101,7 +104,7 @@ def test_nothing_differs_before_a_fault_is_planted(exact):
 @pytest.mark.parametrize("by", [1, -1])
 def test_one_weight_off_by_one(exact, name, by):
     _, _, network, _ = exact
-    held = named(network, name).synapses.weight
+    held = feed(network, name).synapses.weight
     found = None
     for flat in np.random.default_rng(1).permutation(held.size):
         index = tuple(map(int, np.unravel_index(flat, held.shape)))
@@ -120,7 +123,7 @@ def test_one_weight_off_by_one(exact, name, by):
         f"{index} is {held[index] + by}, not {held[index]} (one too {'high' if by > 0 else 'low'})"
     )
     assert where in fault.text
-    assert f"1 of {held.size:,} weights of {named(network, name).synapse_name}" in fault.text
+    assert f"1 of {held.size:,} weights of {feed(network, name).name}" in fault.text
     assert where in found.text
     # The only synapse with an error is the one that was planted.
     (synapse,) = found.synapses
@@ -136,16 +139,13 @@ def test_one_weight_off_by_one(exact, name, by):
 )
 def test_one_threshold_off_by_one(exact, name, by):
     _, _, network, _ = exact
-    layer = named(network, name)
-    inputs = exact[3].spikes
-    for before in network.layers[: network.layers.index(layer)]:
-        inputs = reference.run_layer(network, before, inputs).spikes
+    whole = network.by_name[name].neurons.vth
     spikes, others = (
-        reference.run_layer(network, replace(layer, vth=layer.vth + more), inputs).spikes
+        reference.run(changed(network, name, vth=whole + more), exact[3].spikes).layers[name].spikes
         for more in (0, by)
     )
     at = tuple(map(int, np.argwhere((spikes != others).any(axis=(0, 1)))[-1]))
-    vth = layer.vth.copy()
+    vth = whole.copy()
     vth[at] += by
     found = first(exact, changed(network, name, vth=vth))
     assert found is not None
@@ -154,7 +154,7 @@ def test_one_threshold_off_by_one(exact, name, by):
     (fault,) = found.faults
     assert (fault.layer, fault.kind, fault.count) == (name, "threshold", 1)
     where = at if len(at) > 1 else at[0]
-    held = layer.vth[at]
+    held = whole[at]
     assert (
         f"{where} is {held + by}, not {held} (one too {'high' if by > 0 else 'low'})" in fault.text
     )
@@ -181,7 +181,7 @@ def test_one_threshold_off_by_one(exact, name, by):
 )
 def test_a_kernel_that_lies_wrong(exact, turn, words):
     _, _, network, _ = exact
-    weight = named(network, "lif1").synapses.weight
+    weight = feed(network, "lif1").synapses.weight
     found = first(exact, reweighted(network, "lif1", turn(weight)))
     assert found is not None
     assert found.place.layer == "lif1"
@@ -201,8 +201,8 @@ def test_a_kernel_that_lies_wrong(exact, turn, words):
 
 def test_inputs_flattened_in_another_order(exact):
     _, _, network, _ = exact
-    layer = named(network, "lif2")
-    weight = layer.synapses.weight.reshape(12, *layer.input_shape)
+    connection = feed(network, "lif2")
+    weight = connection.synapses.weight.reshape(12, *network.shape(connection.source))
     moved = weight.transpose(0, 2, 3, 1).reshape(12, -1)
     found = first(exact, reweighted(network, "lif2", moved))
     assert found.place.layer == "lif2"
@@ -212,7 +212,7 @@ def test_inputs_flattened_in_another_order(exact):
 
 def test_weights_that_are_all_too_large(exact):
     _, _, network, _ = exact
-    weight = named(network, "lif1").synapses.weight
+    weight = feed(network, "lif1").synapses.weight
     found = first(exact, reweighted(network, "lif1", weight * 2))
     (fault,) = found.faults
     assert (fault.layer, fault.kind) == ("lif1", "input scale")
@@ -254,20 +254,23 @@ def moved(values, late):
 def test_a_shifted_time_step(exact, monkeypatch, name, late, word):
     """A layer that runs a step late differs although everything in the network is right."""
     model, graph, network, data = exact
-    whole, single = Engine.run, Engine.run_layer
 
-    def run_layer(self, layer, inputs, states=False):
-        return single(self, layer, moved(inputs, late) if layer.name == name else inputs, states)
-
-    def run(self, raster, states=False):
-        trace, spikes = whole(self, raster, states), raster
-        for layer in self.network.layers:
-            trace.layers[layer.name] = run_layer(self, layer, spikes)
-            spikes = trace.layers[layer.name].spikes
+    def run(self, raster, states=False, forced=None):
+        trace = reference.run(self.network, raster, forced=forced)
+        sent = {"input": raster} | {n: did.spikes for n, did in trace.layers.items()}
+        sent |= {} if forced is None else forced
+        source = feed(self.network, name).source
+        # This population, and with it those behind it, where they are not given other spikes.
+        alone = reference.run(self.network.alone(name), moved(sent[source], late))
+        after = reference.run(
+            self.network, raster, forced={**(forced or {}), name: alone.layers[name].spikes}
+        )
+        if forced is None:
+            trace = after
+        trace.layers[name] = alone.layers[name]
         return trace
 
     monkeypatch.setattr(Engine, "run", run)
-    monkeypatch.setattr(Engine, "run_layer", run_layer)
     with pytest.raises(CertificateError) as caught:
         compare(model, graph, network, data)
     found = caught.value.divergence
@@ -286,9 +289,10 @@ def test_a_run_of_the_whole_network_that_differs_from_its_layers(exact, monkeypa
     model, graph, network, data = exact
     whole = Engine.run
 
-    def run(self, raster, states=False):
-        trace = whole(self, raster, states)
-        trace.layers["lif2"].spikes[3, 1, 6] ^= 1
+    def run(self, raster, states=False, forced=None):
+        trace = whole(self, raster, states, forced)
+        if forced is None:
+            trace.layers["lif2"].spikes[3, 1, 6] ^= 1
         return trace
 
     monkeypatch.setattr(Engine, "run", run)
@@ -300,25 +304,17 @@ def test_a_run_of_the_whole_network_that_differs_from_its_layers(exact, monkeypa
 
 def test_a_transposed_kernel_of_the_run(exact, monkeypatch):
     model, graph, network, data = exact
-    single = Engine.run_layer
+    turned = reweighted(network, "lif1", feed(network, "lif1").synapses.weight.swapaxes(2, 3))
 
-    def run_layer(self, layer, inputs, states=False):
-        if layer.name == "lif1":
-            kernel = layer.synapses
-            layer = replace(layer, synapses=replace(kernel, weight=kernel.weight.swapaxes(2, 3)))
-        return reference.run_layer(self.network, layer, inputs, states)
+    def run(self, raster, states=False, forced=None):
+        return reference.run(turned, raster, states, forced=forced)
 
-    del single
-    monkeypatch.setattr(Engine, "run_layer", run_layer)
+    monkeypatch.setattr(Engine, "run", run)
     with pytest.raises(CertificateError):
         compare(model, graph, network, data)
-    layer = named(network, "lif1")
-    inputs = data.spikes[0]
-    turned = replace(
-        layer, synapses=replace(layer.synapses, weight=layer.synapses.weight.swapaxes(2, 3))
-    )
-    spikes = reference.run_layer(network, turned, inputs[None]).spikes[0]
-    (fault,) = faults.of_execution(network, layer, inputs, spikes)
+    spikes = reference.run(turned, data.spikes[:1]).layers["lif1"].spikes[0]
+    sent = {"input": data.spikes[0], "lif1": spikes}
+    (fault,) = faults.of_execution(network, "lif1", sent, spikes)
     assert (fault.kind, fault.text) == ("kernel", "it ran as if its kernel were transposed")
 
 
@@ -350,10 +346,9 @@ def test_what_the_quantizer_makes_has_no_faults_and_adds_up(seed, text, chip, op
         network = quantize(graph, chip, **options)
     except LoweringError:
         return
-    floats = float_layers.decode(graph).layer_by_name
-    for layer in network.lif_layers:
-        known = floats[layer.name]
-        assert faults.of_network(network, layer, known) == []
+    floats = decode(graph)
+    for population in network.populations:
+        assert faults.of_network(network, population, floats) == []
     data = random_spikes(model, 10, seed)
     report = compare(model, graph, network, Raster(data), batch=4)
     check_account(model, network, data, report.first_divergence)
@@ -368,11 +363,11 @@ def check_account(model, network, data, found):
     trace = reference.run(network, data)
     place = None
     for sample, step in np.ndindex(data.shape[:2]):
-        for layer in network.layers:
-            want, got = expected[layer.name], trace.layers[layer.name].spikes
+        for name in network.by_name:
+            want, got = expected[name], trace.layers[name].spikes
             off = np.argwhere(want[sample, step] != got[sample, step])
             if len(off) and place is None:
-                place = (sample, step, layer.name, tuple(map(int, off[0])))
+                place = (sample, step, name, tuple(map(int, off[0])))
     if place is None:
         assert found is None
         return
@@ -383,9 +378,8 @@ def check_account(model, network, data, found):
     assert found.float_spike == bool(expected[mine.layer][at]) != found.integer_spike
     x = found.voltages
     assert x is not None
-    layer = named(network, mine.layer)
     assert found.integer_spike == (x.v_int > 64 * x.vth) == (x.v_int >= x.fires_from)
-    assert x.vth == layer.vth[mine.neuron]
+    assert x.vth == network.by_name[mine.layer].neurons.vth[mine.neuron]
     assert x.fires_from > 64 * x.vth
     assert found.float_spike == (x.v >= x.theta)
     assert x.margin == abs(x.v - x.theta)
@@ -424,17 +418,17 @@ def test_all_synapses_together_are_the_weights_contribution(thresholds, monkeypa
         total = sum(synapse.error for synapse in found.synapses)
         assert found.voltages is not None
         assert total == pytest.approx(found.voltages.contributions["weight"], abs=1e-12)
-        layer = named(network, found.place.layer)
-        seen.add(type(layer.synapses))
-        inputs = data if layer is network.layers[0] else None
+        connection = feed(network, found.place.layer)
+        seen.add(type(connection.synapses))
         for synapse in found.synapses:
+            assert (synapse.connection, synapse.source) == (connection.name, connection.source)
             assert synapse.held != synapse.exact
-            if isinstance(layer.synapses, Conv | Dense):
-                assert layer.synapses.weight[synapse.weight] == synapse.held
-            if inputs is not None:
+            if isinstance(connection.synapses, Conv | Dense):
+                assert connection.synapses.weight[synapse.weight] == synapse.held
+            if connection.source == "input":
                 since = 0 if found.voltages.reset is None else found.voltages.reset + 1
                 span = slice(since, found.place.step + 1)
-                assert inputs[(found.place.sample, span, *synapse.input)].sum() == synapse.spikes
+                assert data[(found.place.sample, span, *synapse.input)].sum() == synapse.spikes
         errors = [abs(synapse.error) for synapse in found.synapses]
         assert errors == sorted(errors, reverse=True)
     assert seen & ({Conv} if thresholds == "native" else {Sparse})
@@ -444,14 +438,15 @@ def test_single_connections_that_are_off():
     model = random_net(TEXTS[0], 0)
     graph = stl_deploy.from_torch(model)
     network = quantize(graph, "loihi2", thresholds="fold")
-    layer = named(network, "lif1")
-    assert isinstance(layer.synapses, Sparse)
-    weight = layer.synapses.weight.copy()
+    synapses = feed(network, "lif1").synapses
+    assert isinstance(synapses, Sparse)
+    weight = synapses.weight.copy()
     weight[17] += 1
-    known = float_layers.decode(graph).layer_by_name["lif1"]
-    broken = replace(layer, synapses=replace(layer.synapses, weight=weight))
-    (fault,) = faults.of_network(network, broken, known)
-    where = int(layer.synapses.row[17]), int(layer.synapses.column[17])
+    broken = network.changed(
+        replace(feed(network, "lif1"), synapses=replace(synapses, weight=weight))
+    )
+    (fault,) = faults.of_network(broken, broken.by_name["lif1"], decode(graph))
+    where = int(synapses.row[17]), int(synapses.column[17])
     assert f"{where} is {weight[17]}, not {weight[17] - 1} (one too high)" in fault.text
     assert fault.count == 1
 
@@ -471,7 +466,7 @@ def test_profiles_move_thresholds_and_are_blamed_for_it():
 
 def test_several_weights_are_counted_and_some_listed(exact):
     _, _, network, _ = exact
-    held = named(network, "lif2").synapses.weight.astype(np.int64)
+    held = feed(network, "lif2").synapses.weight.astype(np.int64)
     held.reshape(-1)[:20:2] += 3
     (fault,) = first(exact, reweighted(network, "lif2", held)).faults
     assert fault.count == 10
@@ -484,15 +479,15 @@ def test_several_weights_are_counted_and_some_listed(exact):
 
 def test_faults_of_the_divergent_layer_come_first(exact):
     _, _, network, _ = exact
-    weight = named(network, "lif1").synapses.weight.swapaxes(2, 3)
-    vth = named(network, "lif3").vth + 1
+    weight = feed(network, "lif1").synapses.weight.swapaxes(2, 3)
+    vth = network.by_name["lif3"].neurons.vth + 1
     both = changed(reweighted(network, "lif1", weight), "lif3", vth=vth)
     assert [fault.layer for fault in first(exact, both).faults] == ["lif1", "lif3"]
 
 
 def test_a_layer_without_certificates_still_has_a_first_divergence(exact):
     _, _, network, _ = exact
-    vth = named(network, "lif1").vth + 1
+    vth = network.by_name["lif1"].neurons.vth + 1
     found = first(exact, changed(network, "lif1", vth=vth, du=4000))
     assert (found.place.layer, found.blame, found.voltages) == ("lif1", "unknown", None)
     assert "Its voltages are not compared: its synaptic current has a memory." in found.text
@@ -599,14 +594,14 @@ def test_the_command_reports_certificates_and_the_first_divergence(files, comman
 
 
 def test_a_wrong_certificate_fails_the_command(files, command, monkeypatch):
-    whole = Engine.run_layer
+    whole = Engine.run
 
-    def wrong(self, layer, inputs, states=False):
-        did = whole(self, layer, inputs, states)
-        did.spikes[:] ^= layer.name == "lif2"
-        return did
+    def wrong(self, raster, states=False, forced=None):
+        trace = whole(self, raster, states, forced)
+        trace.layers["lif2"].spikes[:] ^= forced is not None
+        return trace
 
-    monkeypatch.setattr(Engine, "run_layer", wrong)
+    monkeypatch.setattr(Engine, "run", wrong)
     code, out, err = command(files[0], files[1], "--input", files[2], "--json")
     assert (code, out) == (1, "")
     assert "certificates are wrong, the first in sample 0, step 0" in err
@@ -617,8 +612,7 @@ def test_a_wrong_certificate_fails_the_command(files, command, monkeypatch):
 def test_a_network_off_by_one_is_named_by_the_command(files, command, tmp_path):
     """From the file alone: a threshold that somebody changed after the export."""
     network = nir_file.read_network(files[1])
-    layer = named(network, "lif1")
-    vth = layer.vth.copy()
+    vth = network.by_name["lif1"].neurons.vth.copy()
     vth[2, 3, 4] += 1
     graph = stl_deploy.from_torch(stl_deploy.load(files[0]))
     broken = changed(network, "lif1", vth=vth)

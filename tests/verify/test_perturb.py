@@ -1,5 +1,7 @@
 """Noise on inputs and drift of parameters: what they change, how much, and what they leave alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,9 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import slices
 from stl_deploy.models.net import from_params
 from stl_deploy.verify import perturb
+from tests.build import random_graphs
 from tests.build.nets import random_net, random_spikes
+from tests.build.networks import chain, dense_lif
 
 IMAGES = np.full((40, 1, 28, 28), 100, np.uint8)
 
@@ -68,15 +72,17 @@ def test_drift_of_integers_stays_on_the_grid(of, precision):
     network = stl_deploy.quantize(graph, "loihi2", weight_precision=precision)
     moved = perturb.drift_network(network, 0.3, of, 1)
     ratios = []
-    for before, after in zip(network.lif_layers, moved.lif_layers, strict=True):
+    for population in network.weighted:
+        (before,), (after,) = network.into(population.name), moved.into(population.name)
         weights, drifted = before.synapses.weight, after.synapses.weight
-        assert np.array_equal(before.vth, after.vth) == (of == "weight")
+        vth, new_vth = population.neurons.vth, moved.by_name[population.name].neurons.vth
+        assert np.array_equal(vth, new_vth) == (of == "weight")
         assert np.array_equal(weights, drifted) == (of == "thresh")
-        top = slices.largest(precision, before.weight_bits)
+        top = slices.largest(precision, before.bits)
         assert drifted.dtype == weights.dtype
         assert np.abs(drifted.astype(int)).max() <= top
         assert not drifted[weights == 0].any()
-        values, new = (weights, drifted) if of == "weight" else (before.vth, after.vth)
+        values, new = (weights, drifted) if of == "weight" else (vth, new_vth)
         size = np.abs(values.astype(int))  # rounding and the grid's end hide little of the drift
         inside = (size > 8) & (size < top // 3 if of == "weight" else True)
         ratios.append(new[inside] / values[inside])
@@ -88,5 +94,30 @@ def test_drift_of_integers_stays_on_the_grid(of, precision):
 def test_no_drift_changes_nothing():
     network = stl_deploy.quantize(stl_deploy.from_torch(random_net()), "loihi2")
     same = perturb.drift_network(network, 0.0, "weight", 0)
-    for before, after in zip(network.lif_layers, same.lif_layers, strict=True):
+    for before, after in zip(network.connections, same.connections, strict=True):
         assert np.array_equal(before.synapses.weight, after.synapses.weight)
+
+
+@pytest.mark.parametrize("of", ["weight", "thresh"])
+def test_every_way_into_neurons_of_their_own_drifts(of):
+    for seed in range(12):
+        network, _ = random_graphs.draw(seed)
+        moved = perturb.drift_network(network, 0.5, of, seed)
+        for before, after in zip(network.connections, moved.connections, strict=True):
+            weight = before.synapses.weight
+            still = of == "thresh" or network.by_name[before.target].kind == "or"
+            if still or np.abs(weight.astype(int)).max() > 8:
+                assert np.array_equal(after.synapses.weight, weight) == still
+        for before, after in zip(network.populations, moved.populations, strict=True):
+            assert np.array_equal(before.neurons.vth, after.neurons.vth) or of == "thresh"
+            assert np.array_equal(before.neurons.bias, after.neurons.bias)
+
+
+def test_connections_that_share_weights_drift_alike():
+    weight = np.arange(-18, 18).reshape(6, 6)
+    network = chain(dense_lif(weight, name="a"), dense_lif(weight, name="b"))
+    first, second = network.connections
+    shared = replace(network, connections=(first, replace(second, name=first.name)))
+    for net, same in ((network, False), (shared, True)):
+        a, b = (c.synapses.weight for c in perturb.drift_network(net, 0.5, "weight", 1).connections)
+        assert np.array_equal(a, b) == same

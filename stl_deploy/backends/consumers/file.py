@@ -34,6 +34,7 @@ class File:
         inexact: see ``nir_portable.inexact``.
         subtracts: neurons that reset by subtraction, by the metadata.
         unchecked: why ``nir.read`` refuses the file unless told not to check types, else "".
+        held: in how many steps the one frame of the input is read; 0 if each step has a frame of its own.
         network: the integer network of ``model.nir``.
     """
 
@@ -44,6 +45,7 @@ class File:
     inexact: dict[str, str] = field(default_factory=dict)
     subtracts: tuple[str, ...] = ()
     unchecked: str = ""
+    held: int = 0
     network: IntegerNetwork | None = None
 
     def nodes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
@@ -63,6 +65,16 @@ class File:
         """The nodes with an edge to ``name``."""
         return self._sources.get(name, [])
 
+    @property
+    def inputs(self) -> list[str]:
+        """The nodes of the input."""
+        return [name for name, _ in self.nodes(nir.Input)]
+
+    @property
+    def starts(self) -> list[str]:
+        """The nodes without an edge to them."""
+        return [name for name in self.graph.nodes if not self.into(name)]
+
     @cached_property
     def recurrent(self) -> list[str]:
         """Recurrent nodes: there is a path from them back to themselves."""
@@ -79,9 +91,10 @@ def read(path: Path) -> File:
             for name, node in (group.items() if isinstance(group, h5py.Group) else ())
             if isinstance(node, h5py.Group)
         }
-    _check(graph, path)
-    kind, inexact, subtracts, network = _meaning(graph, path)
-    return File(path, graph, kind, stored, inexact, subtracts, _unchecked(path), network)
+    if not integer_meta.holds_integers(graph):  # whose loader checks more
+        _check(graph, path)
+    meaning = _meaning(graph, path)
+    return File(path, graph, stored=stored, unchecked=_unchecked(path), **meaning)
 
 
 def _check(graph: nir.NIRGraph, path: Path) -> None:
@@ -108,32 +121,40 @@ def _unchecked(path: Path) -> str:
     return ""
 
 
-def _meaning(
-    graph: nir.NIRGraph, path: Path
-) -> tuple[Kind, dict[str, str], tuple[str, ...], IntegerNetwork | None]:
-    """What the metadata make of ``graph``."""
+def _meaning(graph: nir.NIRGraph, path: Path) -> dict[str, Any]:
+    """What the metadata make of ``graph``: fields of ``File``."""
     key = nir_portable.KEY
     try:
         meta = nir_portable.read_meta(graph)
         if meta is not None:
-            kind: Kind = "portable integer" if meta.of == "integer" else "portable float"
-            return kind, meta.inexact, (), None
+            kind = "portable integer" if meta.of == "integer" else "portable float"
+            return {"kind": kind, "inexact": meta.inexact, "held": meta.timesteps * meta.held}
         key = G.KEY
-        text = graph.metadata.get(G.KEY)
-        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        if not isinstance(text, str):
-            return "other", {}, tuple(_marked(graph)), None
-        if integer_meta.FORMAT in text:
+        if integer_meta.holds_integers(graph):
             network = nir_file.from_nir(graph, str(path))
-            subtracts = [layer.name for layer in network.lif_layers if layer.reset == "subtract"]
-            return "integer", nir_portable.inexact(network), tuple(subtracts), network
-        inexact = nir_portable.inexact_trained(graph)
-        marked = _marked(graph)
+            return {
+                "kind": "integer",
+                "inexact": nir_portable.inexact(network),
+                "subtracts": tuple(
+                    p.name for p in network.populations if p.neurons.reset == "subtract"
+                ),
+                "held": network.timesteps * any(port.held for port in network.inputs.values()),
+                "network": network,
+            }
+        marked = tuple(_marked(graph))
+        if G.KEY not in graph.metadata:
+            return {"subtracts": marked}
+        known = G.float_meta(graph)
+        return {
+            "kind": "float",
+            "inexact": nir_portable.inexact_trained(graph),
+            "subtracts": marked,
+            "held": known.timesteps * known.held,
+        }
     except (ValueError, RecursionError) as error:
         raise InputError(Problem(f"{path}: metadata.{key}", f"is not valid: {error}")) from None
     except LoweringError as error:
         raise InputError([Problem(f"{path}: {p.where}", p.what) for p in error.problems]) from None
-    return "float", inexact, tuple(marked), None
 
 
 def _marked(graph: nir.NIRGraph) -> list[str]:

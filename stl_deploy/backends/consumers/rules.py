@@ -216,6 +216,59 @@ def recurrent_neurons(file: File) -> list[str]:
     return [name for name in found if isinstance(file.graph.nodes[name], NEURONS)]
 
 
+def depth_first(file: File) -> list[str]:
+    """The nodes in the order in which nirtorch.load runs them: depth first, edge by edge, from the first."""
+    following: dict[str, list[str]] = {}
+    for source, target in file.graph.edges:
+        following.setdefault(source, []).append(target)
+    order: dict[str, None] = {}
+    pending = file.starts[:1]
+    while pending:
+        name = pending.pop()
+        if name not in order:
+            order[name] = None
+            pending += reversed(following.get(name, []))
+    return list(order)
+
+
+def out_of_order(file: File) -> list[str]:
+    """Nodes that nirtorch.load runs before one that leads to them, and the last if it is not the output."""
+    order = depth_first(file)
+    place, loops = {name: i for i, name in enumerate(order)}, set(file.recurrent)
+    early = [
+        name
+        for name, i in place.items()
+        if any(place.get(a, i) > i and not {a, name} <= loops for a in file.into(name))
+    ]
+    last = [name for name in order[-1:] if not isinstance(file.graph.nodes[name], nir.Output)]
+    return early + last
+
+
+def several_starts(file: File) -> list[str]:
+    """The inputs and neurons that nothing leads to, where there are several."""
+    return file.starts if len(file.starts) > 1 else []
+
+
+def several_inputs(file: File) -> list[str]:
+    """The inputs, where there are several."""
+    return file.inputs if len(file.inputs) > 1 else []
+
+
+def neurons_alone(file: File) -> list[str]:
+    """The neurons that nothing leads to."""
+    return [name for name in file.starts if isinstance(file.graph.nodes[name], NEURONS)]
+
+
+def in_other_shapes(file: File) -> Iterator[str]:
+    """Weights of our integers that give another shape than their neurons have."""
+    if file.network is not None:
+        for c in file.network.connections:
+            shape, before = file.network.shape(c.target), file.network.shape(c.source)
+            alike = c.synapses.kind == "one_to_one" and before == shape
+            if c.synapses.kind in ("dense", "one_to_one") and len(shape) > 1 and not alike:
+                yield c.name
+
+
 def biases_on_cycles(file: File) -> list[str]:
     """Nodes between neurons and themselves with a constant of their own."""
     named = [(name, file.graph.nodes[name]) for name in file.recurrent]
@@ -223,7 +276,7 @@ def biases_on_cycles(file: File) -> list[str]:
 
 
 NO_WORD = "it does not support this node"
-CUT_OUT = "it does not support this node and drops it together with everything after it"
+CUT_OUT = "it does not support this node: it drops it with everything after it, or fails over that"
 SUBTRACTS = differs(
     "a spike takes the threshold off v, as only the metadata say; it resets to v_reset",
     lambda file: file.subtracts,
@@ -252,8 +305,22 @@ GROUPS = unreadable(
     "it takes the channels of one group for all: groups must divide them",
     nodes(splits_wrongly, nir.Conv2d),
 )
+OTHER_SHAPE = Rule(
+    Verdict.UNKNOWN,
+    "these values have another shape than the neurons, in C order; no rule says what becomes of them",
+    in_other_shapes,
+)
+HELD = exact(
+    "the input is one frame, to be given in every step",
+    lambda file: file.inputs if file.held else (),
+)
+FIRST_STEP = differs(
+    "in the first step nothing comes back yet, nor the bias of recurrent weights", biases_on_cycles
+)
+ONE_INPUT = unreadable("a graph must have one input", several_inputs)
+LED_TO = unreadable("an edge must lead to all neurons", neurons_alone)
 BEYOND = differs("it computes in float32, which does not hold these numbers", beyond_float32)
-COMMON = (SUBTRACTS, INEXACT, BEYOND, NESTED, FLOAT32, UNCHECKED)
+COMMON = (SUBTRACTS, INEXACT, BEYOND, NESTED, OTHER_SHAPE, FLOAT32, HELD, UNCHECKED)
 ENDS = (nir.Input, nir.Output)
 
 NORSE_READS = (
@@ -276,8 +343,14 @@ NORSE = Consumer(
         differs("v_leak drives the current too", nodes(any_nonzero("v_leak"), nir.CubaLIF)),
         PADDED_SUM,
         differs(
-            "what comes out is that of the node it runs last, which recurrent weights may be",
-            recurrent_neurons,
+            "it runs nodes depth first along the edges: what one sends that it runs later arrives a step "
+            "late, and what comes out is that of the last",
+            out_of_order,
+        ),
+        FIRST_STEP,
+        differs(
+            "it begins at one of several nodes that no edge leads to, and may leave out the others",
+            several_starts,
         ),
         untried(nodes(bool, nir.IF)),
         BATCH,
@@ -321,6 +394,8 @@ SNNTORCH = Consumer(
             ),
         ),
         GROUPS,
+        ONE_INPUT,
+        LED_TO,
         unreadable(
             "thresholds must be one for all neurons of the node",
             nodes(lambda node: not uniform(scaled_threshold(node)), nir.LIF, nir.CubaLIF),
@@ -425,10 +500,7 @@ SPIKINGJELLY = Consumer(
             "it spikes at v >= threshold; v and threshold are multiples of 1/64 and can be the same",
             may_tie,
         ),
-        differs(
-            "in the first step nothing comes back yet, nor the bias of recurrent weights",
-            biases_on_cycles,
-        ),
+        FIRST_STEP,
         PADDED_SUM,
         untried(nodes(bool, nir.IF, nir.Conv1d, nir.AvgPool2d)),
         *COMMON,

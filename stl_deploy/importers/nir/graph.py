@@ -19,12 +19,12 @@ import numpy as np
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.importers.given import File, Model
+from stl_deploy.importers.given import File, Model, Normalize
 from stl_deploy.importers.nir.nodes import GRADED, faults, flat, misfits
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
-from stl_deploy.ir.units import MAX_STEPS
+from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 from stl_deploy.lower.flow import Flow
 from stl_deploy.lower.graph import lowered
 from stl_deploy.lower.linear import MAX_NEURONS
@@ -40,13 +40,17 @@ class Options:
 
     dt: seconds of a time step, for neurons with time constants; timesteps: T; classes: the last
     population is read as that many groups of neurons, each voting for a class (default: as many as
-    neurons); levels: inputs are whole numbers 0..levels, 1 for spikes.
+    neurons); levels: inputs are whole numbers 0..levels, 1 for spikes, signed: -levels..levels;
+    normalize: what was done to them before the network; held: one frame is read in every step.
     """
 
     dt: float = G.DT
     timesteps: int | None = None
     classes: int | None = None
     levels: int = 1
+    signed: bool = False
+    normalize: Normalize | None = None
+    held: bool = False
 
 
 def read_model(file: File) -> Model:
@@ -66,6 +70,7 @@ def read_model(file: File) -> Model:
         timesteps=given.steps,
         classes=given.classes,
         levels=given.levels or 1,
+        normalize=given.normalize,
     )
     return Model(read(file.path, options, graph), notes=notes(graph, options.dt))
 
@@ -114,18 +119,22 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
         what = f"{outputs} outputs do not divide into {classes} classes"
         raise InputError(Problem("--classes", what))
     meta = G.FloatMeta(
+        version=3 if options.signed or options.held else 1,
         timesteps=options.timesteps or DEFAULT_STEPS,
         input_levels=options.levels,
+        signed=options.signed,
+        held=options.held,
         classes=classes,
         population=outputs // classes,
     )
-    return made.graph(meta.model_dump_json())
+    return made.graph(meta.text())
 
 
 def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
     """The graph laid flat, its nodes looked at. Raises InputError naming what is broken."""
     nodes, edges, problems = flat(graph)
-    flow = Flow(nodes, edges, Reading(options.dt, options.levels), broken=problems)
+    binary = options.levels == 1 and not options.signed
+    flow = Flow(nodes, edges, Reading(options.dt, binary), broken=problems)
     for name, node in nodes.items():
         flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
     flow.done()
@@ -136,7 +145,25 @@ def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
                 Problem("graph", f"has {found} {kind.__name__} nodes; one is needed")
             )
     flow.done()
-    return flow
+    return flow if options.normalize is None else _normalized(flow, options, options.normalize)
+
+
+def _normalized(flow: Flow, options: Options, how: Normalize) -> Flow:
+    """``flow`` with what was done to inputs behind each of them. Raises InputError where it does not fit."""
+    nodes, edges = dict(flow.nodes), flow.edges
+    for name in flow.inputs:
+        shape = G.shape_of(nodes[name].input_type["input"])
+        if len(how.mean) not in (1, shape[0]):
+            what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
+            raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
+        mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
+        zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
+        divided, normalized = f"{name}.levels", f"{name}.normalized"
+        nodes[divided] = G.InputScale(shape, shape, options.levels)
+        nodes[normalized] = G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
+        edges = [(normalized if a == name else a, b) for a, b in edges]
+        edges += [(name, divided), (divided, normalized)]
+    return replace(flow, nodes=nodes, edges=edges)
 
 
 def notes(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
@@ -225,7 +252,7 @@ def check(options: Options) -> None:
     for name, value, high in (
         ("--timesteps", options.timesteps, MAX_STEPS),
         ("--classes", options.classes, MAX_NEURONS),
-        ("--levels", options.levels, 255),
+        ("--levels", options.levels, MAX_SIGNED if options.signed else MAX_UNSIGNED),
     ):
         if value is not None and not 1 <= value <= high:
             problems.append(Problem(name, f"{value} is not in 1..{high}"))

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
+from stl_deploy.importers.nir.graph import Options
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.floats import decode
+from stl_deploy.ir.floats import FloatConnection, decode
 from stl_deploy.ir.notes import Diagnostic
 
 Array = NDArray[Any]
@@ -77,21 +78,23 @@ def check(
     sample: Tensor,
     trace: Trace,
     graph: nir.NIRGraph,
-    levels: int,
+    options: Options,
     reset: Callable[[nn.Module], None],
 ) -> tuple[Diagnostic, ...]:
     """Raises LoweringError where ``graph`` does not spike as ``net`` does, on random inputs and the sample.
 
     Args:
         net: the network, left as it was; trace: its record on ``sample``.
-        levels: inputs are whole numbers 0..levels.
+        options: how the graph was made: the values of inputs, and what was done to them.
         reset: puts the states of a module's neurons to zero.
 
     Returns layers of which the check says little, as they hardly spiked or hardly did not.
     """
     guard = _Guard(net, trace, graph, reset)
+    if options.normalize is not None:
+        guard.normalized = _Normalized(guard, sample, options)
     with torch.random.fork_rng(devices=[]):
-        for what, given in guard.inputs(sample, levels):
+        for what, given in guard.inputs(sample, options):
             try:
                 guard.compare(given, what)
             except LoweringError:
@@ -133,39 +136,49 @@ class _Guard:
         self.whole = next(iter(_inputs(trace)))
         self.seen = {name: _Seen() for name in trace.calls}
         self.network = decode(graph)
-        self.coupled = {
-            layer.name
-            for layer in self.network.layers
-            if layer.own is not None and (layer.own != np.diag(np.diag(layer.own))).any()
-        }
+        self.normalized: _Normalized | None = None
+        self.coupled = {c.target for c in self.network.connections if _couples(c)}
+        inputs = self.network.inputs
+        self.pooled = any(
+            self.network.pools(c.target) for c in self.network.connections if c.source in inputs
+        )
 
-    def inputs(self, sample: Tensor, levels: int) -> Iterator[tuple[str, list[Tensor]]]:
-        """What it is and the input of each call; larger ones only while a layer hardly spikes."""
+    def inputs(self, sample: Tensor, options: Options) -> Iterator[tuple[str, list[Tensor]]]:
+        """What it is and the input of each call, in whole numbers; larger ones only while a layer hardly
+        spikes."""
         steps = G.float_meta(self.graph).timesteps
         once = self.loop > 1 or self.whole.at is not None
         calls = 1 if once else min(STEPS, steps)
         # The OR of a pool of inputs is their maximum for spikes alone.
-        pooled = self.network.layers[0].kind == "or_pool"
         binary = bool(((sample == 0) | (sample == 1)).all())
-        if bool(sample.any()) and bool(torch.isfinite(sample).all()) and (binary or not pooled):
-            yield "the sample", [sample.detach()] * calls
+        if (
+            bool(sample.any())
+            and bool(torch.isfinite(sample).all())
+            and (binary or not self.pooled)
+        ):
+            raw = sample.detach() if self.normalized is None else self.normalized.whole(sample)
+            yield "the sample", [raw] * calls
         for seed, (rate, factor) in enumerate(FIRST + MORE):
             if seed >= len(FIRST) and all(seen.enough for seen in self.seen.values()):
                 return
-            if factor > 1 and pooled:
+            if factor > 1 and self.pooled:
                 continue
             draw = torch.Generator().manual_seed(seed)
             given = []
             for _ in range(calls):
                 on = torch.rand(sample.shape, generator=draw) < rate
-                size = torch.randint(1, levels + 1, sample.shape, generator=draw)
+                size = torch.randint(1, options.levels + 1, sample.shape, generator=draw)
+                if options.signed:
+                    size *= 2 * torch.randint(0, 2, sample.shape, generator=draw) - 1
                 given.append((on * size * factor).to(sample.dtype).to(sample.device))
             yield "a random input", given
 
     def compare(self, given: list[Tensor], what: str) -> None:
         """Run both on ``given``, one tensor a call. Raises LoweringError where spikes differ."""
-        own = _run(self.net, given, self.trace, self.reset)
         raster = _raster(given, self.graph, self.whole, self.loop)[:SAMPLES]
+        if self.normalized is not None:
+            given = [self.normalized.apply(x) for x in given]
+        own = _run(self.net, given, self.trace, self.reset)
         steps = {name: np.stack(calls, axis=1) for name, calls in own.spikes.items()}
         self._check_layers(steps, raster.shape[:2], what)
         tied = self._ties(given, own)
@@ -250,6 +263,42 @@ class _Guard:
         return ties
 
 
+class _Normalized:
+    """From whole numbers in the form of a sample to what the network takes, and back."""
+
+    def __init__(self, guard: _Guard, sample: Tensor, options: Options) -> None:
+        assert options.normalize is not None
+        self.levels, self.sample = options.levels, sample
+        # Where the values of a raster, whose channels come behind batch and time, stand in a sample.
+        at = torch.arange(sample.numel(), dtype=torch.float64).reshape(sample.shape)
+        found = _raster([at], guard.graph, guard.whole, guard.loop).astype(np.int64)
+        ones = [1] * (found.ndim - 3)
+        self.mean, self.std = (torch.empty(sample.numel(), dtype=torch.float64) for _ in range(2))
+        for held, values in zip((self.mean, self.std), options.normalize, strict=True):
+            channels = np.resize(np.asarray(values), found.shape[2]).reshape(-1, *ones)
+            full = np.broadcast_to(channels, found.shape).ravel().copy()
+            held[torch.from_numpy(found.ravel())] = torch.from_numpy(full)
+        self.mean, self.std = (part.reshape(sample.shape) for part in (self.mean, self.std))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(x/levels - mean)/std."""
+        return ((x.cpu().double() / self.levels - self.mean) / self.std).to(self.sample)
+
+    def whole(self, sample: Tensor) -> Tensor:
+        """The values of which ``sample`` was made."""
+        return (sample.detach().cpu().double() * self.std + self.mean) * self.levels
+
+
+def _couples(connection: FloatConnection) -> bool:
+    """Whether neurons send spikes to others of their own population."""
+    way = connection.way
+    if connection.source != connection.target or way.kind == "one_to_one":
+        return False
+    if way.kind == "weights" and way.geometry is None:
+        return bool((way.weight != np.diag(np.diag(way.weight))).any())
+    return True
+
+
 def _inputs(trace: Trace) -> Iterator[Value]:
     def under(value: Value) -> Iterator[Value]:
         if value.kind == "input":
@@ -273,12 +322,14 @@ def _factor(module: Any) -> float:
 def _raster(given: list[Tensor], graph: nir.NIRGraph, whole: Value, loop: int) -> Array:
     """What the graph reads, [batch, T, *input shape]."""
     shape = tuple(int(n) for n in np.ravel(graph.nodes["input"].input_type["input"]))
+    moved = [x.detach().cpu().double().numpy() for x in given]
+    for move in whole.facts or ():
+        moved = [move.apply(x) for x in moved]
     if whole.at is None:
         # One step a call, or the same input at all steps.
-        parts = [x.detach().cpu().double().numpy() for x in given]
-        parts = [x.reshape(whole.shape[0], *shape) for x in parts]
+        parts = [x.reshape(whole.shape[0], *shape) for x in moved]
         return np.stack(parts * (loop if len(parts) == 1 else 1), axis=1)
-    x = given[0].detach().cpu().double().numpy()
+    x = moved[0]
     batch = whole.shape[0]
     first = whole.call == 0  # time stands before the batch
     x = x.reshape(-1, batch, *shape).swapaxes(0, 1) if first else x.reshape(batch, -1, *shape)

@@ -71,7 +71,12 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
                 for line in lines
             ]
         ) from None
-    options = Options(timesteps=given.steps, classes=given.classes, levels=given.levels or 1)
+    options = Options(
+        timesteps=given.steps,
+        classes=given.classes,
+        levels=given.levels or 1,
+        normalize=given.normalize,
+    )
     try:
         with redirect_stdout(sys.stderr):
             return lowered(net, sample, options)

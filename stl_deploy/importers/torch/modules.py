@@ -3,14 +3,16 @@
 snnTorch fires where mem > threshold and resets one step late unless told otherwise. With reset "zero"
 a Leaky forgets what it held before the next input arrives, which is a reset in the same step. By
 subtraction it takes the threshold, not decayed, from the next step: beta*mem + I - theta. A chip
-takes it at once, beta*(mem - theta) + I, so a connection of each neuron to itself of -(1 - beta)*theta
-makes up the difference exactly; without a reset, one of beta*theta gives back all that was taken.
+takes it at once, beta*(mem - theta) + I, so a connection of each neuron to itself of w = -(1 - beta)*theta
+makes up the difference exactly; without a reset, one of beta*theta gives back all that was taken. With a
+current, what arrives would be there in later steps too; -alpha*w a step later takes it out again.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from stl_deploy.importers.torch.trace import Value
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.float_neurons import NO_LEAK
 from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
@@ -42,6 +45,7 @@ STEPS = (
 NEURONS = ("Leaky", "Synaptic", "RLeaky", "RSynaptic")
 RESETS = ("subtract", "zero", "none")  # by snnTorch's reset_mechanism_val
 SAME_STEP = "make the neuron with reset_delay=False, and train with that"
+SUBTRACT = "train with reset_mechanism='subtract', which is exact"
 
 
 def stateless(value: Value) -> nir.ir.NIRNode:
@@ -138,11 +142,15 @@ def _conv(module: nn.Conv1d | nn.Conv2d) -> nir.ir.NIRNode:
     )
 
 
-def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
-    """A snnTorch layer as a node, and what each neuron adds to itself after a spike, None for nothing.
+class Neurons(NamedTuple):
+    """Neurons as a node, and ``own``: by steps of delay, what each sends to itself after a spike."""
 
-    Raises ValueError with everything that cannot be lowered exactly, one a line.
-    """
+    node: nir.ir.NIRNode
+    own: dict[int, Array]
+
+
+def neuron(module: Any, shape: Shape) -> Neurons:
+    """A snnTorch layer. Raises ValueError with everything that cannot be lowered exactly, one a line."""
     kind = type(module).__name__
     if kind not in NEURONS:
         raise ValueError(f"a {kind} of snnTorch is not supported; {', '.join(NEURONS)} are")
@@ -150,48 +158,18 @@ def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
     current = "Synaptic" in kind
     alpha = np.clip(_full(module.alpha, shape), 0, 1) if current else np.zeros(shape)
     reset = RESETS[int(module.reset_mechanism_val)]
-    wrong = _strange(module, reset, theta, alpha, beta, current)
-    own: Array | None = None
-    convolves = isinstance(getattr(module, "recurrent", None), nn.Conv2d)
-    if reset != "zero" and convolves:
-        wrong.append(
-            f"reset_mechanism={reset!r} of a {kind} with conv2d_channels is not supported: what makes "
-            "up for its reset is not a convolution; use reset_mechanism='zero' with reset_delay=False"
-        )
-    if reset == "subtract":
-        if not module.reset_delay:
-            wrong.append(
-                "reset by subtraction with reset_delay=False: snnTorch then fires by another rule "
-                "while a neuron is still above its threshold after a reset; train with the default, "
-                "reset_delay=True, which is exact"
-            )
-        if (theta < 0).any():
-            wrong.append(
-                "thresholds below 0 with a reset by subtraction: snnTorch resets at step 0"
-            )
-        own = -(1 - beta) * theta
-    elif reset == "none":
-        own = beta * theta
-    elif module.reset_delay and kind != "Leaky":
-        wrong.append(
-            f"a {kind} with reset_mechanism='zero' ignores the input of the step after a spike; "
-            f"{SAME_STEP}"
-        )
-    elif not module.reset_delay and (theta < 0).any():
-        wrong.append("thresholds below 0 with reset_delay=False, where snnTorch resets twice")
-    if own is not None and not own.any():
-        own = None
-    if own is not None and current and (alpha != 0).any():
-        wrong.append(
-            f"reset_mechanism={reset!r} of neurons with a current is not a chip's reset, and what "
-            "would make up for it would pass through the current; use reset_mechanism='zero' with "
-            "reset_delay=False"
-        )
+    wrong = _strange(module, reset, theta, alpha, beta)
+    wrong += _reset_problems(module, reset, theta, shape)
     if wrong:
         raise ValueError("\n".join(wrong))
-    node: G.Neurons
+    own: dict[int, Array] = {}
+    if reset != "zero":
+        back = -(1 - beta) * theta if reset == "subtract" else beta * theta
+        own = {delay: w for delay, w in ((1, back), (2, -alpha * back)) if w.any()}
+    step = np.where(beta == 1, NO_LEAK, 1 - beta)
+    node: nir.ir.NIRNode
     if current:
-        (tau_mem, r), (tau_syn, w_in) = (G.euler(1 - x, np.ones(shape)) for x in (beta, alpha))
+        (tau_mem, r), (tau_syn, w_in) = (G.euler(x, np.ones(shape)) for x in (step, 1 - alpha))
         node = nir.CubaLIF(
             tau_syn=tau_syn,
             tau_mem=tau_mem,
@@ -204,16 +182,55 @@ def neuron(module: Any, shape: Shape) -> tuple[G.Neurons, Array | None]:
     elif (beta == 1).all():
         node = G.integrate_and_fire(theta)
     else:
-        tau, r = G.euler(1 - beta, np.ones(shape))
+        tau, r = G.euler(step, np.ones(shape))
         node = G.lif(theta, tau=tau, r=r)
     if reset != "zero":
         node.metadata["reset"] = "subtract"
-    return node, own
+    return Neurons(node, own)
 
 
-def _strange(
-    module: Any, reset: str, theta: Array, alpha: Array, beta: Array, current: bool
-) -> list[str]:
+def _reset_problems(module: Any, reset: str, theta: Array, shape: Shape) -> list[str]:
+    """What of its reset cannot be lowered exactly."""
+    kind, late = type(module).__name__, module.reset_delay
+    wrong = []
+    if reset == "subtract" and not late:
+        wrong.append(
+            "reset by subtraction with reset_delay=False: snnTorch then fires by another rule "
+            "while a neuron is still above its threshold after a reset; train with the default, "
+            "reset_delay=True, which is exact"
+        )
+    if reset == "subtract" and (theta < 0).any():
+        wrong.append("thresholds below 0 with a reset by subtraction: snnTorch resets at step 0")
+    if reset == "zero" and not late and (theta < 0).any():
+        wrong.append("thresholds below 0 with reset_delay=False, where snnTorch resets twice")
+    elif reset == "zero" and kind == "RSynaptic" and not _resets_at_once(module, theta, shape):
+        wrong.append(
+            "an RSynaptic with reset_mechanism='zero' ignores the input of the step after a spike, and "
+            "this version of snnTorch ignores its reset_delay=False; train with reset_mechanism="
+            "'subtract', which is exact"
+        )
+    elif reset == "zero" and late and kind != "Leaky":
+        remedy = SUBTRACT if kind == "RSynaptic" else SAME_STEP
+        wrong.append(
+            f"a {kind} with reset_mechanism='zero' ignores the input of the step after a spike; {remedy}"
+        )
+    return wrong
+
+
+def _resets_at_once(module: Any, theta: Array, shape: Shape) -> bool:
+    """Whether a spike of an RSynaptic leaves its membrane potential at 0 in the same step."""
+    if module.reset_delay:
+        return True  # which is refused anyway
+    tried = copy.deepcopy(module).eval()
+    zero = torch.zeros(1, *shape, dtype=next(iter(module.state_dict().values())).dtype)
+    strong = torch.full_like(zero, float(10 * np.abs(theta).max() + 10))
+    tried.init_hidden, tried.output = False, False
+    with torch.no_grad():
+        spikes, _, mem = tried(strong, zero, zero, zero)
+    return bool((mem[spikes != 0] == 0).all())
+
+
+def _strange(module: Any, reset: str, theta: Array, alpha: Array, beta: Array) -> list[str]:
     """Settings of a neuron that no chip has."""
     wrong = []
     for key in ("inhibition", "state_quant"):
@@ -244,11 +261,8 @@ def _strange(
     for key, values in (("threshold", theta), ("beta", beta), ("alpha", alpha)):
         if not np.isfinite(values).all():
             wrong.append(f"{key} contains NaN or infinite values")
-    ends = (beta == 1).any() and (current or not (beta == 1).all())
-    if ends or (alpha == 1).any():
-        wrong.append(
-            "a decay of 1 (no leak) of a current, of neurons with one, or of some of the neurons only"
-        )
+    if (alpha == 1).any():
+        wrong.append("alpha is 1: a chip's current decays; train with an alpha below 1")
     return wrong
 
 

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
-from stl_deploy.importers.torch.modules import STEPS, factor_of, neuron, recurrent, stateless
+from stl_deploy.importers.torch.modules import (
+    STEPS,
+    Neurons,
+    factor_of,
+    neuron,
+    recurrent,
+    stateless,
+)
 from stl_deploy.importers.torch.trace import MADE_HERE, Call, Trace, Value, record
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
@@ -80,9 +87,7 @@ def lowered(
     if problems:
         raise LoweringError(problems)
     graph = _Builder(trace, sample).graph(options)
-    notes = torch_check.check(
-        net, sample, trace, graph, options.levels, lambda m: _reset(_neurons_of(m))
-    )
+    notes = torch_check.check(net, sample, trace, graph, options, lambda m: _reset(_neurons_of(m)))
     return graph, (*_one_step(trace, options), *notes)
 
 
@@ -153,7 +158,12 @@ class _Builder:
         self.edges.append((f"{out}{self._scaled.get(out, '')}", "output"))
         graph = nir.NIRGraph(nodes=self.nodes, edges=self.edges, type_check=False)
         steps = options.timesteps or (self.steps if self.steps > 1 else None)
-        return nir_graph.to_float(graph, replace(options, timesteps=steps))
+        return nir_graph.to_float(graph, replace(options, timesteps=steps, held=self._held()))
+
+    def _held(self) -> bool:
+        """Whether every step of a loop over time reads the same frame."""
+        read = {at for calls in self.trace.calls.values() for c in calls for at in _read(c.given)}
+        return self.steps > 1 and read == {None}
 
     def _done(self) -> None:
         if self.problems:
@@ -259,8 +269,7 @@ class _Builder:
                 )
             return f"{value.name}{self._scaled_name(value.name)}"
         if value.kind == "input":
-            self.input_shapes.add(value.shape[1:] if self._batch_first(value) else value.shape)
-            return "input"
+            return self._input(value)
         if id(value) in self.made:
             return self.made[id(value)]
         name = value.name
@@ -274,8 +283,11 @@ class _Builder:
             self.problems.append(Problem(value.name, str(error)))
             node = G.Dropout((), ())
         self.nodes[name] = node
+        starts = np.cumsum([0, *(part.shape[1] for part in value.args)]) if _joins(value) else None
         for i, source in enumerate(sources):
-            if source in sources[:i]:  # added to itself: an edge counts once
+            if starts is not None:
+                self._part(name, i, source, value, int(starts[i]))
+            elif source in sources[:i]:  # added to itself: an edge counts once
                 again = f"{name}.again{i}"
                 self.nodes[again] = G.Dropout((), ())
                 self.edges += [(source, again), (again, name)]
@@ -283,8 +295,22 @@ class _Builder:
                 self.edges.append((source, name))
         return name
 
-    def _batch_first(self, value: Value) -> bool:
-        return len(value.shape) > 1
+    def _input(self, value: Value) -> str:
+        """The input, whose values must come in the order of the sample's."""
+        self.input_shapes.add(value.shape[1:] if len(value.shape) > 1 else value.shape)
+        if value.at is None and not all(moved.ordered for moved in value.facts or ()):
+            what = "reads the values of a sample in another order than they are given in"
+            remedy = "permute them before the network, and give rasters in that order too"
+            problem = Problem("input", what, remedy)
+            self.problems += [problem] if problem not in self.problems else []
+        return "input"
+
+    def _part(self, name: str, i: int, source: str, value: Value, first: int) -> None:
+        """A part of a concatenation, from channel ``first`` on."""
+        part = f"{name}.part{i}"
+        before = value.args[i].shape[1:]
+        self.nodes[part] = G.Place(before, value.shape[1:], first)
+        self.edges += [(source, part), (part, name)]
 
     def _scaled_name(self, name: str) -> str:
         return ".graded" if factor_of(self.trace.modules[name]) not in (1, None) else ""
@@ -296,13 +322,15 @@ class _Builder:
         source = self._node(call.given)
         self.edges.append((source, name))
         try:
-            node, own = neuron(module, shape)
+            made = neuron(module, shape)
         except ValueError as error:
             self.problems += [Problem(name, text) for text in str(error).splitlines()]
-            node, own = G.Dropout((), ()), None
-        self.nodes[name] = node
-        if own is not None:
-            self._connect_back(name, f"{name}.reset", nir.Scale(scale=own))
+            made = Neurons(G.Dropout((), ()), {})
+        self.nodes[name] = made.node
+        for delay, weight in made.own.items():
+            self._connect_back(
+                name, f"{name}.reset{delay if delay > 1 else ''}", nir.Scale(scale=weight), delay
+            )
         if type(module).__name__ in ("RLeaky", "RSynaptic"):
             try:
                 self._connect_back(name, f"{name}.recurrent", recurrent(module, shape))
@@ -313,9 +341,16 @@ class _Builder:
             self.nodes[f"{name}.graded"] = nir.Scale(scale=np.full(shape, factor))
             self.edges.append((name, f"{name}.graded"))
 
-    def _connect_back(self, neurons: str, name: str, node: nir.ir.NIRNode) -> None:
+    def _connect_back(self, neurons: str, name: str, node: nir.ir.NIRNode, delay: int = 1) -> None:
+        """A way from neurons back to them, on which spikes need ``delay`` steps, one without a Delay."""
         self.nodes[name] = node
-        self.edges += [(neurons, name), (name, neurons)]
+        source = neurons
+        if delay > 1:
+            source = f"{name}.late"
+            shape = self.trace.calls[neurons][-1].given.shape[1:]
+            self.nodes[source] = nir.Delay(delay=np.full(shape, delay * G.DT))
+            self.edges.append((neurons, source))
+        self.edges += [(source, name), (name, neurons)]
 
 
 def _form(value: Value, t: int) -> Any:
@@ -323,17 +358,26 @@ def _form(value: Value, t: int) -> Any:
     if value.kind == "neuron":
         return "neuron", value.name, value.at, value.call - t
     if value.kind == "input":
-        return "input", None if value.at is None else value.at - t, value.call, value.shape
+        at = None if value.at is None else value.at - t
+        return "input", at, value.call, value.shape, value.facts
     what = value.name if value.kind == "module" and value.at != MADE_HERE else ""
     fact = value.facts if not isinstance(value.facts, nn.Module) else repr(value.facts)
     return value.kind, what, fact, *(_form(part, t) for part in value.args)
 
 
-def _steps_read(value: Value) -> set[int]:
-    """The time steps of the input that a value is computed from."""
+def _read(value: Value) -> set[int | None]:
+    """The time steps of the input that a value is computed from; None for a whole sample."""
     if value.kind == "input":
-        return set() if value.at is None else {value.at}
-    return {at for part in value.args for at in _steps_read(part)}
+        return {value.at}
+    return {at for part in value.args for at in _read(part)}
+
+
+def _steps_read(value: Value) -> set[int]:
+    return {at for at in _read(value) if at is not None}
+
+
+def _joins(value: Value) -> bool:
+    return value.kind == "op" and bool(value.facts[0] == "cat")
 
 
 def _sources(value: Value) -> set[str]:

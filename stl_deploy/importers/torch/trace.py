@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -47,8 +48,24 @@ ADDS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
 SCALES = {"mul", "__mul__", "__rmul__", "multiply"}
 DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
 RECORDS = {"stack", "cat", "concat", "concatenate"}
+PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
 READOUTS = {"sum", "mean"}
 MADE_HERE = -1  # ``at`` of a module that stands for a function, and is none of the network's
+
+
+class Moved(NamedTuple):
+    """A step from the sample to what is read of it: its axes in another order, or another shape.
+
+    ``ordered`` says whether all values behind the first axis keep their order.
+    """
+
+    kind: Literal["permute", "reshape"]
+    sizes: tuple[int, ...]
+    ordered: bool = True
+
+    def apply(self, x: NDArray[Any]) -> NDArray[Any]:
+        """``x`` after it."""
+        return x.transpose(self.sizes) if self.kind == "permute" else x.reshape(self.sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +75,8 @@ class Value:
     kind: "input" (``at`` the time step, None for the whole sample), "neuron" (output ``at`` of call
     ``call`` of ``name``), "module" or "op" (``name``, of ``args``), "record" (``args`` one a step), or
     "unknown", of which a problem has been noted. ``at`` of a record is the axis of time, None where there
-    is none any more. ``shape`` is that of the tensor.
+    is none any more. ``shape`` is that of the tensor. ``facts`` of an input are the ``Moved`` that make it of
+    the sample.
     """
 
     kind: str
@@ -150,8 +168,10 @@ class Recorder(TorchFunctionMode):
         if name in ("unbind", "split", "chunk") and self._whole_input(used):
             axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             if name == "unbind" and axis in (0, 1):
+                facts = used[0].facts
                 for t, tensor in enumerate(results):
-                    self.know(tensor, Value("input", tuple(tensor.shape), at=t, call=axis))
+                    here = Value("input", tuple(tensor.shape), at=t, call=axis, facts=facts)
+                    self.know(tensor, here)
                 return out
         value = self._known_op(name, results[0], args, kwargs, used) if len(results) == 1 else None
         if value is None:
@@ -180,8 +200,15 @@ class Recorder(TorchFunctionMode):
         if name in RESHAPES and alone:
             return _reshaped(first, shape)
         if name == "__getitem__" and self._whole_input(used):
-            return _at_a_time(args[1], shape)
+            return _at_a_time(first, args[1], shape)
+        if name in PERMUTES and alone and self._whole_input(used):
+            return _permuted(first, name, args[1:], kwargs)
         axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        joins = name in RECORDS and name != "stack" and isinstance(axis, int)
+        if joins and len(shape) > 1 and axis in (1, 1 - len(shape)):
+            if len(used) == len(list(tensors((args, kwargs)))):
+                return Value("op", shape, self._name("cat"), tuple(used), facts=("cat",))
+            return None
         if name in RECORDS and (axis in (None, 0) or (name, axis) == ("stack", 1)):
             together = len(used) == len(list(tensors((args, kwargs))))
             time = (axis or 0) if name == "stack" else None
@@ -239,7 +266,10 @@ def _reshaped(first: Value, shape: Shape) -> Value | None:
         return first
     if first.kind == "input":
         # What comes in may be given in any shape of the same values.
-        return Value("input", shape, at=first.at, call=first.call, facts=first.facts)
+        facts = first.facts
+        if first.at is None:
+            facts = (*(facts or ()), Moved("reshape", shape))
+        return Value("input", shape, at=first.at, call=first.call, facts=facts)
     if len(shape) < 1 or not first.shape or shape[0] != first.shape[0]:
         return None
     if len(shape) == 2 and shape[1] == math.prod(first.shape[1:]):
@@ -247,16 +277,39 @@ def _reshaped(first: Value, shape: Shape) -> Value | None:
     return None
 
 
-def _at_a_time(index: Any, shape: Shape) -> Value | None:
+def _permuted(first: Value, name: str, args: Any, kwargs: Any) -> Value | None:
+    """The sample with time or batch elsewhere; None where the values of a step change their order."""
+    # Which axes go where is what the function does to axes of sizes of their own.
+    probe = torch.empty(tuple(range(2, 2 + len(first.shape))), device="meta")
+    moved = getattr(torch.Tensor, name)(probe, *args, **kwargs)
+    axes = tuple(size - 2 for size in moved.shape)
+    if not _ordered(axes[2:], first.shape):
+        return None
+    shape = tuple(first.shape[axis] for axis in axes)
+    moved_axes = Moved("permute", axes, _ordered(axes[1:], first.shape))
+    return Value("input", shape, facts=(*(first.facts or ()), moved_axes))
+
+
+def _ordered(axes: tuple[int, ...], shape: Shape) -> bool:
+    """Whether values along ``axes`` of a tensor of ``shape`` stand as they did."""
+    long = [axis for axis in axes if shape[axis] > 1]
+    return long == sorted(long)
+
+
+def _at_a_time(first: Value, index: Any, shape: Shape) -> Value | None:
     """The input at one time step: ``x[t]`` or ``x[:, t]``."""
+
+    def step(at: int, axis: int) -> Value:
+        return Value("input", shape, at=at, call=axis, facts=first.facts)
+
     if isinstance(index, int):
-        return Value("input", shape, at=index, call=0)
+        return step(index, 0)
     rest = isinstance(index, tuple) and len(index) >= 2 and index[0] == slice(None)
     if rest and isinstance(index[1], int) and all(i in (slice(None), ...) for i in index[2:]):
-        return Value("input", shape, at=index[1], call=1)
-    first = isinstance(index, tuple) and len(index) > 0 and isinstance(index[0], int)
-    if first and all(i in (slice(None), ...) for i in index[1:]):
-        return Value("input", shape, at=index[0], call=0)
+        return step(index[1], 1)
+    leads = isinstance(index, tuple) and len(index) > 0 and isinstance(index[0], int)
+    if leads and all(i in (slice(None), ...) for i in index[1:]):
+        return step(index[0], 0)
     return None
 
 
