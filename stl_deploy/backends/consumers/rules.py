@@ -282,6 +282,7 @@ SPIKINGJELLY = Consumer(
                 *(nir.SumPool2d, *NEURONS),
             ),
         ),
+        ONE_INPUT,
         unreadable(
             "weights and biases must not be integers",
             nodes(lambda node: node.weight.dtype.kind in "iu", nir.Affine, nir.Linear, nir.Conv2d),
