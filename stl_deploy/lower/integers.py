@@ -125,7 +125,7 @@ class Integers:
             for rows, connection in zip(self.target.rows, network.connections, strict=True)
             if rows.source != self.target.always
         ]
-        if len(pairs) < 2:
+        if len(self.target.rows) < 2:
             return {}
         found = {}
         names = [rows.name for rows, _ in pairs]
