@@ -108,11 +108,6 @@ class Engine:
         votes = traces[network.readout.source].spikes
         return Trace(traces, network.readout.predict(votes))
 
-    # Until every room reads the graph.
-    def run_layer(self, layer, inputs, states=False):  # type: ignore[no-untyped-def]
-        alone = Engine(self.network.alone(layer.name), self.cores)
-        return alone.run(inputs, states).layers[layer.name]
-
     def _plan(self, index: int, steps: int, states: bool) -> Plan | None:
         """The plan of a part for rasters of so many steps, made once."""
         key = index, steps, states

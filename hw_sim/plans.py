@@ -464,7 +464,8 @@ def _of_each(values: Any, shape: Shape) -> NDArray[Any]:
 def _one_or_each(values: Int64, shape: Shape) -> Int64:
     """The one value that all neurons have, or one for each in memory order."""
     same = (values == values.flat[0]).all()
-    return values.reshape(-1)[:1].copy() if same else _of_each(values, shape)
+    # A copy: numba would compile everything again for an array that cannot be written to.
+    return values.reshape(-1)[:1].copy() if same else _of_each(values, shape).copy()
 
 
 def takes_the_plain_step(case: Case, pieces: kernels.Pieces) -> bool:

@@ -114,7 +114,8 @@ class Certifier:
     ) -> None:
         known = floats.by_name.get(population.name)
         if known is None and pairs.passes_on(network, population.name):
-            raise _NotCovered("it passes spikes on unchanged, and the float graph does not have it")
+            does = "passes spikes on" if network.into(population.name) else "stands for a bias"
+            raise _NotCovered(f"it {does}, and the float graph does not have it")
         if known is None:
             raise _NotCovered("the float graph has no such population")
         _check_floats(floats, known)
@@ -196,9 +197,11 @@ class Certifier:
         """
         n, steps = sent[self.population.name].shape[:2]
         floats = np.zeros((n, steps, self.population.size))
-        for c in self.floats.into(self.population.name):
+        for way in self.floats.into(self.population.name):
             _add(
-                floats, weighted(c.way, _flat(sent[c.source], self.floats.shape(c.source))), c.delay
+                floats,
+                weighted(way.way, _flat(sent[way.source], self.floats.shape(way.source))),
+                way.delay,
             )
         integers = np.zeros_like(floats)
         for c in self.network.into(self.population.name) if own else self.into:
@@ -356,7 +359,8 @@ def _bits_lost(population: Population) -> NDArray[np.int64]:
     """Bits that one decay shifts out, broadcastable to the population."""
     kept = DECAY_ONE - np.asarray(population.neurons.dv, np.int64)
     ends_in = np.log2(kept & -kept).astype(np.int64)  # zeros at the end
-    return DECAY_BITS - np.minimum(DECAY_BITS, ends_in)
+    lost: NDArray[np.int64] = DECAY_BITS - np.minimum(DECAY_BITS, ends_in)
+    return lost
 
 
 def _zero_bits(network: IntegerNetwork, population: Population) -> int:

@@ -425,17 +425,18 @@ def _integers(
             sums = c.sums(x, network.levels(c.source))
             arrived[c.delay :] += sums.reshape(-1, *population.shape)
 
-    def own(values: Any) -> NDArray[np.int64]:
-        return np.broadcast_to(np.asarray(values, np.int64), population.shape)[place.neuron][None]
+    def own(values: Any) -> int:
+        return int(np.broadcast_to(values, population.shape)[place.neuron])
 
     u = v = np.zeros(1, np.int64)
     path = []
     for t in range(place.step + 1):
         before = int(v[0])
-        u, _ = arithmetic.step_current(u, arrived[t][place.neuron][None], own(neurons.du), limit)
-        v, _ = arithmetic.step_voltage(v, u, own(neurons.bias), own(neurons.dv), limit)
+        a = arrived[(t, *place.neuron)].reshape(1)
+        u, _ = arithmetic.step_current(u, a, own(neurons.du), limit)
+        v, _ = arithmetic.step_voltage(v, u, np.array([own(neurons.bias)]), own(neurons.dv), limit)
         path.append((before, int(v[0])))
-        v, _ = arithmetic.fire(v, own(neurons.vth), neurons.reset)
+        v, _ = arithmetic.fire(v, np.array([own(neurons.vth)]), neurons.reset)
     return path
 
 

@@ -36,8 +36,15 @@ Sent = Mapping[
     str, NDArray[Any]
 ]  # what inputs and populations send in a sample, [T, *shape] by name
 Kind = Literal[
-    *("weight", "threshold", "bias", "decay", "kernel", "input scale", "time step"),
-    *("delay", "connection"),
+    "weight",
+    "threshold",
+    "bias",
+    "decay",
+    "kernel",
+    "input scale",
+    "time step",
+    "delay",
+    "connection",
 ]
 # What a mistake is called, its kind, and the network and what is sent that it would have run with.
 Runs = Iterator[tuple[str, Kind, IntegerNetwork, Sent]]
@@ -284,35 +291,31 @@ def _biases(population: Population, known: FloatPopulation) -> list[Fault]:
     neurons, shape = population.neurons, population.shape
     step = 2.0 ** (neurons.bias_exp - FRACTION_BITS)
     bias = known.bias * known.neurons.total_gain + known.neurons.leak
-    wanted = _together(bias / (neurons.scale * step), neurons.bias_mant, shape)
-    held = np.broadcast_to(neurons.bias_mant, wanted.shape)
+    wanted = np.broadcast_to(bias / (neurons.scale * step), shape)
+    held: NDArray[Any] = np.broadcast_to(neurons.bias_mant, shape)
+    by_channel = [pairs.by_output(values, shape[0]) for values in (wanted, held)]
+    if by_channel[0] is not None and by_channel[1] is not None:
+        wanted, held = by_channel[0], by_channel[1]
     off = np.abs(held - wanted) > 0.5 + TIE
     if not off.any():
         return []
-    # A bias for each channel is named by its channel.
-    axes = next((n for n in range(off.ndim, 0, -1) if off.shape[n - 1] > 1), 1)
-    off, held, wanted = (x.reshape(x.shape[:axes]) for x in (off, held, wanted))
     listed = [(i, int(held[i]), round(wanted[i])) for i in _indices(off)]
     text = _list(int(off.sum()), off.size, "biases", listed)
     return [Fault(population.name, "bias", int(off.sum()), text)]
-
-
-def _together(wanted: Float, held: NDArray[Any], shape: Shape) -> Float:
-    """``wanted`` in the shape in which it and ``held`` are given, which broadcasts to ``shape``."""
-    full = (1,) * len(shape)
-    return np.broadcast_to(wanted, np.broadcast_shapes(full, wanted.shape, held.shape))
 
 
 def _decays(population: Population, known: FloatPopulation) -> list[Fault]:
     """Decays that are not the nearest their register can hold."""
     neurons, keep = population.neurons, known.neurons.keep
     wanted = np.where(keep == 1, 0.0, np.clip(DECAY_ONE * (1 - keep), 1, FORGETS))
-    wanted, keep, held = np.broadcast_arrays(wanted, keep, neurons.dv)
+    shape = population.shape
+    wanted, keep = np.broadcast_to(wanted, shape), np.broadcast_to(keep, shape)
+    held: NDArray[Any] = np.broadcast_to(neurons.dv, shape)
     off = np.abs(held - wanted) > 0.5 + TIE
     if not off.any():
         return []
     first = tuple(map(int, np.argwhere(off)[0]))
-    same = all(np.ptp(x) == 0 for x in (wanted, held))
+    same = bool(np.ptp(wanted) == 0 and np.ptp(held) == 0)
     where = (
         "" if same else f"{int(off.sum()):,} of {off.size:,} decays are off: at {_place(first)} "
     )

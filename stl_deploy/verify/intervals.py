@@ -59,14 +59,14 @@ class Rules(NamedTuple):
 class Branches(NamedTuple):
     """Room for the branches of one neuron, [steps + 1] each: voltage, decays and step of the last spike.
 
-    ``count`` int64 [1] of them are in use; ``v`` float64 [1] is the float voltage.
+    ``used`` int64 [1] tells how many are in use; ``v`` float64 [1] is the float voltage.
     """
 
     low: Array
     high: Array
     age: Array
     last: Array
-    count: Array
+    used: Array
     v: Array
 
 
@@ -76,7 +76,7 @@ def _begin(branches: Branches) -> None:
     branches.low[0] = branches.high[0] = branches.v[0] = 0.0
     branches.age[0] = 0
     branches.last[0] = NEVER
-    branches.count[0] = 1
+    branches.used[0] = 1
 
 
 @compiled
@@ -106,7 +106,7 @@ def _step(
     reset_low = reset_high = 0.0
     reset_age = 0
     left = 0
-    for b in range(branches.count[0]):
+    for b in range(branches.used[0]):
         lower, upper, old = kept * low[b], kept * high[b], age[b]
         if old > cells.exact[j]:
             # Truncation toward zero takes less than a unit, and never the sign.
@@ -158,7 +158,7 @@ def _step(
         age[left] = reset_age
         last[left] = t
         left += 1
-    branches.count[0] = left
+    branches.used[0] = left
     if not may_stay:
         verdict = FIRES
     elif not may_fire:
@@ -231,7 +231,7 @@ def _of(branches: Branches, n: Int, j: Int) -> Branches:
         branches.high[n, j],
         branches.age[n, j],
         branches.last[n, j],
-        branches.count[n, j],
+        branches.used[n, j],
         branches.v[n, j],
     )
 

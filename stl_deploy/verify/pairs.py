@@ -6,7 +6,7 @@ An integer network may have populations that the float one lacks, which only pas
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.synapses import Geometry, Shape
 
 Float = NDArray[np.float64]
-Ints = NDArray[np.integer]
+Ints = NDArray[np.integer[Any]]
 NEAR = 1e-9  # relative: units of one channel that differ by no more than rounding are the same
 
 
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     """The synapses of a neuron: inputs [n], where their weights stand [n, dimensions], float weights [n]."""
 
     inputs: Ints
-    index: Ints
+    places: Ints
     weight: Float
 
 
@@ -101,6 +101,12 @@ def as_weights(way: Way) -> Weights | None:
     return None if way.kind == "one_to_one" else way
 
 
+def factors(way: Way) -> Float:
+    """The factors [neurons] of a way that is one for each neuron."""
+    assert way.kind == "one_to_one"
+    return way.weight.reshape(-1)
+
+
 def alike(mine: Connection, theirs: FloatConnection) -> bool:
     """Whether the weights of both stand in the same places."""
     way = as_weights(theirs.way)
@@ -119,7 +125,7 @@ def units(population: Population, known: FloatPopulation) -> Float:
     return units
 
 
-def by_output(unit: Float, outputs: int) -> Float | None:
+def by_output(unit: NDArray[Any], outputs: int) -> NDArray[Any] | None:
     """``unit`` [*shape] of ``outputs``, channels or neurons; None where it differs within a channel."""
     rows = unit.reshape(outputs, -1)
     same = np.abs(rows - rows[:, :1]) <= NEAR * np.abs(rows[:, :1])
@@ -131,7 +137,7 @@ def row(way: Way, source: Shape, shape: Shape, neuron: Shape) -> Row:
     flat = int(np.ravel_multi_index(neuron, shape))
     weights = as_weights(way)
     if weights is None:
-        return Row(np.array([flat]), np.array([[flat]]), way.weight.reshape(-1)[[flat]])
+        return Row(np.array([flat]), np.array([[flat]]), factors(way)[[flat]])
     weight = weights.weight
     if weights.geometry is None:
         columns = np.arange(weight.shape[1])
@@ -154,8 +160,9 @@ def unrolled(way: Way, source: Shape, shape: Shape) -> tuple[Ints, Ints, Float]:
     """(neuron, input, weight) of every in-bounds synapse, sorted by neuron, then input."""
     weights = as_weights(way)
     if weights is None:
-        at = np.arange(way.weight.size)
-        return at, at, way.weight.reshape(-1)
+        single = factors(way)
+        at = np.arange(len(single))
+        return at, at, single
     if weights.geometry is None:
         neurons, inputs = np.indices(weights.weight.shape, np.int32).reshape(2, -1)
         return neurons, inputs, weights.weight.reshape(-1)

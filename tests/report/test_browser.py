@@ -145,16 +145,16 @@ def call(module: str, *args: Any) -> None:
 
 def captions(network: IntegerNetwork) -> list[str]:
     return [
-        *(f"{layer.name}: " for layer in network.lif_layers),
+        *(f"{population.name}: " for population in network.weighted),
         "By event",
-        "Dynamic, by layer",
-        *(f"{name}: layers by event" for name in PROFILES),
+        "Dynamic, by population",
+        *(f"{name}: populations by event" for name in PROFILES),
         *(r"\d+ cores of Intel Loihi \(first", r"\d+ cores of Intel Loihi 2"),
     ]
 
 
 def pictures(network: IntegerNetwork) -> int:
-    return (1 + len(network.layers)) * network.timesteps
+    return (len(network.inputs) + len(network.populations)) * network.timesteps
 
 
 # What can be wrong with a page
