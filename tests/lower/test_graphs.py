@@ -307,7 +307,7 @@ def test_a_bias_through_a_current(calib):
     exact = bias * np.broadcast_to(gain, 6)
     assert np.abs(way.synapses.weight[:, 0] * neurons.scale - exact).max() <= neurons.scale.max()
     assert not neurons.bias_mant.any()
-    assert network.precision["a"].connections == {}
+    assert network.precision["a"].connections.keys() == {"input_a_w"}
     graph.nodes["a"].v_threshold[0] = 60.0
     assert max(forced(quantize(graph), graph, raster).values()) < 0.015
 
