@@ -29,9 +29,7 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir import execute as float_exec
-from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.chain import synapse_count
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import IntegerNetwork, synapse_count
 from stl_deploy.models.net import STLNet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +55,7 @@ class Measured:
         self.network, self.full = network, full
         self.recorder = Recorder(network, ENERGY_MODEL) if full else None
         self.engine = Engine(network, None if self.recorder is None else self.recorder.cores)
-        self.forced = dict.fromkeys((layer.name for layer in network.lif_layers), 0)
+        self.forced = dict.fromkeys((p.name for p in network.weighted), 0)
         self.cascaded, self.floor = dict(self.forced), dict(self.forced)
         self.right = self.floor_right = self.samples = 0
 
@@ -66,41 +64,33 @@ class Measured:
         inputs: NDArray[np.uint8],
         labels: NDArray[np.int64],
         want: Spikes,
-        rest: nir.NIRGraph | None = None,
+        graph: nir.NIRGraph | None = None,
     ) -> None:
-        """Run one batch, whose float spikes are ``want``; ``rest`` is the graph after layer one.
-
-        Without ``rest`` the floor is not measured.
-        """
+        """Run one batch, whose float spikes are ``want``; a floor is measured with the float ``graph``."""
         trace = self.engine.run(inputs)
-        before = inputs
-        for layer in self.network.layers:
-            if layer.name in self.forced:
-                forced = self.engine.run_layer(layer, before).spikes
-                self.forced[layer.name] += differing(forced, want[layer.name])
-                self.cascaded[layer.name] += differing(
-                    trace.layers[layer.name].spikes, want[layer.name]
-                )
-            before = want[layer.name]
+        given = self.engine.run(inputs, forced=want)
+        for name in self.forced:
+            self.forced[name] += differing(given.layers[name].spikes, want[name])
+            self.cascaded[name] += differing(trace.layers[name].spikes, want[name])
         self.samples += len(inputs)
         self.right += int((trace.predictions == labels).sum())
         if self.recorder is None:
             return
         self.recorder.add(inputs, trace)
-        if rest is None:
+        if graph is None:
             return
-        first = self.network.layers[0].name
-        mixed = {first: trace.layers[first].spikes}
-        mixed |= float_exec.run(rest, mixed[first])
+        first = self.network.populations[0].name
+        mixed = float_exec.run(graph, inputs, forced={first: trace.layers[first].spikes})
+        mixed[first] = trace.layers[first].spikes
         for name in self.floor:
             self.floor[name] += differing(mixed[name], want[name])
-        votes = self.network.readout.predict(mixed[self.network.layers[-1].name])
+        votes = self.network.readout.predict(mixed[self.network.readout.source])
         self.floor_right += int((votes == labels).sum())
 
     def percent(self, counts: dict[str, int]) -> list[float]:
         """Mismatch of every LIF layer, percent."""
         steps = self.samples * self.network.timesteps
-        sizes = {layer.name: layer.neurons for layer in self.network.lif_layers}
+        sizes = {p.name: p.size for p in self.network.weighted}
         return [100 * count / (steps * sizes[name]) for name, count in counts.items()]
 
 
@@ -170,7 +160,7 @@ def row_of(name: str, done: Measured) -> Row:
         done.percent(done.forced),
         done.percent(done.cascaded),
         100 * done.right / done.samples,
-        sum(synapse_count(layer) for layer in done.network.layers),
+        sum(synapse_count(done.network, c) for c in done.network.connections),
         sum(layer.total["synapse_bytes"] for layer in placed.layers.values()) / 2**20,
         placed.cores,
         1e6 * sum(energy.by_event_j.values()),
@@ -198,19 +188,6 @@ def trained(raster: rasters.Raster) -> list[Row]:
             done.take(inputs, labels, want)
         rows.append(row_of(f"{path.stem[-1]} bit, trained", done))
     return rows
-
-
-def after_first(graph: nir.NIRGraph, first: str) -> nir.NIRGraph:
-    """The float graph behind the neurons ``first``."""
-    nodes = G.inner(graph)
-    shape = G.in_shape(graph)
-    for name in list(nodes):
-        node = nodes.pop(name)
-        shape = G.node_output(name, node, shape)
-        if name == first:
-            break
-    meta = G.float_meta(graph).model_dump_json()
-    return G.chain_graph(nodes, shape, G.out_shape(graph), meta)
 
 
 def draw(means: dict[tuple[str, str], tuple[float, float]], path: Path) -> None:
@@ -248,15 +225,14 @@ def main() -> None:
             network = stl_deploy.quantize(graph, CHIP, data, **asked)
             runs[name, kind] = Measured(network, name in IN_TABLE)
     network = runs["8 bit", "plain"].network
-    rest = after_first(graph, network.layers[0].name)
     right = 0
     for start in track(range(0, len(raster.spikes), 50), "running"):
         part = slice(start, start + 50)
         inputs, labels = raster.spikes[part], raster.labels[part]
         want = float_exec.run(graph, inputs)
-        right += int((network.readout.predict(want[network.layers[-1].name]) == labels).sum())
+        right += int((network.readout.predict(want[network.readout.source]) == labels).sum())
         for (name, _), done in runs.items():
-            done.take(inputs, labels, want, rest if name in FLOORS else None)
+            done.take(inputs, labels, want, graph if name in FLOORS else None)
     rows = []
     for name, kind in ((name, kind) for name in IN_TABLE for kind in KINDS):
         rows.append(row_of(f"{name}, {kind}", runs[name, kind]))
@@ -266,7 +242,7 @@ def main() -> None:
     note = (
         f"{len(raster.spikes):,} test images, float {100 * right / len(raster.spikes):.2f} %, "
         f"{len(calib):,} images for calibration, chip {CHIP}, energy by {ENERGY_MODEL}; layers "
-        f"{', '.join(layer.name for layer in network.lif_layers)}:"
+        f"{', '.join(p.name for p in network.weighted)}:"
     )
     cells = [row.cells() for row in rows]
     pages.show(note, HEAD, cells)

@@ -60,7 +60,7 @@ def main() -> None:
             f"{100 * told.largest:.1f} % | {placed.layers[name].cores} |"
             for name, told in network.rounding.items()
         ]
-    names = [layer.name for layer in network.lif_layers]
+    names = [population.name for population in network.weighted]
     print(f"\n{len(raster.spikes):,} samples, float {100 * (report.accuracy_float or 0):.2f} %\n")
     head = "chip", "thresholds", "accuracy", "same prediction", "per core", "fewest bits", "cores"
     print("|", " | ".join((*head, "synapses")), "|")

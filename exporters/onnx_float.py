@@ -119,7 +119,7 @@ def _past(b: Builder, connection: FloatConnection, number: int) -> str:
 
 def _remember(b: Builder, source: str, now: str, shape: Shape, longest: int) -> None:
     """What a source sent in the last steps, this one included, as state of the graph."""
-    size = ("N", longest, *shape)
+    size: tuple[int | str, ...] = ("N", longest, *shape)
     old = b.input(b.name("past_in", source), np.float32, size)
     first = b.op("Unsqueeze", [now, b.shape((1,))], b.name("newest", source))
     both = b.op("Concat", [first, old], b.name("all_past", source), axis=1)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips.arithmetic import decay, fire, step_current, step_voltage
-from stl_deploy.ir.network import Connection, IntegerNetwork, Population, Raster, Readout
+from stl_deploy.ir.network import Connection, IntegerNetwork, Population, Raster
 from stl_deploy.ir.synapses import IntArray, Shape
 
 Int64 = NDArray[np.int64]
@@ -183,31 +183,3 @@ def run(
     trace.layers = {p.name: trace.layers[p.name] for p in network.populations}
     trace.predictions = network.readout.predict(trace.layers[network.readout.source].spikes)
     return trace
-
-
-# Until every room reads the graph.
-def run_layer(network, layer, inputs, states=False, cores=None):  # type: ignore[no-untyped-def]
-    alone = network.alone(layer.name)
-    given = None if cores is None else {layer.name: cores}
-    return run(alone, inputs, states, given).layers[layer.name]
-
-
-def run_lif(layer, inputs, chip, levels=1, states=False, cores=None):  # type: ignore[no-untyped-def]
-    from stl_deploy.ir import chain
-
-    readout = Readout(1, layer.neurons)
-    net = chain.of(
-        chip.name,
-        inputs.shape[1],
-        layer.input_shape,
-        levels,
-        (layer,),
-        readout,
-        chip_facts=chips.carried(chip),
-    )
-    given = None if cores is None else {layer.name: cores}
-    return run(net, inputs, states, given).layers[layer.name]
-
-
-def accumulate(layer, spikes, levels=1):  # type: ignore[no-untyped-def]
-    return layer.synapses.sums(spikes, levels).reshape(-1, *layer.shape) << layer.exp

@@ -22,7 +22,8 @@ def wrap32(x: Int64) -> Int64:
 
 def decay(x: Int64, constant: Each) -> Int64:
     """x * (4096 - constant) / 4096, truncated toward zero."""
-    magnitude: Int64 = (np.abs(x) * (DECAY_ONE - constant)) >> DECAY_BITS
+    scaled: Int64 = np.abs(x) * (DECAY_ONE - constant)
+    magnitude = scaled >> DECAY_BITS
     return np.where(x < 0, -magnitude, magnitude)
 
 

@@ -106,20 +106,18 @@ def _numbers(value: np.ndarray) -> bool:
 def check_trained(network: FloatNetwork, trained: G.Trained) -> None:
     """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
     problems = []
-    for p in network.populations:
-        if not p.neurons.has_state:
+    for population in network.populations:
+        name, kind = population.name, population.neurons.kind
+        own = any(connection.source == name for connection in network.into(name))
+        if not population.neurons.has_state:
             continue
-        own = any(c.source == p.name for c in network.into(p.name))
-        if p.neurons.kind != "lif" or own:
-            what = f"has {p.neurons.kind} neurons{', recurrent' * own}"
+        if kind != "lif" or own:
+            what = f"{kind} neurons{', recurrent' if own else ''}"
             problems.append(
-                Problem(p.name, f"{what}; training on integers supports only plain LIF")
+                Problem(name, f"has {what}; training on integers supports only plain LIF")
             )
-        elif (found := len(trained.scale.get(p.name, ()))) != p.shape[0]:
-            problems.append(
-                Problem(
-                    f"metadata.{G.KEY}: {p.name}", f"has {found} units for {p.shape[0]} channels"
-                )
-            )
+        elif (found := len(trained.scale.get(name, ()))) != population.shape[0]:
+            what = f"has {found} units for {population.shape[0]} channels"
+            problems.append(Problem(f"metadata.{G.KEY}: {name}", what))
     if problems:
         raise InputError(problems)

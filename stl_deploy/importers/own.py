@@ -13,7 +13,7 @@ def read_integers(file: File) -> Model:
     file.agree(
         timesteps=network.timesteps,
         classes=network.readout.classes,
-        levels=network.input_levels,
+        levels=max(port.levels for port in network.inputs.values()),
     )
     return Model(network=network)
 

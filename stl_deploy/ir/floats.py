@@ -32,8 +32,8 @@ Float = NDArray[np.float64]
 class Weights:
     """Weights of the graph, float64; ``geometry`` is None for all-to-all weights [O, I].
 
-    ``bias`` [O] is that of the node. It arrives once, over however many connections share the weights, so that
-    ``apply`` leaves it out and the population has it.
+    ``bias`` [O] is that of the node. It arrives once, over however many connections share the weights, so
+    that ``apply`` leaves it out and the population has it.
     """
 
     name: str
@@ -208,22 +208,6 @@ class FloatNetwork:
     def trained(self) -> G.Trained | None:
         """The units of a network that was trained on integers."""
         return None if self.meta is None else self.meta.trained
-
-    # Until every room reads the graph: the chain that it is.
-    @cached_property
-    def layers(self):  # type: ignore[no-untyped-def]
-        from stl_deploy.ir import float_chain
-
-        return float_chain.layers_of(self)
-
-    @cached_property
-    def layer_by_name(self):  # type: ignore[no-untyped-def]
-        return {layer.name: layer for layer in self.layers}
-
-    @property
-    def input_shape(self):  # type: ignore[no-untyped-def]
-        (shape,) = self.inputs.values()
-        return shape
 
     def pools(self, name: str) -> bool:
         """Whether the neurons of a population fire exactly where an input of their window does."""

@@ -83,37 +83,3 @@ def unsupported(
         )
         for name in unknown_fields(population.neurons, known)
     ]
-
-
-# Until every room reads the graph.
-LAYER_FIELDS = frozenset(
-    {
-        *("name", "synapse_name", "synapses", "input_shape", "shape", "kernel"),
-        *("bias_mant", "bias_exp", "vth", "scale", "exp", "du", "dv", "reset"),
-        *("recurrent", "recurrent_name", "weight_bits", "weight_precision"),
-    }
-)
-
-
-def layer_unknown_fields(layer, known=LAYER_FIELDS):  # type: ignore[no-untyped-def]
-    defaults = {field.name: field.default for field in fields(layer)}
-    return [
-        name
-        for name, default in defaults.items()
-        if name not in known and not np.array_equal(getattr(layer, name), default)
-    ]
-
-
-def layer_unsupported(layer, populations, synapses, who, known=LAYER_FIELDS):  # type: ignore[no-untyped-def]
-    if layer.kind not in populations:
-        return [missing(populations, layer.kind, layer.name, who)]
-    if layer.synapses.kind not in synapses:
-        return [missing(synapses, layer.synapses.kind, layer.name, who)]
-    return [
-        Problem(
-            layer.name,
-            f"{who} does not support the field {name!r} of its neurons",
-            "choose another target or backend",
-        )
-        for name in layer_unknown_fields(layer, known)
-    ]

@@ -291,30 +291,6 @@ class IntegerNetwork:
             found[name] = np.broadcast_to(x, (len(x), count, *port.shape)) if port.held else x
         return found
 
-    # Until every room reads the graph: the chain that it is.
-    @cached_property
-    def layers(self):  # type: ignore[no-untyped-def]
-        from stl_deploy.ir import chain
-
-        return chain.layers_of(self)
-
-    @property
-    def lif_layers(self):  # type: ignore[no-untyped-def]
-        return tuple(layer for layer in self.layers if layer.kind == "lif")
-
-    @property
-    def input_shape(self):  # type: ignore[no-untyped-def]
-        (given,) = self.inputs.values()
-        return given.shape
-
-    @property
-    def input_levels(self):  # type: ignore[no-untyped-def]
-        (given,) = self.inputs.values()
-        return given.levels
-
-    def input_limit(self, layer):  # type: ignore[no-untyped-def]
-        return self.input_levels if layer.name == self.populations[0].name else 1
-
     def alone(self, name: str) -> IntegerNetwork:
         """A population with what leads into it: its sources are inputs, but for itself."""
         into = self.into(name)

@@ -317,8 +317,8 @@ class OneToOne:
 
     def scaled(self, unit: Float) -> csr_array[np.float64]:
         """The weights times ``unit``, [n] or of each channel, as a sparse matrix float64 [n, n]."""
-        values = self.weight * np.repeat(unit, len(self.weight) // len(unit))
-        at = np.arange(len(values))
+        values: Float = self.weight * np.repeat(unit, len(self.weight) // len(unit))
+        at = np.arange(len(values), dtype=np.int32)
         return csr_array((values, (at, at)), shape=(len(values), len(values)))
 
     def into(self, neuron: int, inputs: IntArray, _index: IntArray) -> Int64:

@@ -38,7 +38,7 @@ from stl_deploy.ir.neurons import Each
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.ir.units import FORGETS
-from stl_deploy.lower.integers import Integers
+from stl_deploy.lower.integers import Integers, with_neurons
 
 Float = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -73,7 +73,7 @@ class Recording:
     @property
     def steps(self) -> int:
         """How many steps each has."""
-        return next(iter(self.inputs.values())).shape[1]
+        return int(next(iter(self.inputs.values())).shape[1])
 
     def with_input(self, name: str, values: IntArray) -> Recording:
         """The recording with one more source, [N, T, *shape]."""
@@ -177,13 +177,12 @@ class Fitting:
         ends = np.cumsum([part.shape[1] for part in parts])[:-1]
         pairs = zip(self.fitted, np.split(rounded[:, :-1], ends, axis=1), strict=True)
         changed = [self._with(network.connections[i], weight) for i, weight in pairs]
-        (population,) = network.populations
-        if bias.any():
-            mantissa = np.rint(rounded[:, -1] / steps[-1]).astype(np.int32)
-            shape = target.shape if count == target.size else target.bias.shape
-            neurons = replace(population.neurons, bias_mant=mantissa.reshape(shape))
-            population = replace(population, neurons=neurons)
-        return network.changed(population, *changed)
+        network = network.changed(*changed)
+        if not bias.any():
+            return network
+        mantissa = np.rint(rounded[:, -1] / steps[-1]).astype(np.int32)
+        shape = target.shape if count == target.size else target.bias.shape
+        return with_neurons(network, bias_mant=mantissa.reshape(shape))
 
     def _bias(self, count: int) -> Float:
         """The bias of each of ``count`` rows; none where neurons that share a row differ in it."""
@@ -341,8 +340,7 @@ def thresholds(network: IntegerNetwork, chip: Chip, recording: Recording) -> NDA
     tried = [np.clip(vth + by, low, high).astype(np.int32) for by in moved]
     wrong = np.zeros((len(tried), *population.shape), np.int64)
     for count, one in zip(wrong, tried, strict=True):
-        neurons = replace(population.neurons, vth=one)
-        candidate = network.changed(replace(population, neurons=neurons))
+        candidate = with_neurons(network, vth=one)
         for sent in recording.batches([*network.inputs, population.name]):
             count += (_fired(candidate, sent) != sent[population.name]).sum(axis=(0, 1))
     best = np.argmin(wrong, axis=0)

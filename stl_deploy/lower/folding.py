@@ -34,6 +34,7 @@ from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Kernel, Shape, Sparse, Synapses
 from stl_deploy.ir.units import FORGETS
 from stl_deploy.lower.checks import NAMED
+from stl_deploy.lower.integers import with_neurons
 from stl_deploy.lower.options import Options
 from stl_deploy.lower.rows import Target
 
@@ -97,21 +98,18 @@ class Fold:
 
     def network(self, theta_ref: int) -> IntegerNetwork:
         """The population with every threshold at ``theta_ref`` (fires where v >= theta_ref)."""
-        (connection,), (population,) = self.plain.connections, self.plain.populations
+        (connection,) = self.plain.connections
         scaled, _ = self._in_units(theta_ref)
         weight = np.clip(np.rint(scaled), -self.qmax, self.qmax)
         whole = weight.astype(slices.kind(connection.precision))
         scale = self.threshold / theta_ref
         shape = self.target.shape
-        neurons = replace(
-            population.neurons,
+        synapses = self._synapses(connection.synapses, whole)
+        return with_neurons(
+            self.plain.changed(replace(connection, synapses=synapses)),
             bias_mant=_full(np.rint(self.bias / scale).astype(np.int32), shape),
             vth=np.full(shape, theta_ref - 1, np.int32),
             scale=_full(scale, shape) * self.target.gain,
-        )
-        return self.plain.changed(
-            replace(population, neurons=neurons),
-            replace(connection, synapses=self._synapses(connection.synapses, whole)),
         )
 
     def _synapses(self, plain: Synapses, weight: Weights) -> Synapses:

@@ -9,6 +9,8 @@ instead, which takes a second synapse for the weights that need it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,13 @@ from stl_deploy.lower.rows import Rows, Target
 
 Float = NDArray[np.float64]
 FINER: WeightPrecision = "2x8"
+
+
+def with_neurons(network: IntegerNetwork, **fields: Any) -> IntegerNetwork:
+    """``network``, of a single population, with other fields of its neurons."""
+    (population,) = network.populations
+    neurons: Any = population.neurons
+    return network.changed(replace(population, neurons=replace(neurons, **fields)))
 
 
 class Integers:
@@ -116,7 +125,7 @@ class Integers:
             for rows, connection in zip(self.target.rows, network.connections, strict=True)
             if rows.source != self.target.always
         ]
-        if len(pairs) < 2:
+        if len(self.target.rows) < 2:
             return {}
         found = {}
         names = [rows.name for rows, _ in pairs]

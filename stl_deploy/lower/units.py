@@ -20,7 +20,7 @@ from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, UNIT
 from stl_deploy.lower import calibration, folding, trained
 from stl_deploy.lower.checks import NAMED
-from stl_deploy.lower.integers import Integers
+from stl_deploy.lower.integers import Integers, with_neurons
 from stl_deploy.lower.options import Options
 from stl_deploy.lower.rows import Target
 
@@ -145,7 +145,8 @@ class Fit:
                 )
             )
             return network, how
-        corrected = _with_thresholds(fitted, calibration.thresholds(fitted, self.chip, recording))
+        vth = calibration.thresholds(fitted, self.chip, recording)
+        corrected = with_neurons(fitted, vth=vth)
         if how.mode == "proven":
             corrected = self._safe_thresholds(corrected, fitted)
         done = replace(self._precision(corrected, how.mode), calibrated=recording.samples)
@@ -165,7 +166,7 @@ class Fit:
         """``corrected``, with the thresholds of ``fitted`` in the channels where v could overflow."""
         excess = self._excess(corrected).reshape(-1, *[1] * (len(self.target.shape) - 1))
         old, new = (network.populations[0].neurons.vth for network in (fitted, corrected))
-        mixed = _with_thresholds(corrected, np.where(excess > 1, old, new))
+        mixed = with_neurons(corrected, vth=np.where(excess > 1, old, new))
         # With thresholds "anywhere" one channel's bound hangs on all of the population's.
         return mixed if (self._excess(mixed) <= 1).all() else fitted
 
@@ -413,11 +414,6 @@ class Fit:
                     "--chip ideal",
                 )
             )
-
-
-def _with_thresholds(network: IntegerNetwork, vth: NDArray[np.int32]) -> IntegerNetwork:
-    (population,) = network.populations
-    return network.changed(replace(population, neurons=replace(population.neurons, vth=vth)))
 
 
 def _slowest(constant: Each) -> int:

@@ -90,13 +90,15 @@ class Drawing:
         self.nodes["output"] = nir.Output({"output": np.array(self.shapes[output])})
         said = G.FloatMeta(timesteps=STEPS, classes=size, population=1, **meta).text()
         edges = [*self.edges, (output, "output")]
-        return nir.NIRGraph(self.nodes, edges, metadata={G.KEY: said}, type_check=False)
+        return nir.NIRGraph(dict(self.nodes), edges, metadata={G.KEY: said}, type_check=False)
 
-    def raster(self, density: float = 0.4) -> NDArray[np.uint8]:
-        size = SAMPLES, STEPS, *self.shape
+    def raster(self, samples: int = SAMPLES, density: float = 0.4) -> NDArray[np.uint8]:
+        size = samples, STEPS, *self.shape
         return (self.rng.random(size) < density).astype(np.uint8)
 
     def _next(self, before: str, name: str, node: nir.ir.NIRNode) -> str:
+        while name in self.nodes:
+            name += "_"
         self.nodes[name] = node
         self.edges.append((before, name))
         return name
@@ -109,7 +111,9 @@ class Drawing:
         return self.rng.normal(0.4 / inputs, 1.3 / math.sqrt(inputs), size)
 
 
-def residual(seed: int, **meta: Any) -> tuple[nir.NIRGraph, NDArray[np.uint8]]:
+def residual(
+    seed: int, samples: int = SAMPLES, **meta: Any
+) -> tuple[nir.NIRGraph, NDArray[np.uint8]]:
     """A block with an identity skip, one with a projection, and a linear layer; hard reset."""
     made = Drawing(np.random.default_rng(seed), (2, 6, 6))
     made.neurons("l0", (4, 6, 6), False, False, False)
@@ -125,10 +129,10 @@ def residual(seed: int, **meta: Any) -> tuple[nir.NIRGraph, NDArray[np.uint8]]:
     made.way("l0", "l3", made.conv("l0", 6, 1, stride=2))
     made.neurons("l4", (8,), False, False, False)
     made.way("l3", "l4", made.dense("l3", 8, bias=0.1))
-    return made.graph("l4", **meta), made.raster()
+    return made.graph("l4", **meta), made.raster(samples)
 
 
-def draw(seed: int, **meta: Any) -> tuple[nir.NIRGraph, NDArray[np.uint8]]:
+def draw(seed: int, samples: int = SAMPLES, **meta: Any) -> tuple[nir.NIRGraph, NDArray[np.uint8]]:
     """A plane of populations that skip and wait, and flat ones behind them with a loop; all at random."""
     made = Drawing(np.random.default_rng(seed), (2, 6, 6))
     rng = made.rng
@@ -161,4 +165,4 @@ def draw(seed: int, **meta: Any) -> tuple[nir.NIRGraph, NDArray[np.uint8]]:
         made.way("p3", "p3", made.dense("p3", 7))
     if made.chance(0.6):
         made.way("p3", "p2", made.dense("p3", 7), int(rng.integers(2, 4)))
-    return made.graph("p3", **meta), made.raster()
+    return made.graph("p3", **meta), made.raster(samples)

@@ -133,9 +133,7 @@ def test_export_says_where_layers_lie(command, here, model):
     title = next(i for i, line in enumerate(out.splitlines()) if "Placement" in line)
     lines = out.splitlines()[title:]
     header = next(line for line in lines if "bound by" in line)
-    assert header.split()[3:] == [
-        *("by", "comp.", "memory", "in-ax.", "out-ax.", "vth", "decays")
-    ]
+    assert header.split()[3:] == [*("by", "comp.", "memory", "in-ax.", "out-ax.", "vth", "decays")]
     assert all(len(line) <= 80 for line in lines[:9])
     manifest = json.loads(Path("o/manifest.json").read_text())
     assert (manifest["cores"], manifest["tiles"], manifest["chips"]) == (6, 2, 1)

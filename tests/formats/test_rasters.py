@@ -217,7 +217,9 @@ def test_inputs_that_do_not_match_are_named(tmp_path, read):
 )
 def test_stl_train_refuses_what_it_cannot_train_on(tmp_path, fields):
     path = saved(tmp_path / "r.npz", labels=np.arange(5), **fields)
-    with pytest.raises(InputError, match=r"values with a sign, or one frame|one input is read here"):
+    with pytest.raises(
+        InputError, match=r"values with a sign, or one frame|one input is read here"
+    ):
         trained.recorded(path, None)
 
 

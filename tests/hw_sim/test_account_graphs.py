@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import snntorch as snn
+import torch
+from torch import nn
 
+import stl_deploy
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import reference
@@ -273,6 +277,39 @@ def test_a_late_reset_is_no_connection_layer():
     done = recorded(one_core_each(network), raster, "loihi1-spice", 1).counts
     assert int(done.connections[1].synops.sum()) == 1
     assert neurobench.operations(network, done)[1] is None
+
+
+def test_snntorch_networks_that_differ_in_their_reset_cost_the_same():
+    """Dense operations by PyTorch's sizes; the memory differs by the weights of the late resets."""
+
+    def net(reset):
+        torch.manual_seed(0)
+        leaky = {"beta": 0.5, "init_hidden": True, "reset_mechanism": reset}
+        made = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), snn.Leaky(**leaky)),
+            *(nn.Flatten(), nn.Linear(4 * 5 * 5, 10), snn.Leaky(**leaky)),
+        )
+        with torch.no_grad():
+            for layer in (made[0], made[4]):
+                layer.weight *= 6
+        return made
+
+    found = {}
+    for reset in ("subtract", "zero"):
+        graph = stl_deploy.from_torch(net(reset), torch.ones(1, 1, 12, 12))
+        network = stl_deploy.quantize(graph, chip="loihi2")
+        raster = {name: np.ones((1, 4, 1, 12, 12), np.uint8) for name in network.inputs}
+        found[reset] = (
+            network,
+            neurobench.metrics(network, recorded(network, raster, None, 1).counts),
+        )
+    (late, subtract), (_, zero) = found["subtract"], found["zero"]
+    # Average pooling joins the kernel of 3 x 3: one of 4 x 4 in steps of two, 5 x 5 times.
+    assert subtract.dense == zero.dense == 4 * (4 * 16 * 25 + 100 * 10)
+    own = [c for c in late.connections if c.source == c.target]
+    assert [c.synapses.kind for c in own] == ["one_to_one"] * 2
+    more = sum(c.synapses.weight.nbytes for c in own)
+    assert subtract.footprint_bytes == zero.footprint_bytes + more
 
 
 def test_a_relay_is_no_part_of_the_model():

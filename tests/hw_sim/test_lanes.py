@@ -207,11 +207,18 @@ def test_numba_without_its_private_interfaces(tmp_path):
 def test_the_engine_in_the_other_form():
     """The engine against the reference, in a process of its own: kernels are compiled for one form."""
     other = "0" if compiled.PLAIN else "1"
-    chosen = "test_random_networks or working_networks or sums_of_a_part or single or plain_step"
+    chosen = (
+        "test_random_networks or working_networks or sums_of_a_part or single or plain_step"
+        " or working_graphs or hear_themselves"
+    )
     done = run_with(
         other,
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-x"),
-        *(str(ROOT / "tests" / "hw_sim" / "test_engine.py"), "-k", chosen),
+        *(
+            str(ROOT / "tests" / "hw_sim" / f"test_{name}.py")
+            for name in ("engine", "engine_graphs")
+        ),
+        *("-k", chosen),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

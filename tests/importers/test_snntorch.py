@@ -277,7 +277,7 @@ ALWAYS = {"beta": 0.5, "init_hidden": True}
         (Small(neurons=snn.Synaptic(alpha=0.5, **ALWAYS, reset_mechanism="zero")), "ignores the input"),
         (Small(neurons=snn.RLeaky(linear_features=3, **ALWAYS, reset_mechanism="zero")), "ignores the input"),
         (Small(neurons=snn.Lapicque(**ALWAYS)), "a Lapicque of snnTorch is not supported"),
-        (Small(lambda s, x: s.lif(s.fc(torch.cat([x, x], 0)))), "cat of a tensor"),
+        (Small(lambda s, x: s.lif(s.fc(torch.cat([x, x], 0)))), "along batch or time"),
         (Small(lambda s, x: (s.lif(s.fc(x)), s.lif.reset_mem(), s.lif(s.fc(x)))[2]), "its states"),
         (Small(lambda s, x: s.lif(s.lif(s.fc(x)))), "not computed in the same way"),
         (Small(lambda s, x: s.lif(s.fc(x, 5))), "cannot run on a sample of shape (1, 4): TypeError"),
@@ -887,7 +887,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(4, 3)
-        self.lif = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True)
+        self.lif = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True, reset_mechanism="zero")
 
     def forward(self, x):
         return self.lif(self.fc(x))
@@ -899,7 +899,7 @@ def test_a_class_in_the_current_folder(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit('the standard library is not shadowed')")
     torch.save(Small().fc.state_dict(), tmp_path / "fc.pt")
     state = {f"fc.{k}": v for k, v in Small().fc.state_dict().items()}
-    net = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True)
+    net = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True, reset_mechanism="zero")
     torch.save(state | {f"lif.{k}": v for k, v in net.state_dict().items()}, tmp_path / "net.pt")
     words = [Path(sys.executable).with_name("stl-export"), "net.pt", "--target", "nir", "-o", "out"]
     words += ["--model-class", "own_nets:Net", "--sample-shape", "1,4", "--json"]

@@ -48,40 +48,34 @@ def test_layers_in_order_and_what_leads_to_them():
     }
     own = {"lif2": ("back", nir.Linear(weight=np.eye(5)))}
     network = floats.decode(graph(nodes, (1, 4, 4), (5,), own))
-    assert [(layer.name, layer.kind) for layer in network.layers] == [
-        ("spikes", "or_pool"),
-        ("lif1", "lif"),
-        ("lif2", "lif"),
-    ]
-    first, second, third = network.layers
-    assert (first.window.kernel, first.shape) == ((2, 2), (1, 2, 2))
-    assert second.geometry == ((1, 1), (1, 0), (1, 1), 1)
-    assert (second.input_shape, second.shape) == ((1, 2, 2), (2, 3, 1))
-    assert second.weights.weight.dtype == np.float64
-    # r * dt / tau is 2 here: the weights of the graph, and in the units of v.
-    np.testing.assert_array_equal(second.weights.weight, kernel)
-    np.testing.assert_array_equal(second.weight, 2 * kernel.astype(np.float64))
-    assert (second.bias.tolist(), second.keep) == ([2.0, 4.0], 0.5)
-    assert (third.geometry, third.own_name, third.input_shape) == (None, "back", (2, 3, 1))
-    np.testing.assert_array_equal(third.recurrent, np.eye(5))
-    assert (third.theta > third.neurons.threshold).all()
+    assert [p.name for p in network.populations] == ["spikes", "lif1", "lif2"]
+    assert [network.pools(p.name) for p in network.populations] == [True, False, False]
+    first, second, third = network.populations
+    assert (network.into("spikes")[0].way.kernel, first.shape) == ((2, 2), (1, 2, 2))
+    (conv,) = network.into("lif1")
+    assert conv.way.geometry == ((1, 1), (1, 0), (1, 1), 1)
+    assert (network.shape(conv.source), second.shape) == ((1, 2, 2), (2, 3, 1))
+    assert conv.way.weight.dtype == np.float64
+    np.testing.assert_array_equal(conv.way.weight, kernel)
+    assert second.bias.tolist() == [[[1.0]], [[2.0]]]  # in the units of the graph's sums
+    assert (second.neurons.total_gain == 2).all()  # r * dt / tau
+    assert (second.neurons.keep == 0.5).all()
+    fc, back = network.into("lif2")
+    assert (fc.way.geometry, fc.source, fc.delay) == (None, "lif1", 0)
+    assert (back.name, back.source, back.delay) == ("back", "lif2", 1)
+    np.testing.assert_array_equal(back.way.weight, np.eye(5))
+    assert (third.neurons.theta > third.neurons.threshold).all()
 
 
 @pytest.mark.parametrize(
-    ("threshold", "stride", "kind"),
-    [
-        (0.5, 2, "or_pool"),
-        (0.0, 2, "or_pool"),
-        (1.0, 2, "other"),
-        (-0.5, 2, "other"),
-        (0.5, 1, "other"),
-    ],
+    ("threshold", "stride", "pools"),
+    [(0.5, 2, True), (0.0, 2, True), (1.0, 2, False), (-0.5, 2, False), (0.5, 1, False)],
 )
-def test_a_pool_fires_exactly_where_an_input_does(threshold, stride, kind):
+def test_a_pool_fires_exactly_where_an_input_does(threshold, stride, pools):
     nodes, size = pool(threshold, stride)
     built = graph(nodes, (1, 4, 4), size)
-    assert floats.decode(built).layers[0].kind == kind
-    if kind == "other":
+    assert floats.decode(built).pools("spikes") == pools
+    if not pools:
         with pytest.raises(LoweringError):
             quantize(built)
 
@@ -169,11 +163,13 @@ def test_parameters_of_single_precision_are_widened_before_anything_is_rounded()
         "lif": nir.LIF(tau=tau, r=r, v_leak=zero, v_threshold=theta, v_reset=zero),
     }
     built = graph(nodes, (30,), (n,))
-    layer = floats.decode(built).layers[0]
-    assert layer.gain == 1e-4 / np.float64(tau[0]) * np.float64(r[0])
-    np.testing.assert_array_equal(layer.theta, np.nextafter(theta.astype(np.float64), np.inf))
+    decoded = floats.decode(built)
+    neurons, (fc,) = decoded.by_name["lif"].neurons, decoded.into("lif")
+    gain = 1e-4 / np.float64(tau[0]) * np.float64(r[0])
+    assert (neurons.total_gain == gain).all()
+    np.testing.assert_array_equal(neurons.theta, np.nextafter(theta.astype(np.float64), np.inf))
     network = quantize(built, "loihi2")
-    (integers,) = network.lif_layers
-    unit = np.abs(layer.weight).max(axis=1) / 127
-    np.testing.assert_array_equal(integers.scale, unit)
-    assert faults.of_network(network, integers, layer) == []
+    integers = network.by_name["lif"]
+    unit = np.abs(fc.way.weight * gain).max(axis=1) / 127
+    np.testing.assert_array_equal(integers.neurons.scale, unit)
+    assert faults.of_network(network, integers, decoded) == []

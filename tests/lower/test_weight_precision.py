@@ -24,7 +24,6 @@ from stl_deploy.hw_sim.simulate import Recorder
 from stl_deploy.ir import floats as float_networks
 from stl_deploy.ir import single, slices
 from stl_deploy.ir.network import Input, fan_out, synapse_count
-from stl_deploy.ir.nir_graph import KEY
 from stl_deploy.ir.synapses import Dense
 from stl_deploy.lower import folding
 from stl_deploy.lower import rows as rows_of
@@ -416,8 +415,7 @@ def test_netx_refuses_and_the_process_graph_carries(tmp_path, precision):
     with pytest.raises(LoweringError) as error:
         netx.write(network, tmp_path)
     assert {p.where for p in error.value.problems} == {
-        f"network.net (netx), {name}"
-        for name in ("conv1 (input to lif1)", "fc1 (pool1 to lif2)")
+        f"network.net (netx), {name}" for name in ("conv1 (input to lif1)", "fc1 (pool1 to lif2)")
     }
     assert all(f"weight precision {precision}" in p.what for p in error.value.problems)
     assert all("--weight-precision 8" in p.remedy for p in error.value.problems)

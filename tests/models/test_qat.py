@@ -22,7 +22,6 @@ from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.ir.chain import LifLayer
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models import layers, qat
 from stl_deploy.models.net import STLNet, converted
@@ -142,7 +141,7 @@ def test_it_stays_so_while_it_learns(bits):
         spikes = kept.run(torch.from_numpy(raster))
     for name, did in trace.layers.items():
         np.testing.assert_array_equal(spikes[name].numpy(), did.spikes)
-    largest = max(np.abs(layer.synapses.weight).max() for layer in network.lif_layers)
+    largest = max(np.abs(c.synapses.weight).max() for c in network.connections)
     assert largest <= 2 ** (bits - 1) - 1
 
 
@@ -247,8 +246,7 @@ def test_no_input_makes_the_integers_leave_a_register(chip):
         qat.units(net.fc2.weight.detach().double().numpy(), 127), rel=1e-6
     )
     network = quantize(stl_deploy.from_torch(model.frozen()), chip, overflow="proven")
-    layer = network.lif_layers[0]
-    low, high = bounds.layer_voltage_range(layer, arch.input.levels, arch.timesteps)
+    low, high = bounds.voltage_range(network, network.populations[0], arch.timesteps)
     assert max(-low.min(), high.max()) < 1 << 24
     assert max(-low.min(), high.max()) > (1 << 22) / 4
     assert network.precision["lif1"].mode == "proven"
@@ -327,15 +325,19 @@ def test_the_quantizer_takes_the_integers_as_they_are(kept):
     network = quantize(stl_deploy.from_torch(kept), "loihi2")
     state = kept.state_dict()
     names = {"lif1": "conv1", "lif2": "conv2", "lif3": "fc1", "lif4": "fc2"}
-    for layer in network.lif_layers:
-        source = names[layer.name]
-        np.testing.assert_array_equal(layer.synapses.weight, state[f"{source}.weight"].numpy())
-        np.testing.assert_array_equal(layer.vth, state[f"{layer.name}.thresh"].numpy())
+    for population in network.weighted:
+        (connection,), neurons = network.into(population.name), population.neurons
+        source = names[population.name]
+        weight = state[f"{source}.weight"].numpy()
+        np.testing.assert_array_equal(connection.synapses.weight, weight)
+        np.testing.assert_array_equal(neurons.vth, state[f"{population.name}.thresh"].numpy())
         if f"{source}.bias" in state:
-            np.testing.assert_array_equal(layer.bias_mant, state[f"{source}.bias"].numpy())
-            assert np.abs(layer.bias_mant).max() > 0
-        np.testing.assert_array_equal(layer.scale, state[f"{layer.name}.scale"].double().numpy())
-        assert layer.weight_bits == 4
+            bias = state[f"{source}.bias"].numpy()
+            np.testing.assert_array_equal(neurons.bias_mant.ravel(), bias)
+            assert np.abs(bias).max() > 0
+        scale = state[f"{population.name}.scale"].double().numpy()
+        np.testing.assert_array_equal(neurons.scale.ravel(), scale)
+        assert connection.bits == 4
     assert network.lowering == "native"
     assert network.diagnostics == ()
 
@@ -446,9 +448,8 @@ def test_a_decay_that_truncates_is_said_not_to_be_certified():
 def test_a_fault_in_the_integers_is_found(kept):
     graph = stl_deploy.from_torch(kept)
     network = quantize(graph, "loihi2")
-    layer = network.lif_layers[1]
-    assert isinstance(layer, LifLayer)
-    layer.synapses.weight[3, 2, 1, 1] += 3
+    (connection,) = network.into("lif2")
+    connection.synapses.weight[3, 2, 1, 1] += 3
     report = stl_deploy.parity(kept, network, random_spikes(kept, 40))
     assert report.layers[2].mismatch_forced > 0
     assert "(3, 2, 1, 1)" in report.first_divergence.text
@@ -527,9 +528,10 @@ def test_the_float_graph_survives_its_file(kept, tmp_path):
     one, two = float_exec.run(graph, raster), float_exec.run(again, raster)
     assert all(np.array_equal(one[k], two[k]) for k in one)
     a, b = quantize(graph, "loihi2"), quantize(again, "loihi2")
-    for x, y in zip(a.lif_layers, b.lif_layers, strict=True):
+    for x, y in zip(a.connections, b.connections, strict=True):
         np.testing.assert_array_equal(x.synapses.weight, y.synapses.weight)
-        np.testing.assert_array_equal(x.vth, y.vth)
+    for p, q in zip(a.weighted, b.weighted, strict=True):
+        np.testing.assert_array_equal(p.neurons.vth, q.neurons.vth)
 
 
 def test_a_float_graph_that_contradicts_itself_is_refused(kept, tmp_path):
@@ -584,7 +586,7 @@ def test_from_training_to_parity(command, here):
         "stl-parity", "o/model.float.nir", "o/model.nir", "--input", "r.npz", "--max-mismatch", 0
     )
     assert code == 0
-    assert nir_file.read_network(here / "o" / "model.nir").lif_layers[0].weight_bits == 3
+    assert nir_file.read_network(here / "o" / "model.nir").connections[0].bits == 3
 
 
 def test_export_refuses_what_contradicts_the_training(command, here):

@@ -123,7 +123,8 @@ def test_models_trained_on_integers_are_their_integer_networks(shipped, bits):
     assert hashlib.sha256(path.read_bytes()).hexdigest() in QAT_CARD.read_text("utf-8")
     model = stl_deploy.load(path)
     network = stl_deploy.quantize(stl_deploy.from_torch(model), chip="loihi2", overflow="proven")
-    assert {layer.weight_bits for layer in network.lif_layers} == {bits}
+    weighted = [c for p in network.weighted for c in network.into(p.name)]
+    assert {c.bits for c in weighted} == {bits}
     report = stl_deploy.parity(model, network, shipped.spikes[:60], shipped.labels[:60])
     for layer in report.layers:
         assert (layer.mismatch, layer.float32_mismatch, layer.nir_mismatch) == (0, 0, 0)
