@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
 
-from stl_deploy.hw_sim import kernels, proofs
+from stl_deploy.hw_sim import buffers, proofs
 from stl_deploy.hw_sim.account import kernels as windows
 from stl_deploy.hw_sim.account.windows import Windows
 from stl_deploy.hw_sim.compiled import LANES
@@ -62,7 +62,7 @@ class Scattered:
         size = mine.phases, mine.accumulators
         kind = mine.sum_type if self.binary else np.int32
         fit = max(1, SUMS // (math.prod(size) * np.dtype(kind).itemsize))
-        kernels.add_scattered(
+        buffers.add_scattered(
             x.reshape(samples, steps, math.prod(mine.pixels), -1),
             None if self.binary else np.empty(x.size + 1, x.dtype),
             mine.weights,
@@ -92,7 +92,7 @@ class Listed:
 
     def add(self, x: IntArray, sums: Int32, first: int, exp: int) -> None:
         """See ``Synapses``."""
-        kernels.add_listed(x, self.pointers, self.neurons, self.weights, exp, first, sums)
+        buffers.add_listed(x, self.pointers, self.neurons, self.weights, exp, first, sums)
 
 
 @dataclass(frozen=True)

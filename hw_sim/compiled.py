@@ -45,12 +45,12 @@ PLAIN = asks_for_plain(os.environ.get(SWITCH, ""))
 
 
 def _form() -> str:
-    """The chosen form and the sources of both, as a word."""
+    """The chosen form and the sources that are compiled into functions of other files, as a word."""
     folder = Path(__file__).parent
     sources = b"".join(
         path.read_bytes()
         for path in (
-            *(folder / f"{name}.py" for name in ("lanes", "vectors", "plain")),
+            *(folder / f"{name}.py" for name in ("kernels", "lanes", "vectors", "plain")),
             Path(units.__file__),  # its constants are compiled in
         )
     )

@@ -43,7 +43,7 @@ def run(
     cores: Mapping[str, IntArray] | None = None,
     forced: Mapping[str, IntArray] | None = None,
 ) -> Trace:
-    """Run ``network`` on a raster [N, T, *input_shape], or one by input; the arguments are the reference's."""
+    """Run ``network`` on a raster [N, T, *input_shape], or one by input, as the reference does."""
     return Engine(network, cores).run(raster, states, forced)
 
 
@@ -73,6 +73,10 @@ class Engine:
         self.network = network
         self.cores = cores or {}
         self._plans: dict[tuple[int, int, bool], Plan | None] = {}
+        self._sources = [
+            {c.source for population in part for c in network.into(population.name)}
+            for part in network.parts
+        ]
 
     def run(
         self,
@@ -96,11 +100,14 @@ class Engine:
 
         def task(some: slice) -> None:
             sent = {n: _Sent.of(x[some], network, n) for n, x in given.items()}
-            for part, plan in zip(network.parts, ways, strict=True):
-                names = [population.name for population in part]
-                instead = {n: _Sent.of(forced[n][some], network, n) for n in names if n in forced}
-                _run(self, part, plan, sent | instead, {n: outs[n] for n in names}, some)
-                sent |= {n: _Sent.own(outs[n], some) for n in names} | instead
+            for part, plan, sources in zip(network.parts, ways, self._sources, strict=True):
+                mine = {p.name: outs[p.name] for p in part}
+                for name in mine.keys() & forced.keys():
+                    sent[name] = _Sent.of(forced[name][some], network, name)
+                heard = {name: sent[name] for name in sources if name in sent}
+                _run(self, part, plan, heard, mine, some)
+                for name in mine.keys() - forced.keys():
+                    sent[name] = _Sent.own(outs[name], some)
 
         forced = forced or {}
         in_parallel(task, _turns(network, size))
@@ -191,13 +198,14 @@ def _run(
     engine: Engine,
     part: tuple[Population, ...],
     plan: Plan | None,
-    sent: Mapping[str, _Sent],
+    given: Mapping[str, _Sent],
     outs: Mapping[str, _Out],
     some: slice,
 ) -> None:
-    """Run a part on some samples: by its plan, or in the reference."""
-    into = {c.source for population in part for c in engine.network.into(population.name)}
-    given = {name: sent[name] for name in into if name in sent}
+    """Run a part on some samples: by its plan, or in the reference.
+
+    ``given`` is what its sources send, those of the part itself only where that is not what they do.
+    """
     ready = {name: x.ready for name, x in given.items() if x.ready is not None}
     if plan is not None and len(ready) == len(given):
         plan.run(ready, {name: out.part(some) for name, out in outs.items()})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.hw_sim import arrivals, kernels, lanes, proofs
+from stl_deploy.hw_sim import arrivals, buffers, kernels, lanes, proofs
 from stl_deploy.hw_sim.arrivals import SUMS
 from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.hw_sim.layouts import LAYOUTS, Layout, memory_order, memory_shape
@@ -363,7 +363,7 @@ class StepPlan:
                         at = t - way.delay
                         m.receive(way, given[:, at : at + 1], rooms[m.name], t)
                 sums, last = rooms[m.name], t + 1
-                kernels.sums_wide(sums, m.neurons, t, last, *states[m.name], did[m.name])
+                buffers.sums_wide(sums, m.neurons, t, last, *states[m.name], did[m.name])
 
 
 def _alone(member: _Member, sums: IntArray, did: kernels.Did) -> None:
@@ -372,9 +372,9 @@ def _alone(member: _Member, sums: IntArray, did: kernels.Did) -> None:
     if member.plain:
         bias = member.neurons.bias
         marks, v = np.zeros((steps, len(bias)), np.uint8), np.stack([bias, bias])
-        kernels.sums_plain(sums[:, :, None], member.neurons, marks, v, did)
+        buffers.sums_plain(sums[:, :, None], member.neurons, marks, v, did)
     else:
-        kernels.sums_wide(sums, member.neurons, 0, steps, *_state(member, len(sums)), did)
+        buffers.sums_wide(sums, member.neurons, 0, steps, *_state(member, len(sums)), did)
 
 
 def _recurrent(member: _Member, sums: IntArray, did: kernels.Did) -> bool:
@@ -386,7 +386,7 @@ def _recurrent(member: _Member, sums: IntArray, did: kernels.Did) -> bool:
     active, u, v = _state(member, 1)
     acc = np.zeros((layout.phases, layout.accumulators), layout.sum_type)
     weights = layout.weights, layout.wiring, layout.pieces, way.exp, way.delay
-    kernels.run_recurrent(sums, *weights, member.neurons, acc, active, u[0], v[0], did)
+    buffers.run_recurrent(sums, *weights, member.neurons, acc, active, u[0], v[0], did)
     return True
 
 

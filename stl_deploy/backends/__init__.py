@@ -16,8 +16,7 @@ from stl_deploy.exporters import lacking
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stl_deploy.ir.network import IntegerNetwork
-    from stl_deploy.ir.synapses import IntArray
+    from stl_deploy.ir.network import IntegerNetwork, Raster
 
 STALL_S = 600.0  # without any progress until a backend is ended
 Steps = Callable[[int], None]
@@ -52,8 +51,8 @@ BACKENDS: dict[str, Backend] = {
 class Session(Protocol):
     """A network ready to run."""
 
-    def run(self, raster: IntArray, on_step: Steps | None = None, /) -> dict[str, NDArray[Any]]:
-        """Run a raster [N, T, *input_shape] of whole numbers from 0 to the network's input levels.
+    def run(self, raster: Raster, on_step: Steps | None = None, /) -> dict[str, NDArray[Any]]:
+        """Run whole numbers that the network's inputs read: [N, T, *shape], by name where there are several.
 
         ``on_step`` is called with the number of time steps done, where the backend knows it.
 

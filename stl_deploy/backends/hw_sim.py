@@ -11,8 +11,7 @@ from stl_deploy.backends import STALL_S, Steps
 from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.ir import kinds
-from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.network import IntegerNetwork, Raster
 
 # What the engine has loops for. It leaves other kinds to the reference, which would be compared with itself.
 NEURONS = ("lif", "or")
@@ -44,7 +43,7 @@ class Session:
     def __init__(self, network: IntegerNetwork) -> None:
         self.engine = Engine(network)
 
-    def run(self, raster: IntArray, _on_step: Steps | None = None) -> dict[str, NDArray[Any]]:
+    def run(self, raster: Raster, _on_step: Steps | None = None) -> dict[str, NDArray[Any]]:
         """Run a raster [N, T, *input_shape] twice: without states the engine takes other ways.
 
         Those are the ways of the command; their spikes are ``bare/<layer>``.

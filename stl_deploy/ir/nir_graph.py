@@ -1,10 +1,12 @@
 """The float NIR graph: NIR's own nodes, and those that lowering removes before it is written.
 
-NIR 1.0 knows no BatchNorm, Dropout, MaxPool or population readout. Importers put them into the
-graph as the node classes here; ``lower/flow.py`` folds, drops or lowers each. Graphs are chains
-Input -> ... -> Output, with one exception: a node of neurons (LIF, IF or CubaLIF) may have a Linear
-node of its own that leads from it back to it. What NIR cannot say stands as one JSON string in the
-graph's metadata, and the reset by subtraction as ``reset: "subtract"`` in the metadata of the neurons.
+NIR 1.0 knows no BatchNorm, Dropout, MaxPool, concatenation or population readout. Importers put them into
+the graph as the node classes here; ``lower/flow.py`` folds, drops or lowers each. What NIR cannot say stands
+as one JSON string in the graph's metadata, and the reset by subtraction as ``reset: "subtract"`` in the
+metadata of the neurons.
+
+What neurons send themselves arrives one step later, or as late as a Delay on that way says. Every other loop
+has a Delay of at least one step.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def dashed(name: str) -> str:
 
 
 class LayerBudgets(BaseModel):
-    """Budgets of one layer, or of every layer; None sets no limit."""
+    """Budgets of one population, or of every one; None sets no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=dashed)
     max_mismatch: Fraction | None = None
@@ -81,6 +81,7 @@ class Table(LayerBudgets):
         Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, above 0")] | None
     ) = None
     model_class: Text | None = None
+    normalize: Text | None = None
     sample_shape: list[Annotated[int, Field(ge=1)]] | None = Field(
         default=None, description="whole numbers from 1 on"
     )
@@ -89,7 +90,7 @@ class Table(LayerBudgets):
     ) = None
     dask: Text | None = None
     layers: dict[str, LayerBudgets] = Field(
-        default_factory=dict, description="a table for each layer"
+        default_factory=dict, description="a table for each population"
     )
 
 
@@ -114,13 +115,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Budgets:
-    """All limits by name, ``layers`` those of single layers, which go before them."""
+    """All limits by name, ``layers`` those of single populations, which take precedence."""
 
     overall: Mapping[str, Limit] = field(default_factory=dict)
     layers: Mapping[str, Mapping[str, Limit]] = field(default_factory=dict)
 
     def of(self, layer: str, name: str) -> Limit | None:
-        """The limit ``name`` of a layer."""
+        """The limit ``name`` of a population."""
         return self.layers.get(layer, {}).get(name) or self.overall.get(name)
 
     def to_json(self) -> dict[str, Any]:
@@ -133,11 +134,11 @@ class Budgets:
         return plain(self.overall) | {"layers": layers}
 
     def check(self, network_layers: list[str], has_labels: bool, data: str) -> None:
-        """Raise InputError for a budget of a layer that is not there, or one that needs labels."""
+        """Raise InputError for a budget of a population that is not there, or one that needs labels."""
         problems = [
             Problem(
                 next(iter(limits.values())).said if limits else f"[{TABLE}.layers.{name}]",
-                f"the network has no layer {name!r}; it has {', '.join(network_layers)}",
+                f"the network has no population {name!r}; it has {', '.join(network_layers)}",
                 "name one of these",
             )
             for name, limits in self.layers.items()
@@ -178,7 +179,7 @@ class Budgets:
 def _of_layer(
     layer: LayerParity, name: str, limit: Limit, not_certified: Mapping[str, str]
 ) -> str | None:
-    """How a layer exceeds one of its budgets, None if it does not."""
+    """How a population exceeds one of its budgets, None if it does not."""
     measured = MEASURED[name]
     got: float | None = getattr(layer, measured)
     what = f"{layer.name}: {measured.replace('_', ' ')}"

@@ -101,7 +101,7 @@ def _ways(name: str, paired: list[Pair]) -> Iterator[Fault]:
             yield Fault(name, "connection", 1, text)
         elif delay != theirs.delay:
             text = (
-                f"connection {mine.name} from {source} has a delay of {delay} steps, not of "
+                f"connection {mine.name} from {source} has a delay of {delay}, not "
                 f"{theirs.delay} ({_by(delay, theirs.delay, 'much', 'little')})"
             )
             yield Fault(name, "delay", 1, text)

@@ -68,7 +68,7 @@ def changed(**others):
 LOOP = [("input", "fc"), ("fc", "a"), ("a", "b"), ("b", "a"), ("b", "lif"), ("lif", "output")]
 BROKEN = {
     "empty": (({}, []), "has 0 Input nodes"),
-    "no edges": ((nodes(), []), "fc: is not reached from the input"),
+    "no edges": ((nodes(), []), "fc: is not reached from an input"),
     "weights": (changed(fc=nir.Linear(np.ones((4, 5)))), "weights of shape (4, 5)"),
     "bias": (changed(fc=nir.Affine(np.ones((4, 3)), np.ones(3))), "a bias of shape (3,)"),
     "neurons": (changed(lif=lif(5)), "lif: tau has shape (5,), its neurons (4,)"),
@@ -107,10 +107,6 @@ BROKEN = {
     "alone": ((nodes(fc2=square()), CHAIN), "fc2: is not reached"),
     "dead end": ((nodes(fc2=square()), [*CHAIN, ("lif", "fc2")]), "fc2: leads to no output"),
     "output apart": ((nodes(), CHAIN[:2]), "output: is not reached"),
-    "two inputs": (
-        (nodes(b=nir.Input({"input": np.array([3])})), [*CHAIN, ("b", "fc")]),
-        "has 2 Input nodes",
-    ),
     "two outputs": (
         (nodes(b=nir.Output({"output": np.array([4])})), [*CHAIN, ("lif", "b")]),
         "has 2 Output nodes",
@@ -337,6 +333,17 @@ def test_a_connection_that_skips_a_layer_is_run(tmp_path):
     for name, found in got.items():
         assert 0 < found.mean() < 1
         np.testing.assert_array_equal(found, walked[name])
+
+
+def test_two_inputs_are_judged_and_not_run(tmp_path, command):
+    """A tool is given one raster."""
+    made = nodes(b=nir.Input({"input": np.array([3])}))
+    path = written(tmp_path, made, [*CHAIN, ("b", "fc")])
+    where, _ = raster(path, (3,))
+    code, out, _ = command("stl-check", path, "--input", where)
+    assert code == 0
+    assert "has 2 inputs; tools are given one" in out
+    assert "a graph must have one input (input, b)" in out or "one input (b, input)" in out
 
 
 def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):

@@ -329,6 +329,7 @@ def _changed(b: _Builder) -> None:
     b.changed("an edge back to a current", "current", _edge_back)
     b.changed("hears itself and a bias", "hears itself", _bias_back)
     b.changed("an edge over a layer", "one-to-one", _edge_over)
+    b.changed("a second input", "dense", _second_input)
     b.changed("beyond float32", "dense", _beyond)
     b.changed("both rest elsewhere", "dense", _rests_elsewhere)
     b.changed("threshold below 0", "dense", _set("lif1", "v_threshold", -50 - 1 / 128))
@@ -413,6 +414,12 @@ def _edge_over(graph: Graph) -> None:
     graph.edges = [edge for edge in graph.edges if "a_c" not in edge] + [("a", "c")]
     graph.nodes["b_c"].weight = graph.nodes["b_c"].weight / 100
     graph.nodes["c"].v_threshold = np.full(20, 0.7701)
+
+
+def _second_input(graph: Graph) -> None:
+    graph.nodes["input1"] = nir.Input({"input": np.array([12])})
+    graph.nodes["second"] = nir.Linear(graph.nodes["lif1_w"].weight[:, ::-1].copy())
+    graph.edges += [("input1", "second"), ("second", "lif1")]
 
 
 def _bias_back(graph: Graph) -> None:

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stl_deploy.chips.arithmetic import decay, fire, step_current, step_voltage, wrap32
-from stl_deploy.ir.synapses import Dense
-from tests.build.networks import lif
+from stl_deploy.ir.neurons import Lif
 
 M = 1 << 23
 EXAMPLES = settings(max_examples=150)
@@ -219,14 +218,14 @@ def test_voltage_saturates_inside_24_bits(u, v, saturated):
 
 @EXAMPLES
 @given(st.lists(MANTISSA, min_size=1, max_size=5), st.integers(0, 7), st.booleans())
-def test_bias_of_a_layer(mantissas, bias_exp, conv):
+def test_bias_of_neurons(mantissas, bias_exp, conv):
     """One bias a channel, mantissa << exponent, that broadcasts over the channel's plane."""
     n = len(mantissas)
     shape = (n, 2, 3) if conv else (n,)
-    synapses = Dense(np.zeros((n, 1), np.int8))
-    layer = lif("lif", synapses, shape=shape, bias=mantissas, bias_exp=bias_exp)
-    full = np.broadcast_to(layer.bias, shape)
-    assert layer.bias.dtype == np.int64
+    each = np.array(mantissas, np.int32).reshape(-1, *[1] * (len(shape) - 1))
+    neurons = Lif(np.zeros(shape, np.int32), each, np.ones(1), bias_exp)
+    full = np.broadcast_to(neurons.bias, shape)
+    assert neurons.bias.dtype == np.int64
     for channel, mantissa in enumerate(mantissas):
         assert set(full[channel].ravel().tolist()) == {mantissa * 2**bias_exp}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stl_deploy.hw_sim import engine, plans, reference
+from stl_deploy.hw_sim import engine, plans, proofs, reference
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
@@ -143,6 +143,26 @@ def test_neurons_that_hear_themselves(delay, reset, together, monkeypatch):
     )
     spikes = [reference.run(n, rasters).layers["a"].spikes for n in (network, silent)]
     assert (spikes[0] != spikes[1]).any() == (delay < network.timesteps)
+
+
+def test_a_reset_that_leaves_more_than_32_bits():
+    """A threshold of -2^30 is taken off a voltage of 2^30, whose half is needed in the step after."""
+    weight = np.tile(np.array([[127, -128]], np.int8), (40, 1))
+    neurons = lif((40,), -(1 << 24), reset="subtract")
+    network = graph(
+        {"in": Input((2,))},
+        [Population("a", (40,), neurons)],
+        [Connection("w", "in", "a", Dense(weight), exp=10)],
+        chip="ideal",
+        steps=40,
+    )
+    (population,) = network.populations
+    assert proofs.never_overflows(network, population, 40)
+    assert not proofs.takes_the_plain_step(network, population, 40)
+    raster = np.zeros((1, 40, 2), np.int16)
+    raster[:, :30, 0] = raster[:, 30:, 1] = 1
+    assert reference.run(network, raster).layers["a"].spikes.all()
+    check(network, {"in": raster}, 0)
 
 
 @pytest.mark.parametrize("delays", [(0, 0), (0, 2), (3, 1), (7, 0)])

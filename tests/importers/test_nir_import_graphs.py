@@ -197,7 +197,9 @@ def test_constants_of_each_neuron(kind):
     node = made.nodes["a"]
     assert isinstance(node, nir.LIF)
     assert np.ptp(node.v_leak[0]) > 0
-    keep = floats.decode(made).by_name["a"].neurons.keep
+    neurons = floats.decode(made).by_name["a"].neurons
+    assert np.unique(neurons.step).tolist() == [{"IF": 0, "LIF": 0.5, "Threshold": 1}[kind]]
+    keep = neurons.keep
     assert np.unique(keep).tolist() == [{"IF": 1, "LIF": 0.5, "Threshold": 0}[kind]]
 
 

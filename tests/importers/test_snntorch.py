@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 import stl_deploy
-from stl_deploy.commands import common, export, parity
+from stl_deploy.commands import export, parity
 from stl_deploy.errors import LoweringError, UncheckedWarning
 from stl_deploy.importers.torch import check as torch_check
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from tests.build.torch_nets import agrees, made, raster, refused, sample_of, spikes_of
+from tests.build.torch_nets import agrees, command, made, raster, refused, sample_of, spikes_of
 
 RESETS = [("subtract", True), ("zero", True), ("zero", False), ("none", True)]
 
@@ -277,7 +277,7 @@ ALWAYS = {"beta": 0.5, "init_hidden": True}
         (Small(neurons=snn.Synaptic(alpha=0.5, **ALWAYS, reset_mechanism="zero")), "ignores the input"),
         (Small(neurons=snn.RLeaky(linear_features=3, **ALWAYS, reset_mechanism="zero")), "ignores the input"),
         (Small(neurons=snn.Lapicque(**ALWAYS)), "a Lapicque of snnTorch is not supported"),
-        (Small(lambda s, x: s.lif(s.fc(torch.cat([x, x], 0)))), "cat of a tensor"),
+        (Small(lambda s, x: s.lif(s.fc(torch.cat([x, x], 0)))), "along batch or time"),
         (Small(lambda s, x: (s.lif(s.fc(x)), s.lif.reset_mem(), s.lif(s.fc(x)))[2]), "its states"),
         (Small(lambda s, x: s.lif(s.lif(s.fc(x)))), "not computed in the same way"),
         (Small(lambda s, x: s.lif(s.fc(x, 5))), "cannot run on a sample of shape (1, 4): TypeError"),
@@ -547,14 +547,6 @@ def test_a_class_that_prints_or_ends_the_process(tmp_path, capsys, monkeypatch):
     for name in ("Leaving", "LeavingLater"):
         assert command(export.export, *words[:-1], "no", "--model-class", f"{__name__}:{name}") == 2
         assert "SystemExit" in capsys.readouterr().err
-
-
-def command(function, *words):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["command", *words])
-        with pytest.raises(SystemExit) as end:
-            common.run(function, "command")
-    return end.value.code
 
 
 def test_a_state_dict_and_a_class_on_the_command_line(tmp_path, capsys, monkeypatch):
@@ -887,7 +879,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(4, 3)
-        self.lif = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True)
+        self.lif = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True, reset_mechanism="zero")
 
     def forward(self, x):
         return self.lif(self.fc(x))
@@ -899,7 +891,7 @@ def test_a_class_in_the_current_folder(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit('the standard library is not shadowed')")
     torch.save(Small().fc.state_dict(), tmp_path / "fc.pt")
     state = {f"fc.{k}": v for k, v in Small().fc.state_dict().items()}
-    net = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True)
+    net = snn.Leaky(beta=0.5, threshold=1e6, init_hidden=True, reset_mechanism="zero")
     torch.save(state | {f"lif.{k}": v for k, v in net.state_dict().items()}, tmp_path / "net.pt")
     words = [Path(sys.executable).with_name("stl-export"), "net.pt", "--target", "nir", "-o", "out"]
     words += ["--model-class", "own_nets:Net", "--sample-shape", "1,4", "--json"]

@@ -260,7 +260,7 @@ def test_a_layer_that_is_not_there_and_labels_that_are_missing(project, command)
     code, out, err = command()
     assert (code, out) == (2, "")
     assert "2 problems" in err
-    assert "no layer 'lif9'; it has lif1, pool1, lif2, pool2, lif3, lif4" in err
+    assert "no population 'lif9'; it has lif1, pool1, lif2, pool2, lif3, lif4" in err
     assert "has no labels" in err
 
 

@@ -647,6 +647,42 @@ def test_the_random_graphs_have_what_a_proof_could_miss():
         assert certified > equal - 0.01 * entries, key
 
 
+def test_spikes_of_its_own_that_are_not_known():
+    """Decays that lose something in every step leave spikes open, and with them what they bring."""
+    met = {"dense": np.zeros(3, np.int64), "one_to_one": np.zeros(3, np.int64)}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        n, steps = 6, 24
+        layer = dense_lif(
+            rng.integers(-2, 5, (n, 5)),
+            rng.integers(5, 20, n),
+            bias=rng.integers(-64, 65, n),
+            bias_exp=0,
+            dv=int(rng.integers(1, 60)),
+        )
+        weight = rng.integers(-9, 10, (n, n)).astype(np.int8)
+        ways = Dense(weight), OneToOne(weight[0])
+        for way, delay in zip(ways, (1, int(rng.integers(2, 4))), strict=True):
+            own = Connection("own", "lif", "lif", way, delay=delay)
+            network = chain(layer, chip="ideal", steps=steps)
+            network = replace(network, connections=(*network.connections, own))
+            network, known = near(rng, network, 0.0)
+            inputs = (rng.random((20, steps, 5)) < 0.4).astype(np.uint8)
+            expected = execute.run(known, inputs)["lif"]
+            got = reference.run(network, inputs).layers["lif"].spikes
+            verdicts = Certifier(network, network.populations[0], known).run(
+                {"input": inputs}, expected
+            )
+            assert not verdicts.wrong(got).any()
+            open_ = ~(verdicts.fires | verdicts.silent)
+            # Known again, though a spike before was not.
+            later = (open_.cumsum(axis=1) - open_ > 0) & ~open_
+            met[way.kind] += [open_.size, open_.sum(), later.sum()]
+    for entries, open_, later in met.values():
+        assert 0.001 * entries < open_ < 0.2 * entries
+        assert later > 0
+
+
 def test_a_reset_that_comes_a_step_late_is_certified():
     """By hand: a neuron that its own spike pulls down by 3 in the next step, which no input does."""
     own = Connection("own", "lif", "lif", OneToOne(np.array([-3], np.int8)), delay=1)

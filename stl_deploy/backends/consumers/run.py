@@ -141,7 +141,7 @@ def expected(file: File, spikes: IntArray) -> Spikes:
                 graph = nir_graph.to_float(graph, nir_graph.Options(levels=levels))
             except InputError as error:
                 raise LoweringError(error.problems) from None
-        return float_exec.run(graph, spikes.reshape(*spikes.shape[:2], *G.in_shape(graph)))
+        return float_exec.run(graph, spikes)
 
 
 def _runs_as_it_is(graph: nir.NIRGraph) -> bool:

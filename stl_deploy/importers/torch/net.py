@@ -270,6 +270,15 @@ class _Builder:
             return f"{value.name}{self._scaled_name(value.name)}"
         if value.kind == "input":
             return self._input(value)
+        if value.kind == "record":
+            self.problems.append(
+                Problem(
+                    "forward",
+                    "stacks or concatenates tensors along batch or time in front of a layer",
+                    "give the layer one step at a time; channels are joined by torch.cat(..., dim=1)",
+                )
+            )
+            return "input"
         if id(value) in self.made:
             return self.made[id(value)]
         name = value.name

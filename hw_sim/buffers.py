@@ -1,0 +1,172 @@
+"""Compiled loops of populations whose sums are added up in a buffer before their neurons step."""
+
+# No ``from __future__ import annotations``: numba reads the functions as they are.
+import numpy as np
+
+from stl_deploy.hw_sim.compiled import Array, compiled
+from stl_deploy.hw_sim.kernels import (
+    Did,
+    Neurons,
+    Pieces,
+    Wiring,
+    clear,
+    collect,
+    count_active,
+    find_events,
+    list_events,
+    scatter,
+    update_plain,
+    update_wide,
+)
+
+
+@compiled
+def add_pieces(acc: Array, pieces: Pieces, block: int, factor: int, sums: Array) -> None:
+    """Add the sums of a block, ``acc`` [phases, accumulators], times ``factor`` to ``sums`` [neurons].
+
+    Sums wrap in the type of ``sums``.
+    """
+    for phase in range(len(acc)):
+        for piece in range(pieces.block_first[block], pieces.block_first[block + 1]):
+            first, size, at = pieces.first[piece], pieces.length[piece], pieces.at[piece]
+            part, to = acc[phase, at : at + size], sums[first : first + size]
+            for i in range(size):
+                to[i] += part[i] * factor
+
+
+@compiled
+def add_scattered(
+    x: Array,
+    values: Array | None,
+    weights: Array,
+    wiring: Wiring,
+    pieces: Pieces,
+    acc: Array,
+    exp: int,
+    first: int,
+    sums: Array,
+) -> None:
+    """Add what inputs x [N, S, pixels, channels] bring to ``sums`` int32 [N, T, neurons].
+
+    The first step of ``x`` is added to step ``first``, and so on. ``values`` and ``acc`` are as in
+    ``run_plain``. It is known that no sum passes 32 bits.
+    """
+    steps, pixels = x.shape[1], x.shape[2]
+    rows = x.shape[0] * steps
+    pointers, channels = list_events(x, wiring, values)
+    for block in range(len(pieces.block_first) - 1):
+        for start in range(0, rows, len(acc)):
+            some = acc[: min(len(acc), rows - start)]
+            collect(wiring, weights, block, pointers, channels, values, start, pixels, some)
+            for i in range(len(some)):
+                n, t = (start + i) // steps, (start + i) % steps
+                add_pieces(some[i], pieces, block, 1 << exp, sums[n, first + t])
+            clear(some)
+
+
+@compiled
+def add_listed(
+    x: Array, pointers: Array, neurons: Array, weights: Array, exp: int, first: int, sums: Array
+) -> None:
+    """Add what inputs x [N, S, inputs] bring to ``sums`` int32 [N, T, neurons].
+
+    The first step of ``x`` is added to step ``first``, and so on. Input i has the int32 ``weights`` from
+    ``pointers[i]`` to ``pointers[i+1]``, which lead to the ``neurons`` that stand there. It is known that no
+    sum passes 32 bits.
+    """
+    for n in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            given, to = x[n, t], sums[n, first + t]
+            for i in range(len(given)):
+                value = np.int64(given[i])
+                if value:
+                    for k in range(pointers[i], pointers[i + 1]):
+                        to[neurons[k]] += (value * weights[k]) << exp
+
+
+@compiled
+def add_own(neurons: Neurons, did: Did, n: int, t: int, sums: Array) -> None:
+    """Add what the spikes of a sample's step ``t - delay`` bring their own neurons to ``sums`` [neurons]."""
+    if len(neurons.own) and t >= neurons.delay:
+        fired = did.spikes[n, t - neurons.delay]
+        for i in range(len(neurons.own)):
+            sums[i] += neurons.own[i] * fired[i]
+
+
+@compiled
+def sums_plain(sums: Array, neurons: Neurons, active: Array, v: Array, did: Did) -> None:
+    """Run a population of one block whose sums int32 [N, T, 1, accumulators] are known by the plain step.
+
+    ``active`` uint8 [T, neurons] and ``v`` int32 [2, neurons] are scratch.
+    """
+    steps = sums.shape[1]
+    for n in range(len(sums)):
+        update_plain(neurons, 0, sums[n], v, did, n * steps, active)
+        for t in range(steps):
+            count_active(neurons, 0, active[t], did.active[n, t])
+
+
+@compiled
+def sums_wide(
+    sums: Array,
+    neurons: Neurons,
+    first: int,
+    last: int,
+    active: Array,
+    u: Array,
+    v: Array,
+    did: Did,
+) -> None:
+    """Run the steps ``first`` to ``last`` of a population of one block, by a step for any neurons.
+
+    ``sums`` [N, T, neurons] are known but for what neurons send themselves by ``own``, int32 where all fit
+    and else int64. ``u`` and ``v`` int64 [N, neurons] are left for the next step; ``active`` uint8 [neurons]
+    is scratch.
+    """
+    steps = did.spikes.shape[1]
+    for n in range(len(sums)):
+        for t in range(first, last):
+            add_own(neurons, did, n, t, sums[n, t])
+            update_wide(neurons, 0, sums[n, t], u[n], v[n], did, n * steps + t, active)
+            count_active(neurons, 0, active, did.active[n, t])
+
+
+@compiled
+def run_recurrent(
+    sums: Array,
+    weights: Array,
+    wiring: Wiring,
+    pieces: Pieces,
+    exp: int,
+    delay: int,
+    neurons: Neurons,
+    acc: Array,
+    active: Array,
+    u: Array,
+    v: Array,
+    did: Did,
+) -> None:
+    """Run a population as ``sums_wide`` does all steps, with recurrent weights that count 2^exp.
+
+    The spikes of a step are heard ``delay`` steps later. ``acc`` [phases, accumulators] (zero), ``u`` and
+    ``v`` int64 [neurons] are scratch.
+    """
+    steps, phases = did.spikes.shape[1], len(wiring.phases) - 1
+    channels = len(wiring.channel_at)
+    pixels = did.spikes.shape[2] // channels
+    pointers = np.empty(pixels * phases + 1, np.int64)
+    found = np.empty(did.spikes.shape[2] + 1, np.int32)
+    for row in range(len(sums) * steps):
+        n, t = row // steps, row % steps
+        if t >= delay:
+            before = did.spikes[n, t - delay].reshape(pixels, channels)
+            find_events(before, wiring.phases, pointers, found, None)
+            for block in range(len(pieces.block_first) - 1):
+                for phase in range(phases):
+                    at = pointers[phase:]
+                    scatter(wiring, weights, block, at, found, None, acc[phase])
+                add_pieces(acc, pieces, block, 1 << exp, sums[n, t])
+                clear(acc)
+        add_own(neurons, did, n, t, sums[n, t])
+        update_wide(neurons, 0, sums[n, t], u, v, did, row, active)
+        count_active(neurons, 0, active, did.active[n, t])
