@@ -312,6 +312,22 @@ def test_a_bias_through_a_current(calib):
     assert max(forced(quantize(graph), graph, raster).values()) < 0.015
 
 
+def test_a_bias_through_a_current_counts_as_seen():
+    """It takes a part of the accumulator, half of which is left free."""
+    made = Drawing(np.random.default_rng(0), (1500,))
+    made.neurons("a", (4,), False, True, False)
+    made.way("input", "a", made.dense("input", 4))
+    weight = made.nodes["input_a_w"]
+    weight.weight[:] = np.abs(weight.weight) * 40
+    weight.bias[:] = weight.weight.sum(axis=1) / 4
+    graph, raster = made.graph("a"), made.raster(4, 0.2)
+    network = quantize(graph, "loihi1", raster, overflow="checked", thresholds="native")
+    given = {"input": raster.reshape(-1, 1500), "input_a_w_bias": np.ones((24, 1), np.uint8)}
+    arrived = sum(c.sums(given[c.source], 1) for c in network.into("a"))
+    # Rounding of the weights moves a sum a little.
+    assert 0.4 * (1 << 15) < np.abs(arrived).max() < 0.52 * (1 << 15)
+
+
 def test_names_of_the_bias_are_free():
     made = flat(5)
     made.neurons("input_a_w_bias", (6,), False, False, False)
@@ -354,8 +370,14 @@ def test_signed_and_held_inputs():
     top = np.abs(network.connections[0].synapses.weight.astype(int)).sum(axis=1).max()
     assert network.precision["a"].worst_sum == 100 * top
     raster = made.rng.integers(-100, 101, (20, 1, 6)).astype(np.int16)
-    fitted = quantize(graph, calib=raster)
+    fitted = quantize(graph, calib=raster, weight_bits=4)
     assert fitted.precision["a"].calibrated == 20
+    sent = made.graph("a", version=3, signed=True, input_levels=100)
+    again = quantize(sent, calib=np.repeat(raster, STEPS, axis=1), weight_bits=4)
+    (one,), (two,) = fitted.connections, again.connections
+    np.testing.assert_array_equal(one.synapses.weight, two.synapses.weight)
+    vth = [network.populations[0].neurons.vth for network in (fitted, again)]
+    np.testing.assert_array_equal(*vth)
     with pytest.raises(LoweringError, match=r"graded -100\.\.100, but loihi1"):
         quantize(graph, "loihi1")
 
