@@ -272,7 +272,7 @@ class Flow:
             what = "cannot be one layer of weights with what is before it"
             remedy = "place neurons in between, or fold it before the export"
             self.problems.append(
-                Problem(name, str(error), "split it into several Delays")
+                Problem(name, str(error), "give it one number of steps; --dt says how long one is")
                 if late
                 else Problem(name, f"{what}: {error}", remedy)
             )
