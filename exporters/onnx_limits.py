@@ -39,8 +39,14 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         what = f"{counted} neurons for {readout.classes} classes of {readout.population}"
         found.append(Problem(readout.source, what, "correct the readout"))
     for population in network.populations:
+        form = onnx_step.POPULATIONS.get(population.kind)
         unknown = kinds.unsupported(
-            network, population, onnx_step.POPULATIONS, onnx_sums.SYNAPSES, onnx_sums.WHO
+            network,
+            population,
+            onnx_step.POPULATIONS,
+            onnx_sums.SYNAPSES,
+            onnx_sums.WHO,
+            kinds.FIELDS if form is None else form.fields,
         )
         found += unknown or _problems(network, population)
     if not found:

@@ -265,11 +265,13 @@ class Form:
     """How one kind of population is written.
 
     ``step`` adds the nodes of a time step and gives the name of its spikes: of (graph, population, name of
-    a << 6, network). ``remembers`` tells whether u and v go from step to step.
+    a << 6, network). ``remembers`` tells whether u and v go from step to step; ``fields`` of the neurons
+    are carried.
     """
 
     step: Callable[[Builder, Any, str, IntegerNetwork], str]
     remembers: bool
+    fields: frozenset[str] = kinds.FIELDS
 
 
 POPULATIONS: dict[str, Form] = {"lif": Form(_lif, True), "or": Form(_or, False)}

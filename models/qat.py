@@ -26,7 +26,7 @@ from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers import stl
 from stl_deploy.importers.given import Checkpoint
 from stl_deploy.ir import arch as A
-from stl_deploy.ir import floats as float_layers
+from stl_deploy.ir import floats as float_networks
 from stl_deploy.ir.arch import Architecture, Quantized
 from stl_deploy.ir.conv import Pair
 from stl_deploy.ir.kinds import entry
@@ -273,10 +273,5 @@ def from_checkpoint(checkpoint: Checkpoint, weight_bits: int, chip: str | Path) 
     if problems := chips.find(chip).input_problems(checkpoint.arch.input.levels):
         raise LoweringError(problems)
     graph: nir.NIRGraph = lower(stl.to_graph(checkpoint.arch, checkpoint.params))
-    decoded = float_layers.decode(graph)
-    floats = {
-        population.name: rows.of(decoded, population)
-        for population in decoded.populations
-        if not decoded.pools(population.name)
-    }
+    floats = rows.targets(float_networks.decode(graph))
     return QatNet(quantized(checkpoint.arch, weight_bits), floats, chip)

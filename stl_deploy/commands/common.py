@@ -74,6 +74,15 @@ SampleShape = Annotated[
         "--sample-shape 1,784.",
     ),
 ]
+Normalized = Annotated[
+    str | None,
+    typer.Option(
+        "--normalize",
+        metavar="MEAN,STD",
+        help="The network was trained on (x/levels - MEAN)/STD: two numbers, or the means of all channels "
+        "and then their standard deviations.",
+    ),
+]
 _RASTER = typer.Option("--input", metavar="NPZ", help="Spike raster, as stl-raster writes it.")
 Input = Annotated[Path, _RASTER]
 InputOrTable = Annotated[Path | None, _RASTER]

@@ -19,6 +19,7 @@ from stl_deploy.commands.common import (
     Force,
     Json,
     ModelClass,
+    Normalized,
     SampleShape,
     Tau,
     chip_option,
@@ -157,14 +158,7 @@ def export(
             min=1, max=255, help="Inputs of another tool's NIR file are 0..L. [default: 1, spikes]"
         ),
     ] = None,
-    normalize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MEAN,STD",
-            help="The network was trained on (x/levels - MEAN)/STD: two numbers, or the means of all "
-            "channels and then their standard deviations.",
-        ),
-    ] = None,
+    normalize: Normalized = None,
     model_class: ModelClass = None,
     sample_shape: SampleShape = None,
     force: Force = False,

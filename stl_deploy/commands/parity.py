@@ -19,6 +19,7 @@ from stl_deploy.commands.common import (
     Json,
     Limit,
     ModelClass,
+    Normalized,
     SampleShape,
     Tau,
     complain_diagnostics,
@@ -97,6 +98,7 @@ def parity(
     ] = None,
     tau: Tau = None,
     dt: Dt = None,
+    normalize: Normalized = None,
     model_class: ModelClass = None,
     sample_shape: SampleShape = None,
     timeout: Annotated[
@@ -136,6 +138,7 @@ def parity(
             "limit": limit,
             "tau": tau,
             "dt": dt,
+            "normalize": normalize,
             "model_class": model_class,
             "sample_shape": list(shape(sample_shape) or ()) or None,
             "timeout": timeout,

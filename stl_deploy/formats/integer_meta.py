@@ -123,7 +123,7 @@ class IntegerMeta(_Meta):
     """The JSON string of ``model.nir``.
 
     ``precision`` and ``rounding`` are by population. ``chip_facts`` are those of a chip that does not come
-    with the package, as its file has them (``chips/facts.py`` checks them).
+    with the package, as its file has them (``chips/facts.py`` checks them); other files have no such key.
     """
 
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"

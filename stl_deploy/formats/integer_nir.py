@@ -63,14 +63,18 @@ WHO = "model.nir"
 
 def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
     """The NIR graph that carries ``network``. Raises LoweringError naming what NIR cannot."""
-    problems = [
+    if problems := unsupported(network):
+        raise LoweringError(problems)
+    return Writer(network).graph()
+
+
+def unsupported(network: IntegerNetwork) -> list[Problem]:
+    """The neurons and synapses that no node of NIR is written for."""
+    return [
         problem
         for population in network.populations
         for problem in kinds.unsupported(network, population, NEURONS, SYNAPSES, WHO)
     ]
-    if problems:
-        raise LoweringError(problems)
-    return Writer(network).graph()
 
 
 def _chip(meta: IntegerMeta, where: str) -> chips.Chip:

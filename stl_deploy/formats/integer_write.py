@@ -155,7 +155,9 @@ class Writer:
         end = network.readout.source
         shape = {"output": np.array(network.shape(end))}
         self._link(end, self._new("output", nir.Output(output_type=shape)))
-        metadata = {G.KEY: self._meta().model_dump_json()}
+        meta = self._meta()
+        unsaid = {"chip_facts"} if meta.chip_facts is None else None
+        metadata = {G.KEY: meta.model_dump_json(exclude=unsaid)}
         return nir.NIRGraph(self.nodes, self.edges, metadata=metadata, type_check=False)
 
     def _population(self, population: Population) -> None:

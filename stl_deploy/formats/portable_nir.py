@@ -88,8 +88,10 @@ class PortableMeta(BaseModel):
 
 def from_network(network: IntegerNetwork) -> nir.NIRGraph:
     """The portable graph of ``network``. Raises LoweringError naming all that it cannot say."""
-    problems = list(_inputs(list(network.inputs)))
-    problems += [p for population in network.populations for p in _unsayable(network, population)]
+    problems = nir_file.unsupported(network)
+    if not problems:
+        problems = list(_inputs(list(network.inputs)))
+        problems += [p for name in network.by_name for p in _unsayable(network, name)]
     if problems:
         raise LoweringError(problems)
     (port,) = network.inputs.values()
@@ -217,9 +219,9 @@ def _inputs(names: list[str]) -> Iterator[Problem]:
         yield Problem(", ".join(names), what, SPEC)
 
 
-def _unsayable(network: IntegerNetwork, population: Population) -> Iterator[Problem]:
+def _unsayable(network: IntegerNetwork, name: str) -> Iterator[Problem]:
     """What of a population, and of the connections into it, the dialect has no words for."""
-    name, into = population.name, network.into(population.name)
+    population, into = network.by_name[name], network.into(name)
     if population.neurons.reset == "subtract":
         yield _subtracts(name)
     if not into:

@@ -26,26 +26,22 @@ from pathlib import Path
 
 import nir
 import numpy as np
-from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import float_nir
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.floats import FloatNetwork, FloatPopulation, decode
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
-from stl_deploy.ir.neurons import Or
-from stl_deploy.ir.notes import Diagnostic, Lowering, Precision
+from stl_deploy.ir.floats import FloatNetwork, decode
+from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.notes import Diagnostic, Lowering
 from stl_deploy.ir.slices import WeightPrecision
-from stl_deploy.ir.synapses import Conv, IntArray
-from stl_deploy.lower import calibration, folding, grouped, relays, rows, trained
+from stl_deploy.ir.synapses import IntArray
+from stl_deploy.lower import folding, grouped, relays, rows, trained
+from stl_deploy.lower.assembly import Assembly
 from stl_deploy.lower.checks import check as check_floats
 from stl_deploy.lower.options import Options, Overflow, Skips, Thresholds, check_options
-from stl_deploy.lower.rows import Target
-from stl_deploy.lower.units import Fit
 
-Float = NDArray[np.float64]
 Calib = IntArray | Mapping[str, IntArray]
 
 
@@ -123,46 +119,22 @@ def quantize(
     check_floats(floats)
     given = _rasters(floats, meta, calib)
     problems = facts.input_problems(meta.input_levels, meta.signed)
-    targets = {
-        population.name: rows.of(floats, population)
-        for population in floats.populations
-        if not floats.pools(population.name)
-    }
+    targets = rows.targets(floats)
     if options.thresholds == "fold":
         shapes = {**floats.inputs, **{p.name: p.shape for p in floats.populations}}
         problems += folding.problems(list(targets.values()), shapes, options, facts)
         if problems:
             raise LoweringError(problems)
-    parts = ["float model", *floats.by_name, "placement"]
+    parts = len(floats.populations) + 2
     tell = on_progress or (lambda _done, _all, _what: None)
-    seen: dict[str, Float] = {}
-    recording = None
-    if given is not None:
-        tell(0, len(parts), parts[0])
-        recorded, seen = _recorded(floats, given)
-        recording = None if thresholds == "fold" else recorded
-    built = _Built(floats, meta)
-    for index, population in enumerate(floats.populations, 1):
-        tell(index, len(parts), population.name)
-        if population.name not in targets:
-            built.pool(population)
-            continue
-        target = targets[population.name]
-        inputs = built.sources(target)
-        fit = Fit(target, inputs, options, facts, meta.timesteps, seen.get(population.name))
-        if meta.trained is None:
-            alone, how = fit.choose()
-        else:
-            alone, how = fit.as_trained(np.array(meta.trained.scale[population.name]))
-        if recording is not None and not fit.problems:
-            alone, how = fit.calibrated(alone, how, _with_always(recording, target))
-        built.add(target, alone, how)
-        problems += fit.problems
-        built.diagnostics += fit.diagnostics
-    if given is not None:
-        built.diagnostics.append(_fitted_to(recording))
-    network = relays.relayed(built.network(facts), facts, skips)
-    tell(len(parts) - 1, len(parts), parts[-1])
+    assembly = Assembly(floats, meta, targets, options, facts)
+    assembly.quantize(given, lambda done, what: tell(done, parts, what))
+    problems += assembly.problems
+    try:
+        network = relays.relayed(assembly.network(), facts, skips)
+    except LoweringError as error:
+        raise LoweringError([*problems, *error.problems]) from None
+    tell(parts - 1, parts, "placement")
     network = replace(network, placement=placement.place(network, facts))
     problems += () if network.placement is None else network.placement.beyond
     if problems:
@@ -177,73 +149,6 @@ def quantize(
         fewer = "--weight-precision split" if weight_precision == "2x8" else "fewer --weight-bits"
         diagnostics.append(placement.more_than_one_chip(network.placement, facts, fewer))
     return replace(network, diagnostics=tuple(diagnostics))
-
-
-class _Built:
-    """A network as far as it is quantized."""
-
-    def __init__(self, floats: FloatNetwork, meta: G.FloatMeta) -> None:
-        self.floats, self.meta = floats, meta
-        self.inputs = {
-            name: Input(shape, meta.input_levels, meta.signed, meta.held)
-            for name, shape in floats.inputs.items()
-        }
-        self.populations: list[Population] = []
-        self.connections: list[Connection] = []
-        self.precision: dict[str, Precision] = {}
-        self.diagnostics: list[Diagnostic] = []
-
-    def sources(self, target: Target) -> dict[str, Input]:
-        """What leads into a population from others, as inputs of a network of it alone."""
-        found = {}
-        for name in (some.source for some in target.rows if some.source != target.name):
-            if name == target.always:
-                found[name] = Input((1,))
-            elif name in self.inputs:
-                found[name] = replace(self.inputs[name], held=False)
-            else:
-                found[name] = Input(self.floats.shape(name))
-        return found
-
-    def pool(self, population: FloatPopulation) -> None:
-        """Add the OR that a pool of spikes is."""
-        (connection,) = self.floats.into(population.name)
-        way = connection.way
-        assert way.kind == "window"  # as ``pools`` says
-        ones = Conv(
-            np.ones((population.shape[0], 1, *way.kernel), np.int8),
-            way.kernel,
-            (0, 0),
-            (1, 1),
-            population.shape[0],
-        )
-        self.populations.append(Population(population.name, population.shape, Or()))
-        self.connections.append(
-            Connection(way.name, connection.source, population.name, ones, bits=1)
-        )
-
-    def add(self, target: Target, alone: IntegerNetwork, how: Precision) -> None:
-        """Add a population with weights, which was quantized alone."""
-        if target.always is not None:
-            self.populations.append(rows.always(target.always))
-        self.populations += alone.populations
-        self.connections += alone.connections
-        self.precision[target.name] = how
-
-    def network(self, chip: chips.Chip) -> IntegerNetwork:
-        """The whole."""
-        meta = self.meta
-        return IntegerNetwork(
-            chip=chip.name,
-            chip_facts=chips.carried(chip),
-            timesteps=meta.timesteps,
-            inputs=self.inputs,
-            populations=tuple(self.populations),
-            connections=tuple(self.connections),
-            readout=Readout(meta.classes, meta.population, self.floats.output),
-            precision=self.precision,
-            diagnostics=tuple(self.diagnostics),
-        )
 
 
 def _rasters(
@@ -278,14 +183,6 @@ def _rasters(
     }
 
 
-def _with_always(recording: calibration.Recording, target: Target) -> calibration.Recording:
-    """The recording with what a neuron sends that fires in every step, where there is one."""
-    if target.always is None:
-        return recording
-    size = recording.samples, recording.steps, 1
-    return recording.with_input(target.always, np.ones(size, np.uint8))
-
-
 def _lowered(network: IntegerNetwork, asked: Thresholds, chip: chips.Chip) -> IntegerNetwork:
     """``network``, quantized and placed, with the lowering of its thresholds settled, and why."""
     fact = chip.limits.thresholds_per_core
@@ -305,34 +202,6 @@ def _lowered(network: IntegerNetwork, asked: Thresholds, chip: chips.Chip) -> In
     if asked == "auto":
         why = f"a core of {chip.name} holds {fact.value} distinct thresholds, and up to {most} are needed"
     return replace(grouped.pack(network, chip), lowering_reason=why)
-
-
-def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
-    """How calibration data was used, as a note that goes with the network."""
-    if recording is None:
-        return Diagnostic(
-            "calib",
-            "set scales only: a folded layer's weights are rounded to nearest",
-            "use --thresholds native or grouped to have weights and thresholds fitted",
-        )
-    used = recording.samples
-    return Diagnostic("calib", f"weights and thresholds are fitted to {used:,} unlabelled inputs")
-
-
-def _recorded(
-    floats: FloatNetwork, calib: Mapping[str, IntArray]
-) -> tuple[calibration.Recording, dict[str, Float]]:
-    """What the float model fires on ``calib``, and the largest |sum of w*s| of each layer's channels.
-
-    The sums are by the name of the population.
-    """
-    largest: dict[str, Float] = {}
-
-    def observe(name: str, out: Float) -> None:
-        x = np.abs(np.moveaxis(out, 2, 0)).reshape(out.shape[2], -1).max(axis=1)
-        largest[name] = np.maximum(largest.get(name, 0.0), x)
-
-    return calibration.record(floats, calib, observe), largest
 
 
 def _distinct_thresholds(

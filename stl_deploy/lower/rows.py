@@ -10,6 +10,7 @@ every step, over weights of its own.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,8 +105,19 @@ class Target:
         return rows.peak(self.channels)
 
 
-def of(network: FloatNetwork, population: FloatPopulation) -> Target:
-    """What the quantizer takes of a population with weights."""
+def targets(network: FloatNetwork) -> dict[str, Target]:
+    """What the quantizer takes of each population with weights, by name."""
+    taken = {*network.inputs, *network.by_name, *(c.name for c in network.connections)}
+    found = {}
+    for population in network.populations:
+        if not network.pools(population.name):
+            target = found[population.name] = of(network, population, taken)
+            taken |= {name for rows in target.rows for name in (rows.name, rows.source)}
+    return found
+
+
+def of(network: FloatNetwork, population: FloatPopulation, taken: Set[str]) -> Target:
+    """What the quantizer takes of a population with weights; ``taken`` are names of other things."""
     neurons, shape = population.neurons, population.shape
     gain = np.asarray(neurons.total_gain)
     same = bool(np.ptp(gain) <= 1e-12 * np.abs(gain).max())
@@ -116,7 +128,6 @@ def of(network: FloatNetwork, population: FloatPopulation) -> Target:
     bias: Float = least(population.bias * factor, shape)
     always = None
     if bias.any() and (neurons.current != 1).any():
-        taken = {*network.inputs, *network.by_name, *(c.name for c in network.connections)}
         always, name = _bias_names(into, population.name, taken)
         weight = np.broadcast_to(bias, shape).reshape(-1, 1)
         rows.insert(len(rows) - _own(into, population.name), _from(always, name, weight))
@@ -178,7 +189,7 @@ def _from(source: str, name: str, weight: Float) -> Rows:
     return Rows(name, source, 0, weight, "dense", fine=True)
 
 
-def _bias_names(into: list[FloatConnection], population: str, taken: set[str]) -> tuple[str, str]:
+def _bias_names(into: list[FloatConnection], population: str, taken: Set[str]) -> tuple[str, str]:
     """Names of the neuron that a bias comes from, and of its weights: after the weights with the bias."""
     after = next((c.name for c in into if c.way.bias is not None), population)
     source = f"{after}_bias"

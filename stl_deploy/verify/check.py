@@ -24,7 +24,7 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.importers import read as models
-from stl_deploy.importers.given import Given
+from stl_deploy.importers.given import Given, Normalize
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.models.net import STLNet, from_params
@@ -60,6 +60,7 @@ class Settings:
     dt: float | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
+    normalize: str | None = None
     timeout: float = STALL_S
     dask: str | None = None
     budgets: B.Budgets = field(default_factory=B.Budgets)
@@ -222,6 +223,7 @@ def settings(
         dt=value("dt"),
         model_class=value("model_class"),
         sample_shape=tuple(value("sample_shape") or ()) or None,
+        normalize=value("normalize"),
         timeout=value("timeout") or STALL_S,
         dask=value("dask"),
         budgets=B.merge(table, str(config), limits),
@@ -289,6 +291,7 @@ def _floats(
         levels=max(port.levels for port in network.inputs.values()) if foreign else None,
         model_class=what.model_class,
         sample_shape=what.sample_shape,
+        normalize=None if what.normalize is None else Normalize.parsed(what.normalize),
     )
     try:
         found = models.read(what.model, given)

@@ -21,7 +21,7 @@ def small():
 def test_a_wrong_spike_is_seen_whichever_way_it_comes(small, monkeypatch, wrong):
     """``wrong``: the way, by whether states were asked for, that turns one spike round."""
     network, raster = small
-    run, last = Engine.run, network.layers[-1].name
+    run, last = Engine.run, network.readout.source
 
     def turned(self, inputs, states=False, **rest):
         trace = run(self, inputs, states=states, **rest)
@@ -33,9 +33,9 @@ def test_a_wrong_spike_is_seen_whichever_way_it_comes(small, monkeypatch, wrong)
     told = []
     found = against_reference.measure("hw_sim", network, raster, on_steps=told.append)
     assert told == [25 * network.timesteps, 30 * network.timesteps]
-    assert found.entries == 30 * network.timesteps * sum(n.neurons for n in network.layers)
+    assert found.entries == 30 * network.timesteps * sum(p.size for p in network.populations)
     assert (found.spike_mismatches, found.state_mismatches) == (int(wrong is not None), 0)
     if wrong is not None:
         assert found.first is not None
         assert (found.first.layer, found.first.sample, found.first.step) == (last, 27, 1)
-        assert found.first.neuron == np.unravel_index(3, network.layers[-1].shape)
+        assert found.first.neuron == np.unravel_index(3, network.shape(last))

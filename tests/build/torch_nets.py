@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import snntorch as snn
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 import stl_deploy
+from stl_deploy.commands import common
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.ir import execute as float_exec
 from tests.build.networks import values
@@ -89,3 +92,12 @@ def refused(net, sample):
     with pytest.raises((LoweringError, InputError)) as error:
         stl_deploy.from_torch(net, sample)
     return str(error.value)
+
+
+def command(function, *words):
+    """The exit code of a command of ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *words])
+        with pytest.raises(SystemExit) as end:
+            common.run(function, "command")
+    return end.value.code

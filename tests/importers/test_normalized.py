@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import stl_deploy
+from stl_deploy.commands import export, parity
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.importers.given import Normalize
 from stl_deploy.importers.nir import graph as nir_graph
@@ -17,7 +18,7 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from tests.build import nir_interpreter
 from tests.build.nir_graphs import chain, lif
-from tests.build.torch_nets import made, spikes_of
+from tests.build.torch_nets import command, made, spikes_of
 
 HOW = {"beta": 0.5, "init_hidden": True, "threshold": 0.5}
 CHANNELS = (0.2, 0.6), (0.5, 0.25)
@@ -163,3 +164,22 @@ def test_a_frame_that_every_step_reads_is_held():
 def test_a_frame_of_each_step_is_not_held():
     net = made(Static, late=True)
     assert not G.float_meta(stl_deploy.from_torch(net, torch.rand(7, 1, 12))).held
+
+
+def padded():
+    return made(Padded, snn.Leaky(**HOW), gain=4)
+
+
+def test_a_normalized_network_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(padded().state_dict(), "net.pt")
+    np.savez("in.npz", spikes=images(15).astype(np.uint8))
+    said = ["--model-class", f"{__name__}:padded", "--sample-shape", "1,2,5,5"]
+    said += ["--normalize", "0.2,0.6,0.5,0.25"]
+    words = ["net.pt", *said, "--target", "nir", "--timesteps", "6", "--levels", "15", "-o", "out"]
+    assert command(export.export, *words) == 0
+    words = ["net.pt", "out/model.nir", *said, "--input", "in.npz"]
+    assert command(parity.parity, *words, "--max-mismatch-forced", "0.05") == 0
+    said[-1] = "0,0,1,1"  # another network
+    words = ["net.pt", "out/model.nir", *said, "--input", "in.npz"]
+    assert command(parity.parity, *words, "--max-mismatch-forced", "0.05") == 1

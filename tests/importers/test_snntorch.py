@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 import stl_deploy
-from stl_deploy.commands import common, export, parity
+from stl_deploy.commands import export, parity
 from stl_deploy.errors import LoweringError, UncheckedWarning
 from stl_deploy.importers.torch import check as torch_check
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from tests.build.torch_nets import agrees, made, raster, refused, sample_of, spikes_of
+from tests.build.torch_nets import agrees, command, made, raster, refused, sample_of, spikes_of
 
 RESETS = [("subtract", True), ("zero", True), ("zero", False), ("none", True)]
 
@@ -547,14 +547,6 @@ def test_a_class_that_prints_or_ends_the_process(tmp_path, capsys, monkeypatch):
     for name in ("Leaving", "LeavingLater"):
         assert command(export.export, *words[:-1], "no", "--model-class", f"{__name__}:{name}") == 2
         assert "SystemExit" in capsys.readouterr().err
-
-
-def command(function, *words):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["command", *words])
-        with pytest.raises(SystemExit) as end:
-            common.run(function, "command")
-    return end.value.code
 
 
 def test_a_state_dict_and_a_class_on_the_command_line(tmp_path, capsys, monkeypatch):

@@ -323,6 +323,23 @@ def test_names_of_the_bias_are_free():
     assert [p.name for p in network.populations] == ["input_a_w_bias", "input_a_w_bias_", "a"]
 
 
+def test_a_bias_of_two_populations():
+    """One node of weights leads to both: each has a neuron that its bias comes from."""
+    made = flat(5)
+    made.neurons("a", (6,), False, True, False)
+    made.neurons("b", (6,), True, True, False)
+    made.way("input", "a", made.dense("input", 6, bias=0.3))
+    made.edges.append(("input_a_w", "b"))
+    made.neurons("c", (6,), False, False, False)
+    made.way("a", "c", made.dense("a", 6))
+    made.way("b", "c", made.dense("b", 6))
+    graph, raster = made.graph("c"), made.raster()
+    network = quantize(graph)
+    names = ["input_a_w_bias", "a", "input_a_w_bias_", "b", "c"]
+    assert [p.name for p in network.populations] == names
+    assert max(forced(network, graph, raster).values()) < 0.015
+
+
 # Inputs
 
 

@@ -153,7 +153,7 @@ def test_fold_is_exact_where_nothing_is_rounded():
     # The graph has weights times r * dt / tau, which is 1 here.
     thresholds = np.array([theta])
     floats = decode(graph)
-    fold = folding.Fold(plain.alone("lif1"), rows.of(floats, floats.populations[0]), 1.0)
+    fold = folding.Fold(plain.alone("lif1"), rows.targets(floats)["lif1"], 1.0)
     folded = fold.network(16)
     (population,), (connection,) = folded.populations, folded.connections
     single, neurons = connection.synapses, population.neurons

@@ -299,7 +299,7 @@ def test_a_fold_of_two_slices_needs_memory_for_both():
     chip = chips.load("loihi2")
     graph = stl_deploy.from_torch(random_net("4C3-BN-LIF-P4-FC20-LIF-AvgPool2"))
     floats = float_networks.decode(graph)
-    target = rows_of.of(floats, floats.populations[0])
+    target = rows_of.targets(floats)["lif1"]
     (rows,) = target.rows
     total = single.connections(rows.weight != 0, floats.inputs["input"], rows.geometry)
     holds = -(-total * (8 + 13) // 8)  # bytes
