@@ -58,6 +58,12 @@ return [...document.querySelectorAll(".figures figure")].map(figure => [
   figure.querySelectorAll("svg path").length,
   ...[...figure.querySelectorAll("svg")].map(size)]);
 """
+# The boxes of the network's drawing that have a size, and its lines.
+GRAPH = """
+const drawn = what => [...document.querySelectorAll(`.graph ${what}`)].filter(
+  element => element.getBoundingClientRect().width > 10).length;
+return [drawn("rect"), drawn(".way path")];
+"""
 SPIKES = """
 return [...document.images].map(image => [image.alt, image.complete && image.naturalWidth > 0,
   image.getBoundingClientRect().width]);
@@ -194,6 +200,9 @@ def missing_figures(browser: webdriver.Chrome, captions: list[str], spikes: int)
         seen = len(sizes) == 1 and sizes[0][0] > 200 and sizes[0][1] > 80 and paths > 5
         if not seen or re.match(wanted, caption) is None:
             found.append(f"figure {wanted}: {caption}, {paths} paths in {sizes}")
+    boxes, ways = browser.execute_script(GRAPH)
+    if boxes < 2 or ways < boxes - 1:
+        found.append(f"drawing: {boxes} boxes and {ways} lines")
     images = browser.execute_script(SPIKES)
     if len(images) != spikes:
         found.append(f"pictures of spikes: {len(images)} and not {spikes}")
@@ -259,19 +268,20 @@ ERROR = (BODY, f"<script>throw new Error('planted')</script>{BODY}")
             id="refused",
         ),
         pytest.param(
-            [("<svg.*?</svg>", ""), (r"base64,\w{40}", "base64,")],
+            [('<svg role="img".*?</svg>', ""), (r"base64,\w{40}", "base64,")],
             ["figure lif1: ", "picture .* is not shown"],
             id="empty figures",
         ),
         pytest.param(
             [
-                (r"<figure>\s*<svg.*?</figure>", ""),
+                (r'<figure>\s*<svg role="img".*?</figure>', ""),
                 ("<img.*?>", ""),
                 ("@media print {", "@media print { main { display: none; }"),
             ],
             ["figures: 10 and not 11", "pictures of spikes: ", "PDF: "],
             id="missing",
         ),
+        pytest.param([('<svg class="graph".*?</svg>', "")], ["drawing: 0 boxes"], id="no drawing"),
         pytest.param([("overflow-x: auto;", "")], ["beyond 390: the page"], id="tables"),
         pytest.param([("overflow-wrap: break-word;", "")], ["beyond 390: H1"], id="unbroken name"),
         pytest.param(
