@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
@@ -33,7 +33,6 @@ from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
 Array = NDArray[Any]
-Recurrent = dict[str, tuple[str, nir.Linear]]
 Neurons: TypeAlias = nir.LIF | nir.IF | nir.CubaLIF
 
 
@@ -257,92 +256,17 @@ def reset_of(node: Neurons) -> Reset:
 
 
 def chain_graph(
-    nodes: dict[str, nir.ir.NIRNode],
-    in_shape: Shape,
-    out_shape: Shape,
-    meta: str,
-    recurrent: Recurrent | None = None,
+    nodes: dict[str, nir.ir.NIRNode], in_shape: Shape, out_shape: Shape, meta: str
 ) -> nir.NIRGraph:
-    """A graph Input -> nodes in order -> Output with ``meta`` as its JSON string.
-
-    ``recurrent`` holds, by the name of the neurons, the node that leads from them back to them.
-    """
+    """A graph Input -> nodes in order -> Output with ``meta`` as its JSON string."""
     every = {
         "input": nir.Input(input_type={"input": np.array(in_shape)}),
         **nodes,
         "output": nir.Output(output_type={"output": np.array(out_shape)}),
     }
-    edges = list(pairwise(every))
-    for neurons, (name, node) in (recurrent or {}).items():
-        every[name] = node
-        edges += [(neurons, name), (name, neurons)]
     return nir.NIRGraph(
-        nodes=every,
-        edges=edges,
-        metadata={KEY: meta},
-        type_check=False,
+        nodes=every, edges=list(pairwise(every)), metadata={KEY: meta}, type_check=False
     )
-
-
-def rebuild(graph: nir.NIRGraph, nodes: dict[str, nir.ir.NIRNode]) -> nir.NIRGraph:
-    """``graph`` with other inner ``nodes``; input, output, recurrent nodes and metadata stay."""
-    meta = graph.metadata[KEY]
-    return chain_graph(nodes, in_shape(graph), out_shape(graph), meta, recurrent(graph))
-
-
-def recurrent(graph: nir.NIRGraph) -> Recurrent:
-    """By the name of the neurons, the Linear node that leads from them back to them.
-
-    Such a node has one edge from a node of neurons, one back to it, and no other.
-    """
-    found: Recurrent = {}
-    for name, node in graph.nodes.items():
-        sources = [a for a, b in graph.edges if b == name]
-        targets = [b for a, b in graph.edges if a == name]
-        if not isinstance(node, nir.Linear) or len(sources) != 1 or sources != targets:
-            continue
-        if isinstance(graph.nodes.get(sources[0]), Neurons):
-            # A second one at the same neurons stays in the chain, where it is refused.
-            found.setdefault(sources[0], (name, node))
-    return found
-
-
-def inner(graph: nir.NIRGraph) -> dict[str, nir.ir.NIRNode]:
-    """The nodes between Input and Output in the order of the edges (a file's own order is not).
-
-    Recurrent nodes are left out. Raises LoweringError when the rest is not one chain.
-    """
-    problems: list[Problem] = []
-    following: dict[str, str] = {}
-    preceding: dict[str, str] = {}
-    back = {name for name, _ in recurrent(graph).values()}
-    for source, target in graph.edges:
-        if back & {source, target}:
-            continue
-        for missing in {source, target} - set(graph.nodes):
-            problems.append(Problem(missing, "an edge names this node, but there is none"))
-        if source in following or target in preceding:
-            problems.append(
-                Problem(
-                    f"{source} -> {target}",
-                    "branches or joins; only chains can be lowered, and neurons with a Linear "
-                    "node from them back to them",
-                )
-            )
-        following[source], preceding[target] = target, source
-    starts = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
-    if len(starts) != 1:
-        problems.append(Problem("graph", f"has {len(starts)} Input nodes, not 1"))
-    if problems:
-        raise LoweringError(problems)
-    order: list[str] = [starts[0]]
-    while order[-1] in following and len(order) <= len(graph.nodes):
-        order.append(following[order[-1]])
-    left = set(graph.nodes) - set(order) - back
-    if left or not isinstance(graph.nodes[order[-1]], nir.Output):
-        where = ", ".join(sorted(left)) or order[-1]
-        raise LoweringError(Problem(where, "not on a chain from Input to Output"))
-    return {name: graph.nodes[name] for name in order[1:-1]}
 
 
 def on_cycles(names: Sequence[str], edges: Iterable[tuple[str, str]]) -> list[str]:
@@ -364,12 +288,6 @@ def in_shape(graph: nir.NIRGraph) -> Shape:
     """Shape of one step's input."""
     (node,) = (n for n in graph.nodes.values() if isinstance(n, nir.Input))
     return shape_of(node.input_type["input"])
-
-
-def out_shape(graph: nir.NIRGraph) -> Shape:
-    """Shape of one step's output."""
-    (node,) = (n for n in graph.nodes.values() if isinstance(n, nir.Output))
-    return shape_of(node.output_type["output"])
 
 
 def shape_of(value: Any) -> Shape:
@@ -473,33 +391,6 @@ def pair(value: Any) -> Pair:
     if len(values) not in (1, 2):
         raise ValueError(f"{value!r} is not one number or two")
     return values[0], values[-1]
-
-
-def verify(graph: nir.NIRGraph) -> None:
-    """Raise LoweringError unless every node fits the one before it."""
-    shape, own = in_shape(graph), recurrent(graph)
-    for name, node in inner(graph).items():
-        try:
-            shape = node_output(name, node, shape)
-        except ValueError as error:
-            raise LoweringError(Problem(name, str(error))) from None
-        if name in own and (problems := recurrent_problems(name, *own[name], shape)):
-            raise LoweringError(problems)
-    if shape != out_shape(graph):
-        raise LoweringError(
-            Problem("output", f"declared as {out_shape(graph)}, but the last layer gives {shape}")
-        )
-
-
-def recurrent_problems(neurons: str, name: str, node: nir.Linear, shape: Shape) -> list[Problem]:
-    """Why ``node`` does not lead from a flat population of ``shape`` back to it."""
-    if len(shape) != 1:
-        what = f"leads from {neurons} of shape {shape} back to it; only a flat population can be recurrent"
-        return [Problem(name, what, "flatten it, or use a linear layer")]
-    if node.weight.shape != (*shape, *shape):
-        what = f"has weights {node.weight.shape}; {neurons} needs {(*shape, *shape)}"
-        return [Problem(name, what)]
-    return []
 
 
 def float_meta(graph: nir.NIRGraph) -> FloatMeta:

@@ -9,7 +9,10 @@ import nir
 import numpy as np
 
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir import nir_walk as walk
 
+# By the name of the neurons, the node that leads from them back to them, and its name.
+Recurrent = dict[str, tuple[str, nir.Linear]]
 Shape = int | tuple[int, ...]
 
 
@@ -17,7 +20,7 @@ def graph(
     nodes: dict[str, nir.ir.NIRNode],
     inputs: Shape,
     outputs: Shape,
-    recurrent: G.Recurrent | None = None,
+    recurrent: Recurrent | None = None,
     timesteps: int = 4,
     levels: int = 1,
     **meta: Any,
@@ -27,9 +30,22 @@ def graph(
     said = G.FloatMeta(
         timesteps=timesteps, input_levels=levels, classes=math.prod(after), population=1, **meta
     )
-    built = G.chain_graph(nodes, before, after, said.text(), recurrent)
-    G.verify(built)
+    built = with_ways_back(G.chain_graph(nodes, before, after, said.text()), recurrent or {})
+    walk.shapes(built)  # raises where nodes do not fit
     return built
+
+
+def with_ways_back(graph: nir.NIRGraph, recurrent: Recurrent) -> nir.NIRGraph:
+    """``graph`` with nodes, each by its name, that lead from neurons back to them."""
+    nodes = graph.nodes | dict(recurrent.values())
+    ways = [way for n, (name, _) in recurrent.items() for way in ((n, name), (name, n))]
+    return nir.NIRGraph(nodes, [*graph.edges, *ways], metadata=graph.metadata, type_check=False)
+
+
+def with_nodes(graph: nir.NIRGraph, **nodes: nir.ir.NIRNode) -> nir.NIRGraph:
+    """``graph`` with other nodes in the place of those of their names."""
+    every = graph.nodes | nodes
+    return nir.NIRGraph(every, graph.edges, metadata=graph.metadata, type_check=False)
 
 
 def lif(theta, tau=0.5):

@@ -406,8 +406,11 @@ def test_currents_recurrence_and_resets_in_float(reset):
     graph = random_graph(rng)
     node = cuba(rng, 10, v_leak=np.zeros(10))
     node.metadata = {"reset": reset}
-    nodes = {**G.inner(graph), "fc3": nir.Linear(weight=rng.normal(size=(10, 10))), "lif3": node}
-    graph = graph_of(nodes, 40, 10, G.recurrent(graph), timesteps=6)
+    (last,) = (a for a, b in graph.edges if b == "output")
+    nodes = graph.nodes | {"fc3": nir.Linear(weight=rng.normal(size=(10, 10))), "lif3": node}
+    edges = [(a, "fc3" if (a, b) == (last, "output") else b) for a, b in graph.edges]
+    edges += [("fc3", "lif3"), ("lif3", "output")]
+    graph = nir.NIRGraph(nodes, edges, metadata=graph.metadata, type_check=False)
     raster = (rng.random((10, 6, 40)) < 0.5).astype(np.uint8)
     assert float_differences(graph, raster) == 0
 

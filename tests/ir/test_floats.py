@@ -15,13 +15,14 @@ from stl_deploy.ir.float_neurons import NEURONS
 from stl_deploy.ir.float_neurons import decode as decode_neurons
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.verify import faults
+from tests.build.floats import with_ways_back
 
 RNG = np.random.default_rng(0)
 
 
 def graph(nodes, shape, out, recurrent=None, **fields):
     meta = G.FloatMeta(timesteps=4, classes=1, population=1, **fields)
-    return G.chain_graph(nodes, shape, out, meta.model_dump_json(), recurrent)
+    return with_ways_back(G.chain_graph(nodes, shape, out, meta.text()), recurrent or {})
 
 
 def lif(n):

@@ -24,6 +24,7 @@ from stl_deploy.verify import against_float as comparison
 from stl_deploy.verify import budgets
 from stl_deploy.verify import check as parity_check
 from stl_deploy.verify.against_float import LayerParity, ParityReport, compare
+from tests.build.floats import with_nodes
 from tests.build.nets import random_net, random_spikes
 
 LAYERS = (
@@ -390,10 +391,9 @@ def broken_graphs(graph):
     """(what is said, how to break the graph)."""
 
     def nodes(**changed):
-        return G.rebuild(graph, dict(G.inner(graph)) | changed)
+        return with_nodes(graph, **changed)
 
-    inner = G.inner(graph)
-    lif, conv = inner["lif1"], inner["conv1"]
+    lif, conv = graph.nodes["lif1"], graph.nodes["conv1"]
     nan = conv.weight.copy()
     nan[0, 0, 0, 0] = np.nan
     yield "NaN or infinite", nodes(conv1=replace(conv, weight=nan))
@@ -457,10 +457,8 @@ def test_a_model_without_certificates_is_compared_by_its_graph():
     """Neurons with a current: the graph alone is the reference, nothing is certified."""
     net = random_net("FC20-LIF-FC10-LIF", shape=(1, 4, 4))
     graph = stl_deploy.from_torch(net)
-    nodes = dict(G.inner(graph))
-    lif = nodes["lif1"]
-    nodes["lif1"] = G.cuba_lif(lif.v_threshold, 2e-4, 2e-4, 2.0, 2.0, np.zeros(20))
-    graph = G.rebuild(graph, nodes)
+    threshold = graph.nodes["lif1"].v_threshold
+    graph = with_nodes(graph, lif1=G.cuba_lif(threshold, 2e-4, 2e-4, 2.0, 2.0, np.zeros(20)))
     network = quantize(graph, "loihi2")
     report = compare(None, graph, network, Raster(random_spikes(net, 10)))
     assert report.nir_differing is None

@@ -773,7 +773,6 @@ def test_a_proof_that_is_too_narrow_is_an_error(net, lowered_net, monkeypatch):
 
 def test_a_float_graph_that_is_not_the_model_is_an_error(net, lowered_net):
     graph, network = lowered_net
-    nodes = dict(G.inner(graph))
-    nodes["conv2"].bias = nodes["conv2"].bias + 0.05
+    graph.nodes["conv2"].bias = graph.nodes["conv2"].bias + 0.05
     with pytest.raises(CertificateError, match="contradicts the float model's own spike"):
-        compare(net, G.rebuild(graph, nodes), network, Raster(random_spikes(net, 8)))
+        compare(net, graph, network, Raster(random_spikes(net, 8)))
