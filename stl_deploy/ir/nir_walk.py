@@ -80,7 +80,8 @@ def shapes(graph: nir.NIRGraph) -> dict[str, Shape]:
             found[name] = G.shape_of(node.input_type["input"])
         elif type(node) in NEURONS:
             found[name] = getattr(node, NEURONS[type(node)].parameters[-1]).shape
-    for name in names:
+    # Neurons last: what leads to them is known then.
+    for name in sorted(names, key=lambda name: keeps_state(graph.nodes[name])):
         node = graph.nodes[name]
         if isinstance(node, nir.Input):
             continue

@@ -191,6 +191,16 @@ def test_forced_spikes_go_to_others_and_not_back():
         ({"w": linear(), "l": lif()}, "input>w w>l", "output: no edge leads to this node"),
         ({"w": linear(), "l": lif()}, "input>w w>l w>output", "w: is followed by more weights"),
         ({"l": lif()}, "input>l l>x l>output", "x: an edge names this node"),
+        (
+            {"w": nir.Linear(np.ones((SIZE - 1, SIZE))), "l": lif()},
+            "input>w w>l l>output",
+            r"l: LIF does not fit an input of shape \(5,\)",
+        ),
+        (
+            {"w": nir.Linear(np.ones((SIZE - 1, SIZE))), "l": lif()},
+            "input>w w>l input>l l>output",
+            r"l: adds up values of the shapes \(5,\) and \(6,\)",
+        ),
         ({"w": linear(), "l": lif()}, "input>l w>w l>output", "w: is in a loop without neurons"),
         (
             {"d": nir.Delay(np.arange(SIZE) * G.DT), "l": lif()},
