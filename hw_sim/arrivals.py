@@ -111,7 +111,7 @@ class InWindows:
     def add(self, x: IntArray, sums: Int32, first: int, exp: int) -> None:
         """See ``Synapses``."""
         samples, steps, _ = x.shape
-        rows = x.reshape(samples * steps, -1)
+        rows: NDArray[Any] = x.reshape(samples * steps, -1)
         held = self.held
         if exp == 0 and steps == sums.shape[1]:
             total = sums.reshape(samples * steps, -1)

@@ -98,18 +98,19 @@ class Engine:
         }
         ways = [self._plan(i, size[1], states) for i in range(len(network.parts))]
 
+        instead = forced or {}
+
         def task(some: slice) -> None:
             sent = {n: _Sent.of(x[some], network, n) for n, x in given.items()}
             for part, plan, sources in zip(network.parts, ways, self._sources, strict=True):
                 mine = {p.name: outs[p.name] for p in part}
-                for name in mine.keys() & forced.keys():
-                    sent[name] = _Sent.of(forced[name][some], network, name)
+                for name in mine.keys() & instead.keys():
+                    sent[name] = _Sent.of(instead[name][some], network, name)
                 heard = {name: sent[name] for name in sources if name in sent}
                 _run(self, part, plan, heard, mine, some)
-                for name in mine.keys() - forced.keys():
+                for name in mine.keys() - instead.keys():
                     sent[name] = _Sent.own(outs[name], some)
 
-        forced = forced or {}
         in_parallel(task, _turns(network, size))
         traces = {name: out.trace(slice(None)) for name, out in outs.items()}
         votes = traces[network.readout.source].spikes

@@ -286,27 +286,28 @@ class _Member:
     def room(self, sent: Sent, samples: slice, steps: int) -> IntArray:
         """The sums of some samples, with what comes from outside."""
         count = samples.stop - samples.start
-        sums = arrivals.room(count, steps, self.size, np.int32 if self.narrow else np.int64)
+        kind = np.int32 if self.narrow else np.int64
+        sums: NDArray[Any] = arrivals.room(count, steps, self.size, kind)
         for way in self.outer:
             x = sent[way.source][samples]
             if way.delay >= steps:
                 continue
             if x.shape[1] == 1 and steps > 1:  # held: the same in every step
-                part = arrivals.room(count, 1, self.size, np.int32)
+                part: NDArray[Any] = arrivals.room(count, 1, self.size, np.int32)
                 way.synapses.add(x, part, 0, 0)
                 sums[:, way.delay :] += part.astype(sums.dtype) << way.exp
             else:
                 self.receive(way, x[:, : steps - way.delay], sums, way.delay)
         return sums
 
-    def receive(self, way: _Way, x: IntArray, sums: IntArray, first: int) -> None:
+    def receive(self, way: _Way, x: IntArray, sums: NDArray[Any], first: int) -> None:
         """Add what ``x`` [N, S, values] brings to the steps of ``sums`` from ``first`` on."""
         # Writable and in C order: numba would compile everything again for other arrays.
         x = np.require(x, requirements=["C", "W"])
         if self.narrow:
             way.synapses.add(x, sums, first, way.exp)
         else:
-            part = arrivals.room(len(x), x.shape[1], self.size, np.int32)
+            part: NDArray[Any] = arrivals.room(len(x), x.shape[1], self.size, np.int32)
             way.synapses.add(x, part, 0, 0)
             sums[:, first : first + x.shape[1]] += part.astype(np.int64) << way.exp
 

@@ -22,8 +22,8 @@ def wrap32(x: Int64) -> Int64:
 
 def decay(x: Int64, constant: Each) -> Int64:
     """x * (4096 - constant) / 4096, truncated toward zero."""
-    scaled: Int64 = np.abs(x) * (DECAY_ONE - constant)
-    magnitude = scaled >> DECAY_BITS
+    kept = DECAY_ONE - np.asarray(constant, np.int64)
+    magnitude: Int64 = (np.abs(x) * kept) >> DECAY_BITS
     return np.where(x < 0, -magnitude, magnitude)
 
 

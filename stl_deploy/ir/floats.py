@@ -23,6 +23,7 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_walk as walk
 from stl_deploy.ir.float_neurons import NEURONS, FloatNeurons
 from stl_deploy.ir.float_neurons import decode as decode_neurons
+from stl_deploy.ir.neurons import of_channels
 from stl_deploy.ir.synapses import Geometry, Pair, Shape
 
 Float = NDArray[np.float64]
@@ -308,7 +309,7 @@ class _Decoder:
         for source in self.before[name]:
             given = getattr(self.graph.nodes[source], "bias", None)
             if type(self.graph.nodes[source]) in WAYS and given is not None:
-                bias = bias + _float(given).reshape(-1, *[1] * (len(shape) - 1))
+                bias = bias + of_channels(_float(given), shape)
         return FloatPopulation(name, shape, decode_neurons(self.graph.nodes[name]), bias)
 
     def _arriving(self, name: str) -> Iterator[FloatConnection]:

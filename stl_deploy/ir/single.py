@@ -14,8 +14,8 @@ MOST = 1 << 25  # single connections of a network, where the chip itself sets no
 def check(synapses: Sparse, before: Shape, shape: Shape, unit: Float, qmax: int) -> None:
     """Raise ValueError unless the integers of a folded convolution are its kernel's, rounded.
 
-    Each to one of the two neighbouring integers, or to an end of the grid +-``qmax`` where that is nearer. ``unit``
-    [neurons] is the float value of a weight of 1.
+    Each to one of the two neighbouring integers, or to an end of the grid +-``qmax`` where that is nearer.
+    ``unit`` [neurons] is the float value of a weight of 1.
     """
     kernel = synapses.kernel
     (c, h, w), (o, y, x) = before, shape

@@ -317,14 +317,13 @@ class OneToOne:
 
     def scaled(self, unit: Float) -> csr_array[np.float64]:
         """The weights times ``unit``, [n] or of each channel, as a sparse matrix float64 [n, n]."""
-        values: Float = self.weight * np.repeat(unit, len(self.weight) // len(unit))
+        values = self.weight.astype(np.float64) * np.repeat(unit, len(self.weight) // len(unit))
         at = np.arange(len(values), dtype=np.int32)
         return csr_array((values, (at, at)), shape=(len(values), len(values)))
 
     def into(self, neuron: int, inputs: IntArray, _index: IntArray) -> Int64:
         """The weights [n] that lead from ``inputs`` [n] to a neuron, zero where there is none."""
-        held: Int64 = np.where(inputs == neuron, self.weight[neuron].astype(np.int64), 0)
-        return held
+        return np.asarray(np.where(inputs == neuron, self.weight[neuron], 0), np.int64)
 
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero synapses that leave each input: int64 of ``input_shape``."""
