@@ -24,8 +24,11 @@ def chain(*nodes, inputs=(4,), outputs=(3,)):
     return nir.NIRGraph(every, list(pairwise(order)), type_check=False)
 
 
-def braille(n=38):
-    """12-38-7 with currents, a recurrent hidden layer and hard resets, in the form of nirtorch."""
+def braille(n=38, biases=False):
+    """12-38-7 with currents, a recurrent hidden layer and hard resets, in the form of nirtorch.
+
+    With ``biases`` all three layers of weights have one, which passes through the currents.
+    """
     rng = np.random.default_rng(5)
 
     def cuba(size):
@@ -53,6 +56,10 @@ def braille(n=38):
         "lif2": cuba(7),
         "out": nir.Output({"output": np.array([7])}),
     }
+    if biases:
+        more = np.random.default_rng(6)
+        for node in (nodes["fc1"], hidden.nodes["w_rec"], nodes["fc2"]):
+            node.bias = more.normal(0, 0.1, len(node.bias))
     order = list(nodes)
     graph = nir.NIRGraph(nodes, list(pairwise(order)), type_check=False)
     return graph, (rng.random((30, 40, 12)) < 0.3).astype(np.uint8)
