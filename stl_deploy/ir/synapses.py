@@ -323,7 +323,9 @@ class OneToOne:
 
     def into(self, neuron: int, inputs: IntArray, _index: IntArray) -> Int64:
         """The weights [n] that lead from ``inputs`` [n] to a neuron, zero where there is none."""
-        return np.asarray(np.where(inputs == neuron, self.weight[neuron], 0), np.int64)
+        held = np.zeros(len(inputs), np.int64)
+        held[inputs == neuron] = self.weight[neuron]
+        return held
 
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero synapses that leave each input: int64 of ``input_shape``."""

@@ -510,7 +510,10 @@ def first(to):
         (put(f"{TRIPLETS}/column", first(lambda c: -1)), "outside 0..63"),
         (put(f"{TRIPLETS}/row", lambda d: d + 200), "outside 0..255"),
         (lambda file: file.__delitem__(f"{TRIPLETS}/row"), "no array row"),
-        (lambda file: file.__delitem__(TRIPLETS), "conv1.weight holds values that are not integers"),
+        (
+            lambda file: file.__delitem__(TRIPLETS),
+            "conv1.weight holds values that are not integers",
+        ),
         (put("node/nodes/conv1/weight", lambda d: d * 1.5), "not its convolution, rounded"),
         (put("node/nodes/conv1_fold/scale", lambda d: d * 1.5), "contradicts the scales"),
         (put("node/nodes/lif1/v_threshold", lambda d: d + 0.5), "not integers"),
