@@ -329,7 +329,8 @@ class OneToOne:
 
     def fan_out(self, input_shape: Shape) -> Int64:
         """Stored, non-zero synapses that leave each input: int64 of ``input_shape``."""
-        return (self.weight != 0).astype(np.int64).reshape(input_shape)
+        count: Int64 = (self.weight != 0).astype(np.int64)
+        return count.reshape(input_shape)
 
     def entries(self, _input_shape: Shape, _shape: Shape) -> Entries:
         """(neuron, input), each in C order, of every stored, non-zero synapse."""
