@@ -434,6 +434,11 @@ def _matched(
         remedy = f"save {', '.join(key(SPIKES, name) for name in inputs)}"
         return {}, [Problem(where, what, remedy)]
     problems: list[Problem] = []
+    samples = {name: shape[0] for name, shape in shapes.items() if shape}
+    if len(set(samples.values())) > 1:
+        counts = ", ".join(f"{count} of {name}" for name, count in samples.items())
+        what = f"has different numbers of samples: {counts}"
+        problems.append(Problem(where, what, "give as many samples of each input"))
     for given, name in names.items():
         said = None if held is None else given in held
         place = _where(where, given)

@@ -282,6 +282,9 @@ class IntegerNetwork:
             raise ValueError(f"rasters are needed for {', '.join(self.inputs)}, one for each")
         steps = [by_name[n].shape[1] for n, port in self.inputs.items() if not port.held]
         count = steps[0] if steps else self.timesteps
+        samples = {name: len(by_name[name]) for name in self.inputs}
+        if len(set(samples.values())) > 1:
+            raise ValueError(f"{samples}: as many samples are needed of each input")
         found: dict[str, IntArray] = {}
         for name, port in self.inputs.items():
             x = by_name[name]

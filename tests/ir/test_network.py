@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import stl_deploy
+from stl_deploy.errors import InputError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
 from stl_deploy.ir.network import (
@@ -113,6 +115,14 @@ def test_rasters_by_input():
         network.rasters(np.zeros((2, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="rasters are needed for input"):
         network.rasters({"other": frame})
+    two = residual(inputs={"input": Input((3,)), "side": Input((3,))})
+    with pytest.raises(ValueError, match="as many samples are needed of each input"):
+        two.rasters({"input": np.zeros((3, 4, 3)), "side": np.zeros((8, 4, 3))})
+    with pytest.raises(InputError, match="different numbers of samples: 3 of input, 8 of side"):
+        stl_deploy.simulate(
+            two,
+            {"input": np.zeros((3, 4, 3), np.uint8), "side": np.zeros((8, 4, 3), np.uint8)},
+        )
     assert Input((3,), 7, signed=True).lowest == -7
     assert network.span("input") == (0, 7)
     assert network.span("a") == (0, 1)
