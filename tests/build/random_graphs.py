@@ -53,7 +53,6 @@ class Features:
 
 
 EVERYTHING = Features()
-CHAINS = Features(inputs=1, signed=False, held=False, delays=0, loops=False, one_to_one=False)
 
 
 def draw(seed: int, features: Features = EVERYTHING) -> tuple[IntegerNetwork, Rasters]:

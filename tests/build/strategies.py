@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse
-from tests.build.networks import chain, dense_lif, lif, pool
+from tests.build.networks import chain, lif, pool
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -85,30 +84,6 @@ def networks(draw):
     network = chain(*layers, chip=chip, steps=steps, levels=levels, readout=Readout(2, 2))
     raster = rng.integers(0, levels + 1, (2, steps, cin, *plane)).astype(np.uint8)
     return network, raster
-
-
-@st.composite
-def dense_layers(draw):
-    """A dense layer with anything at random, and its input's largest value."""
-    rng = np.random.default_rng(draw(SEEDS))
-    inputs, outputs = draw(st.integers(1, 12)), draw(st.integers(1, 4))
-    weight = rng.integers(-127, 128, (outputs, inputs)).astype(np.int8)
-    reach = 127 * inputs
-    vth = rng.integers(-reach if draw(st.booleans()) else 0, reach, outputs)
-    layer = dense_lif(
-        weight,
-        vth,
-        bias=rng.integers(-reach, reach, outputs),
-        exp=draw(st.integers(0, 2)),
-        bias_exp=draw(st.integers(0, 7)),
-        du=draw(st.sampled_from([4095, 4095, 0, 1000, 4094])),
-        dv=draw(st.sampled_from([0, 1, 163, 2048, 4095])),
-        reset=draw(st.sampled_from(["zero", "subtract"])),
-    )
-    if draw(st.booleans()):
-        own = rng.integers(-reach, reach, (outputs, outputs)) // inputs
-        layer = replace(layer, recurrent=Dense(own.astype(np.int8)), recurrent_name="rec")
-    return layer, draw(st.sampled_from([1, 1, 7, 255])), rng
 
 
 # Graphs
