@@ -41,10 +41,9 @@ def run(
     raster: Raster,
     states: bool = False,
     cores: Mapping[str, IntArray] | None = None,
-    forced: Mapping[str, IntArray] | None = None,
 ) -> Trace:
     """Run ``network`` on a raster [N, T, *input_shape], or one by input, as the reference does."""
-    return Engine(network, cores).run(raster, states, forced)
+    return Engine(network, cores).run(raster, states)
 
 
 def batch_size(network: IntegerNetwork, states: bool = False) -> int:
@@ -78,16 +77,8 @@ class Engine:
             for part in network.parts
         ]
 
-    def run(
-        self,
-        raster: Raster,
-        states: bool = False,
-        forced: Mapping[str, IntArray] | None = None,
-    ) -> Trace:
-        """Run ``network`` on a raster [N, T, *input_shape], or one by input, samples in parallel.
-
-        ``forced`` is as in ``reference.run``.
-        """
+    def run(self, raster: Raster, states: bool = False) -> Trace:
+        """Run ``network`` on a raster [N, T, *input_shape], or one by input, samples in parallel."""
         network, given = self.network, self.network.rasters(raster)
         size = next(iter(given.values())).shape[:2]
         given = {n: x[:, :1] if network.inputs[n].held else x for n, x in given.items()}
@@ -98,17 +89,13 @@ class Engine:
         }
         ways = [self._plan(i, size[1], states) for i in range(len(network.parts))]
 
-        instead = forced or {}
-
         def task(some: slice) -> None:
             sent = {n: _Sent.of(x[some], network, n) for n, x in given.items()}
             for part, plan, sources in zip(network.parts, ways, self._sources, strict=True):
                 mine = {p.name: outs[p.name] for p in part}
-                for name in mine.keys() & instead.keys():
-                    sent[name] = _Sent.of(instead[name][some], network, name)
                 heard = {name: sent[name] for name in sources if name in sent}
                 _run(self, part, plan, heard, mine, some)
-                for name in mine.keys() - instead.keys():
+                for name in mine:
                     sent[name] = _Sent.own(outs[name], some)
 
         in_parallel(task, _turns(network, size))
@@ -205,7 +192,7 @@ def _run(
 ) -> None:
     """Run a part on some samples: by its plan, or in the reference.
 
-    ``given`` is what its sources send, those of the part itself only where that is not what they do.
+    ``given`` is what its sources outside send.
     """
     ready = {name: x.ready for name, x in given.items() if x.ready is not None}
     if plan is not None and len(ready) == len(given):
@@ -214,12 +201,11 @@ def _run(
     steps = next(iter(outs.values())).spikes.shape[1]
     alone = _alone(engine.network, part)
     rasters: dict[str, IntArray] = {NOTHING: np.zeros((some.stop - some.start, steps, 1), np.uint8)}
-    for name in given.keys() & alone.inputs.keys():
-        values = given[name].values()
+    for name, sent in given.items():
+        values = sent.values()
         rasters[name] = np.broadcast_to(values, (len(values), steps, *values.shape[2:]))
-    forced = {name: x.values() for name, x in given.items() if name in outs}
     states = next(iter(outs.values())).u is not None
-    done = reference.run(alone, rasters, states, engine.cores, forced)
+    done = reference.run(alone, rasters, states, engine.cores)
     for name, out in outs.items():
         out.put(some, done.layers[name])
 

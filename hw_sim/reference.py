@@ -116,9 +116,7 @@ class _Run:
         a, neurons, limit = self.arrived[:, t], self.population.neurons, self.chip.state_limit
         for c in self.within:
             if t >= c.delay:
-                own = c.source == self.population.name
-                given = self.trace.spikes if own else sent[c.source]
-                sums = c.sums(given[:, t - c.delay], 1)
+                sums = c.sums(sent[c.source][:, t - c.delay], 1)
                 a = a + sums.reshape(a.shape)
         active = (
             (decay(self.u, neurons.du + 1) != 0) | (self.v != 0) | (a != 0) | (neurons.bias != 0)
@@ -155,14 +153,11 @@ def run(
     raster: Raster,
     states: bool = False,
     cores: Mapping[str, IntArray] | None = None,
-    forced: Mapping[str, IntArray] | None = None,
 ) -> Trace:
     """Run ``network`` on a raster [N, T, *input_shape], or one by input, all samples at once.
 
     ``cores`` holds, for each population that ``active_by_core`` is wanted of, the core of every neuron:
-    int [neurons], in C order, counted from 0 within the population. ``forced`` holds spikes [N, T, ...] by
-    population, which other populations are given in the place of its own; those are still in the trace, and
-    still what it sends itself.
+    int [neurons], in C order, counted from 0 within the population.
     """
     sent: dict[str, IntArray] = network.rasters(raster)
     size = next(iter(sent.values())).shape[:2]
@@ -172,8 +167,7 @@ def run(
             _Run(network, population, size, states, (cores or {}).get(population.name))
             for population in part
         ]
-        own = {run.population.name: run.trace.spikes for run in runs}
-        sent |= own | {name: forced[name] for name in own if forced and name in forced}
+        sent |= {run.population.name: run.trace.spikes for run in runs}
         for run in runs:
             run.hear(sent, part)
         for t in range(size[1]):

@@ -28,7 +28,6 @@ def run(
     graph: nir.NIRGraph | FloatNetwork,
     raster: Array | Mapping[str, Array],
     observe: Observe | None = None,
-    forced: Mapping[str, Array] | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
     """Spikes [N, T, *shape] of every population, in float64.
 
@@ -38,8 +37,6 @@ def run(
             may be given once.
         observe: called with (name of a population, what arrives at it over all connections, without the
             bias, [N, T, *shape]).
-        forced: spikes [N, T, ...] by population, which other populations are given in the place of its
-            own; those are still what is returned, and still what it sends itself.
 
     Raises LoweringError naming every node that a float network cannot have.
     """
@@ -54,10 +51,7 @@ def run(
     for part in network.parts:
         runs = [_run_of(network, population, size) for population in part]
         for run_ in runs:
-            name = run_.population.name
-            found[name] = run_.spikes
-            given_on = run_.spikes if forced is None else forced.get(name, run_.spikes)
-            sent[name] = given_on.reshape(run_.spikes.shape)
+            found[run_.population.name] = sent[run_.population.name] = run_.spikes
         for run_ in runs:
             run_.hear(sent, [population.name for population in part])
         for t in range(size[1]):
@@ -111,8 +105,7 @@ class _Run:
         total = self.arrived[:, t]
         for c in self.within:
             if t >= c.delay:
-                given = self.spikes if c.source == self.population.name else sent[c.source]
-                x = given[:, t - c.delay].astype(np.float64)
+                x = sent[c.source][:, t - c.delay].astype(np.float64)
                 total += c.way.apply(x).reshape(total.shape)
         return self.fire(total + self.population.bias)
 

@@ -8,8 +8,8 @@ graph stands one node of ``WAYS``, with at most a Delay and a Flatten before it;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import LoweringError, Problem
-from stl_deploy.ir import conv, order
+from stl_deploy.ir import conv, cut, order
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_walk as walk
 from stl_deploy.ir.float_neurons import NEURONS, FloatNeurons
@@ -204,6 +204,18 @@ class FloatNetwork:
         ways = [(c.source, c.target) for c in self.connections]
         found = order.parts(list(self.by_name), ways)
         return tuple(tuple(self.by_name[name] for name in part) for part in found)
+
+    def cut(self, populations: Iterable[str]) -> FloatNetwork:
+        """The network that is given what ``populations`` send, as inputs (``ir/cut.py``)."""
+        names = cut.sources(populations)
+        ports = {new: self.shape(old) for old, new in names.items()}
+        return replace(
+            self,
+            inputs={**self.inputs, **ports},
+            connections=tuple(
+                replace(c, source=names.get(c.source, c.source)) for c in self.connections
+            ),
+        )
 
     @property
     def trained(self) -> G.Trained | None:

@@ -8,7 +8,7 @@ in ``hw_sim/reference.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir import order, slices
+from stl_deploy.ir import cut, order, slices
 from stl_deploy.ir.neurons import Neurons
 from stl_deploy.ir.notes import Diagnostic, Lowering, Placement, Precision, Rounding
 from stl_deploy.ir.slices import WeightPrecision
@@ -312,6 +312,19 @@ class IntegerNetwork:
             rounding={},
             precision={},
             diagnostics=(),
+            placement=None,
+        )
+
+    def cut(self, populations: Iterable[str]) -> IntegerNetwork:
+        """The network that is given what ``populations`` send, as inputs (``ir/cut.py``)."""
+        names = cut.sources(populations)
+        ports = {new: Input(self.shape(old)) for old, new in names.items()}
+        return replace(
+            self,
+            inputs={**self.inputs, **ports},
+            connections=tuple(
+                replace(c, source=names.get(c.source, c.source)) for c in self.connections
+            ),
             placement=None,
         )
 

@@ -24,6 +24,7 @@ from stl_deploy.formats.raster import Raster as Recorded
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.importers import stl
+from stl_deploy.ir import cut
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
@@ -245,6 +246,9 @@ class Comparer:
     def __init__(self, job: Comparison) -> None:
         self.job, self.network = job, job.network
         self.engine = Engine(job.network, job.cores)
+        floats = decode(job.graph).by_name
+        self.names = [name for name in job.network.by_name if name in floats]
+        self.forced = Engine(job.network.cut(self.names))
         self.audit = Audit(job.graph, job.network, job.source)
         self.models: tuple[STLNet, ...] = ()
         if job.arch is not None and job.params is not None:
@@ -256,9 +260,10 @@ class Comparer:
         inputs, labels = batch
         expected, others = self._floats(inputs)
         trace = self.engine.run(inputs)
+        given = cut.rasters(self.network.inputs, inputs, {n: expected[n] for n in self.names})
         lowered, forced = (
             {name: did.spikes for name, did in done.layers.items()}
-            for done in (trace, self.engine.run(inputs, forced=expected))
+            for done in (trace, self.forced.run(given))
         )
         runs = {"cascaded": lowered, "forced": forced, **others}
         want = self.network.readout.predict(expected[self.network.readout.source])
@@ -277,9 +282,7 @@ class Comparer:
                         for what, run in runs.items()
                     },
                 )
-                for name, spikes in (
-                    (n, expected[n]) for n in self.network.by_name if n in expected
-                )
+                for name, spikes in ((n, expected[n]) for n in self.names)
             },
         )
         findings = self.audit.examine(inputs, expected, forced, lowered)

@@ -1,10 +1,10 @@
 """Certificates: spikes of the integer network that are proved equal to the float model's.
 
-A population is given the float model's spikes by all its sources but itself. For every entry (sample, step,
-neuron) the integer voltage is bounded *without running the integer network*: what arrives over all
-connections in integers, plus what decay, registers and float rounding can do at most, and what its own
-spikes bring it where they are not known. Where all of that lies on one side of the integer threshold the
-integer spike is known. It is *certified* where it is also the float spike. docs/parity.md has the proof;
+A population is given the float model's spikes over all its connections, also those from itself. For every
+entry (sample, step, neuron) the integer voltage is bounded *without running the integer network*: what
+arrives in integers, plus what decay, registers and float rounding can do at most. Where all of that lies on
+one side of the integer threshold the integer spike is known. It is *certified* where it is also the float
+spike. docs/parity.md has the proof;
 ``stl_deploy/verify/intervals.py`` the loop.
 
 What this does not cover (current memory, an unknown field of the neurons) is not certified at all, and
@@ -123,12 +123,6 @@ class Certifier:
         _check_sources(network, population, floats)
         self.network, self.population, self.floats, self.known = network, population, floats, known
         self.steps = network.timesteps
-        # Those whose spikes are known, and those from the population itself, one-to-one or not.
-        into = network.into(population.name)
-        self.into = tuple(c for c in into if c.source != population.name)
-        own = [c for c in into if c.source == population.name]
-        self.own = tuple(c for c in own if c.synapses.kind == "one_to_one")
-        self.within = tuple(c for c in own if c.synapses.kind != "one_to_one")
         neurons = population.neurons
         self.unit = self.each(neurons.scale) / UNIT  # of v, in the float model's units
         self.gain, self.leak = self.each(known.neurons.total_gain), self.each(known.neurons.leak)
@@ -147,15 +141,10 @@ class Certifier:
             slack=self._slack(before, stays),
             exact=np.broadcast_to(_exact_decays(network, population), population.shape).reshape(-1),
         )
-        brought = [self.each(of_channels(c.synapses.weight, population.shape)) for c in self.own]
         self.rules = intervals.Rules(
             float_subtracts=known.neurons.reset == "subtract",
             subtracts=neurons.reset == "subtract",
             limit=float(chips.of(network).state_limit or 0),
-            own=np.array(
-                [w * 2.0**c.exp * UNIT * self.unit for w, c in zip(brought, self.own, strict=True)]
-            ).reshape(len(self.own), population.size),
-            delays=np.array([c.delay for c in self.own], np.int64),
         )
 
     def run(self, sent: Sent, spikes: Bytes, bounds: bool = False) -> Verdicts:
@@ -177,10 +166,7 @@ class Certifier:
         integers += self.cells.bias
         verdicts = np.zeros(size, np.uint8)
         bound = np.zeros(size if bounds else (0, 0, 0))
-        if self.within:
-            self._step_by_step(currents, integers, spikes, verdicts, bound)
-        else:
-            intervals.follow(currents, integers, spikes, self.cells, self.rules, verdicts, bound)
+        intervals.follow(currents, integers, spikes, self.cells, self.rules, verdicts, bound)
         shape = (n, steps, *self.population.shape)
         verdicts = verdicts.reshape(shape)
         return Verdicts(
@@ -190,11 +176,8 @@ class Certifier:
             bound.reshape(shape) if bounds else None,
         )
 
-    def sums(self, sent: Sent, own: bool = False) -> tuple[Float, Float]:
-        """float64 [N, T, neurons]: what arrives in float and in integers, without the bias.
-
-        What the integer population sends itself is in it with ``own`` alone; it is then taken from ``sent``.
-        """
+    def sums(self, sent: Sent) -> tuple[Float, Float]:
+        """float64 [N, T, neurons]: what arrives in float and in integers, without the bias."""
         n, steps = sent[self.population.name].shape[:2]
         floats = np.zeros((n, steps, self.population.size))
         for way in self.floats.into(self.population.name):
@@ -204,7 +187,7 @@ class Certifier:
                 way.delay,
             )
         integers = np.zeros_like(floats)
-        for c in self.network.into(self.population.name) if own else self.into:
+        for c in self.network.into(self.population.name):
             _add(
                 integers,
                 self._sums(c, _flat(sent[c.source], self.network.shape(c.source))),
@@ -225,41 +208,6 @@ class Certifier:
             return c.sums(x, self.network.levels(c.source)).astype(np.float64)
         weight = c.synapses.weight.astype(np.float64) * 2.0**c.exp
         return _convolved(c.synapses.geometry, x, weight)
-
-    def _step_by_step(
-        self, currents: Float, integers: Float, spikes: Bytes, verdicts: Bytes, bound: Float
-    ) -> None:
-        """``intervals.follow`` where neurons receive spikes of the population that may not be known."""
-        n, steps, neurons = spikes.shape
-        room, one = (n, neurons, steps + 1), (n, neurons, 1)
-        branches = intervals.Branches(
-            *(np.empty(room), np.empty(room), np.empty(room, np.int64), np.empty(room, np.int64)),
-            *(np.empty(one, np.int64), np.empty(one)),
-        )
-        intervals.begin(branches)
-        sides = [
-            (
-                c,
-                c.synapses.with_weights(np.minimum(c.synapses.weight, 0)),
-                c.synapses.with_weights(np.maximum(c.synapses.weight, 0)),
-            )
-            for c in self.within
-        ]
-        for t in range(steps):
-            lowest, highest = integers[:, t].copy(), integers[:, t].copy()
-            for c, down, up in sides:
-                if t < c.delay:
-                    continue
-                known = verdicts[:, t - c.delay].reshape(n, *self.population.shape)
-                sure = c.synapses.sums((known & intervals.FIRES) != 0)
-                open_ = (known & (intervals.FIRES | intervals.SILENT)) == 0
-                for most, side in ((lowest, down), (highest, up)):
-                    sums = (sure + side.sums(open_)).reshape(n, -1) << c.exp
-                    most += sums * (UNIT * self.unit)
-            intervals.follow_step(
-                *(t, currents, lowest, highest, spikes, self.cells, self.rules, branches),
-                *(verdicts, bound),
-            )
 
     def _slack(self, before: Float | None, stays: Float) -> Float:
         """What rounding in float64 may add up to, of each neuron [neurons], outward.

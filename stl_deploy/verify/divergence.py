@@ -338,7 +338,7 @@ def _follow(certifier: Certifier, place: Place, sent: Mapping[str, NDArray[Any]]
     """
     population, cells = certifier.population, certifier.cells
     flat = _flat(place.neuron, population.shape)
-    both = certifier.sums({name: values[None] for name, values in sent.items()}, own=True)
+    both = certifier.sums({name: values[None] for name, values in sent.items()})
     floats, integers = (sums[0, :, flat] for sums in both)
     spikes = sent[population.name].reshape(place.step + 1, -1)[:, flat]
     keep, kept, unit, slack = (

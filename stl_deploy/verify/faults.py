@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
+from stl_deploy.ir import cut, slices
 from stl_deploy.ir import floats as W
-from stl_deploy.ir import slices
 from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
+from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
@@ -374,16 +374,12 @@ def _by(held: int, expected: int, above: str, below: str) -> str:
 
 
 def run_alone(network: IntegerNetwork, name: str, sent: Sent) -> NDArray[np.uint8]:
-    """The spikes [T, *shape] of a population by definition, for what its sources send [T, ...]."""
-    alone = network.alone(name)
+    """The spikes [T, *shape] of a population by definition, for what its sources and it send [T, ...]."""
+    alone = network.alone(name).cut([name])
     # What is held was repeated for every step already.
     inputs = {source: replace(port, held=False) for source, port in alone.inputs.items()}
-    given = {source: sent[source][None] for source in inputs}
-    if not inputs:
-        inputs, given = (
-            {"nothing": Input((1,))},
-            {"nothing": np.zeros((1, len(sent[name]), 1), np.uint8)},
-        )
+    given = {source: values[None] for source, values in sent.items() if source in inputs}
+    given[cut.given(name)] = sent[name][None]
     found: NDArray[np.uint8] = (
         reference.run(replace(alone, inputs=inputs), given).layers[name].spikes[0]
     )

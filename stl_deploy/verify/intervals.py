@@ -1,8 +1,8 @@
 """The integer neuron in intervals: where its voltage can be, given currents in float. Compiled.
 
-Nothing here knows a spike of the integer network. A neuron is followed through every history of spikes
-that it may have had: a *branch* is one, or all that have the last spike in common, and holds an interval
-for the voltage (certificates.py has the proof).
+Nothing here knows a spike of the integer network. A neuron is followed through every history of spikes that
+it may have had: a *branch* is one, or all that have the last spike in common, and holds an interval for the
+voltage (certificates.py has the proof).
 """
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
@@ -16,7 +16,6 @@ SILENT = 1  # every branch stays below its threshold
 FIRES = 2  # every branch passes it
 REFUTED = 4  # in addition to the others: the float voltage contradicts the float spike
 LONG = 1 << 40  # an age at which no decay is exact
-NEVER = -1  # the step of the last spike of a neuron that has not spiked yet
 
 
 class Cells(NamedTuple):
@@ -45,19 +44,16 @@ class Rules(NamedTuple):
     """What is the same for all neurons of a population.
 
     Whether a spike subtracts in float and in integers, where it otherwise sets to 0; ``limit`` is M, 0 for
-    none. ``own`` float64 [K, neurons] is what the neuron's own spikes bring it ``delays`` int64 [K] steps
-    later, in integers.
+    none.
     """
 
     float_subtracts: bool
     subtracts: bool
     limit: float
-    own: Array
-    delays: Array
 
 
 class Branches(NamedTuple):
-    """Room for the branches of one neuron, [steps + 1] each: voltage, decays and step of the last spike.
+    """Room for the branches of one neuron, [steps + 1] each: voltage, and decays since it was zero.
 
     ``used`` int64 [1] tells how many are in use; ``v`` float64 [1] is the float voltage.
     """
@@ -65,7 +61,6 @@ class Branches(NamedTuple):
     low: Array
     high: Array
     age: Array
-    last: Array
     used: Array
     v: Array
 
@@ -75,31 +70,27 @@ def _begin(branches: Branches) -> None:
     """Before the first step: one branch, at zero."""
     branches.low[0] = branches.high[0] = branches.v[0] = 0.0
     branches.age[0] = 0
-    branches.last[0] = NEVER
     branches.used[0] = 1
 
 
 @compiled
 def _step(
-    t: Int,
     j: Int,
     current: float,
-    lowest: float,
-    highest: float,
+    integer: float,
     fired: Int,
     cells: Cells,
     rules: Rules,
     branches: Branches,
-    known: Array,
 ) -> tuple[int, float]:
-    """Take neuron ``j`` through step ``t``: the verdict, and how far the voltages can be apart.
+    """Take neuron ``j`` through a step: the verdict, and how far the voltages can be apart.
 
-    ``current`` is what arrives in float, ``lowest`` and ``highest`` what arrives in integers at least and at
-    most, all with the bias; ``fired`` whether the float neuron spikes, ``known`` [T] the verdicts so far.
+    ``current`` is what arrives in float, ``integer`` what arrives in integers, both with the bias; ``fired``
+    whether the float neuron spikes.
     """
     unit, slack, kept = cells.unit[j], cells.slack[j], cells.kept[j]
     far, wraps = (rules.limit - 1) * unit, rules.limit * unit
-    low, high, age, last = branches.low, branches.high, branches.age, branches.last
+    low, high, age = branches.low, branches.high, branches.age
     v = cells.keep[j] * branches.v[0] + current
     may_fire = may_stay = False
     worst = 0.0
@@ -112,21 +103,10 @@ def _step(
             # Truncation toward zero takes less than a unit, and never the sign.
             lower = max(lower - unit, 0.0) if lower > 0 else lower
             upper = min(upper + unit, 0.0) if upper < 0 else upper
-        least, most = lowest, highest
-        for k in range(len(rules.delays)):
-            then = t - rules.delays[k]
-            if then < 0 or then > last[b]:
-                continue
-            own = rules.own[k, j]
-            sure = then == last[b] or known[then] & FIRES
-            if sure or (own < 0 and not known[then] & SILENT):
-                least += own
-            if sure or (own > 0 and not known[then] & SILENT):
-                most += own
-        lower += least
-        upper += most
+        lower += integer
+        upper += integer
         if rules.limit > 0:
-            if max(abs(least - cells.bias[j]), abs(most - cells.bias[j])) + slack >= wraps:
+            if abs(integer - cells.bias[j]) + slack >= wraps:
                 lower, upper, old = -far, far, LONG
             elif lower - slack < -far or upper + slack > far:
                 lower = min(max(lower, -far), far)
@@ -149,14 +129,12 @@ def _step(
             low[left] = lower
             high[left] = min(upper, cells.stays[j])
             age[left] = old + 1
-            last[left] = last[b]
             left += 1
     if may_fire:
         drop = cells.stays[j] if rules.subtracts else 0.0
         low[left] = reset_low - drop
         high[left] = reset_high - drop
         age[left] = reset_age
-        last[left] = t
         left += 1
     branches.used[0] = left
     if not may_stay:
@@ -187,14 +165,13 @@ def follow(
     """Write the verdict on every entry, and with ``bounds`` how far the voltages can be apart.
 
     ``currents`` and ``integers`` float64 [N, T, neurons] are what arrives in float and in integers, with the
-    bias and without what the integer neurons send themselves; ``spikes`` uint8 [N, T, neurons] those of the
-    float model, ``verdicts`` and ``bounds`` of that shape (``bounds`` empty if not wanted).
+    bias; ``spikes`` uint8 [N, T, neurons] those of the float model, ``verdicts`` and ``bounds`` of that shape
+    (``bounds`` empty if not wanted).
     """
     samples, steps, neurons = spikes.shape
     branches = Branches(
         np.empty(steps + 1),
         np.empty(steps + 1),
-        np.empty(steps + 1, np.int64),
         np.empty(steps + 1, np.int64),
         np.empty(1, np.int64),
         np.empty(1),
@@ -202,64 +179,11 @@ def follow(
     for n in range(samples):
         for j in range(neurons):
             _begin(branches)
-            known = verdicts[n, :, j]
             for t in range(steps):
-                arriving = integers[n, t, j]
                 verdict, apart = _step(
-                    *(t, j, currents[n, t, j], arriving, arriving, spikes[n, t, j]),
-                    *(cells, rules, branches, known),
+                    *(j, currents[n, t, j], integers[n, t, j], spikes[n, t, j]),
+                    *(cells, rules, branches),
                 )
                 verdicts[n, t, j] = verdict
                 if bounds.size:
                     bounds[n, t, j] = apart
-
-
-@compiled
-def begin(branches: Branches) -> None:
-    """Set branches with room for [N, neurons] to what they are before the first step."""
-    samples, neurons = branches.v.shape[:2]
-    for n in range(samples):
-        for j in range(neurons):
-            _begin(_of(branches, n, j))
-
-
-@compiled
-def _of(branches: Branches, n: Int, j: Int) -> Branches:
-    """Those of one neuron."""
-    return Branches(
-        branches.low[n, j],
-        branches.high[n, j],
-        branches.age[n, j],
-        branches.last[n, j],
-        branches.used[n, j],
-        branches.v[n, j],
-    )
-
-
-@compiled
-def follow_step(
-    t: Int,
-    currents: Array,
-    lowest: Array,
-    highest: Array,
-    spikes: Array,
-    cells: Cells,
-    rules: Rules,
-    branches: Branches,
-    verdicts: Array,
-    bounds: Array,
-) -> None:
-    """One step of ``follow``, where what arrives in it lies in an interval [N, neurons].
-
-    ``branches`` has room for [N, neurons] and stands where step ``t - 1`` has left it.
-    """
-    samples, _, neurons = spikes.shape
-    for n in range(samples):
-        for j in range(neurons):
-            verdict, apart = _step(
-                *(t, j, currents[n, t, j], lowest[n, j], highest[n, j], spikes[n, t, j]),
-                *(cells, rules, _of(branches, n, j), verdicts[n, :, j]),
-            )
-            verdicts[n, t, j] = verdict
-            if bounds.size:
-                bounds[n, t, j] = apart

@@ -12,7 +12,7 @@ from stl_deploy.hw_sim import engine, plans, proofs, reference
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
-from tests.build import random_graphs
+from tests.build import forced, random_graphs
 from tests.build.strategies import graphs
 from tests.build.traces import assert_same
 
@@ -31,16 +31,17 @@ def check(network, rasters, seed, states=(False, True)):
         p.name: (next(iter(rasters.values())).shape[0], network.timesteps, *p.shape)
         for p in network.populations
     }
-    forced = {
+    given = {
         n: (rng.random(size) < 0.3).astype(np.uint8)
         for n, size in some.items()
         if rng.random() < 0.4
     }
     ready = engine.Engine(network, cores)
     for wanted in states:
-        for instead in (None, forced):
-            want = reference.run(network, rasters, wanted, cores, instead)
-            assert_same(ready.run(rasters, wanted, instead), want)
+        assert_same(ready.run(rasters, wanted), reference.run(network, rasters, wanted, cores))
+        want = forced.run(network, rasters, given, wanted, cores=cores)
+        got = forced.run(network, rasters, given, wanted, engine.run, cores=cores)
+        assert_same(got, want)
     return ready
 
 
@@ -270,15 +271,14 @@ def test_inputs_of_every_kind(reading, levels, signed, held):
 
 
 def test_spikes_instead_that_are_none():
-    """What is forced may hold any numbers; the engine leaves what hears of them to the reference."""
+    """What is given may be any numbers; the engine leaves what hears of them to the reference."""
     rng = np.random.default_rng(0)
     network, rasters = random_graphs.draw(1)
     for name in network.by_name:
         size = next(iter(rasters.values())).shape[0], network.timesteps, *network.shape(name)
         for instead in (rng.integers(-3, 4, size), rng.random(size) < 0.3):
-            given = {name: instead}
-            want = reference.run(network, rasters, True, forced=given)
-            assert_same(engine.run(network, rasters, True, forced=given), want)
+            want = forced.run(network, rasters, {name: instead}, True)
+            assert_same(forced.run(network, rasters, {name: instead}, True, engine.run), want)
 
 
 def test_a_pool_is_one_only_with_ones_that_tile_its_source():

@@ -10,12 +10,11 @@ import pytest
 
 import stl_deploy
 from stl_deploy.errors import LoweringError
-from stl_deploy.hw_sim import reference
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
-from tests.build import nir_interpreter
+from tests.build import forced, nir_interpreter
 from tests.build.nir_graphs import braille, lif
 
 RNG = np.random.default_rng(0)
@@ -249,23 +248,19 @@ def test_paths_that_multiply_are_refused():
 
 @pytest.mark.parametrize("chip", ["ideal", "loihi1", "loihi2"])
 def test_recurrent_neurons_with_biases_through_their_currents(chip):
-    """The structure of the NIR paper's network for braille, 12-38-7, all layers with a bias.
-
-    The recurrent layer feeds its own errors back to itself, also where its inputs are forced.
-    """
+    """The structure of the NIR paper's network for braille, 12-38-7, all layers with a bias."""
     given, raster = braille(biases=True)
     lowered = stl_deploy.from_nir(given, timesteps=raster.shape[1])
-    calib = (np.random.default_rng(77).random((200, *raster.shape[1:])) < 0.3).astype(np.uint8)
-    network = stl_deploy.quantize(lowered, chip, calib, weight_precision="split")
+    network = stl_deploy.quantize(lowered, chip)
     sources = [name for name in network.by_name if not network.into(name)]
     assert len(sources) == 2  # a population for each bias, which fires in every step
     want = float_exec.run(lowered, raster)
     plain = float_exec.run(stl_deploy.from_nir(braille()[0], timesteps=raster.shape[1]), raster)
     got = stl_deploy.simulate(network, raster).layers
-    forced = reference.run(network, raster, forced=want).layers
+    alone = forced.run(network, raster, want).layers
     for name, spikes in want.items():
         assert 0.02 < spikes.mean() < 0.6
         assert (spikes != plain[name]).mean() > 0.02
-        assert (forced[name].spikes != spikes).mean() < 0.02
+        assert (alone[name].spikes != spikes).mean() < 0.02
         assert not got[name].overflow.any()
     assert all(got[name].spikes.all() for name in sources)

@@ -22,7 +22,7 @@ from stl_deploy.ir.network import (
 )
 from stl_deploy.ir.neurons import Lif, by_channel, of_channels, shared
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
-from tests.build import random_graphs
+from tests.build import forced, random_graphs
 
 
 def population(name, size=3):
@@ -83,22 +83,26 @@ def test_a_population_alone_does_what_it_does_in_the_network():
             np.testing.assert_array_equal(random_graphs.alone(network, name, values).spikes, want)
 
 
-def test_forced_spikes_go_to_others_and_not_back():
+def test_a_network_that_is_cut_hears_what_is_given():
     """Populations that are all given the spikes that they fire anyway fire the same."""
     for seed in range(6):
         network, rasters = random_graphs.draw(seed)
         trace = reference.run(network, rasters, states=True)
         fired = {name: did.spikes for name, did in trace.layers.items()}
-        again = reference.run(network, rasters, states=True, forced=fired)
+        again = forced.run(network, rasters, fired, states=True)
         for name, did in again.layers.items():
             np.testing.assert_array_equal(did.v, trace.layers[name].v)
     network, rasters = random_graphs.draw(3)
     nothing = {name: np.zeros_like(spikes) for name, spikes in fired_of(network, rasters).items()}
-    silent = reference.run(network, rasters, forced=nothing)
+    silent = forced.run(network, rasters, nothing)
     for name in network.by_name:
-        values = rasters | nothing
-        alone = random_graphs.alone(network, name, values)
-        np.testing.assert_array_equal(silent.layers[name].spikes, alone.spikes)
+        heard = network.cut(network.by_name)
+        assert all(c.source in heard.inputs for c in heard.into(name))
+        bare = replace(
+            network, connections=tuple(c for c in network.connections if c.source in rasters)
+        )
+        without = reference.run(bare, rasters).layers[name].spikes
+        np.testing.assert_array_equal(silent.layers[name].spikes, without)
 
 
 def fired_of(network, rasters):

@@ -21,6 +21,7 @@ from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.lower import calibration
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
+from tests.build import forced as forced_runs
 from tests.build.floats import linear
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, lif
@@ -273,7 +274,7 @@ def test_no_threshold_of_the_window_agrees_more_often(chip, exp):
 def forced(graph, network, inputs):
     """Forced mismatch of every population with weights."""
     expected = float_exec.run(graph, inputs)
-    did = reference.run(network, inputs, forced=expected).layers
+    did = forced_runs.run(network, inputs, expected).layers
     return np.array([np.mean(did[p.name].spikes != expected[p.name]) for p in network.weighted])
 
 

@@ -14,6 +14,7 @@ from stl_deploy.ir.network import Input
 from stl_deploy.lower import calibration
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.verify.audit import Audit
+from tests.build import forced as forced_runs
 from tests.build.float_graphs import STEPS, Drawing, draw, residual
 
 SEEDS = range(12)
@@ -22,7 +23,7 @@ SEEDS = range(12)
 def forced(network, graph, raster):
     """The share of spikes that differ where every source sends what it does in float, by population."""
     want = execute.run(graph, raster)
-    got = engine.run(network, raster, forced=want).layers
+    got = forced_runs.run(network, raster, want, by=engine.run).layers
     assert all(0.005 < spikes.mean() < 0.9 for spikes in want.values())
     return {name: np.mean(got[name].spikes != spikes) for name, spikes in want.items()}
 
@@ -411,11 +412,11 @@ def test_a_raster_for_each_input():
 def test_calibration_helps_on_other_data(bits):
     before, after = [], []
     for make, seed in ((residual, 0), (residual, 1), (draw, 3), (draw, 5)):
-        graph, raster = make(seed, samples=200)
+        graph, raster = make(seed, samples=400)
         plain = quantize(graph, weight_bits=bits)
-        fitted = quantize(graph, calib=raster[:150], weight_bits=bits)
-        before += forced(plain, graph, raster[150:]).values()
-        after += forced(fitted, graph, raster[150:]).values()
+        fitted = quantize(graph, calib=raster[:200], weight_bits=bits)
+        before += forced(plain, graph, raster[200:]).values()
+        after += forced(fitted, graph, raster[200:]).values()
     assert np.mean(after) < 0.8 * np.mean(before)
 
 

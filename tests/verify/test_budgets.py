@@ -324,19 +324,18 @@ def test_a_float_graph_that_differs_fails(project, command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "states"), [("spikes", False), ("spikes", True), ("v", True), ("u", True)]
+    ("kind", "with_states"), [("spikes", False), ("spikes", True), ("v", True), ("u", True)]
 )
-def test_an_engine_that_differs_fails(project, command, monkeypatch, kind, states):
+def test_an_engine_that_differs_fails(project, command, monkeypatch, kind, with_states):
     """hw_sim is measured, not taken for granted, with and without states."""
     whole = Engine.run
     seen = []
 
-    def other(self, raster, wanted=False, forced=None, **more):
-        wanted = more.get("states", wanted)
-        trace = whole(self, raster, wanted, forced)
+    def other(self, raster, states=False):
+        trace = whole(self, raster, states)
         # The float comparison runs the engine first, twice; there it would be a wrong execution.
-        seen.append(wanted)
-        if wanted == states and len(seen) > 2:
+        seen.append(states)
+        if states == with_states and len(seen) > 2:
             array = getattr(trace.layers["lif2"], kind)
             array[3, 2, 1, 0, 1] ^= 1
         return trace

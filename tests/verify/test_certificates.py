@@ -40,6 +40,8 @@ from stl_deploy.verify.divergence import CertificateError
 from tests.build import random_graphs
 from tests.build.float_networks import near, single
 from tests.build.floats import graph as graph_of
+from tests.build.forced import is_cut
+from tests.build.forced import run as run_forced
 from tests.build.nets import ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, dense_lif, lif, pool
 from tests.build.random_graphs import Features
@@ -431,7 +433,7 @@ def test_fractions_are_counted_over_what_they_say(net):
         expected = {name: s.numpy().astype(np.uint8) for name, s in double.items()}
         forced, lowered = (
             {name: did.spikes for name, did in trace.layers.items()}
-            for trace in (engine.run(spikes, forced=expected), engine.run(spikes))
+            for trace in (run_forced(network, spikes, expected), engine.run(spikes))
         )
         audit.add(spikes, expected, forced, lowered)
         for name, want in expected.items():
@@ -562,7 +564,7 @@ def run_graph(seed: int, features: Features):
     network, known = near(rng, network, float(rng.choice([0, 0.5, 3])))
     given = network.rasters(rasters)
     expected = execute.run(known, given)
-    forced = reference.run(network, rasters, states=True, forced=expected)
+    forced = run_forced(network, rasters, expected, states=True)
     return network, known, {**given, **expected}, forced
 
 
@@ -580,7 +582,7 @@ def voltages(network, known, name, sent, got):
 
     arriving, current = np.zeros(size, np.int64), np.zeros(size)
     for c in network.into(name):
-        x = got if c.source == name else sent[c.source]
+        x = sent[c.source]
         arriving += late(c, lambda t, c=c, x=x: c.sums(x[:, t], network.levels(c.source)), 1)
     for c in known.into(name):
         x = sent[c.source].astype(np.float64)
@@ -622,7 +624,7 @@ def test_no_certificate_and_no_bound_is_wrong_in_graphs(seed):
 
 def test_the_random_graphs_have_what_a_proof_could_miss():
     """Each of these is certified, and somewhere not: the proofs are of something."""
-    met = {key: np.zeros(3) for key in ("own", "within", "subtract", "delay", "decays", "loop")}
+    met = {key: np.zeros(3) for key in ("own", "subtract", "delay", "decays", "loop")}
     for seed in range(60):
         network, known, sent, forced = run_graph(seed, WITHOUT_CURRENTS)
         loops = {p.name for part in network.parts if len(part) > 1 for p in part}
@@ -633,8 +635,7 @@ def test_the_random_graphs_have_what_a_proof_could_miss():
             certified = verdicts.certified(sent[name])
             equal = forced.layers[name].spikes == sent[name]
             for key, there in {
-                "own": bool(found.own),
-                "within": bool(found.within),
+                "own": any(c.source == name for c in into),
                 "subtract": population.neurons.reset == "subtract",
                 "delay": any(c.delay for c in into if c.source != name),
                 "decays": np.ndim(population.neurons.dv) > 0,
@@ -645,42 +646,6 @@ def test_the_random_graphs_have_what_a_proof_could_miss():
         assert 0.9 * entries < certified < entries, key
         # Little that agrees stays open.
         assert certified > equal - 0.01 * entries, key
-
-
-def test_spikes_of_its_own_that_are_not_known():
-    """Decays that lose something in every step leave spikes open, and with them what they bring."""
-    met = {"dense": np.zeros(3, np.int64), "one_to_one": np.zeros(3, np.int64)}
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        n, steps = 6, 24
-        layer = dense_lif(
-            rng.integers(-2, 5, (n, 5)),
-            rng.integers(5, 20, n),
-            bias=rng.integers(-64, 65, n),
-            bias_exp=0,
-            dv=int(rng.integers(1, 60)),
-        )
-        weight = rng.integers(-9, 10, (n, n)).astype(np.int8)
-        ways = Dense(weight), OneToOne(weight[0])
-        for way, delay in zip(ways, (1, int(rng.integers(2, 4))), strict=True):
-            own = Connection("own", "lif", "lif", way, delay=delay)
-            network = chain(layer, chip="ideal", steps=steps)
-            network = replace(network, connections=(*network.connections, own))
-            network, known = near(rng, network, 0.0)
-            inputs = (rng.random((20, steps, 5)) < 0.4).astype(np.uint8)
-            expected = execute.run(known, inputs)["lif"]
-            got = reference.run(network, inputs).layers["lif"].spikes
-            verdicts = Certifier(network, network.populations[0], known).run(
-                {"input": inputs}, expected
-            )
-            assert not verdicts.wrong(got).any()
-            open_ = ~(verdicts.fires | verdicts.silent)
-            # Known again, though a spike before was not.
-            later = (open_.cumsum(axis=1) - open_ > 0) & ~open_
-            met[way.kind] += [open_.size, open_.sum(), later.sum()]
-    for entries, open_, later in met.values():
-        assert 0.001 * entries < open_ < 0.2 * entries
-        assert later > 0
 
 
 def test_a_reset_that_comes_a_step_late_is_certified():
@@ -721,9 +686,9 @@ def test_a_run_that_contradicts_a_certificate_is_an_error(net, lowered_net, monk
     graph, network = lowered_net
     whole = Engine.run
 
-    def wrong(self, raster, states=False, forced=None):
-        trace = whole(self, raster, states, forced)
-        if forced is not None:
+    def wrong(self, raster, states=False):
+        trace = whole(self, raster, states)
+        if is_cut(self.network):
             trace.layers["lif3"].spikes[1, 2, 7] ^= 1
         return trace
 
@@ -742,10 +707,10 @@ def test_samples_are_counted_across_batches(net, lowered_net, monkeypatch):
     calls = []
     whole = Engine.run
 
-    def wrong(self, raster, states=False, forced=None):
-        trace = whole(self, raster, states, forced)
-        calls.append(forced is not None)
-        if forced is not None and calls.count(True) == 3:
+    def wrong(self, raster, states=False):
+        trace = whole(self, raster, states)
+        calls.append(is_cut(self.network))
+        if calls[-1] and calls.count(True) == 3:
             trace.layers["lif4"].spikes[1, 3, 4] ^= 1
         return trace
 
@@ -762,8 +727,8 @@ def test_a_proof_that_is_too_narrow_is_an_error(net, lowered_net, monkeypatch):
     small = quantize(graph, "loihi2", weight_bits=4)
     whole = Certifier.sums
 
-    def blind(self, sent, own=False):
-        floats, _ = whole(self, sent, own)
+    def blind(self, sent):
+        floats, _ = whole(self, sent)
         return floats, floats.copy()
 
     monkeypatch.setattr(Certifier, "sums", blind)

@@ -32,6 +32,8 @@ from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.divergence import CertificateError
 from tests.build.floats import graph as graph_of
+from tests.build.forced import as_cut, is_cut
+from tests.build.forced import run as forced_run
 from tests.build.nets import random_net, random_spikes
 from tests.build.networks import chain, dense_lif
 
@@ -255,18 +257,14 @@ def test_a_shifted_time_step(exact, monkeypatch, name, late, word):
     """A layer that runs a step late differs although everything in the network is right."""
     model, graph, network, data = exact
 
-    def run(self, raster, states=False, forced=None):
-        trace = reference.run(self.network, raster, forced=forced)
-        sent = {"input": raster} | {n: did.spikes for n, did in trace.layers.items()}
-        sent |= {} if forced is None else forced
+    def run(self, raster, states=False):
+        trace = reference.run(self.network, raster)
+        sent = self.network.rasters(raster) | {n: x.spikes for n, x in trace.layers.items()}
         source = feed(self.network, name).source
         # This population, and with it those behind it, where they are not given other spikes.
         alone = reference.run(self.network.alone(name), moved(sent[source], late))
-        after = reference.run(
-            self.network, raster, forced={**(forced or {}), name: alone.layers[name].spikes}
-        )
-        if forced is None:
-            trace = after
+        if not is_cut(self.network):
+            trace = forced_run(self.network, raster, {name: alone.layers[name].spikes})
         trace.layers[name] = alone.layers[name]
         return trace
 
@@ -289,9 +287,9 @@ def test_a_run_of_the_whole_network_that_differs_from_its_layers(exact, monkeypa
     model, graph, network, data = exact
     whole = Engine.run
 
-    def run(self, raster, states=False, forced=None):
-        trace = whole(self, raster, states, forced)
-        if forced is None:
+    def run(self, raster, states=False):
+        trace = whole(self, raster, states)
+        if not is_cut(self.network):
             trace.layers["lif2"].spikes[3, 1, 6] ^= 1
         return trace
 
@@ -306,8 +304,8 @@ def test_a_transposed_kernel_of_the_run(exact, monkeypatch):
     model, graph, network, data = exact
     turned = reweighted(network, "lif1", feed(network, "lif1").synapses.weight.swapaxes(2, 3))
 
-    def run(self, raster, states=False, forced=None):
-        return reference.run(turned, raster, states, forced=forced)
+    def run(self, raster, states=False):
+        return reference.run(as_cut(turned, self.network), raster, states)
 
     monkeypatch.setattr(Engine, "run", run)
     with pytest.raises(CertificateError):
@@ -596,9 +594,9 @@ def test_the_command_reports_certificates_and_the_first_divergence(files, comman
 def test_a_wrong_certificate_fails_the_command(files, command, monkeypatch):
     whole = Engine.run
 
-    def wrong(self, raster, states=False, forced=None):
-        trace = whole(self, raster, states, forced)
-        trace.layers["lif2"].spikes[:] ^= forced is not None
+    def wrong(self, raster, states=False):
+        trace = whole(self, raster, states)
+        trace.layers["lif2"].spikes[:] ^= is_cut(self.network)
         return trace
 
     monkeypatch.setattr(Engine, "run", wrong)

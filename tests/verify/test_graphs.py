@@ -27,6 +27,7 @@ from stl_deploy.verify.divergence import CertificateError
 from tests.build import random_graphs
 from tests.build.float_networks import near
 from tests.build.floats import lif
+from tests.build.forced import as_cut
 from tests.build.random_graphs import Features
 
 GRID = 64  # units of the exact network's scale
@@ -299,8 +300,8 @@ def test_a_run_that_is_not_the_networks(exact, monkeypatch, tried, words):
     graph, network, data = exact
     other = tried(network)
 
-    def run(self, raster, states=False, forced=None):
-        return reference.run(other, raster, states, forced=forced)
+    def run(self, raster, states=False):
+        return reference.run(as_cut(other, self.network), raster, states)
 
     monkeypatch.setattr(Engine, "run", run)
     with pytest.raises(CertificateError) as caught:
@@ -358,8 +359,8 @@ def test_a_backend_that_differs_on_a_graph_is_told(monkeypatch):
     name = network.populations[-1].name
     whole = Engine.run
 
-    def other(self, raster, states=False, forced=None):
-        trace = whole(self, raster, states, forced)
+    def other(self, raster, states=False):
+        trace = whole(self, raster, states)
         if states:
             trace.layers[name].v[1, 1, *[0] * len(network.shape(name))] += 1
         return trace

@@ -2,12 +2,11 @@
 
 The record of a forward does not see everything: writes in place, hooks, functions replaced on an instance.
 Whatever it misses changes spikes, and what changes spikes is refused here. Every layer of the graph is given
-the spikes that the network's own layer before it gave, so that layers answer for themselves alone.
+the spikes that the network's own layers gave, so that neurons answer for themselves alone.
 
 A tie is no difference: from the step on where a neuron of the network, given the same, spikes otherwise in
-float64 with its threshold moved by a ten-millionth, it does not count; nor do those that receive its
-spikes. What is left must hold spikes and silence enough of every layer, or the check says that it proves
-little.
+float64 with its threshold moved by a ten-millionth, it does not count. What is left must hold spikes and
+silence enough of every layer, or the check says that it proves little.
 """
 
 from __future__ import annotations
@@ -27,9 +26,10 @@ from torch import Tensor, nn
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.nir.graph import Options
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
+from stl_deploy.ir import cut
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.floats import FloatConnection, decode
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.notes import Diagnostic
 
 Array = NDArray[Any]
@@ -137,7 +137,6 @@ class _Guard:
         self.seen = {name: _Seen() for name in trace.calls}
         self.network = decode(graph)
         self.normalized: _Normalized | None = None
-        self.coupled = {c.target for c in self.network.connections if _couples(c)}
         inputs = self.network.inputs
         self.pooled = any(
             self.network.pools(c.target) for c in self.network.connections if c.source in inputs
@@ -183,8 +182,11 @@ class _Guard:
         self._check_layers(steps, raster.shape[:2], what)
         tied = self._ties(given, own)
         factors = {name: _factor(self.trace.modules[name]) for name in steps}
-        forced = {name: spikes[: len(raster)] / factors[name] for name, spikes in steps.items()}
-        found = float_exec.run(self.network, raster, forced=forced)
+        sent = {name: spikes[: len(raster)] / factors[name] for name, spikes in steps.items()}
+        known = {name: spikes for name, spikes in sent.items() if name in self.network.by_name}
+        found = float_exec.run(
+            self.network.cut(known), cut.rasters(self.network.inputs, raster, known)
+        )
         problems = [
             Problem(
                 name,
@@ -195,7 +197,7 @@ class _Guard:
             if name not in found
         ]
         for name in steps.keys() & found.keys():
-            want, counted = forced[name], ~tied[name][: len(raster)]
+            want, counted = sent[name], ~tied[name][: len(raster)]
             wrong = (found[name].reshape(want.shape) != want) & counted
             seen, fired = self.seen[name], want != 0
             seen.entries += want.size
@@ -254,11 +256,6 @@ class _Guard:
             if len(by_run) == 2 and (by_run[0] & by_run[1]).mean() > STRANGE:
                 # More than rounding: the copy is another network, and only what the moving did counts.
                 tied = by_run[0] != by_run[1]
-            if name in self.coupled:
-                flat = tied.reshape(*tied.shape[:2], -1).any(axis=2)
-                tied = np.broadcast_to(
-                    flat.reshape(*flat.shape, *[1] * (tied.ndim - 2)), tied.shape
-                )
             ties[name] = np.logical_or.accumulate(tied, axis=1)
         return ties
 
@@ -287,16 +284,6 @@ class _Normalized:
     def whole(self, sample: Tensor) -> Tensor:
         """The values of which ``sample`` was made."""
         return (sample.detach().cpu().double() * self.std + self.mean) * self.levels
-
-
-def _couples(connection: FloatConnection) -> bool:
-    """Whether neurons send spikes to others of their own population."""
-    way = connection.way
-    if connection.source != connection.target or way.kind == "one_to_one":
-        return False
-    if way.kind == "weights" and way.geometry is None:
-        return bool((way.weight != np.diag(np.diag(way.weight))).any())
-    return True
 
 
 def _inputs(trace: Trace) -> Iterator[Value]:
