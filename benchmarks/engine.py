@@ -49,7 +49,8 @@ from stl_deploy.hw_sim import engine
 from stl_deploy.hw_sim import simulate as sim
 from stl_deploy.ir import neurons
 from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture, Lif, MaxPool
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.models.net import STLNet
 

@@ -43,8 +43,9 @@ from stl_deploy.backends import netx as netx_backend
 from stl_deploy.formats import idx
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import simulate as sim
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"

@@ -28,7 +28,9 @@ import stl_deploy
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.hw_sim.simulate import Recorder
+from stl_deploy.ir import cut
 from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import IntegerNetwork, synapse_count
 from stl_deploy.models.net import STLNet
 
@@ -55,6 +57,7 @@ class Measured:
         self.network, self.full = network, full
         self.recorder = Recorder(network, ENERGY_MODEL) if full else None
         self.engine = Engine(network, None if self.recorder is None else self.recorder.cores)
+        self.cut = Engine(network.cut(network.by_name))
         self.forced = dict.fromkeys((p.name for p in network.weighted), 0)
         self.cascaded, self.floor = dict(self.forced), dict(self.forced)
         self.right = self.floor_right = self.samples = 0
@@ -68,7 +71,7 @@ class Measured:
     ) -> None:
         """Run one batch, whose float spikes are ``want``; a floor is measured with the float ``graph``."""
         trace = self.engine.run(inputs)
-        given = self.engine.run(inputs, forced=want)
+        given = self.cut.run(cut.rasters(self.network.inputs, inputs, want))
         for name in self.forced:
             self.forced[name] += differing(given.layers[name].spikes, want[name])
             self.cascaded[name] += differing(trace.layers[name].spikes, want[name])
@@ -80,7 +83,9 @@ class Measured:
         if graph is None:
             return
         first = self.network.populations[0].name
-        mixed = float_exec.run(graph, inputs, forced={first: trace.layers[first].spikes})
+        sent = {first: trace.layers[first].spikes}
+        floats = decode(graph)
+        mixed = float_exec.run(floats.cut(sent), cut.rasters(floats.inputs, inputs, sent))
         mixed[first] = trace.layers[first].spikes
         for name in self.floor:
             self.floor[name] += differing(mixed[name], want[name])

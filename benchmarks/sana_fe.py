@@ -48,9 +48,10 @@ from stl_deploy.hw_sim.account.energy import STORED_AS, Energy, Meter
 from stl_deploy.hw_sim.account.traffic import OnChip
 from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.reference import Trace
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or, shared
 from stl_deploy.ir.notes import LayerPlacement, Placement
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, IntArray, OneToOne, Shape
 from stl_deploy.ir.units import DECAY_ONE
 

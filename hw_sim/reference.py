@@ -11,7 +11,8 @@ time step of one neuron, as Loihi and Lava's ``fixed_pt`` model take it (docs/nu
 s is what the connection's source sends in the step that lies the connection's delay before this one.
 Populations step in the network's order, so that a spike crosses connections without a delay in its own
 step. u, v and s are 0 before the first step of every sample. du = 4095 remembers no current, any other du
-makes a CUBA neuron.
+makes a CUBA neuron. What else neurons may do (``ir/neurons.py``) is in ``Neurons.step``, in this order: gain,
+currents, rest, floor, threshold, what is sent, resets, adaptation.
 """
 
 from __future__ import annotations
@@ -24,9 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.chips.arithmetic import decay, fire, step_current, step_voltage
+from stl_deploy.chips.arithmetic import (
+    add_current,
+    after_spike,
+    arriving,
+    decay,
+    saturate,
+    step_voltage,
+)
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population, Raster
-from stl_deploy.ir.synapses import IntArray, Shape
+from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.units import FRACTION_BITS
 
 Int64 = NDArray[np.int64]
 
@@ -39,22 +48,29 @@ class LayerTrace:
     anything to compute (what is left of the state, input or bias not zero); ``overflow`` those with
     an accumulator, current or voltage outside the chip's registers. ``active_by_core`` [N, T, G]
     splits ``active`` by the cores that the neurons were said to lie on, None where none were named.
+    ``spikes`` are uint8, and int16 values where neurons send these instead. ``more`` holds the states after
+    each step that only some neurons have (``Lif.states``), where u and v are kept.
     """
 
-    spikes: NDArray[np.uint8]
+    spikes: NDArray[Any]
     active: Int64
     overflow: Int64
     u: IntArray | None = None
     v: IntArray | None = None
     active_by_core: Int64 | None = None
+    more: dict[str, IntArray] = field(default_factory=dict)
 
     @classmethod
-    def zeros(cls, shape: Shape, size: tuple[int, int], states: bool, wide: bool) -> LayerTrace:
-        """Room for [N, T] steps of a population of ``shape``; ``wide`` states are of 64 bits."""
-        kind, full = np.int64 if wide else np.int32, (*size, *shape)
+    def zeros(
+        cls, population: Population, size: tuple[int, int], states: bool, wide: bool
+    ) -> LayerTrace:
+        """Room for [N, T] steps of a population; ``wide`` states are of 64 bits."""
+        kind, full = np.int64 if wide else np.int32, (*size, *population.shape)
         u, v = (np.zeros(full, kind), np.zeros(full, kind)) if states else (None, None)
         counts = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        return cls(np.zeros(full, np.uint8), *counts, u, v)
+        sent = np.uint8 if population.neurons.graded is None else np.int16
+        more = {name: np.zeros(full, kind) for name in population.neurons.states if states}
+        return cls(np.zeros(full, sent), *counts, u, v, more=more)
 
 
 class ByCore:
@@ -73,11 +89,70 @@ class ByCore:
         return total
 
 
-class _Run:
-    """A population on its way through the steps of all samples, its state in ``u`` and ``v``.
+class Neurons:
+    """A population's neurons of N samples and their state: int64 [N, *shape] each.
 
-    ``arrived`` int64 [N, T, *shape] is what comes from outside the part that it runs with, known
-    before the first step; ``within`` are its connections from inside it.
+    ``u2`` is the second current, ``q`` what is added to thresholds, ``rest`` the steps left to rest.
+    """
+
+    def __init__(self, population: Population, samples: int, chip: chips.Chip) -> None:
+        self.neurons, self.limit = population.neurons, chip.state_limit
+        self.most = (1 << 62) if chip.accumulator_limit is None else chip.accumulator_limit
+        self.u = np.zeros((samples, *population.shape), np.int64)
+        self.u2, self.q, self.rest = (np.zeros_like(self.u) for _ in range(3))
+        self.v = self.u + self.neurons.v0
+
+    def step(
+        self, t: int, a: Int64, a2: Int64
+    ) -> tuple[IntArray, NDArray[np.bool_], NDArray[np.bool_]]:
+        """What is sent in step ``t``, where ``a`` and ``a2`` arrive at the currents.
+
+        With it, where there was anything to compute, and where a register overflowed.
+        """
+        n, limit = self.neurons, self.limit
+        gain = None if n.gain is None else n.gain[t]
+        active = (decay(self.u, n.du + 1) != 0) | (self.v != 0) | (a != 0) | (n.bias != 0)
+        active |= (self.q != 0) | (self.rest != 0)
+        over = (np.abs(a) >= self.most) | (np.abs(a2) >= self.most)
+        self.u, wrapped = add_current(self.u, arriving(a, limit, n.bias, gain), n.du, limit)
+        over |= wrapped
+        if n.du2 is not None:
+            active |= (decay(self.u2, n.du2 + 1) != 0) | (a2 != 0)
+            self.u2, wrapped = add_current(self.u2, arriving(a2, limit, 0, gain), n.du2, limit)
+            over |= wrapped
+        bias = n.bias if gain is None else np.zeros((), np.int64)
+        v, saturated = step_voltage(self.v, self.u + self.u2, bias, n.dv, limit)
+        resting = self.rest != 0
+        v = np.where(resting, self.v, v)
+        over |= saturated & ~resting
+        if n.floor is not None:
+            v = np.maximum(v, n.floor)
+        threshold = n.vth.astype(np.int64) << FRACTION_BITS
+        s = (v > threshold + self.q) & ~resting if n.fires else np.zeros(v.shape, np.bool_)
+        sent: IntArray = s.astype(np.uint8)
+        if n.graded is not None:
+            value = (v if n.fires else a) >> n.graded.shift
+            value = np.clip(value, -n.graded.levels, n.graded.levels)
+            sent = np.where(s | (not n.fires), value, 0).astype(np.int16)
+        self.v = after_spike(v, s, threshold, n.reset, n.v_reset)
+        if n.reset_current:
+            self.u, self.u2 = np.where(s, 0, self.u), np.where(s, 0, self.u2)
+        self.rest = np.where(s, n.hold, np.where(self.rest > 0, self.rest - 1, self.rest))
+        if n.adapts:
+            self.q = saturate(decay(self.q, n.dq) + np.where(s, n.adapt, 0), limit)
+        return sent, active, over
+
+    def state(self, name: str) -> Int64:
+        """One of the states, by its name in a trace."""
+        states = {"u": self.u, "v": self.v, "u2": self.u2, "q": self.q, "rest": self.rest}
+        return states[name]
+
+
+class _Run:
+    """A population on its way through the steps of all samples.
+
+    ``arrived`` int64 [2, N, T, *shape] is what comes to each current from outside the part that it runs with,
+    known before the first step; ``within`` are its connections from inside it.
     """
 
     def __init__(
@@ -90,18 +165,22 @@ class _Run:
     ) -> None:
         self.network, self.population = network, population
         self.chip = chips.of(network)
-        self.trace = LayerTrace.zeros(population.shape, size, states, self.chip.state_limit is None)
+        wide, states = (
+            self.chip.state_limit is None,
+            states or _is_read_by_voltage(network, population),
+        )
+        self.trace = LayerTrace.zeros(population, size, states, wide)
         self.by_core = None if cores is None else ByCore(cores)
         if self.by_core is not None:
             self.trace.active_by_core = np.zeros((*size, self.by_core.cores), np.int64)
-        self.u = self.v = np.zeros((size[0], *population.shape), np.int64)
-        self.arrived = np.zeros((*size, *population.shape), np.int64)
+        self.neurons = Neurons(population, size[0], self.chip)
+        self.arrived = np.zeros((2, *size, *population.shape), np.int64)
         self.within: list[Connection] = []
 
     def hear(self, sent: Mapping[str, IntArray], part: Sequence[Population]) -> None:
         """Add up what comes from outside ``part``, all steps at once."""
         inside = {population.name for population in part}
-        samples, steps = self.arrived.shape[:2]
+        samples, steps = self.arrived.shape[1:3]
         for c in self.network.into(self.population.name):
             if c.source in inside:
                 self.within.append(c)
@@ -109,35 +188,32 @@ class _Run:
                 early = sent[c.source][:, : steps - c.delay]
                 flat = early.reshape(-1, *early.shape[2:])
                 sums = c.sums(flat, self.network.levels(c.source))
-                self.arrived[:, c.delay :] += sums.reshape(samples, -1, *self.population.shape)
+                self.arrived[c.port, :, c.delay :] += sums.reshape(
+                    samples, -1, *self.population.shape
+                )
 
     def step(self, t: int, sent: Mapping[str, IntArray]) -> None:
         """Step ``t``, after that of all populations of the part that stand before this one."""
-        a, neurons, limit = self.arrived[:, t], self.population.neurons, self.chip.state_limit
+        a = [self.arrived[0, :, t], self.arrived[1, :, t]]
         for c in self.within:
             if t >= c.delay:
-                sums = c.sums(sent[c.source][:, t - c.delay], 1)
-                a = a + sums.reshape(a.shape)
-        active = (
-            (decay(self.u, neurons.du + 1) != 0) | (self.v != 0) | (a != 0) | (neurons.bias != 0)
-        )
-        self.u, wrapped = step_current(self.u, a, neurons.du, limit)
-        v, saturated = step_voltage(self.v, self.u, neurons.bias, neurons.dv, limit)
-        self.v, s = fire(v, neurons.vth, neurons.reset)
-        most = (1 << 62) if self.chip.accumulator_limit is None else self.chip.accumulator_limit
-        self._write(t, s, active, (np.abs(a) >= most) | wrapped | saturated)
-
-    def _write(
-        self, t: int, spikes: NDArray[np.bool_], active: NDArray[np.bool_], over: NDArray[np.bool_]
-    ) -> None:
+                sums = c.sums(sent[c.source][:, t - c.delay], self.network.levels(c.source))
+                a[c.port] = a[c.port] + sums.reshape(a[c.port].shape)
+        spikes, active, over = self.neurons.step(t, *a)
         trace, axes = self.trace, tuple(range(1, spikes.ndim))
         trace.spikes[:, t] = spikes
         trace.active[:, t] = active.sum(axes)
         trace.overflow[:, t] = over.sum(axes)
         if self.by_core is not None and trace.active_by_core is not None:
             trace.active_by_core[:, t] = self.by_core(active.reshape(len(active), -1))
-        if trace.u is not None and trace.v is not None:
-            trace.u[:, t], trace.v[:, t] = self.u, self.v
+        kept = {"u": trace.u, "v": trace.v, **trace.more}
+        for name, room in kept.items():
+            if room is not None:
+                room[:, t] = self.neurons.state(name)
+
+
+def _is_read_by_voltage(network: IntegerNetwork, population: Population) -> bool:
+    return network.readout.by_voltage and network.readout.source == population.name
 
 
 @dataclass
@@ -175,5 +251,6 @@ def run(
                 run.step(t, sent)
         trace.layers |= {run.population.name: run.trace for run in runs}
     trace.layers = {p.name: trace.layers[p.name] for p in network.populations}
-    trace.predictions = network.readout.predict(trace.layers[network.readout.source].spikes)
+    last = trace.layers[network.readout.source]
+    trace.predictions = network.readout.predict(last.spikes, last.v)
     return trace

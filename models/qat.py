@@ -30,8 +30,9 @@ from stl_deploy.ir import floats as float_networks
 from stl_deploy.ir.arch import Architecture, Quantized
 from stl_deploy.ir.conv import Pair
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, of_channels
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
 from stl_deploy.lower import rows

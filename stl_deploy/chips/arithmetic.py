@@ -41,9 +41,30 @@ def step_current(
     u: Int64, a: Int64, du: Each, limit: int | None
 ) -> tuple[Int64, NDArray[np.bool_]]:
     """The current after one step, and where it overflowed. ``limit`` is M, None for chip ideal."""
+    return add_current(u, arriving(a, limit), du, limit)
+
+
+def arriving(a: Int64, limit: int | None, bias: Int64 | int = 0, gain: Each | None = None) -> Int64:
+    """What a sum adds to a current; with a ``gain``, which counts 1/4096, the bias goes the same way."""
+    x = a << FRACTION_BITS
+    if gain is None:
+        return x if limit is None else wrap32(x)
+    x = x + bias if limit is None else wrap32(wrap32(x) + bias)
+    return scaled(x, gain)
+
+
+def scaled(x: Int64, gain: Each) -> Int64:
+    """x * gain / 4096, truncated toward zero; ``gain`` may be negative."""
+    product = x * np.asarray(gain, np.int64)
+    magnitude: Int64 = np.abs(product) >> DECAY_BITS
+    return np.where(product < 0, -magnitude, magnitude)
+
+
+def add_current(u: Int64, x: Int64, du: Each, limit: int | None) -> tuple[Int64, NDArray[np.bool_]]:
+    """The current after one step in which ``x`` of u arrives, and where it overflowed."""
     if limit is None:
-        return decay(u, du + 1) + (a << FRACTION_BITS), np.zeros(u.shape, np.bool_)
-    u = wrap32(decay(u, du + 1) + wrap32(a << FRACTION_BITS))
+        return decay(u, du + 1) + x, np.zeros(u.shape, np.bool_)
+    u = wrap32(decay(u, du + 1) + wrap32(x))
     wrapped = (u > limit) | (u <= -limit)
     return np.where(u > limit, u - 2 * limit, np.where(u <= -limit, u + 2 * limit, u)), wrapped
 
@@ -63,4 +84,20 @@ def fire(v: Int64, vth: IntArray, reset: Reset = "zero") -> tuple[Int64, NDArray
     """The voltage after the reset, and the spikes."""
     threshold = vth.astype(np.int64) << FRACTION_BITS
     s = v > threshold
-    return np.where(s, 0 if reset == "zero" else v - threshold, v), s
+    return after_spike(v, s, threshold, reset), s
+
+
+def after_spike(
+    v: Int64, s: NDArray[np.bool_], threshold: Int64, reset: Reset, v_reset: Each = 0
+) -> Int64:
+    """The voltage after the reset of the neurons that spiked."""
+    if reset == "none":
+        return v
+    if reset == "subtract":
+        return np.where(s, v - threshold, v)
+    return np.where(s, np.int64(0) if reset == "zero" else np.asarray(v_reset, np.int64), v)
+
+
+def saturate(x: Int64, limit: int | None) -> Int64:
+    """x within the registers of v."""
+    return x if limit is None else np.clip(x, -limit + 1, limit - 1)

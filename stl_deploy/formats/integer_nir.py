@@ -55,8 +55,9 @@ from stl_deploy.formats.integer_read import BROKEN, Reader
 from stl_deploy.formats.integer_write import NEURONS, SYNAPSES, Writer
 from stl_deploy.formats.nir_io import read
 from stl_deploy.ir import kinds
-from stl_deploy.ir.network import IntegerNetwork, Readout
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic, Precision, Rounding
+from stl_deploy.ir.readouts import Readout
 
 WHO = "model.nir"
 

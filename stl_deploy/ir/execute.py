@@ -10,6 +10,7 @@ it is truncated to one, toward zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import nir
@@ -28,8 +29,28 @@ def run(
     graph: nir.NIRGraph | FloatNetwork,
     raster: Array | Mapping[str, Array],
     observe: Observe | None = None,
-) -> dict[str, NDArray[np.uint8]]:
-    """Spikes [N, T, *shape] of every population, in float64.
+) -> dict[str, NDArray[Any]]:
+    """What every population sends, [N, T, *shape]: spikes uint8, graded values float64.
+
+    The arguments and errors are those of ``trace``.
+    """
+    return trace(graph, raster, observe).sent
+
+
+@dataclass
+class Ran:
+    """What populations sent, and float64 [N, T, *shape] the v that each step left in the output."""
+
+    sent: dict[str, NDArray[Any]] = field(default_factory=dict)
+    v: Float = field(default_factory=lambda: np.zeros(0))
+
+
+def trace(
+    graph: nir.NIRGraph | FloatNetwork,
+    raster: Array | Mapping[str, Array],
+    observe: Observe | None = None,
+) -> Ran:
+    """Run a float network in float64.
 
     Args:
         graph: a float network, or the lowered graph of one.
@@ -47,20 +68,25 @@ def run(
         for name, shape in network.inputs.items()
     }
     size = next(iter(sent.values())).shape[:2]
-    found: dict[str, NDArray[np.uint8]] = {}
+    ran = Ran()
     for part in network.parts:
         runs = [_run_of(network, population, size) for population in part]
         for run_ in runs:
-            found[run_.population.name] = sent[run_.population.name] = run_.spikes
+            sent[run_.population.name] = run_.sent
+            ran.sent[run_.population.name] = run_.sent
         for run_ in runs:
             run_.hear(sent, [population.name for population in part])
         for t in range(size[1]):
             for run_ in runs:
-                run_.spikes[:, t] = run_.step(t, sent)
+                run_.step(t, sent)
         if observe is not None:
             for run_ in runs:
-                observe(run_.population.name, run_.arrived)
-    return {population.name: found[population.name] for population in network.populations}
+                observe(run_.population.name, run_.arrived[0])
+        for run_ in runs:
+            if run_.voltages.size:
+                ran.v = run_.voltages
+    ran.sent = {population.name: ran.sent[population.name] for population in network.populations}
+    return ran
 
 
 def _in_every_step(network: FloatNetwork, given: Array) -> Array:
@@ -74,52 +100,88 @@ def _in_every_step(network: FloatNetwork, given: Array) -> Array:
 class _Run:
     """A population on its way through the steps of all samples.
 
-    ``arrived`` float64 [N, T, *shape] is what its connections bring, those from outside the part that it runs
-    with before the first step, those ``within`` step by step.
+    ``arrived`` float64 [2, N, T, *shape] is what its connections bring to each current, those from outside
+    the part that it runs with before the first step, those ``within`` step by step.
     """
 
     def __init__(
         self, network: FloatNetwork, population: FloatPopulation, size: tuple[int, int]
     ) -> None:
         self.network, self.population = network, population
-        self.arrived = np.zeros((*size, *population.shape))
-        self.current = self.v = np.zeros((size[0], *population.shape))
+        neurons, shape = population.neurons, (size[0], *population.shape)
+        self.arrived = np.zeros((2, *size, *population.shape))
+        self.current = self.current2 = np.zeros(shape)
+        self.v = np.zeros(shape) if neurons.v0 is None else np.broadcast_to(neurons.v0, shape)
+        self.moved = np.zeros(shape)
+        self.rest = np.zeros(shape, np.int64)
         self.within: list[FloatConnection] = []
-        self.spikes = np.zeros((*size, *population.shape), np.uint8)
+        self.sent = np.zeros((*size, *population.shape), np.float64 if neurons.graded else np.uint8)
+        self.voltages = np.zeros(self.sent.shape if population.name == network.output else 0)
 
     def hear(self, sent: Mapping[str, Array], part: Sequence[str]) -> None:
         """Add up what comes from outside ``part``, all steps at once."""
-        samples, steps = self.arrived.shape[:2]
+        samples, steps = self.arrived.shape[1:3]
         for c in self.network.into(self.population.name):
             if c.source in part:
                 self.within.append(c)
             elif c.delay < steps:
                 early = sent[c.source][:, : steps - c.delay]
                 x = early.reshape(-1, *early.shape[2:]).astype(np.float64)
-                self.arrived[:, c.delay :] += c.way.apply(x).reshape(
+                self.arrived[c.port, :, c.delay :] += c.way.apply(x).reshape(
                     samples, -1, *self.population.shape
                 )
 
-    def step(self, t: int, sent: Mapping[str, Array]) -> NDArray[np.bool_]:
-        """The spikes of step ``t``, after those of the populations of the part that stand before it."""
-        total = self.arrived[:, t]
+    def step(self, t: int, sent: Mapping[str, Array]) -> None:
+        """Step ``t``, after those of the populations of the part that stand before this one."""
+        total = self.arrived[:, :, t]
         for c in self.within:
             if t >= c.delay:
                 x = sent[c.source][:, t - c.delay].astype(np.float64)
-                total += c.way.apply(x).reshape(total.shape)
-        return self.fire(total + self.population.bias)
+                total[c.port] += c.way.apply(x).reshape(total[c.port].shape)
+        first, second = total[0] + self.population.bias, total[1]
+        amplify = self.population.neurons.amplify
+        if amplify is not None:
+            first, second = first * amplify[t], second * amplify[t]
+        spikes = self.fire(first, second)
+        neurons = self.population.neurons
+        self.sent[:, t] = total[0] if neurons.graded and not neurons.fires else spikes
+        if self.voltages.size:
+            self.voltages[:, t] = self.v
 
-    def fire(self, total: Float) -> NDArray[np.bool_]:
-        """The spikes where ``total`` arrives, bias included."""
+    def fire(self, total: Float, second: Float) -> Array:
+        """What is sent where ``total`` arrives, bias included, and ``second`` at the second current."""
         neurons = self.population.neurons
         if neurons.has_current:
             total = (1 - neurons.current) * self.current + neurons.drive * total
             self.current = total
+        if neurons.current2 is not None and neurons.drive2 is not None:
+            self.current2 = (1 - neurons.current2) * self.current2 + neurons.drive2 * second
+            total = total + self.current2
         v = neurons.keep * self.v + neurons.gain * total + neurons.leak
-        s: NDArray[np.bool_] = v > neurons.threshold
-        subtract = neurons.reset == "subtract"
-        self.v = np.where(s, v - neurons.threshold if subtract else neurons.v_reset, v)
-        return s
+        resting = self.rest != 0
+        if resting.any():
+            v = np.where(resting, self.v, v)
+        if neurons.floor is not None:
+            v = np.maximum(v, neurons.floor)
+        s: NDArray[np.bool_] = (v > neurons.threshold + self.moved) & ~resting & neurons.fires
+        self._after(v, s)
+        return np.where(s, v, 0.0) if neurons.graded else s
+
+    def _after(self, v: Float, s: NDArray[np.bool_]) -> None:
+        """The states after spikes ``s`` at voltages ``v``."""
+        neurons = self.population.neurons
+        to = {"zero": neurons.v_reset, "subtract": v - neurons.threshold, "none": v}[neurons.reset]
+        self.v = np.where(s, to, v)
+        if neurons.reset_current:
+            self.current, self.current2 = (
+                np.where(s, 0.0, x) for x in (self.current, self.current2)
+            )
+        if neurons.hold:
+            left = np.where(self.rest > 0, self.rest - 1, self.rest)
+            self.rest = np.where(s, neurons.hold, left)
+        if neurons.adapt is not None:
+            step = 0.0 if neurons.adapt_step is None else neurons.adapt_step
+            self.moved = (1 - step) * self.moved + neurons.adapt * s
 
 
 class _Whole(_Run):
@@ -135,7 +197,7 @@ class _Whole(_Run):
         super().__init__(network, population, size)
         self.least = scale.reshape(-1, *[1] * (len(population.shape) - 1)) / UNIT
 
-    def fire(self, total: Float) -> NDArray[np.bool_]:
+    def fire(self, total: Float, second: Float) -> Array:
         """See ``_Run``."""
         neurons = self.population.neurons
         kept = np.rint(DECAY_ONE * neurons.keep)

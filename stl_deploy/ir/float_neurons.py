@@ -6,8 +6,8 @@ All kinds are one equation, NIR's by forward Euler with a step ``dt``:
     v = (1 - step) v + gain I + leak     step = dt / tau, 0 for an IF, 1 for a Threshold
     spike = v > threshold;  v = v_reset where it spikes, or v - threshold
 
-A further kind of neurons is a further entry of ``NEURONS``; what it can do that these fields cannot say
-is a further field.
+What else neurons may do are fields that come with what they mean (``ir/execute.py`` has the order). A further
+kind of neurons is a further entry of ``NEURONS``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.synapses import Shape
 
 Float = NDArray[np.float64]
 Values = Mapping[str, Float]
 Kind = Literal["lif", "if", "cuba", "threshold"]
+FloatReset = Literal["zero", "subtract", "none"]  # "zero" is to v_reset, which may be another value
 # dt / tau of neurons that keep all of v, where a node needs a tau: 1 - dt / tau is 1 in float64, and a
 # power of two moves no digit of r and v_leak. NIR's IF has neither a constant input nor a current.
 NO_LEAK = 2.0**-60
@@ -39,6 +39,12 @@ class FloatNeurons:
 
     ``threshold`` is NIR's, which v must exceed. ``kind`` names the node; ``drive`` and ``current`` are 1
     for neurons without a synaptic current.
+
+    The rest is as in the integer neurons (``ir/neurons.py``), in the units of the graph: ``fires``,
+    ``reset_current``, ``hold``, ``floor``, ``v0``; ``adapt`` is added to the threshold by a spike, and a step
+    takes ``adapt_step`` of it; ``current2`` and ``drive2`` are those of a second current, None without one;
+    ``amplify`` [T, ...] multiplies what arrives in each step, bias included; ``graded`` neurons send v where
+    they spike, or without a threshold what arrives.
     """
 
     kind: Kind
@@ -49,7 +55,18 @@ class FloatNeurons:
     v_reset: Float
     current: Float
     drive: Float
-    reset: Reset = "zero"
+    reset: FloatReset = "zero"
+    fires: bool = True
+    reset_current: bool = False
+    hold: int = 0
+    floor: Float | None = None
+    v0: Float | None = None
+    adapt: Float | None = None
+    adapt_step: Float | None = None
+    current2: Float | None = None
+    drive2: Float | None = None
+    amplify: Float | None = None
+    graded: bool = False
 
     @property
     def shape(self) -> Shape:

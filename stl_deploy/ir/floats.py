@@ -24,6 +24,7 @@ from stl_deploy.ir import nir_walk as walk
 from stl_deploy.ir.float_neurons import NEURONS, FloatNeurons
 from stl_deploy.ir.float_neurons import decode as decode_neurons
 from stl_deploy.ir.neurons import of_channels
+from stl_deploy.ir.readouts import FloatReadout
 from stl_deploy.ir.synapses import Geometry, Pair, Shape
 
 Float = NDArray[np.float64]
@@ -131,12 +132,13 @@ Way = Weights | OneToOne | Window
 
 @dataclass(frozen=True, eq=False)
 class FloatConnection:
-    """``way`` of what ``source`` sends arrives at ``target``, ``delay`` steps later."""
+    """``way`` of what ``source`` sends arrives at current ``port`` of ``target``, ``delay`` steps later."""
 
     source: str
     target: str
     way: Way
     delay: int = 0
+    port: int = 0
 
     @property
     def name(self) -> str:
@@ -169,7 +171,7 @@ class FloatPopulation:
 
 @dataclass(frozen=True, eq=False)
 class FloatNetwork:
-    """The whole network; ``output`` is the population that the readout counts.
+    """The whole network; ``output`` is the population that ``readout`` reads.
 
     Populations stand in an order in which connections without a delay lead forward. ``meta`` is what the
     graph's metadata says, None where there is none.
@@ -180,6 +182,7 @@ class FloatNetwork:
     connections: tuple[FloatConnection, ...]
     output: str
     meta: G.FloatMeta | None
+    readout: FloatReadout | None = None
 
     @cached_property
     def by_name(self) -> dict[str, FloatPopulation]:
@@ -313,6 +316,7 @@ class _Decoder:
             tuple(sorted(flat, key=lambda connection: place[connection.target])),
             output,
             meta,
+            None if meta is None else FloatReadout(meta.classes, meta.population, output),
         )
 
     def _population(self, name: str) -> FloatPopulation:

@@ -16,12 +16,14 @@ from stl_deploy.errors import LoweringError, Problem
 if TYPE_CHECKING:
     from stl_deploy.ir.network import IntegerNetwork, Population
     from stl_deploy.ir.neurons import Neurons
+    from stl_deploy.ir.readouts import Readout
 
 _T = TypeVar("_T")
 
 # The fields of neurons that everybody who reads them was written for. A new field does not belong here, but
 # in what each reader that carries it passes as ``known``: until then the others refuse it.
 FIELDS = frozenset({"vth", "bias_mant", "bias_exp", "scale", "du", "dv", "reset"})
+RESETS = frozenset({"reset none", "reset constant"})
 
 
 def entry(table: Mapping[str, _T], kind: str, where: str, who: str) -> _T:
@@ -46,13 +48,25 @@ def missing(table: Collection[str], kind: str, where: str, who: str) -> Problem:
 
 
 def unknown_fields(neurons: Neurons, known: Collection[str] = FIELDS) -> list[str]:
-    """The fields of ``neurons`` outside ``known`` that do not hold their default, in their order."""
+    """The fields of ``neurons`` outside ``known`` that do not hold their default, in their order.
+
+    Resets other than the two that everybody knows count as fields: "reset none" and "reset constant".
+    """
     defaults: dict[str, Any] = {field.name: field.default for field in fields(neurons)}
-    return [
+    found = [
         name
         for name, default in defaults.items()
         if name not in known and not np.array_equal(getattr(neurons, name), default)
     ]
+    reset = f"reset {neurons.reset}"
+    return [reset, *found] if reset in RESETS and reset not in known else found
+
+
+def features(readout: Readout) -> list[str]:
+    """What a readout does besides counting the spikes of each class; ``known`` may hold these words."""
+    found = [] if readout.rule == "votes" else [f"readout {readout.rule}"]
+    extra = {"steps": readout.steps, "factors": readout.factors, "matrix": readout.matrix}
+    return found + [f"readout {name}" for name, value in extra.items() if value is not None]
 
 
 def unsupported(
@@ -75,7 +89,7 @@ def unsupported(
         for c in network.into(population.name)
         if c.synapses.kind not in synapses
     ]
-    return found + [
+    found += [
         Problem(
             population.name,
             f"{who} does not support the field {name!r} of its neurons",
@@ -83,3 +97,14 @@ def unsupported(
         )
         for name in unknown_fields(population.neurons, known)
     ]
+    if population.name == network.readout.source:
+        found += [
+            Problem(
+                population.name,
+                f"{who} does not support {name!r}, by which its classes are scored",
+                "choose another target or backend",
+            )
+            for name in features(network.readout)
+            if name not in known
+        ]
+    return found

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stl_deploy.ir import cut, order, slices
 from stl_deploy.ir.neurons import Neurons
 from stl_deploy.ir.notes import Diagnostic, Lowering, Placement, Precision, Rounding
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import IntArray, Shape, Synapses
 
@@ -79,6 +80,7 @@ class Connection:
         precision: how a chip stores a weight and what its grid is (``slices.py``); weights are int8 at
             "8", else int16.
         delay: steps that a spike waits; at least 1 on a way from a population back to itself.
+        port: which current of the target it feeds: 0, or 1 for the second (``Lif.du2``).
     """
 
     name: str
@@ -89,6 +91,7 @@ class Connection:
     bits: int = 8
     precision: WeightPrecision = "8"
     delay: int = 0
+    port: int = 0
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -123,31 +126,6 @@ class Connection:
             yield replace(self, synapses=synapses, exp=self.exp + group.exp, precision="8")
 
 
-@dataclass(frozen=True)
-class Readout:
-    """The host's part: class k is the mean over neurons k*population .. (k+1)*population-1 and time.
-
-    ``source`` names the population whose spikes are counted.
-    """
-
-    classes: int
-    population: int
-    source: str = ""
-
-    def votes(self, spikes: IntArray) -> NDArray[np.int64]:
-        """Spike counts [N, classes] of the source's spikes [N, T, ...]."""
-        counts = spikes.reshape(*spikes.shape[:2], -1).sum(axis=1, dtype=np.int64)
-        votes: NDArray[np.int64] = counts.reshape(len(spikes), self.classes, self.population).sum(
-            axis=2
-        )
-        return votes
-
-    def predict(self, spikes: IntArray) -> NDArray[np.int64]:
-        """Class of each sample, the first of those with most votes."""
-        best: NDArray[np.int64] = self.votes(spikes).argmax(axis=1)
-        return best
-
-
 @dataclass(frozen=True, eq=False)
 class IntegerNetwork:
     """The whole network, with what NIR cannot say.
@@ -180,6 +158,13 @@ class IntegerNetwork:
             [population.name for population in self.populations],
             [(c.key, c.source, c.target, c.delay) for c in self.connections],
         )
+        for c in self.connections:
+            if c.port not in (0, 1) or (c.port and self.by_name[c.target].neurons.du2 is None):
+                raise ValueError(
+                    f"{c.key}: leads to current {c.port}, which {c.target} does not have"
+                )
+            if c.source in self.by_name and self.span(c.source) == (0, 0):
+                raise ValueError(f"{c.key}: {c.source} sends nothing")
 
     @cached_property
     def by_name(self) -> dict[str, Population]:
@@ -216,11 +201,16 @@ class IntegerNetwork:
         if source in self.inputs:
             given = self.inputs[source]
             return given.lowest, given.levels
-        return 0, 1
+        return self.by_name[source].neurons.span
 
     def levels(self, source: str) -> int:
         """The largest magnitude that an input or a population sends: 1 for spikes."""
-        return self.span(source)[1]
+        return max(map(abs, self.span(source)))
+
+    def port(self, source: str) -> Input:
+        """The input that would send what an input or a population sends."""
+        lowest, levels = self.span(source)
+        return Input(self.shape(source), max(1, levels), lowest < 0)
 
     @cached_property
     def parts(self) -> tuple[tuple[Population, ...], ...]:
@@ -298,7 +288,7 @@ class IntegerNetwork:
         """A population with what leads into it: its sources are inputs, but for itself."""
         into = self.into(name)
         inputs = {
-            c.source: self.inputs.get(c.source, Input(self.shape(c.source)))
+            c.source: self.inputs.get(c.source, self.port(c.source))
             for c in into
             if c.source != name
         }
@@ -318,7 +308,7 @@ class IntegerNetwork:
     def cut(self, populations: Iterable[str]) -> IntegerNetwork:
         """The network that is given what ``populations`` send, as inputs (``ir/cut.py``)."""
         names = cut.sources(populations)
-        ports = {new: Input(self.shape(old)) for old, new in names.items()}
+        ports = {new: self.port(old) for old, new in names.items()}
         return replace(
             self,
             inputs={**self.inputs, **ports},

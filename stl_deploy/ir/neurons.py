@@ -13,22 +13,61 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS, MAX_SIGNED
 
-Reset = Literal["zero", "subtract"]
+Reset = Literal["zero", "subtract", "constant", "none"]
 Each = int | NDArray[np.int32]  # one for all neurons, or broadcastable to the population
+ONCE = -1  # as ``hold``: a neuron that spiked rests for the remaining steps
+MAX_HOLD = 63  # steps
+MAX_SHIFT = 23  # bits by which a graded value may be shifted
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Values that neurons send instead of spikes: shifted right by ``shift``, cut off at ``levels``.
+
+    Raises ValueError for what no connection can carry.
+    """
+
+    shift: int
+    levels: int
+
+    def __post_init__(self) -> None:
+        """See the class."""
+        if not 0 <= self.shift <= MAX_SHIFT or not 1 <= self.levels <= MAX_SIGNED:
+            raise ValueError(
+                f"a shift of {self.shift} and {self.levels} levels; 0 to {MAX_SHIFT} bits and 1 to "
+                f"{MAX_SIGNED} levels are possible"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Lif:
     """Leaky integrate-and-fire neurons, with a current (CUBA) where ``du`` is less than 4095.
 
+    Values "of v" count 1/64 of a unit of ``vth``. docs/numerics.md has the order of operations.
+
     Attributes:
         vth: int32 of the population's shape; a neuron fires where v > vth << 6.
         bias_mant, bias_exp: mant << exp is added to v in every step.
         scale: float64, the float value of 64 units of v (of one unit of vth).
         du, dv: decay constants of current and voltage, 0..4095.
-        reset: what a spike does to v: "zero", or "subtract" vth << 6.
+        reset: what a spike does to v: "zero"; "subtract" vth << 6; "constant", to ``v_reset``; "none".
+        v_reset: of v, where the reset is "constant".
+        fires: whether there is a threshold; without one ``vth``, ``reset`` and what belongs to spikes mean
+            nothing.
+        reset_current: whether a spike sets the currents to 0 too.
+        hold: steps after a spike in which v rests at what the reset left and does not fire, while currents
+            run on; ``ONCE`` for all steps that are left.
+        floor: of v, which is no less before the threshold; None for no floor.
+        adapt, dq: a spike adds ``adapt``, of v, to q, which is added to the threshold from the next step on
+            and decays by ``dq``.
+        du2: decay of a second current, which connections of port 1 feed; None where there is none.
+        gain: int16 [T, ...], 4096 for 1, of what arrives in each step, bias included; None for no gain.
+            What stands behind T broadcasts to the population's shape.
+        v0: of v, before the first step.
+        graded: sends v, before the reset, where it spikes; without a threshold the sum that arrives, in every
+            step. None for spikes, and for nothing without a threshold.
     """
 
     vth: NDArray[np.int32]
@@ -38,6 +77,17 @@ class Lif:
     du: Each = FORGETS
     dv: Each = DECAY_ONE // 2
     reset: Reset = "zero"
+    v_reset: Each = 0
+    fires: bool = True
+    reset_current: bool = False
+    hold: int = 0
+    floor: Each | None = None
+    adapt: Each = 0
+    dq: Each = 0
+    du2: Each | None = None
+    gain: NDArray[np.int16] | None = None
+    v0: Each = 0
+    graded: Graded | None = None
 
     kind: ClassVar[Literal["lif"]] = "lif"
 
@@ -49,7 +99,26 @@ class Lif:
     @property
     def has_current(self) -> bool:
         """Whether any neuron remembers a current from step to step."""
-        return bool(np.any(np.asarray(self.du) != FORGETS))
+        return self.du2 is not None or bool(np.any(np.asarray(self.du) != FORGETS))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether thresholds move."""
+        return bool(np.any(np.asarray(self.adapt) != 0))
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states that are neither u nor v: ``u2``, ``q``, and ``rest``, the steps left to rest."""
+        there = {"u2": self.du2 is not None, "q": self.adapts, "rest": self.hold != 0}
+        return tuple(name for name, used in there.items() if used)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The lowest and the highest value that a neuron sends."""
+        if self.graded is None:
+            return 0, int(self.fires)
+        lowest = 0 if self.fires and (self.vth >= 0).all() else -self.graded.levels
+        return lowest, self.graded.levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +134,20 @@ class Or:
     dv: ClassVar[int] = FORGETS
     reset: ClassVar[Reset] = "zero"
     has_current: ClassVar[bool] = False
+    v_reset: ClassVar[int] = 0
+    fires: ClassVar[bool] = True
+    reset_current: ClassVar[bool] = False
+    hold: ClassVar[int] = 0
+    floor: ClassVar[None] = None
+    adapt: ClassVar[int] = 0
+    dq: ClassVar[int] = 0
+    adapts: ClassVar[bool] = False
+    du2: ClassVar[None] = None
+    gain: ClassVar[None] = None
+    v0: ClassVar[int] = 0
+    graded: ClassVar[None] = None
+    states: ClassVar[tuple[str, ...]] = ()
+    span: ClassVar[tuple[int, int]] = (0, 1)
 
     @property
     def vth(self) -> NDArray[np.int32]:

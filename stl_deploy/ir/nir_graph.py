@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, TypeAlias, cast, get_args
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
 import nir
 import numpy as np
@@ -26,12 +26,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
+Stated = Literal["zero", "subtract"]  # resets that a node states
 Array = NDArray[Any]
 Neurons: TypeAlias = nir.LIF | nir.IF | nir.CubaLIF
 
@@ -242,17 +242,17 @@ def cuba_lif(
     )
 
 
-def reset_of(node: Neurons) -> Reset:
+def reset_of(node: Neurons) -> Stated:
     """What a spike does to v: ``reset`` of the node's metadata, "zero" (to v_reset) without.
 
     NIR's equations cannot say "subtract" (v_threshold). Raises ValueError for anything else.
     """
     word = node.metadata.get("reset", "zero")
     word = word.decode("utf-8", "replace") if isinstance(word, bytes) else word
-    for known in get_args(Reset):
+    for known in get_args(Stated):
         if isinstance(word, str) and word == known:
-            return cast(Reset, known)
-    raise ValueError(f"reset {word!r} in its metadata is not one of {', '.join(get_args(Reset))}")
+            return cast(Stated, known)
+    raise ValueError(f"reset {word!r} in its metadata is not one of {', '.join(get_args(Stated))}")
 
 
 def chain_graph(

@@ -12,9 +12,10 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import FloatNetwork, FloatPopulation
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Or
 from stl_deploy.ir.notes import Diagnostic, Precision
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, IntArray
 from stl_deploy.lower import calibration
 from stl_deploy.lower.options import Options

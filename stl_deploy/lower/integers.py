@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.ir import slices
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.lower.options import Options
 from stl_deploy.lower.rows import Rows, Target

@@ -39,8 +39,9 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.lower import relays
 from stl_deploy.verify import against_reference as agreement

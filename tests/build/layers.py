@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Neurons, Or, Reset, of_channels
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import Conv, Dense, Pair, Synapses
 

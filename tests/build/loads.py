@@ -14,8 +14,8 @@ import numpy as np
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Readout
 from stl_deploy.ir.notes import LayerPlacement, Placement
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense
 from tests.build.nets import taken
 from tests.build.networks import chain, lif, pool, recurrent

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stl_deploy.ir.network import Connection, IntegerNetwork, Readout
+from stl_deploy.ir.network import Connection, IntegerNetwork
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Sparse, Synapses
 from tests.build import layers as L
 from tests.build.layers import Layer, LifLayer, OrPool

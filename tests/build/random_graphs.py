@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import slices
 from stl_deploy.ir.conv import unroll
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
-from stl_deploy.ir.neurons import Lif, Or
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
+from stl_deploy.ir.neurons import Graded, Lif, Or
+from stl_deploy.ir.readouts import Readout, Rule
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse, Synapses
 
@@ -50,9 +51,16 @@ class Features:
     exponents: bool = True
     precisions: tuple[WeightPrecision, ...] = slices.PRECISIONS
     subtract: bool = True
+    rules: frozenset[str] = frozenset()
+    readouts: tuple[Rule, ...] = ("votes",)
 
 
+# What neurons may do besides, by the fields of ``Lif`` and values of ``reset``.
+RESETS = frozenset({"none", "constant", "reset_current", "hold", "once"})
+RULES = RESETS | {"floor", "adapt", "du2", "gain", "v0", "graded", "integrator"}
+READOUTS: tuple[Rule, ...] = ("votes", "last", "mean", "max", "first")
 EVERYTHING = Features()
+TABLE = Features(chips=("ideal", "loihi2"), rules=RULES, readouts=READOUTS)
 
 
 def draw(seed: int, features: Features = EVERYTHING) -> tuple[IntegerNetwork, Rasters]:
@@ -97,6 +105,8 @@ def flips(network: IntegerNetwork, rasters: Rasters, name: str) -> bool:
     population = network.by_name[name]
     if not isinstance(population.neurons, Lif) or not network.into(name):
         return True
+    if not population.neurons.fires:
+        return True
     values = sent(network, rasters)
     spikes = alone(network, name, values).spikes
     for neuron in zip(*np.nonzero(spikes.any(axis=(0, 1))), strict=True):
@@ -120,13 +130,17 @@ class _Draft:
     inputs: dict[str, Input] = field(default_factory=dict)
     populations: list[Population] = field(default_factory=list)
     connections: list[Connection] = field(default_factory=list)
+    rule: Rule = "votes"
     rasters: Rasters = field(default_factory=dict)
     values: Rasters = field(default_factory=dict)
 
     @classmethod
     def of(cls, rng: np.random.Generator, may: Features) -> _Draft:
         chip = str(rng.choice(may.chips))
-        return cls(rng, may, chip, int(rng.integers(2, 8)), int(rng.integers(2, 4)))
+        made = cls(rng, may, chip, int(rng.integers(2, 8)), int(rng.integers(2, 4)))
+        if len(may.readouts) > 1:
+            made.rule = str(rng.choice(may.readouts))  # type: ignore[assignment]
+        return made
 
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
@@ -135,8 +149,9 @@ class _Draft:
         """The graph, or None where a population cannot be brought to work."""
         for i in range(int(self.rng.integers(1, self.may.inputs + 1))):
             self._input(f"input{i}" if i else "input")
-        for i in range(int(self.rng.integers(3, 6))):
-            if not self._population(f"p{i}", first=i == 0):
+        count = int(self.rng.integers(3, 6))
+        for i in range(count):
+            if not self._population(f"p{i}", first=i == 0, last=i == count - 1):
                 return None
         if self.may.loops and self.chance(0.6):
             self._lead_back()
@@ -145,7 +160,9 @@ class _Draft:
             return None
         trace = reference.run(network, self.rasters)
         for population in network.populations:
-            rate = trace.layers[population.name].spikes.mean()
+            rate = (trace.layers[population.name].spikes != 0).mean()
+            if not population.neurons.fires:
+                continue
             if network.into(population.name) and not LOW <= rate <= HIGH:
                 return None
             if population.kind == "lif" and not flips(network, self.rasters, population.name):
@@ -160,8 +177,12 @@ class _Draft:
             self.inputs,
             tuple(self.populations),
             tuple(self.connections),
-            Readout(last.size, 1, last.name),
+            self._readout(last),
         )
+
+    def _readout(self, last: Population) -> Readout:
+        rule = self.rule if last.neurons.fires else "max"
+        return Readout(last.size, 1, last.name, rule)
 
     def _input(self, name: str) -> None:
         rng = self.rng
@@ -182,7 +203,7 @@ class _Draft:
         found = [p.shape for p in self.populations if p.name == source]
         return found[0] if found else self.inputs[source].shape
 
-    def _population(self, name: str, first: bool) -> bool:
+    def _population(self, name: str, first: bool, last: bool) -> bool:
         """One more population and what leads into it; False where it cannot be brought to work."""
         rng = self.rng
         sources = [n for n in self.values if not n.endswith("_bias")]
@@ -211,13 +232,21 @@ class _Draft:
                 into.append(replace(own, delay=own.delay + 1))
         if self.may.bias_source and self.chance(0.2):
             into.append(self._bias_source(name, shape))
+        neurons = self._rules(self._neurons(shape), shape, last) if self.may.rules else None
+        neurons = neurons or self._neurons(shape)
+        if neurons.du2 is not None:
+            into = [replace(c, port=1) if self.chance(0.4) else c for c in into]
+        if neurons.span == (0, 0):
+            into = [c for c in into if c.source != name]
         self.connections += into
-        return self._tuned(Population(name, shape, self._neurons(shape)))
+        return self._tuned(Population(name, shape, neurons))
 
     def _leads_on(self, source: str) -> bool:
         return any(c.source == source for c in self.connections)
 
     def _binary(self, source: str) -> bool:
+        if source not in self.inputs:
+            return self.network().span(source) == (0, 1)
         return source not in self.inputs or self.inputs[source] == Input(
             self.inputs[source].shape, held=self.inputs[source].held
         )
@@ -330,10 +359,50 @@ class _Draft:
             "subtract" if subtract else "zero",
         )
 
+    def _rules(self, lif: Lif, shape: Shape, last: bool) -> Lif:
+        """The neurons with some of the rules that they may have."""
+        rng = self.rng
+        may = {rule for rule in sorted(self.may.rules) if self.chance(0.2)}
+        size: Any = shape if self.chance(0.3) else ()
+
+        def drawn(lowest: int = -1, most: float = 12) -> Any:
+            values = np.rint(64 * 2 ** rng.uniform(0, most, size)) * rng.choice([lowest, 1], size)
+            return values.astype(np.int32) if size else int(values)
+
+        fields: dict[str, Any] = {}
+        if reset := sorted(may & {"none", "constant"}):
+            fields["reset"] = reset[0]
+        if fields.get("reset") == "constant":
+            fields["v_reset"] = drawn()
+        if "hold" in may or "once" in may:
+            fields["hold"] = -1 if "once" in may else int(rng.integers(1, 4))
+        if "reset_current" in may:
+            fields["reset_current"] = True
+        if "floor" in may:
+            fields["floor"] = drawn(-1, 10) if self.chance(0.2) else -np.abs(drawn())
+        if "adapt" in may:
+            fields |= {"adapt": drawn(), "dq": int(rng.integers(0, 4096))}
+        if "du2" in may:
+            fields["du2"] = int(rng.integers(0, 4096))
+        if "gain" in may:
+            each = _channels(shape) if self.chance(0.5) else ()
+            gain = rng.integers(-8000, 16_000, (self.steps, *each))
+            fields["gain"] = gain.astype(np.int16)
+        if "v0" in may:
+            fields["v0"] = drawn()
+        if "graded" in may:
+            fields["graded"] = Graded(int(rng.integers(4, 12)), int(rng.choice([15, 200, 3000])))
+        if "integrator" in may and (last or "graded" in may):
+            fields["fires"] = False
+        return replace(lif, **fields)
+
     def _tuned(self, population: Population) -> bool:
         """Add the population with thresholds with which it fires; False where there are none."""
         self.populations.append(population)
         name, neurons = population.name, population.neurons
+        if not neurons.fires:
+            self.values[name] = alone(self.network(), name, self.values).spikes
+            return neurons.graded is None or bool(self.values[name].any())
         if isinstance(neurons, Or):
             self.values[name] = alone(self.network(), name, self.values).spikes
             return bool(LOW <= self.values[name].mean() <= HIGH)
@@ -341,7 +410,7 @@ class _Draft:
         for base in self.rng.permutation(np.geomspace(1, 60_000, 24)):
             vth = np.minimum(base * spread, TOP - 71).astype(np.int32)
             self.populations[-1] = replace(population, neurons=replace(neurons, vth=vth))
-            rate = alone(self.network(), name, self.values).spikes.mean()
+            rate = (alone(self.network(), name, self.values).spikes != 0).mean()
             if 2 * LOW <= rate <= 0.8 * HIGH:
                 return self._on_the_edge(self.populations[-1])
         return False
@@ -353,7 +422,7 @@ class _Draft:
         where: Any = np.argwhere(spikes)
         sample, _, *neuron = where[self.rng.integers(len(where))]
         at = tuple(neuron)
-        step = int(spikes[(sample, slice(None), *at)].argmax())
+        step = int((spikes[(sample, slice(None), *at)] != 0).argmax())
         vth = neurons.vth.copy()
         vth[at] = TOP
         self.populations[-1] = replace(population, neurons=replace(neurons, vth=vth))
@@ -375,7 +444,8 @@ class _Draft:
         i, j = sorted(self.rng.choice(len(names), 2, replace=False).tolist())
         target = next(p for p in self.populations if p.name == names[i])
         way = self._way(self._shape(names[j]), target.shape)
-        if target.kind == "lif" and way is not None:
+        sends = self.network().span(names[j]) != (0, 0)
+        if target.kind == "lif" and way is not None and sends:
             made = self._connection(f"{names[i]}_back", names[j], names[i], way)
             hops = 0 if self.chip == "ideal" and self.chance(0.3) else j - i
             self.connections.append(replace(made, delay=hops + 1 + int(self.rng.integers(0, 2))))

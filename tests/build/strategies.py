@@ -7,8 +7,9 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse
 from tests.build.networks import chain, lif, pool
 

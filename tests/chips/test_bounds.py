@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from stl_deploy.chips import arithmetic, bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
 
 EXAMPLES = settings(max_examples=60)

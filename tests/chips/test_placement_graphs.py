@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.chips.facts import Count, Delays
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
 from stl_deploy.lower import grouped
 from tests.build import random_graphs

@@ -18,8 +18,9 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.exporters import folder as output
 from stl_deploy.exporters import netx
 from stl_deploy.formats import integer_nir, portable_nir
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense
 
 TARGETS = [name for name, entry in exporters.TARGETS.items() if entry.module]

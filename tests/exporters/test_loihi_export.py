@@ -32,8 +32,9 @@ from stl_deploy.formats import nir_io
 from stl_deploy.formats import raster as rasters
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import nir_graph as graphs
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
 from stl_deploy.lower import relays
 from stl_deploy.verify import against_reference, check

@@ -44,7 +44,7 @@ from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Readout
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_graphs, random_networks
@@ -105,7 +105,7 @@ def compared(network, raster, model=None):
             assert got[f"spikes/{name}"].dtype == np.uint8
             assert got[f"u/{name}"].dtype == got[f"v/{name}"].dtype == wide
         last = want.layers[network.readout.source].spikes
-        np.testing.assert_array_equal(got["votes"], network.readout.votes(last))
+        np.testing.assert_array_equal(got["votes"], network.readout.scores(last))
         np.testing.assert_array_equal(got["prediction"], want.predictions)
     return total
 

@@ -20,8 +20,9 @@ from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
 from stl_deploy.lower.graph import lower
 from tests.build import nir_cases, nir_interpreter, random_graphs, random_networks

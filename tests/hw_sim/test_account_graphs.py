@@ -17,9 +17,10 @@ from stl_deploy.hw_sim.account.energy import Assessment, Meter, unscheduled
 from stl_deploy.hw_sim.account.traffic import OnChip
 from stl_deploy.hw_sim.account.work import Work
 from stl_deploy.hw_sim.simulate import Recorder
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.notes import LayerPlacement, Placement
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from tests.build import random_graphs
 from tests.build.loads import ByHand, dealt

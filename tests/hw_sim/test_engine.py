@@ -11,7 +11,8 @@ from stl_deploy.chips import arithmetic, bounds
 from stl_deploy.errors import InputError
 from stl_deploy.formats.raster import Raster, RasterFile, check_fits, load, save, stream
 from stl_deploy.hw_sim import compiled, engine, kernels, plans, proofs, reference
-from stl_deploy.ir.network import Input, IntegerNetwork, Readout
+from stl_deploy.ir.network import Input, IntegerNetwork
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
 from tests.build.networks import after, chain, lif, random_cores
 from tests.build.networks import raster as inputs_for

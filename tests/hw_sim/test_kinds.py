@@ -60,7 +60,7 @@ def test_the_reference_runs_it(network):
 class Held(Lif):
     """A LIF with a field that the kernels do not know."""
 
-    hold: int = 0
+    odd: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def test_what_the_kernels_do_not_know_of_neurons_is_left_to_the_reference():
     values = vars(last.neurons)
     for made, known in (
         (Held(**values), True),
-        (Held(**values, hold=2), False),
+        (Held(**values, odd=2), False),
         (Other(**values), False),
     ):
         tried = network.changed(replace(last, neurons=made))

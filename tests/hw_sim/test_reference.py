@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import cut
-from stl_deploy.ir.network import Readout
 from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense
 from tests.build.networks import chain, dense_lif
 from tests.build.random_graphs import draw
@@ -396,7 +396,7 @@ def test_readout_counts_votes_and_takes_the_first_of_equals():
     spikes = np.zeros((3, 2, 6), np.uint8)
     spikes[0, :, 3] = 1  # class 1 twice
     spikes[1, 0, [0, 5]] = 1  # classes 0 and 2 once each
-    votes = Readout(3, 2).votes(spikes)
+    votes = Readout(3, 2).scores(spikes)
     assert votes.tolist() == [[0, 2, 0], [1, 0, 1], [0, 0, 0]]
     assert Readout(3, 2).predict(spikes).tolist() == [1, 0, 0]
 

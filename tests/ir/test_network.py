@@ -16,11 +16,11 @@ from stl_deploy.ir.network import (
     Input,
     IntegerNetwork,
     Population,
-    Readout,
     fan_out,
     synapse_count,
 )
 from stl_deploy.ir.neurons import Lif, by_channel, of_channels, shared
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
 from tests.build import forced, random_graphs
 

@@ -15,8 +15,9 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir.conv import convolve
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense
 from stl_deploy.lower import calibration
 from stl_deploy.verify.against_float import compare

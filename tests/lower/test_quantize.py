@@ -16,7 +16,8 @@ from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.network import Input, Readout
+from stl_deploy.ir.network import Input
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.lower.units import HEADROOM
 from tests.build.floats import conv, deep, dense, graph, lif

@@ -11,8 +11,9 @@ import pytest
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.lower import relays
 from tests.build import random_graphs

@@ -19,9 +19,10 @@ from stl_deploy.errors import LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
-from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Readout
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork
 from stl_deploy.ir.neurons import Lif
 from stl_deploy.ir.notes import Diagnostic, Precision
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse
 from stl_deploy.report import drawing, figures, numbers, rows
 from stl_deploy.report import sections as report
