@@ -68,6 +68,11 @@ def core_count(cores: IntArray | None) -> int:
     return 1 if cores is None else int(cores.max()) + 1
 
 
+def keeps_states(network: IntegerNetwork, population: Population, states: bool) -> bool:
+    """Whether u, v and the rest of a population are kept: where ``states``, and where a readout needs v."""
+    return states or (network.readout.by_voltage and network.readout.source == population.name)
+
+
 def plan(
     network: IntegerNetwork,
     part: tuple[Population, ...],
@@ -78,7 +83,9 @@ def plan(
     """How to run ``part``, None where the reference has to."""
     if any(p.kind not in NEURONS or kinds.unknown_fields(p.neurons) for p in part):
         return None
-    cases = [Case(network, p, steps, states, cores.get(p.name)) for p in part]
+    cases = [
+        Case(network, p, steps, keeps_states(network, p, states), cores.get(p.name)) for p in part
+    ]
     if len(part) == 1:
         found = PoolPlan.of(cases[0]) or LifPlan.of(cases[0])
         if found is not None:

@@ -33,9 +33,7 @@ def check(network, rasters, seed, states=(False, True)):
         for p in network.populations
     }
     given = {
-        n: (rng.random(size) < 0.3).astype(np.uint8)
-        for n, size in some.items()
-        if rng.random() < 0.4
+        n: instead(rng, network.span(n), size) for n, size in some.items() if rng.random() < 0.4
     }
     ready = engine.Engine(network, cores)
     for wanted in states:
@@ -44,6 +42,14 @@ def check(network, rasters, seed, states=(False, True)):
         got = forced.run(network, rasters, given, wanted, engine.run, cores=cores)
         assert_same(got, want)
     return ready
+
+
+def instead(rng, span, size):
+    """Values that a population of this span could send: spikes as uint8, others as int16."""
+    hit = rng.random(size) < 0.3
+    if span == (0, 1):
+        return hit.astype(np.uint8)
+    return (rng.integers(span[0], span[1] + 1, size) * hit).astype(np.int16)
 
 
 def how(ready):
@@ -77,6 +83,12 @@ def test_working_graphs():
         "StepPlan plain",
         "StepPlan loop",
     }
+
+
+def test_graphs_over_the_whole_table():
+    """Every rule of neurons and every readout, alone and together."""
+    for seed in range(40):
+        check(*random_graphs.draw(seed, random_graphs.TABLE), seed)
 
 
 # Plans, each where it has to run
