@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import kernels, plans, reference
+from stl_deploy.hw_sim.arrivals import kind_of
+from stl_deploy.hw_sim.cases import Done, Int64, core_count, keeps_states
 from stl_deploy.hw_sim.layouts import memory_shape
-from stl_deploy.hw_sim.plans import Int64, Plan, core_count
+from stl_deploy.hw_sim.plans import Plan
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
 from stl_deploy.ir.network import Input, IntegerNetwork, Population, Raster
 from stl_deploy.ir.readouts import Readout
@@ -86,7 +88,7 @@ class Engine:
         wide = chips.of(network).state_limit is None
         outs = {
             p.name: _Out.zeros(
-                p, size, plans.keeps_states(network, p, states), wide, self.cores.get(p.name)
+                p, size, keeps_states(network, p, states), wide, self.cores.get(p.name)
             )
             for p in network.populations
         }
@@ -164,16 +166,16 @@ class _Sent:
     @classmethod
     def own(cls, out: _Out, some: slice) -> _Sent:
         """What the engine found."""
-        spikes = out.spikes[some]
+        spikes, population = out.spikes[some], out.population
+        ready = spikes.reshape(*spikes.shape[:2], population.size)
         return cls(
-            lambda: out.trace(some).spikes, spikes.reshape(*spikes.shape[:2], out.population.size)
+            lambda: out.trace(some).spikes, np.require(ready, kind_of(population.neurons.span))
         )
 
 
 def _in_memory_order(x: IntArray, shape: Shape, span: tuple[int, int]) -> IntArray | None:
     """Values [N, T, *shape] as [N, T, values] in memory order; None where one does not lie in ``span``."""
     lowest, most = span
-    kind = np.uint8 if lowest >= 0 and most <= np.iinfo(np.uint8).max else np.int16
     if x.dtype.kind not in "bui" or not x.size or most > np.iinfo(np.int16).max:
         return None
     if len(shape) == 3:
@@ -182,7 +184,7 @@ def _in_memory_order(x: IntArray, shape: Shape, span: tuple[int, int]) -> IntArr
     if x.min() < lowest or x.max() > most:
         return None
     # Writable as well: numba would compile everything again for a read-only array.
-    return np.require(x.reshape(*x.shape[:2], -1), kind, ["C", "W"])
+    return np.require(x.reshape(*x.shape[:2], -1), kind_of(span), ["C", "W"])
 
 
 def _run(
@@ -269,17 +271,18 @@ class _Out:
             cores is not None,
         )
 
-    def part(self, part: slice) -> kernels.Did:
+    def part(self, part: slice) -> Done:
         """Where to write the results of some samples."""
         none = np.zeros((0, 0, 0), np.int32)
         size = (*self.spikes[part].shape[:2], self.population.size)
-        return kernels.Did(
+        did = kernels.Did(
             self.spikes[part].reshape(size),
             self.active[part],
             self.overflow[part],
             none if self.u is None else self.u[part].reshape(size),
             none if self.v is None else self.v[part].reshape(size),
         )
+        return Done(did, {name: values[part].reshape(size) for name, values in self.more.items()})
 
     def put(self, part: slice, did: LayerTrace) -> None:
         """Take over what the reference did on some samples."""
