@@ -45,6 +45,7 @@ from stl_deploy.lower import relays
 
 WHERE = "network.net (netx)"
 BIAS_EXP = FRACTION_BITS
+NETX_VOTES = "the file has no readout, and votes are what its users count"
 ONE_GROUP = "where netx has one group of 8 bits a layer"
 
 
@@ -112,7 +113,8 @@ def _chain(network: IntegerNetwork) -> IntegerNetwork:
 
 def _refusals(network: IntegerNetwork) -> list[Refusal]:
     ours = loihi_layers.POPULATIONS, loihi_layers.SYNAPSES
-    if any(kinds.unsupported(network, p, *ours, "netx") for p in network.populations):
+    known = loihi_layers.KNOWN
+    if any(kinds.unsupported(network, p, *ours, "netx", known) for p in network.populations):
         return []  # those of loihi_layers.problems
     if unknown := [c for c in network.connections if c.synapses.kind not in FORMS]:
         each = (
@@ -145,6 +147,9 @@ def _structure(network: IntegerNetwork) -> Iterator[tuple[str, str, str]]:
     if len(network.inputs) > 1:
         names = ", ".join(network.inputs)
         yield names, f"{len(network.inputs)} inputs; netx has one", PROCESS_GRAPH
+    for name in kinds.features(network.readout):
+        what = f"{name!r}, by which its classes are scored; {NETX_VOTES}"
+        yield network.readout.source, what, PROCESS_GRAPH
     for p in network.populations:
         for what, remedy in _beyond_cuba(p):
             yield p.name, what, remedy
@@ -162,6 +167,10 @@ def _beyond_cuba(population: Population) -> Iterator[tuple[str, str]]:
     neurons = population.neurons
     if neurons.reset != "zero":
         yield f"reset {neurons.reset!r}; netx's neurons reset to zero", PROCESS_GRAPH
+    if population.kind == "lif":
+        known = kinds.FIELDS | kinds.RESETS
+        for name in kinds.unknown_fields(neurons, known):
+            yield f"the field {name!r} of its neurons, which netx's do not have", PROCESS_GRAPH
     if None in (shared(neurons.du), shared(neurons.dv)):
         yield "decays of each neuron; netx has one a layer", PROCESS_GRAPH
 
