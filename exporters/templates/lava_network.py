@@ -214,8 +214,8 @@ class GraphLIF(AbstractLIF):
     """LIF with thresholds and decays of each neuron and further rules, cleared when a sample begins.
 
     The first sample begins at time step ``first``, and each lasts ``interval`` steps: before the input of its
-    first one, u is 0 and v is v0. ``rules`` are the fields of the population in the JSON, and the arrays of the
-    rules that it has. ``a2_in`` feeds the second current. ``<state>_out`` show the state after the step.
+    first one, u is 0 and v is v0. ``rules`` are the fields of the population in the JSON, and the arrays of
+    the rules that it has. ``a2_in`` feeds the second current. ``<state>_out`` show the state after the step.
 
     ``joins`` and ``joined`` carry nothing. Lava runs what is connected, and they connect the parts of a
     network that are not.
