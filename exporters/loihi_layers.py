@@ -239,14 +239,15 @@ def _state_problems(
     """An ideal chip never overflows, Loihi's registers do: only what provably fits may go."""
     neurons, into = population.neurons, network.into(population.name)
     # Exponents and decays outside their fields are named as such.
-    lowest = np.min(neurons.du), np.min(neurons.dv), neurons.bias_exp, *(c.exp for c in into)
+    decays = neurons.du, neurons.dv, neurons.dq, _or_0(neurons.du2)
+    lowest = *map(np.min, decays), neurons.bias_exp, *(c.exp for c in into)
     if chip.state_limit is None or min(lowest) < 0:
         return
     top = bounds.largest_state(network, population, network.timesteps)
     if top >= chip.state_limit:
         yield Problem(
             population.name,
-            f"u or v can reach {top}; {chip.title} holds {chip.state_limit - 1}",
+            f"a state can reach {top}; {chip.title} holds {chip.state_limit - 1}",
             f"quantize for chip {chip.name}",
         )
 

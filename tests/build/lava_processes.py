@@ -3,7 +3,7 @@
     python lava_processes.py IN.npz OUT.npz
 
 Of each case NAME the input holds ``NAME/spikes`` [T, inputs], ``NAME/weight`` [neurons, inputs],
-``NAME/delay`` of the same shape or a single 0, and ``NAME/how``, the JSON of {"tag", "process", "parameters"}.
+``NAME/delay`` of the same shape or 0, and ``NAME/how``, the JSON of {"tag", "process", "parameters"}.
 The output holds ``NAME/spikes``, ``NAME/u`` and ``NAME/v`` [T, neurons].
 """
 
