@@ -50,6 +50,8 @@ import nir
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import integer_placement
+from stl_deploy.formats import integer_readout as readouts
+from stl_deploy.formats import integer_rules as rules
 from stl_deploy.formats.integer_meta import IntegerMeta, read_meta
 from stl_deploy.formats.integer_read import BROKEN, Reader
 from stl_deploy.formats.integer_write import NEURONS, SYNAPSES, Writer
@@ -57,7 +59,6 @@ from stl_deploy.formats.nir_io import read
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic, Precision, Rounding
-from stl_deploy.ir.readouts import Readout
 
 WHO = "model.nir"
 
@@ -70,12 +71,16 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
 
 
 def unsupported(network: IntegerNetwork) -> list[Problem]:
-    """The neurons and synapses that no node of NIR is written for."""
-    return [
+    """The neurons and synapses that no node of NIR is written for, and values out of their range."""
+    found = [
         problem
         for population in network.populations
-        for problem in kinds.unsupported(network, population, NEURONS, SYNAPSES, WHO)
+        for problem in kinds.unsupported(network, population, NEURONS, SYNAPSES, WHO, rules.KNOWN)
     ]
+    if found:
+        return found
+    found = [p for population in network.weighted for p in rules.problems(network, population)]
+    return found + readouts.problems(network)
 
 
 def _chip(meta: IntegerMeta, where: str) -> chips.Chip:
@@ -103,7 +108,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     except BROKEN as error:
         # What shapes and types from a broken file can do to arithmetic on them.
         raise InputError(Problem(where, f"contains an invalid node: {error}")) from None
-    if reader.problems:
+    if reader.problems or reader.readout is None:
         found = dict.fromkeys((f"{where}: {p.where}", p.what, p.remedy) for p in reader.problems)
         raise InputError([Problem(*problem) for problem in found])
     try:
@@ -114,7 +119,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
             inputs=reader.inputs,
             populations=tuple(reader.populations),
             connections=tuple(connections),
-            readout=Readout(meta.readout.classes, meta.readout.population, meta.readout.source),
+            readout=reader.readout,
             lowering=meta.lowering,
             lowering_reason=meta.lowering_reason,
             rounding={n: Rounding(**r.model_dump()) for n, r in meta.rounding.items()},
