@@ -15,10 +15,10 @@ edges into one node of weights.
   arrives one step later without a Delay, and with one, that late.
 
 Units (dt = 1e-4): ``v_threshold`` int32 = vth behind NIR's strict >; ``v_reset`` = 0, or with the reset
-"constant" v_reset / 2^6; ``tau`` = dt*4096/dv and ``r`` = (4096/dv)*2^exp, so that NIR's equation gives v = v*(4096-dv)/4096 + 2^exp * I.
-Here exp is the smallest exponent of all connections into the population. The weights of the others are
-written times the power of two that is missing (int32; otherwise int8 or int16 as in the network). Where
-dv differs from neuron to neuron, tau and r do.
+"constant" v_reset / 2^6; ``tau`` = dt*4096/dv and ``r`` = (4096/dv)*2^exp, so that NIR's equation gives
+v = v*(4096-dv)/4096 + 2^exp * I. Here exp is the smallest exponent of all connections into the population.
+The weights of the others are written times the power of two that is missing (int32; otherwise int8 or int16
+as in the network). Where dv differs from neuron to neuron, tau and r do.
 
 Neurons that remember a current (du not 4095) are a CubaLIF: ``tau_syn`` = dt*4096/(du+1) and ``w_in`` =
 4096/(du+1), so that NIR's equation gives I = I*(4096-(du+1))/4096 + S and the rest is as above.
@@ -38,7 +38,8 @@ Conv2d node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order,
 float64, and a Scale that brings the inputs of each neuron to its unit.
 
 What NIR cannot say is in one JSON string (``IntegerMeta``), among it the other resets, and in integer arrays
-in the ``metadata`` of neurons (``integer_rules.py``) and of the Output (``integer_readout.py``). The loader rebuilds the integers from arrays and JSON, and refuses what is not an integer or contradicts.
+in the ``metadata`` of neurons (``integer_rules.py``) and of the Output (``integer_readout.py``). The loader
+rebuilds the integers from arrays and JSON, and refuses what is not an integer or contradicts.
 """
 
 from __future__ import annotations

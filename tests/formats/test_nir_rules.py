@@ -247,6 +247,15 @@ def test_the_arrays_are_as_small_as_they_can_be():
     }
 
 
+def test_equal_weights_into_two_currents_are_two_nodes(tmp_path):
+    first = network(du2=3)
+    again = replace(first.connections[0], port=1, name="w", source="other")
+    ports = {"input": Input((5,)), "other": Input((5,))}
+    both = replace(first, inputs=ports, connections=(*first.connections, again))
+    assert {"w", "w_2"} <= set(nir_file.to_nir(both).nodes)
+    returns(both, tmp_path / "m.nir")
+
+
 # What a file cannot hold
 
 
