@@ -31,7 +31,7 @@ from stl_deploy.ir.floats import (
     Window,
 )
 from stl_deploy.ir.readouts import FloatReadout
-from stl_deploy.ir.synapses import Geometry, Shape
+from stl_deploy.ir.synapses import Geometry, Pair, Shape
 
 Float = NDArray[np.float64]
 LOW, HIGH = 0.05, 0.60
@@ -41,11 +41,16 @@ EPS = 2.0**-16  # of a BatchNorm, so that var + EPS is a power of four exactly
 # The systems' own operations
 
 
-def conv2d(x: Float, weight: Float, stride: int = 1, padding: int = 0) -> Float:
-    """Cross-correlation of x [N, C, H, W] with weight [O, C, k, k]."""
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    windows = sliding_window_view(x, weight.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
+def conv2d(x: Float, weight: Float, stride: int | Pair = 1, padding: int | Pair = 0) -> Float:
+    """Cross-correlation of x [N, C, H, W] with weight [O, C, kh, kw]."""
+    (sh, sw), (ph, pw) = _pair(stride), _pair(padding)
+    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    windows = sliding_window_view(x, weight.shape[2:], axis=(2, 3))[:, :, ::sh, ::sw]
     return np.einsum("nchwij,ocij->nohw", windows, weight)
+
+
+def _pair(value: int | Pair) -> Pair:
+    return (value, value) if isinstance(value, int) else value
 
 
 def blocks(x: Float, size: int) -> Float:
@@ -251,9 +256,9 @@ def dense(weight: Float) -> Callable[[str], Way]:
     return lambda name: Weights(name, weight, None, None)
 
 
-def conv(weight: Float, stride: int = 1, padding: int = 0) -> Callable[[str], Way]:
+def conv(weight: Float, stride: int | Pair = 1, padding: int | Pair = 0) -> Callable[[str], Way]:
     """A convolution."""
-    geometry = Geometry((stride, stride), (padding, padding), (1, 1), 1)
+    geometry = Geometry(_pair(stride), _pair(padding), (1, 1), 1)
     return lambda name: Weights(name, weight, None, geometry)
 
 
