@@ -175,7 +175,7 @@ class IntegerNetwork:
         source = self.by_name.get(self.readout.source)
         if source is None:
             return
-        what = self.readout.misfit(source.size, self.timesteps, self.levels(source.name))
+        what = self.readout.misfit(source.size, self.timesteps)
         if what is not None:
             raise ValueError(f"{source.name}: {what}")
 

@@ -12,7 +12,6 @@ Rule = Literal["votes", "last", "mean", "max", "first"]
 Int64 = NDArray[np.int64]
 Numbers = NDArray[Any]  # of a readout's kind
 MAX_FACTOR = 1 << 20  # of a voltage or a step: sums over all steps stay within 64 bits
-WORD = float(1 << 62)  # that no sum passes, rounding of the bound itself included
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +79,8 @@ class Readout:
             return self.matrix.shape == (self.classes, neurons)
         return neurons == self.classes * self.population
 
-    def misfit(self, neurons: int, timesteps: int, levels: int) -> str | None:
-        """Why a source of so many neurons, which send up to ``levels``, cannot be read out.
-
-        None where it can.
-        """
+    def misfit(self, neurons: int, timesteps: int) -> str | None:
+        """Why a source of so many neurons cannot be read out for so many steps; None where it can."""
         if not self.fits(neurons):
             return f"{neurons} neurons; the readout is of {self._size()}"
         if self.factors is not None and self.factors.shape != (neurons,):
@@ -93,22 +89,12 @@ class Readout:
             return f"{self.offset.size} offsets for {self.classes} classes"
         if self.steps is not None and len(self.steps) < timesteps:
             return f"weights of {len(self.steps)} steps; {timesteps} are needed"
-        if self.matrix is not None and self._largest(timesteps, levels) >= WORD:
-            return "its weighted sums need more than 64 bits"
         return None
 
     def _size(self) -> str:
         if self.matrix is not None:
             return f"{list(self.matrix.shape)} [classes, neurons], for {self.classes} classes"
         return f"{self.classes} classes of {self.population}"
-
-    def _largest(self, timesteps: int, levels: int) -> float:
-        """A bound of what a matrix and its offset add up to."""
-        assert self.matrix is not None
-        times = sum(map(abs, self.steps[:timesteps])) if self.steps else timesteps
-        offset = 0 if self.offset is None else np.abs(self.offset).astype(np.float64)
-        sums = np.abs(self.matrix).astype(np.float64).sum(axis=1)
-        return float(np.max(levels * times * sums + times * offset, initial=0))
 
     def scores(self, sent: Numbers, v: Numbers | None = None) -> Numbers:
         """[N, classes] for what the source sent, and v after each step, both [N, T, ...].
