@@ -3,9 +3,9 @@
 The sums are one-sided: everything that pulls a neuron up arrives at once, or everything that pulls it
 down, over all connections, whatever their delays. Currents and voltages follow from them over T steps; a
 decay keeps the order of two values (truncation toward zero never increases |x|). Downwards v only decays.
-Upwards, when the next step begins, a voltage that did not spike is at most vth << 6, and one that did is 0
-or, with reset "subtract", vth << 6 lower than it was. As long as nothing passes a register, that is what
-the chip does.
+Upwards, when the next step begins, a voltage that did not spike is at most vth << 6 and what adaptation adds;
+one that did is what its reset leaves. Without a reset or a threshold, v is what it was. As long as nothing
+passes a register, that is what the chip does.
 
 Results are int64 and broadcast to the population's shape, as the parameters of neurons do: [C, 1, 1] where
 nothing but the thresholds differs within a channel of a population [C, H, W]. What thresholds differ within
@@ -14,25 +14,36 @@ such a result is taken at its worst.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.chips.arithmetic import decay
+from stl_deploy.chips.arithmetic import decay, scaled
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Each, of_channels
+from stl_deploy.ir.neurons import Each, Neurons, of_channels
 from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
 Int64 = NDArray[np.int64]
 
 
-def one_sided_sums(network: IntegerNetwork, population: Population) -> tuple[Int64, Int64]:
-    """(smallest, largest) sum of what any input can make arrive in a step, with ``exp``."""
+def one_sided_sums(
+    network: IntegerNetwork, population: Population, port: int | None = None
+) -> tuple[Int64, Int64]:
+    """(smallest, largest) sum of what any input can make arrive in a step, with ``exp``.
+
+    Of one current, or of either.
+    """
+    if port is None:
+        ports = {c.port for c in network.into(population.name)} | {0}
+        each = [one_sided_sums(network, population, port) for port in sorted(ports)]
+        return _hull(each)
     low = high = np.zeros((1,) * len(population.shape), np.int64)
     for connection in network.into(population.name):
+        if connection.port != port:
+            continue
         least, most = network.span(connection.source)
         weight = connection.synapses.weight.astype(np.int64)
         up, down = (
@@ -47,9 +58,9 @@ def one_sided_sums(network: IntegerNetwork, population: Population) -> tuple[Int
 def current_range(
     network: IntegerNetwork, population: Population, timesteps: int
 ) -> tuple[Int64, Int64]:
-    """(lower, upper) bound of u over ``timesteps`` steps."""
-    *_, last = _currents(network, population, timesteps)
-    return last
+    """(lower, upper) bound of either current over ``timesteps`` steps."""
+    steps = _currents(network, population, timesteps)
+    return _hull([current for currents in steps for current in currents])
 
 
 def voltage_range(
@@ -59,23 +70,47 @@ def voltage_range(
 
     With ``anywhere`` it holds for thresholds anywhere between the population's lowest and highest.
     """
-    neurons = population.neurons
+    n = population.neurons
     sums, _ = one_sided_sums(network, population)
-    shape = np.broadcast_shapes(
-        sums.shape, *(np.shape(given) for given in (neurons.bias, neurons.du, neurons.dv))
-    )
-    vth = np.broadcast_to(neurons.vth, population.shape).astype(np.int64) << FRACTION_BITS
+    gain = None if n.gain is None else n.gain[0]
+    given = n.bias, n.du, n.dv, n.du2, n.dq, n.v0, n.v_reset, n.floor, n.adapt, gain
+    shape = np.broadcast_shapes(sums.shape, *(np.shape(x) for x in given if x is not None))
+    vth = np.broadcast_to(n.vth, population.shape).astype(np.int64) << FRACTION_BITS
     wanted = (1,) * len(shape) if anywhere else shape
-    lowest, highest = _within(vth, wanted, np.minimum), _within(vth, wanted, np.maximum)
-    down = up = worst_down = worst_up = np.zeros(shape, np.int64)
-    for low, high in _currents(network, population, timesteps):
-        left = np.minimum(up, highest)
-        if neurons.reset == "subtract":
-            left = np.maximum(left, up - lowest)
-        down = decay(np.minimum(down, 0), neurons.dv) + low + neurons.bias
-        up = decay(np.maximum(left, 0), neurons.dv) + high + neurons.bias
+    thresholds = _within(vth, wanted, np.minimum), _within(vth, wanted, np.maximum)
+    down = up = np.zeros(shape, np.int64) + n.v0
+    worst_down, worst_up = np.minimum(down, 0), np.maximum(up, 0)
+    lowered = raised = np.zeros((), np.int64)  # bounds of q
+    bias = n.bias if n.gain is None else 0
+    for t, currents in enumerate(_currents(network, population, timesteps)):
+        left_down, left_up = np.minimum(down, 0), np.maximum(up, 0)
+        if t and n.fires and n.reset != "none":
+            left_down, left_up = _left(n, down, up, thresholds, (lowered, raised))
+            lowered = decay(lowered, n.dq) + np.minimum(n.adapt, 0)
+            raised = decay(raised, n.dq) + np.maximum(n.adapt, 0)
+        down = decay(left_down, n.dv) + sum(low for low, _ in currents) + bias
+        up = decay(left_up, n.dv) + sum(high for _, high in currents) + bias
+        if n.hold:
+            down, up = np.minimum(down, left_down), np.maximum(up, left_up)
+        if n.floor is not None:
+            down, up = np.maximum(down, n.floor), np.maximum(up, n.floor)
         worst_down, worst_up = np.minimum(worst_down, down), np.maximum(worst_up, up)
     return worst_down, worst_up
+
+
+def _left(
+    n: Neurons, down: Int64, up: Int64, thresholds: tuple[Int64, Int64], q: tuple[Int64, Int64]
+) -> tuple[Int64, Int64]:
+    """(lower, upper) bound of v after its reset, for those before it, of the threshold and of q; around 0."""
+    lowest, highest = thresholds
+    left = np.minimum(up, highest + q[1])
+    down = np.minimum(down, 0)
+    if n.reset == "subtract":
+        left = np.maximum(left, up - lowest)
+        down = np.minimum(down, q[0])
+    if n.reset == "constant":
+        left, down = np.maximum(left, n.v_reset), np.minimum(down, n.v_reset)
+    return down, np.maximum(left, 0)
 
 
 def excess(
@@ -155,15 +190,32 @@ def _least(values: Each | None) -> int:
 
 def _currents(
     network: IntegerNetwork, population: Population, timesteps: int
-) -> Iterator[tuple[Int64, Int64]]:
-    """(lower, upper) bound of u in each step; both only grow away from zero."""
-    low, high = one_sided_sums(network, population)
-    du = population.neurons.du
-    least = most = np.zeros_like(low)
-    for _ in range(timesteps):
-        least = decay(least, du + 1) + (low << FRACTION_BITS)
-        most = decay(most, du + 1) + (high << FRACTION_BITS)
-        yield least, most
+) -> Iterator[list[tuple[Int64, Int64]]]:
+    """(lower, upper) bound of each current in each step."""
+    n = population.neurons
+    decays = [n.du] if n.du2 is None else [n.du, n.du2]
+    sums = [one_sided_sums(network, population, port) for port in range(len(decays))]
+    found = [(np.zeros_like(low), np.zeros_like(low)) for low, _ in sums]
+    for t in range(timesteps):
+        for port, (du, sides) in enumerate(zip(decays, sums, strict=True)):
+            low, high = (side << FRACTION_BITS for side in sides)
+            if n.gain is not None:
+                bias = n.bias if port == 0 else np.zeros((), np.int64)
+                ends = [scaled(side + bias, n.gain[t]) for side in (low, high)]
+                low, high = np.minimum(*ends), np.maximum(*ends)
+            least, most = found[port]
+            if n.reset_current:
+                least, most = np.minimum(least, 0), np.maximum(most, 0)
+            found[port] = decay(least, du + 1) + low, decay(most, du + 1) + high
+        yield list(found)
+
+
+def _hull(ranges: Sequence[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
+    """The lowest and the highest of several bounds, and of 0."""
+    low = high = np.zeros_like(ranges[0][0])
+    for least, most in ranges:
+        low, high = np.minimum(low, least), np.maximum(high, most)
+    return low, high
 
 
 def _within(values: IntArray, shape: Shape, side: np.ufunc) -> Int64:
