@@ -154,6 +154,17 @@ def test_the_highest_voltage_by_hand(network, up):
     assert high.tolist() == [up * 64]
 
 
+def test_voltages_after_a_hold_and_below_a_threshold_that_sank():
+    """v rests while a negative gain would lower it; a spike at thr + q takes thr, and leaves q."""
+    gain = np.array([4096, -16_384, 28_672], np.int16)
+    rests = one(0, reset="none", hold=1, v0=640, bias=3, bias_exp=6, gain=gain)
+    low, high = bounds.voltage_range(rests, rests.populations[0], 3)
+    assert high.tolist() == [(13 + 21) * 64]
+    sank = one(10, reset="subtract", adapt=-256, dq=0)
+    low, _ = bounds.voltage_range(sank, sank.populations[0], 3)
+    assert low.tolist() == [-256]
+
+
 def test_each_current_has_an_accumulator_and_a_register_of_its_own():
     both, first = one(100, 4095, (0, 1)), one(100)
     for function in (bounds.one_sided_sums, lambda n, p: bounds.current_range(n, p, 3)):
