@@ -11,6 +11,7 @@ import os
 from dataclasses import fields, replace
 from typing import Any
 
+import nir
 import numpy as np
 import onnx
 import pytest
@@ -21,15 +22,17 @@ from stl_deploy.backends import onnx as onnx_backend
 from stl_deploy.chips import facts
 from stl_deploy.errors import BackendError
 from stl_deploy.exporters import onnx as exporter
-from stl_deploy.exporters import onnx_limits, onnx_neurons
+from stl_deploy.exporters import onnx_float, onnx_limits, onnx_neurons
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import kinds
+from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import ONCE, Graded, Lif
 from stl_deploy.ir.readouts import MAX_FACTOR, Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.verify import against_reference as agreement
-from tests.build import random_graphs
+from tests.build import float_networks, random_graphs
+from tests.build.floats import graph as graph_of
 from tests.build.onnx_models import by_step, checked, compared, named, same, same_states, session
 
 NETWORKS = 5 * int(os.environ.get("STL_ONNX_NETWORKS", "3"))
@@ -424,6 +427,26 @@ def test_on_chip_ideal_no_state_passes_its_bound(seed):
     for values in (did.u, did.v, *(did.more[name] for name in did.more if name != "rest")):
         assert values is not None
         assert int(abs(values).max()) <= top
+
+
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ({"hold": 2}, "'hold' of its neurons"),
+        ({"v0": np.zeros(3)}, "'v0' of its neurons"),
+        ({"reset": "none"}, "the reset 'none'"),
+    ],
+)
+def test_a_float_step_without_a_rule_of_its_graph_is_not_written(monkeypatch, rule, what):
+    network = float_networks.single(np.eye(3), np.zeros(3), np.ones(3), 0.5, (3,))
+    (population,) = network.populations
+    changed = replace(population, neurons=replace(population.neurons, **rule))
+    graph = graph_of({"fc": nir.Linear(weight=np.eye(3)), "lif": G.lif(np.ones(3), tau=2e-4, r=2.0)}, 3, 3)
+    assert not onnx_float.notes(graph)
+    monkeypatch.setattr(onnx_float, "decode", lambda _: replace(network, populations=(changed,)))
+    (note,) = onnx_float.notes(graph)
+    assert note.what == f"not written: lif: {what} has no place in it"
+    assert note.remedy == "use step.onnx"
 
 
 def test_neurons_without_these_rules_have_no_further_node():
