@@ -50,7 +50,7 @@ def simulate(
         Path | None, typer.Option(metavar="NPZ", help="Write the spikes of every population.")
     ] = None,
     states: Annotated[
-        bool, typer.Option("--states", help="With --out: write u and v too.")
+        bool, typer.Option("--states", help="With --out: write u, v and other states too.")
     ] = False,
     report: Annotated[Path | None, typer.Option(metavar="HTML", help="Write a report.")] = None,
     limit: Limit = None,

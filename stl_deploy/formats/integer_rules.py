@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
-from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, Population
 from stl_deploy.ir.neurons import Each, Neurons, Reset, by_channel, of_channels
 from stl_deploy.ir.synapses import Shape
@@ -27,15 +26,6 @@ DEFAULTS: dict[str, int | None] = {
     **{"vth": 0, "v_reset": 0, "floor": None, "adapt": 0},
     **{"dq": 0, "du2": None, "gain": None, "v0": 0},
 }
-WORDS = frozenset({"fires", "reset_current", "hold", "graded"})  # in the JSON, or the kind of node
-# All that a file says of neurons and readouts.
-KNOWN = (
-    kinds.FIELDS
-    | kinds.RESETS
-    | WORDS
-    | set(DEFAULTS)
-    | {f"readout {word}" for word in ("last", "mean", "max", "first", "steps", "factors", "matrix")}
-)
 
 
 def ranges(chip: chips.Chip) -> dict[str, tuple[int, int]]:

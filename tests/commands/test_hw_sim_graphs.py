@@ -62,6 +62,41 @@ def test_files_of_random_graphs(tmp_path, command, seed):
             assert (written[f"spikes/{name}"] == did.spikes).all()
 
 
+RULED = replace(random_graphs.TABLE, sparse=False)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("states", [False, True])
+def test_traces_hold_every_state_that_neurons_have(tmp_path, command, seed, states):
+    network, given = random_graphs.draw(seed, RULED)
+    model, data = saved(tmp_path, network, given)
+    out = tmp_path / "trace.npz"
+    code, text, err = command(
+        "hw_sim", model, "--input", data, "--json", "--out", out, *["--states"] * states
+    )
+    assert code == 0, err
+    want = reference.run(network, given, states=True)
+    assert json.loads(text)["predictions"] == want.predictions.tolist()
+    arrays = {f"spikes/{name}": did.spikes for name, did in want.layers.items()}
+    if states:
+        for name, did in want.layers.items():
+            kept = {"u": did.u, "v": did.v, **did.more}
+            arrays |= {f"{kind}/{name}": values for kind, values in kept.items()}
+    with np.load(out) as written:
+        assert set(written.files) == set(arrays)
+        for key, values in arrays.items():
+            assert written[key].dtype == values.dtype
+            np.testing.assert_array_equal(written[key], values, err_msg=key)
+
+
+def test_the_graphs_above_have_every_state_and_send_values():
+    drawn = [random_graphs.draw(seed, RULED)[0] for seed in range(6)]
+    neurons = [p.neurons for network in drawn for p in network.populations]
+    assert {state for n in neurons for state in n.states} == {"u2", "q", "rest"}
+    assert any(n.graded is not None for n in neurons)
+    assert any(network.readout.by_voltage for network in drawn)
+
+
 def test_these_graphs_have_inputs_of_every_kind():
     ports = [random_graphs.draw(seed, FILES)[0].inputs.values() for seed in SEEDS]
     assert {len(each) for each in ports} == {1, 2}
