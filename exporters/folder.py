@@ -16,7 +16,7 @@ import nir
 import numpy as np
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.chips import placement
+from stl_deploy.chips import placement, rules
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.exporters import NirDialect, Origin
 from stl_deploy.exporters import check as check_targets
@@ -35,7 +35,7 @@ from stl_deploy.ir.network import (
     synapse_count,
 )
 from stl_deploy.ir.notes import Placement
-from stl_deploy.report.rows import effective_bits
+from stl_deploy.report.rows import effective_bits, neuron_words, readout_row
 from stl_deploy.report.sections import render
 from stl_deploy.version import __version__
 
@@ -203,6 +203,7 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
         "inputs": {name: _input(port) for name, port in network.inputs.items()},
         "layers": [_row(network, p) | _cores(placed, p.name, chip) for p in network.populations],
         "connections": [_connection(network, c) for c in network.connections],
+        "readout": readout_row(network.readout),
         "cores": None if placed is None else placed.cores,
         "tiles": None if placed is None else placed.tiles,
         "chips": None if placed is None else placed.chips,
@@ -240,12 +241,14 @@ def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
         else None,
         "grid_bits": max((c.grid_bits for c in into), default=None),
         "recurrent": any(c.source == population.name for c in into),
+        "neuron": neuron_words(population),
+        "assumed": rules.assumed(network).get(population.name, []),
         "reset": neurons.reset,
         "decays": {"du": _span(neurons.du), "dv": _span(neurons.dv)},
         "thresholds": {
-            "distinct": len(np.unique(neurons.vth)),
-            "min": int(neurons.vth.min()),
-            "max": int(neurons.vth.max()),
+            "distinct": len(np.unique(neurons.vth)) if neurons.fires else 0,
+            "min": int(neurons.vth.min()) if neurons.fires else None,
+            "max": int(neurons.vth.max()) if neurons.fires else None,
             "lowering": lowering,
             "rounding": None if rounding is None else asdict(rounding),
         },
@@ -267,6 +270,7 @@ def _connection(network: IntegerNetwork, c: Connection) -> dict[str, Any]:
         "target": c.target,
         "kind": c.synapses.kind,
         "delay": c.delay,
+        "port": c.port,
         "synapses": synapse_count(network, c),
         "weight_bits": c.bits,
         "precision": c.precision,

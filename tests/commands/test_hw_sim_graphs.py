@@ -11,6 +11,7 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.formats.integer_nir import to_nir
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.simulate import Recorder, Simulator
+from stl_deploy.report import rows
 from tests.build import random_graphs
 from tests.hw_sim.test_account_graphs import SCHEDULED, line, loop
 
@@ -76,7 +77,12 @@ def test_traces_hold_every_state_that_neurons_have(tmp_path, command, seed, stat
     )
     assert code == 0, err
     want = reference.run(network, given, states=True)
-    assert json.loads(text)["predictions"] == want.predictions.tolist()
+    result = json.loads(text)
+    assert result["predictions"] == want.predictions.tolist()
+    assert [row["neuron"] for row in result["layers"]] == [
+        rows.neuron_words(p) for p in network.populations
+    ]
+    assert result["readout"] == rows.readout_row(network.readout)
     arrays = {f"spikes/{name}": did.spikes for name, did in want.layers.items()}
     if states:
         for name, did in want.layers.items():
