@@ -37,6 +37,8 @@ from stl_deploy.ir.network import (
 from stl_deploy.ir.notes import Diagnostic, Placement
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.report.rows import effective_bits
+from stl_deploy.ir.notes import Placement
+from stl_deploy.report.rows import effective_bits, neuron_words, readout_row
 from stl_deploy.report.sections import render
 from stl_deploy.version import __version__
 
@@ -209,6 +211,7 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
         ],
         "connections": [_connection(network, c) for c in network.connections],
         "readout": _readout(network.readout),
+        "readout": readout_row(network.readout),
         "cores": None if placed is None else placed.cores,
         "tiles": None if placed is None else placed.tiles,
         "chips": None if placed is None else placed.chips,
@@ -268,13 +271,15 @@ def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
         else None,
         "grid_bits": max((c.grid_bits for c in into), default=None),
         "recurrent": any(c.source == population.name for c in into),
+        "neuron": neuron_words(population),
+        "assumed": rules.assumed(network).get(population.name, []),
         "reset": neurons.reset,
         "decays": {"du": _span(neurons.du), "dv": _span(neurons.dv)},
         "rules": rules.words(neurons),
         "thresholds": {
-            "distinct": len(np.unique(neurons.vth)),
-            "min": int(neurons.vth.min()),
-            "max": int(neurons.vth.max()),
+            "distinct": len(np.unique(neurons.vth)) if neurons.fires else 0,
+            "min": int(neurons.vth.min()) if neurons.fires else None,
+            "max": int(neurons.vth.max()) if neurons.fires else None,
             "lowering": lowering,
             "rounding": None if rounding is None else asdict(rounding),
         },
