@@ -40,7 +40,7 @@ def lower(graph: nir.NIRGraph) -> nir.NIRGraph:
     binary = meta.input_levels == 1 and not meta.signed
     reading = Reading(binary=binary, foreign=False)
     made = lowered(Flow(graph.nodes, list(graph.edges), reading))
-    return made.graph(graph.metadata[G.KEY])
+    return made.graph(meta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +51,15 @@ class Lowered:
     edges: list[tuple[str, str]]
     out_shape: Shape
 
-    def graph(self, meta: str) -> nir.NIRGraph:
-        """The graph with ``meta`` as its JSON string, verified."""
-        metadata = {G.KEY: meta}
-        made = nir.NIRGraph(self.nodes, self.edges, metadata=metadata, type_check=False)
-        floats.decode(made)
-        return made
+    def graph(self, meta: G.FloatMeta) -> nir.NIRGraph:
+        """The graph with ``meta`` as its JSON string, of the newest version where it must be; verified."""
+        newest = meta.model_copy(update={"version": G.NEWEST})
+        network = floats.decode(self._with(newest))
+        return self._with(newest if network.newest else meta)
+
+    def _with(self, meta: G.FloatMeta) -> nir.NIRGraph:
+        metadata = {G.KEY: meta.text()}
+        return nir.NIRGraph(self.nodes, self.edges, metadata=metadata, type_check=False)
 
 
 def lowered(flow: Flow) -> Lowered:

@@ -127,7 +127,7 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
         classes=classes,
         population=outputs // classes,
     )
-    return made.graph(meta.text())
+    return made.graph(meta)
 
 
 def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
