@@ -283,8 +283,9 @@ NO_SECOND_BIAS = (
     "put the bias into the weights of the first current",
 )
 SILENT = (
-    "has no threshold, so that nothing is sent to the neurons behind it",
-    "use a CubaLIF in the place of it and of the neurons behind it, or end the network with it",
+    "has no threshold, and other neurons receive its voltage; only a readout can read that",
+    "end the network with it; a LI and the LIF behind it are one CubaLIF, which has tau and r of the LI as "
+    "tau_syn and w_in",
 )
 
 

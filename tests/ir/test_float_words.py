@@ -216,7 +216,7 @@ def test_a_file_keeps_the_port_of_a_connection(tmp_path):
         ),
         (
             graph_of(li(), None, 4, {"w3": nir.Linear(np.eye(4)), "l": G.lif(np.ones(4), 1e-4, 1)}),
-            "last: has no threshold, so that nothing is sent",
+            "last: has no threshold, and other neurons receive its voltage",
         ),
     ],
 )

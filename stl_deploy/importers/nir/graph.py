@@ -20,11 +20,13 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.given import File, Model, Normalize
-from stl_deploy.importers.nir.nodes import GRADED, faults, flat, misfits
+from stl_deploy.importers.nir.nodes import faults, flat, misfits
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
+from stl_deploy.lower.ends import Wanted, classes_of
 from stl_deploy.lower.flow import Flow
 from stl_deploy.lower.graph import lowered
 from stl_deploy.lower.linear import MAX_NEURONS
@@ -42,6 +44,8 @@ class Options:
     population is read as that many groups of neurons, each voting for a class (default: as many as
     neurons); levels: inputs are whole numbers 0..levels, 1 for spikes, signed: -levels..levels;
     normalize: what was done to them before the network; held: one frame is read in every step.
+    readout: the rule by which classes are scored (default: the last v of neurons without a threshold, else
+    votes); steps: the weight of each step in votes.
     """
 
     dt: float = G.DT
@@ -51,6 +55,8 @@ class Options:
     signed: bool = False
     normalize: Normalize | None = None
     held: bool = False
+    readout: Rule | None = None
+    steps: tuple[float, ...] | None = None
 
 
 def read_model(file: File) -> Model:
@@ -101,31 +107,20 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
     options = options or Options()
     check(options)
     flow = _flow(graph, options)
-    graded = [
-        Problem(
-            name,
-            f"a {type(node).__name__} does not spike; its output is graded, and a chip's readout counts "
-            "spikes",
-            "omit it, or put a LIF in its place",
-        )
-        for name, node in flow.nodes.items()
-        if isinstance(node, GRADED)
-    ]
-    flow.problems += graded
-    made = lowered(flow)
-    outputs = math.prod(made.out_shape)
-    classes = options.classes or outputs
-    if outputs % classes:
-        what = f"{outputs} outputs do not divide into {classes} classes"
-        raise InputError(Problem("--classes", what))
+    wanted = Wanted(options.readout, options.classes)
+    made = lowered(flow, wanted)
+    classes = classes_of(made.outputs, wanted)
+    steps = None if options.steps is None else G.Read(steps=options.steps)
+    newer = 3 if options.signed or options.held else 1
     meta = G.FloatMeta(
-        version=3 if options.signed or options.held else 1,
+        version=newer if steps is None else G.NEWEST,
         timesteps=options.timesteps or DEFAULT_STEPS,
         input_levels=options.levels,
         signed=options.signed,
         held=options.held,
         classes=classes,
-        population=outputs // classes,
+        population=made.outputs // classes,
+        readout=steps,
     )
     return made.graph(meta)
 
@@ -205,7 +200,7 @@ def examine(graph: nir.NIRGraph) -> None:
     flow.spread_shapes()
     flow.check_output()
     flow.broken += _without_end(flow)
-    flow.check_cycles(GRADED)
+    flow.check_cycles()
     flow.done()
     arriving: dict[str, Shape] = {}
     for source, target in flow.edges:
