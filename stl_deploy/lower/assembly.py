@@ -17,7 +17,7 @@ from stl_deploy.ir.neurons import Or
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, IntArray
-from stl_deploy.lower import calibration
+from stl_deploy.lower import calibration, graded, readouts
 from stl_deploy.lower.options import Options
 from stl_deploy.lower.rows import Target, always
 from stl_deploy.lower.units import Fit
@@ -50,6 +50,7 @@ class Assembly:
         self.precision: dict[str, Precision] = {}
         self.problems: list[Problem] = []
         self.diagnostics: list[Diagnostic] = []
+        self.worth: dict[str, Float] = {}  # of one of the values that a population sends
 
     def quantize(
         self, calib: Mapping[str, IntArray] | None, tell: Callable[[int, str], None]
@@ -60,7 +61,7 @@ class Assembly:
         that are done, the float run being the first, and with what is done next.
         """
         seen: dict[str, Float] = {}
-        recording = None
+        recording = recorded = None
         if calib is not None:
             tell(0, "float model")
             recorded, seen = _recorded(self.floats, calib)
@@ -70,13 +71,23 @@ class Assembly:
             if (target := self.targets.get(population.name)) is None:
                 self._pool(population)
             else:
-                self._fit(target, seen.get(population.name), recording)
+                largest = None if recorded is None else recorded.largest.get(population.name)
+                self._fit(target, seen.get(population.name), recording, largest)
         if calib is not None:
             self.diagnostics.append(_fitted_to(recording))
 
     def network(self) -> IntegerNetwork:
         """The whole, as far as it is there."""
         meta = self.meta
+        readout = Readout(meta.classes, meta.population, self.floats.output)
+        if self.floats.readout is not None and not self.problems:
+            (read,) = (p for p in self.populations if p.name == self.floats.output)
+            worth = self.worth.get(read.name)
+            readout, problems, notes = readouts.whole(
+                self.floats.readout, read, worth, meta.timesteps
+            )
+            self.problems += problems
+            self.diagnostics += notes
         return IntegerNetwork(
             chip=self.chip.name,
             chip_facts=chips.carried(self.chip),
@@ -84,15 +95,25 @@ class Assembly:
             inputs=self.inputs,
             populations=tuple(self.populations),
             connections=tuple(self.connections),
-            readout=Readout(meta.classes, meta.population, self.floats.output),
+            readout=readout,
             precision=self.precision,
             diagnostics=tuple(self.diagnostics),
         )
 
     def _fit(
-        self, target: Target, seen: Float | None, recording: calibration.Recording | None
+        self,
+        target: Target,
+        seen: Float | None,
+        recording: calibration.Recording | None,
+        largest: float | None,
     ) -> None:
-        """Add a population with weights."""
+        """Add a population with weights; ``largest`` is what it was seen to send, if that is not spikes."""
+        try:
+            target = target.received(self.worth)
+        except ValueError as error:
+            remedy = "give all neurons of a channel the same time constants"
+            self.problems.append(Problem(target.name, str(error), remedy))
+            return
         fit = Fit(target, self._sources(target), self.options, self.chip, self.meta.timesteps, seen)
         if self.meta.trained is None:
             alone, how = fit.choose()
@@ -100,6 +121,10 @@ class Assembly:
             alone, how = fit.as_trained(np.array(self.meta.trained.scale[target.name]))
         if recording is not None and not fit.problems:
             alone, how = fit.calibrated(alone, how, _with_always(recording, target))
+        if target.neurons.graded:
+            sending = graded.sending(alone, target, self.chip, largest)
+            alone, self.worth[target.name], problems = sending
+            self.problems += problems
         if target.always is not None:
             self.populations.append(always(target.always))
         self.populations += alone.populations
@@ -117,8 +142,14 @@ class Assembly:
             elif name in self.inputs:
                 found[name] = replace(self.inputs[name], held=False)
             else:
-                found[name] = Input(self.floats.shape(name))
+                (low, high), shape = self._span(name), self.floats.shape(name)
+                found[name] = Input(shape, high, low < 0)
         return found
+
+    def _span(self, name: str) -> tuple[int, int]:
+        """The lowest and the highest value that a population sends; spikes where it is not there yet."""
+        sent = (p.neurons.span for p in self.populations if p.name == name)
+        return next(sent, (0, 1))
 
     def _pool(self, population: FloatPopulation) -> None:
         """Add the OR that a pool of spikes is."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,12 +58,14 @@ class Recording:
     """What the float model was given and fired.
 
     ``inputs`` holds [N, T, *shape] of each input by name, with N at most SAMPLES; ``packed`` the spikes of
-    each population by name, bit by bit, and ``shapes`` their shapes.
+    each population by name, bit by bit, and ``shapes`` their shapes. ``largest`` is the largest magnitude
+    that a population sent in any sample, of those that send other values than spikes.
     """
 
     inputs: Mapping[str, IntArray]
     packed: Mapping[str, Spikes]
     shapes: Mapping[str, Shape]
+    largest: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -103,18 +105,23 @@ def record(
     ``observe`` is called as in ``float_exec.run``, for all samples.
     """
     parts: dict[str, list[Spikes]] = {}
+    largest: dict[str, float] = {}
     shapes: dict[str, Shape] = {}
     count = len(next(iter(calib.values())))
     for start in range(0, count, BATCH):
         batch = {name: x[start : start + BATCH] for name, x in calib.items()}
         for name, spikes in float_exec.run(network, batch, observe).items():
             shapes[name] = spikes.shape[2:]
+            if network.by_name[name].neurons.graded:
+                here = float(np.abs(spikes).max(initial=0))
+                largest[name] = max(largest.get(name, 0.0), here)
+                continue
             kept = spikes[: max(0, SAMPLES - start)].reshape(
                 -1, spikes.shape[1], math.prod(shapes[name])
             )
             parts.setdefault(name, []).append(np.packbits(kept, axis=-1))
     packed = {name: np.concatenate(part) for name, part in parts.items()}
-    return Recording({name: x[:SAMPLES] for name, x in calib.items()}, packed, shapes)
+    return Recording({name: x[:SAMPLES] for name, x in calib.items()}, packed, shapes, largest)
 
 
 class Fitting:

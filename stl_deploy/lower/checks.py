@@ -11,6 +11,7 @@ from stl_deploy.ir.float_neurons import Float, FloatNeurons
 from stl_deploy.ir.floats import FloatNetwork, FloatPopulation
 from stl_deploy.ir.order import MAX_DELAY
 from stl_deploy.ir.units import DECAY_ONE, FORGETS
+from stl_deploy.lower import rules
 
 NAMED = 5  # neurons that a message lists before it says "..."
 GAIN = {"lif": "r * dt / tau", "if": "r * dt", "cuba": "w_in * dt / tau_syn * r * dt / tau_mem"}
@@ -50,7 +51,7 @@ def decays(neurons: FloatNeurons) -> tuple[Float, Float]:
 def _problems(network: FloatNetwork, population: FloatPopulation) -> Iterator[Problem]:
     windows = [c.way for c in network.into(population.name) if c.way.kind == "window"]
     if population.neurons.has_state and not windows:
-        yield from _of_neurons(population)
+        yield from _of_neurons(network, population)
     elif not network.pools(population.name):
         yield from _of_form(network, population)
 
@@ -69,17 +70,16 @@ def _of_form(network: FloatNetwork, population: FloatPopulation) -> Iterator[Pro
         yield Problem(population.name, f"a {neurons.kind} population follows {follows}; {KNOWN}")
 
 
-def _of_neurons(population: FloatPopulation) -> Iterator[Problem]:
+def _of_neurons(network: FloatNetwork, population: FloatPopulation) -> Iterator[Problem]:
     """What neurons behind weights cannot have."""
     neurons, name = population.neurons, population.name
-    if (neurons.v_reset != 0).any():
-        yield Problem(name, "v_reset is not zero")
     if neurons.step.min() < 0 or neurons.step.max() > 1:
         yield _decay(name, "tau", neurons.step, "[0, 1]")
     if neurons.current.min() <= 0 or neurons.current.max() > 1:
         yield _decay(name, "tau_syn", neurons.current, "[0, 1)")
     if not neurons.total_gain.min() > 0:
         yield Problem(name, f"{GAIN[neurons.kind]} is not positive")
+    yield from rules.problems(network, population)
 
 
 def _decay(name: str, tau: str, share: Float, within: str) -> Problem:

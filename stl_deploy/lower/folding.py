@@ -33,6 +33,7 @@ from stl_deploy.ir.single import MOST, connections
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Kernel, Shape, Sparse, Synapses
 from stl_deploy.ir.units import FORGETS
+from stl_deploy.lower import rules
 from stl_deploy.lower.checks import NAMED
 from stl_deploy.lower.integers import with_neurons
 from stl_deploy.lower.options import Options
@@ -175,6 +176,8 @@ def problems(
 
 def _unfit(target: Target) -> str:
     """What of a population cannot be folded, "" where it can."""
+    if added := rules.extra(target.neurons):
+        return f"has {' and '.join(added)}"
     if len(target.rows) != 1:
         return f"has {len(target.rows)} connections" if target.rows else "has no connections"
     if not needs_unrolling(target):

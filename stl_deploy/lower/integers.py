@@ -21,6 +21,7 @@ from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.slices import WeightPrecision
+from stl_deploy.lower import rules
 from stl_deploy.lower.options import Options
 from stl_deploy.lower.rows import Rows, Target
 
@@ -60,6 +61,8 @@ class Integers:
         self.fine = self._peak([rows for rows in target.rows if rows.fine])
         # Where nothing else leads into a channel, its unit is made for what could be finer.
         self.peak = np.where(wide > 0, wide, self.fine)
+        if target.common:
+            self.peak = np.full_like(self.peak, self.peak.max())
         exponents = chip.registers.weight_exp_max
         needed = max(group.exp for group in slices.GROUPS[FINER])
         self.can_be_finer = exponents is None or exponents.value >= needed
@@ -83,7 +86,8 @@ class Integers:
             scale * target.gain,
             du=target.du,
             dv=target.dv,
-            reset=target.neurons.reset,
+            reset=rules.reset(target.neurons),
+            **rules.fields(target.neurons, scale * target.gain, target.shape),
         )
         return IntegerNetwork(
             self.chip.name,
@@ -97,6 +101,8 @@ class Integers:
 
     def vth(self, units: Float) -> Float:
         """The thresholds [C, n] in whole numbers, as far out as they are."""
+        if not self.target.neurons.fires:
+            return np.zeros_like(self.theta)
         vth: Float = np.ceil(self.theta / (units / self.grid)[:, None]) - 1
         return vth
 
@@ -150,7 +156,7 @@ class Integers:
             steps = np.rint(by_channel / (units / self.grid)[:, None])
         weight = steps.reshape(rows.weight.shape).astype(slices.kind(precision))
         at = rows.name, rows.source, self.target.name
-        return Connection(*at, rows.synapses(weight), exp, bits, precision, rows.delay)
+        return Connection(*at, rows.synapses(weight), exp, bits, precision, rows.delay, rows.port)
 
     def _by_channel(self, values: Float) -> Float:
         return values.reshape(-1, *[1] * (len(self.target.shape) - 1))

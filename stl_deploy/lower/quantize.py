@@ -46,7 +46,7 @@ Calib = IntArray | Mapping[str, IntArray]
 
 
 def quantize(
-    graph: nir.NIRGraph,
+    graph: nir.NIRGraph | FloatNetwork,
     chip: str | Path = "ideal",
     calib: Calib | None = None,
     *,
@@ -64,7 +64,8 @@ def quantize(
     Args:
         graph: of LIF, IF and CubaLIF populations and the Conv2d, Linear, Affine and Scale nodes between
             them, with at most a Delay and a Flatten before each; SumPool2d -> Threshold for max pooling.
-            Neurons may have ``reset: "subtract"`` in their metadata.
+            Neurons may have ``reset: "subtract"`` in their metadata. Or the float network itself, with
+            ``meta``.
         chip: name of a chip that comes with the package, or the path of a chip file.
         calib: raster [N, T, *input], or one for each input by name, that weights and thresholds are fitted
             to (``calibration.py``; not with thresholds "fold") and that sets scales with
@@ -94,12 +95,16 @@ def quantize(
         LoweringError: every problem of the model at once.
     """
     facts = chips.find(chip)
-    if not isinstance(graph, nir.NIRGraph):
+    if not isinstance(graph, nir.NIRGraph | FloatNetwork):
         raise InputError(
             Problem("graph", f"is a {type(graph).__name__}, not a NIR graph", "see from_torch")
         )
-    meta = G.float_meta(graph)
-    floats = decode(graph)
+    floats = graph if isinstance(graph, FloatNetwork) else decode(graph)
+    meta = floats.meta if isinstance(graph, FloatNetwork) else G.float_meta(graph)
+    if meta is None:
+        raise InputError(
+            Problem("graph", "has no meta: steps and classes are not known", "give it")
+        )
     if weight_bits is None:
         weight_bits = 8 if meta.trained is None else meta.trained.weight_bits
     options = Options(

@@ -5,13 +5,13 @@ unit of the graph's sums is therefore taken into the weights where all neurons h
 differ (learned time constants), v is counted in units of its neuron's gain instead.
 
 A chip adds a bias to the voltage. One that would pass through a current comes from a neuron that fires in
-every step, over weights of its own.
+every step, over weights of its own. Neurons with a gain for each step add it to what arrives instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from stl_deploy.ir.neurons import Each, Lif
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Conv, Dense, Geometry, OneToOne, Shape
 from stl_deploy.ir.units import FORGETS
+from stl_deploy.lower import rules
 from stl_deploy.lower.checks import decays
 
 Float = NDArray[np.float64]
@@ -34,7 +35,7 @@ class Rows:
     """The weights of a connection, a row for each channel (of a kernel) or for each neuron.
 
     Attributes:
-        name, source, delay: of the connection.
+        name, source, delay, port: of the connection.
         weight: float64 [O, C/groups, kh, kw] of a kernel, [neurons, inputs], or one to one [neurons].
         geometry: where a kernel goes.
         fine: whether they take a finer grid before they widen the unit that others share.
@@ -47,6 +48,7 @@ class Rows:
     kind: Literal["conv", "dense", "one_to_one"]
     geometry: Geometry | None = None
     fine: bool = False
+    port: int = 0
 
     def synapses(self, weight: Weights) -> Conv | Dense | OneToOne:
         """Integer synapses of this form; ``weight`` has the shape of these weights."""
@@ -58,6 +60,22 @@ class Rows:
         """The largest magnitude in each channel, float64 [channels]."""
         peak: Float = np.abs(self.weight).reshape(channels, -1).max(axis=1)
         return peak
+
+    def received(self, worth: Float) -> Rows:
+        """These weights of whole numbers that are ``worth`` [neurons or 1] so much in the float network.
+
+        Raises ValueError where a kernel's channel would need more than one weight.
+        """
+        if worth.size == 1 or self.geometry is None:
+            return replace(self, weight=self.weight * worth)
+        groups, per_group = self.geometry.groups, self.weight.shape[1]
+        channels = worth.reshape(groups * per_group, -1)
+        if np.ptp(channels, axis=1).any():
+            raise ValueError("the neurons of a channel send values in different units")
+        of_rows = np.repeat(
+            channels[:, 0].reshape(groups, per_group), len(self.weight) // groups, 0
+        )
+        return replace(self, weight=self.weight * of_rows[:, :, None, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +92,8 @@ class Target:
         du, dv: decay constants.
         neurons: of the float network.
         always: the name of a neuron that fires in every step, where a bias comes from one.
+        common: whether all channels have one unit: values of theirs are compared, or sent.
+        by_voltage: whether the readout needs v.
     """
 
     name: str
@@ -87,6 +107,8 @@ class Target:
     dv: Each
     neurons: FloatNeurons
     always: str | None = None
+    common: bool = False
+    by_voltage: bool = False
 
     @property
     def channels(self) -> int:
@@ -104,6 +126,14 @@ class Target:
         (rows,) = (rows for rows in self.rows if rows.source == self.always)
         return rows.peak(self.channels)
 
+    def received(self, worth: Mapping[str, Float]) -> Target:
+        """The same where sources send whole numbers that are ``worth`` so much, by name.
+
+        Raises ValueError as ``Rows.received``.
+        """
+        rows = [r.received(worth[r.source]) if r.source in worth else r for r in self.rows]
+        return replace(self, rows=tuple(rows))
+
 
 def targets(network: FloatNetwork) -> dict[str, Target]:
     """What the quantizer takes of each population with weights, by name."""
@@ -119,15 +149,18 @@ def targets(network: FloatNetwork) -> dict[str, Target]:
 def of(network: FloatNetwork, population: FloatPopulation, taken: Set[str]) -> Target:
     """What the quantizer takes of a population with weights; ``taken`` are names of other things."""
     neurons, shape = population.neurons, population.shape
+    read = network.readout if population.name == network.output else None
+    rule = "votes" if read is None else read.rule
+    by_voltage = rule != "votes"
     gain = np.asarray(neurons.total_gain)
     same = bool(np.ptp(gain) <= 1e-12 * np.abs(gain).max())
-    factor = float(gain.flat[0]) if same else 1.0
+    factor = (float(gain.flat[0]) if same else 1.0) * rules.common_gain(neurons)
     each: Float = np.ones((1,) * len(shape)) if same else np.broadcast_to(gain, shape)
     into = sorted(network.into(population.name), key=lambda c: c.source == population.name)
-    rows = [_rows(connection, factor) for connection in into]
+    rows = [_rows(connection, factor, neurons, shape) for connection in into]
     bias: Float = least(population.bias * factor, shape)
     always = None
-    if bias.any() and (neurons.current != 1).any():
+    if bias.any() and (neurons.current != 1).any() and neurons.amplify is None:
         always, name = _bias_names(into, population.name, taken)
         weight = np.broadcast_to(bias, shape).reshape(-1, 1)
         rows.insert(len(rows) - _own(into, population.name), _from(always, name, weight))
@@ -139,14 +172,16 @@ def of(network: FloatNetwork, population: FloatPopulation, taken: Set[str]) -> T
         population.name,
         shape,
         tuple(rows),
-        neurons.theta if same else neurons.theta / each,
+        _theta(neurons, each, shape),
         bias,
         factor,
         each,
-        _constant(du, shape),
-        _constant(dv, shape),
+        rules.each(du, shape),
+        rules.each(dv, shape),
         neurons,
         always,
+        neurons.graded or (by_voltage and (not neurons.fires or rule == "first")),
+        by_voltage,
     )
 
 
@@ -164,20 +199,29 @@ def least(values: NDArray[Any], shape: Shape) -> NDArray[Any]:
     return full.reshape(shape).copy()
 
 
-def _constant(values: Float, shape: Shape) -> Each:
-    if np.ptp(values) == 0:
-        return int(values.flat[0])
-    return least(values.astype(np.int32), shape)
+def _theta(neurons: FloatNeurons, gain: Float, shape: Shape) -> Float:
+    """What v must reach, in units of ``gain`` [C, ...]; 0 for neurons that never fire."""
+    if not neurons.fires:
+        return np.zeros(shape)
+    return neurons.theta if gain.size == 1 else neurons.theta / gain
 
 
-def _rows(connection: FloatConnection, factor: float) -> Rows:
+def _rows(connection: FloatConnection, factor: float, neurons: FloatNeurons, shape: Shape) -> Rows:
     way = connection.way
     at = connection.name, connection.source, connection.delay
     assert way.kind != "window"  # ``checks`` refuses them
     weight = way.weight * factor
+    if connection.port:
+        share = least(rules.second_share(neurons), shape)
+        weight = weight.reshape(shape) if way.kind == "one_to_one" else weight
+        if way.kind != "one_to_one":
+            share = share if share.size in (1, len(weight)) else np.broadcast_to(share, shape)
+            share = share.reshape(-1, *[1] * (weight.ndim - 1))
+        weight = weight * share
     if way.kind == "one_to_one":
-        return Rows(*at, weight.reshape(-1), "one_to_one", fine=True)
-    return Rows(*at, weight, "dense" if way.geometry is None else "conv", way.geometry)
+        return Rows(*at, weight.reshape(-1), "one_to_one", fine=True, port=connection.port)
+    kind: Literal["dense", "conv"] = "dense" if way.geometry is None else "conv"
+    return Rows(*at, weight, kind, way.geometry, port=connection.port)
 
 
 def _own(into: list[FloatConnection], name: str) -> int:

@@ -18,7 +18,7 @@ from stl_deploy.ir.network import Input, IntegerNetwork
 from stl_deploy.ir.neurons import Each
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, UNIT
-from stl_deploy.lower import calibration, folding, trained
+from stl_deploy.lower import calibration, folding, rules, trained
 from stl_deploy.lower.checks import NAMED
 from stl_deploy.lower.integers import Integers, with_neurons
 from stl_deploy.lower.options import Options
@@ -56,6 +56,10 @@ class Fit:
         self.seen = None if seen is None else seen * target.factor
         if self.seen is not None and target.always is not None:
             self.seen = self.seen + target.from_always
+        gains = rules.gains(target.neurons)
+        self.amplified = 1.0 if gains is None else float(np.abs(gains).max(initial=0)) / DECAY_ONE
+        if target.neurons.current2 is not None:
+            self.seen = None  # what arrives at the second current is not recorded
         self.trained = False  # on integers, which are as they are
         self.problems: list[Problem] = []
         self.diagnostics: list[Diagnostic] = []
@@ -65,7 +69,9 @@ class Fit:
     def choose(self) -> tuple[IntegerNetwork, Precision]:
         """The population in integers and how its overflow was settled."""
         self._report_decays()
-        self.problems += self.chip.reset_problems(self.target.name, self.target.neurons.reset)
+        self._report_gains()
+        reset = rules.reset(self.target.neurons)
+        self.problems += self.chip.reset_problems(self.target.name, reset)
         base = self._held(self._plain_units())
         mode: Literal["proven", "checked"] = "checked"
         if self.options.overflow == "checked":
@@ -79,6 +85,9 @@ class Fit:
             # use, and who asks for two slices and gives data wants all of them.
             wide = self.options.weight_precision == "2x8"
             known, worth = not wide or self.seen is not None, 0 if wide else 1
+            if not rules.resets(self.target.neurons):
+                # Nothing keeps such a voltage small: a guess would overflow in the last steps.
+                known = self.seen is not None
             if self.options.overflow == "auto" and cost > worth and known:
                 mode, units = "checked", self._calibrated(base)
                 lost = "bits of the slices" if wide else "more than one bit"
@@ -130,13 +139,13 @@ class Fit:
         """
         fitting = calibration.Fitting(self.integers, recording)
         self.diagnostics += fitting.left_out()
-        units = self.integers.units(network)[:, 0]
+        units = self._together(self.integers.units(network)[:, 0])
         fitted = fitting.network(units)
         for _ in range(200):
             excess = self._excess(fitted)
             if how.mode != "proven" or (excess <= 1).all():
                 break
-            units = np.where(excess > 1, units * np.maximum(excess, 1 + 2**-8), units)
+            units = self._grown(units, excess)
             fitted = fitting.network(units)
         else:
             self.diagnostics.append(
@@ -176,6 +185,7 @@ class Fit:
         for what, decay, held in (
             ("decay", neurons.keep, DECAY_ONE - np.asarray(self.target.dv)),
             ("decay of the current", 1 - neurons.current, FORGETS - np.asarray(self.target.du)),
+            *rules.further_decays(neurons),
         ):
             exact, held = np.broadcast_arrays(decay, held)
             off = np.abs(held / DECAY_ONE - exact)
@@ -194,13 +204,26 @@ class Fit:
             remedy = "train with that value to lose nothing"
             self.diagnostics.append(Diagnostic(self.target.name, said, remedy))
 
+    def _report_gains(self) -> None:
+        """Say by how much the gains of the steps are rounded."""
+        neurons = self.target.neurons
+        held = rules.gains(neurons)
+        if held is None or neurons.amplify is None:
+            return
+        factor = rules.common_gain(neurons)
+        off = float(np.abs(held / DECAY_ONE * factor - neurons.amplify).max())
+        if off > 1e-12:
+            grid = f"{factor:g}/{DECAY_ONE}"
+            what = f"gains of its steps are rounded to multiples of {grid}, by up to {off:.2g}"
+            self.diagnostics.append(Diagnostic(self.target.name, what))
+
     def _plain_units(self) -> Float:
         """max|w| / qmax a channel; for a channel without weights, one that holds bias and theta."""
         other = np.maximum(self.bias, np.abs(self.flat).max(axis=1)) / 2**11
         peak = self.integers.peak
         units = np.where(peak > 0, peak / self.options.qmax, other * self.integers.grid)
         safe: Float = np.where(units > 0, units, 1.0)
-        return np.maximum(safe, self.integers.least)
+        return self._together(np.maximum(safe, self.integers.least))
 
     def _held(self, units: Float) -> Float:
         """``units`` grown until bias and positive thresholds fit their registers."""
@@ -210,7 +233,11 @@ class Fit:
         if self.options.clamp_thresholds:
             needed = self.bias / bias_max
         held: Float = np.maximum(units, needed * self.integers.grid)
-        return held
+        limit = self.chip.state_limit or rules.WIDEST
+        for values in rules.largest(self.target.neurons):
+            steps = self._worst(np.abs(values / self.target.gain)) * (UNIT / (limit - 1))
+            held = np.maximum(held, steps * self.integers.grid)
+        return self._together(held)
 
     def _proven(self, units: Float) -> Float:
         """``units`` grown until no input can leave the accumulator, the current or the voltage."""
@@ -218,12 +245,20 @@ class Fit:
             excess = self._excess(self.integers.network(units))
             if (excess <= 1).all():
                 return units
-            units = np.where(excess > 1, units * np.maximum(excess, 1 + 2**-8), units)
+            units = self._grown(units, excess)
         raise LoweringError(
             Problem(
                 self.target.name, f"no weight scale keeps it inside {self.chip.name}'s registers"
             )
         )
+
+    def _grown(self, units: Float, excess: Float) -> Float:
+        """``units`` [C], larger where they exceed what can be held."""
+        return self._together(np.where(excess > 1, units * np.maximum(excess, 1 + 2**-8), units))
+
+    def _together(self, units: Float) -> Float:
+        """``units`` [C], the largest for all where channels have one in common."""
+        return np.full_like(units, units.max()) if self.target.common else units
 
     def _excess(self, network: IntegerNetwork) -> Float:
         """Worst case over limit, a channel; above 1 it can overflow."""
@@ -243,7 +278,8 @@ class Fit:
     def _calibrated(self, units: Float) -> Float:
         """``units`` grown until HEADROOM times the largest sum seen stays in the accumulator.
 
-        A current is held to its register as if that sum came in every step, and at 2x8 so is a voltage.
+        A current is held to its register as if that sum came in every step. So is a voltage at 2x8, and where
+        nothing resets it.
         """
         limit, register = self.chip.accumulator_limit, self.chip.state_limit
         if self.seen is None or limit is None:
@@ -251,19 +287,20 @@ class Fit:
         seen = self.seen * self.integers.grid
         units = np.maximum(units, HEADROOM * seen / limit)
         if register is None:
-            return units
+            return self._together(units)
+        seen = seen * self.amplified
         steps = np.arange(self.timesteps)
         du, dv = _slowest(self.target.du), _slowest(self.target.dv)
         # As if that sum came in every step.
         current = seen * (kept_current(du) ** steps).sum()
         if du != FORGETS:
             units = np.maximum(units, HEADROOM * current * UNIT / register)
-        if self.options.weight_precision == "2x8":
-            # The grid keeps no voltage small here, which adds such currents up.
+        if self.options.weight_precision == "2x8" or not rules.resets(self.target.neurons):
+            # Neither the grid nor a reset keeps a voltage small here, which adds such currents up.
             voltage = current + self.bias
             voltage = voltage * (kept_voltage(dv) ** steps).sum()
             units = np.maximum(units, HEADROOM * voltage * UNIT / register)
-        return units
+        return self._together(units)
 
     def _warn_checked(self, base: Float, why: str) -> None:
         """Say how far the population could go, and that nothing but the data keeps it from there."""
@@ -363,6 +400,8 @@ class Fit:
         bias, theta = self.bias[worst], self.flat[worst].max()
         if units[worst] > base[worst]:
             why = f"sums and voltages that {self.chip.name} cannot hold"
+            if not rules.resets(self.target.neurons):
+                why = f"voltages that nothing resets in {self.timesteps} steps of {self.chip.name}"
             remedy = "use --overflow checked with --calib, another --chip, or smaller weights"
         elif self.integers.least[worst] >= base[worst]:
             why = f"a weight of {self.integers.fine[worst]:.4g} into a single neuron"

@@ -628,11 +628,12 @@ def test_overlapping_pools_are_refused():
     assert "overlap" in problem.what
 
 
-def test_reset_to_anything_but_zero_is_refused():
+def test_a_reset_to_a_constant_counts_v():
     built = dense([[1.0]], 0.5)
     built.nodes["lif"].v_reset = np.array([0.1])
-    (problem,) = refused(built)
-    assert "v_reset is not zero" in problem.what
+    neurons = quantize(built).by_name["lif"].neurons
+    assert neurons.reset == "constant"
+    assert neurons.v_reset == round(0.1 * 64 / float(neurons.scale.reshape(-1)[0]))
 
 
 @pytest.mark.parametrize("calib", [False, True])

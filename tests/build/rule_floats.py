@@ -1,0 +1,135 @@
+"""Random float networks of medium size in which neurons have one rule besides leaking and firing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from stl_deploy.ir import execute
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.float_neurons import FloatNeurons
+from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation, Weights
+from stl_deploy.ir.readouts import FloatReadout
+from tests.build.float_networks import ONE, neurons
+
+INPUTS, HIDDEN, CLASSES, STEPS = 80, 100, 10, 20
+CURRENT = {"kind": "cuba", "current": np.full(1, 0.4)}
+
+
+def _gains(rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(0.3, 2.5, (STEPS, 1))
+
+
+# What each rule is, where a threshold is about 1.
+RULES: dict[str, Any] = {
+    "zero": lambda _: {},
+    "subtract": lambda _: {"reset": "subtract"},
+    "constant": lambda rng: {"v_reset": rng.uniform(-0.5, 0.3, HIDDEN)},
+    "none": lambda _: {"reset": "none"},
+    "current": lambda _: CURRENT,
+    "reset of the current": lambda _: {**CURRENT, "reset_current": True},
+    "hold": lambda _: {"hold": 2},
+    "once": lambda _: {"hold": -1},
+    "floor": lambda _: {"floor": np.full(1, -0.3)},
+    "adaptive threshold": lambda rng: {
+        "adapt": rng.uniform(0.1, 0.6, HIDDEN),
+        "adapt_step": np.full(1, 0.1),
+    },
+    "second current": lambda _: {
+        **CURRENT,
+        "drive": np.full(1, 0.4),
+        "current2": np.full(1, 0.15),
+        "drive2": np.full(1, -0.1),
+    },
+    "gain": lambda rng: {"amplify": _gains(rng)},
+    "start": lambda rng: {"v0": rng.uniform(-1, 0.8, HIDDEN)},
+    "graded spikes": lambda _: {"graded": True},
+    "graded sums": lambda _: {"graded": True, "fires": False},
+}
+
+
+def network(
+    rule: str, seed: int = 0, keep: float = 0.8, read: str = "votes"
+) -> tuple[FloatNetwork, np.ndarray]:
+    """Input -> "a" -> "b", both of the ``rule``, -> "out", and spikes [N, T, INPUTS] to run it on.
+
+    Thresholds are such that 5 to 40 % of the neurons spike in a step, where the rule lets them. "out" has
+    none where it is read by v.
+    """
+    rng = np.random.default_rng(seed)
+    raster = (rng.random((16, STEPS, INPUTS)) < rng.uniform(0.1, 0.3)).astype(np.uint8)
+    made = FloatNetwork({"input": (INPUTS,)}, (), (), "out", None)
+    for name, source in (("a", "input"), ("b", "a")):
+        made = _with(rng, made, raster, name, source, rule, keep)
+    out = FloatReadout(CLASSES, 1, "out", read)  # type: ignore[arg-type]
+    last = neurons(np.full(CLASSES, 1.0), keep, fires=read not in ("last", "mean", "max"))
+    ways = _ways(rng, "out", "b", CLASSES, HIDDEN, False)
+    meta = G.FloatMeta(timesteps=STEPS, classes=CLASSES, population=1)
+    made = replace(
+        made,
+        populations=(*made.populations, FloatPopulation("out", (CLASSES,), last, np.zeros(1))),
+        connections=(*made.connections, *ways),
+        output="out",
+        meta=meta,
+        readout=out,
+    )
+    return made, raster
+
+
+def _with(
+    rng: np.random.Generator,
+    made: FloatNetwork,
+    raster: np.ndarray,
+    name: str,
+    source: str,
+    rule: str,
+    keep: float,
+) -> FloatNetwork:
+    fields = RULES[rule](rng)
+    spread = rng.uniform(0.6, 1.4, HIDDEN)
+    bias = rng.normal(0, 0.05, HIDDEN)
+    ways = _ways(rng, name, source, HIDDEN, made.shape(source)[0], "current2" in fields)
+    best: tuple[float, FloatNetwork] | None = None
+    for base in np.geomspace(0.2, 4, 14):
+        given = neurons(base * spread, keep, **_scaled(fields, base))
+        population = FloatPopulation(name, (HIDDEN,), given, bias if given.fires else np.zeros(1))
+        tried = replace(
+            made,
+            populations=(*made.populations, population),
+            connections=(*made.connections, *ways),
+            output=name,
+        )
+        rate = float((execute.run(tried, raster)[name] != 0).mean())
+        if best is None or abs(rate - 0.15) < abs(best[0] - 0.15):
+            best = rate, tried
+    assert best is not None
+    return best[1]
+
+
+def _scaled(fields: dict[str, Any], base: float) -> dict[str, Any]:
+    """The fields with values of v in units of the threshold."""
+    of_v = {"v_reset", "floor", "adapt", "v0"}
+    return {key: value * base if key in of_v else value for key, value in fields.items()}
+
+
+def _ways(
+    rng: np.random.Generator, name: str, source: str, outputs: int, inputs: int, second: bool
+) -> list[FloatConnection]:
+    def weights(suffix: str) -> Weights:
+        drawn = rng.normal(0.3 / np.sqrt(inputs), 1.0 / np.sqrt(0.2 * inputs), (outputs, inputs))
+        return Weights(f"{name}{suffix}", drawn * rng.uniform(0.5, 1.5, (outputs, 1)), None, None)
+
+    found = [FloatConnection(source, name, weights("_w"))]
+    if second:
+        found.append(FloatConnection(source, name, weights("_w2"), 0, 1))
+    return found
+
+
+def rates(made: FloatNetwork, raster: np.ndarray) -> dict[str, float]:
+    """The share of neurons that send something in a step, by population."""
+    return {name: float((x != 0).mean()) for name, x in execute.run(made, raster).items()}
+
+
+__all__ = ["ONE", "RULES", "FloatNeurons", "network", "rates"]
