@@ -20,7 +20,7 @@ from stl_deploy.lower import linear as L
 from stl_deploy.lower.flow import Flow, Sum, Term
 from stl_deploy.lower.nodes import SPIKING, Array
 
-INSTEAD = 'read "last", "mean" or "max" of its voltage over time'
+INSTEAD = "read it by last, mean or max over time (--readout)"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def find(flow: Flow, total: Sum, wanted: Wanted) -> End | None:
     if is_silent(node):
         return _by_voltage(flow, term, constant, wanted.rule or "last")
     rule = wanted.rule or "votes"
-    if scale is not None and scale.counts and constant is None:
+    counts = scale is not None and scale.counts and constant is None
+    if scale is not None and counts and (scale.trivial or rule in ("votes", "first")):
         return End(term.source, rule)
     matrix = _matrix(flow, term) if rule in ("votes", "mean") else None
     if matrix is None:
@@ -98,7 +99,7 @@ def _by_voltage(flow: Flow, term: Term, constant: Array | None, rule: Rule) -> E
     """The end at neurons without a threshold, or a problem in ``flow``."""
     way = term.way
     if rule in ("votes", "first"):
-        what = f"has no threshold, and a readout by {rule!r} needs spikes"
+        what = f"has no threshold, and a readout by {rule} needs spikes"
         flow.problems.append(Problem(term.source, what, INSTEAD))
     positive = way.kind == "scale" and term.post is None and bool((way.scale > 0).all())
     if not positive or constant is not None:
@@ -119,14 +120,20 @@ def _matrix(flow: Flow, term: Term) -> Array | None:
     return way.weight.astype(np.float64) / term.divisor
 
 
-def with_readout(flow: Flow, total: Sum) -> tuple[Flow, str]:
-    """``flow`` with neurons before its output whose v is ``total`` in each step, and their name."""
+def with_readout(flow: Flow, total: Sum, wanted: Wanted) -> tuple[Flow, End]:
+    """``flow`` with neurons before its output whose v is ``total`` in each step, and the end at them."""
     name = "readout"
     while name in flow.nodes:
         name += "_"
+    if wanted.rule == "first":
+        what = "is weighted values and not the spikes of its last neurons, of which the first would count"
+        flow.problems.append(Problem(flow.end, what, INSTEAD))
     one, shape = np.ones(total.shape), total.shape
     node = nir.LI(tau=flow.reading.dt * one, r=one, v_leak=0 * one)
     edges = [(a, name if b == flow.end else b) for a, b in flow.edges]
     nodes = {**flow.nodes, name: node}
     shapes = {**flow.shapes, name: shape}
-    return replace(flow, nodes=nodes, edges=[*edges, (name, flow.end)], shapes=shapes), name
+    added = replace(flow, nodes=nodes, edges=[*edges, (name, flow.end)], shapes=shapes)
+    # Votes of several populations are the sum of what they send.
+    rule = "mean" if wanted.rule in (None, "votes", "first") else wanted.rule
+    return added, End(name, rule)

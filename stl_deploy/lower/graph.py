@@ -116,8 +116,7 @@ def lowered(flow: Flow, wanted: Wanted) -> Lowered:
         _check_neurons(flow, sums)
         end = find_end(flow, sums[flow.end], wanted)
         if end is None:
-            flow, name = with_readout(flow, sums[flow.end])
-            end = End(name, wanted.rule or "mean")
+            flow, end = with_readout(flow, sums[flow.end], wanted)
             sums = flow.sums()
         drafts = [
             draft

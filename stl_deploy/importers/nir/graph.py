@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import nir
 import numpy as np
@@ -21,6 +22,7 @@ from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.given import File, Model, Normalize
 from stl_deploy.importers.nir.nodes import faults, flat, misfits
+from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.readouts import Rule
@@ -77,8 +79,10 @@ def read_model(file: File) -> Model:
         classes=given.classes,
         levels=given.levels or 1,
         normalize=given.normalize,
+        readout=given.readout,
     )
-    return Model(read(file.path, options, graph), notes=notes(graph, options.dt))
+    made = read(file.path, options, graph)
+    return Model(made, notes=notes(graph, made, options))
 
 
 def read(
@@ -161,8 +165,33 @@ def _normalized(flow: Flow, options: Options, how: Normalize) -> Flow:
     return replace(flow, nodes=nodes, edges=edges)
 
 
-def notes(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
-    """What was assumed in reading ``graph``, which ``to_float`` can lower: a reset that is not stated.
+def notes(
+    graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options | None = None
+) -> tuple[Diagnostic, ...]:
+    """What was assumed in reading ``graph`` as ``lowered``: resets and a readout that are not stated."""
+    options = options or Options()
+    return resets(graph, options.dt) + _readouts(lowered, options)
+
+
+def _readouts(lowered: nir.NIRGraph, options: Options) -> tuple[Diagnostic, ...]:
+    """The readout that was taken, where spikes of the last neurons do not vote and nothing was said."""
+    read = floats.decode(lowered).readout
+    if read is None or options.readout is not None or options.steps is not None:
+        return ()
+    taken = None
+    if read.matrix is not None:
+        taken = "weights follow the last neurons; classes are read from their mean output over time"
+    elif read.by_voltage:
+        when = {"last": "after the last step", "mean": "averaged over time"}[read.rule]
+        taken = f"the output is no spikes; classes are read from it {when}"
+    if taken is None:
+        return ()
+    remedy = "choose another by --readout last, mean or max (in Python readout=...)"
+    return (Diagnostic(f"readout of {read.source}", taken, remedy),)
+
+
+def resets(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
+    """A note of the neurons in ``graph`` whose reset is not stated.
 
     Neurons that forget v in every step (tau = ``dt``) need none, and files of stl-deploy state theirs.
     """
@@ -182,7 +211,7 @@ def notes(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
     return (
         Diagnostic(
             f"population{'s' if len(names) > 1 else ''} {', '.join(names[:NAMED])}{more}",
-            "the reset is not stated and is read as in NIR's equations: to v_reset (0) in the step of "
+            "the reset is not stated and is read as in NIR's equations: to v_reset in the step of "
             "the spike. Files of snnTorch and sinabs do not state that their neurons subtract the "
             "threshold by default",
             "import a network of snnTorch by --model-class; otherwise set "
@@ -242,6 +271,9 @@ def _without_end(flow: Flow) -> list[Problem]:
 def check(options: Options) -> None:
     """Raise InputError for options out of range."""
     problems = []
+    if options.readout not in (None, *get_args(Rule)):
+        what = f"{options.readout!r} is not a known readout"
+        problems.append(Problem("--readout", what, f"choose from {', '.join(get_args(Rule))}"))
     if not (math.isfinite(options.dt) and options.dt > 0):
         problems.append(Problem("--dt", f"{options.dt} is not a time in seconds above zero"))
     for name, value, high in (
