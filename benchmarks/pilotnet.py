@@ -15,7 +15,8 @@ import math
 from dataclasses import dataclass
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.chips.facts import Chip, PilotNet, Profile
+from stl_deploy.chips.facts import Chip, Profile
+from stl_deploy.chips.tables import PilotNet
 from stl_deploy.hw_sim.account.neurobench import AC_PJ
 
 

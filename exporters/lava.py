@@ -2,7 +2,10 @@
 
 ``lava_network.py`` is a fixed file (templates/lava_network.py). ``lava_params.npz`` holds what lava-nc
 0.10.0 takes, with populations (C, H, W) as (W, H, C). Of population i, int32 of its shape: ``p<i>/vth``,
-``p<i>/bias_mant``, ``p<i>/du`` and ``p<i>/dv``. Of connection i:
+``p<i>/bias_mant``, ``p<i>/du`` and ``p<i>/dv``, and where its neurons have the rule ``v_reset``, ``floor``,
+``adapt``, ``dq``, ``du2``, ``v0`` and ``gain`` [T, ...]. Of the readout, int64 where it has them: ``r/steps``
+[T], ``r/factors`` [neurons], ``r/matrix`` [classes, neurons] and ``r/offset`` [classes], with neurons in the
+model's own order. Of connection i:
 
 - Conv: ``c<i>/weight`` int32 [O, kw, kh, C/groups], spatially flipped because lava/proc/conv/utils.py
   convolves where PyTorch correlates, and times 2^exp because Conv ignores exponents. It does not look
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -39,7 +42,7 @@ from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.slices import Sign
 from stl_deploy.ir.synapses import Shape
 
-FORMAT = "stl-deploy-lava/4"
+FORMAT = "stl-deploy-lava/5"
 Described = tuple[dict[str, Any], dict[str, Any]]
 
 
@@ -65,6 +68,8 @@ def params(network: IntegerNetwork) -> dict[str, Any]:
         arrays |= {f"c{i}/{key}": array for key, array in own.items()}
     for i, population in enumerate(network.populations):
         arrays |= {f"p{i}/{key}": array for key, array in _neurons(population).items()}
+    readout, own = _readout(network)
+    arrays |= {f"r/{key}": array for key, array in own.items()}
     description = {
         "format": FORMAT,
         "chip": network.chip,
@@ -72,6 +77,7 @@ def params(network: IntegerNetwork) -> dict[str, Any]:
         "inputs": [_input(name, given) for name, given in network.inputs.items()],
         "populations": [_population(network, population) for population in network.populations],
         "connections": connections,
+        "readout": readout,
     }
     return {"network": np.array(json.dumps(description, sort_keys=True)), **arrays}
 
@@ -84,21 +90,72 @@ def _input(name: str, given: Input) -> dict[str, Any]:
 def _population(network: IntegerNetwork, population: Population) -> dict[str, Any]:
     depth = network.depth
     assert depth is not None  # loihi_layers.problems
+    neurons = population.neurons
+    graded = neurons.graded
     return {
         "name": population.name,
         "shape": population.shape,
         "depth": depth[population.name],
-        "bias_exp": population.neurons.bias_exp,
-        "reset": population.neurons.reset,
+        "bias_exp": neurons.bias_exp,
+        "reset": neurons.reset,
+        "fires": neurons.fires,
+        "reset_current": neurons.reset_current,
+        "hold": neurons.hold,
+        "graded": None if graded is None else {"shift": graded.shift, "levels": graded.levels},
+        "span": network.span(population.name),
+        "arrays": list(_fields(population)),
+        "states": neurons.states,
     }
+
+
+def _fields(population: Population) -> Iterator[str]:
+    """The parameters that the neurons of a population need."""
+    neurons = population.neurons
+    yield from ("vth", "bias_mant", "du", "dv")
+    if neurons.reset == "constant":
+        yield "v_reset"
+    if neurons.floor is not None:
+        yield "floor"
+    if neurons.adapts:
+        yield from ("adapt", "dq")
+    if neurons.du2 is not None:
+        yield "du2"
+    if np.any(neurons.v0):
+        yield "v0"
+    if neurons.gain is not None:
+        yield "gain"
 
 
 def _neurons(population: Population) -> dict[str, NDArray[np.int32]]:
-    neurons = population.neurons
-    return {
-        name: np.broadcast_to(getattr(neurons, name), population.shape).astype(np.int32).T
-        for name in ("vth", "bias_mant", "du", "dv")
+    """The arrays of a population; a gain has one for each step."""
+
+    def reversed_axes(values: Any) -> NDArray[np.int32]:
+        return np.broadcast_to(values, population.shape).astype(np.int32).T
+
+    found = {}
+    for name in _fields(population):
+        values = getattr(population.neurons, name)
+        if name == "gain":
+            found[name] = np.stack([reversed_axes(step) for step in values])
+        else:
+            found[name] = reversed_axes(values)
+    return found
+
+
+def _readout(network: IntegerNetwork) -> Described:
+    """What the host does with what the neurons of a population sent, and its arrays."""
+    readout = network.readout
+    extra = {
+        "steps": readout.steps and readout.steps[: network.timesteps],
+        "factors": readout.factors,
+        "matrix": readout.matrix,
+        "offset": readout.offset,
     }
+    arrays = {name: np.array(given, np.int64) for name, given in extra.items() if given is not None}
+    described = {
+        name: getattr(readout, name) for name in ("classes", "population", "source", "rule")
+    }
+    return described | {"arrays": list(arrays)}, arrays
 
 
 def _connection(network: IntegerNetwork, connection: Connection) -> Described:
@@ -110,6 +167,7 @@ def _connection(network: IntegerNetwork, connection: Connection) -> Described:
         "kind": PROCESSES[connection.synapses.kind].name,
         "delay": connection.delay,
         "waits": network.waits(connection),
+        "port": connection.port,
         "synapse_groups": [],
     }
     more, arrays = PROCESSES[connection.synapses.kind].describe(network, connection)

@@ -18,6 +18,7 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.ir import kinds, order, slices
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
+from stl_deploy.ir.neurons import Each
 from stl_deploy.ir.synapses import Conv
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
@@ -39,6 +40,36 @@ FEWER_BITS = "quantize again with --overflow proven or fewer --weight-bits"
 
 
 WHO = "Lava"
+# What the process graph carries besides ``kinds.FIELDS``.
+RULES = frozenset(
+    {
+        "reset none",
+        "reset constant",
+        "v_reset",
+        "fires",
+        "reset_current",
+        "hold",
+        "floor",
+        "adapt",
+        "dq",
+        "du2",
+        "gain",
+        "v0",
+        "graded",
+    }
+)
+READOUTS = frozenset(
+    {
+        "readout last",
+        "readout mean",
+        "readout max",
+        "readout first",
+        "readout steps",
+        "readout factors",
+        "readout matrix",
+    }
+)
+KNOWN = kinds.FIELDS | RULES | READOUTS
 POPULATIONS = frozenset({"lif", "or"})
 
 
@@ -75,7 +106,7 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         chip = own
         found += _arithmetic_problems(chip)
     for population in network.populations:
-        if unknown := kinds.unsupported(network, population, POPULATIONS, SYNAPSES, WHO):
+        if unknown := kinds.unsupported(network, population, POPULATIONS, SYNAPSES, WHO, KNOWN):
             found += unknown
             continue
         found += _neuron_problems(population, chip)
@@ -115,19 +146,33 @@ def _neuron_problems(population: Population, chip: chips.Chip) -> Iterator[Probl
     registers, neurons = chip.registers, population.neurons
     requantize = f"quantize for chip {chip.name}"
     decays, decay_remedy = (1 << registers.decay_bits.value) - 1, "use a decay that 12 bits hold"
+    clamp = f"{requantize} with --clamp-thresholds"
+    # Without a threshold vth means nothing.
+    vth = neurons.vth if neurons.fires else 0
     for what, values, low, high, remedy in (
-        (
-            "threshold vth",
-            neurons.vth,
-            *chip.threshold_range,
-            f"{requantize} with --clamp-thresholds",
-        ),
+        ("threshold vth", vth, *chip.threshold_range, clamp),
         ("bias mantissa", neurons.bias_mant, *chip.bias_mant_range, requantize),
         ("bias exponent", neurons.bias_exp, 0, _field(registers.bias_exp_bits), requantize),
         ("current decay du", neurons.du, 0, decays, decay_remedy),
+        ("second current's decay du2", _or_0(neurons.du2), 0, decays, decay_remedy),
         ("voltage decay dv", neurons.dv, 0, decays, decay_remedy),
+        ("threshold's decay dq", neurons.dq, 0, decays, decay_remedy),
     ):
         yield from _outside(population.name, what, values, (low, high), chip, remedy)
+    if chip.state_limit is None:
+        return
+    most = chip.state_limit - 1
+    for what, values in (
+        ("reset v_reset", neurons.v_reset),
+        ("floor of v", _or_0(neurons.floor)),
+        ("initial v0", neurons.v0),
+        ("threshold's step adapt", neurons.adapt),
+    ):
+        yield from _outside(population.name, what, values, (-most, most), chip, requantize)
+
+
+def _or_0(values: Each | None) -> Each:
+    return 0 if values is None else values
 
 
 def _weight_problems(connection: Connection, chip: chips.Chip) -> Iterator[Problem]:
@@ -194,14 +239,15 @@ def _state_problems(
     """An ideal chip never overflows, Loihi's registers do: only what provably fits may go."""
     neurons, into = population.neurons, network.into(population.name)
     # Exponents and decays outside their fields are named as such.
-    lowest = np.min(neurons.du), np.min(neurons.dv), neurons.bias_exp, *(c.exp for c in into)
+    decays = neurons.du, neurons.dv, neurons.dq, _or_0(neurons.du2)
+    lowest = *map(np.min, decays), neurons.bias_exp, *(c.exp for c in into)
     if chip.state_limit is None or min(lowest) < 0:
         return
     top = bounds.largest_state(network, population, network.timesteps)
     if top >= chip.state_limit:
         yield Problem(
             population.name,
-            f"u or v can reach {top}; {chip.title} holds {chip.state_limit - 1}",
+            f"a state can reach {top}; {chip.title} holds {chip.state_limit - 1}",
             f"quantize for chip {chip.name}",
         )
 

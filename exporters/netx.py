@@ -45,6 +45,8 @@ from stl_deploy.lower import relays
 
 WHERE = "network.net (netx)"
 BIAS_EXP = FRACTION_BITS
+# Fields that netx has, or that are said by their reset or by "adapt".
+NAMED_OTHERWISE = kinds.FIELDS | kinds.RESETS | {"v_reset", "dq"}
 ONE_GROUP = "where netx has one group of 8 bits a layer"
 
 
@@ -112,7 +114,8 @@ def _chain(network: IntegerNetwork) -> IntegerNetwork:
 
 def _refusals(network: IntegerNetwork) -> list[Refusal]:
     ours = loihi_layers.POPULATIONS, loihi_layers.SYNAPSES
-    if any(kinds.unsupported(network, p, *ours, "netx") for p in network.populations):
+    known = loihi_layers.KNOWN
+    if any(kinds.unsupported(network, p, *ours, "netx", known) for p in network.populations):
         return []  # those of loihi_layers.problems
     if unknown := [c for c in network.connections if c.synapses.kind not in FORMS]:
         each = (
@@ -145,6 +148,9 @@ def _structure(network: IntegerNetwork) -> Iterator[tuple[str, str, str]]:
     if len(network.inputs) > 1:
         names = ", ".join(network.inputs)
         yield names, f"{len(network.inputs)} inputs; netx has one", PROCESS_GRAPH
+    for name in kinds.features(network.readout):
+        what = f"{name!r}, by which its classes are scored; netx has no readout"
+        yield network.readout.source, what, PROCESS_GRAPH
     for p in network.populations:
         for what, remedy in _beyond_cuba(p):
             yield p.name, what, remedy
@@ -162,6 +168,11 @@ def _beyond_cuba(population: Population) -> Iterator[tuple[str, str]]:
     neurons = population.neurons
     if neurons.reset != "zero":
         yield f"reset {neurons.reset!r}; netx's neurons reset to zero", PROCESS_GRAPH
+    if population.kind == "lif" and (rules := kinds.unknown_fields(neurons, NAMED_OTHERWISE)):
+        yield (
+            f"{', '.join(map(repr, rules))} of its neurons, which netx's do not have",
+            PROCESS_GRAPH,
+        )
     if None in (shared(neurons.du), shared(neurons.dv)):
         yield "decays of each neuron; netx has one a layer", PROCESS_GRAPH
 

@@ -20,10 +20,11 @@ from stl_deploy.exporters.onnx_graph import IR_VERSION, OPSET
 from stl_deploy.files import write as write_file
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.version import __version__
 
 FORMAT = "stl-deploy/onnx"
-VERSION = 2
+VERSION = 3
 VERSIONS: dict[str, Any] = {
     "ir_version": IR_VERSION,
     "opset_imports": [helper.make_opsetid("", OPSET)],
@@ -71,7 +72,6 @@ def _model(
 
 def _metadata(kind: str, network: IntegerNetwork, origin: Origin | None) -> dict[str, str]:
     """What a reader of the file alone wants to know; every value is a text, most of them JSON."""
-    readout = network.readout
     source = None if origin is None else origin.source_sha256
     return {
         "stl_deploy.format": FORMAT,
@@ -85,16 +85,24 @@ def _metadata(kind: str, network: IntegerNetwork, origin: Origin | None) -> dict
                 for name, port in network.inputs.items()
             }
         ),
-        "stl_deploy.readout": json.dumps(
-            {
-                "source": readout.source,
-                "classes": readout.classes,
-                "population": readout.population,
-            }
-        ),
+        "stl_deploy.readout": json.dumps(_readout(network.readout)),
         # The float value of 64 units of v, for every channel or neuron.
         "stl_deploy.scales": json.dumps(
             {p.name: p.neurons.scale.reshape(-1).tolist() for p in network.weighted}
         ),
         "stl_deploy.source_sha256": source or "",
     }
+
+
+def _readout(readout: Readout) -> dict[str, Any]:
+    """What the scores are computed from; arrays only where the readout has them."""
+    said: dict[str, Any] = {
+        "source": readout.source,
+        "classes": readout.classes,
+        "population": readout.population,
+        "rule": readout.rule,
+    }
+    if readout.steps is not None:
+        said["steps"] = [int(weight) for weight in readout.steps]
+    arrays = {"factors": readout.factors, "matrix": readout.matrix, "offset": readout.offset}
+    return said | {name: x.tolist() for name, x in arrays.items() if x is not None}

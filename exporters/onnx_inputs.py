@@ -1,4 +1,4 @@
-"""The inputs of a network in ONNX: their types, frames that are held, and values beyond uint8.
+"""What sources send in ONNX: the types, frames that are held, and values beyond uint8.
 
 ConvInteger and MatMulInteger take inputs of uint8. A value beyond that range is the sum of such planes, each
 times a factor: the bytes of its positive part, minus those of its negative part.
@@ -25,6 +25,13 @@ def kind(port: Input) -> type[np.uint8 | np.int16]:
     return np.int16 if port.signed else np.uint8
 
 
+def sent_type(network: IntegerNetwork, source: str) -> type[np.uint8 | np.int16]:
+    """The type of what an input or a population sends."""
+    if source in network.inputs:
+        return kind(network.inputs[source])
+    return np.uint8 if network.by_name[source].neurons.graded is None else np.int16
+
+
 def levels_max(port: Input) -> int:
     """The largest magnitude that the type of an input can have."""
     return int(np.iinfo(kind(port)).max)
@@ -49,13 +56,14 @@ def in_every_step(b: Builder, network: IntegerNetwork) -> dict[str, str]:
     return found
 
 
-def planes(b: Builder, value: str, port: Input | None, where: str) -> Planes:
-    """``value``, what an input or (None) a population sent, as planes of uint8 and their factors."""
-    if port is None or not port.signed:
+def planes(b: Builder, network: IntegerNetwork, source: str, value: str, where: str) -> Planes:
+    """``value``, what a source sent, as planes of uint8 and their factors."""
+    if sent_type(network, source) is np.uint8:
         return [(value, 1)]
+    port = network.port(source)
     wide = b.cast(value, np.int32, b.name("signed", where))
     found: Planes = []
-    for sign, word in ((1, "above"), (-1, "below")):
+    for sign, word in ((1, "above"), (-1, "below")) if port.signed else ((1, "above"),):
         turned = b.op("Mul", [wide, b.number(sign, np.int32)], b.name(f"{word}_turned", where))
         part = b.op("Max", [turned, b.number(0, np.int32)], b.name(word, where))
         if port.levels < BYTE:

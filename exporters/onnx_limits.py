@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
-from stl_deploy.exporters import onnx_graph, onnx_inputs, onnx_step, onnx_sums
+from stl_deploy.exporters import onnx_graph, onnx_inputs, onnx_neurons, onnx_sums
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, Population
+from stl_deploy.ir.neurons import Reset
 from stl_deploy.ir.synapses import Synapses
-from stl_deploy.ir.units import DECAY_ONE, FORGETS
+from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
 INT32_SUM_LIMIT = 1 << 31
+INT64_LIMIT = 1 << 63
 # |x| * 4096 has to fit int64 in a decay.
 STATE_LIMIT = 1 << 50
+RESETS: tuple[str, ...] = get_args(Reset)
+MATRIX_ENTRY_BYTES = 32  # as a constant and as a text in metadata_props
 
 
 def problems(network: IntegerNetwork) -> list[Problem]:
@@ -33,17 +37,13 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         for name, port in network.inputs.items()
         if port.levels > onnx_inputs.levels_max(port)
     ]
-    readout = network.readout
-    counted = network.size(readout.source)
-    if readout.classes * readout.population != counted:
-        what = f"{counted} neurons for {readout.classes} classes of {readout.population}"
-        found.append(Problem(readout.source, what, "correct the readout"))
+    found += _readout_problems(network)
     for population in network.populations:
-        form = onnx_step.POPULATIONS.get(population.kind)
+        form = onnx_neurons.POPULATIONS.get(population.kind)
         unknown = kinds.unsupported(
             network,
             population,
-            onnx_step.POPULATIONS,
+            onnx_neurons.POPULATIONS,
             onnx_sums.SYNAPSES,
             onnx_sums.WHO,
             kinds.FIELDS if form is None else form.fields,
@@ -59,14 +59,25 @@ def problems(network: IntegerNetwork) -> list[Problem]:
 
 def _problems(network: IntegerNetwork, population: Population) -> Iterator[Problem]:
     name, neurons = population.name, population.neurons
-    if neurons.reset not in ("zero", "subtract"):
-        yield Problem(name, f"reset {neurons.reset!r} is not zero or subtract", "use one of these")
-    spans = [
+    if neurons.reset not in RESETS:
+        what = f"reset {neurons.reset!r} is not one of {', '.join(RESETS)}"
+        yield Problem(name, what, "use one of these")
+    if neurons.gain is not None and len(neurons.gain) < network.timesteps:
+        what = f"gains for {len(neurons.gain)} of {network.timesteps} steps"
+        yield Problem(name, what, "give one for each step")
+    spans: list[tuple[str, str, Any, int, int]] = [
         (name, "current decay du", neurons.du, -1, FORGETS),
+        (name, "decay du2 of the second current", _given(neurons.du2), -1, FORGETS),
         (name, "voltage decay dv", neurons.dv, 0, DECAY_ONE),
+        (name, "decay dq of thresholds", neurons.dq, 0, DECAY_ONE),
         (name, "bias exponent", neurons.bias_exp, 0, 7),
         *((c.name, "weight exponent", c.exp, 0, 7) for c in network.into(name)),
     ]
+    if chips.of(network).state_limit is not None:
+        spans += [
+            (name, field, _given(getattr(neurons, field)), -INT32_SUM_LIMIT, INT32_SUM_LIMIT - 1)
+            for field in ("v0", "v_reset", "floor", "adapt", "hold")
+        ]
     outside = [
         Problem(where, f"{what} {_ends(values)} is outside {low}..{high}", "quantize again")
         for where, what, values, low, high in spans
@@ -82,9 +93,69 @@ def _problems(network: IntegerNetwork, population: Population) -> Iterator[Probl
             too_far = True
             what = f"a sum can reach {worst}; ONNX adds products in 32 bits"
             yield Problem(c.name, what, "quantize again with fewer --weight-bits")
-    if not too_far and (top := _largest_state(network, population)) >= STATE_LIMIT:
+    if too_far:
+        return
+    if (top := _largest_state(network, population)) >= STATE_LIMIT:
         what = f"u or v can reach {top}; the decay is exact below {STATE_LIMIT}"
         yield Problem(name, what, "quantize for chip loihi2")
+    # Elsewhere a sum beyond 64 bits would wrap as the registers do.
+    arriving = max(_largest_sum(network, population, port) for port in (0, 1)) + _most(neurons.bias)
+    if (neurons.gain is not None or neurons.graded is not None) and arriving >= INT64_LIMIT:
+        what = f"what arrives can reach {arriving}; ONNX carries less than {INT64_LIMIT}"
+        yield Problem(name, what, "quantize again with fewer --weight-bits")
+
+
+def _readout_problems(network: IntegerNetwork) -> Iterator[Problem]:
+    readout = network.readout
+    name, neurons = readout.source, network.size(readout.source)
+    if not readout.fits(neurons):
+        read = f"{readout.classes} classes of {readout.population}"
+        if readout.matrix is not None:
+            read = f"{readout.classes} classes and a matrix of {'x'.join(map(str, readout.matrix.shape))}"
+        yield Problem(name, f"{neurons} neurons for {read}", "correct the readout")
+        return
+    steps = (1,) * network.timesteps if readout.steps is None else readout.steps
+    if len(steps) < network.timesteps:
+        what = f"weights for {len(steps)} of {network.timesteps} steps"
+        yield Problem(name, what, "give one for each step")
+    if broken := [weight for weight in steps if weight != int(weight)]:
+        yield Problem(name, f"a step counts {broken[0]}", "use whole numbers")
+        return
+    if readout.rule == "first":
+        return
+    if readout.by_voltage:
+        each = _largest_voltage(network, network.by_name[name])
+        each *= network.timesteps if readout.rule == "mean" else 1
+        each *= 1 if readout.factors is None else _most(readout.factors)
+    else:
+        each = network.levels(name) * sum(abs(int(weight)) for weight in steps)
+    top = each * readout.population
+    if readout.matrix is not None:
+        rows = np.abs(readout.matrix.astype(object)).sum(axis=1)
+        top = each * max(rows)
+        if readout.offset is not None:
+            top += _most(readout.offset) * sum(abs(int(weight)) for weight in steps)
+    if top >= INT64_LIMIT:
+        what = f"a score can reach {top}; ONNX carries less than {INT64_LIMIT}"
+        yield Problem(name, what, "use smaller factors")
+
+
+def _largest_voltage(network: IntegerNetwork, population: Population) -> int:
+    """Largest |v| that a step of a population leaves."""
+    limit, neurons = chips.of(network).state_limit, population.neurons
+    if limit is None:
+        return _largest_state(network, population)
+    return max(limit, *(_most(_given(x)) for x in (neurons.v0, neurons.v_reset, neurons.floor)))
+
+
+def _given(values: Any) -> Any:
+    """A field of neurons, 0 where it is None."""
+    return 0 if values is None else values
+
+
+def _most(values: Any) -> int:
+    """The largest magnitude of whole numbers."""
+    return max(abs(int(np.min(values))), abs(int(np.max(values))))
 
 
 def _ends(values: Any) -> str:
@@ -98,19 +169,59 @@ def _largest_part(synapses: Synapses, levels: int) -> int:
     return levels * max(int(synapses.row_sums(part).max()) for part in parts)
 
 
+def _largest_sum(network: IntegerNetwork, population: Population, port: int) -> int:
+    """Largest |a << 6| of a current."""
+    return sum(
+        bounds.largest_sum(network, c) << (c.exp + FRACTION_BITS)
+        for c in network.into(population.name)
+        if c.port == port
+    )
+
+
 def _largest_state(network: IntegerNetwork, population: Population) -> int:
-    """Largest |u| or |v| within the network's time, 0 where registers bound them."""
+    """A bound of |u|, |v| and |q| within the network's time, 0 where registers bound them.
+
+    In Python's integers, which cannot overflow themselves.
+    """
     if chips.of(network).state_limit is not None:
         return 0
-    return bounds.largest_state(network, population, network.timesteps)
+    n = population.neurons
+    gain = DECAY_ONE if n.gain is None else _most(n.gain)
+    bias = _most(n.bias)
+    within = 0 if n.gain is None else bias  # what a gain multiplies, too
+    a, a2 = (
+        (_largest_sum(network, population, port) + more) * gain >> DECAY_BITS
+        for port, more in ((0, within), (1, 0))
+    )
+    kept_u, kept_u2 = (FORGETS - int(np.min(du)) for du in (n.du, 0 if n.du2 is None else n.du2))
+    kept_v, kept_q = (DECAY_ONE - int(np.min(decay)) for decay in (n.dv, n.dq))
+    # To subtract a threshold below zero adds to v; below one that q lowered, v may come down to q.
+    added = max(0, -int(np.min(n.vth))) << FRACTION_BITS if n.reset == "subtract" else 0
+    u = u2 = q = 0
+    v = max(_most(_given(x)) for x in (n.v0, n.v_reset, n.floor))
+    top = v
+    for _ in range(network.timesteps):
+        u = (u * kept_u >> DECAY_BITS) + a
+        u2 = (u2 * kept_u2 >> DECAY_BITS) + a2
+        driven = (v * kept_v >> DECAY_BITS) + u + u2 + bias - within + added
+        v = max(v, driven, q)
+        q = (q * kept_q >> DECAY_BITS) + _most(n.adapt)
+        top = max(top, u, u2, v, q)
+    return top
 
 
 def _bytes(network: IntegerNetwork, population: Population) -> int:
     """Upper bound of what a file takes for a population and what leads into it."""
-    size = 40 * population.size if onnx_step.POPULATIONS[population.kind].remembers else 0
+    neurons = population.neurons
+    size = 40 * population.size if onnx_neurons.POPULATIONS[population.kind].remembers else 0
+    fields = (neurons.v_reset, neurons.floor, neurons.adapt, neurons.dq, neurons.du2, neurons.v0)
+    size += 8 * sum(np.size(values) for values in fields)
+    size += 2 * np.size(neurons.gain)
+    if population.name == network.readout.source and network.readout.matrix is not None:
+        size += MATRIX_ENTRY_BYTES * network.readout.matrix.size
     for c in network.into(population.name):
         form = kinds.entry(onnx_sums.SYNAPSES, c.synapses.kind, c.name, onnx_sums.WHO)
         slices_at_most = c.synapses.weight.dtype.itemsize + 1
-        planes = 4 if c.source in network.inputs and network.inputs[c.source].signed else 1
+        planes = 1 if onnx_inputs.sent_type(network, c.source) is np.uint8 else 4
         size += planes * slices_at_most * form.numbers(c.synapses, population.shape)
     return size

@@ -44,18 +44,24 @@ class Arriving:
 
 
 def accumulate(
-    b: Builder, network: IntegerNetwork, population: Population, sent: Mapping[str, str]
+    b: Builder,
+    network: IntegerNetwork,
+    population: Population,
+    sent: Mapping[str, str],
+    port: int = 0,
 ) -> str:
-    """a << 6 [N, *shape] in int64: what all connections add up to.
+    """a << 6 [N, *shape] in int64: what all connections to a current add up to.
 
     ``sent`` are the values of this step by source, of those that stand before the population.
     """
     where, total = population.name, ""
     for i, c in enumerate(network.into(where)):
+        if c.port != port:
+            continue
         prefix = f"{i}_"
         value = sent[c.source] if not c.delay else _past(b, c, prefix)
-        port = network.inputs.get(c.source)
-        for k, (plane, factor) in enumerate(onnx_inputs.planes(b, value, port, f"{prefix}{where}")):
+        planes = onnx_inputs.planes(b, network, c.source, value, f"{prefix}{where}")
+        for k, (plane, factor) in enumerate(planes):
             levels = min(network.levels(c.source), onnx_inputs.BYTE - 1)
             arriving = Arriving(plane, levels, f"{prefix}{k}_", where, population.shape)
             form = kinds.entry(SYNAPSES, c.synapses.kind, where, WHO)
@@ -65,7 +71,7 @@ def accumulate(
             total = b.op("Add", [total, part], arriving.name(b, "so_far")) if total else part
     if not total:
         return b.constant(b.name("nothing", where), np.zeros((1, *population.shape), np.int64))
-    return b.op("Identity", [total], b.name("a", where))
+    return b.op("Identity", [total], b.name("a2" if port else "a", where))
 
 
 def _past(b: Builder, connection: Connection, prefix: str) -> str:

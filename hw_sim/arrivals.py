@@ -120,6 +120,12 @@ class InWindows:
             sums[:, first : first + steps] += (held.add(rows) << exp).reshape(samples, steps, -1)
 
 
+def kind_of(span: tuple[int, int]) -> np.dtype[Any]:
+    """The type in which the loops read values of a span."""
+    lowest, most = span
+    return np.dtype(np.uint8 if lowest >= 0 and most <= np.iinfo(np.uint8).max else np.int16)
+
+
 def ready(network: IntegerNetwork, connection: Connection) -> Synapses | None:
     """The synapses of ``connection``, None where the loops cannot run them, or sums could pass 32 bits."""
     kind = connection.synapses.kind

@@ -50,7 +50,10 @@ def _form() -> str:
     sources = b"".join(
         path.read_bytes()
         for path in (
-            *(folder / f"{name}.py" for name in ("kernels", "lanes", "vectors", "plain")),
+            *(
+                folder / f"{name}.py"
+                for name in ("kernels", "buffers", "lanes", "vectors", "plain")
+            ),
             Path(units.__file__),  # its constants are compiled in
         )
     )

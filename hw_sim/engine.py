@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.hw_sim import kernels, plans, reference
+from stl_deploy.hw_sim.arrivals import kind_of
+from stl_deploy.hw_sim.cases import Done, Int64, core_count, keeps_states
 from stl_deploy.hw_sim.layouts import memory_shape
-from stl_deploy.hw_sim.plans import Int64, Plan, core_count
+from stl_deploy.hw_sim.plans import Plan
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
 from stl_deploy.ir.network import Input, IntegerNetwork, Population, Raster
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.spread import cores
 
@@ -84,7 +87,9 @@ class Engine:
         given = {n: x[:, :1] if network.inputs[n].held else x for n, x in given.items()}
         wide = chips.of(network).state_limit is None
         outs = {
-            p.name: _Out.zeros(p, size, states, wide, self.cores.get(p.name))
+            p.name: _Out.zeros(
+                p, size, keeps_states(network, p, states), wide, self.cores.get(p.name)
+            )
             for p in network.populations
         }
         ways = [self._plan(i, size[1], states) for i in range(len(network.parts))]
@@ -100,8 +105,8 @@ class Engine:
 
         in_parallel(task, _turns(network, size))
         traces = {name: out.trace(slice(None)) for name, out in outs.items()}
-        votes = traces[network.readout.source].spikes
-        return Trace(traces, network.readout.predict(votes))
+        last = traces[network.readout.source]
+        return Trace(traces, network.readout.predict(last.spikes, last.v))
 
     def _plan(self, index: int, steps: int, states: bool) -> Plan | None:
         """The plan of a part for rasters of so many steps, made once."""
@@ -161,16 +166,16 @@ class _Sent:
     @classmethod
     def own(cls, out: _Out, some: slice) -> _Sent:
         """What the engine found."""
-        spikes = out.spikes[some]
+        spikes, population = out.spikes[some], out.population
+        ready = spikes.reshape(*spikes.shape[:2], population.size)
         return cls(
-            lambda: out.trace(some).spikes, spikes.reshape(*spikes.shape[:2], out.population.size)
+            lambda: out.trace(some).spikes, np.require(ready, kind_of(population.neurons.span))
         )
 
 
 def _in_memory_order(x: IntArray, shape: Shape, span: tuple[int, int]) -> IntArray | None:
     """Values [N, T, *shape] as [N, T, values] in memory order; None where one does not lie in ``span``."""
     lowest, most = span
-    kind = np.uint8 if lowest >= 0 and most <= np.iinfo(np.uint8).max else np.int16
     if x.dtype.kind not in "bui" or not x.size or most > np.iinfo(np.int16).max:
         return None
     if len(shape) == 3:
@@ -179,7 +184,7 @@ def _in_memory_order(x: IntArray, shape: Shape, span: tuple[int, int]) -> IntArr
     if x.min() < lowest or x.max() > most:
         return None
     # Writable as well: numba would compile everything again for a read-only array.
-    return np.require(x.reshape(*x.shape[:2], -1), kind, ["C", "W"])
+    return np.require(x.reshape(*x.shape[:2], -1), kind_of(span), ["C", "W"])
 
 
 def _run(
@@ -204,7 +209,7 @@ def _run(
     for name, sent in given.items():
         values = sent.values()
         rasters[name] = np.broadcast_to(values, (len(values), steps, *values.shape[2:]))
-    states = next(iter(outs.values())).u is not None
+    states = all(out.u is not None for out in outs.values())
     done = reference.run(alone, rasters, states, engine.cores)
     for name, out in outs.items():
         out.put(some, done.layers[name])
@@ -218,14 +223,14 @@ def _alone(network: IntegerNetwork, part: tuple[Population, ...]) -> IntegerNetw
     names = {population.name for population in part}
     into = tuple(c for c in network.connections if c.target in names)
     sources = {c.source for c in into} - names
-    ports = {n: network.inputs.get(n, Input(network.shape(n))) for n in sources}
-    ports = {n: replace(port, held=False) for n, port in ports.items()}
+    # The readout tells whether states of its source are kept.
+    others = Readout(part[0].size, 1, part[0].name)
     return replace(
         network,
-        inputs=ports | {NOTHING: Input((1,))},
+        inputs={n: network.port(n) for n in sources} | {NOTHING: Input((1,))},
         populations=part,
         connections=into,
-        readout=replace(network.readout, classes=part[0].size, population=1, source=part[0].name),
+        readout=network.readout if network.readout.source in names else others,
         placement=None,
     )
 
@@ -235,11 +240,12 @@ class _Out:
     """The results of a population for all samples, in memory order."""
 
     population: Population
-    spikes: NDArray[np.uint8]
+    spikes: NDArray[Any]
     active: Int64
     overflow: Int64
     u: IntArray | None
     v: IntArray | None
+    more: dict[str, IntArray]
     by_core: bool
 
     @classmethod
@@ -256,25 +262,27 @@ class _Out:
         kind = np.int64 if wide else np.int32
         return cls(
             population,
-            np.empty(shape, np.uint8),
+            np.empty(shape, np.uint8 if population.neurons.graded is None else np.int16),
             np.zeros((*size, core_count(cores)), np.int64),
             np.zeros(size, np.int64),
             np.zeros(shape, kind) if states else None,
             np.zeros(shape, kind) if states else None,
+            {name: np.zeros(shape, kind) for name in population.neurons.states if states},
             cores is not None,
         )
 
-    def part(self, part: slice) -> kernels.Did:
+    def part(self, part: slice) -> Done:
         """Where to write the results of some samples."""
         none = np.zeros((0, 0, 0), np.int32)
         size = (*self.spikes[part].shape[:2], self.population.size)
-        return kernels.Did(
+        did = kernels.Did(
             self.spikes[part].reshape(size),
             self.active[part],
             self.overflow[part],
             none if self.u is None else self.u[part].reshape(size),
             none if self.v is None else self.v[part].reshape(size),
         )
+        return Done(did, {name: values[part].reshape(size) for name, values in self.more.items()})
 
     def put(self, part: slice, did: LayerTrace) -> None:
         """Take over what the reference did on some samples."""
@@ -287,6 +295,8 @@ class _Out:
         for here, there in ((mine.u, did.u), (mine.v, did.v)):
             if here is not None and there is not None:
                 here[:] = there
+        for name, values in mine.more.items():
+            values[:] = did.more[name]
 
     def trace(self, part: slice) -> LayerTrace:
         """The results of some samples as [N, T, *shape]: views, not copies."""
@@ -301,4 +311,5 @@ class _Out:
             None if self.u is None else view(self.u),
             None if self.v is None else view(self.v),
             self.active[part] if self.by_core else None,
+            {name: view(values) for name, values in self.more.items()},
         )

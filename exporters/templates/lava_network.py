@@ -8,8 +8,11 @@ process (lava/magma/compiler/compiler_graphs.py, ``_find_proc_models``).
 
 Input: ``spikes`` [N, T, *shape], or ``spikes/<input>`` of each where the network has several; whole
 numbers within what the input takes. An input that is held has a single step, which is read in all T.
-Output: ``spikes/<population>`` uint8 [N, T, *shape]; with ``--states`` also ``u/<population>`` and
-``v/<population>`` int32, v after the reset. Step t of every population is the one of input step t.
+Output: ``spikes/<population>`` uint8 [N, T, *shape], int16 where neurons send values, and ``prediction``
+int64 [N], the class of each sample; with ``--states`` also ``u/<population>`` and ``v/<population>`` int32, v
+after the reset, and where neurons have them a second current ``u2``, ``q``, which is added to thresholds, and
+``rest``, the steps left to rest. The v that the classes are scored by is there in any case. Step t of every
+population is the one of input step t.
 
 Inside Lava a population (C, H, W) is held as (W, H, C), all axes reversed. Each Conv, Dense and
 Sparse takes one step, so a population of depth d, with inputs at 0, works on step t of sample k at
@@ -54,8 +57,11 @@ from lava.proc.sparse.process import Sparse
 from lava.utils.weightutils import SignMode
 from scipy.sparse import csr_matrix
 
-FORMAT = "stl-deploy-lava/4"
+FORMAT = "stl-deploy-lava/5"
 PARAMS = Path(__file__).resolve().parent / "lava_params.npz"
+STATES = ("u", "v", "u2", "q", "rest")
+RESETS = ("zero", "subtract", "constant", "none")
+RULES = ("votes", "last", "mean", "max", "first")
 
 
 # What reading a damaged npz file can raise.
@@ -159,15 +165,19 @@ class PySpikeRing(PyLoihiProcessModel):
 class SpikeSink(AbstractProcess):
     """Writes what a population does into files in ``folder``, from time step ``first`` on.
 
-    ``spikes.npy``, with ``states`` also ``u.npy`` and ``v.npy``, take a row a step; ``done.npy``
-    counts the rows.
+    ``spikes.npy``, and a file for each of ``states``, take a row a step; ``done.npy`` counts the rows.
     """
 
-    def __init__(self, *, shape: tuple[int, ...], folder: Path, first: int, states: bool) -> None:
+    def __init__(
+        self, *, shape: tuple[int, ...], folder: Path, first: int, states: tuple[str, ...]
+    ) -> None:
         super().__init__(shape=shape, folder=str(folder), first=first, states=states)
         self.s_in = InPort(shape=shape)
         self.u_in = InPort(shape=shape)
         self.v_in = InPort(shape=shape)
+        self.u2_in = InPort(shape=shape)
+        self.q_in = InPort(shape=shape)
+        self.rest_in = InPort(shape=shape)
 
 
 @implements(proc=SpikeSink, protocol=LoihiProtocol)
@@ -179,13 +189,14 @@ class PySpikeSink(PyLoihiProcessModel):
     s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
     u_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
     v_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    u2_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    q_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
+    rest_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         folder, self.first = Path(proc_params["folder"]), proc_params["first"]
-        self.ports = {"spikes": "s_in"}
-        if proc_params["states"]:
-            self.ports.update(u="u_in", v="v_in")
+        self.ports = {"spikes": "s_in"} | {name: f"{name}_in" for name in proc_params["states"]}
         self.files = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in self.ports}
         self.done = np.load(folder / "done.npy", mmap_mode="r+")
 
@@ -200,11 +211,11 @@ class PySpikeSink(PyLoihiProcessModel):
 
 
 class GraphLIF(AbstractLIF):
-    """LIF with thresholds and decays of each neuron, cleared when a sample begins.
+    """LIF with thresholds and decays of each neuron and further rules, cleared when a sample begins.
 
-    At time step t with t % reset_interval == reset_offset % reset_interval, u and v are set to 0
-    before the input of the step. ``reset`` is what a spike does to v: "zero", or "subtract" the threshold.
-    ``u_out`` and ``v_out`` show the state after the step.
+    The first sample begins at time step ``first``, and each lasts ``interval`` steps: before the input of its
+    first one, u is 0 and v is v0. ``rules`` are the fields of the population in the JSON, and the arrays of
+    the rules that it has. ``a2_in`` feeds the second current. ``<state>_out`` show the state after the step.
 
     ``joins`` and ``joined`` carry nothing. Lava runs what is connected, and they connect the parts of a
     network that are not.
@@ -219,9 +230,9 @@ class GraphLIF(AbstractLIF):
         bias_exp: int,
         du: np.ndarray,
         dv: np.ndarray,
-        reset: str,
-        reset_interval: int,
-        reset_offset: int,
+        interval: int,
+        first: int,
+        rules: dict[str, Any],
     ) -> None:
         super().__init__(
             shape=shape,
@@ -233,16 +244,20 @@ class GraphLIF(AbstractLIF):
             bias_exp=bias_exp,
             name=None,
             log_config=None,
-            reset=reset,
-            reset_interval=reset_interval,
-            reset_offset=reset_offset,
+            interval=interval,
+            first=first,
+            rules=rules,
         )
         # Lava's own LIF declares a single threshold and decay; these have one for each neuron.
         self.vth = Var(shape=shape, init=vth)
         self.du = Var(shape=shape, init=du)
         self.dv = Var(shape=shape, init=dv)
+        self.a2_in = InPort(shape=shape)
         self.u_out = OutPort(shape=shape)
         self.v_out = OutPort(shape=shape)
+        self.u2_out = OutPort(shape=shape)
+        self.q_out = OutPort(shape=shape)
+        self.rest_out = OutPort(shape=shape)
         self.joins = OutPort(shape=(1,))
         self.joined = InPort(shape=(1,))
 
@@ -251,11 +266,20 @@ class GraphLIF(AbstractLIF):
 @requires(CPU)
 @tag("fixed_pt")
 class PyGraphLIF(AbstractPyLifModelFixed):
-    """Lava's bit-accurate Loihi neuron (lava/proc/lif/models.py) with arrays of parameters."""
+    """Lava's bit-accurate Loihi neuron (lava/proc/lif/models.py) with arrays of parameters and more rules.
 
+    Lava's own step of u and v stands in the middle; the rules change what goes into it and what follows.
+    """
+
+    # Sums over several connections may need more than the 16 bits of Lava's neuron.
+    a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int64)
+    a2_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int64)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     u_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     v_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    u2_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    q_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    rest_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
     joins: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32)
     joined: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32)
     vth: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=17)
@@ -264,10 +288,76 @@ class PyGraphLIF(AbstractPyLifModelFixed):
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.subtracts = proc_params["reset"] == "subtract"
-        self.reset_interval = proc_params["reset_interval"]
-        self.reset_offset = proc_params["reset_offset"] % self.reset_interval
+        self.interval, self.first = proc_params["interval"], proc_params["first"]
+        self.rules = proc_params["rules"]
+        shape = proc_params["shape"]
+        self.u2, self.q, self.rest = (np.zeros(shape, np.int32) for _ in range(3))
         self.effective_vth: Any = 0
+        if "gain" in self.rules:
+            self.act_shift = 0  # what arrives is brought to the units of u before it is scaled
+
+    def run_spk(self) -> None:
+        """One time step, in the order of docs/numerics.md."""
+        t = (self.time_step - self.first) % self.interval
+        if t == 0:
+            self.begin()
+        arrived = self.a_in.recv()
+        self.scale_bias()
+        if not self.isthrscaled:
+            self.scale_threshold()
+        before = self.v.copy()
+        self.subthr_dynamics(self.drive(t, arrived))
+        resting = self.rest != 0
+        self.v[resting] = before[resting]
+        if "floor" in self.rules:
+            np.maximum(self.v, self.rules["floor"], out=self.v)
+        spikes = self.spiking_activation() & ~resting
+        self.s_out.send(self.sent(spikes, arrived))
+        self.reset_voltage(spikes)
+        self.settle(spikes)
+        self.u_out.send(self.u)
+        self.v_out.send(self.v)
+        self.u2_out.send(self.u2)
+        self.q_out.send(self.q)
+        self.rest_out.send(self.rest)
+
+    def begin(self) -> None:
+        """The state before the first step of a sample."""
+        for state in (self.u, self.u2, self.q, self.rest):
+            state[:] = 0
+        self.v[:] = self.rules.get("v0", 0)
+
+    def drive(self, t: int, arrived: np.ndarray) -> np.ndarray:
+        """What Lava's step adds to u, where ``arrived`` arrives; what it adds to v is ``effective_bias``."""
+        if "gain" in self.rules:
+            arrived = self.amplified(t, arrived, self.effective_bias)
+            self.effective_bias = np.zeros_like(self.v)
+        if "du2" in self.rules:
+            second = self.a2_in.recv()
+            if "gain" in self.rules:
+                second = self.amplified(t, second, 0)
+            else:
+                second = np.left_shift(second, self.act_shift)
+            self.step_second(second)
+            self.effective_bias = self.effective_bias + self.u2
+        return arrived.astype(np.int32)
+
+    def amplified(self, t: int, arrived: np.ndarray, bias: Any) -> np.ndarray:
+        """What arrives, in the units of u and with the bias, times the gain of step ``t``."""
+        shifted = np.left_shift(arrived.astype(np.int32), self.vth_shift)
+        product = (np.int64(shifted) + bias) * self.rules["gain"][t]
+        return np.sign(product) * np.right_shift(np.abs(product), self.decay_shift)
+
+    def step_second(self, added: np.ndarray) -> None:
+        """The second current, by the same step as Lava's own."""
+        u2 = self.decayed(self.u2, self.rules["du2"] + self.ds_offset) + added
+        u2, most = u2.astype(np.int32).astype(np.int64), self.max_uv_val
+        self.u2[:] = np.where(u2 > most, u2 - 2 * most, np.where(u2 <= -most, u2 + 2 * most, u2))
+
+    def decayed(self, state: np.ndarray, constant: Any) -> np.ndarray:
+        """What a step leaves of ``state``, truncated toward zero; int64."""
+        product = np.int64(state) * (self.decay_unity - constant)
+        return np.sign(product) * np.right_shift(np.abs(product), self.decay_shift)
 
     def scale_threshold(self) -> None:
         """Thresholds count 64 units of v."""
@@ -275,25 +365,42 @@ class PyGraphLIF(AbstractPyLifModelFixed):
         self.isthrscaled = True
 
     def spiking_activation(self) -> np.ndarray:
-        """Spike where the voltage exceeds the neuron's threshold."""
-        spikes: np.ndarray = self.v > self.effective_vth
+        """Spike where the voltage exceeds the neuron's threshold, if there is one."""
+        if not self.rules["fires"]:
+            return np.zeros(self.v.shape, np.bool_)
+        spikes: np.ndarray = self.v > self.effective_vth + self.q
         return spikes
+
+    def sent(self, spikes: np.ndarray, arrived: np.ndarray) -> np.ndarray:
+        """Spikes, or the values that are sent instead."""
+        if (graded := self.rules["graded"]) is None:
+            return spikes
+        fires = self.rules["fires"]
+        value = np.right_shift(self.v if fires else arrived, graded["shift"])
+        value = np.clip(value, -graded["levels"], graded["levels"])
+        return np.where(spikes, value, 0) if fires else value
 
     def reset_voltage(self, spike_vector: np.ndarray) -> None:
         """What a spike does to the voltage."""
-        if self.subtracts:
+        reset = self.rules["reset"]
+        if reset == "subtract":
             self.v[spike_vector] -= self.effective_vth[spike_vector]
-        else:
+        elif reset == "constant":
+            self.v[spike_vector] = self.rules["v_reset"][spike_vector]
+        elif reset == "zero":
             super().reset_voltage(spike_vector)
 
-    def run_spk(self) -> None:
-        """One time step."""
-        if self.time_step % self.reset_interval == self.reset_offset:
-            self.u[:] = 0
-            self.v[:] = 0
-        super().run_spk()
-        self.u_out.send(self.u)
-        self.v_out.send(self.v)
+    def settle(self, spikes: np.ndarray) -> None:
+        """What a spike does to everything else."""
+        if self.rules["reset_current"]:
+            self.u[spikes] = 0
+            self.u2[spikes] = 0
+        if self.rules["hold"]:
+            self.rest[self.rest > 0] -= 1
+            self.rest[spikes] = self.rules["hold"]
+        if "adapt" in self.rules:
+            q = self.decayed(self.q, self.rules["dq"]) + np.where(spikes, self.rules["adapt"], 0)
+            self.q[:] = np.clip(q, 1 - self.max_uv_val, self.max_uv_val - 1)
 
 
 def convolution(connection: dict[str, Any], weight: np.ndarray, spikes: Any, bits: int) -> Any:
@@ -360,19 +467,22 @@ class Graph:
         for i, connection in enumerate(network["connections"]):
             self._connect(connection, i)
         for i, population in enumerate(network["populations"]):
-            self._record(population, i, states)
+            self._record(population, i, kept(network, population, states))
         self.process = self._joined()
 
     def _neurons(self, i: int) -> GraphLIF:
         population = self.network["populations"][i]
-        arrays = {key: self.params[f"p{i}/{key}"] for key in ("vth", "bias_mant", "du", "dv")}
+        arrays = {name: self.params[f"p{i}/{name}"] for name in population["arrays"]}
         return GraphLIF(
             shape=tuple(population["shape"])[::-1],
+            vth=arrays.pop("vth"),
+            bias_mant=arrays.pop("bias_mant"),
             bias_exp=population["bias_exp"],
-            reset=population["reset"],
-            reset_interval=self.interval,
-            reset_offset=population["depth"] + 1,
-            **arrays,
+            du=arrays.pop("du"),
+            dv=arrays.pop("dv"),
+            interval=self.interval,
+            first=population["depth"] + 1,
+            rules=population | arrays,
         )
 
     def _connect(self, connection: dict[str, Any], i: int) -> None:
@@ -380,16 +490,19 @@ class Graph:
         target = self.neurons[self.places[connection["target"]]]
         bits = self._bits(connection["source"])
         shape = target.a_in.shape
+        port = target.a2_in if connection["port"] else target.a_in
         for output in weighted(connection, self.params, i, spikes, bits, shape):
-            output.connect(target.a_in)
+            output.connect(port)
 
     def _bits(self, source: str) -> int:
-        """The width of what an input sends, with its sign in mind; 0 for spikes."""
-        if source not in self.inputs:
-            return 0
-        given = self.network["inputs"][self.inputs[source]]
-        bits: int = given["levels"].bit_length()
-        return bits if given["levels"] > 1 or given["lowest"] < 0 else 0
+        """The width of what a source sends, without its sign; 0 for spikes."""
+        if source in self.inputs:
+            given = self.network["inputs"][self.inputs[source]]
+            lowest, highest = given["lowest"], given["levels"]
+        else:
+            lowest, highest = self.network["populations"][self.places[source]]["span"]
+        bits: int = max(-lowest, highest).bit_length()
+        return bits if highest > 1 or lowest < 0 else 0
 
     def _spikes(self, source: str, waits: int, delay: int) -> Any:
         """The port that sends what ``source`` sends, ``waits`` steps later."""
@@ -424,14 +537,13 @@ class Graph:
         spikes.connect(ring.s_in)
         return ring.s_out
 
-    def _record(self, population: dict[str, Any], i: int, states: bool) -> None:
+    def _record(self, population: dict[str, Any], i: int, states: tuple[str, ...]) -> None:
         neurons, first = self.neurons[i], population["depth"] + 1
         shape = neurons.s_out.shape
         sink = SpikeSink(shape=shape, folder=self.folder / str(i), first=first, states=states)
         neurons.s_out.connect(sink.s_in)
-        if states:
-            neurons.u_out.connect(sink.u_in)
-            neurons.v_out.connect(sink.v_in)
+        for name in states:
+            getattr(neurons, f"{name}_out").connect(getattr(sink, f"{name}_in"))
 
     def _joined(self) -> AbstractProcess:
         """A process that all others are connected to."""
@@ -444,6 +556,15 @@ class Graph:
         return first
 
 
+def kept(network: dict[str, Any], population: dict[str, Any], states: bool) -> tuple[str, ...]:
+    """The states of a population that are recorded: all, or v where its classes are scored by it."""
+    if states:
+        return ("u", "v", *population["states"])
+    readout = network["readout"]
+    by_voltage = readout["rule"] != "votes" and readout["source"] == population["name"]
+    return ("v",) if by_voltage else ()
+
+
 def prepare(
     folder: Path, network: dict[str, Any], rasters: dict[str, np.ndarray], states: bool
 ) -> int:
@@ -452,15 +573,15 @@ def prepare(
     for i, given in enumerate(network["inputs"]):
         rows = rasters[given["name"]].reshape(-1, *given["shape"])
         np.save(folder / f"input{i}.npy", rows.transpose(0, *range(rows.ndim)[:0:-1]))
-    kinds = {"spikes": np.uint8, "u": np.int32, "v": np.int32}
     for i, population in enumerate(network["populations"]):
         (folder / str(i)).mkdir()
         np.save(folder / str(i) / "done.npy", np.zeros(1, np.int64))
-        for name in kinds if states else ["spikes"]:
+        sent = np.uint8 if population["graded"] is None else np.int16
+        for name in ("spikes", *kept(network, population, states)):
             np.lib.format.open_memmap(
                 folder / str(i) / f"{name}.npy",
                 mode="w+",
-                dtype=kinds[name],
+                dtype=sent if name == "spikes" else np.int32,
                 shape=(samples * network["timesteps"], *population["shape"][::-1]),
             )
     return samples
@@ -512,12 +633,66 @@ def collect(folder: Path, network: dict[str, Any], samples: int) -> dict[str, np
     return trace
 
 
+def predict(network: dict[str, Any], params: Any, trace: dict[str, np.ndarray]) -> np.ndarray:
+    """The class of each sample, the first of those with the highest score."""
+    readout = network["readout"]
+    source = readout["source"]
+    sent = trace[f"spikes/{source}"]
+    sent = sent.reshape(*sent.shape[:2], -1).astype(np.int64)
+    arrays = {name: params[f"r/{name}"] for name in readout["arrays"]}
+    v = None
+    if readout["rule"] != "votes":
+        v = trace[f"v/{source}"].reshape(sent.shape).astype(np.int64)
+    classes: np.ndarray = scores(readout, arrays, sent, v).argmax(axis=1)
+    return classes
+
+
+def scores(
+    readout: dict[str, Any], arrays: dict[str, np.ndarray], sent: np.ndarray, v: Any
+) -> np.ndarray:
+    """The score of each class [N, classes] for what neurons sent, and their v, both [N, T, neurons].
+
+    ``steps`` weighs the votes of each step, ``matrix`` those of each neuron; ``offset`` is added to the score
+    of a class as often as there are votes. ``factors`` make voltages of neurons comparable.
+    """
+    rule, grouped = readout["rule"], (len(sent), readout["classes"], -1)
+    if rule == "votes":
+        steps = arrays.get("steps", np.ones(sent.shape[1], np.int64))[: sent.shape[1]]
+        values = np.einsum("t,nti->ni", steps, sent)
+        if "matrix" in arrays:
+            return values @ arrays["matrix"].T + arrays.get("offset", 0) * steps.sum()
+    elif rule == "first":
+        best: np.ndarray = ranks(sent, v).reshape(grouped).max(axis=2)
+        return best
+    else:
+        values = {"last": v[:, -1], "mean": v.sum(axis=1), "max": v.max(axis=1)}[rule]
+        values = values * arrays.get("factors", 1)
+    total: np.ndarray = values.reshape(grouped).sum(axis=2)
+    return total
+
+
+def ranks(sent: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """How many neurons come behind each: later first spike, then lower v after it, then higher index.
+
+    Of neurons that never spiked the v of the last step counts.
+    """
+    steps = sent.shape[1]
+    fired = sent != 0
+    first = np.where(fired.any(axis=1), fired.argmax(axis=1), steps)
+    at = np.take_along_axis(v, np.minimum(first, steps - 1)[:, None], axis=1)[:, 0]
+    index = np.broadcast_to(np.arange(sent.shape[2]), first.shape)
+    order = np.lexsort((index, -at, first), axis=1)
+    return sent.shape[2] - 1 - order.argsort(axis=1)
+
+
 def check_connection(
     connection: dict[str, Any], params: dict[str, np.ndarray], i: int, size: tuple[int, int]
 ) -> None:
     """Raise ValueError unless connection ``i``, with (neurons, inputs), has the arrays that it names."""
     if connection["kind"] not in ("conv", "dense", "sparse"):
         raise ValueError(f"connection {i}: kind {connection['kind']!r}")
+    if connection["port"] not in (0, 1):
+        raise ValueError(f"connection {i}: port {connection['port']!r}")
     if connection["waits"] < 0 or connection["delay"] < 0:
         raise ValueError(f"connection {i}: a delay below zero")
     if connection["kind"] == "conv" and params[f"c{i}/weight"].ndim != 4:
@@ -541,11 +716,45 @@ def check_network(network: dict[str, Any], params: dict[str, np.ndarray]) -> Non
         ends = shapes[connection["target"]], shapes[connection["source"]]
         check_connection(connection, params, i, (int(np.prod(ends[0])), int(np.prod(ends[1]))))
     for i, population in enumerate(network["populations"]):
-        if population["reset"] not in ("zero", "subtract"):
-            raise ValueError(f"population {i}: reset {population['reset']!r}")
-        for name in ("vth", "bias_mant", "du", "dv"):
-            if params[f"p{i}/{name}"].shape != tuple(population["shape"])[::-1]:
-                raise ValueError(f"p{i}/{name} has another shape than its population")
+        check_population(population, params, i, network["timesteps"])
+    check_readout(network, params)
+
+
+def check_population(
+    population: dict[str, Any], params: dict[str, np.ndarray], i: int, steps: int
+) -> None:
+    """Raise ValueError or KeyError unless population ``i`` has the arrays that it names."""
+    if population["reset"] not in RESETS:
+        raise ValueError(f"population {i}: reset {population['reset']!r}")
+    if not set(population["states"]) <= set(STATES):
+        raise ValueError(f"population {i}: a state that this script does not know")
+    needed = {"constant": ["v_reset"]}.get(population["reset"], [])
+    if missing := {"vth", "bias_mant", "du", "dv", *needed} - set(population["arrays"]):
+        raise ValueError(f"population {i}: no {', '.join(sorted(missing))}")
+    shape = tuple(population["shape"])[::-1]
+    for name in population["arrays"]:
+        if params[f"p{i}/{name}"].shape != ((steps, *shape) if name == "gain" else shape):
+            raise ValueError(f"p{i}/{name} has another shape than its population")
+
+
+def check_readout(network: dict[str, Any], params: dict[str, np.ndarray]) -> None:
+    """Raise ValueError or KeyError unless the readout has the arrays that it names."""
+    readout = network["readout"]
+    if readout["rule"] not in RULES:
+        raise ValueError(f"readout {readout['rule']!r}")
+    shapes = {one["name"]: one["shape"] for one in network["populations"]}
+    neurons, classes = int(np.prod(shapes[readout["source"]])), readout["classes"]
+    sizes = {
+        "steps": (network["timesteps"],),
+        "factors": (neurons,),
+        "matrix": (classes, neurons),
+        "offset": (classes,),
+    }
+    for name in readout["arrays"]:
+        if params[f"r/{name}"].shape != sizes[name]:
+            raise ValueError(f"r/{name} does not fit the population that it reads")
+    if "matrix" not in readout["arrays"] and neurons != classes * readout["population"]:
+        raise ValueError("the readout does not fit the population that it reads")
 
 
 def read_params(path: Path) -> dict[str, np.ndarray]:
@@ -616,7 +825,8 @@ def simulate(
         process = Graph(params, network, folder, samples, states).process
         depths = [population["depth"] for population in network["populations"]]
         run(process, depths, samples * network["timesteps"], folder, end)
-        return {key: np.array(a) for key, a in collect(folder, network, samples).items()}
+        trace = {key: np.array(a) for key, a in collect(folder, network, samples).items()}
+    return trace | {"prediction": predict(network, params, trace)}
 
 
 def save(path: Path, arrays: dict[str, Any]) -> None:
@@ -644,7 +854,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="npz file to write")
     parser.add_argument("--limit", type=positive, help="run the first LIMIT samples only")
-    parser.add_argument("--states", action="store_true", help="also record u and v")
+    parser.add_argument("--states", action="store_true", help="also record all states")
     parser.add_argument(
         "--progress", action="store_true", help="print the step in lines, into a pipe too"
     )

@@ -56,8 +56,9 @@ class Session(Protocol):
 
         ``on_step`` is called with the number of time steps done, where the backend knows it.
 
-        Returns ``spikes/<layer>``, ``u/<layer>`` and ``v/<layer>`` (after the reset) [N, T, *shape], and
-        ``bare/<layer>`` where spikes are computed in another way when nobody asks for u and v. Raises
+        Returns ``spikes/<layer>``, ``u/<layer>``, ``v/<layer>`` (after the reset) and the others of
+        ``Lif.states`` [N, T, *shape], and ``bare/<layer>`` where spikes are computed in another way when
+        nobody asks for states. ``prediction`` [N] is there where the tool scores classes itself. Raises
         BackendError where the tool fails.
         """
 

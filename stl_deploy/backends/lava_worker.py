@@ -68,11 +68,12 @@ class Session:
         Args:
             raster: whole numbers within what the inputs take.
             on_step: called with the number of steps done.
-            states: give u and v too.
+            states: give all states too.
 
         Returns:
-            ``spikes/<population>`` uint8 and, with ``states``, ``u/<population>`` and ``v/<population>``
-            int32, all [N, T, *shape].
+            ``spikes/<population>`` uint8, int16 where neurons send values, and with ``states``
+            ``u/<population>``, ``v/<population>`` and the others of ``Lif.states`` int32, all [N, T, *shape];
+            ``prediction`` int64 [N] where the tool scores classes.
 
         Raises:
             BackendError: the environment cannot be made, or the worker failed, hung or was killed.
@@ -100,8 +101,13 @@ class Session:
             with np.load(path, allow_pickle=False) as file:
                 found = self.unpack(self.network, {key: file[key] for key in file.files})
             trace = {}
+            if "prediction" in found:
+                trace["prediction"] = found["prediction"]
+                if trace["prediction"].shape != (samples,):
+                    raise ValueError(f"prediction is {trace['prediction'].shape}, not {samples}")
             for population in self.network.populations:
-                for kind in ("spikes", "u", "v") if states else ("spikes",):
+                more = ("u", "v", *population.neurons.states) if states else ()
+                for kind in ("spikes", *more):
                     key = f"{kind}/{population.name}"
                     trace[key] = found[key]
                     size = (samples, self.network.timesteps, *population.shape)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stl_deploy.chips.arithmetic import decay
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
-from stl_deploy.ir.neurons import of_channels
+from stl_deploy.ir.neurons import Each, of_channels
 from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
@@ -113,25 +113,44 @@ def largest_sum(network: IntegerNetwork, connection: Connection) -> int:
 
 
 def largest_state(network: IntegerNetwork, population: Population, timesteps: int) -> int:
-    """A bound of |u| and |v| over ``timesteps`` steps without registers.
+    """A bound of every state, and of what arrives, over ``timesteps`` steps without registers.
 
-    Coarser than the ranges above, and in Python's integers, which cannot overflow themselves.
+    Coarser than the ranges above, and in Python's integers, which cannot overflow themselves. It holds for
+    all rules of neurons.
     """
-    neurons = population.neurons
-    a = sum(
-        largest_sum(network, connection) << (connection.exp + FRACTION_BITS)
-        for connection in network.into(population.name)
-    )
-    bias = int(np.abs(neurons.bias).max())
-    kept_u, kept_v = FORGETS - int(np.min(neurons.du)), DECAY_ONE - int(np.min(neurons.dv))
-    # To subtract a threshold below zero adds to v.
-    added = max(0, -int(np.min(neurons.vth))) << FRACTION_BITS if neurons.reset == "subtract" else 0
-    u = v = top = 0
+    n = population.neurons
+    bias = _largest(n.bias)
+    arriving = [bias if n.gain is not None else 0, 0]
+    for c in network.into(population.name):
+        arriving[c.port] += largest_sum(network, c) << (c.exp + FRACTION_BITS)
+    gain = DECAY_ONE if n.gain is None else _largest(n.gain)
+    a, a2 = (sum_ * gain >> DECAY_BITS for sum_ in arriving)
+    kept_u, kept_u2 = (FORGETS - _least(du) for du in (n.du, n.du2))
+    kept_v, kept_q = (DECAY_ONE - _least(decay) for decay in (n.dv, n.dq))
+    # To subtract a threshold below zero adds to v; one that q lowered below zero leaves v down to q.
+    added = max(0, -_least(n.vth)) << FRACTION_BITS if n.reset == "subtract" else 0
+    if n.gain is None:
+        added += bias
+    u = u2 = q = 0
+    v = max(map(_largest, (n.v0, n.v_reset, n.floor)))
+    top = max(v, *arriving)
     for _ in range(timesteps):
         u = (u * kept_u >> DECAY_BITS) + a
-        v = (v * kept_v >> DECAY_BITS) + u + bias + added
-        top = max(top, u, v)
+        u2 = (u2 * kept_u2 >> DECAY_BITS) + a2
+        v = max(v, (v * kept_v >> DECAY_BITS) + u + u2 + added, q)
+        q = (q * kept_q >> DECAY_BITS) + _largest(n.adapt)
+        top = max(top, u, u2, v, q)
     return top
+
+
+def _largest(values: Each | IntArray | None) -> int:
+    """The largest magnitude, 0 where there are none."""
+    return 0 if values is None else max(abs(int(np.min(values))), abs(int(np.max(values))))
+
+
+def _least(values: Each | None) -> int:
+    """The lowest of ``values``, 0 where there are none."""
+    return 0 if values is None else int(np.min(values))
 
 
 def _currents(

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stl_deploy.chips.facts import Packing
+from stl_deploy.chips.tables import Packing
 from stl_deploy.ir import wiring
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.notes import Limit

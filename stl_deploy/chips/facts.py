@@ -9,18 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from bisect import bisect_right
-from collections.abc import Mapping
 from functools import cache, lru_cache
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stl_deploy.chips import names as names
+from stl_deploy.chips.tables import (
+    DECAY_BITS,
+    FRACTION_BITS,
+    STATE_BITS_MAX,
+    Delays,
+    Limits,
+    Mesh,
+    Name,
+    Neurons,
+    Packing,
+    PilotNet,
+    Registers,
+    Static,
+    Table,
+    Text,
+)
+from stl_deploy.chips.tables import Arithmetic as Arithmetic
+from stl_deploy.chips.tables import Count as Count
+from stl_deploy.chips.tables import Profile as Profile
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
 from stl_deploy.ir import order
@@ -29,277 +44,8 @@ from stl_deploy.ir.network import IntegerNetwork
 MAX_BYTES = 1 << 16  # of a chip file
 MAX_SHOWN = 40  # characters of a wrong value in a message
 
-# Nothing that a terminal would obey.
-Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-Source = Annotated[
-    str, Field(min_length=10, max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")
-]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-# Energies in pJ, times in ns or us, power in W: wide enough for any chip, and sums stay finite.
-Amount = Annotated[float, Field(strict=True, ge=0, le=1e12, allow_inf_nan=False)]
 
-
-class _Table(BaseModel):
-    """A table of a chip file; ``RANGES`` bounds the values of its counts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    RANGES: ClassVar[Mapping[str, tuple[int, int]]] = {}
-
-    @model_validator(mode="after")
-    def _within(self) -> Self:
-        facts = {name: getattr(self, name) for name in self.RANGES}
-        if outside := [
-            f"{name} {fact.value} is not in {self.RANGES[name][0]}..{self.RANGES[name][1]}"
-            for name, fact in facts.items()
-            if fact is not None and not self.RANGES[name][0] <= fact.value <= self.RANGES[name][1]
-        ]:
-            raise ValueError("; ".join(outside))
-        return self
-
-
-class Count(_Table):
-    """A whole number and where it comes from."""
-
-    value: int = Field(strict=True, ge=-(1 << 31), lt=1 << 31)
-    source: Source
-
-
-class Quantity(_Table):
-    """A measured number and where it comes from."""
-
-    value: Amount
-    source: Source
-
-
-# "loihi": u wraps once and v saturates at ``state_bits``, sums wrap at 32 bits. "unbounded": neither.
-Arithmetic = Literal["loihi", "unbounded"]
-# The integer network is defined for these alone (hw_sim/reference.py).
-FRACTION_BITS = 6
-DECAY_BITS = 12
-STATE_BITS_MAX = 31  # states are held in int32
-
-
-class Registers(_Table):
-    """Widths in bits; a missing one has no limit (chip ``ideal``).
-
-    ``fraction_bits`` are those of u and v below a weight's unit.
-    """
-
-    weight_bits: Count
-    fraction_bits: Count
-    decay_bits: Count
-    state_bits: Count | None = None
-    threshold_bits: Count | None = None
-    bias_mant_bits: Count | None = None
-    bias_exp_bits: Count | None = None
-    weight_exp_max: Count | None = None
-    accumulator_bits: Count | None = None
-    graded_spike_bits: Count | None = None
-
-    # What int8 weights, int32 thresholds and the exponents of model.nir can hold; and sums (with the
-    # fraction) and biases so small that no wrap at 32 bits goes unnoticed.
-    RANGES = {
-        "weight_bits": (2, 8),
-        "threshold_bits": (1, 31),
-        "bias_mant_bits": (1, 24),
-        "bias_exp_bits": (0, 3),
-        "weight_exp_max": (0, 7),
-        "accumulator_bits": (1, 25),
-        "graded_spike_bits": (0, 64),
-    }
-
-
-class Ability(_Table):
-    """Whether a chip can do something, and where that comes from."""
-
-    value: bool = Field(strict=True)
-    source: Source
-
-
-class Neurons(_Table):
-    """What the neurons of a chip can do beyond a leaky integrate-and-fire with reset to zero."""
-
-    subtract_reset: Ability
-
-
-class Limits(_Table):
-    """What one core and one chip hold; a missing one has no limit."""
-
-    cores_per_chip: Count | None = None
-    cores_per_tile: Count | None = None
-    compartments_per_core: Count | None = None
-    synapse_bytes_per_core: Count | None = None
-    in_axons_per_core: Count | None = None
-    out_axons_per_core: Count | None = None
-    thresholds_per_core: Count | None = None
-    decays_per_core: Count | None = None
-
-    RANGES = dict.fromkeys(
-        (
-            *("cores_per_chip", "cores_per_tile", "compartments_per_core"),
-            *("synapse_bytes_per_core", "in_axons_per_core", "out_axons_per_core"),
-            *("thresholds_per_core", "decays_per_core"),
-        ),
-        (1, (1 << 31) - 1),
-    )
-
-
-class Delays(_Table):
-    """How long synapses can wait.
-
-    ``steps_max`` is the longest wait, in steps. ``slots_per_core`` are the accumulators that a core has
-    for what is on its way; None where they do not limit its neurons (see ``Chip.waiting_neurons``).
-    """
-
-    steps_max: Count
-    slots_per_core: Count | None = None
-
-    RANGES = {"steps_max": (0, 1 << 16), "slots_per_core": (2, (1 << 31) - 1)}
-
-
-class Packing(_Table):
-    """How synapses lie in a core's memory: entries of one axon's synapses, in whole words.
-
-    ``delay_bits`` are those of a synapse that waits; others store none.
-    """
-
-    synapses_per_entry: Count
-    entry_header_bits: Count
-    word_bits: Count
-    index_bits: Count
-    delay_bits: Count
-    tag_bits: Count
-
-    RANGES = {
-        "synapses_per_entry": (1, 1 << 16),
-        "entry_header_bits": (0, 1 << 16),
-        "word_bits": (1, 1 << 16),
-        "index_bits": (0, 64),
-        "delay_bits": (0, 64),
-        "tag_bits": (0, 64),
-    }
-
-
-class Mesh(_Table):
-    """The grid of a chip's tiles; tiles fill a column before the next begins."""
-
-    columns: Count
-    rows: Count
-
-    RANGES = {"columns": (1, 1024), "rows": (1, 1024)}
-
-
-class Static(_Table):
-    """Static power, the two ends of what was measured: of every core in use, or of every chip."""
-
-    core_watt_low: Quantity | None = None
-    core_watt_high: Quantity | None = None
-    chip_watt_low: Quantity | None = None
-    chip_watt_high: Quantity | None = None
-
-    def watt(self, cores: int, chips: int) -> tuple[float, float]:
-        """The two ends for so many cores in use on so many chips."""
-
-        def total(core: Quantity | None, chip: Quantity | None) -> float:
-            return (core.value * cores if core else 0.0) + (chip.value * chips if chip else 0.0)
-
-        return (
-            total(self.core_watt_low, self.chip_watt_low),
-            total(self.core_watt_high, self.chip_watt_high),
-        )
-
-
-class PilotNet(_Table):
-    """A measured network to hold profiles against: its load a step, and what it took."""
-
-    cores: Count
-    synops: Quantity
-    spikes: Quantity
-    updates: Quantity
-    step_us: Quantity
-    dynamic_uj: Quantity
-    total_uj: Quantity
-
-
-class Update(_Table):
-    """Cost of a neuron update: ``always``, more when ``active``, more when it ``spike``s."""
-
-    always: Amount
-    active: Amount
-    spike: Amount
-
-
-class Synop(_Table):
-    """Cost of a synaptic operation by how the synapses are stored."""
-
-    dense: Amount
-    conv: Amount
-    sparse: Amount
-
-
-class Packet(_Table):
-    """Cost of a spike packet leaving (``out``) and entering (``in``) a core."""
-
-    out: Amount
-    in_: Annotated[Amount, Field(alias="in")]
-
-
-class Hop(_Table):
-    """Cost of a packet's way from a tile to the next, by direction."""
-
-    east_west: Amount
-    north_south: Amount
-
-
-class Barrier(_Table):
-    """Duration of the barrier that ends a time step, by number of tiles in use.
-
-    Between two entries it follows a line, or is a step that begins at an entry.
-    """
-
-    tiles: tuple[Annotated[int, Field(strict=True, ge=1, lt=1 << 31)], ...] = Field(
-        min_length=1, max_length=1024
-    )
-    us: tuple[Amount, ...]
-    between: Literal["line", "step"]
-
-    @model_validator(mode="after")
-    def _is_a_table(self) -> Self:
-        if len(self.us) != len(self.tiles):
-            raise ValueError(f"{len(self.tiles)} numbers of tiles for {len(self.us)} durations")
-        if any(b <= a for a, b in pairwise(self.tiles)):
-            raise ValueError(f"tiles {list(self.tiles)} do not increase")
-        return self
-
-    def seconds(self, tiles: int) -> float:
-        """The duration for so many tiles; outside the table its nearest entry."""
-        if self.between == "line":
-            return 1e-6 * float(np.interp(tiles, self.tiles, self.us))
-        return 1e-6 * self.us[max(bisect_right(self.tiles, tiles) - 1, 0)]
-
-
-class Profile(_Table):
-    """Energy (pJ) and time (ns) by event; ``link_ns`` is how long a packet occupies a link.
-
-    ``extrapolation`` says what a profile rests on that nobody published, None for one published.
-    """
-
-    title: Text
-    source: Source
-    extrapolation: Source | None = None
-    update_pj: Update
-    update_ns: Update
-    synop_pj: Synop
-    synop_ns: Synop
-    packet_pj: Packet
-    packet_ns: Packet
-    hop_pj: Hop
-    hop_ns: Hop
-    link_ns: Amount
-    barrier: Barrier
-
-
-class Chip(_Table):
+class Chip(Table):
     """One chip file."""
 
     name: Name
@@ -445,6 +191,16 @@ class Chip(_Table):
         """
         slots = None if self.delays is None else self.delays.slots_per_core
         return None if slots is None else slots.value >> (steps + 1).bit_length()
+
+    @property
+    def rules(self) -> Literal["refused", "assumed", "carried"]:
+        """Whether its neurons have the rules of ``chips/rules.py``; ``hold_max`` may name more."""
+        return "refused" if self.neurons.rules is None else self.neurons.rules.value
+
+    @property
+    def hold_max(self) -> int:
+        """Steps for which v may rest after a spike, where ``rules`` are refused."""
+        return 0 if self.neurons.hold_max is None else self.neurons.hold_max.value
 
     @property
     def state_limit(self) -> int | None:

@@ -33,7 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips.demand import Demand, Laid, ranges, steps
-from stl_deploy.chips.facts import Chip, Packing
+from stl_deploy.chips.facts import Chip
+from stl_deploy.chips.tables import Packing
 from stl_deploy.errors import Problem
 from stl_deploy.ir import wiring
 from stl_deploy.ir.network import IntegerNetwork, Population

@@ -201,14 +201,15 @@ def _print(outcome: Outcome) -> None:
     say("")
     table(
         "(b) Integers against integers: backends and the reference; nothing may differ",
-        ("backend", "spikes", "differing", "u and v", "differing"),
+        ("backend", "spikes", "differing", "states", "differing", "predictions differing"),
         [
             (
                 name,
                 f"{a.entries:,}",
                 f"{a.spike_mismatches:,}",
-                f"{2 * a.entries:,}",
+                f"{a.states:,}",
                 f"{a.state_mismatches:,}",
+                f"{a.prediction_mismatches:,}",
             )
             for name, a in outcome.agreements.items()
         ],

@@ -10,14 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.neurons import Reset
+from stl_deploy.ir.neurons import MAX_HOLD, MAX_SHIFT, ONCE, Reset
 from stl_deploy.ir.notes import Limit, Lowering
 from stl_deploy.ir.order import MAX_DELAY
+from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.units import FRACTION_BITS, MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 
 FORMAT = "stl-deploy/integer"
-VERSION: Literal[4] = 4
+VERSION: Literal[5] = 5
 MOST = 5000  # populations, and connections: their checks grow with the square
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -60,8 +61,15 @@ class InputMeta(_Meta):
         return self
 
 
+class GradedMeta(_Meta):
+    """See ``neurons.Graded``."""
+
+    shift: int = Field(ge=0, le=MAX_SHIFT)
+    levels: int = Field(ge=1, le=MAX_SIGNED)
+
+
 class PopulationMeta(_Meta):
-    """What NIR cannot say of the neurons of this name.
+    """What NIR cannot say of the neurons of this name, but for the arrays of ``integer_rules.py``.
 
     ``scale`` is that of the channels, or of every neuron; an OR population has none.
     """
@@ -70,6 +78,9 @@ class PopulationMeta(_Meta):
     kind: Literal["lif", "or"]
     bias_exp: int = Field(default=FRACTION_BITS, ge=0, le=7)
     reset: Reset = "zero"
+    reset_current: bool = False
+    hold: int = Field(default=0, ge=ONCE, le=MAX_HOLD)
+    graded: GradedMeta | None = None
     scale: list[Scale] = Field(default_factory=list)
 
 
@@ -87,15 +98,17 @@ class ConnectionMeta(_Meta):
     bits: int = Field(ge=1, le=8)
     precision: WeightPrecision
     delay: int = Field(ge=0, le=MAX_DELAY)
+    port: Literal[0, 1] = 0
 
 
 class ReadoutMeta(_Meta):
-    """See ``network.Readout``."""
+    """See ``readouts.Readout``; ``node`` is that of its matrix, None where it has none."""
 
     classes: int = Field(ge=1)
     population: int = Field(ge=1)
     source: str
-    rule: Literal["mean over population and time"] = "mean over population and time"
+    rule: Rule = "votes"
+    node: str | None = None
 
 
 class LayerPlacementMeta(_Meta):
@@ -127,7 +140,7 @@ class IntegerMeta(_Meta):
     """
 
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
-    version: Literal[4] = VERSION
+    version: Literal[5] = VERSION
     chip: str
     timesteps: int = Field(ge=1, le=MAX_STEPS)
     compare: Literal[">"] = ">"

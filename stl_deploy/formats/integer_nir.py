@@ -1,7 +1,8 @@
 """The integer network as a NIR graph and back; NIR files read as untrusted data.
 
-Each input is an Input node. Each population is a LIF, IF or CubaLIF node, or Threshold(0) if it is an
-OR. The spikes of the readout's source lead to the only Output. A connection is a node of weights with
+Each input is an Input node. Each population is a LIF, IF or CubaLIF node, LI, I or CubaLI if it has no
+threshold, or Threshold(0) if it is an OR. The readout's source leads to the only Output, through a Linear
+(Affine with an offset) where the readout has a matrix. A connection is a node of weights with
 an edge from its source and an edge to its target: Conv2d, Linear (Affine with a bias), Scale for
 one-to-one weights, and SumPool2d where an OR population counts spikes in windows. Several connections
 into a population are several edges into its node. Connections that share name and weights are several
@@ -13,16 +14,16 @@ edges into one node of weights.
 - A connection with a delay leads through a Delay of delay * dt seconds. What a population sends itself
   arrives one step later without a Delay, and with one, that late.
 
-Units (dt = 1e-4): ``v_threshold`` int32 = vth behind NIR's strict >; ``v_reset`` = 0; ``tau`` =
-dt*4096/dv and ``r`` = (4096/dv)*2^exp, so that NIR's equation gives v = v*(4096-dv)/4096 + 2^exp * I.
-Here exp is the smallest exponent of all connections into the population. The weights of the others are
-written times the power of two that is missing (int32; otherwise int8 or int16 as in the network). Where
-dv differs from neuron to neuron, tau and r do.
+Units (dt = 1e-4): ``v_threshold`` int32 = vth behind NIR's strict >; ``v_reset`` = 0, or with the reset
+"constant" v_reset / 2^6; ``tau`` = dt*4096/dv and ``r`` = (4096/dv)*2^exp, so that NIR's equation gives
+v = v*(4096-dv)/4096 + 2^exp * I. Here exp is the smallest exponent of all connections into the population.
+The weights of the others are written times the power of two that is missing (int32; otherwise int8 or int16
+as in the network). Where dv differs from neuron to neuron, tau and r do.
 
 Neurons that remember a current (du not 4095) are a CubaLIF: ``tau_syn`` = dt*4096/(du+1) and ``w_in`` =
 4096/(du+1), so that NIR's equation gives I = I*(4096-(du+1))/4096 + S and the rest is as above.
 
-Neurons without a leak (dv 0) are an IF with ``r`` = 2^exp/dt. An IF has no current and no bias, and all
+Neurons without a leak (dv 0) are an IF (I) with ``r`` = 2^exp/dt. An IF has no current and no bias, and all
 its neurons are alike. Where that does not do, tau is dt * 2^83: such a leak is less than the last bit
 of any v in float64.
 
@@ -36,8 +37,9 @@ Conv2d node: ``row`` (neuron) and ``column`` (input) int32 [n], both in C order,
 ``bias`` is the convolution's own. The nodes themselves are the convolution before rounding: a Conv2d of
 float64, and a Scale that brings the inputs of each neuron to its unit.
 
-What NIR cannot say is in one JSON string (``IntegerMeta``), among it the reset by subtraction. The
-loader rebuilds the integers from arrays and JSON, and refuses what is not an integer or contradicts.
+What NIR cannot say is in one JSON string (``IntegerMeta``), among it the other resets, and in integer arrays
+in the ``metadata`` of neurons (``integer_rules.py``) and of the Output (``integer_readout.py``). The loader
+rebuilds the integers from arrays and JSON, and refuses what is not an integer or contradicts.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ import nir
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import integer_placement
+from stl_deploy.formats import integer_readout as readouts
+from stl_deploy.formats import integer_rules as rules
 from stl_deploy.formats.integer_meta import IntegerMeta, read_meta
 from stl_deploy.formats.integer_read import BROKEN, Reader
 from stl_deploy.formats.integer_write import NEURONS, SYNAPSES, Writer
@@ -57,7 +61,6 @@ from stl_deploy.formats.nir_io import read
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic, Precision, Rounding
-from stl_deploy.ir.readouts import Readout
 
 WHO = "model.nir"
 
@@ -70,12 +73,16 @@ def to_nir(network: IntegerNetwork) -> nir.NIRGraph:
 
 
 def unsupported(network: IntegerNetwork) -> list[Problem]:
-    """The neurons and synapses that no node of NIR is written for."""
-    return [
+    """The neurons and synapses that no node of NIR is written for, and values out of their range."""
+    found = [
         problem
         for population in network.populations
-        for problem in kinds.unsupported(network, population, NEURONS, SYNAPSES, WHO)
+        for problem in kinds.unsupported(network, population, NEURONS, SYNAPSES, WHO, rules.KNOWN)
     ]
+    if found:
+        return found
+    found = [p for population in network.weighted for p in rules.problems(network, population)]
+    return found + readouts.problems(network)
 
 
 def _chip(meta: IntegerMeta, where: str) -> chips.Chip:
@@ -103,7 +110,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
     except BROKEN as error:
         # What shapes and types from a broken file can do to arithmetic on them.
         raise InputError(Problem(where, f"contains an invalid node: {error}")) from None
-    if reader.problems:
+    if reader.problems or reader.readout is None:
         found = dict.fromkeys((f"{where}: {p.where}", p.what, p.remedy) for p in reader.problems)
         raise InputError([Problem(*problem) for problem in found])
     try:
@@ -114,7 +121,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
             inputs=reader.inputs,
             populations=tuple(reader.populations),
             connections=tuple(connections),
-            readout=Readout(meta.readout.classes, meta.readout.population, meta.readout.source),
+            readout=reader.readout,
             lowering=meta.lowering,
             lowering_reason=meta.lowering_reason,
             rounding={n: Rounding(**r.model_dump()) for n, r in meta.rounding.items()},

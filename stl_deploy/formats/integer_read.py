@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.formats import integer_meta as M
+from stl_deploy.formats import integer_readout as readouts
+from stl_deploy.formats import integer_rules as rules
 from stl_deploy.formats import integer_words as words
+from stl_deploy.formats.integer_rules import integers
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import single, slices
 from stl_deploy.ir.network import Connection, Input, Population
-from stl_deploy.ir.neurons import Each, Lif, Neurons, Or, by_channel, of_channels
+from stl_deploy.ir.neurons import Graded, Lif, Neurons, Or, by_channel, of_channels
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Shape, Sparse, Synapses
 
@@ -51,16 +55,6 @@ class Given:
         if (whole % (1 << shift)).any():
             raise ValueError(f"{entry.node}.weight is not in steps of 2^{shift}, its exp")
         return (whole >> shift).astype(slices.kind(entry.precision))
-
-
-def integers(values: NDArray[Any], what: str, low: int, high: int) -> NDArray[np.int64]:
-    """``values`` as integers. Raises ValueError unless all are, within low..high."""
-    x = np.asarray(values, np.float64)
-    if not np.isfinite(x).all() or (x != np.rint(x)).any():
-        raise ValueError(f"{what} holds values that are not integers")
-    if x.size and (x.min() < low or x.max() > high):
-        raise ValueError(f"{what} spans {x.min():.0f}..{x.max():.0f}, outside {low}..{high}")
-    return x.astype(np.int64)
 
 
 def _conv(given: Given) -> Synapses:
@@ -147,22 +141,36 @@ def _triplets(given: Given, size: tuple[int, int]) -> Any:
 def _lif(reader: Reader, entry: M.PopulationMeta, node: Any) -> Neurons:
     exp, shape, chip = reader.exp[entry.name], reader.shapes[entry.name], reader.chip
     du, dv = words.decays(node, exp)
-    if entry.reset == "subtract" and not chip.neurons.subtract_reset.value:
+    fires, constant = words.fires(node), entry.reset == "constant"
+    v_reset = words.resets_to(node, fires and constant)
+    if entry.reset != "zero" and not chip.neurons.subtract_reset.value:
         raise ValueError(f"reset {entry.reset!r}: a neuron of {chip.name} resets to zero")
-    vth = integers(node.v_threshold, "v_threshold", *chip.threshold_range)
+    said = rules.native(fires, entry.reset)
+    fields = rules.read(node, shape, chip, said, reader.meta.timesteps)
+    span = rules.ranges(chip)
+    if fires:
+        fields["vth"] = integers(node.v_threshold, "v_threshold", *span["vth"])
+    if "v_reset" in said:
+        fields["v_reset"] = rules.each(integers(v_reset, "v_reset", *span["v_reset"]), shape)
     mant = _mantissas(reader, entry, node, dv)
     bias = integers(mant, "bias", *chip.bias_mant_range).astype(np.int32)
     scale = np.array(entry.scale, np.float64)
     if len(scale) not in (shape[0], math.prod(shape)):
         raise ValueError(f"{scale.size} scales for {shape[0]} channels of {shape}")
+    vth = np.broadcast_to(fields.pop("vth", 0), shape).astype(np.int32)
     return Lif(
-        vth=vth.astype(np.int32),
+        vth=vth,
         bias_mant=_by_channel(bias),
         scale=of_channels(scale, shape),
         bias_exp=entry.bias_exp,
-        du=_each(du),
-        dv=_each(dv),
+        du=rules.each(du, shape),
+        dv=rules.each(dv, shape),
         reset=entry.reset,
+        fires=fires,
+        reset_current=entry.reset_current,
+        hold=entry.hold,
+        graded=None if entry.graded is None else Graded(**vars(entry.graded)),
+        **fields,
     )
 
 
@@ -170,16 +178,16 @@ def _mantissas(
     reader: Reader, entry: M.PopulationMeta, node: Any, dv: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """The bias of the neurons, by neuron: from the weights that have one, else from v_leak."""
-    shape = node.v_threshold.shape
+    shape = node.r.shape
     found = {name: bias for name, bias in reader.biases[entry.name].items() if bias.any()}
     leak = np.asarray(getattr(node, "v_leak", np.zeros(1)), np.float64)
     if not found:
-        none = isinstance(node, nir.IF)
+        none = isinstance(node, nir.IF | nir.I)
         return np.zeros(shape) if none else words.leaked(node, dv, entry.bias_exp)
-    if len(found) > 1 or leak.any() or isinstance(node, nir.CubaLIF):
+    if len(found) > 1 or leak.any() or words.has_current(node):
         raise ValueError(
             f"has a bias in {', '.join(found)}; it stands in one node of weights, or as v_leak, "
-            "and of a CubaLIF as v_leak alone"
+            "and of a CubaLIF or CubaLI as v_leak alone"
         )
     (bias,) = found.values()
     mant = words.from_weights(bias, reader.exp[entry.name], entry.bias_exp)
@@ -190,7 +198,7 @@ def _mantissas(
 def _or(reader: Reader, entry: M.PopulationMeta, node: Any) -> Neurons:
     if np.any(node.threshold != 0):
         raise ValueError("the threshold of an OR population is 0")
-    if entry != M.PopulationMeta(name=entry.name, kind="or"):
+    if entry != M.PopulationMeta(name=entry.name, kind="or") or node.metadata:
         raise ValueError("an OR population has no scale or bias, and resets to zero")
     if any(bias.any() for bias in reader.biases[entry.name].values()):
         raise ValueError("an OR population has no bias")
@@ -198,17 +206,11 @@ def _or(reader: Reader, entry: M.PopulationMeta, node: Any) -> Neurons:
 
 
 Decode = Callable[["Reader", M.PopulationMeta, Any], Neurons]
-# By kind, the nodes that neurons may be, what each calls its threshold, and what reads them.
+# By kind, the nodes that neurons may be, a parameter that has their shape, and what reads them.
 NEURONS: dict[str, tuple[tuple[type, ...], str, Decode]] = {
-    "lif": ((nir.LIF, nir.IF, nir.CubaLIF), "v_threshold", _lif),
+    "lif": ((nir.LIF, nir.IF, nir.CubaLIF, nir.LI, nir.I, nir.CubaLI), "r", _lif),
     "or": ((nir.Threshold,), "threshold", _or),
 }
-
-
-def _each(values: NDArray[np.int64]) -> Each:
-    """One number where it is the same for all, else an array as small as broadcasts to them."""
-    first = int(values.flat[0])
-    return first if (values == first).all() else _by_channel(values.astype(np.int32))
 
 
 def _by_channel(values: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -226,6 +228,7 @@ class Reader:
         self.problems: list[Problem] = []
         self.inputs: dict[str, Input] = {}
         self.populations: list[Population] = []
+        self.readout: Readout | None = None
         self.shapes: dict[str, Shape] = {}
         self.exp: dict[str, int] = {}
         self.biases: dict[str, dict[str, Float]] = {p.name: {} for p in meta.populations}
@@ -265,6 +268,7 @@ class Reader:
                 entry.bits,
                 entry.precision,
                 entry.delay,
+                entry.port,
             )
             for entry in self.meta.connections
         ]
@@ -294,13 +298,12 @@ class Reader:
     def _shapes(self) -> None:
         for entry in self.meta.populations:
             with self._noted(entry.name):
-                kinds, threshold, _ = NEURONS[entry.kind]
+                kinds, parameter, _ = NEURONS[entry.kind]
                 node = self._node(entry.name, *kinds)
-                shape = np.shape(getattr(node, threshold))
+                shape = np.shape(getattr(node, parameter))
                 if not shape or 0 in shape:
                     raise ValueError(f"neurons of shape {shape}")
                 self._named(entry.name, shape)
-                G.node_output(entry.name, node, shape)
 
     def _named(self, name: str, shape: Shape) -> None:
         if name in self.shapes:
@@ -453,19 +456,42 @@ class Reader:
             slices.largest(entry.precision, entry.bits),
         )
 
+    def _readout(self) -> Readout:
+        """The readout. Raises ValueError where the output and what leads to it say something else."""
+        meta = self.meta.readout
+        outputs = {n: node for n, node in self.graph.nodes.items() if isinstance(node, nir.Output)}
+        found = [p for p in self.populations if p.name == meta.source]
+        if len(outputs) != 1 or not found:
+            what = f"{len(outputs)} outputs, and {len(found)} populations {meta.source!r}"
+            raise ValueError(f"{what}; there should be one of each")
+        ((end, output),) = outputs.items()
+        (population,) = found
+        at, shape, matrix = end, population.shape, None
+        if meta.node is not None:
+            matrix = self._node(meta.node, nir.Linear, nir.Affine)
+            at, shape = self._matrix(meta.node, end, shape)
+        if self.before[at] != [meta.source]:
+            raise ValueError(f"the graph does not end in {meta.source} alone")
+        self.edges.add((meta.source, at))
+        G.node_output(end, output, shape)
+        return readouts.read(meta, matrix, output, population, self.chip, self.meta.timesteps)
+
+    def _matrix(self, name: str, end: str, shape: Shape) -> tuple[str, Shape]:
+        """The node that the neurons lead to on their way to the matrix, and the shape behind it."""
+        if self.before[end] != [name] or self.after[name] != [end]:
+            raise ValueError(f"{name} does not lead to {end} alone")
+        self.edges.add((name, end))
+        sent = self.before[name]
+        if len(sent) != 1 or not isinstance(self.graph.nodes[sent[0]], nir.Flatten):
+            return name, G.node_output(name, self.graph.nodes[name], shape)
+        self._flattens(sent[0], name)
+        self.edges.add((sent[0], name))
+        return sent[0], G.node_output(name, self.graph.nodes[name], (math.prod(shape),))
+
     def _rest(self) -> None:
         """Output and readout, and whatever the metadata do not account for."""
-        readout = self.meta.readout
-        ends = [name for name, node in self.graph.nodes.items() if isinstance(node, nir.Output)]
         with self._noted("readout"):
-            if len(ends) != 1 or self.before[ends[0]] != [readout.source]:
-                raise ValueError(f"the graph does not end in the spikes of {readout.source} alone")
-            self.edges.add((readout.source, ends[0]))
-            shape = self.shapes[readout.source]
-            G.node_output(ends[0], self.graph.nodes[ends[0]], shape)
-            if math.prod(shape) != readout.classes * readout.population:
-                what = f"{math.prod(shape)} outputs for {readout.classes} classes of {readout.population}"
-                raise ValueError(what)
+            self.readout = self._readout()
         known = {name for edge in self.edges for name in edge} | set(self.shapes)
         for name in self.graph.nodes.keys() - known:
             self.problems.append(Problem(name, "is not described in the metadata"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import nir
 import numpy as np
@@ -15,6 +15,8 @@ from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS, UNIT
 
 Float = NDArray[np.float64]
+Integrators: TypeAlias = nir.LI | nir.CubaLI | nir.I
+Node: TypeAlias = G.Neurons | Integrators
 # The time constant, in units of dt, of neurons that do not leak. v and inputs have at most 30 bits, so that
 # 2^-83 of v is far below the last bit of a float64, both next to v and next to what is added to it.
 NO_LEAK = 2.0**83
@@ -37,31 +39,53 @@ def threshold(population: Population) -> nir.Threshold:
     return nir.Threshold(threshold=np.zeros(population.shape, np.int32))
 
 
-def neurons(population: Population, exp: int, biased: bool) -> G.Neurons:
+def neurons(population: Population, exp: int, biased: bool) -> Node:
     """The node of LIF neurons whose inputs count 2^exp; its leak is the bias if ``biased``.
 
-    Neurons that never leak are an IF, unless they have a current or a leak for a bias.
+    Neurons that never leak are an IF, unless they have a current or a leak for a bias. Integrators are LI,
+    CubaLI and I in the same way.
     """
     p, shape = population.neurons, population.shape
     threshold = np.broadcast_to(p.vth, shape).astype(np.int32)
+    reset = _full(np.asarray(p.v_reset) / UNIT if p.reset == "constant" else 0.0, shape)
+    fires = {"v_threshold": threshold, "v_reset": reset} if p.fires else {}
     if never_leaks(p.dv) and not p.has_current and not (biased and p.bias.any()):
-        return G.integrate_and_fire(threshold, 2.0**exp)
+        r = np.full(shape, 2.0**exp / G.DT)
+        return nir.IF(r=r, **fires) if p.fires else nir.I(r=r)
     gain = membrane_gain(p.dv)
-    parameters = {
+    parameters = fires | {
         "r": _full(gain * 2.0**exp, shape),
         "v_leak": _full(leak(p.bias, gain) if biased else 0.0, shape),
-        "v_reset": _full(0.0, shape),
-        "v_threshold": threshold,
     }
     if not p.has_current:
-        return nir.LIF(tau=_full(G.DT * gain, shape), **parameters)
+        kind = nir.LIF if p.fires else nir.LI
+        return kind(tau=_full(G.DT * gain, shape), **parameters)
     drive = current_gain(p.du)
-    return nir.CubaLIF(
+    cuba = nir.CubaLIF if p.fires else nir.CubaLI
+    return cuba(
         tau_mem=_full(G.DT * gain, shape),
         tau_syn=_full(G.DT * drive, shape),
         w_in=_full(drive, shape),
         **parameters,
     )
+
+
+def fires(node: Node) -> bool:
+    """Whether the neurons of a node have a threshold."""
+    return isinstance(node, nir.LIF | nir.IF | nir.CubaLIF)
+
+
+def has_current(node: Node) -> bool:
+    """Whether the neurons of a node have a current that a step remembers."""
+    return isinstance(node, nir.CubaLIF | nir.CubaLI)
+
+
+def resets_to(node: Node, constant: bool) -> Float:
+    """What v is reset to, in steps of v. Raises ValueError for anything but 0 where not ``constant``."""
+    v_reset = np.asarray(getattr(node, "v_reset", np.zeros(1)), np.float64)
+    if v_reset.any() and not constant:
+        raise ValueError("v_reset contradicts the reset in the metadata")
+    return v_reset * UNIT
 
 
 def membrane_gain(dv: Each) -> Float:
@@ -87,21 +111,21 @@ def _full(values: Any, shape: Shape) -> Float:
     return np.broadcast_to(np.asarray(values, np.float64), shape).copy()
 
 
-def decays(node: G.Neurons, exp: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def decays(node: Node, exp: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(du, dv) of the node's shape. Raises ValueError unless the node is what ``neurons`` makes of them."""
-    shape = node.v_threshold.shape
+    shape = node.r.shape
     du, dv = np.full(shape, FORGETS), np.zeros(shape, np.int64)
     expected: dict[str, Any]
-    if isinstance(node, nir.IF):
-        expected = {"r": 2.0**exp / G.DT, "v_reset": 0.0}
+    if isinstance(node, nir.IF | nir.I):
+        expected = {"r": 2.0**exp / G.DT}
     else:
-        key = "tau_mem" if isinstance(node, nir.CubaLIF) else "tau"
+        key = "tau_mem" if has_current(node) else "tau"
         slow = G.DT * NO_LEAK
         tau = np.asarray(getattr(node, key), np.float64)
         dv = np.where(tau == slow, 0, _decay(tau, key, FORGETS))
         gain = membrane_gain(dv.astype(np.int32))
-        expected = {key: G.DT * gain, "r": gain * 2.0**exp, "v_reset": 0.0}
-    if isinstance(node, nir.CubaLIF):
+        expected = {key: G.DT * gain, "r": gain * 2.0**exp}
+    if has_current(node):
         du = _decay(node.tau_syn, "tau_syn", DECAY_ONE) - 1
         drive = current_gain(du.astype(np.int32))
         expected |= {"tau_syn": G.DT * drive, "w_in": drive}
@@ -121,7 +145,7 @@ def _decay(tau: NDArray[Any], name: str, most: int) -> NDArray[np.int64]:
     return np.where(slow, 1, found).astype(np.int64)
 
 
-def leaked(node: G.Neurons, dv: NDArray[np.int64], bias_exp: int) -> Float:
+def leaked(node: Node, dv: NDArray[np.int64], bias_exp: int) -> Float:
     """The bias mantissas that ``v_leak`` says. Raises ValueError where it says none."""
     gain, step = membrane_gain(dv.astype(np.int32)), 2.0**bias_exp
     found = np.asarray(node.v_leak, np.float64)

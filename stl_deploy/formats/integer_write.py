@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from stl_deploy.formats import integer_meta as M
 from stl_deploy.formats import integer_placement
+from stl_deploy.formats import integer_readout as readouts
+from stl_deploy.formats import integer_rules as rules
 from stl_deploy.formats import integer_words as words
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
@@ -103,7 +105,9 @@ SYNAPSES: dict[str, Callable[[Way, Any], Nodes]] = {
 
 
 def _lif(population: Population, exp: int, biased: bool) -> nir.ir.NIRNode:
-    return words.neurons(population, exp, biased)
+    node = words.neurons(population, exp, biased)
+    node.metadata = dict(rules.arrays(population.neurons, population.shape))
+    return node
 
 
 def _or(population: Population, _exp: int, _biased: bool) -> nir.ir.NIRNode:
@@ -152,13 +156,28 @@ class Writer:
             self.nodes[name] = nir.Input(input_type={"input": np.array(port.shape)})
         for population in network.populations:
             self._population(population)
-        end = network.readout.source
-        shape = {"output": np.array(network.shape(end))}
-        self._link(end, self._new("output", nir.Output(output_type=shape)))
-        meta = self._meta()
+        meta = self._meta(self._end())
         unsaid = {"chip_facts"} if meta.chip_facts is None else None
         metadata = {G.KEY: meta.model_dump_json(exclude=unsaid)}
         return nir.NIRGraph(self.nodes, self.edges, metadata=metadata, type_check=False)
+
+    def _end(self) -> str | None:
+        """The output, and in front of it the matrix of the readout, whose name this is."""
+        readout = self.network.readout
+        end, shape = readout.source, self.network.shape(readout.source)
+        matrix, name = readouts.node(readout), None
+        if matrix is not None:
+            if len(shape) > 1:
+                flat = self._new("readout_flatten", G.flatten(shape))
+                self._link(end, flat)
+                end = flat
+            name = self._new("readout", matrix)
+            self._link(end, name)
+            end, shape = name, (readout.classes,)
+        output = nir.Output(output_type={"output": np.array(shape)})
+        output.metadata = dict(readouts.arrays(readout))
+        self._link(end, self._new("output", output))
+        return name
 
     def _population(self, population: Population) -> None:
         exp = words.base(self.network, population)
@@ -235,7 +254,7 @@ class Writer:
         self.taken.add(name)
         return name
 
-    def _meta(self) -> M.IntegerMeta:
+    def _meta(self, matrix: str | None) -> M.IntegerMeta:
         network, readout = self.network, self.network.readout
         placed = network.placement
         return M.IntegerMeta(
@@ -249,7 +268,11 @@ class Writer:
             populations=list(map(_population_meta, network.populations)),
             connections=[_connection_meta(c, self.of[c.key]) for c in network.connections],
             readout=M.ReadoutMeta(
-                classes=readout.classes, population=readout.population, source=readout.source
+                classes=readout.classes,
+                population=readout.population,
+                source=readout.source,
+                rule=readout.rule,
+                node=matrix,
             ),
             lowering=network.lowering,
             lowering_reason=network.lowering_reason,
@@ -272,6 +295,9 @@ def _population_meta(population: Population) -> M.PopulationMeta:
         kind=population.kind,
         bias_exp=neurons.bias_exp,
         reset=neurons.reset,
+        reset_current=neurons.reset_current,
+        hold=neurons.hold,
+        graded=None if neurons.graded is None else M.GradedMeta(**vars(neurons.graded)),
         scale=scale.tolist(),
     )
 
@@ -286,6 +312,7 @@ def _connection_meta(connection: Connection, node: str) -> M.ConnectionMeta:
         bits=connection.bits,
         precision=connection.precision,
         delay=connection.delay,
+        port=connection.port,
     )
 
 
@@ -307,7 +334,8 @@ def _sharing(
 def _share(network: IntegerNetwork, a: Connection, b: Connection) -> bool:
     """Whether one node serves both: they have one name, one shape, and the same weights in the same form."""
     return (
-        (a.name, a.exp, a.bits, a.precision) == (b.name, b.exp, b.bits, b.precision)
+        (a.name, a.exp, a.bits, a.port) == (b.name, b.exp, b.bits, b.port)
+        and a.precision == b.precision
         and network.shape(a.source) == network.shape(b.source)
         and a.synapses.kind == b.synapses.kind
         and a.synapses.geometry == b.synapses.geometry

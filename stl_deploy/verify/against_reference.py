@@ -1,33 +1,37 @@
-"""Whether a backend equals the reference of hw_sim: every spike, u and v, counted."""
+"""Whether a backend equals the reference of hw_sim: what neurons send, their states, the predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy import backends
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.reference import Trace
+from stl_deploy.hw_sim.reference import LayerTrace, Trace
 from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.spread import Spread, Threads
 
-Kind = Literal["u", "v", "spikes"]
-# In the order in which a step computes them.
-KINDS: tuple[Kind, ...] = ("u", "v", "spikes")
+# In the order in which a step computes them. Those that are not u, v and spikes are in the traces of some
+# neurons only (``Lif.states``).
+KINDS = ("u", "u2", "v", "spikes", "rest", "q")
+PREDICTION = "prediction"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One entry that differs: ``neuron`` is its index in the population ``layer``."""
+    """One entry that differs: ``neuron`` is its index in the population ``layer``.
+
+    ``kind`` is one of ``KINDS``, or "prediction" of the sample, which has the last step and no neuron.
+    """
 
     layer: str
-    kind: Kind
+    kind: str
     sample: int
     step: int
     neuron: tuple[int, ...]
@@ -37,26 +41,32 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """``entries`` are the spikes compared, N*T*neurons of all populations; each has a u and a v too.
+    """What was compared, and how much of it differed.
 
-    ``first`` is the first difference in the first population that has one.
+    ``entries`` are the spikes, or the values sent instead: N*T*neurons of all populations. ``states`` are
+    two for each of them, and more where neurons have more. Predictions are compared where the backend makes
+    them. ``first`` is the first difference in the first population that has one.
     """
 
     entries: int = 0
+    states: int = 0
     spike_mismatches: int = 0
     state_mismatches: int = 0
+    prediction_mismatches: int = 0
     first: Difference | None = None
 
     @property
     def exact(self) -> bool:
         """No difference."""
-        return not self.spike_mismatches and not self.state_mismatches
+        return not (self.spike_mismatches or self.state_mismatches or self.prediction_mismatches)
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(
             self.entries + other.entries,
+            self.states + other.states,
             self.spike_mismatches + other.spike_mismatches,
             self.state_mismatches + other.state_mismatches,
+            self.prediction_mismatches + other.prediction_mismatches,
             self.first or other.first,
         )
 
@@ -67,28 +77,46 @@ def compare(
     """Compare a backend's trace (see ``backends.Session``) with the reference's, with states."""
     total = Agreement()
     for name in (population.name for population in network.populations):
-        reference = expected.layers[name]
-        for kind in KINDS:
-            want = getattr(reference, kind)
+        for kind, want in _kept(expected.layers[name]):
             have = got[f"{kind}/{name}"]
             if kind == "spikes" and (bare := got.get(f"bare/{name}")) is not None:
                 have = np.where(bare != want, bare, have)
             where = np.argwhere(have != want)
-            count = len(where)
-            total += Agreement(
-                entries=want.size if kind == "spikes" else 0,
-                spike_mismatches=count if kind == "spikes" else 0,
-                state_mismatches=0 if kind == "spikes" else count,
-                first=_difference(name, kind, where[0], want, have, first_sample)
-                if count
-                else None,
+            first = (
+                _difference(name, kind, where[0], want, have, first_sample) if len(where) else None
             )
+            if kind == "spikes":
+                total += Agreement(want.size, spike_mismatches=len(where), first=first)
+            else:
+                total += Agreement(states=want.size, state_mismatches=len(where), first=first)
+    if PREDICTION in got:
+        total += _predictions(network, expected.predictions, got[PREDICTION], first_sample)
     return total
+
+
+def _kept(trace: LayerTrace) -> Iterator[tuple[str, NDArray[Any]]]:
+    """What a trace holds, by its kind."""
+    held = {"spikes": trace.spikes, "u": trace.u, "v": trace.v, **trace.more}
+    for kind in KINDS:
+        if (values := held.get(kind)) is not None:
+            yield kind, values
+
+
+def _predictions(
+    network: IntegerNetwork, want: NDArray[Any], have: NDArray[Any], first_sample: int
+) -> Agreement:
+    where = np.flatnonzero(have != want)
+    if not len(where):
+        return Agreement()
+    sample, step = int(where[0]), network.timesteps - 1
+    values = int(want[sample]), int(have[sample])
+    first = Difference(network.readout.source, PREDICTION, first_sample + sample, step, (), *values)
+    return Agreement(prediction_mismatches=len(where), first=first)
 
 
 def _difference(
     layer: str,
-    kind: Kind,
+    kind: str,
     index: NDArray[np.int64],
     want: NDArray[Any],
     have: NDArray[Any],

@@ -162,6 +162,7 @@ class Outcome:
         for name, agreement in self.agreements.items():
             found[f"backend.{name}.spike_mismatches"] = agreement.spike_mismatches
             found[f"backend.{name}.state_mismatches"] = agreement.state_mismatches
+            found[f"backend.{name}.prediction_mismatches"] = agreement.prediction_mismatches
         if report.first_divergence is not None:
             found["first_divergence"] = report.first_divergence.text
         return {name: value for name, value in found.items() if value is not None}
@@ -359,6 +360,8 @@ def _difference(name: str, agreement: Agreement) -> str:
         f"{agreement.spike_mismatches:,} spikes and "
         f"{agreement.state_mismatches:,} states"
     )
+    if agreement.prediction_mismatches:
+        text += f" and {agreement.prediction_mismatches:,} predictions"
     if first := agreement.first:
         text += (
             f"; first {first.kind} of {first.layer} {first.neuron}, sample {first.sample}, "

@@ -19,3 +19,8 @@ def assert_layer(got, want, name=""):
         if b is not None:
             assert (a.shape, a.dtype) == (b.shape, b.dtype), (name, field)
             assert (a == b).all(), (name, field)
+    assert got.more.keys() == want.more.keys(), name
+    for state, b in want.more.items():
+        a = got.more[state]
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), (name, state)
+        assert (a == b).all(), (name, state)

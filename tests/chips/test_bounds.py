@@ -14,6 +14,7 @@ from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
+from tests.build import random_graphs
 
 EXAMPLES = settings(max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -162,6 +163,21 @@ def test_bounds_are_sound(seed, steps):
     assert (v.max(axis=(0, 1)) <= highest).all()
     top = bounds.largest_state(network, population, steps)
     assert max(np.abs(u).max(), np.abs(v).max()) <= top
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_largest_state_holds_for_every_rule(seed):
+    network, rasters = random_graphs.draw(seed, UNBOUNDED)
+    trace = reference.run(network, rasters, states=True)
+    for population in network.populations:
+        did, top = trace.layers[population.name], 0
+        for name, values in {"u": did.u, "v": did.v, **did.more}.items():
+            if name != "rest":
+                top = max(top, int(np.abs(values).max()))
+        assert top <= bounds.largest_state(network, population, network.timesteps)
+
+
+UNBOUNDED = replace(random_graphs.TABLE, chips=("ideal",))
 
 
 def dense(*rows):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
-from stl_deploy.chips.facts import Count, Delays
+from stl_deploy.chips.tables import Count, Delays
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.readouts import Readout

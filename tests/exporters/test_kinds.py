@@ -41,10 +41,10 @@ class MadeUpSynapses(Dense):
 
 
 @dataclass(frozen=True, eq=False)
-class Held(Lif):
+class Noisy(Lif):
     """A LIF with a field that changes what it computes, and that nobody carries."""
 
-    hold: int = 0
+    noise: int = 0
 
 
 class Bare:
@@ -111,20 +111,22 @@ def odd(what: str, *names: str) -> IntegerNetwork:
 @pytest.mark.parametrize("target", exporters.TARGETS)
 def test_a_target_refuses_a_field_that_it_does_not_know(tmp_path, target):
     """Left out of the files, it would be another network without a word."""
-    output.export(network(part("odd", matrix(), (4,), Held)), target, tmp_path / "as_by_default")
-    with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
-        output.export(network(part("odd", matrix(), (4,), Held, hold=2)), target, tmp_path / "out")
+    output.export(network(part("odd", matrix(), (4,), Noisy)), target, tmp_path / "as_by_default")
+    with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'noise'"):
+        output.export(
+            network(part("odd", matrix(), (4,), Noisy, noise=2)), target, tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
     if target in TARGETS:
-        with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
-            exporters.write(network(part("odd", matrix(), (4,), Held, hold=2)), target, tmp_path)
+        with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'noise'"):
+            exporters.write(network(part("odd", matrix(), (4,), Noisy, noise=2)), target, tmp_path)
 
 
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 def test_a_backend_refuses_a_field_that_it_does_not_know(backend):
-    backends.check((backend,), network(part("odd", matrix(), (4,), Held)))
-    with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'hold'"):
-        backends.check((backend,), network(part("odd", matrix(), (4,), Held, hold=2)))
+    backends.check((backend,), network(part("odd", matrix(), (4,), Noisy)))
+    with pytest.raises(LoweringError, match=r"odd: .* does not support the field 'noise'"):
+        backends.check((backend,), network(part("odd", matrix(), (4,), Noisy, noise=2)))
 
 
 def refused(problems: Any, names: set[str]) -> None:

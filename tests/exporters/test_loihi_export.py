@@ -827,7 +827,7 @@ def test_registers_of_recurrent_weights(tmp_path):
             (tmp_path / "lava_network.py").unlink()
         else:
             (line,) = problems(lava.write, ideal, tmp_path)
-            assert line.startswith("fc: u or v can reach 8")
+            assert line.startswith("fc: a state can reach 8")
 
 
 def test_an_unused_bias_exponent_is_no_problem_for_netx(tmp_path):
@@ -943,7 +943,7 @@ def test_an_ideal_network_with_a_decay_out_of_range_is_refused_once(tmp_path):
 def test_an_ideal_network_that_could_overflow_is_refused(tmp_path):
     net = replace(one_dense(np.full((1, 600), 127, np.int8)), chip="ideal")
     (line,) = problems(loihi.write, net, tmp_path)
-    assert line.startswith("fc: u or v can reach ")
+    assert line.startswith("fc: a state can reach ")
     assert line.endswith("-> quantize for chip loihi2")
     loihi.write(replace(net, chip="loihi2"), tmp_path)
 

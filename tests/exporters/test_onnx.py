@@ -13,14 +13,12 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import nir
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnx.reference import ReferenceEvaluator
 
 import stl_deploy
 from stl_deploy import backends, exporters
@@ -33,9 +31,7 @@ from stl_deploy.exporters import onnx as exporter
 from stl_deploy.exporters import (
     onnx_float,
     onnx_graph,
-    onnx_inputs,
     onnx_limits,
-    onnx_step,
     onnx_sums,
 )
 from stl_deploy.formats.integer_nir import to_nir
@@ -52,62 +48,18 @@ from tests.build.floats import cuba, random_graph
 from tests.build.floats import graph as graph_of
 from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, dense_lif, lif, pool
+from tests.build.onnx_models import by_step, checked, compared, named, session
+from tests.build.random_graphs import TABLE
 
 NETWORKS = int(os.environ.get("STL_ONNX_NETWORKS", "3"))
 SEED = int(os.environ.get("STL_ONNX_SEED", "20230"))
 INTEGER_OPERATORS = {
-    *("Add", "ArgMax", "Cast", "Clip", "Concat", "ConstantOfShape", "ConvInteger", "Div", "Gather"),
-    *("Greater", "Identity", "Less", "MatMulInteger", "Mod", "Mul", "ReduceSum", "Reshape", "Scan"),
-    *("Max", "Shape", "Slice", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"),
+    *("Add", "And", "Cast", "Clip", "Concat", "ConstantOfShape", "ConvInteger", "Div", "Equal"),
+    *("Expand", "Gather", "GatherElements", "Greater", "Identity", "Less", "MatMul"),
+    *("MatMulInteger", "Max", "Min", "Mod", "Mul", "Range", "ReduceMax", "ReduceMin", "ReduceSum"),
+    *("Reshape", "Scan", "Shape", "Slice", "Squeeze", "Sub", "Tile", "TopK", "Transpose"),
+    *("Unsqueeze", "Where"),
 }
-
-
-def session(model):
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-
-
-def named(running, feed):
-    """The outputs of a session by name."""
-    names = [value.name for value in running.get_outputs()]
-    return dict(zip(names, running.run(names, feed), strict=True))
-
-
-def checked(model):
-    """``model``, which ONNX's checker and strict shape inference accept; no shape is a guess."""
-    onnx.checker.check_model(model, full_check=True)
-    full = onnx.shape_inference.infer_shapes(
-        model, check_type=True, strict_mode=True, data_prop=True
-    )
-    assert full.graph.output == model.graph.output
-    return model
-
-
-def compared(network, raster, model=None):
-    """Differences of scan.onnx under both tools from the reference; types and readout are right."""
-    model = checked(exporter.scan(network)) if model is None else model
-    given = {"input": raster}
-    if isinstance(raster, dict):
-        given = {onnx_inputs.label(network, name): values for name, values in raster.items()}
-    want = reference.run(network, raster, states=True)
-    evaluator = ReferenceEvaluator(model)
-    with np.errstate(all="ignore"):
-        other = evaluator.run(None, given)
-    total = agreement.Agreement()
-    for got in (
-        named(session(model), given),
-        dict(zip(evaluator.output_names, other, strict=True)),
-    ):
-        total += agreement.compare(network, want, got)
-        wide = onnx_step.state_type(network)
-        for name in network.by_name:
-            assert got[f"spikes/{name}"].dtype == np.uint8
-            assert got[f"u/{name}"].dtype == got[f"v/{name}"].dtype == wide
-        last = want.layers[network.readout.source].spikes
-        np.testing.assert_array_equal(got["votes"], network.readout.scores(last))
-        np.testing.assert_array_equal(got["prediction"], want.predictions)
-    return total
 
 
 # Integers
@@ -150,7 +102,8 @@ def test_the_zoo_model_is_the_same():
     spikes = load_raster(ZOO_RASTER).spikes[:30]
     told = []
     result = agreement.measure("onnx", network, spikes, on_steps=told.append)
-    assert result == agreement.Agreement(entries=30 * 4 * sum(n.size for n in network.populations))
+    entries = 30 * 4 * sum(n.size for n in network.populations)
+    assert result == agreement.Agreement(entries, states=2 * entries)
     assert told == [100, 120]  # in batches, so that memory stays bounded
 
 
@@ -283,7 +236,7 @@ def test_batch_and_time_are_free_and_no_state_is_kept():
         port = network.inputs["input"]
         raster = rng.integers(0, port.levels + 1, (n, steps, *port.shape)).astype(np.uint8)
         got = running.run(raster)
-        assert got["votes"].shape == (n, network.readout.classes)
+        assert got["scores"].shape == (n, network.readout.classes)
         if n:
             want = reference.run(network, raster, states=True)
             assert agreement.compare(network, want, got).exact
@@ -305,7 +258,7 @@ def renamed(network, names):
 
 def test_populations_and_inputs_may_be_called_anything():
     network, raster = loaded(np.random.default_rng(5), "loihi2")
-    names = ("step", "by_time", "u", "votes")
+    names = ("step", "by_time", "u", "scores")
     network = renamed(network, names)
     assert compared(network, raster).exact
     names = ("input_by_time", "lif_by_time", "lif", "readout.groups")
@@ -313,10 +266,11 @@ def test_populations_and_inputs_may_be_called_anything():
     assert compared(network, raster).exact
     (port,) = network.inputs.values()
     connections = tuple(
-        replace(c, source="votes" if c.source == "input" else c.source) for c in network.connections
+        replace(c, source="scores" if c.source == "input" else c.source)
+        for c in network.connections
     )
-    network = replace(network, inputs={"votes": port}, connections=connections)
-    assert compared(network, {"votes": raster}).exact
+    network = replace(network, inputs={"scores": port}, connections=connections)
+    assert compared(network, {"scores": raster}).exact
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -327,23 +281,11 @@ def test_the_step_carries_its_state_by_name(kind):
         connections = tuple(replace(c, delay=2 * c.delay) for c in network.connections)
         network = replace(network, connections=connections)
         assert late
-    running = session(checked(exporter.step(network)))
-    state = {
-        value.name: np.zeros(
-            (len(raster), *value.shape[1:]), {"tensor(uint8)": np.uint8}.get(value.type, np.int32)
-        )
-        for value in running.get_inputs()
-        if value.name != "input"
-    }
-    assert state.keys() == {f"past_in/{name}" for name in late} | {
-        f"{what}_in/{n.name}" for n in network.weighted for what in "uv"
-    }
-    steps = []
-    for t in range(raster.shape[1]):
-        steps.append(named(running, {"input": raster[:, t], **state}))
-        state = {name: steps[-1][name.replace("_in/", "/")] for name in state}
-    got = {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
-    want = reference.run(network, raster, states=True)
+    model = checked(exporter.step(network))
+    assert {value.name for value in model.graph.input} == {"input"} | {
+        f"past_in/{name}" for name in late
+    } | {f"{what}_in/{n.name}" for n in network.weighted for what in "uv"}
+    got, want = by_step(network, raster), reference.run(network, raster, states=True)
     assert agreement.compare(network, want, got).exact
 
 
@@ -359,8 +301,8 @@ def test_nothing_is_computed_in_floating_point():
     rng = np.random.default_rng(0)
     for chip in ("loihi1", "loihi2", "ideal"):
         network, _ = loaded(rng, chip)
-        graph, _ = random_graphs.draw(5)
-        every = (exporter.step(network), exporter.scan(network), exporter.scan(graph))
+        graphs = [random_graphs.draw(5)[0], *(random_graphs.draw(i, TABLE)[0] for i in range(8))]
+        every = (exporter.step(network), exporter.scan(network), *map(exporter.scan, graphs))
         for model in every:
             assert set(operators(model.graph)) <= INTEGER_OPERATORS
             assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
@@ -509,11 +451,11 @@ def test_an_export_says_what_it_is(net, model, tmp_path):
             np.testing.assert_array_equal(scales[population.name], scale)
         assert said == {
             "format": "stl-deploy/onnx",
-            "version": "2",
+            "version": "3",
             "chip": "loihi2",
             "timesteps": "4",
             "inputs": '{"input": {"levels": 1, "signed": false, "held": false}}',
-            "readout": '{"source": "lif4", "classes": 10, "population": 2}',
+            "readout": '{"source": "lif4", "classes": 10, "population": 2, "rule": "votes"}',
             "source_sha256": digest,
         }
 
@@ -540,7 +482,7 @@ def test_what_cannot_be_carried_is_named_at_once(tmp_path):
     assert lines == [
         "input: input levels 256; ONNX reads it as uint8, up to 255",
         "lif4: 20 neurons for 3 classes of 4",
-        "lif1: reset 'delayed' is not zero or subtract",
+        "lif1: reset 'delayed' is not one of zero, subtract, constant, none",
         "lif3_w: weight exponent 8 is outside 0..7",
         "lif4: voltage decay dv 5000 is outside 0..4096",
         "lif4: bias exponent 8 is outside 0..7",
@@ -619,7 +561,7 @@ def test_parity_with_onnx(command, model, lowered, raster):
     code, out, err = command("stl-parity", *args)
     assert (code, err) == (0, "")
     entries = 12 * 4 * sum(p.size for p in stl_deploy.load(lowered).populations)
-    exact = {"entries": entries, "spike_mismatches": 0, "state_mismatches": 0, "first": None}
+    exact = asdict(agreement.Agreement(entries, states=2 * entries))
     assert json.loads(out)["backends"] == {"hw_sim": exact, "onnx": exact}
 
 
@@ -691,5 +633,5 @@ def test_the_examples_of_the_documentation_run(command, model, raster, tmp_path)
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
         with np.load(tmp_path / "got.npz") as got:
             assert agreement.compare(network, want, got).exact
-            if "votes" in got:
+            if "scores" in got:
                 np.testing.assert_array_equal(got["prediction"], want.predictions)

@@ -70,13 +70,16 @@ def test_the_file_is_plain_nir_in_the_documented_units(path):
     assert not node.v_reset.any()
     np.testing.assert_array_equal(conv.bias, lif.bias_mant.reshape(-1))
     meta = json.loads(graph.metadata[KEY])
-    assert (meta["format"], meta["version"]) == ("stl-deploy/integer", 4)
+    assert (meta["format"], meta["version"]) == ("stl-deploy/integer", 5)
     assert meta["inputs"] == [{"name": "input", "levels": 1, "signed": False, "held": False}]
     assert meta["populations"][1] == {
         "name": "pool1",
         "kind": "or",
         "bias_exp": 6,
         "reset": "zero",
+        "reset_current": False,
+        "hold": 0,
+        "graded": None,
         "scale": [],
     }
     assert meta["connections"][0] == {
@@ -88,6 +91,7 @@ def test_the_file_is_plain_nir_in_the_documented_units(path):
         "bits": 8,
         "precision": "8",
         "delay": 0,
+        "port": 0,
     }
 
 
@@ -184,7 +188,7 @@ NODES = "node/nodes"
         (put(f"{NODES}/lif1/tau", np.full((4, 8, 8), 4e-4)), "r contradicts decays"),
         (put(f"{NODES}/lif1/tau", np.full((4, 8, 8), np.nan)), "tau is not dt * 4096 / n"),
         (put(f"{NODES}/lif1/r", np.full((4, 8, 8), 1.0)), "r contradicts decays"),
-        (put(f"{NODES}/lif1/v_reset", np.full((4, 8, 8), 1.0)), "v_reset contradicts"),
+        (put(f"{NODES}/lif1/v_reset", np.full((4, 8, 8), 1.0)), "v_reset contradicts the reset"),
         (put(f"{NODES}/lif1/v_leak", np.full((4, 8, 8), 2.0)), "has a bias in conv1; it stands in"),
         (put(f"{NODES}/lif1/v_leak", np.full(7, 2.0)), "nir can read"),
         (put(f"{NODES}/pool1/threshold", np.full((4, 4, 4), 1)), "of an OR population is 0"),
@@ -197,7 +201,7 @@ NODES = "node/nodes"
         (put(f"{NODES}/input/shape", np.array([1, 1 << 20, 1 << 20])), "at most 67,108,864 values"),
         (put(f"{NODES}/output/shape", np.array([7])), "declared as (7,)"),
         (meta(chip="tpu"), "'tpu' is not one of"),
-        (meta(version=3), "is of version 3 of the format; this stl-deploy reads version 4"),
+        (meta(version=4), "is of version 4 of the format; this stl-deploy reads version 5"),
         (meta(version=None), "is of version None"),
         (meta(resets="same-step, to zero"), "resets"),
         (meta(surprise=1), "surprise"),
@@ -207,7 +211,7 @@ NODES = "node/nodes"
         ),
         (
             meta(readout={"classes": 4, "population": 64, "source": "lif1"}),
-            "end in the spikes of lif1",
+            "end in lif1",
         ),
         (meta(timesteps=0), "timesteps"),
         (meta(inputs=[]), "inputs"),
@@ -217,7 +221,7 @@ NODES = "node/nodes"
         ),
         (entry("inputs", 0, levels=300), "300 levels without a sign"),
         (entry("inputs", 0, levels=1 << 15, signed=True), "levels"),
-        (first_lif(reset="half"), "'zero' or 'subtract'"),
+        (first_lif(reset="half"), "'zero', 'subtract', 'constant' or 'none'"),
         (first_lif(kind="or"), "is a LIF; it should be Threshold"),
         (first_lif(name="lif2"), "stands twice in the metadata"),
         (first_lif(bias_exp=8), "bias_exp"),
@@ -376,7 +380,7 @@ def all_of(*changes):
         (put(f"{NODES}/lif1/tau_mem", np.full(12, 1e-4)), "tau_mem is not dt * 4096 / n, n from 1"),
         (put(f"{NODES}/lif1/w_in", np.full(12, 1.0)), "w_in contradicts"),
         (put(f"{NODES}/lif1/r", np.full(12, 2.0)), "r contradicts"),
-        (put(f"{NODES}/lif1/v_reset", np.full(12, 1.0)), "v_reset contradicts"),
+        (put(f"{NODES}/lif1/v_reset", np.full(12, 1.0)), "v_reset contradicts the reset"),
         (put(f"{NODES}/lif1/v_leak", np.full(12, 0.3)), "v_leak is not a bias"),
         (put(f"{NODES}/lif1/v_leak", np.full(12, 2.0 * 4096)), "bias spans 4096..4096"),
         (put(f"{NODES}/lif1/v_leak", np.full(12, np.nan)), "v_leak is not a bias"),
@@ -387,13 +391,13 @@ def all_of(*changes):
         (meta(chip="loihi1"), "reset 'subtract': a neuron of loihi1 resets to zero"),
         (without_edges(("rec", "lif1")), "rec: leads to nothing, not to lif1"),
         (without_edges(("lif1", "rec")), "rec: its sources (delays) are none"),
-        (without_edges(("lif2", "output")), "does not end in the spikes of lif2"),
+        (without_edges(("lif2", "output")), "does not end in lif2"),
         (edges(("rec", "lif2")), "rec: leads to lif1, lif2, not to lif1"),
         (edges(("lif2", "rec")), "rec: its sources (delays) are lif1 (1), lif2 (0)"),
         (edges(("lif1", "lif1")), "lif1 -> lif1: this edge is not described in the metadata"),
         (edges(("lif2", "lif1_w")), "lif1_w: its sources (delays) are input (0), lif2 (0)"),
         (edges(("lif1", "lif2")), "lif1 -> lif2: this edge is not described"),
-        (edges(("lif1", "output")), "does not end in the spikes of lif2 alone"),
+        (edges(("lif1", "output")), "does not end in lif2 alone"),
         (edges(("output", "lif1")), "output -> lif1: this edge is not described"),
         (edges(("lif2", "lif2_w")), "lif2_w: its sources (delays) are"),
         (edges(("rec", "lif1")), "rec -> lif1: stands twice"),
@@ -410,7 +414,7 @@ def test_contradictions_of_currents_and_loops_are_refused(newer, change, what):
 def test_a_current_takes_its_bias_from_the_leak_alone(newer):
     graph = nir.read(newer)
     graph.nodes["lif1_w"] = nir.Affine(weight=graph.nodes["lif1_w"].weight, bias=np.ones(12))
-    with pytest.raises(InputError, match="and of a CubaLIF as v_leak alone"):
+    with pytest.raises(InputError, match="and of a CubaLIF or CubaLI as v_leak alone"):
         nir_file.from_nir(graph)
 
 
@@ -431,7 +435,7 @@ def test_all_that_is_off_is_said_at_once(newer):
     assert "lif2: tau is not" in said
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 5, "4"])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 6, "5"])
 def test_other_versions_are_refused_with_the_remedy(path, version):
     edit(path, meta(version=version))
     assert "export the model again (stl-export) with this stl-deploy" in refused(path)

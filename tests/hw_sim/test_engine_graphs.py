@@ -33,9 +33,7 @@ def check(network, rasters, seed, states=(False, True)):
         for p in network.populations
     }
     given = {
-        n: (rng.random(size) < 0.3).astype(np.uint8)
-        for n, size in some.items()
-        if rng.random() < 0.4
+        n: instead(rng, network.span(n), size) for n, size in some.items() if rng.random() < 0.4
     }
     ready = engine.Engine(network, cores)
     for wanted in states:
@@ -46,13 +44,24 @@ def check(network, rasters, seed, states=(False, True)):
     return ready
 
 
+def instead(rng, span, size):
+    """Values that a population of this span could send: spikes as uint8, others as int16."""
+    hit = rng.random(size) < 0.3
+    if span == (0, 1):
+        return hit.astype(np.uint8)
+    return (rng.integers(span[0], span[1] + 1, size) * hit).astype(np.int16)
+
+
 def how(ready):
     """Names of the plans that ran, with what tells them apart."""
     found = []
     for plan in ready._plans.values():
         members = getattr(plan, "members", ())
-        plain = getattr(plan, "plain", False) or any(m.plain for m in members)
-        words = [type(plan).__name__, "plain" * plain, "loop" * (len(members) > 1)]
+        plain = getattr(plan, "plain", False) or any(
+            getattr(m.neurons, "plain", False) for m in members
+        )
+        rules = any(type(m.neurons).__name__ == "RuleNeurons" for m in members)
+        words = [type(plan).__name__, "plain" * plain, "rules" * rules, "loop" * (len(members) > 1)]
         found.append(" ".join(word for word in words if word))
     return found
 
@@ -77,6 +86,15 @@ def test_working_graphs():
         "StepPlan plain",
         "StepPlan loop",
     }
+
+
+def test_graphs_over_the_whole_table():
+    """Every rule of neurons and every readout, alone and together; the reference runs no part."""
+    used = Counter()
+    for seed in range(40):
+        used.update(how(check(*random_graphs.draw(seed, random_graphs.TABLE), seed)))
+    assert {"StepPlan rules", "StepPlan rules loop"} <= used.keys()
+    assert "NoneType" not in used
 
 
 # Plans, each where it has to run
@@ -212,7 +230,7 @@ def test_recurrent_convolutions(kernel, delay, exp):
     fires(network, rasters)
     check(network, rasters, 0)
     (member,) = engine.Engine(network)._plan(0, 6, False).members
-    assert member.narrow == (exp < 30)
+    assert member.sums.narrow == (exp < 30)
 
 
 @pytest.mark.parametrize("seed", range(4))

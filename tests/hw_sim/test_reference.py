@@ -1,11 +1,11 @@
 """The reference simulator against loops over single neurons, and against traces of a real Loihi.
 
-The loops below restate every rule (the sums over synapses, the step of lava-nc 0.10.0's ``fixed_pt``
-LIF, the reset, what counts as active and as overflow) with Python's integers and no arrays.
+The loops are those of ``tests/build/one_by_one.py``.
 """
 
 import csv
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stl_deploy.hw_sim import reference
-from stl_deploy.ir import cut
+from stl_deploy.ir import cut, kinds
 from stl_deploy.ir.neurons import Lif
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense
 from tests.build.networks import chain, dense_lif
-from tests.build.random_graphs import draw
+from tests.build.one_by_one import assert_same, naive
+from tests.build.random_graphs import EVERYTHING, TABLE, draw
 from tests.build.strategies import networks
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -27,153 +28,6 @@ needs_reference = pytest.mark.skipif(
     not REFERENCE.is_dir(), reason="the folder of reference traces is not next to the checkout"
 )
 EXAMPLES = settings(max_examples=200)
-# M and the bound of |a_in|; the registers of the chips, restated.
-REGISTERS = {"ideal": (None, None), "loihi1": (1 << 23, 1 << 15), "loihi2": (1 << 23, 1 << 17)}
-
-
-# One neuron at a time
-
-
-def w32(x):
-    return (x + 2**31) % 2**32 - 2**31
-
-
-def shrink(x, constant):
-    size = abs(x) * (4096 - constant) // 4096
-    return size if x >= 0 else -size
-
-
-@dataclass
-class Did:
-    """What one neuron did in one step."""
-
-    u: int
-    v: int
-    s: int
-    active: bool
-    overflow: bool
-
-
-class Neuron:
-    """One neuron of a population, from a state of zero."""
-
-    def __init__(self, population, index, chip):
-        neurons = population.neurons
-
-        def of(values):
-            return int(np.broadcast_to(values, population.shape)[index])
-
-        self.big, self.too_large = REGISTERS[chip]
-        self.bias = of(neurons.bias_mant) * 2**neurons.bias_exp
-        self.vth, self.du, self.dv = of(neurons.vth), of(neurons.du), of(neurons.dv)
-        self.reset = neurons.reset
-        self.u = self.v = 0
-
-    def step(self, a):
-        big = self.big
-        left = shrink(self.u, self.du + 1)
-        active = left != 0 or self.v != 0 or a != 0 or self.bias != 0
-        overflow = self.too_large is not None and abs(a) >= self.too_large
-        u = left + 64 * a
-        if big is not None:
-            u = w32(left + w32(64 * a))
-            if not -big < u <= big:
-                u, overflow = u - 2 * big * (1 if u > 0 else -1), True
-        v = shrink(self.v, self.dv) + u + self.bias
-        if big is not None:
-            v = w32(v)
-            if abs(v) >= big:
-                v, overflow = (big - 1) * (1 if v > 0 else -1), True
-        s = int(v > 64 * self.vth)
-        if s:
-            v = v - 64 * self.vth if self.reset == "subtract" else 0
-        self.u, self.v = u, v
-        return Did(u, v, s, active, overflow)
-
-
-def synapses_into(network, connection):
-    """The synapses (input, weight) of each neuron of the target, both by their place in C order."""
-    found = {i: [] for i in range(network.size(connection.target))}
-    held, shape = connection.synapses, network.shape(connection.target)
-    if held.kind == "dense":
-        for i, row in enumerate(held.weight.tolist()):
-            found[i] = list(enumerate(row))
-    elif held.kind == "one_to_one":
-        for i, w in enumerate(held.weight.tolist()):
-            found[i] = [(i, w)]
-    elif held.kind == "sparse":
-        for i, j, w in zip(
-            *(x.tolist() for x in (held.row, held.column, held.weight)), strict=True
-        ):
-            found[i].append((j, w))
-    else:
-        for at, index in enumerate(np.ndindex(shape)):
-            found[at] = list(seen(held, network.shape(connection.source), shape, index))
-    return found
-
-
-def seen(conv, before, shape, index):
-    """The synapses (input, weight) of one neuron of a convolution."""
-    (channels, height, width), (o, i, j) = before, index
-    per_group_in, per_group_out = channels // conv.groups, shape[0] // conv.groups
-    for k in range(per_group_in):
-        c = (o // per_group_out) * per_group_in + k
-        for p in range(conv.weight.shape[2]):
-            for q in range(conv.weight.shape[3]):
-                y = i * conv.stride[0] + p * conv.dilation[0] - conv.padding[0]
-                z = j * conv.stride[1] + q * conv.dilation[1] - conv.padding[1]
-                if 0 <= y < height and 0 <= z < width:
-                    yield (c * height + y) * width + z, int(conv.weight[o, k, p, q])
-
-
-def naive(network, rasters):
-    """Arrays u, v, s [N, T, *shape] and counts active, overflow [N, T] of every population, by name."""
-    samples = len(next(iter(rasters.values())))
-    steps = network.timesteps
-    sent = {name: x.astype(object).reshape(*x.shape[:2], -1) for name, x in rasters.items()}
-    for name, port in network.inputs.items():
-        sent[name] = np.repeat(sent[name], steps, axis=1) if port.held else sent[name]
-    size = {p.name: (samples, steps, p.size) for p in network.populations}
-    out = {
-        name: tuple(np.zeros(shape, object) for shape in (n, n, n, n[:2], n[:2]))
-        for name, n in size.items()
-    }
-    for name, (_, _, s, *_) in out.items():
-        sent[name] = s
-    ways = {c.key: synapses_into(network, c) for c in network.connections}
-    for n in range(samples):
-        neurons = {
-            p.name: [Neuron(p, index, network.chip) for index in np.ndindex(p.shape)]
-            for p in network.populations
-        }
-        for t in range(steps):
-            for p in network.populations:
-                u, v, s, active, overflow = out[p.name]
-                for i, one in enumerate(neurons[p.name]):
-                    a = 0
-                    for c in network.into(p.name):
-                        if t >= c.delay:
-                            came = sent[c.source][n, t - c.delay]
-                            a += sum(w * came[j] for j, w in ways[c.key][i]) * 2**c.exp
-                    did = one.step(a)
-                    u[n, t, i], v[n, t, i], s[n, t, i] = did.u, did.v, did.s
-                    active[n, t] += did.active
-                    overflow[n, t] += did.overflow
-    shapes = {p.name: p.shape for p in network.populations}
-    return {
-        name: (*(x.reshape(samples, steps, *shapes[name]) for x in did[:3]), *did[3:])
-        for name, did in out.items()
-    }
-
-
-def assert_same(trace, expected):
-    for name, (u, v, s, active, overflow) in expected.items():
-        did = trace.layers[name]
-        assert did.spikes.tolist() == s.tolist(), f"{name}: spikes"
-        assert did.u.tolist() == u.tolist(), f"{name}: u"
-        assert did.v.tolist() == v.tolist(), f"{name}: v"
-        assert did.active.tolist() == active.tolist(), f"{name}: active"
-        assert did.overflow.tolist() == overflow.tolist(), f"{name}: overflow"
 
 
 # Random networks
@@ -189,20 +43,34 @@ def test_random_networks(case):
     assert trace.layers["lif1"].v.dtype == trace.layers["lif1"].u.dtype == wide
 
 
+@pytest.mark.parametrize("features", [EVERYTHING, TABLE], ids=["graphs", "rules"])
 @pytest.mark.parametrize("seed", range(30))
-def test_random_graphs(seed):
+def test_random_graphs(seed, features):
     """Several inputs, ways that join, loops, delays; also where others are given other spikes."""
-    network, rasters = draw(seed)
+    network, rasters = draw(seed, features)
     trace = reference.run(network, rasters, states=True)
     assert_same(trace, naive(network, rasters))
     rng = np.random.default_rng(seed)
     given = {
         name: (rng.random(did.spikes.shape) < 0.3).astype(np.uint8)
         for name, did in trace.layers.items()
-        if rng.random() < 0.5
+        if rng.random() < 0.5 and network.span(name) != (0, 0)
     }
     cut_, rasters = network.cut(given), cut.rasters(network.inputs, rasters, given)
     assert_same(reference.run(cut_, rasters, states=True), naive(cut_, rasters))
+
+
+def test_the_random_graphs_have_every_rule():
+    """Each field of the table, and each reset, in three or more of the graphs above."""
+    found = Counter()
+    for seed in range(30):
+        network, _ = draw(seed, TABLE)
+        words = set()
+        for population in network.populations:
+            words |= set(kinds.unknown_fields(population.neurons))
+        found.update(words)
+    known = {field.name for field in fields(Lif)} - kinds.FIELDS | kinds.RESETS
+    assert {word for word, times in found.items() if times >= 3} == known
 
 
 @EXAMPLES

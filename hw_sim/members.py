@@ -1,0 +1,353 @@
+"""Populations whose sums are added up in a room of their own, where their neurons find them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stl_deploy.chips import facts as chips
+from stl_deploy.hw_sim import arrivals, buffers, kernels, proofs, rules
+from stl_deploy.hw_sim.cases import (
+    Case,
+    Done,
+    Int64,
+    Runs,
+    lif_neurons,
+    of_each,
+    own_ways,
+    takes_the_plain_step,
+)
+from stl_deploy.ir import kinds
+from stl_deploy.ir.network import Connection
+from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
+
+Sent = Mapping[str, IntArray]
+# Fields of ``Lif`` that ``RuleNeurons`` have besides those that everybody knows.
+RULES = frozenset(
+    {
+        "v_reset",
+        "fires",
+        "reset_current",
+        "hold",
+        "floor",
+        "adapt",
+        "dq",
+        "du2",
+        "gain",
+        "v0",
+        "graded",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A connection whose sums are added up; its source sends values of type ``kind``."""
+
+    source: str
+    delay: int
+    exp: int
+    port: int
+    kind: np.dtype[Any]
+    synapses: arrivals.Synapses
+
+    @classmethod
+    def of(cls, case: Case, c: Connection) -> Way | None:
+        """None where the loops cannot run the synapses."""
+        synapses = arrivals.ready(case.network, c)
+        if synapses is None:
+            return None
+        kind = arrivals.kind_of(case.network.span(c.source))
+        return cls(c.source, c.delay, c.exp, c.port, kind, synapses)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What comes to the ``currents``, one or two, of ``size`` neurons.
+
+    ``outer`` are the ways from outside the part, ``inner`` those from inside. ``narrow``: whether sums of 32
+    bits hold them all.
+    """
+
+    size: int
+    currents: int
+    outer: tuple[Way, ...]
+    inner: tuple[Way, ...]
+    narrow: bool
+
+    @classmethod
+    def of(cls, case: Case, part: set[str], without: list[Connection]) -> Sums | None:
+        """The sums of all connections but those ``without``; None where the reference has to run the part."""
+        found: dict[bool, list[Way]] = {True: [], False: []}
+        for c in case.into:
+            if c in without:
+                continue
+            way = Way.of(case, c)
+            if way is None:
+                return None
+            found[c.source in part].append(way)
+        return cls(
+            case.population.size,
+            1 if case.population.neurons.du2 is None else 2,
+            tuple(found[False]),
+            tuple(found[True]),
+            proofs.total_fits_32_bits(case.network, case.population),
+        )
+
+    @property
+    def kind(self) -> type[np.int32 | np.int64]:
+        """The type of the sums."""
+        return np.int32 if self.narrow else np.int64
+
+    @property
+    def bytes(self) -> int:
+        """The size of the sums of one step."""
+        return self.size * self.currents * np.dtype(np.int32).itemsize
+
+    def room(self, sent: Sent, samples: slice, steps: int) -> IntArray:
+        """[currents, N, T, neurons + LANES] of some samples, with what comes from outside."""
+        count = samples.stop - samples.start
+        every: NDArray[Any] = arrivals.room(self.currents * count, steps, self.size, self.kind)
+        every = every.reshape(self.currents, count, *every.shape[1:])
+        for way in self.outer:
+            x, sums = sent[way.source][samples], every[way.port]
+            if way.delay >= steps:
+                continue
+            if x.shape[1] == 1 and steps > 1:  # held: the same in every step
+                part: NDArray[Any] = arrivals.room(count, 1, self.size, np.int32)
+                way.synapses.add(x, part, 0, 0)
+                sums[:, way.delay :] += part.astype(sums.dtype) << way.exp
+            else:
+                self.receive(way, x[:, : steps - way.delay], every, way.delay)
+        return every
+
+    def receive(self, way: Way, x: IntArray, every: NDArray[Any], first: int) -> None:
+        """Add what ``x`` [N, S, values] brings to the steps of the sums from ``first`` on."""
+        # Writable and in C order: numba would compile everything again for other arrays.
+        x, sums = np.require(x, way.kind, ["C", "W"]), every[way.port]
+        if self.narrow:
+            way.synapses.add(x, sums, first, way.exp)
+        else:
+            part: NDArray[Any] = arrivals.room(len(x), x.shape[1], self.size, np.int32)
+            way.synapses.add(x, part, 0, 0)
+            sums[:, first : first + x.shape[1]] += part.astype(np.int64) << way.exp
+
+
+class Stepped(Protocol):
+    """Neurons, ready to be stepped from sums."""
+
+    @property
+    def bytes(self) -> int:
+        """What is kept of one step, besides sums and what is written."""
+
+    def begin(self, done: Done) -> Any:
+        """What ``step`` needs of some samples besides their sums, before the first step."""
+
+    def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
+        """Run the steps ``first`` to ``last``, of which all sums are there (``Sums.room``)."""
+
+    def alone(self, sums: IntArray, done: Done) -> None:
+        """Run all steps."""
+
+    def recurrent(self, way: Way, sums: IntArray, done: Done) -> bool:
+        """Run all steps, to which ``way`` brings the neurons' own spikes; False where it has no layout."""
+
+
+@dataclass(frozen=True)
+class LifNeurons:
+    """Neurons with no more than a current, a decay and a reset, to zero or by the threshold."""
+
+    neurons: kernels.Neurons
+    plain: bool
+
+    bytes = 0
+
+    def begin(self, done: Done) -> tuple[NDArray[np.uint8], Int64, Int64]:
+        """Room for marks, currents and voltages."""
+        return self._state(len(done.did.spikes))
+
+    def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
+        """See ``Stepped``."""
+        buffers.sums_wide(sums[0], self.neurons, first, last, *state, done.did)
+
+    def alone(self, sums: IntArray, done: Done) -> None:
+        """See ``Stepped``; the sums lack what neurons send themselves one to one."""
+        steps = sums.shape[2]
+        if self.plain:
+            bias = self.neurons.bias
+            marks, v = np.zeros((steps, len(bias)), np.uint8), np.stack([bias, bias])
+            buffers.sums_plain(sums[0][:, :, None], self.neurons, marks, v, done.did)
+        else:
+            self.step(self.begin(done), 0, steps, sums, done)
+
+    def recurrent(self, way: Way, sums: IntArray, done: Done) -> bool:
+        """See ``Stepped``."""
+        layout = way.synapses.layout
+        if layout is None:
+            return False
+        active, u, v = self._state(1)
+        acc = np.zeros((layout.phases, layout.accumulators), layout.sum_type)
+        weights = layout.weights, layout.wiring, layout.pieces, way.exp, way.delay
+        buffers.run_recurrent(sums[0], *weights, self.neurons, acc, active, u[0], v[0], done.did)
+        return True
+
+    def _state(self, samples: int) -> tuple[NDArray[np.uint8], Int64, Int64]:
+        size = samples, len(self.neurons.bias)
+        return np.zeros(size[1], np.uint8), np.zeros(size, np.int64), np.zeros(size, np.int64)
+
+
+@dataclass(frozen=True)
+class RuleNeurons:
+    """Neurons with any of the rules; ``states``: whether these are kept."""
+
+    rules: rules.Rules
+    size: int
+    states: bool
+
+    @property
+    def bytes(self) -> int:
+        """See ``Stepped``."""
+        return self.states * len(rules.STATES) * self.size * np.dtype(np.int64).itemsize
+
+    def begin(self, done: Done) -> tuple[rules.States, rules.Scratch, rules.Results]:
+        """States, scratch, and where results go."""
+        mine, did = self.rules, done.did
+        samples, steps, _ = did.spikes.shape
+        there = {"u": 1, "v": 1, "u2": mine.second, "q": mine.adapts, "rest": mine.hold != 0}
+        states = [np.zeros((samples, self.size * bool(there[n])), np.int64) for n in rules.STATES]
+        kept = (len(rules.STATES), samples, steps, self.size) if self.states else (0, 0, 0, 0)
+        results = rules.Results(
+            np.zeros((0, 0, 0), np.uint8) if mine.graded else did.spikes,
+            did.spikes if mine.graded else np.zeros((0, 0, 0), np.int16),
+            did.active,
+            did.overflow,
+            np.zeros(kept, np.int64),
+        )
+        chunks = [np.zeros(rules.CHUNK, kind) for kind in (np.int64,) * 3 + (np.uint8,) * 2]
+        scratch = rules.Scratch(*chunks, np.zeros(self.size, np.uint8))
+        return rules.States(*states), scratch, results
+
+    def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
+        """See ``Stepped``; the states of all steps are written after the last."""
+        rules.run_steps(self.rules, *_by_width(sums), first, last, *state)
+        if last == sums.shape[2]:
+            self._store(state[2], done)
+
+    def alone(self, sums: IntArray, done: Done) -> None:
+        """See ``Stepped``."""
+        self.step(self.begin(done), 0, sums.shape[2], sums, done)
+
+    def recurrent(self, way: Way, sums: IntArray, done: Done) -> bool:
+        """See ``Stepped``; not for graded values either."""
+        layout = way.synapses.layout
+        if layout is None or self.rules.graded:
+            return False
+        state = self.begin(done)
+        acc = np.zeros((layout.phases, layout.accumulators), layout.sum_type)
+        weights = layout.weights, layout.wiring, layout.pieces, acc, way.exp, way.delay, way.port
+        rules.run_recurrent(self.rules, *weights, *_by_width(sums), *state)
+        self._store(state[2], done)
+        return True
+
+    def _store(self, results: rules.Results, done: Done) -> None:
+        """Write the states that are wanted."""
+        rooms = {"u": done.did.u, "v": done.did.v, **done.more}
+        for name, kept in zip(rules.STATES, results.kept, strict=False):
+            if name in rooms:
+                rooms[name][:] = kept
+
+
+def _by_width(sums: IntArray) -> tuple[IntArray, IntArray]:
+    """Sums of 32 and of 64 bits, one of which has no entries."""
+    if sums.dtype == np.int32:
+        return sums, np.zeros((0, 0, 0, 0), np.int64)
+    return np.zeros((0, 0, 0, 0), np.int32), sums
+
+
+@dataclass(frozen=True)
+class Member:
+    """A population that runs from its sums; ``busy`` are the neurons of each core, if all always are."""
+
+    name: str
+    sums: Sums
+    neurons: LifNeurons | RuleNeurons
+    busy: Int64 | None
+
+    @classmethod
+    def of(cls, case: Case, part: set[str]) -> Member | None:
+        """None where the reference has to run the part."""
+        ruled = bool(kinds.unknown_fields(case.population.neurons))
+        sums = Sums.of(case, part, [] if ruled else own_ways(case))
+        if sums is None:
+            return None
+        name, start = case.population.name, np.zeros(1, np.int64)
+        if ruled:
+            return cls(name, sums, *_rule_neurons(case))
+        length = np.array([sums.size], np.int64)
+        pieces = kernels.Pieces(np.array([0, 1]), start, length, start)
+        plain = len(part) == 1 and not sums.inner and takes_the_plain_step(case, pieces)
+        neurons, busy = lif_neurons(case, pieces, start, plain, exp=0)
+        return cls(name, sums, LifNeurons(neurons, plain), busy)
+
+
+def _rule_neurons(case: Case) -> tuple[RuleNeurons, Int64 | None]:
+    """The neurons, and those of each core where all are active in every step, else None."""
+    population, chip, n = case.population, chips.of(case.network), case.population.neurons
+    runs = Runs.of(case, np.zeros(1, np.int64))
+    busy = np.bincount(runs.core, runs.length).astype(np.int64) if n.bias.all() else None
+    if busy is not None:  # nothing to count
+        runs = Runs(runs.first[:0], runs.length[:0], runs.core[:0])
+
+    def each(values: Any) -> NDArray[Any]:
+        """As ``Rules`` holds a parameter."""
+        values = np.asarray(values, np.int64)
+        if (values == values.flat[0]).all():
+            return np.full(rules.CHUNK, values.flat[0])
+        return of_each(values, population.shape).copy()
+
+    made = rules.Rules(
+        bias=each(n.bias),
+        threshold=each(n.vth.astype(np.int64) << FRACTION_BITS),
+        u_keep=each(FORGETS - np.asarray(n.du, np.int64)),
+        u2_keep=each(FORGETS - np.asarray(0 if n.du2 is None else n.du2, np.int64)),
+        v_keep=each(DECAY_ONE - np.asarray(n.dv, np.int64)),
+        q_keep=each(DECAY_ONE - np.asarray(n.dq, np.int64)),
+        left=each(n.v_reset if n.reset == "constant" else 0),
+        floor=each(0 if n.floor is None else n.floor),
+        adapt=each(n.adapt),
+        gain=_gains(n.gain, case),
+        first=each(n.v0),
+        limit=chip.state_limit or 0,
+        too_large=1 << 62 if chip.accumulator_limit is None else chip.accumulator_limit,
+        fires=int(n.fires),
+        second=int(n.du2 is not None),
+        adapts=int(n.adapts),
+        bounded=int(n.floor is not None),
+        resets=int(n.reset != "none"),
+        subtract=int(n.reset == "subtract"),
+        reset_current=int(n.reset_current),
+        hold=n.hold,
+        graded=int(n.graded is not None),
+        shift=0 if n.graded is None else n.graded.shift,
+        levels=1 if n.graded is None else n.graded.levels,
+        run_first=runs.first,
+        run_length=runs.length,
+        run_core=runs.core,
+    )
+    return RuleNeurons(made, population.size, case.states), busy
+
+
+def _gains(gain: NDArray[np.int16] | None, case: Case) -> NDArray[np.int16]:
+    """Rows of the parameters of a step, as ``Rules`` holds them."""
+    if gain is None:
+        return np.zeros((0, 0), np.int16)
+    gain = gain[: case.steps]
+    flat = gain.reshape(len(gain), -1)
+    if (flat == flat[:, :1]).all():
+        return np.repeat(flat[:, :1], rules.CHUNK, axis=1)
+    return np.stack([of_each(row, case.population.shape) for row in gain])
