@@ -50,6 +50,7 @@ def sending(
         what = f"sends values up to {largest:.3g}, which {MAX_SHIFT} bits of shift leave above {most:,}"
         problems = [Problem(target.name, what, "give --calib, or train with smaller values")]
         shift = MAX_SHIFT
+    most = min(most, max(1, int(largest) >> shift))
     sent = with_neurons(network, graded=Graded(shift, most))
     return sent, worth(population, target.neurons, shift), problems
 

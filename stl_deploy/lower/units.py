@@ -154,6 +154,9 @@ class Fit:
                 )
             )
             return network, how
+        if not self.target.neurons.fires:
+            done = self._precision(fitted, how.mode)
+            return fitted, replace(done, calibrated=recording.samples)
         vth = calibration.thresholds(fitted, self.chip, recording)
         corrected = with_neurons(fitted, vth=vth)
         if how.mode == "proven":

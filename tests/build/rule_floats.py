@@ -13,7 +13,7 @@ from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation,
 from stl_deploy.ir.readouts import FloatReadout
 from tests.build.float_networks import neurons
 
-INPUTS, HIDDEN, CLASSES, STEPS = 80, 100, 10, 20
+INPUTS, HIDDEN, CLASSES, STEPS, SAMPLES = 80, 100, 10, 20, 12
 CURRENT = {"kind": "cuba", "current": np.full(1, 0.4)}
 
 
@@ -52,13 +52,14 @@ RULES: dict[str, Any] = {
 def network(
     rule: str, seed: int = 0, keep: float = 0.8, read: str = "votes"
 ) -> tuple[FloatNetwork, np.ndarray]:
-    """Input -> "a" -> "b", both of the ``rule``, -> "out", and spikes [N, T, INPUTS] to run it on.
+    """Input -> "a" -> "b", both of the ``rule``, -> "out", and spikes [SAMPLES, STEPS, INPUTS] for it.
 
     Thresholds are such that 5 to 40 % of the neurons spike in a step, where the rule lets them. "out" has
     none where it is read by v.
     """
     rng = np.random.default_rng(seed)
-    raster = (rng.random((16, STEPS, INPUTS)) < rng.uniform(0.1, 0.3)).astype(np.uint8)
+    shares = rng.uniform(0, 0.4, (SAMPLES, 1, INPUTS))
+    raster = (rng.random((SAMPLES, STEPS, INPUTS)) < shares).astype(np.uint8)
     made = FloatNetwork({"input": (INPUTS,)}, (), (), "out", None)
     for name, source in (("a", "input"), ("b", "a")):
         made = _with(rng, made, raster, name, source, HIDDEN, RULES[rule](rng), keep)
@@ -83,7 +84,7 @@ def _with(
     bias = rng.normal(0, 0.05, size)
     ways = _ways(rng, name, source, size, made.shape(source)[0], "current2" in fields)
     best: tuple[float, FloatNetwork] | None = None
-    for base in np.geomspace(0.2, 20, 20):
+    for base in np.geomspace(0.3, 20, 12):
         given = neurons(base * spread, keep, **_scaled(fields, base))
         population = FloatPopulation(name, (size,), given, bias)
         tried = replace(
