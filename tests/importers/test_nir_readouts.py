@@ -317,5 +317,5 @@ def test_the_option_of_the_commands(tmp_path, capsys, monkeypatch):
     assert nir_file.read_network(Path("max/model.nir")).readout.rule == "max"
     own = Path("max/model.float.nir")
     assert models.read(own, Given(readout="max")).graph is not None
-    with pytest.raises(InputError, match="--readout: last, but .* says max"):
+    with pytest.raises(InputError, match=r"--readout: last, but .* says max"):
         models.read(own, Given(readout="last"))
