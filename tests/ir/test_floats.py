@@ -105,7 +105,7 @@ def test_weights_without_neurons_behind_them_are_refused():
     nodes = {
         "fc": nir.Linear(weight=np.eye(3)),
         "lif": lif(3),
-        "more": nir.Linear(weight=np.eye(3)),
+        "more": nir.Scale(scale=np.ones(3)),
     }
     with pytest.raises(LoweringError, match="more: has no neurons behind it"):
         floats.decode(graph(nodes, (3,), (3,)))
