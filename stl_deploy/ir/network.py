@@ -166,7 +166,7 @@ class IntegerNetwork:
             if c.source in self.by_name and self.span(c.source) == (0, 0):
                 raise ValueError(f"{c.key}: {c.source} sends nothing")
         for p in self.populations:
-            if (what := misfit(p.neurons, p.shape, self.timesteps)) is not None:
+            if p.kind == "lif" and (what := misfit(p.neurons, p.shape, self.timesteps)) is not None:
                 raise ValueError(f"{p.name}: {what}")
         self._check_readout()
 
