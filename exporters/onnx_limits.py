@@ -223,8 +223,8 @@ def _bytes(network: IntegerNetwork, population: Population) -> int:
     neurons = population.neurons
     size = 40 * population.size if onnx_neurons.POPULATIONS[population.kind].remembers else 0
     fields = (neurons.v_reset, neurons.floor, neurons.adapt, neurons.dq, neurons.du2, neurons.v0)
-    size += 8 * sum(np.size(values) for values in fields)
-    size += 2 * np.size(neurons.gain)
+    size += 8 * sum(np.size(_given(values)) for values in fields)
+    size += 2 * np.size(_given(neurons.gain))
     if population.name == network.readout.source and network.readout.matrix is not None:
         size += MATRIX_ENTRY_BYTES * network.readout.matrix.size
     for c in network.into(population.name):

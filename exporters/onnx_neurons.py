@@ -129,8 +129,9 @@ class _Step:
         sent = self.sent(fires, v, sums[0])
         new["v"] = self.after_reset(fires, v)
         if n.reset_current:
-            for kind in (kind for kind in ("u", "u2") if kind in new):
-                new[kind] = self.op("Where", [fires, b.number(0), new[kind]], f"left_{kind}")
+            for current in [kind for kind in new if kind != "v"]:
+                left = self.op("Where", [fires, b.number(0), new[current]], f"left_{current}")
+                new[current] = left
         if "rest" in old:
             new["rest"] = self.rest(fires, old["rest"])
         if "q" in old:

@@ -416,6 +416,23 @@ def test_what_64_bits_and_the_rules_do_not_hold_is_refused_by_name(network, what
     assert what in refused(network)
 
 
+def test_thresholds_that_push_v_away_count_in_its_bound():
+    """One below zero adds to v; one that spikes lower takes v down to q, from where inputs go on."""
+    none = np.zeros(1, np.int32)
+    up = Lif(none - 10, none, np.ones(1), dv=0, reset="subtract")
+    down = Lif(
+        none + 1000, none, np.ones(1), dv=0, reset="subtract", v0=64_001, adapt=-300_000, dq=4095
+    )
+    late = np.repeat([0, 4], 5).astype(np.uint8)[None, :, None]
+    for lif, weight, furthest in ((up, 0, 10 * 640), (down, -78, 255_999 + 5 * 4 * 78 * 64)):
+        port = Input((1,), 4)
+        network = one(lif, [[weight]], chip="ideal", timesteps=10, inputs={"input": port})
+        v = reference.run(network, late, states=True).layers["p"].v
+        assert v is not None
+        assert abs(v).max() == furthest
+        assert onnx_limits._largest_state(network, network.by_name["p"]) >= furthest
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_on_chip_ideal_no_state_passes_its_bound(seed):
     rng = np.random.default_rng(seed)
