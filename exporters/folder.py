@@ -35,8 +35,7 @@ from stl_deploy.ir.network import (
     synapse_count,
 )
 from stl_deploy.ir.notes import Diagnostic, Placement
-from stl_deploy.ir.readouts import Readout
-from stl_deploy.report.rows import effective_bits
+from stl_deploy.report.rows import effective_bits, neuron_words, readout_row
 from stl_deploy.report.sections import render
 from stl_deploy.version import __version__
 
@@ -208,7 +207,7 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
             for p in network.populations
         ],
         "connections": [_connection(network, c) for c in network.connections],
-        "readout": _readout(network.readout),
+        "readout": readout_row(network.readout),
         "cores": None if placed is None else placed.cores,
         "tiles": None if placed is None else placed.tiles,
         "chips": None if placed is None else placed.chips,
@@ -224,18 +223,6 @@ def _notes(assumed: Mapping[str, Sequence[str]], chip: chips.Chip) -> Iterator[D
     for words, named in names.items():
         what = f"{', '.join(words)}: assumed. {chip.title} needs a neuron program for it; none is written"
         yield Diagnostic(", ".join(named), what, "run it on Lava's process graph, ONNX or hw_sim")
-
-
-def _readout(readout: Readout) -> dict[str, Any]:
-    """What the manifest says of how classes are scored; the numbers are in model.nir."""
-    weighted = ("steps", "factors", "matrix", "offset")
-    return {
-        "source": readout.source,
-        "rule": readout.rule,
-        "classes": readout.classes,
-        "population": readout.population,
-        "weighted_by": [name for name in weighted if getattr(readout, name) is not None],
-    }
 
 
 def _weights(network: IntegerNetwork, placed: Placement | None) -> dict[str, Any]:
@@ -268,13 +255,15 @@ def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
         else None,
         "grid_bits": max((c.grid_bits for c in into), default=None),
         "recurrent": any(c.source == population.name for c in into),
+        "neuron": neuron_words(population),
+        "assumed": rules.assumed(network).get(population.name, []),
         "reset": neurons.reset,
         "decays": {"du": _span(neurons.du), "dv": _span(neurons.dv)},
         "rules": rules.words(neurons),
         "thresholds": {
-            "distinct": len(np.unique(neurons.vth)),
-            "min": int(neurons.vth.min()),
-            "max": int(neurons.vth.max()),
+            "distinct": len(np.unique(neurons.vth)) if neurons.fires else 0,
+            "min": int(neurons.vth.min()) if neurons.fires else None,
+            "max": int(neurons.vth.max()) if neurons.fires else None,
             "lowering": lowering,
             "rounding": None if rounding is None else asdict(rounding),
         },
