@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-from stl_deploy.backends import lava_env
+from stl_deploy.backends import lava_env, lava_worker
 from stl_deploy.errors import StlError
 from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.raster import Raster
@@ -80,3 +82,10 @@ def python() -> Path:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI must run Lava: {error}")
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name leaves room for those of Lava's sockets, however often pytest has run."""
+    with tempfile.TemporaryDirectory(dir=lava_worker._short_folder()) as folder:
+        yield Path(folder)

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +39,18 @@ from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Graded, Lif
+from stl_deploy.ir.neurons import Lif
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.lower import relays
 from stl_deploy.verify import against_reference as agreement
 from tests.build import random_graphs, random_networks
 from tests.build.floats import random_graph
+from tests.build.lava_runs import AT_ONCE, NETWORKS, SEED, TEMPLATES, compared, run_many
 from tests.build.nets import ROOT, ZOO, ZOO_RASTER, random_net, random_spikes
 from tests.build.networks import chain, dense_lif
 
-NETWORKS = int(os.environ.get("STL_LAVA_NETWORKS", "10"))
-SEED = int(os.environ.get("STL_LAVA_SEED", "20230"))
-AT_ONCE = 10
 TOOLS = ("lava", "netx")
-TEMPLATES = resources.files("stl_deploy.exporters") / "templates"
 
 
 @pytest.fixture(scope="session")
@@ -77,13 +73,6 @@ def temporary(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder for temporary files, with a short name; ``tmp_path`` stays where it is."""
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
-        yield Path(folder)
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A folder whose name leaves room for those of Lava's sockets, however often pytest has run."""
-    with tempfile.TemporaryDirectory(dir=lava_worker._short_folder()) as folder:
         yield Path(folder)
 
 
@@ -244,31 +233,6 @@ def test_a_spike_of_the_sample_before_is_not_heard_on_lava(python):
     assert agreement.measure("lava", network.changed(*silent), spikes).exact
 
 
-def run_many(python, tool, drawn, folder):
-    """Every network in one worker: starting one takes longer than running one."""
-    module = {"lava": lava, "netx": netx}[tool]
-    for seed, (network, spikes) in drawn.items():
-        home = folder / str(seed)
-        (home / "script").mkdir(parents=True)
-        module.write(network, home)
-        name = f"{tool}_network.py"
-        (home / "script" / name).write_bytes((TEMPLATES / name).read_bytes())
-        np.savez(home / "in.npz", **lava_worker.staged(network, spikes))
-        if tool == "netx":
-            (given,) = network.inputs.values()
-            graded = given.levels > 1 or given.signed
-            how = given.levels.bit_length() * graded, network.timesteps if given.held else 1
-            (home / "how.json").write_text(json.dumps(how))
-    (folder / "driver").mkdir()
-    driver = shutil.copy(ROOT / "tests" / "build" / "lava_driver.py", folder / "driver")
-    homes = [str(folder / str(seed)) for seed in drawn]
-    lava_worker.work(tool, [str(python), str(driver), tool, *homes], folder)
-    return {
-        seed: backends.load(tool).unpack(network, dict(np.load(folder / str(seed) / "out.npz")))
-        for seed, (network, _) in drawn.items()
-    }
-
-
 def test_random_graphs_are_the_same_on_lava(python, short):
     """Skips, delays, loops, several inputs; decays and biases of each neuron; precisions mixed."""
     print(f"seeds {SEED} to {SEED + NETWORKS - 1}")
@@ -279,81 +243,6 @@ def test_random_graphs_are_the_same_on_lava(python, short):
             fits[seed] = network, rasters
     assert len(fits) >= 0.7 * NETWORKS
     compared(python, "lava", fits, short)
-
-
-def test_random_graphs_over_the_table_are_the_same_on_lava(python, short):
-    """Every rule of neurons and every readout, in all states and in the predictions."""
-    print(f"seeds {SEED} to {SEED + NETWORKS - 1}")
-    fits = {}
-    for seed in range(SEED, SEED + NETWORKS):
-        network, rasters = random_graphs.draw(seed, random_graphs.TABLE)
-        if not loihi_layers.problems(network):  # of an ideal chip, what leaves Lava's registers
-            fits[seed] = network, rasters
-    assert len(fits) >= 0.5 * NETWORKS
-    compared(python, "lava", fits, short)
-
-
-def test_rules_at_the_ends_of_registers_are_the_same_on_lava(python, short):
-    """Gains, resets, floors, steps and sums that wrap, saturate and fill whole registers, of either sign."""
-    drawn = {seed: extremes(np.random.default_rng(seed)) for seed in range(4)}
-    compared(python, "lava", drawn, short)
-    overflows = sum(
-        did.overflow.sum()
-        for network, rasters in drawn.values()
-        for did in reference.run(network, rasters).layers.values()
-    )
-    assert overflows > 100
-
-
-def extremes(rng: np.random.Generator) -> tuple[IntegerNetwork, dict[str, Any]]:
-    """Values of 15 bits and sign through a graded population and a sum that is sent, into every rule."""
-    neurons, most, steps = 30, (1 << 23) - 1, 8
-
-    def end() -> Any:
-        values = rng.choice([-most, -most + 1, -64, -1, 0, 1, 63, most - 64, most], neurons)
-        return values.astype(np.int32)
-
-    def lif(**fields: Any) -> Lif:
-        vth = rng.choice([0, 1, 1000, 131_071], neurons).astype(np.int32)
-        bias = rng.choice([-4096, 0, 4095], neurons).astype(np.int32)
-        du, dv = (rng.choice([0, 1, 4095], neurons).astype(np.int32) for _ in range(2))
-        return Lif(vth, bias, np.ones(neurons), 7, du, dv, **fields)
-
-    def dense(source: str, target: str, exp: int = 7, port: int = 0, **fields: Any) -> Connection:
-        weight = rng.choice([-127, -1, 0, 1, 126], (neurons, neurons)).astype(np.int8)
-        return Connection(
-            f"{source}{port}", source, target, Dense(weight), exp, port=port, **fields
-        )
-
-    gain = rng.choice([-32_768, -1, 0, 1, 4096, 32_767], (steps, neurons)).astype(np.int16)
-    wide = {"floor": end(), "adapt": end(), "dq": int(rng.choice([0, 4095])), "v0": end()}
-    network = IntegerNetwork(
-        "loihi2",
-        steps,
-        {"input": Input((neurons,), 32_767, signed=True)},
-        (
-            Population("sums", (neurons,), lif(fires=False, graded=Graded(12, 32_767), v0=end())),
-            Population("sent", (neurons,), lif(graded=Graded(8, 32_767), reset="none")),
-            Population("all", (neurons,), lif(gain=gain, du2=0, reset="constant", v_reset=end())),
-            Population("held", (neurons,), lif(hold=2, reset_current=True, du2=4095, **wide)),
-            Population("once", (neurons,), lif(hold=-1, reset="subtract", gain=gain[::-1], **wide)),
-        ),
-        (
-            dense("input", "sums", 2),
-            replace(dense("input", "sums", 2), name="again", delay=1),
-            dense("sums", "sent"),
-            dense("sums", "all"),
-            dense("sent", "all", port=1),
-            dense("sent", "held"),
-            dense("all", "held", port=1),
-            dense("sums", "once", 0),
-            replace(dense("sent", "once"), delay=2),
-            dense("held", "sent", 4, delay=3),
-        ),
-        Readout(neurons, 1, "once", str(rng.choice(["last", "mean", "max", "first"]))),  # type: ignore[arg-type]
-    )
-    raster = rng.choice([-32_767, -1, 0, 1, 32_767], (2, steps, neurons)).astype(np.int16)
-    return network, {"input": raster}
 
 
 def test_random_graphs_are_the_same_in_netx(python, short):
@@ -386,20 +275,6 @@ NETX = random_graphs.Features(
     precisions=("8",),
     subtract=False,
 )
-
-
-def compared(python, tool, drawn, folder):
-    """Every s, u and v of these networks is that of the reference."""
-    numbered = list(drawn.items())
-    for start in range(0, len(numbered), AT_ONCE):
-        part = dict(numbered[start : start + AT_ONCE])
-        traces = run_many(python, tool, part, folder / f"{start}")
-        for seed, (network, rasters) in part.items():
-            expected = reference.run(network, rasters, states=True)
-            result = agreement.compare(network, expected, traces[seed])
-            assert result.exact, f"seed {seed}: {result}"
-            assert result.entries
-            assert tool != "lava" or "prediction" in traces[seed]
 
 
 def test_parts_that_nothing_connects_run_together(python):
