@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import nir
@@ -21,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 def graph(nodes, shape, out, recurrent=None, **fields):
-    meta = G.FloatMeta(timesteps=4, classes=1, population=1, **fields)
+    meta = G.FloatMeta(timesteps=4, classes=1, population=math.prod(out), **fields)
     return with_ways_back(G.chain_graph(nodes, shape, out, meta.text()), recurrent or {})
 
 
