@@ -441,7 +441,9 @@ def test_a_float_step_without_a_rule_of_its_graph_is_not_written(monkeypatch, ru
     network = float_networks.single(np.eye(3), np.zeros(3), np.ones(3), 0.5, (3,))
     (population,) = network.populations
     changed = replace(population, neurons=replace(population.neurons, **rule))
-    graph = graph_of({"fc": nir.Linear(weight=np.eye(3)), "lif": G.lif(np.ones(3), tau=2e-4, r=2.0)}, 3, 3)
+    graph = graph_of(
+        {"fc": nir.Linear(weight=np.eye(3)), "lif": G.lif(np.ones(3), tau=2e-4, r=2.0)}, 3, 3
+    )
     assert not onnx_float.notes(graph)
     monkeypatch.setattr(onnx_float, "decode", lambda _: replace(network, populations=(changed,)))
     (note,) = onnx_float.notes(graph)
