@@ -142,8 +142,8 @@ def read_neurons(node: nir.ir.NIRNode, shape: Shape, reading: Reading) -> Read:
         if share is not None and (share.min() < 0 or share.max() > 1)
     ]
     if made.amplify is not None and made.leak.any():
-        why = "the gain of each step multiplies all that arrives, and would multiply it too"
-        wrong.append(f"v_leak is not zero ({span(made.leak)}), but {why}")
+        why = "the gain of each step would multiply it too; put it into the bias of the weights"
+        wrong.append(f"v_leak is not zero ({span(values['v_leak'])}), but {why}")
     for tau in (key for key in parameters if key.startswith("tau")):
         decay = 1 - reading.dt / values[tau]
         if decay.min() < 0:

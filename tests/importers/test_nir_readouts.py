@@ -308,8 +308,7 @@ def test_weights_may_stand_before_the_integrator():
 def test_the_option_of_the_commands(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nir_io.write(stated(network(nir.Linear(W2), li())), Path("net.nir"))
-    np.savez("in.npz", spikes=RASTER)
-    words = "--target", "nir", "--eval", "in.npz"
+    words = "--target", "nir", "--timesteps", "8"
     run(export.export, "net.nir", *words, "-o", "last")
     assert "classes are read from it after the last step" in capsys.readouterr().err
     run(export.export, "net.nir", *words, "-o", "max", "--readout", "max")
