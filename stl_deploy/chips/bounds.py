@@ -2,10 +2,9 @@
 
 The sums are one-sided: everything that pulls a neuron up arrives at once, or everything that pulls it
 down, over all connections, whatever their delays. Currents and voltages follow from them over T steps; a
-decay keeps the order of two values (truncation toward zero never increases |x|). Downwards v only decays.
-Upwards, when the next step begins, a voltage that did not spike is at most vth << 6, and one that did is 0
-or, with reset "subtract", vth << 6 lower than it was. As long as nothing passes a register, that is what
-the chip does.
+decay keeps the order of two values (truncation toward zero never increases |x|). When the next step begins, a
+voltage that did not spike is at most at its threshold, and one that did is what the reset leaves; where
+nothing resets it, it adds up. As long as nothing passes a register, that is what the chip does.
 
 Results are int64 and broadcast to the population's shape, as the parameters of neurons do: [C, 1, 1] where
 nothing but the thresholds differs within a channel of a population [C, H, W]. What thresholds differ within
@@ -14,25 +13,32 @@ such a result is taken at its worst.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.chips.arithmetic import decay
+from stl_deploy.chips.arithmetic import decay, scaled
 from stl_deploy.chips.facts import Chip
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Each, of_channels
+from stl_deploy.ir.neurons import Each, Neurons, of_channels
 from stl_deploy.ir.synapses import IntArray, Shape
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
 Int64 = NDArray[np.int64]
 
 
-def one_sided_sums(network: IntegerNetwork, population: Population) -> tuple[Int64, Int64]:
-    """(smallest, largest) sum of what any input can make arrive in a step, with ``exp``."""
+def one_sided_sums(
+    network: IntegerNetwork, population: Population, port: int | None = None
+) -> tuple[Int64, Int64]:
+    """(smallest, largest) sum of what any input can make arrive in a step, with ``exp``.
+
+    At the current ``port``, or over all connections, which bounds either.
+    """
     low = high = np.zeros((1,) * len(population.shape), np.int64)
     for connection in network.into(population.name):
+        if port not in (None, connection.port):
+            continue
         least, most = network.span(connection.source)
         weight = connection.synapses.weight.astype(np.int64)
         up, down = (
@@ -47,35 +53,53 @@ def one_sided_sums(network: IntegerNetwork, population: Population) -> tuple[Int
 def current_range(
     network: IntegerNetwork, population: Population, timesteps: int
 ) -> tuple[Int64, Int64]:
-    """(lower, upper) bound of u over ``timesteps`` steps."""
-    *_, last = _currents(network, population, timesteps)
-    return last
+    """(lower, upper) bound of u, and of a second current, over ``timesteps`` steps."""
+    found = [low_high for step in _currents(network, population, timesteps) for low_high in step]
+    return _hull(found)
 
 
 def voltage_range(
     network: IntegerNetwork, population: Population, timesteps: int, anywhere: bool = False
 ) -> tuple[Int64, Int64]:
-    """(lower, upper) bound of v before the threshold, over ``timesteps`` steps.
+    """(lower, upper) bound of v before the floor and the threshold, over ``timesteps`` steps.
 
     With ``anywhere`` it holds for thresholds anywhere between the population's lowest and highest.
     """
     neurons = population.neurons
-    sums, _ = one_sided_sums(network, population)
-    shape = np.broadcast_shapes(
-        sums.shape, *(np.shape(given) for given in (neurons.bias, neurons.du, neurons.dv))
-    )
+    shape = _shape(network, population)
     vth = np.broadcast_to(neurons.vth, population.shape).astype(np.int64) << FRACTION_BITS
     wanted = (1,) * len(shape) if anywhere else shape
     lowest, highest = _within(vth, wanted, np.minimum), _within(vth, wanted, np.maximum)
-    down = up = worst_down = worst_up = np.zeros(shape, np.int64)
-    for low, high in _currents(network, population, timesteps):
-        left = np.minimum(up, highest)
-        if neurons.reset == "subtract":
-            left = np.maximum(left, up - lowest)
-        down = decay(np.minimum(down, 0), neurons.dv) + low + neurons.bias
-        up = decay(np.maximum(left, 0), neurons.dv) + high + neurons.bias
-        worst_down, worst_up = np.minimum(worst_down, down), np.maximum(worst_up, up)
+    bias = neurons.bias if neurons.gain is None else np.zeros((), np.int64)
+    zero = np.zeros(shape, np.int64)
+    down, up = zero + neurons.v0, zero + neurons.v0
+    worst_down, worst_up = np.minimum(down, 0), np.maximum(up, 0)
+    q = zero, zero
+    for currents in _currents(network, population, timesteps):
+        low = decay(down, neurons.dv) + sum(least for least, _ in currents) + bias
+        high = decay(up, neurons.dv) + sum(most for _, most in currents) + bias
+        worst_down, worst_up = np.minimum(worst_down, low), np.maximum(worst_up, high)
+        if neurons.floor is not None:
+            low, high = np.maximum(low, neurons.floor), np.maximum(high, neurons.floor)
+        resting = (down, up) if neurons.fires and neurons.hold else (low, low)
+        down, up = low, high
+        if neurons.fires:
+            to = _reset(neurons, low, high, lowest, q[0])
+            left = high if neurons.reset == "none" else np.minimum(high, highest + q[1])
+            down = np.minimum(np.minimum(low, resting[0]), to[0])
+            up = np.maximum(np.maximum(left, resting[1]), to[1])
+        if neurons.adapts:
+            q = _adapted(neurons, q)
     return worst_down, worst_up
+
+
+def threshold_range(population: Population, timesteps: int) -> tuple[Int64, Int64]:
+    """(lower, upper) bound of what is added to thresholds, over ``timesteps`` steps."""
+    zero = np.zeros((1,) * len(population.shape), np.int64)
+    q = zero, zero
+    for _ in range(timesteps if population.neurons.adapts else 0):
+        q = _adapted(population.neurons, q)
+    return q
 
 
 def excess(
@@ -91,12 +115,14 @@ def excess(
     """
     most: NDArray[np.float64] = np.zeros((1,) * len(population.shape))
     if chip.accumulator_limit is not None:
-        low, high = one_sided_sums(network, population)
-        most = np.maximum(-low, high) / (chip.accumulator_limit - 1)
+        for port in (0, 1):
+            low, high = one_sided_sums(network, population, port)
+            most = np.maximum(most, np.maximum(-low, high) / (chip.accumulator_limit - 1))
     if chip.state_limit is not None:
         for low, high in (
             current_range(network, population, timesteps),
             voltage_range(network, population, timesteps, anywhere),
+            threshold_range(population, timesteps),
         ):
             most = np.maximum(most, np.maximum(-low, high) / (chip.state_limit - 1))
     return most
@@ -155,15 +181,67 @@ def _least(values: Each | None) -> int:
 
 def _currents(
     network: IntegerNetwork, population: Population, timesteps: int
-) -> Iterator[tuple[Int64, Int64]]:
-    """(lower, upper) bound of u in each step; both only grow away from zero."""
-    low, high = one_sided_sums(network, population)
-    du = population.neurons.du
-    least = most = np.zeros_like(low)
-    for _ in range(timesteps):
-        least = decay(least, du + 1) + (low << FRACTION_BITS)
-        most = decay(most, du + 1) + (high << FRACTION_BITS)
-        yield least, most
+) -> Iterator[list[tuple[Int64, Int64]]]:
+    """(lower, upper) bound of u in each step, and of a second current where there is one.
+
+    Zero lies between them, as a spike may set currents to it.
+    """
+    neurons = population.neurons
+    decays = [neurons.du] if neurons.du2 is None else [neurons.du, neurons.du2]
+    bias = np.zeros((), np.int64) if neurons.gain is None else neurons.bias
+    arriving = []
+    for port, add in zip(range(len(decays)), (bias, 0), strict=False):
+        low, high = one_sided_sums(network, population, port)
+        arriving.append(((low << FRACTION_BITS) + add, (high << FRACTION_BITS) + add))
+    held = [(np.zeros_like(low), np.zeros_like(low)) for low, _ in arriving]
+    for t in range(timesteps):
+        for port, (du, (low, high)) in enumerate(zip(decays, arriving, strict=True)):
+            if neurons.gain is not None:
+                ends = scaled(low, neurons.gain[t]), scaled(high, neurons.gain[t])
+                low, high = np.minimum(*ends), np.maximum(*ends)
+            least, most = (decay(u, du + 1) for u in held[port])
+            held[port] = np.minimum(least + low, 0), np.maximum(most + high, 0)
+        yield list(held)
+
+
+def _hull(ranges: Sequence[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:
+    """The range over several."""
+    low, high = ranges[0]
+    for least, most in ranges[1:]:
+        low, high = np.minimum(low, least), np.maximum(high, most)
+    return low, high
+
+
+def _shape(network: IntegerNetwork, population: Population) -> Shape:
+    """What the bounds of a population's states broadcast to."""
+    n = population.neurons
+    sums, _ = one_sided_sums(network, population)
+    parameters = [n.bias, n.du, n.dv, n.v_reset, n.v0, n.adapt, n.dq]
+    parameters += [given for given in (n.du2, n.floor) if given is not None]
+    parameters += [] if n.gain is None else [n.gain[0]]
+    return np.broadcast_shapes(sums.shape, *(np.shape(given) for given in parameters))
+
+
+def _reset(
+    neurons: Neurons, low: Int64, high: Int64, lowest: Int64, q: Int64
+) -> tuple[Int64 | Each, Int64 | Each]:
+    """(lower, upper) bound of what a spike leaves of v, which was between ``low`` and ``high``.
+
+    ``lowest`` is that of the thresholds, ``q`` the lowest of what was added to them.
+    """
+    if neurons.reset == "none":
+        return low, high
+    if neurons.reset == "subtract":
+        # A spike exceeds its threshold by more than what was added to that.
+        return np.minimum(q, 0), np.maximum(high - lowest, 0)
+    value = 0 if neurons.reset == "zero" else neurons.v_reset
+    return value, value
+
+
+def _adapted(neurons: Neurons, q: tuple[Int64, Int64]) -> tuple[Int64, Int64]:
+    """(lower, upper) bound of what is added to thresholds, a step later."""
+    low, high = (decay(value, neurons.dq) for value in q)
+    return low + np.minimum(neurons.adapt, 0), high + np.maximum(neurons.adapt, 0)
 
 
 def _within(values: IntArray, shape: Shape, side: np.ufunc) -> Int64:
