@@ -283,6 +283,7 @@ class Ran:
 
     sent: dict[str, list[Float]] = field(default_factory=dict)
     classes: Any = None
+    scores: Float | None = None  # [N, classes], in the readout's units
     watch: Watch | None = None
 
     def note(self, name: str, sent: Float) -> Float:
@@ -318,6 +319,9 @@ def agree(network: FloatNetwork, x: Any, ran: Ran) -> None:
     for name, sent in ran.spikes.items():
         assert_equal(got.sent[name], sent, err_msg=name)
     assert network.readout is not None
-    assert_equal(network.readout.predict(got.sent[network.output], got.v), ran.classes)
+    last = got.sent[network.output], got.v
+    assert_equal(network.readout.predict(*last), ran.classes)
+    if ran.scores is not None:
+        np.testing.assert_allclose(network.readout.scores(*last), ran.scores, 1e-9, 1e-12)
     if ran.watch is not None:
         assert ran.watch.least > NEAR

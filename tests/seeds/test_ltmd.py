@@ -22,6 +22,7 @@ from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.readouts import FloatReadout
 from tests.build import seeds
 from tests.build.seeds import BatchNorm, Draft, Float, Ran, Watch, conv, dense, per_channel
+from tests.build.seeds_quantized import CHIPS, same_everywhere
 
 T, SIDE, FIRST, GROWTH, WIDE, CLASSES, FEATURES = 4, 16, 6, 4, 8, 10, 20
 BLOCKS = (2, 2)
@@ -114,7 +115,7 @@ def theirs(s: System, x: np.ndarray) -> Ran:
                 c = seeds.avg_pool(c, 2)
         f = spike("mean", spike("end", s.norm["end"](c)).mean(axis=(2, 3)))
         total += emit("fc2", emit("fc1", f))
-    ran.classes = (total / T).argmax(axis=1)
+    ran.classes, ran.scores = (total / T).argmax(axis=1), total
     return ran
 
 
@@ -201,3 +202,9 @@ def _lif(w: float, shape: tuple[int, ...], **fields: bool) -> FloatNeurons:
 def test_spikes_and_classes(seed: int) -> None:
     system, x, ran = seeds.working(seed, drawn)
     seeds.agree(ours(system), x, ran)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_whole_numbers(chip: str) -> None:
+    system, x, _ = seeds.working(0, drawn)
+    same_everywhere(ours(system), x, chip)

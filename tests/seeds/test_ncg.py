@@ -19,7 +19,8 @@ from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.neurons import ONCE
 from stl_deploy.ir.readouts import FloatReadout
 from tests.build import seeds
-from tests.build.seeds import Draft, Float, Ran, conv, dense, window
+from tests.build.seeds import Draft, Float, Ran, conv, dense
+from tests.build.seeds_quantized import CHIPS, same_everywhere
 
 T, SAMPLES, CLASSES, GROUP = 12, 16, 6, 5
 SIDE, CHANNELS, POOL = 12, 4, 4  # planes of 12, features of 8 and pools of 2
@@ -92,7 +93,8 @@ def ours(s: System) -> FloatNetwork:
     draft.add("features", shape, seeds.neurons(shape, 1.0, seeds.reached(s.theta), **once))
     draft.connect("input", "features", conv(s.kernel))
     draft.add("pools", pooled, seeds.neurons(pooled, 0.0, 0.5, **once))
-    draft.connect("features", "pools", window(CHANNELS, POOL))
+    every = np.eye(CHANNELS)[:, :, None, None] * np.ones((POOL, POOL))
+    draft.connect("features", "pools", conv(every, POOL))
     size = CLASSES * GROUP
     draft.add("last", (size,), seeds.neurons((size,), 1.0, s.last, **once))
     draft.connect("pools", "last", dense(s.weight))
@@ -133,3 +135,9 @@ def test_ties_are_met() -> None:
                 equal += int((at == at.max()).sum() > 1)
     assert together > 10
     assert equal > 3
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_whole_numbers(chip: str) -> None:
+    system, x, _ = seeds.working(0, lambda rng: drawn(rng, 5, 1.5))
+    same_everywhere(ours(system), x, chip)

@@ -32,6 +32,7 @@ from tests.build.seeds import (
     per_channel,
     same,
 )
+from tests.build.seeds_quantized import CHIPS, same_everywhere
 
 T, SIDE, WIDTH, CLASSES = 6, 8, 6, 10
 TAU = 1.25
@@ -84,7 +85,7 @@ def run_with(s: System, x: np.ndarray, features: Callable[[Lif, Float], Float]) 
     for t in range(T):
         f = features(lif, x[:, t].astype(np.float64)).mean(axis=(2, 3))
         total += f @ s.fc[0].T + s.fc[1]
-    ran.classes = (total / T).argmax(axis=1)
+    ran.classes, ran.scores = (total / T).argmax(axis=1), total
     return ran
 
 
@@ -238,3 +239,16 @@ def test_spikes_and_classes(
 ) -> None:
     system, x, ran = seeds.working(seed, lambda rng: drawn(rng, run))
     seeds.agree(build(system), x, ran)
+
+
+@pytest.mark.parametrize(
+    ("run", "build"), [(basic, our_basic), (sew, our_sew), (preact, our_preact)]
+)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_whole_numbers(
+    chip: str,
+    run: Callable[[System, np.ndarray], Ran],
+    build: Callable[[System], FloatNetwork],
+) -> None:
+    system, x, _ = seeds.working(0, lambda rng: drawn(rng, run))
+    same_everywhere(build(system), x, chip)

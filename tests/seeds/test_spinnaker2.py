@@ -17,6 +17,7 @@ from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.readouts import FloatReadout
 from tests.build import seeds
 from tests.build.seeds import Draft, Float, Ran, Watch, conv, dense, per_channel
+from tests.build.seeds_quantized import CHIPS, same_everywhere
 
 T, SAMPLES, CLASSES = 10, 6, 11
 SHAPES = {"if": (6, 8, 8), "lif": (8, 4, 4), "cuba": (CLASSES,)}
@@ -96,3 +97,9 @@ def ours(s: System, pool: str) -> FloatNetwork:
 def test_spikes_and_classes(seed: int, pool: str) -> None:
     system, x, ran = seeds.working(seed, lambda rng: drawn(rng, pool))
     seeds.agree(ours(system, pool), x, ran)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_whole_numbers(chip: str) -> None:
+    system, x, _ = seeds.working(0, lambda rng: drawn(rng, "avg"))
+    same_everywhere(ours(system, "avg"), x, chip)

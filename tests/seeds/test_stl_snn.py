@@ -16,6 +16,7 @@ from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.readouts import FloatReadout
 from tests.build import seeds
 from tests.build.seeds import ONE, ZERO, Draft, Float, Ran, conv, dense, window
+from tests.build.seeds_quantized import CHIPS, same_everywhere
 
 T, GROUP = 8, 4
 LAYERS = {"conv1": (6, 8, 8), "conv2": (8, 4, 4), "fc1": (40,), "fc2": (10 * GROUP,)}
@@ -93,3 +94,9 @@ def test_spikes_and_classes(seed: int) -> None:
     network = ours(system)
     assert [network.pools(name) for name in ("pool1", "pool2")] == [True, True]
     seeds.agree(network, x, ran)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_whole_numbers(chip: str) -> None:
+    system, x, _ = seeds.working(0, drawn)
+    same_everywhere(ours(system), x, chip)

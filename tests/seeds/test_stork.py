@@ -23,13 +23,14 @@ from stl_deploy.ir.readouts import FloatReadout
 from stl_deploy.ir.synapses import Pair
 from tests.build import seeds
 from tests.build.seeds import Draft, Float, Ran, Watch, conv, dense
+from tests.build.seeds_quantized import CHIPS, same_everywhere
 
 STEP = 2e-3
 LATE = 3
 CLASSES = 7
 DM, DS = np.exp(-STEP / 20e-3), np.exp(-STEP / 10e-3)
 DM_OUT, DS_OUT, V0 = np.exp(-STEP / 0.7), np.exp(-STEP / 10e-3), -1e-3
-T, SAMPLES = 40, 4
+T, SAMPLES = 60, 8
 
 
 @dataclass
@@ -87,6 +88,7 @@ def theirs(s: System, x: np.ndarray, steps: int) -> Ran:
             arriving[target][current] += got.reshape(SAMPLES, *groups[target].shape)
     highest = np.max(voltages, axis=0)
     ran.classes = highest.argmax(axis=1)
+    ran.scores = highest
     two = np.sort(highest, axis=1)[:, -2:]
     ran.watch.least = min(ran.watch.least, float((two[:, 1] - two[:, 0]).min()))
     return ran
@@ -142,6 +144,18 @@ def _current(dm: float, ds: float) -> dict[str, Any]:
     return {"kind": "cuba", "gain": one * (1 - dm), "current": one * (1 - ds)}
 
 
+def _balanced(rng: np.random.Generator, size: int) -> Float:
+    """Weights of the output whose sums rise and fall, so that the maximum is not the last."""
+    w = rng.normal(0, 1, (CLASSES, size))
+    return w - w.mean(axis=1, keepdims=True)
+
+
+def _sounds(rng: np.random.Generator) -> np.ndarray:
+    """Spikes [SAMPLES, T, 16] of which channels have rates that change once."""
+    rates = np.repeat(rng.uniform(0, 0.5, (SAMPLES, 3, 16)), T // 3, axis=1)
+    return (rng.random(rates.shape) < rates).astype(np.uint8)
+
+
 def recurrent(rng: np.random.Generator) -> tuple[System, np.ndarray]:
     """Convolutions over the channels of a sound, strided between layers, recurrent within them."""
     shapes = {"layer1": (5, 1, 16), "layer2": (8, 1, 8)}
@@ -151,11 +165,11 @@ def recurrent(rng: np.random.Generator) -> tuple[System, np.ndarray]:
         ("layer1", "layer1", 0): kernel((5, 5, 1, 3), 1.5),
         ("layer1", "layer2", 0): kernel((8, 5, 1, 5), 4.0, mean=0.8),
         ("layer2", "layer2", 0): kernel((8, 8, 1, 3), 1.5),
-        ("layer2", "out", 0): kernel((CLASSES, 64), 0.3),
+        ("layer2", "out", 0): _balanced(rng, 64),
     }
     groups = {name: (shape, (DS,)) for name, shape in shapes.items()}
     s = System(groups, weight, {"layer1": 1, "layer2": 2})
-    return s, seeds.spikes(rng, (SAMPLES, T, 1, 1, 16), 0.25)
+    return s, _sounds(rng)[:, :, None, None]
 
 
 def dale(rng: np.random.Generator) -> tuple[System, np.ndarray]:
@@ -174,10 +188,10 @@ def dale(rng: np.random.Generator) -> tuple[System, np.ndarray]:
         ("input", "both", 0): magnitudes((both, 16), 1.2),
         ("both", "both", 0): magnitudes((both, both), 0.4, ~is_inhibitory),
         ("both", "both", 1): -magnitudes((both, both), 1.5, is_inhibitory),
-        ("both", "out", 0): seeds.weights(rng, (CLASSES, both), 0.3, 25) * ~is_inhibitory,
+        ("both", "out", 0): np.pad(_balanced(rng, excitatory), ((0, 0), (0, inhibitory))),
     }
     s = System({"both": ((both,), (DS, np.exp(-STEP / 20e-3)))}, weight, {})
-    return s, seeds.spikes(rng, (SAMPLES, T, 16), 0.25)
+    return s, _sounds(rng)
 
 
 @pytest.mark.parametrize("make", [recurrent, dale])
@@ -204,3 +218,11 @@ def test_counted_by_hops(seed: int, make: Any) -> None:
 
     system, x, ran = seeds.working(seed, draw)
     seeds.agree(ours(system, x, own_clock=False), x, ran)
+
+
+@pytest.mark.parametrize("own_clock", [True, False])
+@pytest.mark.parametrize("make", [recurrent, dale])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_whole_numbers(chip: str, make: Any, own_clock: bool) -> None:
+    system, x = make(np.random.default_rng([0, 0]))
+    same_everywhere(ours(system, x, own_clock), x, chip)

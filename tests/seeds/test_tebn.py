@@ -17,6 +17,7 @@ from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.readouts import FloatReadout
 from tests.build import seeds
 from tests.build.seeds import BatchNorm, Draft, Float, Ran, conv, dense, per_channel
+from tests.build.seeds_quantized import CHIPS, same_everywhere
 
 T, CLASSES, GROUP = 6, 8, 4
 SHAPES = {"conv1": (6, 8, 8), "conv2": (8, 4, 4), "conv3": (10, 4, 4)}
@@ -64,6 +65,7 @@ def theirs(system: System, x: np.ndarray, head: str) -> Ran:
             f = f @ w.T + b
         out[t] = f if head == "resnet" else f.reshape(-1, CLASSES, GROUP).mean(axis=2)
     ran.classes = out.mean(axis=0).argmax(axis=1)
+    ran.scores = out.sum(axis=0)
     return ran
 
 
@@ -105,3 +107,10 @@ def _pool(shape: tuple[int, int, int], size: int) -> Float:
 def test_spikes_and_classes(seed: int, head: str, readout: str) -> None:
     system, x, ran = seeds.working(seed, lambda rng: drawn(rng, head))
     seeds.agree(ours(system, head, readout), x, ran)
+
+
+@pytest.mark.parametrize("readout", ["matrix", "last"])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_whole_numbers(chip: str, readout: str) -> None:
+    system, x, _ = seeds.working(0, lambda rng: drawn(rng, "vgg"))
+    same_everywhere(ours(system, "vgg", readout), x, chip)

@@ -19,6 +19,7 @@ from stl_deploy.ir.floats import FloatNetwork
 from stl_deploy.ir.readouts import FloatReadout
 from tests.build import seeds
 from tests.build.seeds import Draft, Float, Ran, Watch, conv, dense, per_channel
+from tests.build.seeds_quantized import CHIPS, same_everywhere
 
 T, CLASSES = 7, 10
 SHAPES = {"conv1": (6, 8, 8), "conv2": (8, 4, 4), "conv3": (8, 4, 4), "fc": (CLASSES,)}
@@ -89,6 +90,7 @@ def theirs(s: System, x: np.ndarray, time: Time, readout: str) -> Ran:
         out = layer("fc", y)
         score += out * (11 * T - t) if readout == "linear" else out * 2.0**-t
     ran.classes = score.argmax(axis=1)
+    ran.scores = score if readout == "linear" else score * 2.0 ** (T - 1)
     return ran
 
 
@@ -149,3 +151,10 @@ def test_first_spike_times_as_input() -> None:
 
     system, x, ran = seeds.working(0, draw)
     seeds.agree(ours(system, Time(5, 3), "linear"), x, ran)
+
+
+@pytest.mark.parametrize("time", [Time(5, 3), Time(np.inf, 3)], ids=repr)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_whole_numbers(chip: str, time: Time) -> None:
+    system, x, _ = seeds.working(0, partial(drawn, time=time, readout="linear"))
+    same_everywhere(ours(system, time, "linear"), x, chip)
