@@ -113,6 +113,16 @@ def _left(
     return down, np.maximum(left, 0)
 
 
+def threshold_range(population: Population, timesteps: int) -> tuple[Int64, Int64]:
+    """(lower, upper) bound of what is added to thresholds, over ``timesteps`` steps."""
+    n = population.neurons
+    low = high = np.zeros((1,) * len(population.shape), np.int64)
+    for _ in range(timesteps if n.adapts else 0):
+        low = decay(low, n.dq) + np.minimum(n.adapt, 0)
+        high = decay(high, n.dq) + np.maximum(n.adapt, 0)
+    return low, high
+
+
 def excess(
     network: IntegerNetwork,
     population: Population,

@@ -17,10 +17,10 @@ from stl_deploy.ir.neurons import Or
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.readouts import FloatReadout, Readout
 from stl_deploy.ir.synapses import Conv, IntArray
-from stl_deploy.lower import calibration, graded, readouts
+from stl_deploy.lower import calibration, graded, readouts, rules
 from stl_deploy.lower.options import Options
 from stl_deploy.lower.rows import Target, always
-from stl_deploy.lower.units import Fit
+from stl_deploy.lower.units import Fit, Seen
 
 Float = NDArray[np.float64]
 
@@ -61,8 +61,8 @@ class Assembly:
         ``calib`` is what each input is given, [N, T, *shape]. ``tell`` is called with the number of parts
         that are done, the float run being the first, and with what is done next.
         """
-        seen: dict[str, Float] = {}
-        recording = recorded = None
+        seen: dict[str, Seen] = {}
+        recording = None
         if calib is not None:
             tell(0, "float model")
             recorded, seen = _recorded(self.floats, calib)
@@ -72,8 +72,7 @@ class Assembly:
             if (target := self.targets.get(population.name)) is None:
                 self._pool(population)
             else:
-                largest = None if recorded is None else recorded.largest.get(population.name)
-                self._fit(target, seen.get(population.name), recording, largest)
+                self._fit(target, seen.get(population.name), recording)
         if self.floats.readout is not None and not self.problems:
             self._read_out(self.floats.readout)
         if calib is not None:
@@ -105,11 +104,10 @@ class Assembly:
     def _fit(
         self,
         target: Target,
-        seen: Float | None,
+        seen: Seen | None,
         recording: calibration.Recording | None,
-        largest: float | None,
     ) -> None:
-        """Add a population with weights; ``largest`` is what it was seen to send, if that is not spikes."""
+        """Add a population with weights."""
         try:
             target = target.received(self.worth)
         except ValueError as error:
@@ -130,6 +128,7 @@ class Assembly:
         elif recording is not None and not fit.problems:
             alone, how = fit.calibrated(alone, how, _with_always(recording, target))
         if target.neurons.graded:
+            largest = None if seen is None else seen.sent
             sending = graded.sending(alone, target, self.chip, largest)
             alone, self.worth[target.name], problems = sending
             self.problems += problems
@@ -203,15 +202,19 @@ def _fitted_to(recording: calibration.Recording | None) -> Diagnostic:
 
 def _recorded(
     floats: FloatNetwork, calib: Mapping[str, IntArray]
-) -> tuple[calibration.Recording, dict[str, Float]]:
-    """What the float model fires on ``calib``, and the largest |sum of w*s| of each layer's channels.
-
-    The sums are by the name of the population.
-    """
+) -> tuple[calibration.Recording, dict[str, Seen]]:
+    """What the float model fires on ``calib``, and how far populations went, by name."""
     largest: dict[str, Float] = {}
+    added: dict[str, Float] = {}
 
     def observe(name: str, out: Float) -> None:
         x = np.abs(np.moveaxis(out, 2, 0)).reshape(out.shape[2], -1).max(axis=1)
         largest[name] = np.maximum(largest.get(name, 0.0), x)
+        population = floats.by_name[name]
+        if not rules.resets(population.neurons):
+            v = rules.added_up(population.neurons, out + population.bias)
+            added[name] = np.maximum(added.get(name, 0.0), v)
 
-    return calibration.record(floats, calib, observe), largest
+    recording = calibration.record(floats, calib, observe)
+    sent = recording.largest
+    return recording, {n: Seen(x, added.get(n), sent.get(n)) for n, x in largest.items()}

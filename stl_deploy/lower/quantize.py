@@ -29,6 +29,7 @@ import numpy as np
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
+from stl_deploy.chips.rules import refused
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import float_nir
 from stl_deploy.ir import nir_graph as G
@@ -135,8 +136,10 @@ def quantize(
     assembly = Assembly(floats, meta, targets, options, facts)
     assembly.quantize(given, lambda done, what: tell(done, parts, what))
     problems += assembly.problems
+    network = assembly.network()
+    problems += refused(network)
     try:
-        network = relays.relayed(assembly.network(), facts, skips)
+        network = relays.relayed(network, facts, skips)
     except LoweringError as error:
         raise LoweringError([*problems, *error.problems]) from None
     tell(parts - 1, parts, "placement")

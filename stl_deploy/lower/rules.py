@@ -117,6 +117,23 @@ def resets(neurons: FloatNeurons) -> bool:
     return neurons.fires and neurons.reset != "none"
 
 
+def added_up(neurons: FloatNeurons, arrived: Float) -> Float:
+    """float64 [C]: how far v goes from zero in each channel where nothing resets it.
+
+    ``arrived`` [N, T, C, ...] is what comes to the first current, the only one, bias included.
+    """
+    current = np.zeros_like(arrived[:, 0])
+    v = current if neurons.v0 is None else current + neurons.v0
+    most = np.abs(v)
+    for t in range(arrived.shape[1]):
+        x = arrived[:, t] if neurons.amplify is None else arrived[:, t] * neurons.amplify[t]
+        current = (1 - neurons.current) * current + neurons.drive * x
+        v = neurons.keep * v + neurons.gain * current + neurons.leak
+        most = np.maximum(most, np.abs(v))
+    peak: Float = np.moveaxis(most, 1, 0).reshape(arrived.shape[2], -1).max(axis=1)
+    return peak
+
+
 def further_decays(neurons: FloatNeurons) -> Iterator[tuple[str, Float, Float]]:
     """Decays besides those of v and the first current: their name, what a step keeps, and in 1/4096."""
     if neurons.current2 is not None:

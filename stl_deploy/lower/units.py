@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,13 +30,26 @@ FOLD_MIN_BITS = 2  # the same for a folded neuron: below, its largest weight rou
 HEADROOM = 2.0  # of ``checked``: the limit over the largest sum seen in calibration
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """How far a population went in calibration, in the graph's units.
+
+    ``sums`` is the largest |sum| that arrived at each channel [C], ``voltages`` the largest |v| [C] where
+    nothing resets it, ``sent`` the largest magnitude that was sent where that is not spikes; else None.
+    """
+
+    sums: Float
+    voltages: Float | None = None
+    sent: float | None = None
+
+
 class Fit:
     """The search for the units of one population; ``problems`` and ``diagnostics`` collect what it met.
 
     Args:
         target: the float population.
         inputs: its sources, as inputs of a network of it alone, which is what a fit gives.
-        seen: the largest |sum| that arrived at each channel [C], in the graph's units.
+        seen: in calibration, None without data.
     """
 
     def __init__(
@@ -46,14 +59,15 @@ class Fit:
         options: Options,
         chip: chips.Chip,
         timesteps: int,
-        seen: Float | None,
+        seen: Seen | None,
     ) -> None:
         self.target = target
         self.integers = Integers(target, inputs, options, chip, timesteps)
         self.options = options
         self.chip = chip
         self.timesteps = timesteps
-        self.seen = None if seen is None else seen * target.factor
+        self.seen = None if seen is None else seen.sums * target.factor
+        self.added_up = None if seen is None else seen.voltages
         if self.seen is not None and target.always is not None:
             self.seen = self.seen + target.from_always
         gains = rules.gains(target.neurons)
@@ -70,8 +84,6 @@ class Fit:
         """The population in integers and how its overflow was settled."""
         self._report_decays()
         self._report_gains()
-        reset = rules.reset(self.target.neurons)
-        self.problems += self.chip.reset_problems(self.target.name, reset)
         base = self._held(self._plain_units())
         mode: Literal["proven", "checked"] = "checked"
         if self.options.overflow == "checked":
@@ -284,8 +296,8 @@ class Fit:
     def _calibrated(self, units: Float) -> Float:
         """``units`` grown until HEADROOM times the largest sum seen stays in the accumulator.
 
-        A current is held to its register as if that sum came in every step. So is a voltage at 2x8, and where
-        nothing resets it.
+        A current is held to its register as if that sum came in every step, and at 2x8 so is a voltage. Where
+        nothing resets a voltage, HEADROOM times the largest one seen is held.
         """
         limit, register = self.chip.accumulator_limit, self.chip.state_limit
         if self.seen is None or limit is None:
@@ -301,8 +313,11 @@ class Fit:
         current = seen * (kept_current(du) ** steps).sum()
         if du != FORGETS:
             units = np.maximum(units, HEADROOM * current * UNIT / register)
-        if self.options.weight_precision == "2x8" or not rules.resets(self.target.neurons):
-            # Neither the grid nor a reset keeps a voltage small here, which adds such currents up.
+        if self.added_up is not None:
+            voltage = self._worst(1 / self.target.gain) * self.added_up * self.integers.grid
+            units = np.maximum(units, HEADROOM * voltage * UNIT / register)
+        elif self.options.weight_precision == "2x8":
+            # The grid keeps no voltage small here, which adds such currents up.
             voltage = current + self.bias
             voltage = voltage * (kept_voltage(dv) ** steps).sum()
             units = np.maximum(units, HEADROOM * voltage * UNIT / register)

@@ -177,6 +177,73 @@ def test_the_largest_state_holds_for_every_rule(seed):
         assert top <= bounds.largest_state(network, population, network.timesteps)
 
 
+def with_rules(rng, network):
+    """``network`` with some of the rules of neurons, and a second current that half the ways lead to."""
+    (population,) = network.populations
+
+    def of_v():
+        return each(rng, list(rng.integers(-(1 << 17), 1 << 17, 5)))
+
+    may = {
+        "reset": str(rng.choice(["none", "constant"])),
+        "hold": int(rng.choice([-1, 1, 2])),
+        "floor": of_v(),
+        "adapt": of_v(),
+        "du2": each(rng, [4095, 0, 1000]),
+        "gain": rng.integers(-8000, 16_000, (network.timesteps, 1)).astype(np.int16),
+        "v0": of_v(),
+        "fires": all(c.source != "n" for c in network.connections) and bool(rng.random() < 0.5),
+        "reset_current": True,
+    }
+    fields = {name: value for name, value in may.items() if rng.random() < 0.4}
+    if "fires" in fields and any(c.source == "n" for c in network.connections):
+        del fields["fires"]
+    fields |= {"v_reset": of_v(), "dq": each(rng, [0, 100, 4095])}
+    network = network.changed(replace(population, neurons=replace(population.neurons, **fields)))
+    second = [replace(c, port=int(rng.random() < 0.5)) for c in network.connections]
+    return network.changed(*second) if "du2" in fields else network
+
+
+@EXAMPLES
+@given(SEEDS, st.integers(1, 6))
+def test_bounds_are_sound_for_every_rule(seed, steps):
+    """Inputs that drive neurons as far as they go, and the states that these then have."""
+    rng = np.random.default_rng(seed)
+    network = with_rules(rng, drawn(rng, steps))
+    (population,) = network.populations
+    neurons = population.neurons
+    did = reference.run(network, patterns(network, rng), states=True).layers["n"]
+    currents = bounds.current_range(network, population, steps)
+    states = {"u": (did.u, currents), "q": (None, bounds.threshold_range(population, steps))}
+    states["u2"] = None, currents
+    if neurons.reset != "subtract" or (neurons.vth >= 0).all():
+        low, high = bounds.voltage_range(network, population, steps)
+        ends = [neurons.v_reset] if neurons.reset == "constant" else []
+        ends += [] if neurons.floor is None else [neurons.floor]
+        ends = [np.broadcast_to(x, NEURONS) for x in ends]
+        states["v"] = (
+            did.v,
+            (
+                np.min(np.broadcast_arrays(low, *ends), axis=0),
+                np.max(np.broadcast_arrays(high, *ends), axis=0),
+            ),
+        )
+    for name, (values, (low, high)) in states.items():
+        values = did.more.get(name, values)
+        if values is not None:
+            assert (values.min(axis=(0, 1)) >= low).all(), name
+            assert (values.max(axis=(0, 1)) <= high).all(), name
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_proved_does_not_overflow(seed):
+    network, rasters = random_graphs.draw(seed, replace(random_graphs.TABLE, chips=("loihi2",)))
+    trace, chip = reference.run(network, rasters), chips.of(network)
+    for population in network.populations:
+        if (bounds.excess(network, population, chip, network.timesteps) <= 1).all():
+            assert not trace.layers[population.name].overflow.any()
+
+
 UNBOUNDED = replace(random_graphs.TABLE, chips=("ideal",))
 
 
@@ -282,3 +349,20 @@ def test_populations_that_nothing_leads_into():
     pool = network_of(Or(), [("x", ones, 0, 0)], (1, 2, 2), x=Input((1, 4, 4)))
     _, up = bounds.voltage_range(pool, pool.populations[0], 3)
     assert up.tolist() == [[[4 * 64]]]
+
+
+def test_a_threshold_that_moves_up_holds_more():
+    """50 a step: a spike, then 50 and 100, which 4 + 100 hold; 150 spikes."""
+    neurons = Lif(each_of(4), np.zeros((), np.int32), np.ones(()), dv=0, adapt=6400)
+    network = network_of(neurons, [("x", dense([50]), 0, 0)], (1,), 4, x=Input((1,)))
+    v = reference.run(network, np.ones((1, 4, 1), np.uint8), states=True).layers["n"].v
+    assert (v.ravel() / 64).tolist() == [0, 50, 100, 0]
+    _, up = bounds.voltage_range(network, network.populations[0], 4)
+    assert up.tolist() == [64 * (4 + 3 * 50)]
+
+
+def test_what_nothing_resets_adds_up():
+    neurons = Lif(each_of(4), each_of(-1), np.ones(()), dv=0, reset="none", v0=64)
+    network = network_of(neurons, [("x", dense([50]), 0, 0)], (1,), 4, x=Input((1,)))
+    low, up = bounds.voltage_range(network, network.populations[0], 4)
+    assert (low.tolist(), up.tolist()) == ([64 * -3], [64 * (1 + 4 * 49)])

@@ -266,3 +266,48 @@ def test_first_spikes_need_one_unit():
 def test_folding_refuses_values_of_v():
     said = refused(small(neurons(THETA, 0.7, floor=np.zeros(1))), thresholds="fold")
     assert "has a floor, which cannot be folded" in said
+
+
+def test_a_chip_refuses_rules_by_name():
+    made = neurons(THETA, 0.7, v0=np.ones(1), v_reset=np.full(1, 0.2), hold=5)
+    said = refused(small(made), "loihi1")
+    assert "initial v" in said
+    assert "reset 'constant'" in said
+    assert quantize(small(made), "loihi2").by_name["lif"].neurons.hold == 5
+
+
+# Overflow
+
+
+@pytest.mark.parametrize(
+    "rule", ["none", "integrator", "second current", "gain", "adaptive threshold"]
+)
+def test_what_is_proved_holds_for_inputs_that_drive_it_furthest(rule):
+    fields = rule_floats.RULES.get(rule, lambda _: {"fires": False})(np.random.default_rng(0))
+    fields = {name: x[:3] if np.shape(x) == (100,) else x for name, x in fields.items()}
+    rng, size = np.random.default_rng(1), (3, 60)
+    ways = [FloatConnection("input", "lif", Weights("w", rng.normal(0, 1, size), None, None))]
+    if "current2" in fields:
+        way = Weights("w2", rng.normal(0, 1, size), None, None)
+        ways.append(FloatConnection("input", "lif", way, 0, 1))
+    floats = replace(small(neurons(THETA, 0.99, **fields), ways, steps=20), inputs={"input": (60,)})
+    network = quantize(floats, "loihi2", overflow="proven")
+    assert network.precision["lif"].mode == "proven"
+    up = (ways[0].way.weight > 0).astype(np.uint8)
+    raster = np.repeat(np.concatenate([up, 1 - up])[:, None], 20, axis=1)
+    assert not reference.run(network, raster).layers["lif"].overflow.any()
+
+
+def test_a_voltage_that_nothing_resets_is_proved_or_refused():
+    """Over many steps proven units would leave no weights, and data says how far v goes."""
+    rng = np.random.default_rng(1)
+    ways = [FloatConnection("input", "lif", Weights("w", rng.normal(0, 1, (3, 60)), None, None))]
+    made = small(neurons(THETA, 1.0, fires=False), ways, steps=3000)
+    floats = replace(made, inputs={"input": (60,)}, readout=FloatReadout(3, 1, "lif", "last"))
+    said = refused(floats, "loihi2")
+    assert "voltages that nothing resets in 3000 steps" in said
+    assert "--calib" in said
+    raster = (rng.random((4, 3000, 60)) < 0.02).astype(np.uint8)
+    network = quantize(floats, "loihi2", raster)
+    assert network.precision["lif"].mode == "checked"
+    assert not reference.run(network, raster).layers["lif"].overflow.any()
