@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ import nir
 import numpy as np
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.chips import placement
+from stl_deploy.chips import placement, rules
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.exporters import NirDialect, Origin
 from stl_deploy.exporters import check as check_targets
@@ -34,8 +34,8 @@ from stl_deploy.ir.network import (
     Population,
     synapse_count,
 )
-from stl_deploy.ir.notes import Placement
-from stl_deploy.report.rows import effective_bits
+from stl_deploy.ir.notes import Diagnostic, Placement
+from stl_deploy.report.rows import effective_bits, neuron_words, readout_row
 from stl_deploy.report.sections import render
 from stl_deploy.version import __version__
 
@@ -192,6 +192,7 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
     """What the manifest and ``--json`` say of a network."""
     chip = chips.of(network)
     placed = placement.of(network, chip)
+    assumed = rules.assumed(network)
     return {
         "format": FORMAT,
         "version": 1,
@@ -201,13 +202,27 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
         "thresholds": {"lowering": network.lowering, "reason": network.lowering_reason},
         "weights": _weights(network, placed),
         "inputs": {name: _input(port) for name, port in network.inputs.items()},
-        "layers": [_row(network, p) | _cores(placed, p.name, chip) for p in network.populations],
+        "layers": [
+            _row(network, p) | {"assumed": assumed.get(p.name, [])} | _cores(placed, p.name, chip)
+            for p in network.populations
+        ],
         "connections": [_connection(network, c) for c in network.connections],
+        "readout": readout_row(network.readout),
         "cores": None if placed is None else placed.cores,
         "tiles": None if placed is None else placed.tiles,
         "chips": None if placed is None else placed.chips,
-        "diagnostics": [asdict(d) for d in network.diagnostics],
+        "diagnostics": [asdict(d) for d in (*network.diagnostics, *_notes(assumed, chip))],
     }
+
+
+def _notes(assumed: Mapping[str, Sequence[str]], chip: chips.Chip) -> Iterator[Diagnostic]:
+    """That a chip needs a program for some rules of its neurons: a note for each set of rules."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, words in assumed.items():
+        names.setdefault(tuple(words), []).append(name)
+    for words, named in names.items():
+        what = f"{', '.join(words)}: assumed. {chip.title} needs a neuron program for it; none is written"
+        yield Diagnostic(", ".join(named), what, "run it on Lava's process graph, ONNX or hw_sim")
 
 
 def _weights(network: IntegerNetwork, placed: Placement | None) -> dict[str, Any]:
@@ -240,12 +255,15 @@ def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
         else None,
         "grid_bits": max((c.grid_bits for c in into), default=None),
         "recurrent": any(c.source == population.name for c in into),
+        "neuron": neuron_words(population),
+        "assumed": rules.assumed(network).get(population.name, []),
         "reset": neurons.reset,
         "decays": {"du": _span(neurons.du), "dv": _span(neurons.dv)},
+        "rules": rules.words(neurons),
         "thresholds": {
-            "distinct": len(np.unique(neurons.vth)),
-            "min": int(neurons.vth.min()),
-            "max": int(neurons.vth.max()),
+            "distinct": len(np.unique(neurons.vth)) if neurons.fires else 0,
+            "min": int(neurons.vth.min()) if neurons.fires else None,
+            "max": int(neurons.vth.max()) if neurons.fires else None,
             "lowering": lowering,
             "rounding": None if rounding is None else asdict(rounding),
         },
@@ -267,6 +285,7 @@ def _connection(network: IntegerNetwork, c: Connection) -> dict[str, Any]:
         "target": c.target,
         "kind": c.synapses.kind,
         "delay": c.delay,
+        "port": c.port,
         "synapses": synapse_count(network, c),
         "weight_bits": c.bits,
         "precision": c.precision,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stl_deploy.chips import bounds
+from stl_deploy.chips import bounds, rules
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.ir import kinds, order, slices
@@ -101,6 +101,7 @@ def problems(network: IntegerNetwork) -> list[Problem]:
     """What neither Lava nor netx can carry, the whole network at once."""
     chip, own = chips.load("loihi2"), chips.of(network)
     found: list[Problem] = []
+    known = True
     # A network without registers runs as it is when it happens to fit those of the larger chip.
     if bounded := own.arithmetic != "unbounded":
         chip = own
@@ -108,14 +109,16 @@ def problems(network: IntegerNetwork) -> list[Problem]:
     for population in network.populations:
         if unknown := kinds.unsupported(network, population, POPULATIONS, SYNAPSES, WHO, KNOWN):
             found += unknown
+            known = False
             continue
         found += _neuron_problems(population, chip)
-        found += chip.reset_problems(population.name, population.neurons.reset)
         for connection in network.into(population.name):
             found += _weight_problems(connection, chip)
             found += SYNAPSES[connection.synapses.kind](network, connection)
         if not bounded:
             found += _state_problems(network, population, chip)
+    if known:
+        found += rules.refused(network)
     return found + list(_loop_problems(network))
 
 
@@ -159,16 +162,6 @@ def _neuron_problems(population: Population, chip: chips.Chip) -> Iterator[Probl
         ("threshold's decay dq", neurons.dq, 0, decays, decay_remedy),
     ):
         yield from _outside(population.name, what, values, (low, high), chip, remedy)
-    if chip.state_limit is None:
-        return
-    most = chip.state_limit - 1
-    for what, values in (
-        ("reset v_reset", neurons.v_reset),
-        ("floor of v", _or_0(neurons.floor)),
-        ("initial v0", neurons.v0),
-        ("threshold's step adapt", neurons.adapt),
-    ):
-        yield from _outside(population.name, what, values, (-most, most), chip, requantize)
 
 
 def _or_0(values: Each | None) -> Each:

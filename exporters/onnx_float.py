@@ -8,7 +8,7 @@ down to float32, so that the strict compare fires at the same float32 values as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import nir
@@ -32,6 +32,7 @@ from stl_deploy.ir.floats import (
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Pair, Shape
 
+RESETS = ("zero", "subtract")
 REMEDY = (
     "export the float model instead of its integers: model.float.nir next to model.nir, or what it was made "
     "from; in Python give export() the lowered graph (graph=)"
@@ -52,6 +53,8 @@ def notes(graph: nir.NIRGraph | None) -> tuple[Diagnostic, ...]:
         network = decode(graph)
     except LoweringError as error:
         return tuple(_left_out(f"{p.where}: {p.what}", "use step.onnx") for p in error.problems)
+    if unknown := [why for p in network.populations for why in _unknown(p)]:
+        return tuple(_left_out(why, "use step.onnx") for why in unknown)
     parts = [part for p in network.populations for part in (p, p.neurons)]
     values = (
         values
@@ -62,6 +65,21 @@ def notes(graph: nir.NIRGraph | None) -> tuple[Diagnostic, ...]:
     if (size := 4 * sum(array.size for array in values)) > onnx_graph.FILE_BYTES_MAX:
         return (_left_out(onnx_graph.too_large(size), "use model.float.nir"),)
     return ()
+
+
+def _unknown(population: FloatPopulation) -> list[str]:
+    """What the neurons do that ``_neurons`` does not write."""
+    neurons = population.neurons
+    found = [
+        f"{field.name!r} of its neurons"
+        for field in fields(neurons)
+        if field.default is not MISSING
+        and field.name != "reset"
+        and not np.array_equal(getattr(neurons, field.name), field.default)
+    ]
+    if neurons.reset not in RESETS:
+        found.append(f"the reset {neurons.reset!r}")
+    return [f"{population.name}: {what} has no place in it" for what in found]
 
 
 def _left_out(why: str, remedy: str) -> Diagnostic:

@@ -13,7 +13,7 @@ from stl_deploy.errors import Problem
 from stl_deploy.exporters import onnx_graph, onnx_inputs, onnx_neurons, onnx_sums
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, Population
-from stl_deploy.ir.neurons import Reset
+from stl_deploy.ir.neurons import MAX_HOLD, ONCE, Neurons, Reset
 from stl_deploy.ir.synapses import Synapses
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
@@ -71,12 +71,13 @@ def _problems(network: IntegerNetwork, population: Population) -> Iterator[Probl
         (name, "voltage decay dv", neurons.dv, 0, DECAY_ONE),
         (name, "decay dq of thresholds", neurons.dq, 0, DECAY_ONE),
         (name, "bias exponent", neurons.bias_exp, 0, 7),
+        (name, "hold", neurons.hold, ONCE, MAX_HOLD),
         *((c.name, "weight exponent", c.exp, 0, 7) for c in network.into(name)),
     ]
-    if chips.of(network).state_limit is not None:
+    if (limit := chips.of(network).state_limit) is not None:
         spans += [
-            (name, field, _given(getattr(neurons, field)), -INT32_SUM_LIMIT, INT32_SUM_LIMIT - 1)
-            for field in ("v0", "v_reset", "floor", "adapt", "hold")
+            (name, what, _given(values), 1 - limit, limit - 1)
+            for what, values in _voltages(neurons).items()
         ]
     outside = [
         Problem(where, f"{what} {_ends(values)} is outside {low}..{high}", "quantize again")
@@ -142,10 +143,17 @@ def _readout_problems(network: IntegerNetwork) -> Iterator[Problem]:
 
 def _largest_voltage(network: IntegerNetwork, population: Population) -> int:
     """Largest |v| that a step of a population leaves."""
-    limit, neurons = chips.of(network).state_limit, population.neurons
-    if limit is None:
-        return _largest_state(network, population)
-    return max(limit, *(_most(_given(x)) for x in (neurons.v0, neurons.v_reset, neurons.floor)))
+    limit = chips.of(network).state_limit
+    return _largest_state(network, population) if limit is None else limit
+
+
+def _voltages(neurons: Neurons) -> dict[str, Any]:
+    """The fields that v may take as they stand."""
+    return {
+        "v0, where v begins,": neurons.v0,
+        "v_reset": neurons.v_reset,
+        "the floor of v": neurons.floor,
+    }
 
 
 def _given(values: Any) -> Any:
@@ -198,7 +206,7 @@ def _largest_state(network: IntegerNetwork, population: Population) -> int:
     # To subtract a threshold below zero adds to v; below one that q lowered, v may come down to q.
     added = max(0, -int(np.min(n.vth))) << FRACTION_BITS if n.reset == "subtract" else 0
     u = u2 = q = 0
-    v = max(_most(_given(x)) for x in (n.v0, n.v_reset, n.floor))
+    v = max(_most(_given(x)) for x in _voltages(n).values())
     top = v
     for _ in range(network.timesteps):
         u = (u * kept_u >> DECAY_BITS) + a

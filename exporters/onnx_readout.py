@@ -121,15 +121,20 @@ def _first(source: _Source) -> str:
     first = b.op("ReduceMin", [when], "readout.first", axes=[1], keepdims=0)
     end = b.op("Sub", [steps, b.number(1)], "readout.end")
     row = b.op("Unsqueeze", [b.op("Min", [first, end], "readout.at"), b.shape((1,))], "readout.row")
-    read = b.op("GatherElements", [source.v, row], "readout.read", axis=1)
-    v = b.op("Squeeze", [read, b.shape((1,))], "readout.v_then")
+    then = b.op("Equal", [column, row], "readout.then")
+    masked = b.op("Where", [then, source.v, b.number(0)], "readout.v_there")
+    v = b.op("ReduceSum", [masked, b.shape((1,))], "readout.v_then", keepdims=0)
     # TopK keeps equal values in their order: what is sorted by v stays so within a step.
     by_v = _sorted(b, v, count, "readout.by_v")
-    ordered = b.op("GatherElements", [first, by_v], "readout.first_by_v", axis=1)
-    by_first = _sorted(b, ordered, count, "readout.by_first", largest=0)
-    order = b.op("GatherElements", [by_v, by_first], "readout.order", axis=1)
-    place = _sorted(b, order, count, "readout.place", largest=0)
+    by_first = _sorted(b, _at(b, first, by_v), count, "readout.by_first", largest=0)
+    place = _sorted(b, _at(b, by_v, by_first), count, "readout.place", largest=0)
     return b.op("Sub", [b.number(count - 1), place], "readout.ranks")
+
+
+def _at(b: Builder, values: str, index: str) -> str:
+    """values [N, n] at the places index [N, n] of each sample."""
+    index = b.op("Unsqueeze", [index, b.shape((2,))], f"{index}_places")
+    return b.op("GatherND", [values, index], f"{index}_read", batch_dims=1)
 
 
 def _sorted(b: Builder, values: str, count: int, name: str, largest: int = 1) -> str:

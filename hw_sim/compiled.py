@@ -81,8 +81,21 @@ def compiled(function: Function) -> Function:
     file has changed. What the function calls in other files is compiled into the result and not looked
     at, so the qualified name tells the form.
     """
+    return _compiled(function, njit(nogil=True))
+
+
+def uncounted(function: Function) -> Function:
+    """``function`` compiled without counts of references to arrays, which cost more than short loops.
+
+    It makes and returns no arrays but views, which no one keeps. numba does not document the option, so the
+    plain form does without.
+    """
+    return _compiled(function, njit(nogil=True) if PLAIN else njit(nogil=True, _nrt=False))
+
+
+def _compiled(function: Function, compiler: Any) -> Function:
     function.__qualname__ = f"{function.__qualname__}.{FORM}"
-    made: Any = njit(nogil=True)(function)
+    made = compiler(function)
     with suppress(RuntimeError):  # No folder that numba could write to: compile in every process.
         if PLAIN:
             made.enable_caching()

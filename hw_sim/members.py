@@ -217,26 +217,24 @@ class RuleNeurons:
     def begin(self, done: Done) -> tuple[rules.States, rules.Scratch, rules.Results]:
         """States, scratch, and where results go."""
         mine, did = self.rules, done.did
-        samples, steps, _ = did.spikes.shape
-        there = {"u": 1, "v": 1, "u2": mine.second, "q": mine.adapts, "rest": mine.hold != 0}
-        states = [np.zeros((samples, self.size * bool(there[n])), np.int64) for n in rules.STATES]
-        kept = (len(rules.STATES), samples, steps, self.size) if self.states else (0, 0, 0, 0)
+        samples, steps, size = did.spikes.shape
+        there = {"u": 1, "v": 1, "u2": mine.second, "q": mine.adapts, "rest": mine.hold}
+        states = [np.zeros(samples * size * bool(there[n]), np.int64) for n in rules.STATES]
+        sent = did.spikes.reshape(-1)
         results = rules.Results(
-            np.zeros((0, 0, 0), np.uint8) if mine.graded else did.spikes,
-            did.spikes if mine.graded else np.zeros((0, 0, 0), np.int16),
+            np.zeros(0, np.uint8) if mine.graded else sent,
+            sent if mine.graded else np.zeros(0, np.int16),
+            np.zeros(len(rules.STATES) * len(sent) * self.states, np.int64),
             did.active,
             did.overflow,
-            np.zeros(kept, np.int64),
         )
         chunks = [np.zeros(rules.CHUNK, kind) for kind in (np.int64,) * 3 + (np.uint8,) * 2]
-        scratch = rules.Scratch(*chunks, np.zeros(self.size, np.uint8))
+        scratch = rules.Scratch(*chunks, np.zeros(steps * size, np.uint8))
         return rules.States(*states), scratch, results
 
     def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
         """See ``Stepped``; the states of all steps are written after the last."""
-        rules.run_steps(self.rules, *_by_width(sums), first, last, *state)
-        if last == sums.shape[2]:
-            self._store(state[2], done)
+        self._run(NOTHING, state, first, last, sums, done)
 
     def alone(self, sums: IntArray, done: Done) -> None:
         """See ``Stepped``."""
@@ -247,19 +245,31 @@ class RuleNeurons:
         layout = way.synapses.layout
         if layout is None or self.rules.graded:
             return False
-        state = self.begin(done)
-        acc = np.zeros((layout.phases, layout.accumulators), layout.sum_type)
-        weights = layout.weights, layout.wiring, layout.pieces, acc, way.exp, way.delay, way.port
-        rules.run_recurrent(self.rules, *weights, *_by_width(sums), *state)
-        self._store(state[2], done)
+        pixels = self.size // len(layout.wiring.channel_at)
+        back = rules.Back(
+            way.delay,
+            way.exp,
+            way.port,
+            layout.weights,
+            layout.wiring,
+            layout.pieces,
+            np.zeros((layout.phases, layout.accumulators), layout.sum_type),
+            np.zeros(pixels * layout.phases + 1, np.int64),
+            np.zeros(self.size + 1, np.int32),
+        )
+        self._run(back, self.begin(done), 0, sums.shape[2], sums, done)
         return True
 
-    def _store(self, results: rules.Results, done: Done) -> None:
-        """Write the states that are wanted."""
-        rooms = {"u": done.did.u, "v": done.did.v, **done.more}
-        for name, kept in zip(rules.STATES, results.kept, strict=False):
-            if name in rooms:
-                rooms[name][:] = kept
+    def _run(
+        self, back: rules.Back, state: Any, first: int, last: int, sums: IntArray, done: Done
+    ) -> None:
+        rules.run(self.rules, back, *_by_width(sums), first, last, *state)
+        if last == sums.shape[2] and self.states:
+            rooms = {"u": done.did.u, "v": done.did.v, **done.more}
+            kept = state[2].kept.reshape(len(rules.STATES), *done.did.spikes.shape)
+            for name, values in zip(rules.STATES, kept, strict=True):
+                if name in rooms:
+                    rooms[name][:] = values
 
 
 def _by_width(sums: IntArray) -> tuple[IntArray, IntArray]:
@@ -267,6 +277,18 @@ def _by_width(sums: IntArray) -> tuple[IntArray, IntArray]:
     if sums.dtype == np.int32:
         return sums, np.zeros((0, 0, 0, 0), np.int64)
     return np.zeros((0, 0, 0, 0), np.int32), sums
+
+
+def _nothing() -> rules.Back:
+    """No way back, of the types of one with weights of 8 bits."""
+    none = np.zeros(0, np.int64)
+    wiring = kernels.Wiring(*[none] * 7, 0, 0, False, none)
+    pieces = kernels.Pieces(none, none, none, none)
+    weights, acc = np.zeros(0, np.int8), np.zeros((0, 0), np.int16)
+    return rules.Back(0, 0, 0, weights, wiring, pieces, acc, none, np.zeros(0, np.int32))
+
+
+NOTHING = _nothing()
 
 
 @dataclass(frozen=True)
@@ -310,6 +332,7 @@ def _rule_neurons(case: Case) -> tuple[RuleNeurons, Int64 | None]:
             return np.full(rules.CHUNK, values.flat[0])
         return of_each(values, population.shape).copy()
 
+    gain = _gains(n.gain, case)
     made = rules.Rules(
         bias=each(n.bias),
         threshold=each(n.vth.astype(np.int64) << FRACTION_BITS),
@@ -320,8 +343,10 @@ def _rule_neurons(case: Case) -> tuple[RuleNeurons, Int64 | None]:
         left=each(n.v_reset if n.reset == "constant" else 0),
         floor=each(0 if n.floor is None else n.floor),
         adapt=each(n.adapt),
-        gain=_gains(n.gain, case),
-        first=each(n.v0),
+        gain=gain.reshape(-1),
+        gains=gain.shape[1],
+        v0=each(n.v0),
+        forgets=int(not n.has_current),
         limit=chip.state_limit or 0,
         too_large=1 << 62 if chip.accumulator_limit is None else chip.accumulator_limit,
         fires=int(n.fires),

@@ -2,19 +2,20 @@
 
 One kernel carries every rule: what neurons do not have is passed over, by flags that are the same for a whole
 population. A step takes CHUNK neurons at a time through short loops, one for each rule, whose intermediate
-results stay in the first-level cache.
+results stay in the first-level cache. Arrays are flat and read from offsets, since numba spends more time on
+a slice than these loops on its entries.
 """
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
 from typing import NamedTuple
 
 import numpy as np
-from numba import int32
+from numba import int32, uintp
 
 from stl_deploy.hw_sim.buffers import add_pieces
-from stl_deploy.hw_sim.compiled import Array, Int, compiled
+from stl_deploy.hw_sim.compiled import Array, Int, uncounted
 from stl_deploy.hw_sim.kernels import Pieces, Wiring, clear, find_events, scatter
-from stl_deploy.hw_sim.lanes import count_runs
+from stl_deploy.hw_sim.lanes import count_rows
 from stl_deploy.ir.units import DECAY_BITS, FRACTION_BITS
 
 CHUNK = 1 << 8  # neurons
@@ -25,11 +26,13 @@ class Rules(NamedTuple):
     """Parameters of neurons, as in ``Lif``, in units of v.
 
     An array holds int64 values, one for each neuron in memory order, or CHUNK times the one that all have.
-    ``gain`` is [T, values], without entries where there is no gain. ``u_keep``, ``u2_keep``, ``v_keep`` and
-    ``q_keep`` are what the decays leave, of 4096. ``limit`` and ``too_large`` are as in ``kernels.Neurons``.
-    ``second``, ``adapts``, ``bounded`` and ``graded`` tell whether there is a second current, an adaptive
-    threshold, a floor and a value that is sent. Run i is ``run_length[i]`` neurons from ``run_first[i]`` on
-    core ``run_core[i]``; there are none where the active neurons need not be counted.
+    So do the ``gains`` entries that ``gain`` int16 has for each step; there are none without a gain.
+    ``u_keep``, ``u2_keep``, ``v_keep`` and ``q_keep`` are what the decays leave, of 4096. ``limit`` and
+    ``too_large`` are as in ``kernels.Neurons``. ``forgets`` tells that no current is remembered; ``second``,
+    ``adapts``, ``bounded`` and ``graded`` whether there is a second one, an adaptive threshold, a floor and a
+    value that is sent. Run i is
+    ``run_length[i]`` neurons from ``run_first[i]`` on core ``run_core[i]``; there are none where the active
+    neurons need not be counted.
     """
 
     bias: Array
@@ -41,8 +44,10 @@ class Rules(NamedTuple):
     left: Array
     floor: Array
     adapt: Array
+    v0: Array
     gain: Array
-    first: Array
+    gains: Int
+    forgets: Int
     limit: Int
     too_large: Int
     fires: Int
@@ -62,7 +67,7 @@ class Rules(NamedTuple):
 
 
 class States(NamedTuple):
-    """The states int64 [N, neurons]; those that neurons do not have are [N, 0]."""
+    """The states int64 [N * neurons]; those that neurons do not have are empty."""
 
     u: Array
     v: Array
@@ -72,21 +77,21 @@ class States(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Where a run writes: counts as in ``kernels.Did``, and what is sent, [N, T, neurons].
+    """Where a run writes: counts as in ``kernels.Did``, and what is sent, [N * T * neurons].
 
-    That are ``spikes`` uint8, or int16 ``values`` of graded neurons; the other has no entries. ``kept`` int64
-    [states, N, T, neurons], in the order of STATES, has none where nobody wants the states.
+    That are ``spikes`` uint8, or int16 ``values`` of graded neurons; the other is empty. ``kept`` int64
+    [states * N * T * neurons], in the order of STATES, is empty where nobody wants the states.
     """
 
     spikes: Array
     values: Array
+    kept: Array
     active: Array
     overflow: Array
-    kept: Array
 
 
 class Scratch(NamedTuple):
-    """Room of CHUNK: int64 ``a``, ``a2`` and ``v``, uint8 ``fired`` and ``over``; uint8 ``busy`` of all."""
+    """Room for CHUNK neurons, int64 and uint8; ``busy`` uint8 [T * neurons] for a sample."""
 
     a: Array
     a2: Array
@@ -96,260 +101,288 @@ class Scratch(NamedTuple):
     busy: Array
 
 
-@compiled
-def part(values: Array, first: Int, size: Int) -> Array:
-    """The ``values`` of ``size`` neurons from ``first`` on, or the one that all have."""
-    return values[first : first + size] if first + size <= len(values) else values[:size]
+class Back(NamedTuple):
+    """A way back: synapses that bring spikes to the current ``port`` ``delay`` steps later, times 2^exp.
+
+    A ``delay`` of 0 stands for none. ``acc`` [phases, accumulators] is zero; ``pointers`` and ``found`` are
+    room for the list of events.
+    """
+
+    delay: Int
+    exp: Int
+    port: Int
+    weights: Array
+    wiring: Wiring
+    pieces: Pieces
+    acc: Array
+    pointers: Array
+    found: Array
 
 
-@compiled
+@uncounted
+def place(values: Array, first: Int, size: Int) -> Int:
+    """Where the values of ``size`` neurons from ``first`` on begin in a parameter."""
+    return first if first + size <= len(values) else 0
+
+
+@uncounted
 def decayed(x: Int, keep: Int) -> Int:
     """What a decay leaves of x, truncated toward zero."""
     kept = (abs(x) * keep) >> DECAY_BITS
     return -kept if x < 0 else kept
 
 
-@compiled
-def add_current(
-    u: Array,
-    a: Array,
-    keep: Array,
-    bias: Array,
-    gain: Array,
-    limit: Int,
-    too_large: Int,
-    busy: Array,
-    over: Array,
-) -> None:
-    """A step of a current ``u`` to which the sum ``a`` comes, in place; ``a`` is used up.
-
-    With a gain, which has no entries where there is none, the bias comes the same way.
-    """
-    size = len(u)
+@uncounted
+def load(sums: Array, start: Int, size: Int, a: Array) -> None:
+    """Sums of a chunk as int64."""
     for i in range(size):
-        busy[i] |= (decayed(u[i], keep[i]) != 0) | (a[i] != 0)
-        over[i] |= abs(a[i]) >= too_large
-        a[i] = a[i] << FRACTION_BITS
-    if len(gain):
+        a[uintp(i)] = sums[uintp(start + i)]
+
+
+@uncounted
+def mark_busy(
+    rules: Rules, first: Int, size: Int, states: States, at: Int, busy: Array, row: Int
+) -> None:
+    """Mark neurons with a bias, or a state other than a current; the currents mark theirs."""
+    v, q, rest = states.v, states.q, states.rest
+    b = place(rules.bias, first, size)
+    for i in range(size):
+        busy[uintp(row + i)] = (v[uintp(at + i)] != 0) | (rules.bias[uintp(b + i)] != 0)
+    for i in range(size * (rules.adapts != 0)):
+        busy[uintp(row + i)] |= q[uintp(at + i)] != 0
+    for i in range(size * (rules.hold != 0)):
+        busy[uintp(row + i)] |= rest[uintp(at + i)] != 0
+
+
+@uncounted
+def amplify(rules: Rules, t: Int, first: Int, size: Int, port: Int, a: Array) -> None:
+    """What comes to a current times the gain of step t, in place; the bias comes to the first."""
+    b = place(rules.bias, first, size)
+    g = t * rules.gains + (first if first + size <= rules.gains else 0)
+    limit = rules.limit
+    for i in range(size):
+        bias = 0 if port else rules.bias[uintp(b + i)]
+        x = (np.int64(int32(a[uintp(i)])) if limit else a[uintp(i)]) + bias
+        x = (np.int64(int32(x)) if limit else x) * rules.gain[uintp(g + i)]
+        scaled = abs(x) >> DECAY_BITS
+        a[uintp(i)] = -scaled if x < 0 else scaled
+
+
+@uncounted
+def add_current(
+    rules: Rules,
+    t: Int,
+    first: Int,
+    size: Int,
+    port: Int,
+    scratch: Scratch,
+    u: Array,
+    at: Int,
+    row: Int,
+) -> None:
+    """A step of the first or second current ``u``, to which the sum in ``scratch`` comes and is used up."""
+    a, left, over, busy = scratch.a, scratch.v, scratch.over, scratch.busy
+    keep, limit = rules.u_keep, rules.limit
+    if port:
+        a, keep = scratch.a2, rules.u2_keep
+    k = place(keep, first, size)
+    if rules.forgets:
         for i in range(size):
-            x = (np.int64(int32(a[i])) if limit else a[i]) + bias[i]
-            x = (np.int64(int32(x)) if limit else x) * gain[i]
-            scaled = abs(x) >> DECAY_BITS
-            a[i] = -scaled if x < 0 else scaled
+            left[uintp(i)] = 0
+    else:
+        for i in range(size):
+            left[uintp(i)] = decayed(u[uintp(at + i)], keep[uintp(k + i)])
+    for i in range(size):
+        x = a[uintp(i)]
+        busy[uintp(row + i)] |= (left[uintp(i)] | x) != 0
+        over[uintp(i)] |= abs(x) >= rules.too_large
+        a[uintp(i)] = x << FRACTION_BITS
+    if rules.gains:
+        amplify(rules, t, first, size, port, a)
     if limit:
         for i in range(size):
-            x = np.int64(int32(decayed(u[i], keep[i]) + int32(a[i])))
-            over[i] |= (x > limit) | (x <= -limit)
-            u[i] = x - 2 * limit if x > limit else x + 2 * limit if x <= -limit else x
+            x = np.int64(int32(left[uintp(i)] + int32(a[uintp(i)])))
+            over[uintp(i)] |= (x > limit) | (x <= -limit)
+            x = x - 2 * limit if x > limit else x + 2 * limit if x <= -limit else x
+            u[uintp(at + i)] = x
     else:
         for i in range(size):
-            u[i] = decayed(u[i], keep[i]) + a[i]
+            u[uintp(at + i)] = left[uintp(i)] + a[uintp(i)]
 
 
-@compiled
+@uncounted
 def add_voltage(
-    rules: Rules, first: Int, u: Array, u2: Array, rest: Array, v: Array, new: Array, over: Array
+    rules: Rules, first: Int, size: Int, states: States, at: Int, new: Array, over: Array
 ) -> None:
-    """The voltages ``new`` of a chunk before the threshold, after ``v``; ``v`` is left as it is."""
-    size, limit = len(v), rules.limit
-    keep, bias = part(rules.v_keep, first, size), part(rules.bias, first, size)
+    """The voltages ``new`` of a chunk before the threshold; those before the step stay in ``states``."""
+    u, v, u2, rest, limit = states.u, states.v, states.u2, states.rest, rules.limit
+    k, b = place(rules.v_keep, first, size), place(rules.bias, first, size)
     for i in range(size):
-        new[i] = decayed(v[i], keep[i]) + u[i]
-    if rules.second:
+        new[uintp(i)] = decayed(v[uintp(at + i)], rules.v_keep[uintp(k + i)]) + u[uintp(at + i)]
+    for i in range(size * (rules.second != 0)):
+        new[uintp(i)] += u2[uintp(at + i)]
+    for i in range(size * (rules.gains == 0)):
+        new[uintp(i)] += rules.bias[uintp(b + i)]
+    if limit and rules.hold:
         for i in range(size):
-            new[i] += u2[i]
-    if not rules.gain.size:
+            x = np.int64(int32(new[uintp(i)]))
+            over[uintp(i)] |= (abs(x) > limit - 1) & (rest[uintp(at + i)] == 0)
+    elif limit:
         for i in range(size):
-            new[i] += bias[i]
+            over[uintp(i)] |= abs(np.int64(int32(new[uintp(i)]))) > limit - 1
     for i in range(size * (limit != 0)):
-        x = np.int64(int32(new[i]))
-        over[i] |= (abs(x) > limit - 1) & (rules.hold == 0 or rest[i] == 0)
-        new[i] = min(max(x, -limit + 1), limit - 1)
-    if rules.hold:
-        for i in range(size):
-            new[i] = v[i] if rest[i] else new[i]
-    if rules.bounded:
-        floor = part(rules.floor, first, size)
-        for i in range(size):
-            new[i] = max(new[i], floor[i])
+        new[uintp(i)] = min(max(np.int64(int32(new[uintp(i)])), -limit + 1), limit - 1)
+    for i in range(size * (rules.hold != 0)):
+        new[uintp(i)] = v[uintp(at + i)] if rest[uintp(at + i)] else new[uintp(i)]
+    f = place(rules.floor, first, size)
+    for i in range(size * (rules.bounded != 0)):
+        new[uintp(i)] = max(new[uintp(i)], rules.floor[uintp(f + i)])
 
 
-@compiled
+@uncounted
 def fire(
-    rules: Rules, first: Int, v: Array, q: Array, rest: Array, threshold: Array, fired: Array
+    rules: Rules, first: Int, size: Int, states: States, at: Int, v: Array, fired: Array
 ) -> None:
-    """Mark the neurons of a chunk that spike, and let none spike that rests."""
-    for i in range(len(v)):
-        fired[i] = v[i] > threshold[i]
-    if rules.adapts:
-        for i in range(len(v)):
-            fired[i] = v[i] > threshold[i] + q[i]
-    if rules.hold:
-        for i in range(len(v)):
-            fired[i] &= rest[i] == 0
+    """Mark the neurons of a chunk that spike, none of which rests."""
+    threshold, q, rest = rules.threshold, states.q, states.rest
+    h = place(threshold, first, size)
+    for i in range(size):
+        fired[uintp(i)] = rules.fires and v[uintp(i)] > threshold[uintp(h + i)]
+    for i in range(size * (rules.fires and rules.adapts)):
+        fired[uintp(i)] = v[uintp(i)] > threshold[uintp(h + i)] + q[uintp(at + i)]
+    for i in range(size * (rules.hold != 0)):
+        fired[uintp(i)] &= rest[uintp(at + i)] == 0
 
 
-@compiled
-def send(rules: Rules, of: Array, fired: Array, values: Array) -> None:
-    """Write the values that a chunk sends, int16, where it fires: from ``of``, shifted and cut off."""
-    for i in range(len(of)):
-        value = min(max(of[i] >> rules.shift, -rules.levels), rules.levels)
-        values[i] = value if fired[i] else 0
+@uncounted
+def send(rules: Rules, size: Int, of: Array, fired: Array, values: Array, to: Int) -> None:
+    """Write what a chunk sends, int16: ``of``, shifted and cut off; only of those that fire, where any do."""
+    for i in range(size):
+        value = min(max(of[uintp(i)] >> rules.shift, -rules.levels), rules.levels)
+        values[uintp(to + i)] = value if fired[uintp(i)] or not rules.fires else 0
 
 
-@compiled
+@uncounted
 def after_spikes(
-    rules: Rules,
-    first: Int,
-    fired: Array,
-    threshold: Array,
-    new: Array,
-    u: Array,
-    u2: Array,
-    v: Array,
-    q: Array,
-    rest: Array,
+    rules: Rules, first: Int, size: Int, states: States, at: Int, fired: Array, new: Array
 ) -> None:
-    """Resets, rest and adaptation of a chunk; ``v`` comes from ``new``."""
-    size, limit = len(v), rules.limit
+    """Resets, rest and adaptation of a chunk, whose voltage before the reset is ``new``."""
+    u, v, u2, q, rest = states
+    limit = rules.limit
+    h, r = place(rules.threshold, first, size), place(rules.left, first, size)
     if rules.subtract:
         for i in range(size):
-            v[i] = new[i] - threshold[i] if fired[i] else new[i]
+            taken = rules.threshold[uintp(h + i)] if fired[uintp(i)] else 0
+            v[uintp(at + i)] = new[uintp(i)] - taken
     elif rules.resets:
-        left = part(rules.left, first, size)
         for i in range(size):
-            v[i] = left[i] if fired[i] else new[i]
+            v[uintp(at + i)] = rules.left[uintp(r + i)] if fired[uintp(i)] else new[uintp(i)]
     else:
         for i in range(size):
-            v[i] = new[i]
-    if rules.reset_current:
-        for i in range(size):
-            u[i] = 0 if fired[i] else u[i]
-        for i in range(len(u2)):
-            u2[i] = 0 if fired[i] else u2[i]
-    if rules.hold:
-        for i in range(size):
-            rest[i] = rules.hold if fired[i] else rest[i] - (rest[i] > 0)
-    if rules.adapts:
-        keep, adapt = part(rules.q_keep, first, size), part(rules.adapt, first, size)
-        for i in range(size):
-            x = decayed(q[i], keep[i]) + (adapt[i] if fired[i] else 0)
-            q[i] = min(max(x, -limit + 1), limit - 1) if limit else x
+            v[uintp(at + i)] = new[uintp(i)]
+    for i in range(size * (rules.reset_current != 0)):
+        u[uintp(at + i)] = 0 if fired[uintp(i)] else u[uintp(at + i)]
+    for i in range(size * (rules.reset_current and rules.second)):
+        u2[uintp(at + i)] = 0 if fired[uintp(i)] else u2[uintp(at + i)]
+    for i in range(size * (rules.hold != 0)):
+        x = rest[uintp(at + i)]
+        rest[uintp(at + i)] = rules.hold if fired[uintp(i)] else x - (x > 0)
+    k, p = place(rules.q_keep, first, size), place(rules.adapt, first, size)
+    for i in range(size * (rules.adapts != 0)):
+        x = decayed(q[uintp(at + i)], rules.q_keep[uintp(k + i)])
+        x += rules.adapt[uintp(p + i)] if fired[uintp(i)] else 0
+        q[uintp(at + i)] = min(max(x, -limit + 1), limit - 1) if limit else x
 
 
-@compiled
+@uncounted
+def keep_states(states: States, at: Int, size: Int, kept: Array, to: Int) -> None:
+    """Write the states of a chunk, each a fifth of ``kept`` after the one before."""
+    each = len(kept) // 5
+    for i in range(size):
+        kept[uintp(to + i)] = states.u[uintp(at + i)]
+        kept[uintp(to + each + i)] = states.v[uintp(at + i)]
+    for i in range(size * (len(states.u2) > 0)):
+        kept[uintp(to + 2 * each + i)] = states.u2[uintp(at + i)]
+    for i in range(size * (len(states.q) > 0)):
+        kept[uintp(to + 3 * each + i)] = states.q[uintp(at + i)]
+    for i in range(size * (len(states.rest) > 0)):
+        kept[uintp(to + 4 * each + i)] = states.rest[uintp(at + i)]
+
+
+@uncounted
 def step_chunk(
-    rules: Rules, t: Int, first: Int, scratch: Scratch, states: States, n: Int, results: Results
+    rules: Rules,
+    t: Int,
+    first: Int,
+    size: Int,
+    states: States,
+    at: Int,
+    scratch: Scratch,
+    row: Int,
+    results: Results,
+    to: Int,
 ) -> Int:
-    """Step ``t`` of the neurons of a chunk of sample n, whose sums are in ``scratch``.
+    """Step t of the ``size`` neurons from ``first`` on of a sample, whose sums are in ``scratch``.
 
+    Their states begin ``at``, their marks in ``scratch.busy`` at ``row``, and what they send at ``to``.
     Returns how many overflowed a register.
     """
-    size = min(CHUNK, states.v.shape[1] - first)
-    to = slice(first, first + size)
-    u, v = states.u[n, to], states.v[n, to]
-    u2, q, rest = states.u2[n, to], states.q[n, to], states.rest[n, to]
-    a, a2, new = scratch.a[:size], scratch.a2[:size], scratch.v[:size]
-    fired, over, busy = scratch.fired[:size], scratch.over[:size], scratch.busy[to]
-    bias, threshold = part(rules.bias, first, size), part(rules.threshold, first, size)
+    a, new, fired, over, busy = scratch.a, scratch.v, scratch.fired, scratch.over, scratch.busy
     for i in range(size):
-        busy[i] = (v[i] != 0) | (bias[i] != 0)
-        over[i] = 0
-        fired[i] = 1
-    for i in range(len(q)):
-        busy[i] |= q[i] != 0
-    for i in range(len(rest)):
-        busy[i] |= rest[i] != 0
+        over[uintp(i)] = 0
+    mark_busy(rules, first, size, states, at, busy, row)
     if rules.graded and not rules.fires:
-        send(rules, a, fired, results.values[n, t, to])
-    gain = part(rules.gain[t], first, size) if rules.gain.size else rules.gain.reshape(-1)
-    keep, limit, too_large = part(rules.u_keep, first, size), rules.limit, rules.too_large
-    add_current(u, a, keep, bias, gain, limit, too_large, busy, over)
-    if rules.second:
-        for i in range(size):
-            new[i] = 0  # the bias comes once
-        keep = part(rules.u2_keep, first, size)
-        add_current(u2, a2, keep, new, gain, limit, too_large, busy, over)
-    add_voltage(rules, first, u, u2, rest, v, new, over)
-    if rules.fires:
-        fire(rules, first, new, q, rest, threshold, fired)
-    else:
-        for i in range(size):
-            fired[i] = 0
+        send(rules, size, a, fired, results.values, to)
+    for port in range(1 + rules.second):
+        u = states.u2 if port else states.u
+        add_current(rules, t, first, size, port, scratch, u, at, row)
+    add_voltage(rules, first, size, states, at, new, over)
+    fire(rules, first, size, states, at, new, fired)
     if not rules.graded:
-        spikes = results.spikes[n, t, to]
         for i in range(size):
-            spikes[i] = fired[i]
+            results.spikes[uintp(to + i)] = fired[uintp(i)]
     elif rules.fires:
-        send(rules, new, fired, results.values[n, t, to])
-    after_spikes(rules, first, fired, threshold, new, u, u2, v, q, rest)
+        send(rules, size, new, fired, results.values, to)
+    after_spikes(rules, first, size, states, at, fired, new)
+    if len(results.kept):
+        keep_states(states, at, size, results.kept, to)
     count = 0
     for i in range(size):
-        count += over[i]
+        count += over[uintp(i)]
     return count
 
 
-@compiled
-def step_row(
-    rules: Rules,
-    narrow: Array,
-    wide: Array,
-    n: Int,
-    t: Int,
-    states: States,
-    scratch: Scratch,
-    results: Results,
-) -> None:
-    """Step ``t`` of sample n, whose sums are there.
-
-    Sums are [currents, N, T, neurons at least]: ``narrow`` int32, or ``wide`` int64, whichever has entries.
-    """
-    neurons = states.v.shape[1]
+@uncounted
+def start(rules: Rules, states: States, at: Int, neurons: Int) -> None:
+    """Set the states of a sample, which begin ``at``, to those before the first step."""
     for first in range(0, neurons, CHUNK):
         size = min(CHUNK, neurons - first)
-        for port in range(1 + rules.second):
-            a = scratch.a2 if port else scratch.a
-            if narrow.size:
-                low = narrow[port, n, t, first : first + size]
-                for i in range(size):
-                    a[i] = low[i]
-            else:
-                high = wide[port, n, t, first : first + size]
-                for i in range(size):
-                    a[i] = high[i]
-        results.overflow[n, t] += step_chunk(rules, t, first, scratch, states, n, results)
-    count_runs(
-        scratch.busy, rules.run_first, rules.run_length, rules.run_core, results.active[n, t]
-    )
-    if results.kept.size:
-        copy_state(states.u[n], results.kept[0, n, t])
-        copy_state(states.v[n], results.kept[1, n, t])
-        copy_state(states.u2[n], results.kept[2, n, t])
-        copy_state(states.q[n], results.kept[3, n, t])
-        copy_state(states.rest[n], results.kept[4, n, t])
-
-
-@compiled
-def copy_state(state: Array, to: Array) -> None:
-    """Copy a state, if there is one."""
-    for i in range(len(state)):
-        to[i] = state[i]
-
-
-@compiled
-def start(rules: Rules, states: States, n: int) -> None:
-    """Set the states of sample n to those before the first step."""
-    for i in range(states.v.shape[1]):
-        states.u[n, i] = 0
-        states.v[n, i] = rules.first[i % len(rules.first)]
+        f = place(rules.v0, first, size)
+        for i in range(size):
+            states.u[uintp(at + first + i)] = 0
+            states.v[uintp(at + first + i)] = rules.v0[uintp(f + i)]
     for state in (states.u2, states.q, states.rest):
-        for i in range(state.shape[1]):
-            state[n, i] = 0
+        for i in range(neurons * (len(state) > 0)):
+            state[uintp(at + i)] = 0
 
 
-@compiled
-def run_steps(
+@uncounted
+def hear(back: Back, sent: Array, sums: Array) -> None:
+    """Add what ``sent`` uint8 [neurons], spikes of one step, bring back to the ``sums`` of another."""
+    channels = len(back.wiring.channel_at)
+    find_events(sent.reshape(-1, channels), back.wiring.phases, back.pointers, back.found, None)
+    for block in range(len(back.pieces.block_first) - 1):
+        for phase in range(len(back.acc)):
+            at = back.pointers[phase:]
+            scatter(back.wiring, back.weights, block, at, back.found, None, back.acc[phase])
+        add_pieces(back.acc, back.pieces, block, 1 << back.exp, sums)
+        clear(back.acc)
+
+
+@uncounted
+def run(
     rules: Rules,
+    back: Back,
     narrow: Array,
     wide: Array,
     first: Int,
@@ -358,73 +391,54 @@ def run_steps(
     scratch: Scratch,
     results: Results,
 ) -> None:
-    """Run the steps ``first`` to ``last`` of all samples, whose sums are there (``step_row``).
+    """Run the steps ``first`` to ``last`` of all samples; ``states`` are left for the next step.
 
-    ``states`` are left for the next step.
+    Sums are [currents, N, T, neurons at least]: ``narrow`` int32, or ``wide`` int64, whichever has entries;
+    they lack what comes ``back``. Neurons that nothing leads back to go through all steps chunk by chunk.
     """
-    for n in range(len(states.v)):
-        if first == 0:
-            start(rules, states, n)
-        for t in range(first, last):
-            step_row(rules, narrow, wide, n, t, states, scratch, results)
-
-
-@compiled
-def hear(
-    sent: Array,
-    weights: Array,
-    wiring: Wiring,
-    pieces: Pieces,
-    acc: Array,
-    pointers: Array,
-    found: Array,
-    factor: Int,
-    narrow: Array,
-    wide: Array,
-) -> None:
-    """Add what ``sent`` uint8 [neurons], spikes of one step, bring to the sums [neurons] of one step.
-
-    ``acc`` [phases, accumulators] is zero, ``pointers`` and ``found`` are room for the list of events.
-    """
-    phases = len(acc)
-    find_events(sent.reshape(-1, len(wiring.channel_at)), wiring.phases, pointers, found, None)
-    for block in range(len(pieces.block_first) - 1):
-        for phase in range(phases):
-            scatter(wiring, weights, block, pointers[phase:], found, None, acc[phase])
-        if len(narrow):
-            add_pieces(acc, pieces, block, factor, narrow)
-        else:
-            add_pieces(acc, pieces, block, factor, wide)
-        clear(acc)
-
-
-@compiled
-def run_recurrent(
-    rules: Rules,
-    weights: Array,
-    wiring: Wiring,
-    pieces: Pieces,
-    acc: Array,
-    exp: Int,
-    delay: Int,
-    port: Int,
-    narrow: Array,
-    wide: Array,
-    states: States,
-    scratch: Scratch,
-    results: Results,
-) -> None:
-    """``run_steps`` of neurons that hear their own spikes ``delay`` steps later, times 2^exp."""
-    samples, steps, neurons = results.spikes.shape
-    pixels = neurons // len(wiring.channel_at)
-    pointers = np.empty(pixels * len(acc) + 1, np.int64)
-    found = np.empty(neurons + 1, np.int32)
+    samples, steps = results.overflow.shape
+    neurons, room = len(states.v) // samples, max(narrow.shape[3], wide.shape[3])
+    low, high = narrow.reshape(-1), wide.reshape(-1)
+    marks = scratch.busy.reshape(steps, neurons)
+    together = neurons if back.delay else CHUNK
     for n in range(samples):
-        start(rules, states, n)
-        for t in range(steps):
-            if t >= delay:
-                sent = results.spikes[n, t - delay]
-                low = narrow[port, n, t] if narrow.size else narrow.reshape(-1)
-                high = wide[port, n, t] if wide.size else wide.reshape(-1)
-                hear(sent, weights, wiring, pieces, acc, pointers, found, 1 << exp, low, high)
-            step_row(rules, narrow, wide, n, t, states, scratch, results)
+        if first == 0:
+            start(rules, states, n * neurons, neurons)
+        for begin in range(0, neurons, together):
+            for t in range(first, last):
+                row = n * steps + t
+                if back.delay and t >= back.delay:
+                    at = (row - back.delay) * neurons
+                    sent = results.spikes[at : at + neurons]
+                    if len(low):
+                        hear(back, sent, narrow[back.port, n, t])
+                    else:
+                        hear(back, sent, wide[back.port, n, t])
+                for i in range(begin, min(begin + together, neurons), CHUNK):
+                    size = min(CHUNK, neurons - i)
+                    for port in range(1 + rules.second):
+                        at = (port * samples * steps + row) * room + i
+                        a = scratch.a2 if port else scratch.a
+                        if len(low):
+                            load(low, at, size, a)
+                        else:
+                            load(high, at, size, a)
+                    results.overflow[n, t] += step_chunk(
+                        rules,
+                        t,
+                        i,
+                        size,
+                        states,
+                        n * neurons + i,
+                        scratch,
+                        t * neurons + i,
+                        results,
+                        row * neurons + i,
+                    )
+        count_rows(
+            marks[first:last],
+            rules.run_first,
+            rules.run_length,
+            rules.run_core,
+            results.active[n, first:last],
+        )

@@ -45,7 +45,8 @@ class Run:
 class Activity:
     """A run of the network: counts, energies by energy model, accuracy (None without labels).
 
-    ``sample`` holds what inputs and populations sent for the first sample, [T, *shape] by name, inputs first.
+    ``sample`` holds what inputs and populations sent for the first sample, [T, *shape] by name, inputs first;
+    populations that never send anything are left out.
     """
 
     counts: Counts
@@ -108,9 +109,10 @@ class Simulator:
     ) -> Run:
         """Run ``raster`` batch by batch, count and price events, and with ``out`` write the whole trace.
 
-        The trace holds ``spikes/<population>`` uint8 [N, T, *shape], with ``states`` ``v/<population>`` and
-        ``u/<population>``. ``on_progress(done)`` is called with the number of samples done. With ``spread``
-        others run and count the batches; they are priced here, in order, and nothing changes.
+        The trace holds ``spikes/<population>`` [N, T, *shape], uint8, or int16 values where neurons send
+        these; with ``states`` also ``v/``, ``u/`` and the others of ``Lif.states``. ``on_progress(done)`` is
+        called with the number of samples done. With ``spread`` others run and count the batches; they are
+        priced here, in order, and nothing changes.
         """
         self.recorder.reset()
         done = 0
@@ -124,7 +126,7 @@ class Simulator:
             with closing(traces):
                 for trace in traces:
                     if out is not None:
-                        _store(files, Path(folder), trace, raster.shape[0])
+                        _store(files, Path(folder), trace, states, raster.shape[0])
                     done += len(trace.predictions)
                     if on_progress is not None:
                         on_progress(done)
@@ -184,13 +186,15 @@ def _counts_only(trace: Trace) -> Trace:
     return Trace(layers, trace.predictions)
 
 
-def _store(files: dict[str, Path], folder: Path, trace: Trace, samples: int) -> None:
+def _store(files: dict[str, Path], folder: Path, trace: Trace, states: bool, samples: int) -> None:
     """Append a batch to npy files of ``samples`` in all, which need not fit into memory.
 
-    They are written and not mapped: a full disk ends a process that writes to a mapped file.
+    A trace may have v without ``states``, because the readout needs it. The files are written and not
+    mapped: a full disk ends a process that writes to a mapped file.
     """
     for name, did in trace.layers.items():
-        for kind, part in (("spikes", did.spikes), ("v", did.v), ("u", did.u)):
+        kept = {"v": did.v, "u": did.u, **did.more} if states else {}
+        for kind, part in {"spikes": did.spikes, **kept}.items():
             if part is None:
                 continue
             key = f"{kind}/{name}"
@@ -207,7 +211,9 @@ def summarize(network: IntegerNetwork, done: Run, raster: Source) -> Activity:
     """What the report shows of a run; the first sample is run again for its picture."""
     first = next(raster.first(1).batches(1))
     trace = engine.run(network, first)
-    sent = network.rasters(first) | {name: did.spikes for name, did in trace.layers.items()}
+    silent = [p.name for p in network.populations if p.neurons.span == (0, 0)]
+    spikes = {name: did.spikes for name, did in trace.layers.items() if name not in silent}
+    sent = network.rasters(first) | spikes
     return Activity(
         counts=done.counts,
         energies=done.energies,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from stl_deploy.hw_sim.reference import Trace
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.ir.network import Raster as Spikes
+    from stl_deploy.ir.readouts import Rule
     from stl_deploy.lower.quantize import quantize
     from stl_deploy.models.net import STLNet
     from stl_deploy.verify.against_float import ParityReport
@@ -134,15 +135,20 @@ def from_nir(
     levels: int = 1,
     signed: bool = False,
     normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
+    readout: Rule | None = None,
 ) -> nir.NIRGraph:
     """The lowered float NIR graph of a NIR file or graph of any tool.
 
     Args:
         source: a file, read as untrusted data, or a graph.
         dt: seconds of a time step, by which time constants are read (forward Euler).
-        timesteps: T of the network, default 4; all others: as in ``from_torch``.
+        timesteps: T of the network, default 4.
+        readout: how classes are scored: by "votes" of spikes, the "first" spike, or v of the "last" step, its
+            "mean" or its "max" over time. Default: the last v of neurons without a threshold, the mean
+            of weights behind the last neurons, else votes.
+        classes, levels, signed, normalize: as in ``from_torch``.
 
-    Warns (UncheckedWarning) of neurons whose reset the source does not state. Raises InputError for a
+    Warns (UncheckedWarning) of resets and readouts that the source does not state. Raises InputError for a
     broken file, LoweringError for a network that cannot be lowered, each naming every problem.
     """
     from stl_deploy.formats import nir_io
@@ -156,13 +162,14 @@ def from_nir(
         levels=levels,
         signed=signed,
         normalize=None if normalize is None else Normalize.of(*normalize),
+        readout=readout,
     )
     if isinstance(source, str | Path):
         graph = nir_io.read(Path(source))
         lowered = nir_graph.read(Path(source), options, graph)
     else:
         graph, lowered = source, nir_graph.to_float(source, options)
-    for note in nir_graph.notes(graph, dt):
+    for note in nir_graph.notes(graph, lowered, options):
         text = f"{note.where}: {note.what} -> {note.remedy}"
         warnings.warn(text, UncheckedWarning, stacklevel=2)
     return lowered

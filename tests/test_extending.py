@@ -16,7 +16,7 @@ from stl_deploy import backends, exporters, importers
 from stl_deploy.backends import onnx as onnx_backend
 from stl_deploy.chips import facts as chips
 from stl_deploy.errors import InputError, LoweringError
-from stl_deploy.exporters import onnx_limits, onnx_step, onnx_sums
+from stl_deploy.exporters import onnx_limits, onnx_neurons, onnx_sums
 from stl_deploy.formats.integer_nir import to_nir
 from stl_deploy.hw_sim import engine, reference
 from stl_deploy.ir import execute
@@ -153,7 +153,7 @@ def test_a_kind_of_neurons(monkeypatch):
     assert 0.1 < want.layers["a"].spikes.mean() < 0.9
     (problem,) = onnx_limits.problems(network)
     assert "ONNX does not support 'coincidence'" in str(problem)
-    add(monkeypatch, onnx_step.POPULATIONS, module.ROW)
+    add(monkeypatch, onnx_neurons.POPULATIONS, module.ROW)
     got = onnx_backend.Session(network).run(x)
     assert agreement.compare(network, want, got).exact
 

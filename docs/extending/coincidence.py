@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.exporters import onnx_step
+from stl_deploy.exporters import onnx_neurons
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, Population
@@ -30,9 +30,12 @@ class Coincidence(Or):
         return np.asarray(self.least - 1, np.int32)
 
 
-def _onnx(b: Builder, population: Population, a: str, network: IntegerNetwork) -> str:
+def _onnx(
+    b: Builder, population: Population, sums: onnx_neurons.Sums, network: IntegerNetwork
+) -> str:
     """u is a; v is a where they do not fire, else 0. The next step forgets both: a is below 4096 then."""
-    name, state = population.name, onnx_step.state_type(network)
+    (a,) = sums
+    name, state = population.name, onnx_neurons.state_type(network)
     most = b.number((population.neurons.least - 1) * UNIT)  # type: ignore[union-attr]
     fires = b.op("Greater", [a, most], b.name("fires", name))
     v = b.op("Where", [fires, b.number(0), a], b.name("wide_v", name))
@@ -42,4 +45,4 @@ def _onnx(b: Builder, population: Population, a: str, network: IntegerNetwork) -
 
 
 FIELDS = kinds.FIELDS | {"least"}
-ROW = {"coincidence": onnx_step.Form(_onnx, remembers=False, fields=FIELDS)}
+ROW = {"coincidence": onnx_neurons.Form(_onnx, remembers=False, fields=FIELDS)}

@@ -344,8 +344,8 @@ class PyGraphLIF(AbstractPyLifModelFixed):
 
     def amplified(self, t: int, arrived: np.ndarray, bias: Any) -> np.ndarray:
         """What arrives, in the units of u and with the bias, times the gain of step ``t``."""
-        shifted = np.left_shift(arrived.astype(np.int32), self.vth_shift)
-        product = (np.int64(shifted) + bias) * self.rules["gain"][t]
+        shifted = np.int64(np.left_shift(arrived.astype(np.int32), self.vth_shift)) + bias
+        product = np.int64(shifted.astype(np.int32)) * self.rules["gain"][t]
         return np.sign(product) * np.right_shift(np.abs(product), self.decay_shift)
 
     def step_second(self, added: np.ndarray) -> None:

@@ -22,7 +22,7 @@ def check(network: IntegerNetwork) -> None:
     """Raise LoweringError naming every population of a kind that the engine does not compute."""
     problems = []
     for population in network.populations:
-        problems += kinds.unsupported(network, population, NEURONS, SYNAPSES, "hw_sim")
+        problems += kinds.unsupported(network, population, NEURONS, SYNAPSES, "hw_sim", kinds.TABLE)
     if problems:
         raise LoweringError(problems)
 
@@ -46,11 +46,12 @@ class Session:
     def run(self, raster: Raster, _on_step: Steps | None = None) -> dict[str, NDArray[Any]]:
         """Run a raster [N, T, *input_shape] twice: without states the engine takes other ways.
 
-        Those are the ways of the command; their spikes are ``bare/<layer>``.
+        Those are the ways of the command; their spikes are ``bare/<layer>``, and the predictions theirs.
         """
         bare, full = self.engine.run(raster), self.engine.run(raster, states=True)
-        found: dict[str, NDArray[Any]] = {}
+        found: dict[str, NDArray[Any]] = {"prediction": bare.predictions}
         for name, did in full.layers.items():
             found[f"spikes/{name}"], found[f"bare/{name}"] = did.spikes, bare.layers[name].spikes
             found[f"u/{name}"], found[f"v/{name}"] = np.asarray(did.u), np.asarray(did.v)
+            found |= {f"{state}/{name}": values for state, values in did.more.items()}
         return found

@@ -126,7 +126,7 @@ def _problems(answer: Answer, file: Path, file_kind: str, ran: Ran) -> Iterator[
     """Why a tool does not run the file exactly, or was not seen to though that was asked for."""
     where = f"{file}: {answer.consumer.title} {answer.consumer.version}"
     if answer.verdict != "exact":
-        what = f"{_word(answer)}: {answer.reasons[0].why}"
+        what = f"{_word(answer)}: {answer.reasons[0].text}"
         portable = file_kind.startswith("portable")
         remedy = "see docs/nir.md" if portable or file_kind == "other" else EXPORT
         if answer.contradicted:
@@ -172,7 +172,7 @@ def _print(file: Path, found: File, answers: list[Answer], ran: Ran) -> None:
         for reason in answer.reasons:
             named = ", ".join(reason.nodes[:SHOWN]) + (", ..." if len(reason.nodes) > SHOWN else "")
             mark = {"exact": "mind", "unknown": "not tried"}.get(reason.verdict.value, "why")
-            say(f"  {mark}: {reason.why}" + (f" ({named})" if named else ""))
+            say(f"  {mark}: {reason.text}" + (f" ({named})" if named else ""))
 
 
 def _outcome(seen: dict[str, Any] | None) -> str:

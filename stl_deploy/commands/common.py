@@ -32,6 +32,7 @@ from rich.table import Table
 from stl_deploy import chips
 from stl_deploy.data.catalogue import IMAGES, Name
 from stl_deploy.errors import InputError, Problem, StlError
+from stl_deploy.ir.readouts import Rule
 from stl_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -81,6 +82,13 @@ Normalized = Annotated[
         metavar="MEAN,STD",
         help="The network was trained on (x/levels - MEAN)/STD: two numbers, or the means of all channels "
         "and then their standard deviations.",
+    ),
+]
+Readout = Annotated[
+    Rule | None,
+    typer.Option(
+        help="How another tool's NIR file is read out: last, mean or max of v over time; votes of "
+        "spikes, or the first spike. \\[default: votes; last v of neurons without a threshold]",
     ),
 ]
 _RASTER = typer.Option("--input", metavar="NPZ", help="Spike raster, as stl-raster writes it.")

@@ -50,7 +50,7 @@ def simulate(
         Path | None, typer.Option(metavar="NPZ", help="Write the spikes of every population.")
     ] = None,
     states: Annotated[
-        bool, typer.Option("--states", help="With --out: write u and v too.")
+        bool, typer.Option("--states", help="With --out: write u, v and other states too.")
     ] = False,
     report: Annotated[Path | None, typer.Option(metavar="HTML", help="Write a report.")] = None,
     limit: Limit = None,
@@ -120,6 +120,7 @@ def to_json(
     from stl_deploy.chips import placement
     from stl_deploy.hw_sim.account import neurobench
     from stl_deploy.ir.network import synapse_count
+    from stl_deploy.report.rows import neuron_words, readout_row
 
     bench = neurobench.metrics(network, counts)
     traffic = {e.traffic.placed.chip: e.traffic for e in energies.values()}
@@ -132,6 +133,7 @@ def to_json(
         "layers": [
             {
                 "name": c.name,
+                "neuron": neuron_words(network.by_name[c.name]),
                 "spikes": int(c.spikes.sum()),
                 "synops": int(c.synops.sum()),
                 "updates": c.neurons * counts.physical_steps,
@@ -159,6 +161,7 @@ def to_json(
                 strict=True,
             )
         ],
+        "readout": readout_row(network.readout),
         "profiles": {name: _energy_json(e) for name, e in energies.items()},
         "traffic": {chip: _traffic_json(t) for chip, t in traffic.items()},
         "neurobench": vars(bench),

@@ -69,7 +69,9 @@ def _with_shapes(graph: nir.NIRGraph) -> nir.NIRGraph:
         if isinstance(node, nir.Conv2d) and node.input_shape is None:
             stride, padding, dilation = G.conv_geometry(node)
             groups = int(node.groups)
+            said = node.metadata
             node = G.conv2d(node.weight, node.bias, before, stride, padding, groups, dilation)
+            node.metadata = said
         elif isinstance(node, nir.Flatten) and node.input_type["input"] is None:
             node = G.flatten(before)
         nodes[name] = node
@@ -111,8 +113,10 @@ def check_trained(network: FloatNetwork, trained: G.Trained) -> None:
         own = any(connection.source == name for connection in network.into(name))
         if not population.neurons.has_state:
             continue
-        if kind != "lif" or own:
-            what = f"{kind} neurons{', recurrent' if own else ''}"
+        plain = population.neurons.plain and not population.neurons.v_reset.any()
+        if kind != "lif" or own or not plain:
+            more = f"{', recurrent' if own else ''}{'' if plain else ', with further rules'}"
+            what = f"{kind} neurons{more}"
             problems.append(
                 Problem(name, f"has {what}; training on integers supports only plain LIF")
             )

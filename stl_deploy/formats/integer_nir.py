@@ -77,7 +77,7 @@ def unsupported(network: IntegerNetwork) -> list[Problem]:
     found = [
         problem
         for population in network.populations
-        for problem in kinds.unsupported(network, population, NEURONS, SYNAPSES, WHO, rules.KNOWN)
+        for problem in kinds.unsupported(network, population, NEURONS, SYNAPSES, WHO, kinds.TABLE)
     ]
     if found:
         return found

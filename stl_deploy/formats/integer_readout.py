@@ -18,6 +18,7 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.formats import integer_meta as M
 from stl_deploy.formats.integer_rules import integers
+from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, Population
 from stl_deploy.ir.readouts import MAX_FACTOR, Readout
 
@@ -41,6 +42,12 @@ def arrays(readout: Readout) -> dict[str, NDArray[np.int64]]:
     """The arrays of the output's node."""
     found = {"steps": readout.steps, "factors": readout.factors}
     return {name: np.asarray(x).astype(np.int64) for name, x in found.items() if x is not None}
+
+
+def unsaid(readout: Readout) -> list[str]:
+    """What of a readout stands in the metadata alone: rules and fields of ``Readout``."""
+    words = (word.removeprefix("readout ") for word in kinds.features(readout))
+    return [word for word in words if word != "matrix"]
 
 
 def problems(network: IntegerNetwork) -> list[Problem]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
+from stl_deploy.chips import rules as chip_rules
 from stl_deploy.errors import Problem
-from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, Population
 from stl_deploy.ir.neurons import Each, Neurons, Reset, by_channel, of_channels
 from stl_deploy.ir.synapses import Shape
@@ -27,15 +27,6 @@ DEFAULTS: dict[str, int | None] = {
     **{"vth": 0, "v_reset": 0, "floor": None, "adapt": 0},
     **{"dq": 0, "du2": None, "gain": None, "v0": 0},
 }
-WORDS = frozenset({"fires", "reset_current", "hold", "graded"})  # in the JSON, or the kind of node
-# All that a file says of neurons and readouts.
-KNOWN = (
-    kinds.FIELDS
-    | kinds.RESETS
-    | WORDS
-    | set(DEFAULTS)
-    | {f"readout {word}" for word in ("last", "mean", "max", "first", "steps", "factors", "matrix")}
-)
 
 
 def ranges(chip: chips.Chip) -> dict[str, tuple[int, int]]:
@@ -48,6 +39,16 @@ def ranges(chip: chips.Chip) -> dict[str, tuple[int, int]]:
         **dict.fromkeys(("dq", "du2"), (0, FORGETS)),
         "gain": (-(1 << 15), (1 << 15) - 1),
     }
+
+
+SAID = {"no threshold", chip_rules.RESETS["constant"]}  # rules that NIR has words for
+
+
+def unsaid(neurons: Neurons) -> list[str]:
+    """The rules of ``neurons`` that NIR's equations cannot express, in the words of ``chips/rules.py``."""
+    subtracts = neurons.fires and neurons.reset == "subtract"
+    found = [word for word in chip_rules.words(neurons) if word not in SAID]
+    return ["reset by subtraction"] * subtracts + found
 
 
 def integers(values: NDArray[Any], what: str, low: int, high: int) -> NDArray[np.int64]:

@@ -17,7 +17,8 @@ written next to it (docs/nir.md), and read by none of our commands:
   this order.
 
 What no known tool (``backends/consumers``) can run is refused: a Delay, a second input, neurons that
-nothing leads to.
+nothing leads to, neurons without a threshold. So are rules of neurons and readouts that only the metadata of
+``model.nir`` say. The matrix of a readout is a Linear or Affine at the end, whose outputs are the votes.
 """
 
 from __future__ import annotations
@@ -37,15 +38,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
+from stl_deploy.chips import rules as chip_rules
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import integer_readout as readouts
+from stl_deploy.formats import integer_rules as rules
 from stl_deploy.formats import integer_words as words
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_walk as walk
+from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.units import (
     DECAY_BITS,
     DECAY_ONE,
@@ -92,17 +98,19 @@ def from_network(network: IntegerNetwork) -> nir.NIRGraph:
     if not problems:
         problems = list(_inputs(list(network.inputs)))
         problems += [p for name in network.by_name for p in _unsayable(network, name)]
+        problems += _unread(network.readout)
     if problems:
         raise LoweringError(problems)
     (port,) = network.inputs.values()
+    readout = network.readout
     meta = PortableMeta(
         of="integer",
         timesteps=network.timesteps,
         input_levels=port.levels,
         signed=port.signed,
         held=port.held,
-        classes=network.readout.classes,
-        population=network.readout.population,
+        classes=readout.classes,
+        population=readout.population if readout.matrix is None else 1,
         inexact=inexact(network),
     )
     return _Rewriting(nir_file.to_nir(network), HALF_STEP).graph(meta)
@@ -122,7 +130,8 @@ def from_float(graph: nir.NIRGraph) -> nir.NIRGraph:
         inexact=inexact_trained(graph),
     )
     problems = list(_inputs(list(network.inputs)))
-    problems += [_subtracts(p.name) for p in network.populations if p.neurons.reset == "subtract"]
+    problems += [_ruled(p.name, rule) for p in network.populations for rule in _rules(p.neurons)]
+    problems += [] if network.readout is None else _unread(network.readout)
     problems += [_delays(name) for name, n in graph.nodes.items() if isinstance(n, nir.Delay)]
     if problems:
         raise LoweringError(problems)
@@ -156,6 +165,9 @@ def _inexact_lif(network: IntegerNetwork, population: Population, register: int 
     spare = FRACTION_BITS + words.base(network, population)
     if neurons.bias.any():
         spare = min(spare, neurons.bias_exp)
+    if neurons.reset == "constant" and (after := np.asarray(neurons.v_reset)).any():
+        lowest = int(np.bitwise_or.reduce(np.abs(after), axis=None))
+        spare = min(spare, (lowest & -lowest).bit_length() - 1)
     du, dv = (np.broadcast_to(values, population.shape) for values in (neurons.du, neurons.dv))
     kept_u, kept_v = FORGETS - du, DECAY_ONE - dv
     needed = np.maximum(_bits(kept_v), _bits(kept_u)) * (steps - 1)
@@ -222,8 +234,11 @@ def _inputs(names: list[str]) -> Iterator[Problem]:
 def _unsayable(network: IntegerNetwork, name: str) -> Iterator[Problem]:
     """What of a population, and of the connections into it, the dialect has no words for."""
     population, into = network.by_name[name], network.into(name)
-    if population.neurons.reset == "subtract":
-        yield _subtracts(name)
+    for rule in rules.unsaid(population.neurons):
+        yield _ruled(name, rule)
+    if not population.neurons.fires:
+        what = "has no threshold; no tool that is known runs such neurons"
+        yield Problem(name, what, SPEC)
     if not into:
         what = "nothing leads to it; no tool that is known runs such neurons"
         yield Problem(name, what, SPEC)
@@ -247,12 +262,34 @@ def _keeps_shape(network: IntegerNetwork, c: Connection, population: Population)
     return c.synapses.kind != "dense"
 
 
-def _subtracts(name: str) -> Problem:
-    return Problem(
-        name,
-        "resets by subtraction, which NIR's equations cannot express",
-        f"{SPEC}, whose metadata states it",
-    )
+def _rules(neurons: FloatNeurons) -> list[str]:
+    """The rules of float neurons that NIR's equations cannot express."""
+    fires = neurons.fires
+    found = {
+        "reset by subtraction": fires and neurons.reset == "subtract",
+        chip_rules.RESETS["none"]: fires and neurons.reset == "none",
+        "no threshold": not fires,
+        "reset of the current": fires and neurons.reset_current,
+        chip_rules.HOLD: fires and neurons.hold != 0,
+        "floor of v": neurons.floor is not None,
+        "initial v": neurons.v0 is not None,
+        "adaptive threshold": neurons.adapt is not None,
+        "second current": neurons.current2 is not None,
+        "gain for each step": neurons.amplify is not None,
+        chip_rules.GRADED: neurons.graded,
+    }
+    return [rule for rule, has in found.items() if has]
+
+
+def _ruled(name: str, rule: str) -> Problem:
+    what = f"{rule}: NIR's equations cannot express it"
+    return Problem(name, what, f"{SPEC}, whose metadata states it")
+
+
+def _unread(readout: Readout) -> Iterator[Problem]:
+    for word in readouts.unsaid(readout):
+        what = f"classes are scored by {word}, which no node of NIR says"
+        yield Problem("readout", what, f"{SPEC}, whose metadata states it")
 
 
 def _delays(name: str) -> Problem:

@@ -57,13 +57,13 @@ IMPORTERS: dict[str, Importer] = {
         "model.float.nir",
         lambda file: file.is_nir and KEY in file.graph.metadata,
         "own:read_float",
-        frozenset({"levels"}),
+        frozenset({"levels", "readout"}),
     ),
     "nir": Importer(
         "NIR files of other tools",
         lambda file: file.is_nir,
         "nir.graph:read_model",
-        frozenset({"dt", "levels", "normalize"}),
+        frozenset({"dt", "levels", "normalize", "readout"}),
     ),
     "stl": Importer(
         "a state_dict of STL-SNN",

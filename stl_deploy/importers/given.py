@@ -18,6 +18,7 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.readouts import Rule
 
 Params = dict[str, NDArray[Any]]
 Numbers = float | Sequence[float]
@@ -75,6 +76,7 @@ class Given:
     dt: float | None = None
     levels: int | None = None
     normalize: Normalize | None = None
+    readout: Rule | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
     raster: Path | None = None

@@ -22,5 +22,10 @@ def read_float(file: File) -> Model:
     """The float graph. Raises InputError naming everything that is off."""
     graph = float_nir.check(file.path, file.graph)
     meta = G.float_meta(graph)
-    file.agree(timesteps=meta.timesteps, classes=meta.classes, levels=meta.input_levels)
+    file.agree(
+        timesteps=meta.timesteps,
+        classes=meta.classes,
+        levels=meta.input_levels,
+        readout="votes" if meta.readout is None else meta.readout.rule,
+    )
     return Model(graph)

@@ -6,14 +6,15 @@ All kinds are one equation, NIR's by forward Euler with a step ``dt``:
     v = (1 - step) v + gain I + leak     step = dt / tau, 0 for an IF, 1 for a Threshold
     spike = v > threshold;  v = v_reset where it spikes, or v - threshold
 
-What else neurons may do are fields that come with what they mean (``ir/execute.py`` has the order). A further
-kind of neurons is a further entry of ``NEURONS``.
+A LI, CubaLI or I is the same without a threshold. What else neurons may do are fields that come with what
+they mean (``ir/execute.py`` has the order); what NIR has no words for stands in the node's metadata
+(``ir/nir_words.py``). A further kind of neurons is a further entry of ``NEURONS``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir import nir_words as words
 from stl_deploy.ir.synapses import Shape
 
 Float = NDArray[np.float64]
@@ -99,59 +101,123 @@ class FloatNeurons:
         theta: Float = np.nextafter(self.threshold, np.inf) + 0.0  # and no negative zero
         return theta
 
+    @property
+    def plain(self) -> bool:
+        """Whether they are what they were before float graphs of version 4 (``nir_graph.FloatMeta``)."""
+        more = self.reset_current or self.hold or self.graded or self.reset == "none"
+        arrays = any(getattr(self, name) is not None for name in words.ARRAYS)
+        return self.fires and not (more or arrays)
+
     def scaled(self, factor: Float) -> FloatNeurons:
-        """The same with v counted in units of ``factor``, above zero, and inputs as they were."""
+        """The same with v counted in units of ``factor``, above zero, and inputs as they were.
+
+        Raises ValueError for neurons that send v.
+        """
+        if self.graded and self.fires:
+            raise ValueError("sends its voltage, which others receive in the units of the graph")
+
+        def over(values: Float | None) -> Float | None:
+            return None if values is None else values / factor
+
         return replace(
             self,
             gain=self.gain / factor,
             leak=self.leak / factor,
             threshold=self.threshold / factor,
+            v_reset=self.v_reset / factor,
+            floor=over(self.floor),
+            v0=over(self.v0),
+            adapt=over(self.adapt),
         )
 
     def reshaped(self, shape: Shape) -> FloatNeurons:
         """The same neurons, in C order, as a population of ``shape``."""
 
-        def full(values: Float) -> Float:
+        def full(values: Float | None) -> Any:
+            if values is None:
+                return None
             return np.broadcast_to(values, self.shape).reshape(shape).copy()
 
-        return replace(
-            self,
-            step=full(self.step),
-            gain=full(self.gain),
-            leak=full(self.leak),
-            threshold=full(self.threshold),
-            v_reset=full(self.v_reset),
-            current=full(self.current),
-            drive=full(self.drive),
-        )
+        amplify = self.amplify
+        if amplify is not None and amplify[0].size == 1:
+            amplify = amplify.reshape(-1, *[1] * len(shape))
+        elif amplify is not None:
+            steps = len(amplify)
+            amplify = np.broadcast_to(amplify, (steps, *self.shape)).reshape(steps, *shape)
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays = {
+            name: full(values)
+            for name, values in named.items()
+            if isinstance(values, np.ndarray) and name != "amplify"
+        }
+        return replace(self, **arrays, amplify=amplify)
 
     def node(self) -> nir.ir.NIRNode:
-        """Their node in a lowered float graph."""
+        """Their node in a lowered float graph, which ``decode`` reads again."""
+        made = self._firing() if self.fires else self._silent()
+        if self.fires and self.reset != "zero":
+            made.metadata["reset"] = self.reset
+        words.say(
+            made,
+            {name: getattr(self, name) for name in words.ARRAYS},
+            reset_current=self.reset_current,
+            hold=self.hold,
+            graded=self.graded,
+        )
+        return made
+
+    def _firing(self) -> nir.ir.NIRNode:
+        """NIR's node of neurons with a threshold."""
         made: G.Neurons
-        whole = self.step == 0
-        step = np.where(whole, NO_LEAK, self.step)
+        v_reset = np.broadcast_to(self.v_reset, self.shape) if self.reset == "zero" else 0.0
         if self.has_current:
-            tau_mem, r = G.euler(step, self.gain)
-            tau_syn, w_in = G.euler(self.current, self.drive)
             made = nir.CubaLIF(
-                tau_syn=tau_syn,
-                tau_mem=tau_mem,
-                r=r,
-                v_leak=self.leak / step,
+                **self._cuba(),
                 v_reset=np.zeros(self.shape),
                 v_threshold=self.threshold,
-                w_in=w_in,
             )
-        elif whole.all() and not self.leak.any():
+        elif self._keeps_all:
             made = G.integrate_and_fire(self.threshold)
-            made.r = self.gain / G.DT
+            made.r = G.over_dt(self.gain)
         else:
-            tau, r = G.euler(step, self.gain)
-            made = G.lif(self.threshold, tau=tau, r=r)
-            made.v_leak = np.broadcast_to(self.leak / step, self.shape).copy()
-        if self.reset != "zero":
-            made.metadata["reset"] = self.reset
+            made = G.lif(self.threshold, *self._tau(self.gain)[:2])
+            made.v_leak = self._leak
+        made.v_reset = made.v_reset + v_reset
         return made
+
+    def _silent(self) -> nir.ir.NIRNode:
+        """NIR's node of neurons without a threshold."""
+        if self.has_current:
+            return nir.CubaLI(**self._cuba())
+        if self._keeps_all:
+            return nir.I(r=self._full(G.over_dt(self.gain)))
+        tau, r = self._tau(self.gain)
+        return nir.LI(tau=self._full(tau), r=self._full(r), v_leak=self._leak)
+
+    def _cuba(self) -> dict[str, Float]:
+        tau_mem, r = self._tau(self.gain)
+        tau_syn, w_in = G.euler(*np.broadcast_arrays(_stepped(self.current), self.drive))
+        found = {"tau_syn": tau_syn, "tau_mem": tau_mem, "r": r, "w_in": w_in, "v_leak": self._leak}
+        return {key: self._full(value) for key, value in found.items()}
+
+    def _tau(self, gain: Float) -> tuple[Float, Float]:
+        return G.euler(*np.broadcast_arrays(_stepped(self.step), gain))
+
+    def _full(self, values: Float) -> Float:
+        return np.broadcast_to(values, self.shape).copy()
+
+    @property
+    def _keeps_all(self) -> bool:
+        return not self.step.any() and not self.leak.any()
+
+    @property
+    def _leak(self) -> Float:
+        return self._full(self.leak / _stepped(self.step))
+
+
+def _stepped(step: Float) -> Float:
+    """``step``, and something for a node that needs a tau where it is 0."""
+    return np.where(step == 0, NO_LEAK, step)
 
 
 @dataclass(frozen=True)
@@ -204,7 +270,7 @@ def _cuba(p: Values, dt: float) -> FloatNeurons:
         leak=step * p["v_leak"],
         threshold=p["v_threshold"],
         v_reset=p["v_reset"],
-        current=current,
+        current=_kept(current),
         drive=current * p["w_in"],
     )
 
@@ -214,6 +280,18 @@ def _threshold(p: Values, _dt: float) -> FloatNeurons:
     return FloatNeurons("threshold", one, one, zero, p["threshold"], zero, one, one)
 
 
+def _without_threshold(
+    decode: Callable[[Values, float], FloatNeurons], last: str
+) -> Callable[[Values, float], FloatNeurons]:
+    """The reading of neurons that are those of ``decode`` without a threshold; ``last`` has their shape."""
+
+    def read(p: Values, dt: float) -> FloatNeurons:
+        zero = np.zeros(p[last].shape)
+        return replace(decode({**p, "v_threshold": zero, "v_reset": zero}, dt), fires=False)
+
+    return read
+
+
 NEURONS: dict[type, NeuronNode] = {
     nir.LIF: NeuronNode(("tau", "r", "v_leak", "v_reset", "v_threshold"), _lif),
     nir.IF: NeuronNode(("r", "v_reset", "v_threshold"), _if),
@@ -221,17 +299,34 @@ NEURONS: dict[type, NeuronNode] = {
         ("tau_mem", "tau_syn", "r", "w_in", "v_leak", "v_reset", "v_threshold"), _cuba
     ),
     nir.Threshold: NeuronNode(("threshold",), _threshold),
+    nir.LI: NeuronNode(("tau", "r", "v_leak"), _without_threshold(_lif, "v_leak")),
+    nir.I: NeuronNode(("r",), _without_threshold(_if, "r")),
+    nir.CubaLI: NeuronNode(
+        ("tau_mem", "tau_syn", "r", "w_in", "v_leak"), _without_threshold(_cuba, "v_leak")
+    ),
 }
 
 
 def decode(node: Any, values: Values | None = None, dt: float = G.DT) -> FloatNeurons:
     """The neurons of ``node``, whose class has an entry in ``NEURONS``.
 
-    ``values`` are its parameters where they are not taken as they stand. Raises ValueError for a reset
-    that is not known.
+    ``values`` are its parameters where they are not taken as they stand. Raises ValueError for a reset, or
+    anything else in the metadata, that is not known.
     """
     entry = NEURONS[type(node)]
     if values is None:
         values = {key: np.asarray(getattr(node, key), np.float64) for key in entry.parameters}
     neurons = entry.decode(values, dt)
-    return replace(neurons, reset=G.reset_of(node)) if neurons.has_state else neurons
+    said = words.read(node)
+    if said.port:
+        raise ValueError(f"metadata.{words.KEY}: a port is that of weights, not of neurons")
+    neurons = replace(neurons, **said.neurons, **words.arrays(node, neurons.shape))
+    if (neurons.current2 is None) != (neurons.drive2 is None):
+        raise ValueError(f"metadata.{words.KEY}: a second current needs current2 and drive2")
+    if neurons.adapt is None and neurons.adapt_step is not None:
+        raise ValueError(f"metadata.{words.KEY}: adapt_step without adapt")
+    if not neurons.has_state and not neurons.plain:
+        raise ValueError(f"metadata.{words.KEY}: a Threshold keeps nothing; a LIF has such rules")
+    if not neurons.fires or not neurons.has_state:
+        return neurons
+    return replace(neurons, reset=G.reset_of(node))

@@ -2,7 +2,8 @@
 
 Populations and connections, as in the integer network (``network.py``). Between two populations of a lowered
 graph stands one node of ``WAYS``, with at most a Delay and a Flatten before it; the neurons are in
-``float_neurons.py``. Names are those of the graph's nodes, and so those of the integer network.
+``float_neurons.py``. Before the Output may stand one more Linear or Affine, the matrix of the readout. Names
+are those of the graph's nodes, and so those of the integer network.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.errors import LoweringError, Problem
+from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.ir import conv, cut, order
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_walk as walk
+from stl_deploy.ir import nir_words as words
 from stl_deploy.ir.float_neurons import NEURONS, FloatNeurons
 from stl_deploy.ir.float_neurons import decode as decode_neurons
 from stl_deploy.ir.neurons import of_channels
@@ -225,6 +227,16 @@ class FloatNetwork:
         """The units of a network that was trained on integers."""
         return None if self.meta is None else self.meta.trained
 
+    @property
+    def newest(self) -> bool:
+        """Whether only the newest version of ``meta`` can say all of the network."""
+        read = self.readout
+        votes = read is None or (
+            read.rule == "votes" and read.steps is None and read.matrix is None
+        )
+        plain = all(p.neurons.plain for p in self.populations)
+        return not (votes and plain) or any(c.port for c in self.connections)
+
     def pools(self, name: str) -> bool:
         """Whether the neurons of a population fire exactly where an input of their window does."""
         into, neurons = self.into(name), self.by_name[name].neurons
@@ -266,6 +278,15 @@ WAYS: dict[type, Callable[[str, Any, Shape], Way]] = {
     nir.Scale: _scale,
 }
 KNOWN = (*WAYS, *NEURONS, nir.Flatten, nir.Delay)
+NO_SECOND_BIAS = (
+    "has a bias, and leads to a second current, which has none",
+    "put the bias into the weights of the first current",
+)
+SILENT = (
+    "has no threshold, and other neurons receive its voltage; only a readout can read that",
+    "end the network with it; a LI and the LIF behind it are one CubaLIF, which has tau and r of the LI as "
+    "tau_syn and w_in",
+)
 
 
 def decode(graph: nir.NIRGraph) -> FloatNetwork:
@@ -304,20 +325,69 @@ class _Decoder:
         meta = G.float_meta(graph) if G.KEY in graph.metadata else None
         names = [name for name, node in graph.nodes.items() if type(node) in NEURONS]
         into = {name: list(self._arriving(name)) for name in names}
-        output = self._output()
-        self._rest(into)
+        output, matrix = self._output()
+        self._rest(into, matrix)
         self._done()
         flat = [connection for some in into.values() for connection in some]
         populations = {name: self._population(name) for name in self._ordered(names, flat)}
         place = {name: i for i, name in enumerate(populations)}
-        return FloatNetwork(
+        made = FloatNetwork(
             {n: self.shapes[n] for n, node in graph.nodes.items() if isinstance(node, nir.Input)},
             tuple(populations.values()),
             tuple(sorted(flat, key=lambda connection: place[connection.target])),
             output,
             meta,
-            None if meta is None else FloatReadout(meta.classes, meta.population, output),
+            None if meta is None else self._readout(meta, populations[output], matrix),
         )
+        problems = []
+        for name, population in populations.items():
+            gain = population.neurons.amplify
+            if meta is not None and gain is not None and len(gain) < meta.timesteps:
+                what = f"has a gain for {len(gain)} steps; the network has {meta.timesteps}"
+                problems.append(Problem(name, what))
+        if problems:
+            raise InputError(problems)
+        if meta is not None and meta.version < G.NEWEST and made.newest:
+            what = f"version {meta.version} has no such neurons, connections or readouts"
+            raise InputError(Problem(f"metadata.{G.KEY}", f"{what}; version {G.NEWEST} has"))
+        return made
+
+    def _readout(
+        self, meta: G.FloatMeta, population: FloatPopulation, matrix: str | None
+    ) -> FloatReadout:
+        """How classes are scored. Raises InputError for what does not fit the last population."""
+        said = meta.readout or G.Read()
+        weights = None if matrix is None else self.graph.nodes[matrix]
+        bias = getattr(weights, "bias", None)
+        where = f"metadata.{G.KEY}: readout"
+        if said.rule == "votes" and not (population.neurons.fires or population.neurons.graded):
+            what = f"counts spikes, and {population.name} has no threshold"
+            raise InputError(Problem(where, what, 'read "last", "mean" or "max" of v'))
+        try:
+            found = FloatReadout(
+                meta.classes,
+                meta.population,
+                population.name,
+                said.rule,
+                said.steps,
+                None if said.factors is None else np.array(said.factors),
+                None if weights is None else _float(weights.weight),
+                None if bias is None else _float(bias),
+            )
+        except ValueError as error:
+            raise InputError(Problem(where, str(error))) from None
+        if not found.fits(population.size) and (meta.readout is not None or matrix is not None):
+            what = f"{meta.classes} classes of {meta.population} neurons; {population.name} has "
+            raise InputError(Problem(where, f"{what}{population.size}"))
+        if found.factors is not None and found.factors.shape != (population.size,):
+            what = (
+                f"has {len(found.factors)} factors; {population.name} has {population.size} neurons"
+            )
+            raise InputError(Problem(where, what))
+        if found.steps is not None and len(found.steps) != meta.timesteps:
+            what = f"has weights of {len(found.steps)} steps, not of {meta.timesteps}"
+            raise InputError(Problem(where, what))
+        return found
 
     def _population(self, name: str) -> FloatPopulation:
         shape = self.shapes[name]
@@ -325,6 +395,8 @@ class _Decoder:
         for source in self.before[name]:
             given = getattr(self.graph.nodes[source], "bias", None)
             if type(self.graph.nodes[source]) in WAYS and given is not None:
+                if words.read(self.graph.nodes[source]).port and np.any(given):
+                    raise LoweringError(Problem(source, *NO_SECOND_BIAS))
                 bias = bias + of_channels(_float(given), shape)
         return FloatPopulation(name, shape, decode_neurons(self.graph.nodes[name]), bias)
 
@@ -333,6 +405,7 @@ class _Decoder:
         for last in self.before[name]:
             node = self.graph.nodes[last]
             weighted = type(node) in WAYS
+            port = self._port(last, name) if weighted else 0
             way: Way | None = None
             firsts = self.before[last] if weighted else [last]
             for source, delay in (found for first in firsts for found in self._sources(first, 0)):
@@ -343,11 +416,29 @@ class _Decoder:
                     way = OneToOne(f"{source}_{name}", np.ones(self.shapes[name]))
                 # What neurons send themselves arrives in the next step at the earliest.
                 least = 1 if source == name else 0
-                yield FloatConnection(source, name, way, max(delay, least))
+                yield FloatConnection(source, name, way, max(delay, least), port)
 
-    def _sources(self, name: str, delay: int) -> list[tuple[str, int]]:
-        """The inputs and populations whose values leave node ``name`` as they are, and how late."""
+    def _port(self, weights: str, target: str) -> int:
+        """Of the neurons ``target``, that at which ``weights`` arrive."""
+        said = words.read(self.graph.nodes[weights])
+        if said != words.Words(port=said.port):
+            self.problems.append(Problem(weights, "has rules of neurons in its metadata"))
+        if said.port and f"{G.KEY}.current2" not in self.graph.nodes[target].metadata:
+            what = f"leads to a second current, which {target} has not"
+            self.problems.append(Problem(weights, what))
+        return said.port
+
+    def _sources(self, name: str, delay: int, end: bool = False) -> list[tuple[str, int]]:
+        """The inputs and populations whose values leave node ``name`` as they are, and how late.
+
+        Neurons that send nothing are among them only at the ``end``, where v is read.
+        """
         node = self.graph.nodes[name]
+        if type(node) in NEURONS and not end:
+            neurons = decode_neurons(node)
+            if not (neurons.fires or neurons.graded):
+                self.problems.append(Problem(name, *SILENT))
+                return []
         if walk.keeps_state(node):
             return [(name, delay)]
         if type(node) in WAYS:
@@ -362,20 +453,30 @@ class _Decoder:
                 what = f"delays of {steps.min():.0f} to {steps.max():.0f} steps"
                 self.problems.append(Problem(name, what, "give all values the same delay"))
             delay += int(steps.flat[0])
-        return [found for first in self.before[name] for found in self._sources(first, delay)]
+        return [s for first in self.before[name] for s in self._sources(first, delay, end)]
 
-    def _output(self) -> str:
-        """The population that leads to the output."""
+    def _output(self) -> tuple[str, str | None]:
+        """The population that leads to the output, and the weights in between."""
         (end,) = (n for n, node in self.graph.nodes.items() if isinstance(node, nir.Output))
-        found = self._sources(end, 0)
+        before, matrix = self.before[end], self._matrix(end)
+        if matrix is not None:
+            before = self.before[matrix]
+        found = [source for name in before for source in self._sources(name, 0, end=True)]
         if len(found) != 1 or found[0][1] or type(self.graph.nodes[found[0][0]]) not in NEURONS:
-            self.problems.append(Problem(end, "is not the spikes of one population"))
-            return ""
-        return found[0][0]
+            self.problems.append(Problem(end, "is not what one population sends"))
+            return "", None
+        return found[0][0], matrix
 
-    def _rest(self, into: Mapping[str, list[FloatConnection]]) -> None:
-        """Note the weights that lead to no neurons."""
-        used = {connection.name for some in into.values() for connection in some}
+    def _matrix(self, end: str) -> str | None:
+        """The weights that lead to the output and to nothing else."""
+        last = self.before[end][0] if len(self.before[end]) == 1 else ""
+        if not isinstance(self.graph.nodes.get(last), nir.Linear | nir.Affine):
+            return None
+        return last if [b for a, b in self.graph.edges if a == last] == [end] else None
+
+    def _rest(self, into: Mapping[str, list[FloatConnection]], matrix: str | None) -> None:
+        """Note the weights that lead to no neurons, but for the matrix of the readout."""
+        used = {connection.name for some in into.values() for connection in some} | {matrix}
         self.problems += [
             Problem(name, "has no neurons behind it")
             for name, node in self.graph.nodes.items()

@@ -24,6 +24,15 @@ _T = TypeVar("_T")
 # in what each reader that carries it passes as ``known``: until then the others refuse it.
 FIELDS = frozenset({"vth", "bias_mant", "bias_exp", "scale", "du", "dv", "reset"})
 RESETS = frozenset({"reset none", "reset constant"})
+# What those know who were written for the whole table of rules and readouts; no place for new fields either.
+RULES = frozenset(
+    {"v_reset", "fires", "reset_current", "hold", "floor", "adapt", "dq", "du2", "gain", "v0"}
+    | {"graded"}
+)
+READOUTS = frozenset(
+    f"readout {word}" for word in ("last", "mean", "max", "first", "steps", "factors", "matrix")
+)
+TABLE = FIELDS | RESETS | RULES | READOUTS
 
 
 def entry(table: Mapping[str, _T], kind: str, where: str, who: str) -> _T:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import cut, order, slices
-from stl_deploy.ir.neurons import Neurons
+from stl_deploy.ir.neurons import Neurons, misfit
 from stl_deploy.ir.notes import Diagnostic, Lowering, Placement, Precision, Rounding
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.slices import WeightPrecision
@@ -165,6 +165,19 @@ class IntegerNetwork:
                 )
             if c.source in self.by_name and self.span(c.source) == (0, 0):
                 raise ValueError(f"{c.key}: {c.source} sends nothing")
+        for p in self.populations:
+            if (what := misfit(p.neurons, p.shape, self.timesteps)) is not None:
+                raise ValueError(f"{p.name}: {what}")
+        self._check_readout()
+
+    def _check_readout(self) -> None:
+        """Raise ValueError for a readout that does not fit its source; one in the making may lack it."""
+        source = self.by_name.get(self.readout.source)
+        if source is None:
+            return
+        what = self.readout.misfit(source.size, self.timesteps)
+        if what is not None:
+            raise ValueError(f"{source.name}: {what}")
 
     @cached_property
     def by_name(self) -> dict[str, Population]:

@@ -8,7 +8,7 @@ kind is a further class here; the tables of those who carry populations are keye
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,12 @@ Each = int | NDArray[np.int32]  # one for all neurons, or broadcastable to the p
 ONCE = -1  # as ``hold``: a neuron that spiked rests for the remaining steps
 MAX_HOLD = 63  # steps
 MAX_SHIFT = 23  # bits by which a graded value may be shifted
+# The lowest and the highest value of fields that everything but a table of the chip leaves alone.
+RANGES = {
+    **dict.fromkeys(("v_reset", "floor", "adapt", "v0"), (-(1 << 31), (1 << 31) - 1)),
+    **dict.fromkeys(("dq", "du2"), (0, FORGETS)),
+    "hold": (ONCE, MAX_HOLD),
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,21 @@ class Lif:
     graded: Graded | None = None
 
     kind: ClassVar[Literal["lif"]] = "lif"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that no such neurons have."""
+        wrong = [] if self.reset in get_args(Reset) else [f"no reset is called {self.reset!r}"]
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            least, most = int(np.min(value)), int(np.max(value))
+            if least < low or most > high:
+                wrong.append(f"{name} {least if least < low else most}, not {low}..{high}")
+        if self.gain is not None and (self.gain.dtype != np.int16 or self.gain.ndim == 0):
+            wrong.append(f"gain {self.gain.dtype} {list(self.gain.shape)}, not int16 [T, ...]")
+        if wrong:
+            raise ValueError("; ".join(wrong))
 
     @property
     def bias(self) -> NDArray[np.int64]:
@@ -171,6 +192,22 @@ class Or:
 
 
 Neurons = Lif | Or
+
+
+def misfit(neurons: Neurons, shape: tuple[int, ...], timesteps: int) -> str | None:
+    """Why a population of ``shape`` cannot have these neurons for so many steps; None where it can."""
+    sizes = {name: np.shape(getattr(neurons, name)) for name in (*RANGES, "du", "dv")}
+    if neurons.gain is not None:
+        sizes["gain"] = neurons.gain.shape[1:]
+        if len(neurons.gain) < timesteps:
+            return f"a gain for {len(neurons.gain)} steps; {timesteps} are needed"
+    for name, size in sizes.items():
+        wide = len(size) > len(shape) or any(
+            n not in (1, m) for n, m in zip(size[::-1], shape[::-1], strict=False)
+        )
+        if wide:
+            return f"{name} {list(size)} does not broadcast to neurons {list(shape)}"
+    return None
 
 
 def shared(values: Any) -> int | None:

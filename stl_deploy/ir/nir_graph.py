@@ -2,8 +2,9 @@
 
 NIR 1.0 knows no BatchNorm, Dropout, MaxPool, concatenation or population readout. Importers put them into
 the graph as the node classes here; ``lower/flow.py`` folds, drops or lowers each. What NIR cannot say stands
-as one JSON string in the graph's metadata, and the reset by subtraction as ``reset: "subtract"`` in the
-metadata of the neurons.
+as one JSON string in the graph's metadata, the reset by subtraction as ``reset: "subtract"`` in the metadata
+of the neurons, and other rules of neurons next to it (``nir_words.py``). A Linear or Affine between the last
+neurons and the Output is the matrix of a readout.
 
 What neurons send themselves arrives one step later, or as late as a Delay on that way says. Every other loop
 has a Delay of at least one step.
@@ -26,12 +27,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
-Stated = Literal["zero", "subtract"]  # resets that a node states
+NEWEST = 4  # version of the JSON string of a float graph
+Stated = Literal["zero", "subtract", "none"]  # resets that a node states
 Array = NDArray[Any]
 Neurons: TypeAlias = nir.LIF | nir.IF | nir.CubaLIF
 
@@ -48,16 +51,29 @@ class Trained(BaseModel):
     scale: dict[str, list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]]
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Read(BaseModel):
+    """How classes are scored, as ``readouts.Readout`` has it; a matrix on counts is a node of the graph."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rule: Rule = "votes"
+    steps: tuple[Finite, ...] | None = None
+    factors: tuple[Finite, ...] | None = None
+
+
 class FloatMeta(BaseModel):
     """The JSON string of a float graph.
 
     ``input_levels``, ``signed`` and ``held`` are those of its input (``network.Input``). Version 2 has
-    ``trained``; version 3 may have it, and is signed or held.
+    ``trained``; version 3 may have it, and is signed or held. Version 4 may have all of them and ``readout``,
+    without which spikes vote; its nodes may be any that ``FloatNeurons`` and ``FloatReadout`` can say.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: str = Field(default="stl-deploy/float", pattern="^stl-deploy/float$")
-    version: int = Field(default=1, ge=1, le=3)
+    version: int = Field(default=1, ge=1, le=NEWEST)
     timesteps: int = Field(ge=1, le=MAX_STEPS)
     input_levels: int = Field(default=1, ge=1, le=MAX_SIGNED)
     signed: bool = False
@@ -65,10 +81,13 @@ class FloatMeta(BaseModel):
     classes: int = Field(ge=1)
     population: int = Field(ge=1)
     trained: Trained | None = None
+    readout: Read | None = None
 
     @model_validator(mode="after")
     def _versioned(self) -> FloatMeta:
-        if (self.version == 3) != (self.signed or self.held):
+        if self.version < NEWEST and self.readout is not None:
+            raise ValueError(f"version {self.version} with a readout")
+        if self.version <= 3 and (self.version == 3) != (self.signed or self.held):
             raise ValueError(
                 f"version {self.version} {'without' if self.version == 3 else 'with'} signed or held"
             )
@@ -199,6 +218,16 @@ def euler(step: Array, gain: Array) -> tuple[Array, Array]:
                 better = (new[0] < error[0]) | ((new[0] == error[0]) & (new[1] < error[1]))
                 best = np.where(better, tau, best[0]), np.where(better, r, best[1])
                 error = np.where(better, new[0], error[0]), np.where(better, new[1], error[1])
+    return best
+
+
+def over_dt(gain: Array) -> Array:
+    """r of an IF whose step adds ``gain`` times the input: of the float64s next to it that give it back."""
+    best = gain / DT
+    error = abs(DT * best - gain)
+    for r in _neighbours(gain / DT):
+        new = abs(DT * r - gain)
+        best, error = np.where(new < error, r, best), np.minimum(new, error)
     return best
 
 
@@ -345,6 +374,10 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
             return shape
         case nir.Threshold():
             if shape != node.threshold.shape:
+                raise problem
+            return shape
+        case nir.LI() | nir.CubaLI() | nir.I():
+            if shape != node.r.shape:
                 raise problem
             return shape
         case nir.Delay():

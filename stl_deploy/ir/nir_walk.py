@@ -12,7 +12,8 @@ import nir
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.float_neurons import NEURONS
+from stl_deploy.ir import nir_words as words
+from stl_deploy.ir.float_neurons import NEURONS, decode
 from stl_deploy.ir.synapses import Shape
 
 
@@ -95,6 +96,10 @@ def shapes(graph: nir.NIRGraph) -> dict[str, Shape]:
             continue
         try:
             found[name] = G.node_output(name, node, *arriving)
+            if type(node) in NEURONS:
+                decode(node)
+            else:
+                words.read(node)
         except ValueError as error:
             problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
     if problems:

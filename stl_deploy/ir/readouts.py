@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class Readout:
 
     def __post_init__(self) -> None:
         """Raise ValueError for what contradicts itself."""
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"no readout is by {self.rule!r}; choose from {get_args(Rule)}")
         votes = self.rule == "votes"
         wrong = {
             "steps": self.steps is not None and not votes,
@@ -54,8 +56,16 @@ class Readout:
         }
         if names := [name for name, bad in wrong.items() if bad]:
             raise ValueError(f"a readout by {self.rule!r} has no {' and '.join(names)}")
+        if self.kind is np.int64:
+            self._check_whole()
+
+    def _check_whole(self) -> None:
+        given = {name: getattr(self, name) for name in ("steps", "factors", "matrix", "offset")}
+        for name, values in given.items():
+            if values is not None and (np.asarray(values) % 1 != 0).any():
+                raise ValueError(f"{name}: a network of integers is read out in whole numbers")
         large = [np.abs(x).max() for x in (self.steps, self.factors) if x is not None]
-        if self.kind is np.int64 and large and max(large) > MAX_FACTOR:
+        if large and max(large) > MAX_FACTOR:
             raise ValueError(f"a factor of {max(large)}; {MAX_FACTOR} is the largest")
 
     @property
@@ -68,6 +78,23 @@ class Readout:
         if self.matrix is not None:
             return self.matrix.shape == (self.classes, neurons)
         return neurons == self.classes * self.population
+
+    def misfit(self, neurons: int, timesteps: int) -> str | None:
+        """Why a source of so many neurons cannot be read out for so many steps; None where it can."""
+        if not self.fits(neurons):
+            return f"{neurons} neurons; the readout is of {self._size()}"
+        if self.factors is not None and self.factors.shape != (neurons,):
+            return f"{self.factors.size} factors for {neurons} neurons"
+        if self.offset is not None and self.offset.shape != (self.classes,):
+            return f"{self.offset.size} offsets for {self.classes} classes"
+        if self.steps is not None and len(self.steps) < timesteps:
+            return f"weights of {len(self.steps)} steps; {timesteps} are needed"
+        return None
+
+    def _size(self) -> str:
+        if self.matrix is not None:
+            return f"{list(self.matrix.shape)} [classes, neurons], for {self.classes} classes"
+        return f"{self.classes} classes of {self.population}"
 
     def scores(self, sent: Numbers, v: Numbers | None = None) -> Numbers:
         """[N, classes] for what the source sent, and v after each step, both [N, T, ...].

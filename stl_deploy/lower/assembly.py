@@ -15,7 +15,7 @@ from stl_deploy.ir.floats import FloatNetwork, FloatPopulation
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Or
 from stl_deploy.ir.notes import Diagnostic, Precision
-from stl_deploy.ir.readouts import Readout
+from stl_deploy.ir.readouts import FloatReadout, Readout
 from stl_deploy.ir.synapses import Conv, IntArray
 from stl_deploy.lower import calibration, graded, readouts
 from stl_deploy.lower.options import Options
@@ -51,6 +51,7 @@ class Assembly:
         self.problems: list[Problem] = []
         self.diagnostics: list[Diagnostic] = []
         self.worth: dict[str, Float] = {}  # of one of the values that a population sends
+        self.readout = Readout(meta.classes, meta.population, floats.output)
 
     def quantize(
         self, calib: Mapping[str, IntArray] | None, tell: Callable[[int, str], None]
@@ -73,21 +74,14 @@ class Assembly:
             else:
                 largest = None if recorded is None else recorded.largest.get(population.name)
                 self._fit(target, seen.get(population.name), recording, largest)
+        if self.floats.readout is not None and not self.problems:
+            self._read_out(self.floats.readout)
         if calib is not None:
             self.diagnostics.append(_fitted_to(recording))
 
     def network(self) -> IntegerNetwork:
         """The whole, as far as it is there."""
         meta = self.meta
-        readout = Readout(meta.classes, meta.population, self.floats.output)
-        if self.floats.readout is not None and not self.problems:
-            (read,) = (p for p in self.populations if p.name == self.floats.output)
-            worth = self.worth.get(read.name)
-            readout, problems, notes = readouts.whole(
-                self.floats.readout, read, worth, meta.timesteps
-            )
-            self.problems += problems
-            self.diagnostics += notes
         return IntegerNetwork(
             chip=self.chip.name,
             chip_facts=chips.carried(self.chip),
@@ -95,10 +89,18 @@ class Assembly:
             inputs=self.inputs,
             populations=tuple(self.populations),
             connections=tuple(self.connections),
-            readout=readout,
+            readout=self.readout,
             precision=self.precision,
             diagnostics=tuple(self.diagnostics),
         )
+
+    def _read_out(self, read: FloatReadout) -> None:
+        """Bring the host's part to whole numbers."""
+        (last,) = (p for p in self.populations if p.name == self.floats.output)
+        worth, steps = self.worth.get(last.name), self.meta.timesteps
+        self.readout, problems, notes = readouts.whole(read, last, worth, steps)
+        self.problems += problems
+        self.diagnostics += notes
 
     def _fit(
         self,
@@ -119,7 +121,13 @@ class Assembly:
             alone, how = fit.choose()
         else:
             alone, how = fit.as_trained(np.array(self.meta.trained.scale[target.name]))
-        if recording is not None and not fit.problems:
+        if recording is not None and self._sends_values(target):
+            self.diagnostics.append(
+                Diagnostic(
+                    target.name, "graded values come or go: its weights are rounded to nearest"
+                )
+            )
+        elif recording is not None and not fit.problems:
             alone, how = fit.calibrated(alone, how, _with_always(recording, target))
         if target.neurons.graded:
             sending = graded.sending(alone, target, self.chip, largest)
@@ -145,6 +153,10 @@ class Assembly:
                 (low, high), shape = self._span(name), self.floats.shape(name)
                 found[name] = Input(shape, high, low < 0)
         return found
+
+    def _sends_values(self, target: Target) -> bool:
+        """Whether a population or one of its sources sends values other than spikes."""
+        return target.neurons.graded or any(rows.source in self.worth for rows in target.rows)
 
     def _span(self, name: str) -> tuple[int, int]:
         """The lowest and the highest value that a population sends; spikes where it is not there yet."""

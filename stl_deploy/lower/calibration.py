@@ -134,7 +134,9 @@ class Fitting:
         kind = "conv" if kernels else "dense"
         # A weight into a single neuron has nothing next to it that could make up for its error.
         self.fitted = [
-            i for i, rows in enumerate(target.rows) if rows.kind == kind and not rows.fine
+            i
+            for i, rows in enumerate(target.rows)
+            if rows.kind == kind and not rows.fine and not rows.port
         ]
         self.beside = [
             rows.name
@@ -155,7 +157,10 @@ class Fitting:
             what = f"has {self.too_many:,} inputs to a neuron, of which {COLUMNS:,} can be fitted"
             return [Diagnostic(name, f"{what}; its weights are rounded to nearest")]
         if self.beside:
-            what = f"{', '.join(self.beside)}: rounded to nearest, as only kernels are fitted there"
+            which = "weights of the second current are not fitted"
+            if not any(rows.port for rows in self.integers.target.rows):
+                which = "only kernels are fitted there"
+            what = f"{', '.join(self.beside)}: rounded to nearest, as {which}"
             return [Diagnostic(name, what)]
         return []
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.floats import NO_SECOND_BIAS
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.lower import linear as L
 from stl_deploy.lower.nodes import (
@@ -37,8 +38,8 @@ MAX_TERMS = 50  # of one sum: paths that stay apart multiply
 class Term:
     """What one source contributes: ``way`` of its values, over ``divisor``, times ``post`` if not None.
 
-    The values are those of ``delay`` steps before, and stand among zeros where there is a ``place``.
-    ``weights`` is the name of the last node with weights on the way.
+    The values are those of ``delay`` steps before, stand among zeros where there is a ``place``, and arrive
+    at ``port`` of the neurons. ``weights`` is the name of the last node with weights on the way.
     """
 
     source: str
@@ -48,6 +49,7 @@ class Term:
     divisor: int = 1
     delay: int = 0
     place: L.Place | None = None
+    port: int = 0
 
     def behind(self, node: Linear, name: str) -> Term:
         """The term behind one more ``node`` called ``name``. Raises CannotFold where it is none."""
@@ -56,6 +58,7 @@ class Term:
             weights=name if node.weighted or not self.weights else self.weights,
             divisor=self.divisor * node.divisor,
             delay=self.delay + node.delay,
+            port=self.port or node.port,
         )
         if node.place is not None:
             inside = self.place
@@ -78,7 +81,8 @@ class Term:
 
     def plus(self, other: Term) -> Term | None:
         """Both terms as one; None where they are not a single one."""
-        if (self.source, self.delay, self.divisor) != (other.source, other.delay, other.divisor):
+        mine, its = ((t.source, t.delay, t.divisor, t.port) for t in (self, other))
+        if mine != its:
             return None
         if self.post is not None or other.post is not None or self.place != other.place:
             return None
@@ -180,13 +184,9 @@ class Flow:
         if arrives and math.prod(declared) != math.prod(arrives):
             self.broken.append(Problem(end, f"is declared as {declared} and gets {arrives}"))
 
-    def check_cycles(self, holding: tuple[type, ...] = ()) -> None:
-        """On every cycle something holds a value from one step to the next, as ``holding`` nodes do too."""
-        at_once = [
-            name
-            for name, node in self.nodes.items()
-            if not (isinstance(node, holding) or holds(node, self.reading.dt))
-        ]
+    def check_cycles(self) -> None:
+        """On every cycle something holds a value from one step to the next."""
+        at_once = [name for name, node in self.nodes.items() if not holds(node, self.reading.dt)]
         self.broken += [
             Problem(name, "lies on a cycle without neurons")
             for name in G.on_cycles(at_once, self.edges)
@@ -279,6 +279,9 @@ class Flow:
             return None
         except (ValueError, OverflowError) as error:
             self.broken.append(Problem(name, str(error)))
+            return None
+        if any(term.port for term in terms) and arrived is not None and arrived.any():
+            self.problems.append(Problem(name, *NO_SECOND_BIAS))
             return None
         return Sum(node.out_shape, terms, arrived)
 

@@ -38,12 +38,8 @@ def sending(
         The network; the worth [1] or [neurons]; problems.
     """
     (population,) = network.populations
-    neurons, most = population.neurons, levels(chip)
-    if neurons.fires:
-        low, high = bounds.voltage_range(network, population, network.timesteps)
-    else:
-        low, high = bounds.one_sided_sums(network, population)
-    largest = float(max(-low.min(), high.max(), 0))
+    most = levels(chip)
+    largest = _largest(network)
     if seen is not None:
         least = worth(population, target.neurons, 0).min()
         largest = min(largest, HEADROOM * seen / float(least))
@@ -54,8 +50,24 @@ def sending(
         what = f"sends values up to {largest:.3g}, which {MAX_SHIFT} bits of shift leave above {most:,}"
         problems = [Problem(target.name, what, "give --calib, or train with smaller values")]
         shift = MAX_SHIFT
+    most = min(most, max(1, int(largest) >> shift))
     sent = with_neurons(network, graded=Graded(shift, most))
     return sent, worth(population, target.neurons, shift), problems
+
+
+def excess(network: IntegerNetwork, chip: Chip) -> float:
+    """The largest value of the only population over the largest that can be shifted to what is sent."""
+    return _largest(network) / (levels(chip) << MAX_SHIFT)
+
+
+def _largest(network: IntegerNetwork) -> float:
+    """A bound of the magnitude of what the only population sends, before it is shifted."""
+    (population,) = network.populations
+    if population.neurons.fires:
+        low, high = bounds.voltage_range(network, population, network.timesteps)
+    else:
+        low, high = bounds.one_sided_sums(network, population)
+    return float(max(-low.min(), high.max(), 0))
 
 
 def worth(population: Population, known: FloatNeurons, shift: int) -> Float:

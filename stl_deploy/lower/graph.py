@@ -10,6 +10,7 @@ stay one node with several edges into it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,15 @@ from typing import Any
 import nir
 import numpy as np
 
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir import nir_words as words
 from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.lower import linear as L
+from stl_deploy.lower.ends import End, Wanted, is_silent, with_readout
+from stl_deploy.lower.ends import find as find_end
 from stl_deploy.lower.flow import Flow, Sum
 from stl_deploy.lower.nodes import LINEAR, SPIKING, Array, Reading, read_neurons
 from stl_deploy.lower.population import Connection, Draft, Population, or_pool, settled
@@ -39,27 +43,56 @@ def lower(graph: nir.NIRGraph) -> nir.NIRGraph:
     meta = G.float_meta(graph)
     binary = meta.input_levels == 1 and not meta.signed
     reading = Reading(binary=binary, foreign=False)
-    made = lowered(Flow(graph.nodes, list(graph.edges), reading))
-    return made.graph(graph.metadata[G.KEY])
+    wanted = Wanted(None if meta.readout is None else meta.readout.rule, meta.classes)
+    return lowered(Flow(graph.nodes, list(graph.edges), reading), wanted).graph(meta)
 
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """The nodes and edges of a lowered graph, populations in an order in which spikes go forward."""
+    """The nodes and edges of a lowered graph, populations in an order in which spikes go forward.
+
+    ``end`` is read, ``outputs`` values in every step; ``unit`` [neurons] is what its v counts, None for 1.
+    """
 
     nodes: dict[str, nir.ir.NIRNode]
     edges: list[tuple[str, str]]
-    out_shape: Shape
+    end: End
+    outputs: int
+    unit: Array | None = None
 
-    def graph(self, meta: str) -> nir.NIRGraph:
-        """The graph with ``meta`` as its JSON string, verified."""
-        metadata = {G.KEY: meta}
-        made = nir.NIRGraph(self.nodes, self.edges, metadata=metadata, type_check=False)
-        floats.decode(made)
-        return made
+    def graph(self, meta: G.FloatMeta) -> nir.NIRGraph:
+        """The graph with ``meta`` as its JSON string, of the newest version where it must be; verified.
+
+        The readout of ``meta``, where it has one, adds steps and factors to that of ``end``.
+        """
+        read = self._read(meta.readout)
+        newest = meta.model_copy(update={"version": G.NEWEST, "readout": read})
+        network = floats.decode(self._with(newest))
+        return self._with(newest if network.newest else meta)
+
+    def _read(self, said: G.Read | None) -> G.Read | None:
+        """How ``end`` is read, None for votes. Raises LoweringError where v has units of its own."""
+        said = said or G.Read()
+        factors = None if said.factors is None else np.array(said.factors)
+        if self.end.rule != "votes":
+            for more in (self.end.factors, self.unit):
+                if more is not None:
+                    factors = more.reshape(-1) * (1 if factors is None else factors)
+        if self.end.rule == "first" and self.unit is not None:
+            what = (
+                "is behind a convolution with scales of their own, so that voltages do not compare"
+            )
+            raise LoweringError(Problem(self.end.name, what, DIRECTLY))
+        told = None if factors is None else tuple(factors.tolist())
+        read = G.Read(rule=self.end.rule, steps=said.steps, factors=told)
+        return None if read == G.Read() else read
+
+    def _with(self, meta: G.FloatMeta) -> nir.NIRGraph:
+        metadata = {G.KEY: meta.text()}
+        return nir.NIRGraph(self.nodes, self.edges, metadata=metadata, type_check=False)
 
 
-def lowered(flow: Flow) -> Lowered:
+def lowered(flow: Flow, wanted: Wanted) -> Lowered:
     """The populations and connections of ``flow``, which may have problems already.
 
     Raises InputError or LoweringError with everything that is wrong.
@@ -80,15 +113,38 @@ def lowered(flow: Flow) -> Lowered:
     # What multiplying out carries past a float64 is named behind it.
     with np.errstate(over="ignore", invalid="ignore"):
         sums = flow.sums()
+        _check_neurons(flow, sums)
+        end = find_end(flow, sums[flow.end], wanted)
+        if end is None:
+            flow, end = with_readout(flow, sums[flow.end], wanted)
+            sums = flow.sums()
         drafts = [
             draft
             for name, node in flow.nodes.items()
             if isinstance(node, SPIKING) and (draft := _draft(flow, name, node, sums))
         ]
         flow.done()
-        end = _end(flow, drafts, sums)
+        _check_leading(flow, drafts, end.name)
         found, shapes = _populations(flow, drafts)
         return _Emitter(flow, shapes, end).made(_ordered(flow, found))
+
+
+def _check_neurons(flow: Flow, sums: Mapping[str, Sum]) -> None:
+    """Note a network without neurons, and neurons whose voltage others receive."""
+    if not any(isinstance(node, SPIKING) for node in flow.nodes.values()):
+        flow.problems.append(Problem("graph", "has no neurons", "put neurons behind the weights"))
+        flow.done()
+    heard = {
+        term.source
+        for name, total in sums.items()
+        for term in total.terms
+        if isinstance(flow.nodes[name], SPIKING)
+    }
+    flow.problems += [
+        Problem(name, *floats.SILENT)
+        for name, node in flow.nodes.items()
+        if name in heard and is_silent(node)
+    ]
 
 
 def _draft(flow: Flow, name: str, node: Any, sums: dict[str, Sum]) -> Draft | None:
@@ -144,33 +200,16 @@ def _or_window(flow: Flow, node: nir.ir.NIRNode, made: FloatNeurons, total: Sum)
     if made.has_state and not flow.reading.foreign:
         return None  # our own graphs say so where they mean a pool
     window, least = term.way.window, term.way.weight.min()
-    forgets = made.reset == "zero" and not made.has_current
+    forgets = made.reset == "zero" and not made.has_current and made.plain
+    forgets = forgets and not made.v_reset.any()
     plain = total.constant is None and term.post is None and not made.leak.any()
     fires = (made.threshold >= 0).all() and (made.threshold < least * made.gain).all()
     alone = plain and not term.delay and not term.place
     return window if forgets and alone and fires and _binary(flow, term.source) else None
 
 
-def _end(flow: Flow, drafts: list[Draft], sums: dict[str, Sum]) -> str:
-    """The population whose spikes leave the network. Raises LoweringError unless they all lead there."""
-    total = sums.get(flow.end)
-    names = {draft.name for draft in drafts}
-    terms = () if total is None else total.terms
-    spikes = [term for term in terms if term.source in names and not term.delay and not term.place]
-    counts = [term for term in spikes if term.way.kind == "scale" and term.way.counts]
-    if len(terms) != 1 or len(counts) != 1 or (total and total.constant is not None):
-        sources = " and ".join(dict.fromkeys(term.source for term in terms))
-        several = f" ({sources}, added up)" if len(counts) == len(terms) > 1 else ""
-        flow.problems.append(
-            Problem(
-                flow.end,
-                "what leaves the network is not the spikes of its last neurons but weighted values"
-                f"{several}; a chip's readout counts spikes",
-                "end with neurons, or leave out what follows them",
-            )
-        )
-    flow.done()
-    end = terms[0].source
+def _check_leading(flow: Flow, drafts: list[Draft], end: str) -> None:
+    """Raise LoweringError unless all neurons lead to ``end``."""
     leading, pending = {end}, [end]
     by_name = {draft.name: draft for draft in drafts}
     while pending:
@@ -184,7 +223,6 @@ def _end(flow: Flow, drafts: list[Draft], sums: dict[str, Sum]) -> str:
         if name not in leading
     ]
     flow.done()
-    return end
 
 
 def _populations(flow: Flow, drafts: list[Draft]) -> tuple[dict[str, Population], dict[str, Shape]]:
@@ -253,7 +291,7 @@ class _Emitter:
 
     flow: Flow
     shapes: Mapping[str, Shape]
-    end: str
+    end: End
     nodes: dict[str, nir.ir.NIRNode] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
@@ -279,7 +317,9 @@ class _Emitter:
         for population in populations:
             biased = False
             for shared in _shared(population):
-                own = not biased and shared[0].way.kind != "scale" and population.bias is not None
+                first = shared[0]
+                own = first.way.kind != "scale" and not first.port and population.bias is not None
+                own = own and not biased
                 biased = biased or own
                 if {c.source for c in shared} <= reached:
                     self._ways(population, shared, own)
@@ -287,12 +327,27 @@ class _Emitter:
                     back.append((population, shared, own))
             self.nodes[population.name] = population.node
             reached.add(population.name)
-        shape = self.shapes[self.end]
-        self.edges.append((self.end, "output"))
+        shape = self._matrix(self.end, self.shapes[self.end.name])
         self.nodes["output"] = nir.Output(output_type={"output": np.array(shape)})
         for late in back:
             self._ways(*late)
-        return Lowered(self.nodes, self.edges, shape)
+        (unit,) = (p.unit for p in populations if p.name == self.end.name)
+        return Lowered(self.nodes, self.edges, self.end, math.prod(shape), unit)
+
+    def _matrix(self, end: End, shape: Shape) -> Shape:
+        """Nodes and edges from the last neurons, of ``shape``, to the output; what arrives there."""
+        if end.matrix is None:
+            self.edges.append((end.name, "output"))
+            return shape
+        name, source = self._free(end.weights or f"{end.name}_out", "_w"), end.name
+        if len(shape) > 1:
+            source = self._free(f"{name}_flatten", "_")
+            self.nodes[source] = G.flatten(shape)
+            self.edges.append((end.name, source))
+        node = nir.Linear(end.matrix) if end.offset is None else nir.Affine(end.matrix, end.offset)
+        self.nodes[name] = node
+        self.edges += [(source, name), (name, "output")]
+        return (len(end.matrix),)
 
     def _free(self, name: str, more: str) -> str:
         while name in self.taken:
@@ -320,6 +375,7 @@ class _Emitter:
             else:
                 self.edges.append((source, name))
         self.nodes[name] = _node(first.way, population, bias)
+        words.say(self.nodes[name], port=first.port)
         self.edges.append((name, population.name))
 
     def _unnamed(self, population: Population, connection: Connection) -> str:
@@ -350,6 +406,7 @@ def _shared(population: Population) -> list[Weighted]:
         for i, some in enumerate(found):
             first = some[0]
             others = population.name not in (c.source, first.source) and c.way.kind != "scale"
+            others = others and c.port == first.port
             if others and c.weights and c.weights == first.weights and c.way.same(first.way):
                 found[i] = (*some, c)
                 break

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir import nir_words as words
 from stl_deploy.ir.float_neurons import NEURONS, Float, FloatNeurons, decode
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.ir.units import MAX_STEPS
@@ -47,7 +48,8 @@ class Linear(NamedTuple):
     """A linear node for an input of some shape: a map, then a constant of its output's shape.
 
     ``weighted``: whether the node gives the layer of weights its name. ``divisor`` divides what comes out,
-    which comes ``delay`` steps later, and among zeros where there is a ``place``.
+    which comes ``delay`` steps later, and among zeros where there is a ``place``. ``port`` is that of the
+    neurons at which it arrives.
     """
 
     way: L.Map
@@ -57,6 +59,7 @@ class Linear(NamedTuple):
     divisor: int = 1
     delay: int = 0
     place: L.Place | None = None
+    port: int = 0
 
 
 def as_image(shape: Shape) -> Shape:
@@ -86,7 +89,7 @@ def linear(node: nir.ir.NIRNode, shape: Shape, reading: Reading) -> Linear:
 
     Raises ValueError for parameters that do not fit, CannotFold for what is not linear.
     """
-    return LINEAR[type(node)](node, shape, reading)
+    return LINEAR[type(node)](node, shape, reading)._replace(port=words.read(node).port)
 
 
 def parameter(node: Any, key: str, shape: Shape) -> Float:
@@ -123,16 +126,24 @@ def read_neurons(node: nir.ir.NIRNode, shape: Shape, reading: Reading) -> Read:
     parameters = NEURONS[type(node)].parameters
     values = {key: parameter(node, key, shape) for key in parameters}
     made = decode(node, values, reading.dt).reshaped(shape)
-    made = replace(made, gain=made.total_gain, drive=np.ones(shape))
+    if made.drive2 is None:
+        made = replace(made, gain=made.total_gain, drive=np.ones(shape))
+    elif (made.drive > 0).all():
+        second = made.drive2 / made.drive
+        made = replace(made, gain=made.total_gain, drive=np.ones(shape), drive2=second)
     counts = made.kind == "if" and reading.foreign and bool((values["r"] == 1).all())
     if counts:
         # Norse, sinabs, spyx and snnTorch write and read r = 1 for v + I; by NIR's equation, as
         # SpikingJelly writes it, that is r = 1/dt.
         made = replace(made, gain=np.ones(shape))
-    wrong = []
-    if (made.v_reset != 0).any():
-        why = "a chip resets v to 0, and v starts there"
-        wrong.append(f"v_reset is not zero ({span(made.v_reset)}); {why}")
+    wrong = [
+        f"{name} is {span(share)}, not in 0 to 1"
+        for name, share in (("current2", made.current2), ("adapt_step", made.adapt_step))
+        if share is not None and (share.min() < 0 or share.max() > 1)
+    ]
+    if made.amplify is not None and made.leak.any():
+        why = "the gain of each step multiplies all that arrives, and would multiply it too"
+        wrong.append(f"v_leak is not zero ({span(made.leak)}), but {why}")
     for tau in (key for key in parameters if key.startswith("tau")):
         decay = 1 - reading.dt / values[tau]
         if decay.min() < 0:

@@ -20,19 +20,24 @@ from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.lower import linear as L
 from stl_deploy.lower.flow import Term, merged
-from stl_deploy.lower.nodes import Array, Read
+from stl_deploy.lower.nodes import Array, Read, span
 
 Shapes = Mapping[str, Shape]
+SENDS = "it sends values, which others receive in the units of the graph"
 
 
 @dataclass(frozen=True, eq=False)
 class Connection:
-    """``way`` of what ``source`` sent ``delay`` steps ago; ``weights`` names it where the graph does."""
+    """``way`` of what ``source`` sent ``delay`` steps ago; ``weights`` names it where the graph does.
+
+    ``port`` is the current at which it arrives.
+    """
 
     source: str
     way: L.Map
     weights: str = ""
     delay: int = 0
+    port: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +50,7 @@ class Population:
         bias: of all that arrives over connections with weights of their own, of the population's shape, or
             of its channels behind a convolution.
         window: that of an OR pool, which has no weights of its own.
+        unit: what v counts, of the graph's v, of the population's shape; None for 1.
     """
 
     name: str
@@ -53,10 +59,12 @@ class Population:
     connections: tuple[Connection, ...]
     bias: Array | None = None
     window: Pair | None = None
+    unit: Array | None = None
 
     def numbers(self) -> Iterator[Array]:
         """All arrays of it."""
-        yield from (part for part in vars(self.node).values() if isinstance(part, np.ndarray))
+        parts = [*vars(self.node).values(), *self.node.metadata.values()]
+        yield from (part for part in parts if isinstance(part, np.ndarray))
         if self.bias is not None:
             yield self.bias
         for c in self.connections:
@@ -164,7 +172,8 @@ class _Arriving:
     post: Array | None
 
     def connection(self) -> Connection:
-        return Connection(self.term.source, self.way, self.term.weights, self.term.delay)
+        term = self.term
+        return Connection(term.source, self.way, term.weights, term.delay, term.port)
 
 
 def _wired(draft: Draft, read: Read, shape: Shape, shapes: Shapes) -> Population:
@@ -175,16 +184,19 @@ def _wired(draft: Draft, read: Read, shape: Shape, shapes: Shapes) -> Population
         constant = None if constant is None else constant.reshape(shape)
     arriving = [_arriving(term, shape, shapes) for term in _in_order(draft)]
     unit = next((one.post for one in arriving if one.post is not None), None)
+    counted = np.ones(shape)
     if unit is not None:
-        unit = _positive(unit, "its scale")
-        made, node = replace(made.scaled(unit), gain=made.gain), None
+        unit = counted = _positive(unit, "its scale")
+        made, node = replace(_scaled(made, unit), gain=made.gain), None
         constant = None if constant is None else constant.reshape(shape) / unit
         arriving = [_over(one, unit) for one in arriving]
     ways = [one.way for one in arriving]
     uniform = np.ptp(made.gain) <= 1e-12 * np.abs(made.gain).max() and made.gain.flat[0] > 0
     if not uniform and any(way.kind == "conv" for way in ways):
-        made = made.scaled(_positive(made.gain, "what its inputs are multiplied with"))
-        node = None
+        gain = _positive(made.gain, "what its inputs are multiplied with")
+        made, node, counted = _scaled(made, gain), None, counted * gain
+    elif not uniform and made.graded:
+        raise L.CannotFold(f"its inputs are multiplied with {span(made.gain)}, and {SENDS}")
     elif not uniform:
         ways = [way if way.kind == "conv" else way.rows_times(made.gain) for way in ways]
         constant = None if constant is None else constant.reshape(shape) * made.gain
@@ -195,20 +207,30 @@ def _wired(draft: Draft, read: Read, shape: Shape, shapes: Shapes) -> Population
         made, node = replace(made, leak=np.zeros(shape)), None
     if constant is not None:
         constant = constant.reshape(shape) if constant.any() else None
-    ways = _with_bias(ways, made, constant, shape)
-    bias = _bias(ways, constant, shape)
+    ways = _with_bias(arriving, ways, made, constant, shape)
+    first = [way for one, way in zip(arriving, ways, strict=True) if not one.term.port]
+    bias = _bias(first, constant, shape)
     if constant is not None and bias is None:
-        if made.has_current:
+        if made.has_current or made.amplify is not None:
+            through = "a current" if made.has_current else "a gain in each step"
             raise L.CannotFold(
-                "its constant input differs between the neurons of a channel and passes through a "
-                "current; a convolution has one bias per channel"
+                "its constant input differs between the neurons of a channel and passes through "
+                f"{through}; a convolution has one bias per channel"
             )
         made, node = replace(made, leak=constant * made.gain), None
     connections = [
         replace(one.connection(), way=way) for one, way in zip(arriving, ways, strict=True)
     ]
     kept = made.node() if node is None else node
-    return Population(draft.name, kept, shape, tuple(connections), bias)
+    told = None if (counted == 1).all() else counted
+    return Population(draft.name, kept, shape, tuple(connections), bias, unit=told)
+
+
+def _scaled(made: FloatNeurons, unit: Array) -> FloatNeurons:
+    """``made`` with v in units of ``unit``. Raises CannotFold where others receive what it is."""
+    if made.graded:
+        raise L.CannotFold(f"its inputs have scales of their own behind a convolution, and {SENDS}")
+    return made.scaled(unit)
 
 
 def _in_order(draft: Draft) -> list[Term]:
@@ -250,14 +272,22 @@ def _over(one: _Arriving, unit: Array) -> _Arriving:
 
 
 def _with_bias(
-    ways: list[L.Map], made: FloatNeurons, constant: Array | None, shape: Shape
+    arriving: list[_Arriving],
+    ways: list[L.Map],
+    made: FloatNeurons,
+    constant: Array | None,
+    shape: Shape,
 ) -> list[L.Map]:
-    """``ways`` with weights that can have a bias, where neurons with a current have a constant input."""
-    if constant is None or not made.has_current or any(way.kind != "scale" for way in ways):
+    """``ways`` with weights that can have a bias, where a constant input cannot be added to v itself."""
+    firsts = [i for i, one in enumerate(arriving) if not one.term.port]
+    passes = made.has_current or made.amplify is not None
+    if constant is None or not passes or any(ways[i].kind != "scale" for i in firsts):
         return ways
-    (first, *others) = ways
+    if not firsts:
+        raise L.CannotFold("it has a constant input, and weights to its second current alone")
+    first = ways[firsts[0]]
     assert first.kind == "scale"
-    return [first.weights(shape), *others]
+    return [first.weights(shape) if i == firsts[0] else way for i, way in enumerate(ways)]
 
 
 def _bias(ways: list[L.Map], constant: Array | None, shape: Shape) -> Array | None:

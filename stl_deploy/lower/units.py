@@ -18,7 +18,7 @@ from stl_deploy.ir.network import Input, IntegerNetwork
 from stl_deploy.ir.neurons import Each
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, UNIT
-from stl_deploy.lower import calibration, folding, rules, trained
+from stl_deploy.lower import calibration, folding, graded, rules, trained
 from stl_deploy.lower.checks import NAMED
 from stl_deploy.lower.integers import Integers, with_neurons
 from stl_deploy.lower.options import Options
@@ -154,6 +154,9 @@ class Fit:
                 )
             )
             return network, how
+        if not self.target.neurons.fires:
+            done = self._precision(fitted, how.mode)
+            return fitted, replace(done, calibrated=recording.samples)
         vth = calibration.thresholds(fitted, self.chip, recording)
         corrected = with_neurons(fitted, vth=vth)
         if how.mode == "proven":
@@ -265,9 +268,12 @@ class Fit:
         # Rounding moves thresholds between the lowest and the highest of the population.
         rounded = self.options.thresholds != "native" and self.chip.limits.thresholds_per_core
         (population,) = network.populations
-        return self._worst(
+        excess = self._worst(
             bounds.excess(network, population, self.chip, self.timesteps, bool(rounded))
         )
+        if self.target.neurons.graded and self.seen is None:
+            excess = np.maximum(excess, graded.excess(network, self.chip))
+        return excess
 
     def _worst(self, values: Float) -> Float:
         """The largest of ``values``, broadcastable to the population, in each channel [C]."""

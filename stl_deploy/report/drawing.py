@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from stl_deploy.ir.network import Connection, IntegerNetwork
+from stl_deploy.ir.readouts import Rule
 from stl_deploy.report.numbers import count
-from stl_deploy.report.rows import input_words, words
+from stl_deploy.report.rows import input_words, neuron_words, readout_words, words
 
 COLUMNS = 7  # next to each other: what a page is wide
 WIDTH, HEIGHT = 104, 40  # of a box, pixels
@@ -24,6 +25,14 @@ GAP, BETWEEN = 44, 16  # between columns, and between the boxes of one
 LANE = 11  # between lines that run along
 MARGIN = 12
 LETTERS = 15  # of a name that fit into a box
+# By the rule of the readout, what stands below the last box.
+SCORED: dict[Rule, str] = {
+    "votes": "read by spikes",
+    "last": "read by last v",
+    "mean": "read by mean v",
+    "max": "read by highest v",
+    "first": "read by first spike",
+}
 LISTED = 24  # boxes that the description names; the tables have them all
 
 
@@ -202,7 +211,11 @@ class _Drawing:
         said = f"Graph of {count(len(network.populations))} populations{depth}."
         ways = [self._way(c) for c in network.connections]
         more = f" and {count(len(ways) - LISTED)} more" if len(ways) > LISTED else ""
-        return f"{said} {'; '.join(ways[:LISTED])}{more}."
+        readout = network.readout
+        classes = f"{count(readout.classes)} classes by {readout_words(readout)}"
+        return (
+            f"{said} {'; '.join(ways[:LISTED])}{more}. {readout.source} is read out as {classes}."
+        )
 
     def _way(self, c: Connection) -> str:
         late = f" after {_steps(c.delay)}" if c.delay else ""
@@ -217,15 +230,21 @@ class _Drawing:
             kind, what = "input", f"input, {input_words(network.inputs[name])}"
         else:
             population = network.by_name[name]
-            kind, what = population.kind, f"{count(population.size)} neurons"
+            kind = population.kind if population.neurons.fires else f"{population.kind} silent"
+            what = f"{count(population.size)} neurons, {neuron_words(population)}"
+        below = Markup("")
         if name == network.readout.source:
+            below = Markup('<text x="{:.1f}" y="{:.1f}" class="delay">{}</text>').format(
+                box.x + WIDTH / 2, box.y + HEIGHT + 11, SCORED[network.readout.rule]
+            )
             kind += " last"
-            what += f", read out as {count(network.readout.classes)} classes"
+            how = readout_words(network.readout)
+            what += f", read out as {count(network.readout.classes)} classes by {how}"
         return Markup(
             '<g class="{kind}"><title>{name}: {what}</title>'
             '<rect x="{x:.1f}" y="{y:.1f}" width="{w}" height="{h}" rx="{round}"/>'
             '<text x="{middle:.1f}" y="{first:.1f}">{short}</text>'
-            '<text x="{middle:.1f}" y="{second:.1f}" class="size">{size}</text></g>'
+            '<text x="{middle:.1f}" y="{second:.1f}" class="size">{size}</text>{below}</g>'
         ).format(
             kind=kind,
             name=name,
@@ -240,6 +259,7 @@ class _Drawing:
             second=box.y + 32,
             short=_short(name),
             size=_short(size),
+            below=below,
         )
 
     def _line(self, c: Connection) -> Markup:
@@ -253,6 +273,7 @@ class _Drawing:
                 *at, c.delay
             )
         late = f", {_steps(c.delay)} later" if c.delay else ""
+        late += ", into the second current" if c.port else ""
         return Markup(
             '<g class="way"><title>{name}: {source} to {target}, {kind}{late}</title>'
             '<path d="{path}" marker-end="url(#graph-tip)"/>{label}</g>'

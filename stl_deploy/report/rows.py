@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.chips import rules
 from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population, synapse_count
+from stl_deploy.ir.neurons import Neurons
 from stl_deploy.ir.notes import Precision
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse
 
 
@@ -20,6 +23,7 @@ class PopulationRow:
     """A row of the table of populations; None where a column does not apply.
 
     ``weights`` are the non-zero numbers stored of all connections into it, ``synapses`` those that they make.
+    ``assumed`` are rules of its neurons that nobody has published a program of the chip for.
     """
 
     population: Population
@@ -28,6 +32,7 @@ class PopulationRow:
     synapses: int
     precision: Precision | None
     thresholds: NDArray[np.int32] | None
+    assumed: list[str]
 
 
 @dataclass(frozen=True)
@@ -92,25 +97,85 @@ def input_words(port: Input) -> str:
     return f"{_times(port.shape)}, {values}{held}"
 
 
+def readout_words(readout: Readout) -> str:
+    """How classes are scored."""
+    said = {
+        "votes": "the most spikes, or sum of values sent",
+        "last": "v of the last step",
+        "mean": "the mean of v over all steps",
+        "max": "the highest v of all steps",
+        "first": "the first spike, then the highest v",
+    }[readout.rule]
+    more = {
+        "steps": "weighted by step",
+        "factors": "with a factor for each neuron",
+        "matrix": "through a matrix",
+        "offset": "with an offset",
+    }
+    found = [words for name, words in more.items() if getattr(readout, name) is not None]
+    return ", ".join([said, *found])
+
+
+def readout_row(readout: Readout) -> dict[str, Any]:
+    """What manifests and ``--json`` say of a readout."""
+    return {
+        "source": readout.source,
+        "classes": readout.classes,
+        "rule": readout.rule,
+        "words": readout_words(readout),
+    }
+
+
+def neuron_words(population: Population) -> str:
+    """The neurons of a population with all their rules."""
+    return ", ".join(entry(NEURONS, population.kind, population.name, "the report")(population))
+
+
+def _lif_neurons(population: Population) -> list[str]:
+    neurons = population.neurons
+    kind = "LIF" if neurons.fires else "integrator"
+    current = ["current"] if neurons.has_current else []
+    resets = {"zero": ["reset to zero"], "subtract": ["soft reset"]}
+    reset = resets.get(neurons.reset, []) if neurons.fires else []
+    return [kind, *current, *reset, *(word for word in _rules(neurons) if word != "no threshold")]
+
+
+def _or_neurons(_: Population) -> list[str]:
+    return ["OR of all inputs"]
+
+
+def _rules(neurons: Neurons) -> list[str]:
+    """What neurons do beyond leaking, firing, and a reset to zero or by subtraction."""
+    steps = f"{rules.HOLD} of {neurons.hold} {'step' if neurons.hold == 1 else 'steps'}"
+    return [steps if word == rules.HOLD else word for word in rules.words(neurons)]
+
+
+# Words for the neurons of each kind.
+NEURONS: dict[str, Callable[[Population], list[str]]] = {"lif": _lif_neurons, "or": _or_neurons}
+
+
 def population_row(network: IntegerNetwork, population: Population) -> PopulationRow:
     """The row of one population."""
     said, own = entry(KINDS, population.kind, population.name, "the report")(network, population)
+    assumed = _rules(population.neurons) if population.name in rules.assumed(network) else []
     into = network.into(population.name)
     return PopulationRow(
         population=population,
-        kind=", ".join(said),
+        kind=", ".join(word for word in said if word not in assumed),
         weights=sum(c.stored_weights for c in into) if own else None,
         synapses=sum(synapse_count(network, c) for c in into),
         precision=network.precision.get(population.name),
-        thresholds=np.unique(population.neurons.vth) if own else None,
+        thresholds=np.unique(population.neurons.vth) if own and population.neurons.fires else None,
+        assumed=assumed,
     )
 
 
 def _lif(network: IntegerNetwork, population: Population) -> tuple[list[str], bool]:
-    """What is unusual about neurons with a threshold of their own."""
+    """What is unusual about LIF neurons and integrators."""
     neurons = population.neurons
     said = ["current"] if neurons.has_current else []
-    said += ["soft reset"] if neurons.reset == "subtract" else []
+    said += ["soft reset"] if neurons.fires and neurons.reset == "subtract" else []
+    said += _rules(neurons)
     decays = (neurons.du, neurons.dv)
     said += ["own decays"] if any(np.unique(decay).size > 1 for decay in decays) else []
     said += (

@@ -91,12 +91,13 @@ def render(
         rows=rows,
         connections=R.connections(network),
         inputs=R.inputs(network),
+        readout=R.readout_words(network.readout),
         neurons=sum(population.size for population in network.populations),
         synapses=sum(row.synapses for row in rows),
         thresholds=[
             threshold_figure(p)
             for p in network.populations
-            if p.kind == "lif" and network.into(p.name)
+            if p.kind == "lif" and p.neurons.fires and network.into(p.name)
         ],
         activity=activity,
         activity_rows=[] if activity is None else _activity_rows(activity.counts),

@@ -282,7 +282,8 @@ def _floats(
 ) -> tuple[STLNet | None, nir.NIRGraph, tuple[Diagnostic, ...]]:
     """The PyTorch model, if a checkpoint was named, the float NIR graph, and what to know of it."""
     steps, classes = network.timesteps, network.readout.classes
-    foreign = what.model_class is not None or what.model.suffix == ".nir"
+    is_nir = what.model_class is None and what.model.suffix == ".nir"
+    foreign = what.model_class is not None or is_nir
     # The lowered network holds what an official state_dict or another tool's file does not.
     given = Given(
         tau=what.tau,
@@ -293,6 +294,7 @@ def _floats(
         model_class=what.model_class,
         sample_shape=what.sample_shape,
         normalize=None if what.normalize is None else Normalize.parsed(what.normalize),
+        readout=network.readout.rule if network.readout.by_voltage and is_nir else None,
     )
     try:
         found = models.read(what.model, given)

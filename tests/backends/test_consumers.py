@@ -20,7 +20,6 @@ from stl_deploy.backends.consumers import run as runs
 from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.commands import check as check_command
 from stl_deploy.errors import BackendError
-from stl_deploy.hw_sim import reference
 from tests.build import nir_cases
 
 RUN = {name: consumer for name, consumer in CONSUMERS.items() if consumer.seen == "run"}
@@ -45,8 +44,7 @@ def expected(cases, files):
             found[name] = runs.expected(files[name], case.spikes)
         else:
             rasters = dict.fromkeys(case.network.inputs, case.spikes)
-            layers = reference.run(case.network, rasters).layers
-            found[name] = {key: layer.spikes for key, layer in layers.items()}
+            found[name] = runs.of_network(case.network, rasters)
     return found
 
 

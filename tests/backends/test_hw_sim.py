@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from stl_deploy import from_torch, quantize
+from stl_deploy.backends import hw_sim
+from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.verify import against_reference
+from tests.build import random_graphs
 from tests.build.nets import random_net, random_spikes
 
 
@@ -39,3 +42,15 @@ def test_a_wrong_spike_is_seen_whichever_way_it_comes(small, monkeypatch, wrong)
         assert found.first is not None
         assert (found.first.layer, found.first.sample, found.first.step) == (last, 27, 1)
         assert found.first.neuron == np.unravel_index(3, network.shape(last))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sessions_return_every_state_and_the_predictions(seed):
+    network, rasters = random_graphs.draw(seed, random_graphs.TABLE)
+    found = hw_sim.session(network).run(rasters)
+    want = reference.run(network, rasters, states=True)
+    np.testing.assert_array_equal(found["prediction"], want.predictions)
+    for name, did in want.layers.items():
+        kept = {"spikes": did.spikes, "bare": did.spikes, "u": did.u, "v": did.v, **did.more}
+        for kind, values in kept.items():
+            np.testing.assert_array_equal(found[f"{kind}/{name}"], values, err_msg=f"{kind}/{name}")

@@ -40,7 +40,7 @@ from stl_deploy.formats.raster import load as load_raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.neurons import Graded, Lif
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.lower import relays
@@ -291,6 +291,69 @@ def test_random_graphs_over_the_table_are_the_same_on_lava(python, short):
             fits[seed] = network, rasters
     assert len(fits) >= 0.5 * NETWORKS
     compared(python, "lava", fits, short)
+
+
+def test_rules_at_the_ends_of_registers_are_the_same_on_lava(python, short):
+    """Gains, resets, floors, steps and sums that wrap, saturate and fill whole registers, of either sign."""
+    drawn = {seed: extremes(np.random.default_rng(seed)) for seed in range(4)}
+    compared(python, "lava", drawn, short)
+    overflows = sum(
+        did.overflow.sum()
+        for network, rasters in drawn.values()
+        for did in reference.run(network, rasters).layers.values()
+    )
+    assert overflows > 100
+
+
+def extremes(rng: np.random.Generator) -> tuple[IntegerNetwork, dict[str, Any]]:
+    """Values of 15 bits and sign through a graded population and a sum that is sent, into every rule."""
+    neurons, most, steps = 30, (1 << 23) - 1, 8
+
+    def end() -> Any:
+        values = rng.choice([-most, -most + 1, -64, -1, 0, 1, 63, most - 64, most], neurons)
+        return values.astype(np.int32)
+
+    def lif(**fields: Any) -> Lif:
+        vth = rng.choice([0, 1, 1000, 131_071], neurons).astype(np.int32)
+        bias = rng.choice([-4096, 0, 4095], neurons).astype(np.int32)
+        du, dv = (rng.choice([0, 1, 4095], neurons).astype(np.int32) for _ in range(2))
+        return Lif(vth, bias, np.ones(neurons), 7, du, dv, **fields)
+
+    def dense(source: str, target: str, exp: int = 7, port: int = 0, **fields: Any) -> Connection:
+        weight = rng.choice([-127, -1, 0, 1, 126], (neurons, neurons)).astype(np.int8)
+        return Connection(
+            f"{source}{port}", source, target, Dense(weight), exp, port=port, **fields
+        )
+
+    gain = rng.choice([-32_768, -1, 0, 1, 4096, 32_767], (steps, neurons)).astype(np.int16)
+    wide = {"floor": end(), "adapt": end(), "dq": int(rng.choice([0, 4095])), "v0": end()}
+    network = IntegerNetwork(
+        "loihi2",
+        steps,
+        {"input": Input((neurons,), 32_767, signed=True)},
+        (
+            Population("sums", (neurons,), lif(fires=False, graded=Graded(12, 32_767), v0=end())),
+            Population("sent", (neurons,), lif(graded=Graded(8, 32_767), reset="none")),
+            Population("all", (neurons,), lif(gain=gain, du2=0, reset="constant", v_reset=end())),
+            Population("held", (neurons,), lif(hold=2, reset_current=True, du2=4095, **wide)),
+            Population("once", (neurons,), lif(hold=-1, reset="subtract", gain=gain[::-1], **wide)),
+        ),
+        (
+            dense("input", "sums", 2),
+            replace(dense("input", "sums", 2), name="again", delay=1),
+            dense("sums", "sent"),
+            dense("sums", "all"),
+            dense("sent", "all", port=1),
+            dense("sent", "held"),
+            dense("all", "held", port=1),
+            dense("sums", "once", 0),
+            replace(dense("sent", "once"), delay=2),
+            dense("held", "sent", 4, delay=3),
+        ),
+        Readout(neurons, 1, "once", str(rng.choice(["last", "mean", "max", "first"]))),  # type: ignore[arg-type]
+    )
+    raster = rng.choice([-32_767, -1, 0, 1, 32_767], (2, steps, neurons)).astype(np.int16)
+    return network, {"input": raster}
 
 
 def test_random_graphs_are_the_same_in_netx(python, short):

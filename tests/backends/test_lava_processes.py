@@ -1,9 +1,11 @@
-"""Rules of the reference that Lava has processes of its own for, compared with these."""
+"""Parts of the process graph alone: rules that Lava has processes for, and the host's readouts."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stl_deploy.backends import lava_worker
+from stl_deploy.exporters import lava
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif
@@ -133,3 +136,61 @@ def test_delays_are_those_of_lavas_delayed_synapses(theirs):
     trace = ours(given["spikes"], given["weight"], given["delay"], 300, **DECAYS)
     same(found, "delays", trace, "spikes", "u", "v")
     assert trace.spikes.any()
+
+
+CLASSES, EACH, SAMPLES = 3, 2, 400
+
+
+def readouts(rng: np.random.Generator) -> dict[str, Readout]:
+    """A readout by each rule, with everything that it may have."""
+    size = CLASSES * EACH
+    steps = tuple(map(int, rng.integers(-3, 4, 5)))
+    matrix, offset = rng.integers(-3, 4, (CLASSES, size)), rng.integers(-3, 4, CLASSES)
+    given: dict[str, dict[str, Any]] = {
+        "votes": {},
+        "weighted": {"steps": steps},
+        "matrix": {"matrix": matrix, "offset": offset},
+        "weighted_matrix": {"matrix": matrix, "offset": offset, "steps": steps},
+        "first": {"rule": "first"},
+    }
+    for rule in ("last", "mean", "max"):
+        given[rule] = {"rule": rule}
+        given[f"{rule}_factors"] = {"rule": rule, "factors": rng.integers(-3, 4, size)}
+    return {name: Readout(CLASSES, EACH, "lif", **fields) for name, fields in given.items()}
+
+
+def test_predictions_are_the_same_where_classes_tie(python, tmp_path):
+    """Few values of v and few spikes, so that classes have the same score in many samples."""
+    rng, size, steps = np.random.default_rng(9), CLASSES * EACH, 5
+    found, tied = {}, {}
+    sent = rng.integers(-1, 2, (SAMPLES, steps, size)).astype(np.int16) * (
+        rng.random((SAMPLES, 1, 1)) < 0.8
+    )
+    v = rng.integers(-2, 3, (SAMPLES, steps, size)).astype(np.int32)
+    neurons = Lif(np.zeros(size, np.int32), np.zeros(size, np.int32), np.ones(size))
+    for name, readout in readouts(rng).items():
+        network = IntegerNetwork(
+            "loihi2",
+            steps,
+            {"input": Input((size,))},
+            (Population("lif", (size,), neurons),),
+            (Connection("w", "input", "lif", Dense(np.eye(size, dtype=np.int8))),),
+            readout,
+        )
+        (tmp_path / name).mkdir()
+        lava.write(network, tmp_path / name)
+        np.savez(tmp_path / name / "trace.npz", **{"spikes/lif": sent, "v/lif": v})
+        scores = np.sort(readout.scores(sent, v), axis=1)
+        tied[name] = (scores[:, -1] == scores[:, -2]).mean()
+        found[name] = readout.predict(sent, v).tolist()
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "script").mkdir()
+    driver = shutil.copy(ROOT / "tests/build/lava_readouts.py", tmp_path / "driver")
+    template = resources.files("stl_deploy.exporters") / "templates" / "lava_network.py"
+    (tmp_path / "script" / "lava_network.py").write_bytes(template.read_bytes())
+    command = [python, driver, tmp_path / "script", *(tmp_path / name for name in found)]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    assert dict(zip(found, lines, strict=True)) == found
+    assert min(share for name, share in tied.items() if name != "first") > 0.01

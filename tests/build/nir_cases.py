@@ -139,6 +139,13 @@ def alone(rng) -> IntegerNetwork:
     return graph(populations, ways, chip="ideal")
 
 
+def read(rng, readout: Readout, **fields) -> IntegerNetwork:
+    """Two populations with a current, the last of which may be something else."""
+    ways = [way(rng, "input", "a", 12, 20), way(rng, "a", "b", 20, 6)]
+    made = graph({"a": neurons(20, du=2047), "b": neurons(6, du=2047, **fields)}, ways, timesteps=3)
+    return replace(made, readout=readout)
+
+
 def per_neuron(rng, current: bool = False) -> IntegerNetwork:
     """Decays of 1/2 and 3/4, in three steps in which nothing is rounded."""
     dv = rng.choice([2048, 1024], 20).astype(np.int32)
@@ -169,6 +176,9 @@ IN_DOCS = {
     "an edge over a layer": "the same as an edge, as others write it",
     "decays per neuron": "a decay for every neuron",
     "currents per neuron": "the same with a current",
+    "rules in the metadata": "an adaptive threshold, which the metadata alone say, `model.nir`",
+    "integrators": "a readout of neurons without a threshold (CubaLI), `model.nir`",
+    "matrix": "a matrix behind the last neurons, `model.portable.nir`",
     "spec delay": "a connection with a delay, `model.nir`",
     "spec two inputs": "two inputs, `model.nir`",
 }
@@ -287,6 +297,12 @@ def _graphs(b: _Builder, rng: np.random.Generator) -> None:
     b.portable("skip", skip(rng))
     b.portable("one-to-one", skip(rng, one_to_one=True))
     b.spec("spec one-to-one", skip(rng, current=True, one_to_one=True))
+    ruled = way(rng, "input", "a", 12, 20)
+    b.spec("rules in the metadata", graph({"a": neurons(20, du=2047, adapt=6400)}, [ruled]))
+    b.spec("integrators", read(rng, Readout(6, 1, "b", "last"), fires=False))
+    b.spec("scored by v", read(rng, Readout(6, 1, "b", "mean")))
+    matrix = rng.integers(-50, 50, (4, 6))
+    b.portable("matrix", read(rng, Readout(4, 1, "b", matrix=matrix)))
     b.spec("spec delay", late(rng))
     b.spec("spec two inputs", two_inputs(rng))
     b.spec("neurons alone", alone(rng))

@@ -5,11 +5,12 @@ is multiplied out, merged or reshaped first, and nothing of ``stl_deploy`` is im
 the importer or in the float executor cannot be repeated here.
 
     spikes, margin = run(graph, raster, dt)
+    output = outputs(graph, raster, dt)
 
 ``raster`` is [N, T, *shape of the Input], or one for each Input by name; ``spikes`` holds uint8
 [N, T, *shape] for every node that spikes. Nodes inside nested graphs are named ``graph.node``. ``margin`` is
 the smallest distance of a value from its threshold that was met: draws with a tiny one are decided by
-rounding.
+rounding. ``output`` is float64 [N, T, *shape] of what arrives at the Output.
 
 Conventions, as in docs/import-nir.md. One step of each node, by forward Euler:
 
@@ -17,6 +18,7 @@ Conventions, as in docs/import-nir.md. One step of each node, by forward Euler:
     CubaLIF    i += dt/tau_syn (w_in x - i), then v += dt/tau_mem (v_leak - v + r i)
     IF         v += dt r x; where r is 1 for all neurons, v += x
     Threshold  keeps nothing: v = x
+    LI, CubaLI, I  as LIF, CubaLIF and IF, but nothing resets them; v is what leaves them
 
 A spike is v > threshold, strictly. In the same step v becomes v_reset, or v - v_threshold where the
 node's metadata says ``reset: "subtract"``. Everything starts at 0. Values on several edges into a node add
@@ -31,17 +33,29 @@ import nir
 import numpy as np
 
 SPIKING = (nir.LIF, nir.IF, nir.CubaLIF, nir.Threshold)
+SILENT = (nir.LI, nir.I, nir.CubaLI)
+NEURONS = (*SPIKING, *SILENT)
 
 
 def run(graph, raster, dt=1e-4):
     """Spikes of every population, and the smallest distance from a threshold; see above."""
+    network = _ran(graph, raster, dt)
+    spikes = {n: np.stack([step[n] for step in network.sent], axis=1) for n in network.spiking}
+    return {name: s.astype(np.uint8) for name, s in spikes.items()}, network.margin
+
+
+def outputs(graph, raster, dt=1e-4):
+    """What arrives at the Output in every step; see above."""
+    return np.stack(_ran(graph, raster, dt).out, axis=1)
+
+
+def _ran(graph, raster, dt):
     network = _Network(graph, dt)
     rasters = raster if isinstance(raster, dict) else dict.fromkeys(network.inputs, raster)
     rasters = {name: x.astype(np.float64) for name, x in rasters.items()}
     for t in range(next(iter(rasters.values())).shape[1]):
         network.step({name: x[:, t] for name, x in rasters.items()})
-    spikes = {n: np.stack([step[n] for step in network.sent], axis=1) for n in network.populations}
-    return {name: s.astype(np.uint8) for name, s in spikes.items()}, network.margin
+    return network
 
 
 def flat(graph, prefix=""):
@@ -77,7 +91,13 @@ class _Network:
         self.nodes, edges = flat(graph)
         self.dt = dt
         self.sources = {name: [a for a, b in edges if b == name] for name in self.nodes}
-        self.populations = [n for n, node in self.nodes.items() if isinstance(node, SPIKING)]
+        self.populations = [n for n, node in self.nodes.items() if isinstance(node, NEURONS)]
+        self.spiking = [n for n in self.populations if isinstance(self.nodes[n], SPIKING)]
+        sources = {a for a, _ in edges}
+        (self.end,) = (
+            n for n, x in self.nodes.items() if isinstance(x, nir.Output) and n not in sources
+        )
+        self.out = []  # of every step so far
         self.inputs = _inputs(self.nodes, edges)
         self.shapes = _shapes(self.nodes, edges)
         self.v, self.i = {}, {}
@@ -94,6 +114,7 @@ class _Network:
         self.given.append(inputs)
         for name in self.populations:
             self.spikes(name, len(self.sent) - 1)
+        self.out.append(self.arriving(self.end, self.end, len(self.sent) - 1))
 
     def spikes(self, name, t):
         """The spikes of a population in step ``t``, which are computed once."""
@@ -111,7 +132,7 @@ class _Network:
         total = zeros
         for source in self.sources[name]:
             node = self.nodes[source]
-            if isinstance(node, SPIKING):
+            if isinstance(node, NEURONS):
                 at = t - 1 if source == reader and not late else t
                 total = total + (self.spikes(source, at) if at >= 0 else zeros)
             elif source in self.inputs:
@@ -142,14 +163,17 @@ class _Network:
         if isinstance(node, nir.Threshold):
             self.margin = min(self.margin, np.abs(x - each(node.threshold)).min())
             return np.where(x > each(node.threshold), 1.0, 0.0)
-        if isinstance(node, nir.IF):
+        if isinstance(node, nir.IF | nir.I):
             v = v + (x if np.all(node.r == 1) else dt * each(node.r) * x)
-        elif isinstance(node, nir.LIF):
+        elif isinstance(node, nir.LIF | nir.LI):
             v = v + dt / each(node.tau) * (each(node.v_leak) - v + each(node.r) * x)
         else:
             i = self.i[name]
             i = self.i[name] = i + dt / each(node.tau_syn) * (each(node.w_in) * x - i)
             v = v + dt / each(node.tau_mem) * (each(node.v_leak) - v + each(node.r) * i)
+        if isinstance(node, SILENT):
+            self.v[name] = v
+            return v
         threshold = each(node.v_threshold)
         self.margin = min(self.margin, np.abs(v - threshold).min())
         subtract = node.metadata.get("reset", "zero") == "subtract"
@@ -176,7 +200,7 @@ def _shapes(nodes, edges):
             return shapes
         for source, target in new:
             node, zeros = nodes[target], np.zeros((1, *shapes[source]))
-            same = isinstance(node, (*SPIKING, nir.Delay))
+            same = isinstance(node, (*NEURONS, nir.Delay))
             shapes[target] = zeros.shape[1:] if same else linear(node, zeros, 1.0).shape[1:]
 
 

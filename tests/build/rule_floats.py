@@ -9,12 +9,11 @@ import numpy as np
 
 from stl_deploy.ir import execute
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation, Weights
 from stl_deploy.ir.readouts import FloatReadout
-from tests.build.float_networks import ONE, neurons
+from tests.build.float_networks import neurons
 
-INPUTS, HIDDEN, CLASSES, STEPS = 80, 100, 10, 20
+INPUTS, HIDDEN, CLASSES, STEPS, SAMPLES = 80, 100, 10, 20, 12
 CURRENT = {"kind": "cuba", "current": np.full(1, 0.4)}
 
 
@@ -53,29 +52,22 @@ RULES: dict[str, Any] = {
 def network(
     rule: str, seed: int = 0, keep: float = 0.8, read: str = "votes"
 ) -> tuple[FloatNetwork, np.ndarray]:
-    """Input -> "a" -> "b", both of the ``rule``, -> "out", and spikes [N, T, INPUTS] to run it on.
+    """Input -> "a" -> "b", both of the ``rule``, -> "out", and spikes [SAMPLES, STEPS, INPUTS] for it.
 
     Thresholds are such that 5 to 40 % of the neurons spike in a step, where the rule lets them. "out" has
     none where it is read by v.
     """
     rng = np.random.default_rng(seed)
-    raster = (rng.random((16, STEPS, INPUTS)) < rng.uniform(0.1, 0.3)).astype(np.uint8)
+    shares = rng.uniform(0, 0.4, (SAMPLES, 1, INPUTS))
+    raster = (rng.random((SAMPLES, STEPS, INPUTS)) < shares).astype(np.uint8)
     made = FloatNetwork({"input": (INPUTS,)}, (), (), "out", None)
     for name, source in (("a", "input"), ("b", "a")):
-        made = _with(rng, made, raster, name, source, rule, keep)
-    out = FloatReadout(CLASSES, 1, "out", read)  # type: ignore[arg-type]
-    last = neurons(np.full(CLASSES, 1.0), keep, fires=read not in ("last", "mean", "max"))
-    ways = _ways(rng, "out", "b", CLASSES, HIDDEN, False)
+        made = _with(rng, made, raster, name, source, HIDDEN, RULES[rule](rng), keep)
+    fields = {"fires": False} if read in ("last", "mean", "max") else {}
+    made = _with(rng, made, raster, "out", "b", CLASSES, fields, keep)
     meta = G.FloatMeta(timesteps=STEPS, classes=CLASSES, population=1)
-    made = replace(
-        made,
-        populations=(*made.populations, FloatPopulation("out", (CLASSES,), last, np.zeros(1))),
-        connections=(*made.connections, *ways),
-        output="out",
-        meta=meta,
-        readout=out,
-    )
-    return made, raster
+    readout = FloatReadout(CLASSES, 1, "out", read)  # type: ignore[arg-type]
+    return replace(made, meta=meta, readout=readout), raster
 
 
 def _with(
@@ -84,17 +76,17 @@ def _with(
     raster: np.ndarray,
     name: str,
     source: str,
-    rule: str,
+    size: int,
+    fields: dict[str, Any],
     keep: float,
 ) -> FloatNetwork:
-    fields = RULES[rule](rng)
-    spread = rng.uniform(0.6, 1.4, HIDDEN)
-    bias = rng.normal(0, 0.05, HIDDEN)
-    ways = _ways(rng, name, source, HIDDEN, made.shape(source)[0], "current2" in fields)
+    spread = rng.uniform(0.6, 1.4, size)
+    bias = rng.normal(0, 0.05, size)
+    ways = _ways(rng, name, source, size, made.shape(source)[0], "current2" in fields)
     best: tuple[float, FloatNetwork] | None = None
-    for base in np.geomspace(0.2, 4, 14):
+    for base in np.geomspace(0.3, 20, 12):
         given = neurons(base * spread, keep, **_scaled(fields, base))
-        population = FloatPopulation(name, (HIDDEN,), given, bias if given.fires else np.zeros(1))
+        population = FloatPopulation(name, (size,), given, bias)
         tried = replace(
             made,
             populations=(*made.populations, population),
@@ -130,6 +122,3 @@ def _ways(
 def rates(made: FloatNetwork, raster: np.ndarray) -> dict[str, float]:
     """The share of neurons that send something in a step, by population."""
     return {name: float((x != 0).mean()) for name, x in execute.run(made, raster).items()}
-
-
-__all__ = ["ONE", "RULES", "FloatNeurons", "network", "rates"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
 
+from stl_deploy.chips import facts as chips
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Lif, Or
+from stl_deploy.ir.neurons import Graded, Lif, Or
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse
 from tests.build.networks import chain, lif, pool
@@ -93,15 +95,18 @@ SHAPES = ((4,), (12, 2, 3), (2, 2, 3), (24,), (40,), (3, 1, 8))
 
 
 @st.composite
-def graphs(draw):
+def graphs(draw, rules=False):
     """Populations joined at random by any synapses, loops included, and a raster for each input.
 
     Registers overflow, exponents reach as far as 64 bits allow, and parameters are of every form; whether
-    anything fires is left to chance.
+    anything fires is left to chance. With ``rules`` neurons have any of the rules, whose values lie at the
+    edges of registers, and the readout is any.
     """
     rng = np.random.default_rng(draw(SEEDS))
     chip = draw(st.sampled_from(["ideal", "loihi1", "loihi2"]))
     wild, steps = draw(st.booleans()), draw(st.integers(1, 5))
+    # Of sums of 31 bits, or of 36 with graded values, which gains of 15 bits multiply.
+    exps = 9 if chip != "ideal" else 5 if rules else 25
     inputs, rasters = {}, {}
     for i in range(draw(st.integers(1, 2))):
         levels = int(rng.choice([1, 1, 7, 255, 3000]))
@@ -118,12 +123,23 @@ def graphs(draw):
         for source in (*map(str, sources), *[name] * int(rng.choice([0, 0, 1, 1, 2]))):
             late = int(rng.integers(0, 3)) + (source == name)
             key = f"{source}_{name}_{len(connections)}"
-            connections.append(_connection(rng, key, source, name, shapes, late, wild, chip))
-        populations.append(Population(name, shape, _neurons(rng, shape, wild, chip)))
-    if len(populations) > 1 and draw(st.booleans()):
+            connections.append(_connection(rng, key, source, name, shapes, late, wild, exps))
+        neurons = _neurons(rng, shape, wild, chip)
+        if rules and neurons.kind == "lif":
+            neurons = _ruled(rng, neurons, shape, steps, chip)
+        populations.append(Population(name, shape, neurons))
+        if neurons.span == (0, 0):
+            del shapes[name]
+            connections = [c for c in connections if c.source != name]
+    if len(populations) > 1 and populations[-1].name in shapes and draw(st.booleans()):
         first, last = populations[0].name, populations[-1].name
         late = int(rng.integers(1, 4))
-        connections.append(_connection(rng, "back", last, first, shapes, late, wild, chip))
+        sizes = shapes | {first: populations[0].shape}
+        connections.append(_connection(rng, "back", last, first, sizes, late, wild, exps))
+    second = [p.name for p in populations if p.neurons.du2 is not None]
+    connections = [
+        replace(c, port=int(rng.integers(2))) if c.target in second else c for c in connections
+    ]
     last = populations[-1]
     network = IntegerNetwork(
         chip,
@@ -131,16 +147,79 @@ def graphs(draw):
         inputs,
         tuple(populations),
         tuple(connections),
-        Readout(last.size, 1, last.name),
+        _readout(rng, last, steps) if rules else Readout(last.size, 1, last.name),
     )
     return network, rasters
+
+
+def _readout(rng, last, steps):
+    """By any rule, with any of what belongs to it."""
+    rule = rng.choice(["votes", "last", "mean", "max", "first"])
+    some = {}
+    if rule == "votes" and rng.random() < 0.5:
+        some["steps"] = tuple(map(int, rng.integers(-9, 10, steps)))
+    if rule == "votes" and rng.random() < 0.5:
+        some["matrix"] = rng.integers(-99, 100, (3, last.size))
+        some["offset"] = rng.integers(-99, 100, 3)
+        return Readout(3, 1, last.name, **some)
+    if rule in ("last", "mean", "max") and rng.random() < 0.5:
+        some["factors"] = rng.integers(1, 1000, last.size)
+    group = int(rng.choice([1, 2]))
+    return Readout(last.size // group, group, last.name, rule, **some)
+
+
+def _ruled(rng, lif, shape, steps, chip):
+    """The neurons with some rules; values reach what registers can hold."""
+    each = [(), (shape[0], *[1] * (len(shape) - 1)), shape]
+    edge = (chips.load(chip).state_limit or 1 << 31) - 1
+
+    def of_v(lowest=-1):
+        size = each[rng.integers(3)]
+        top = edge if rng.random() < 0.3 else 1 << int(rng.integers(1, edge.bit_length()))
+        drawn = rng.integers(lowest * top, top + 1, size, endpoint=False)
+        drawn = np.where(rng.random(size) < 0.2, rng.choice([edge, lowest * edge], size), drawn)
+        return drawn.astype(np.int32) if size else int(drawn)
+
+    def decay():
+        size = each[rng.integers(3)]
+        drawn = rng.choice([0, 1, 1000, 4094, 4095], size)
+        return drawn.astype(np.int32) if size else int(drawn)
+
+    may = {
+        "reset": lambda: {"reset": str(rng.choice(["none", "constant"]))},
+        "v_reset": lambda: {"reset": "constant", "v_reset": of_v()},
+        "fires": lambda: {"fires": False},
+        "reset_current": lambda: {"reset_current": True},
+        "hold": lambda: {"hold": int(rng.choice([-1, 1, 2, 63]))},
+        "floor": lambda: {"floor": of_v()},
+        "adapt": lambda: {"adapt": of_v(), "dq": decay()},
+        "du2": lambda: {"du2": decay()},
+        "gain": lambda: {"gain": _gain(rng, (steps, *each[rng.integers(3)]))},
+        "v0": lambda: {"v0": of_v()},
+        "graded": lambda: {
+            "graded": Graded(int(rng.integers(0, 24)), int(rng.choice([1, 15, 255, 256, 32_767])))
+        },
+    }
+    fields = {}
+    for name in may:
+        if rng.random() < 0.25:
+            fields |= may[name]()
+    if "graded" in fields and "adapt" in fields:
+        # ``Lif.span`` takes it that thresholds do not sink below zero.
+        fields["adapt"] = abs(fields["adapt"])
+    return replace(lif, **fields)
+
+
+def _gain(rng, size):
+    top = 1 << int(rng.integers(8, 16))
+    return rng.choice([rng.integers(-top, top, size), np.full(size, 4096)]).astype(np.int16)
 
 
 def _any_shape(rng):
     return SHAPES[rng.integers(len(SHAPES))]
 
 
-def _connection(rng, name, source, target, shapes, delay, wild, chip):
+def _connection(rng, name, source, target, shapes, delay, wild, exps):
     """Synapses of a kind that serves between the two shapes."""
     before, shape = shapes[source], shapes[target]
     size, inputs = math.prod(shape), math.prod(before)
@@ -171,7 +250,7 @@ def _connection(rng, name, source, target, shapes, delay, wild, chip):
         synapses = Sparse(row, column, weight, (size, inputs), nothing)
     exp = int(rng.choice([0, 0, 1, 2]))
     if wild:
-        exp = int(rng.integers(0, 25 if chip == "ideal" else 9))
+        exp = int(rng.integers(0, exps))
     return Connection(name, source, target, synapses, exp, 8, "2x8" if wide else "8", delay)
 
 

@@ -11,6 +11,7 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.formats.integer_nir import to_nir
 from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.simulate import Recorder, Simulator
+from stl_deploy.report import rows
 from tests.build import random_graphs
 from tests.hw_sim.test_account_graphs import SCHEDULED, line, loop
 
@@ -60,6 +61,46 @@ def test_files_of_random_graphs(tmp_path, command, seed):
         assert set(written.files) == {f"spikes/{name}" for name in network.by_name}
         for name, did in trace.layers.items():
             assert (written[f"spikes/{name}"] == did.spikes).all()
+
+
+RULED = replace(random_graphs.TABLE, sparse=False)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("states", [False, True])
+def test_traces_hold_every_state_that_neurons_have(tmp_path, command, seed, states):
+    network, given = random_graphs.draw(seed, RULED)
+    model, data = saved(tmp_path, network, given)
+    out = tmp_path / "trace.npz"
+    code, text, err = command(
+        "hw_sim", model, "--input", data, "--json", "--out", out, *["--states"] * states
+    )
+    assert code == 0, err
+    want = reference.run(network, given, states=True)
+    result = json.loads(text)
+    assert result["predictions"] == want.predictions.tolist()
+    assert [row["neuron"] for row in result["layers"]] == [
+        rows.neuron_words(p) for p in network.populations
+    ]
+    assert result["readout"] == rows.readout_row(network.readout)
+    arrays = {f"spikes/{name}": did.spikes for name, did in want.layers.items()}
+    if states:
+        for name, did in want.layers.items():
+            kept = {"u": did.u, "v": did.v, **did.more}
+            arrays |= {f"{kind}/{name}": values for kind, values in kept.items()}
+    with np.load(out) as written:
+        assert set(written.files) == set(arrays)
+        for key, values in arrays.items():
+            assert written[key].dtype == values.dtype
+            np.testing.assert_array_equal(written[key], values, err_msg=key)
+
+
+def test_the_graphs_above_have_every_state_and_send_values():
+    drawn = [random_graphs.draw(seed, RULED)[0] for seed in range(6)]
+    neurons = [p.neurons for network in drawn for p in network.populations]
+    assert {state for n in neurons for state in n.states} == {"u2", "q", "rest"}
+    assert any(n.graded is not None for n in neurons)
+    assert any(network.readout.by_voltage for network in drawn)
 
 
 def test_these_graphs_have_inputs_of_every_kind():

@@ -55,7 +55,7 @@ NETWORKS = int(os.environ.get("STL_ONNX_NETWORKS", "3"))
 SEED = int(os.environ.get("STL_ONNX_SEED", "20230"))
 INTEGER_OPERATORS = {
     *("Add", "And", "Cast", "Clip", "Concat", "ConstantOfShape", "ConvInteger", "Div", "Equal"),
-    *("Expand", "Gather", "GatherElements", "Greater", "Identity", "Less", "MatMul"),
+    *("Expand", "Gather", "GatherND", "Greater", "Identity", "Less", "MatMul"),
     *("MatMulInteger", "Max", "Min", "Mod", "Mul", "Range", "ReduceMax", "ReduceMin", "ReduceSum"),
     *("Reshape", "Scan", "Shape", "Slice", "Squeeze", "Sub", "Tile", "TopK", "Transpose"),
     *("Unsqueeze", "Where"),

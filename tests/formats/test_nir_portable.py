@@ -21,7 +21,7 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.neurons import Graded, Lif
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
 from stl_deploy.lower.graph import lower
@@ -459,3 +459,77 @@ def _mutate(rng, file):
     new = choices[rng.integers(len(choices))]
     if new is not None:
         file[name] = new
+
+
+def ruled(readout=None, **fields):
+    """One flat population."""
+    population = Population("a", (6,), nir_cases.neurons(6, **fields))
+    way = nir_cases.way(rng(), "input", "a", 5, 6, port=int("du2" in fields))
+    readout = Readout(6, 1, "a") if readout is None else readout
+    return IntegerNetwork("ideal", 3, {"input": Input((5,))}, (population,), (way,), readout)
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"reset": "subtract"}, "a: reset by subtraction"),
+        ({"reset": "none"}, "a: no reset"),
+        ({"reset_current": True, "du": 7}, "a: reset of the current"),
+        ({"hold": 2}, "a: hold: NIR's equations cannot express it"),
+        ({"hold": -1}, "a: hold for all remaining steps"),
+        ({"floor": -64}, "a: floor of v"),
+        ({"adapt": 64}, "a: adaptive threshold"),
+        ({"du2": 7}, "a: second current"),
+        ({"gain": np.full(3, 4000, np.int16)}, "a: gain for each step"),
+        ({"v0": 64}, "a: initial v"),
+        ({"graded": Graded(4, 9)}, "a: graded output"),
+        ({"fires": False}, "a: has no threshold; no tool that is known runs such neurons"),
+        ({"readout": Readout(6, 1, "a", "last")}, "readout: classes are scored by last"),
+        ({"readout": Readout(6, 1, "a", steps=(3, 2, 1))}, "readout: classes are scored by steps"),
+    ],
+)
+def test_what_the_metadata_alone_say_is_refused_by_its_name(fields, what):
+    with pytest.raises(LoweringError) as error:
+        nir_portable.from_network(ruled(**fields))
+    assert what in str(error.value)
+    assert "--nir-dialect spec" in str(error.value)
+    nir_file.to_nir(ruled(**fields))  # the remedy
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 1, 3)])
+def test_a_matrix_is_said_by_the_last_node(shape, tmp_path):
+    matrix, offset = rng().integers(-50, 50, (3, 6)), np.array([7, 0, -9])
+    readout = Readout(3, 2, "a", "votes", None, None, matrix, offset)
+    network = ruled(readout, dv=0)
+    if len(shape) > 1:
+        conv = Conv(
+            rng().integers(-50, 90, (2, 1, 1, 1)).astype(np.int8), (1, 1), (0, 0), (1, 1), 1
+        )
+        made = Population(
+            "a", shape, replace(nir_cases.neurons(6), vth=np.full(shape, 40, np.int32))
+        )
+        made = replace(made, neurons=replace(made.neurons, bias_mant=np.zeros((), np.int32)))
+        made = replace(made, neurons=replace(made.neurons, scale=np.ones((2, 1, 1))))
+        ports = {"input": Input((1, 1, 3))}
+        ways = (Connection("w", "input", "a", conv),)
+        network = replace(network, inputs=ports, populations=(made,), connections=ways)
+    graph = written(nir_portable.from_network(network), tmp_path)
+    meta = nir_portable.read_meta(graph)
+    assert (meta.classes, meta.population, meta.inexact) == (3, 1, {})
+    raster = rng().integers(0, 2, (20, 3, *network.shape("input"))).astype(np.uint8)
+    spikes, _ = nir_interpreter.run(graph, raster)
+    sums = spikes["a"].reshape(20, 3, -1).sum(axis=1)
+    node = graph.nodes["readout"]
+    votes = sums @ node.weight.T + 3 * node.bias
+    ran = reference.run(network, raster)
+    assert 0 < ran.layers["a"].spikes.mean() < 1
+    np.testing.assert_array_equal(votes.argmax(axis=1), ran.predictions)
+
+
+def test_a_constant_reset_may_leave_what_the_equations_keep():
+    constant = {"reset": "constant", "dv": 2048}
+    assert nir_portable.inexact(ruled(v_reset=-64, **constant)) == {}
+    why = nir_portable.inexact(ruled(v_reset=-62, **constant))["a"]
+    assert "need 2 bits below its inputs, of which the integers keep 1" in why
+    graph = nir_portable.from_network(ruled(v_reset=-64, **constant))
+    assert (graph.nodes["a"].v_reset == -1).all()

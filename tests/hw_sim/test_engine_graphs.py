@@ -72,6 +72,12 @@ def test_wild_graphs(case, seed):
     check(*case, seed)
 
 
+@EXAMPLES
+@given(graphs(rules=True), st.integers(0, 99))
+def test_wild_graphs_of_every_rule(case, seed):
+    check(*case, seed)
+
+
 def test_working_graphs():
     """Graphs whose populations fire and mind their thresholds; every plan runs some, the reference none."""
     used = Counter()

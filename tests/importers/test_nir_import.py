@@ -54,10 +54,7 @@ def edges_of(graph, *more, nodes=()):
 @pytest.mark.parametrize(
     ("graph", "where", "text"),
     [
-        (chain(nir.Linear(weights()), lif(3, v_reset=0.1)), "n1", "v_reset is not zero (0.1)"),
         (chain(nir.Linear(weights()), lif(3, tau=5e-5)), "n1", "decay 1 - dt/tau is -1, below 0"),
-        (chain(nir.Linear(weights()), nir.LI(*np.ones((3, 3)))), "n1", "does not spike"),
-        (chain(nir.Linear(weights()), lif(3), nir.Linear(weights(3, 3))), "out", "weighted values"),
         (
             chain(nir.Linear(weights()), nir.Delay(np.array([3e-4, 3e-4, 2e-4])), lif(3)),
             "n1",
@@ -101,7 +98,7 @@ def test_what_cannot_be_lowered_is_named(graph, where, text):
 
 def test_all_problems_at_once():
     graph = chain(
-        nir.Linear(weights()), lif(3, v_reset=1), nir.Linear(weights(3, 3)), lif(3, tau=1e-5)
+        nir.Linear(weights()), lif(3, tau=2e-5), nir.Linear(weights(3, 3)), lif(3, tau=1e-5)
     )
     assert [p.where for p in problems(graph).problems] == ["n1", "n3"]
 
@@ -123,7 +120,6 @@ def two_layers():
         (edges_of(chain(SQUARE, lif(4), outputs=(4,)), ("n0", "n0")), "a cycle without neurons"),
         (edges_of(two_layers(), ("n3", "nowhere")), "there is none"),
         (edges_of(two_layers(), ("n1", "dead"), nodes={"dead": lif(3)}), "dead: leads to no output"),
-        (edges_of(two_layers(), ("n1", "out")), "weighted values (n1 and n3, added up)"),
         (edges_of(two_layers(), nodes={"alone": lif(3)}), "not reached from an input"),
         (edges_of(two_layers(), nodes={"in2": nir.Input({"input": np.array([4])})}), "in2: leads to no"),
         (chain(nir.Linear(weights(3, 5)), lif(3)), "weights of shape (3, 5) for an input of shape (4,)"),
@@ -138,8 +134,7 @@ def two_layers():
         (chain(nir.Linear(weights()), lif(3), outputs=(7,)), "declared as (7,) and gets (3,)"),
         (chain(nir.Linear(1e200 * weights()), nir.Linear(1e200 * weights(3, 3)), lif(3)), "multiplied out"),
         (chain(nir.Linear(1e200 * weights()), nir.Scale(np.full(3, 1e200)), lif(3)), "multiplied out"),
-        (chain(nir.Linear(weights()), lif(3), nir.Scale(np.array([1.0, 2.0, 1.0]))), "weighted values"),
-        (chain(nir.Linear(weights()), lif(3), nir.Scale(np.full(3, -1.0))), "weighted values"),
+        (chain(nir.Linear(weights()), nir.Linear(weights(3, 3))), "graph: has no neurons"),
     ],
 )  # fmt: skip
 def test_broken_and_unsupported_graphs_are_refused(graph, text):
@@ -247,7 +242,7 @@ def test_a_reset_that_is_not_stated_is_noted(graph, where, stored, tmp_path):
     texts = [str(w.message) for w in caught if w.category is UncheckedWarning]
     assert [text.partition(":")[0] for text in texts] == ([] if where is None else [where])
     for text in texts:
-        assert "v_reset (0) in the step of the spike" in text
+        assert "v_reset in the step of the spike" in text
         assert "Files of snnTorch" in text
         assert "--model-class" in text
         assert 'metadata["reset"]' in text
@@ -258,7 +253,7 @@ def test_a_note_names_few_of_many_populations_also_inside_graphs():
     parts = [node for _ in range(6) for node in (nir.Linear(weights(4)), lif(4))]
     inner = chain(*parts, outputs=(4,))
     graph = chain(inner, *parts, outputs=(4,))
-    (note,) = nir_graph.notes(graph)
+    (note,) = nir_graph.resets(graph)
     named = [f"n0.n{i}" for i in (1, 3, 5, 7, 9, 11)] + ["n2", "n4"]
     assert note.where == f"populations {', '.join(named)} and 4 more"
 
@@ -274,7 +269,7 @@ def test_the_note_on_the_reset_goes_wherever_the_network_goes(tmp_path, capsys, 
     said = capsys.readouterr().err
     assert said.count("the reset is not stated") == 1
     assert "remedy: import a network of snnTorch by --model-class" in said
-    (note,) = nir_graph.notes(nir_io.read(Path("net.nir")))
+    (note,) = nir_graph.resets(nir_io.read(Path("net.nir")))
     assert note in nir_file.read_network(Path("out/model.nir")).diagnostics
     assert vars(note) in json.loads(Path("out/manifest.json").read_text())["diagnostics"]
     assert "the reset is not stated" in Path("out/report.html").read_text()
@@ -285,7 +280,7 @@ def test_the_note_on_the_reset_goes_wherever_the_network_goes(tmp_path, capsys, 
     run(parity.parity, "out/model.float.nir", *words)
     assert json.loads(capsys.readouterr().out)["diagnostics"] == []
     for name in ("model.float.nir", "model.nir"):
-        assert nir_graph.notes(nir_io.read(Path("out") / name)) == ()
+        assert nir_graph.resets(nir_io.read(Path("out") / name)) == ()
     # As docs/import-nir.md says: state it, and write the file again.
     graph = nir.read("net.nir")
     for node in graph.nodes.values():

@@ -124,7 +124,7 @@ def test_what_they_do_not_write_is_all_that_is_missing(written, tool, name, dt, 
 def test_the_note_on_snntorchs_reset_is_true(written):
     """Its file reads as a reset to zero, which the note says; its neurons subtract, and a step late."""
     folder = written["snntorch"]
-    (note,) = nir_graph.notes(nir_io.read(folder / "subtracts.nir"))
+    (note,) = nir_graph.resets(nir_io.read(folder / "subtracts.nir"))
     assert note.where == "populations 1, 3"
     assert "snnTorch" in note.what
     unstated = mismatches(folder, "subtracts", 1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import nir
@@ -21,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 def graph(nodes, shape, out, recurrent=None, **fields):
-    meta = G.FloatMeta(timesteps=4, classes=1, population=1, **fields)
+    meta = G.FloatMeta(timesteps=4, classes=1, population=math.prod(out), **fields)
     return with_ways_back(G.chain_graph(nodes, shape, out, meta.text()), recurrent or {})
 
 
@@ -104,7 +105,7 @@ def test_weights_without_neurons_behind_them_are_refused():
     nodes = {
         "fc": nir.Linear(weight=np.eye(3)),
         "lif": lif(3),
-        "more": nir.Linear(weight=np.eye(3)),
+        "more": nir.Scale(scale=np.ones(3)),
     }
     with pytest.raises(LoweringError, match="more: has no neurons behind it"):
         floats.decode(graph(nodes, (3,), (3,)))

@@ -47,6 +47,8 @@ def test_a_matrix_weighs_counts_and_adds_its_offset_in_every_step():
     assert Readout(2, 1, matrix=matrix, offset=offset).scores(spikes).tolist() == [[0, 7]]
     weighted = Readout(2, 1, matrix=matrix, offset=offset, steps=(3, 1))
     assert weighted.scores(spikes).tolist() == [[4 - 6, 9 + 8]]
+    # One step of two: its weight alone counts for the offset too.
+    assert weighted.scores(spikes[:, :1]).tolist() == [[3 - 6, 9 + 6]]
 
 
 V = steps_of([5, -1, 0, 4], [-7, 2, 9, -6], [3, -4, 1, 1])

@@ -20,7 +20,7 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.account.mesh import Mesh
 from stl_deploy.hw_sim.simulate import Activity, Recorder
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork
-from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.neurons import Graded, Lif
 from stl_deploy.ir.notes import Diagnostic, Precision
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, OneToOne, Sparse
@@ -308,6 +308,110 @@ def test_the_words_of_a_row_are_those_of_its_kind():
     assert [row.thresholds is None for row in found] == [True, False, False, True]
 
 
+RULED = {
+    "hold": 2,
+    "reset": "none",
+    "du2": 100,
+    "gain": np.full((STEPS, 6), 4096, np.int16),
+    "floor": -64,
+    "graded": Graded(4, 15),
+}
+
+
+def ruled(chip="loihi2", readout=None, **fields):
+    """The network with rules of its last neurons."""
+    net = network(chip)
+    last = net.by_name["lif2"]
+    changed = net.changed(replace(last, neurons=replace(last.neurons, **fields)))
+    return replace(changed, readout=net.readout if readout is None else readout, placement=None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "LIF, reset to zero"),
+        ({"du": 7, "reset": "subtract"}, "LIF, current, soft reset"),
+        ({"fires": False, "reset": "constant"}, "integrator"),
+        ({"fires": False, "graded": Graded(4, 15)}, "integrator, graded output"),
+        ({"reset": "constant", "hold": 1}, "LIF, hold of 1 step, reset to a constant"),
+        (
+            RULED,
+            "LIF, current, gain for each step, second current, hold of 2 steps, floor of v, graded output, "
+            "no reset",
+        ),
+    ],
+)
+def test_neurons_in_words(fields, words):
+    assert rows.neuron_words(ruled(**fields).by_name["lif2"]) == words
+    assert rows.neuron_words(network().by_name["pool1"]) == "OR of all inputs"
+
+
+def test_rules_that_a_chip_is_assumed_to_carry_are_marked():
+    on, off = (rows.populations(ruled(chip, **RULED, dv=0))[-1] for chip in ("loihi2", "ideal"))
+    said = (
+        "gain for each step, second current, hold of 2 steps, floor of v, graded output, no reset"
+    )
+    assert (on.kind, ", ".join(on.assumed)) == ("current", said)
+    assert (off.kind, off.assumed) == (f"current, {said}", [])
+    html = {chip: report.render("m", ruled(chip, **RULED)) for chip in ("loihi2", "ideal")}
+    mark = f'<small class="assumed">assumed: {said}</small>'
+    assert [mark in html[chip] for chip in ("loihi2", "ideal")] == [True, False]
+    assert ["<strong>Assumed</strong>" in html[chip] for chip in html] == [True, False]
+    soft = rows.populations(ruled(reset="subtract"))[-1]
+    assert (soft.kind, soft.assumed) == ("soft reset", [])
+
+
+def test_integrators_have_no_thresholds_to_show():
+    net = ruled(fires=False, readout=Readout(6, 1, "lif2", "mean"))
+    assert rows.populations(net)[-1].thresholds is None
+    html = report.render("m", net)
+    assert "thresholds of lif1" in html
+    assert "thresholds of lif2" not in html
+    assert 'class="lif silent last"' in html
+
+
+@pytest.mark.parametrize(
+    ("readout", "words", "below"),
+    [
+        (Readout(6, 1, "lif2"), "the most spikes, or sum of values sent", "read by spikes"),
+        (Readout(3, 2, "lif2", "last"), "v of the last step", "read by last v"),
+        (
+            Readout(3, 2, "lif2", "first"),
+            "the first spike, then the highest v",
+            "read by first spike",
+        ),
+        (
+            Readout(6, 1, "lif2", "mean", factors=np.ones(6, np.int64)),
+            "the mean of v over all steps, with a factor for each neuron",
+            "read by mean v",
+        ),
+        (
+            Readout(
+                *(2, 1, "lif2"),
+                steps=(1, 2, 3, 4),
+                matrix=np.ones((2, 6), np.int64),
+                offset=np.ones(2, np.int64),
+            ),
+            "the most spikes, or sum of values sent, weighted by step, through a matrix, with an offset",
+            "read by spikes",
+        ),
+    ],
+)
+def test_the_readout_is_named_in_the_drawing_and_the_text(readout, words, below):
+    html = report.render("m", ruled(readout=readout))
+    classes = f"{readout.classes} classes by {words}"
+    assert f"Readout: lif2 gives {classes}." in html
+    assert f"lif2 is read out as {classes}." in html
+    assert f'class="delay">{below}</text>' in html
+    row = rows.readout_row(readout)
+    assert row == {
+        "source": "lif2",
+        "classes": readout.classes,
+        "rule": readout.rule,
+        "words": words,
+    }
+
+
 @pytest.mark.parametrize(
     ("port", "words"),
     [
@@ -430,7 +534,7 @@ def test_a_drawing_is_described_in_words():
     label = re.search(r'aria-label="(.*?)"', str(drawing.draw(net)))[1]
     assert label == (
         "Graph of 3 populations, 3 hops deep. input to p00; p00 to p01; p01 to p02; p00 to p02; "
-        "p02 to p00 after 60 steps."
+        "p02 to p00 after 60 steps. p02 is read out as 4 classes by the most spikes, or sum of values sent."
     )
     many = re.search(r'aria-label="(.*?)"', str(drawing.draw(deep(60))))[1]
     assert many.endswith(f" and {60 + 58 + 1 - drawing.LISTED} more.")

@@ -20,11 +20,17 @@ from stl_deploy.errors import InputError, Problem
 
 @dataclass(frozen=True)
 class Reason:
-    """A rule that holds for a file, and the nodes that it holds for."""
+    """A rule that holds for a file, the nodes that it holds for, and the names of what it is about."""
 
     verdict: Verdict
     why: str
     nodes: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The rule in words, with names."""
+        return f"{self.why}: {', '.join(self.names)}" if self.names else self.why
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,12 @@ class Answer:
             "seen": self.consumer.seen,
             "call": self.consumer.call,
             "reasons": [
-                {"verdict": r.verdict.value, "why": r.why, "nodes": list(r.nodes)}
+                {
+                    "verdict": r.verdict.value,
+                    "why": r.why,
+                    "nodes": list(r.nodes),
+                    "names": list(r.names),
+                }
                 for r in self.reasons
             ],
         }
@@ -120,7 +131,7 @@ def _answer(file: File, consumer: Consumer) -> Answer:
     reasons = []
     for rule in consumer.rules:
         if nodes := tuple(rule.where(file)):
-            reasons.append(Reason(rule.verdict, rule.why, nodes))
+            reasons.append(Reason(rule.verdict, rule.why, nodes, tuple(rule.names(file))))
     order = list(Verdict)
     worst = max((r.verdict for r in reasons), key=order.index, default=Verdict.EXACT)
     return Answer(consumer, worst, tuple(sorted(reasons, key=lambda r: -order.index(r.verdict))))

@@ -15,6 +15,8 @@ import nir
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import integer_meta, nir_io
 from stl_deploy.formats import integer_nir as nir_file
+from stl_deploy.formats import integer_readout as readouts
+from stl_deploy.formats import integer_rules as rules
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import nir_graph as G
@@ -32,7 +34,7 @@ class File:
         kind: what stl-export wrote it as; "other" for anything else.
         stored: by node, the names of its entries in the file.
         inexact: see ``nir_portable.inexact``.
-        subtracts: neurons that reset by subtraction, by the metadata.
+        unsaid: by neurons, their rules that only the metadata say.
         unchecked: why ``nir.read`` refuses the file unless told not to check types, else "".
         held: in how many steps the one frame of the input is read; 0 if each step has a frame of its own.
         network: the integer network of ``model.nir``.
@@ -43,7 +45,7 @@ class File:
     kind: Kind = "other"
     stored: dict[str, frozenset[str]] = field(default_factory=dict)
     inexact: dict[str, str] = field(default_factory=dict)
-    subtracts: tuple[str, ...] = ()
+    unsaid: dict[str, list[str]] = field(default_factory=dict)
     unchecked: str = ""
     held: int = 0
     network: IntegerNetwork | None = None
@@ -64,6 +66,11 @@ class File:
     def into(self, name: str) -> list[str]:
         """The nodes with an edge to ``name``."""
         return self._sources.get(name, [])
+
+    @property
+    def scored(self) -> list[str]:
+        """What the metadata alone say of the readout."""
+        return [] if self.network is None else readouts.unsaid(self.network.readout)
 
     @property
     def inputs(self) -> list[str]:
@@ -135,20 +142,20 @@ def _meaning(graph: nir.NIRGraph, path: Path) -> dict[str, Any]:
             return {
                 "kind": "integer",
                 "inexact": nir_portable.inexact(network),
-                "subtracts": tuple(
-                    p.name for p in network.populations if p.neurons.reset == "subtract"
-                ),
+                "unsaid": {
+                    p.name: said for p in network.populations if (said := rules.unsaid(p.neurons))
+                },
                 "held": network.timesteps * any(port.held for port in network.inputs.values()),
                 "network": network,
             }
-        marked = tuple(_marked(graph))
+        marked = {name: ["reset by subtraction"] for name in _marked(graph)}
         if G.KEY not in graph.metadata:
-            return {"subtracts": marked}
+            return {"unsaid": marked}
         known = G.float_meta(graph)
         return {
             "kind": "float",
             "inexact": nir_portable.inexact_trained(graph),
-            "subtracts": marked,
+            "unsaid": marked,
             "held": known.timesteps * known.held,
         }
     except (ValueError, RecursionError) as error:

@@ -54,11 +54,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """``where`` gives the nodes for which ``why`` holds."""
+    """``where`` gives the nodes for which ``why`` holds; ``names`` what it is about, where that differs."""
 
     verdict: Verdict
     why: str
     where: Where
+    names: Where = lambda _: ()
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,17 @@ def unreadable(why: str, where: Where) -> Rule:
 
 NO_WORD = "it does not support this node"
 CUT_OUT = "it does not support this node: it drops it with everything after it, or fails over that"
-SUBTRACTS = differs(
-    "a spike takes the threshold off v, as only the metadata say; it resets to v_reset",
-    lambda file: file.subtracts,
+UNSAID = Rule(
+    Verdict.DIFFERS,
+    "it leaves out rules of neurons that only the metadata say, such as a reset by subtraction",
+    lambda file: file.unsaid,
+    lambda file: dict.fromkeys(rule for said in file.unsaid.values() for rule in said),
+)
+SCORED = Rule(
+    Verdict.EXACT,
+    "only the metadata say how its outputs are made classes",
+    lambda file: [name for name, _ in file.nodes(nir.Output)] if file.scored else [],
+    lambda file: file.scored,
 )
 INEXACT = differs(
     "the chip's integers round or saturate where these equations do not, or leave what float32 holds",
@@ -143,7 +152,7 @@ FIRST_STEP = differs(
 ONE_INPUT = unreadable("a graph must have one input", several_inputs)
 LED_TO = unreadable("an edge must lead to all neurons", neurons_alone)
 BEYOND = differs("it computes in float32, which does not hold these numbers", beyond_float32)
-COMMON = (SUBTRACTS, INEXACT, BEYOND, NESTED, OTHER_SHAPE, FLOAT32, HELD, UNCHECKED)
+COMMON = (UNSAID, INEXACT, BEYOND, NESTED, OTHER_SHAPE, FLOAT32, HELD, SCORED, UNCHECKED)
 ENDS = (nir.Input, nir.Output)
 
 NORSE_READS = (

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import nir
 import numpy as np
@@ -31,11 +32,13 @@ from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.units import UNIT
 
 WAIT_S = 600.0  # for another process that sets up the environment
 RUN_S = 1800.0  # for all runs of one environment
-Spikes = dict[str, NDArray[np.uint8]]
+Spikes = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -123,16 +126,16 @@ def steps(file: File, spikes: IntArray) -> IntArray:
 
 
 def expected(file: File, spikes: IntArray) -> Spikes:
-    """The spikes [N, T, *shape] of every spiking node, as they ought to be, for the ``steps`` of a raster.
+    """What every population sends [N, T, *shape], as it ought to be, for the ``steps`` of a raster.
 
-    Those of hw_sim's reference for ``model.nir``, else those of the graph's equations in float64: as
-    they stand, or after the importer has lowered them, where its shapes are the lowered ones.
+    The last entry is what comes out of the graph (see ``of_network``). It is that of hw_sim's reference for
+    ``model.nir``, else of the graph's equations in float64: as they stand, or after the importer has lowered
+    them, where its shapes are the lowered ones.
 
     Raises LoweringError for a graph that neither can run.
     """
     if file.network is not None:
-        trace = reference.run(file.network, spikes[:, :1] if file.held else spikes)
-        return {name: layer.spikes for name, layer in trace.layers.items()}
+        return of_network(file.network, spikes[:, :1] if file.held else spikes)
     graph = file.graph
     with np.errstate(over="ignore", invalid="ignore"):
         if not _runs_as_it_is(graph):
@@ -142,6 +145,23 @@ def expected(file: File, spikes: IntArray) -> Spikes:
             except InputError as error:
                 raise LoweringError(error.problems) from None
         return float_exec.run(graph, spikes)
+
+
+def of_network(network: IntegerNetwork, raster: Raster) -> Spikes:
+    """What the populations of an integer network send, and last what NIR's nodes give at the output.
+
+    That is v, in units of the threshold, where the last neurons have none, and the votes of a matrix.
+    """
+    readout, layers = network.readout, reference.run(network, raster, states=True).layers
+    found: Spikes = {name: layer.spikes for name, layer in layers.items()}
+    last, v = found.pop(readout.source), layers[readout.source].v
+    if v is not None and not network.by_name[readout.source].neurons.fires:
+        last = v / UNIT
+    found[readout.source] = last
+    if readout.matrix is not None:
+        votes = last.reshape(*last.shape[:2], -1).astype(np.float64) @ readout.matrix.T
+        found["readout matrix"] = votes if readout.offset is None else votes + readout.offset
+    return found
 
 
 def _runs_as_it_is(graph: nir.NIRGraph) -> bool:

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import nir
 import numpy as np
@@ -20,11 +21,14 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.given import File, Model, Normalize
-from stl_deploy.importers.nir.nodes import GRADED, faults, flat, misfits
+from stl_deploy.importers.nir.nodes import faults, flat, misfits
+from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
+from stl_deploy.lower.ends import Wanted, classes_of
 from stl_deploy.lower.flow import Flow
 from stl_deploy.lower.graph import lowered
 from stl_deploy.lower.linear import MAX_NEURONS
@@ -42,6 +46,8 @@ class Options:
     population is read as that many groups of neurons, each voting for a class (default: as many as
     neurons); levels: inputs are whole numbers 0..levels, 1 for spikes, signed: -levels..levels;
     normalize: what was done to them before the network; held: one frame is read in every step.
+    readout: the rule by which classes are scored (default: the last v of neurons without a threshold, else
+    votes); steps: the weight of each step in votes.
     """
 
     dt: float = G.DT
@@ -51,6 +57,8 @@ class Options:
     signed: bool = False
     normalize: Normalize | None = None
     held: bool = False
+    readout: Rule | None = None
+    steps: tuple[float, ...] | None = None
 
 
 def read_model(file: File) -> Model:
@@ -71,8 +79,10 @@ def read_model(file: File) -> Model:
         classes=given.classes,
         levels=given.levels or 1,
         normalize=given.normalize,
+        readout=given.readout,
     )
-    return Model(read(file.path, options, graph), notes=notes(graph, options.dt))
+    made = read(file.path, options, graph)
+    return Model(made, notes=notes(graph, made, options))
 
 
 def read(
@@ -101,33 +111,22 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
     options = options or Options()
     check(options)
     flow = _flow(graph, options)
-    graded = [
-        Problem(
-            name,
-            f"a {type(node).__name__} does not spike; its output is graded, and a chip's readout counts "
-            "spikes",
-            "omit it, or put a LIF in its place",
-        )
-        for name, node in flow.nodes.items()
-        if isinstance(node, GRADED)
-    ]
-    flow.problems += graded
-    made = lowered(flow)
-    outputs = math.prod(made.out_shape)
-    classes = options.classes or outputs
-    if outputs % classes:
-        what = f"{outputs} outputs do not divide into {classes} classes"
-        raise InputError(Problem("--classes", what))
+    wanted = Wanted(options.readout, options.classes)
+    made = lowered(flow, wanted)
+    classes = classes_of(made.outputs, wanted)
+    steps = None if options.steps is None else G.Read(steps=options.steps)
+    newer = 3 if options.signed or options.held else 1
     meta = G.FloatMeta(
-        version=3 if options.signed or options.held else 1,
+        version=newer if steps is None else G.NEWEST,
         timesteps=options.timesteps or DEFAULT_STEPS,
         input_levels=options.levels,
         signed=options.signed,
         held=options.held,
         classes=classes,
-        population=outputs // classes,
+        population=made.outputs // classes,
+        readout=steps,
     )
-    return made.graph(meta.text())
+    return made.graph(meta)
 
 
 def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
@@ -166,8 +165,33 @@ def _normalized(flow: Flow, options: Options, how: Normalize) -> Flow:
     return replace(flow, nodes=nodes, edges=edges)
 
 
-def notes(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
-    """What was assumed in reading ``graph``, which ``to_float`` can lower: a reset that is not stated.
+def notes(
+    graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options | None = None
+) -> tuple[Diagnostic, ...]:
+    """What was assumed in reading ``graph`` as ``lowered``: resets and a readout that are not stated."""
+    options = options or Options()
+    return resets(graph, options.dt) + _readouts(lowered, options)
+
+
+def _readouts(lowered: nir.NIRGraph, options: Options) -> tuple[Diagnostic, ...]:
+    """The readout that was taken, where spikes of the last neurons do not vote and nothing was said."""
+    read = floats.decode(lowered).readout
+    if read is None or options.readout is not None or options.steps is not None:
+        return ()
+    taken = None
+    if read.matrix is not None:
+        taken = "weights follow the last neurons; classes are read from their mean output over time"
+    elif read.by_voltage:
+        when = {"last": "after the last step", "mean": "averaged over time"}[read.rule]
+        taken = f"the output is no spikes; classes are read from it {when}"
+    if taken is None:
+        return ()
+    remedy = "choose another by --readout last, mean or max (in Python readout=...)"
+    return (Diagnostic(f"readout of {read.source}", taken, remedy),)
+
+
+def resets(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
+    """A note of the neurons in ``graph`` whose reset is not stated.
 
     Neurons that forget v in every step (tau = ``dt``) need none, and files of stl-deploy state theirs.
     """
@@ -187,7 +211,7 @@ def notes(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
     return (
         Diagnostic(
             f"population{'s' if len(names) > 1 else ''} {', '.join(names[:NAMED])}{more}",
-            "the reset is not stated and is read as in NIR's equations: to v_reset (0) in the step of "
+            "the reset is not stated and is read as in NIR's equations: to v_reset in the step of "
             "the spike. Files of snnTorch and sinabs do not state that their neurons subtract the "
             "threshold by default",
             "import a network of snnTorch by --model-class; otherwise set "
@@ -205,7 +229,7 @@ def examine(graph: nir.NIRGraph) -> None:
     flow.spread_shapes()
     flow.check_output()
     flow.broken += _without_end(flow)
-    flow.check_cycles(GRADED)
+    flow.check_cycles()
     flow.done()
     arriving: dict[str, Shape] = {}
     for source, target in flow.edges:
@@ -247,6 +271,9 @@ def _without_end(flow: Flow) -> list[Problem]:
 def check(options: Options) -> None:
     """Raise InputError for options out of range."""
     problems = []
+    if options.readout not in (None, *get_args(Rule)):
+        what = f"{options.readout!r} is not a known readout"
+        problems.append(Problem("--readout", what, f"choose from {', '.join(get_args(Rule))}"))
     if not (math.isfinite(options.dt) and options.dt > 0):
         problems.append(Problem("--dt", f"{options.dt} is not a time in seconds above zero"))
     for name, value, high in (

@@ -11,19 +11,13 @@ import numpy as np
 from stl_deploy.errors import Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.float_neurons import NEURONS
+from stl_deploy.ir.float_neurons import NEURONS, decode
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.lower.linear import MAX_NEURONS, CannotFold
 from stl_deploy.lower.nodes import LINEAR, Reading, linear, parameter
 
 PLAIN = {"input_type", "output_type", "metadata", "input_shape", "in_shape", "out_shape"}
 MAX_DEPTH = 16  # of graphs inside graphs
-GRADED_PARAMETERS: dict[type, tuple[str, ...]] = {
-    nir.LI: ("tau", "r", "v_leak"),
-    nir.CubaLI: ("tau_mem", "tau_syn", "r", "w_in", "v_leak"),
-    nir.I: ("r",),
-}
-GRADED = tuple(GRADED_PARAMETERS)
 
 
 def flat(
@@ -86,14 +80,15 @@ def misfits(node: nir.ir.NIRNode, shape: Shape, reading: Reading) -> list[str]:
     """Which parameters of ``node`` do not fit an input of ``shape``, or are out of range."""
     found = []
     known = NEURONS.get(type(node))
-    for key in known.parameters if known else GRADED_PARAMETERS.get(type(node), ()):
+    values = {}
+    for key in known.parameters if known else ():
         try:
-            parameter(node, key, shape)
+            values[key] = parameter(node, key, shape)
         except ValueError as error:
             found.append(str(error))
-    if isinstance(node, G.Neurons):
+    if known and not found:
         try:
-            G.reset_of(node)
+            decode(node, values)
         except ValueError as error:
             found.append(str(error))
     if isinstance(node, nir.Delay) and (np.asarray(node.delay) < 0).any():

@@ -1,0 +1,268 @@
+"""Every rule of the neurons and every readout in integers: what is kept, what is rounded, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stl_deploy.errors import LoweringError
+from stl_deploy.hw_sim import reference
+from stl_deploy.ir import execute
+from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.float_neurons import FloatNeurons
+from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation, OneToOne, Weights
+from stl_deploy.ir.readouts import FloatReadout
+from stl_deploy.lower import graded, readouts, rules
+from stl_deploy.lower.quantize import quantize
+from tests.build import forced as forced_runs
+from tests.build import rule_floats
+from tests.build.float_networks import neurons
+
+
+def given(network, floats, want):
+    """What populations send in float, as their integer selves would send it."""
+    found = {}
+    for name, values in want.items():
+        mine = network.by_name[name]
+        found[name] = values
+        if (sends := mine.neurons.graded) is not None:
+            unit = graded.worth(mine, floats.by_name[name].neurons, sends.shift)
+            whole = np.rint(values / unit)
+            found[name] = whole.clip(-sends.levels, sends.levels).astype(np.int16)
+    return found
+
+
+def mismatch(network, floats, raster):
+    """The share of spikes that differ where sources send what they do in float, over all that spike."""
+    want = execute.run(floats, raster)
+    got = forced_runs.run(network, raster, given(network, floats, want)).layers
+    fire = [p.name for p in floats.populations if p.neurons.fires]
+    assert all(0.02 < (want[name] != 0).mean() < 0.4 for name in fire)
+    wrong = [((got[name].spikes != 0) != (want[name] != 0)).reshape(-1) for name in fire]
+    return float(np.concatenate(wrong).mean())
+
+
+@pytest.mark.parametrize("rule", rule_floats.RULES)
+def test_spikes_are_those_of_the_float_network(rule):
+    floats, raster = rule_floats.network(rule)
+    assert mismatch(quantize(floats), floats, raster) < 0.01
+    assert mismatch(quantize(floats, weight_precision="2x8"), floats, raster) < 0.001
+
+
+# What becomes of each field
+
+
+def small(given: FloatNeurons, ways=None, steps=6, readout=None, bias=0.0) -> FloatNetwork:
+    """One population "lif" of three neurons behind four inputs."""
+    weight = np.array([[1.0, -0.5, 0.25, 0.7], [2.0, 0.4, -1.0, 0.3], [-0.2, 0.9, 0.5, 1.5]])
+    ways = ways or [FloatConnection("input", "lif", Weights("w", weight, None, None))]
+    meta = G.FloatMeta(timesteps=steps, classes=3, population=1)
+    population = FloatPopulation("lif", (3,), given, np.full(3, bias))
+    return FloatNetwork({"input": (4,)}, (population,), tuple(ways), "lif", meta, readout)
+
+
+THETA = np.array([1.0, 1.5, 0.8])
+
+
+def test_values_of_v_are_rounded_to_its_least_unit():
+    values = {
+        "v0": np.array([-0.3, 0.2, 0.7]),
+        "floor": np.full(1, -0.9),
+        "adapt": np.full(3, 0.13),
+    }
+    made = neurons(
+        THETA, 0.7, v_reset=np.array([0.1, -0.2, 0.3]), hold=3, adapt_step=np.full(1, 0.2), **values
+    )
+    mine = quantize(small(made)).by_name["lif"].neurons
+    unit = mine.scale / 64
+    for name, value in {**values, "v_reset": made.v_reset}.items():
+        assert (np.abs(getattr(mine, name) * unit - value) <= unit / 2 * (1 + 1e-9)).all(), name
+    assert (mine.reset, mine.hold, mine.dq, mine.fires) == ("constant", 3, round(0.2 * 4096), True)
+
+
+def test_what_is_default_stays_default():
+    mine = quantize(small(neurons(THETA, 0.7, reset_current=True, adapt=np.zeros(1)))).by_name[
+        "lif"
+    ]
+    assert (mine.neurons.reset, mine.neurons.v_reset, mine.neurons.adapt) == ("zero", 0, 0)
+    assert (
+        not mine.neurons.reset_current
+    )  # without a current that remembers there is nothing to reset
+
+
+def test_the_second_current_has_weights_in_units_of_the_first():
+    weight = np.array([[1.0, -0.5, 0.25, 0.7], [2.0, 0.4, -1.0, 0.3], [-0.2, 0.9, 0.5, 1.5]])
+    ways = [
+        FloatConnection("input", "lif", Weights("w", weight, None, None)),
+        FloatConnection("input", "lif", Weights("w2", weight, None, None), 1, 1),
+    ]
+    made = neurons(
+        THETA,
+        0.7,
+        kind="cuba",
+        current=np.full(1, 0.5),
+        drive=np.full(1, 0.5),
+        current2=np.full(1, 0.25),
+        drive2=np.full(1, -0.25),
+    )
+    network = quantize(small(made, ways), weight_precision="2x8")
+    one, two = (network.into("lif")[i] for i in (0, 1))
+    assert (one.port, two.port, two.delay) == (0, 1, 1)
+    assert network.by_name["lif"].neurons.du2 == 1023
+    assert np.abs(two.synapses.weight + 0.5 * one.synapses.weight.astype(float)).max() <= 0.75
+
+
+@pytest.mark.parametrize(("most", "factor"), [(2.0, 1), (7.9, 1), (40.0, 32), (0.02, 2.0**-6)])
+def test_gains_take_a_common_factor_into_the_weights(most, factor):
+    amplify = np.linspace(most / 3.3, most, 6)[:, None]
+    made = neurons(THETA * most, 0.7, amplify=amplify)
+    network, plain = quantize(small(made, bias=0.3)), quantize(small(neurons(THETA, 0.7)))
+    mine = network.by_name["lif"].neurons
+    assert rules.common_gain(made) == factor
+    assert np.abs(mine.gain / 4096 * factor - amplify).max() <= factor / 8192
+    assert mine.scale == pytest.approx(plain.by_name["lif"].neurons.scale * factor)
+    assert mine.bias_mant * mine.scale == pytest.approx(0.3 * factor, abs=float(mine.scale.max()))
+    assert any("gains of its steps" in d.what for d in network.diagnostics)
+
+
+def test_a_bias_goes_through_the_gain_into_the_current():
+    """A chip's gain is of what arrives, bias included: no neuron that fires in every step is needed."""
+    made = neurons(
+        THETA, 0.7, kind="cuba", current=np.full(1, 0.5), amplify=np.ones((6, 1)), reset="subtract"
+    )
+    network = quantize(small(made, bias=0.4))
+    assert list(network.by_name) == ["lif"]
+    assert network.by_name["lif"].neurons.bias_mant.all()
+
+
+def test_an_integrator_has_no_threshold():
+    made = neurons(np.full(3, np.inf), 0.9, fires=False, v_reset=np.ones(1))
+    read = FloatReadout(3, 1, "lif", "max")
+    mine = quantize(small(made, readout=read)).by_name["lif"].neurons
+    assert (mine.fires, mine.reset, mine.vth.any()) == (False, "zero", False)
+    assert not np.ptp(mine.scale)  # all classes count v in one unit
+
+
+# Graded values
+
+
+def test_graded_values_are_counted_in_their_unit():
+    floats, raster = rule_floats.network("graded sums", 1)
+    network = quantize(floats)
+    sent = execute.run(floats, raster)["a"]
+    got = reference.run(network, raster).layers["a"].spikes
+    neurons_of = network.by_name["a"].neurons
+    unit = graded.worth(network.by_name["a"], floats.by_name["a"].neurons, neurons_of.graded.shift)
+    assert np.abs(got * unit - sent).max() < 0.02 * np.abs(sent).max()
+    assert np.abs(got).max() < neurons_of.graded.levels  # nothing is cut off
+    calibrated = quantize(floats, calib=raster)
+    assert calibrated.by_name["b"].neurons.graded.shift < network.by_name["b"].neurons.graded.shift
+    assert any("graded values" in d.what for d in calibrated.diagnostics)
+
+
+# Readouts
+
+
+@pytest.mark.parametrize(
+    ("given_", "whole", "error"),
+    [
+        ([3.0, -2.0, 0.0], [3, -2, 0], 0),
+        ([0.75, 0.5, 0.25], [3, 2, 1], 0),
+        ([1 / 3, 1 / 2], [2, 3], 0),
+        ([0.0, 0.0], [0, 0], 0),
+        ([1.0, np.pi / 4], [1 << 15, round(np.pi / 4 * (1 << 15))], 2.0**-16),
+    ],
+)
+def test_numbers_keep_their_ratio(given_, whole, error):
+    found = readouts.ratio(np.array(given_), 1 << 15)
+    assert found.values.tolist() == whole
+    assert found.error <= error
+
+
+def _read(rule, rng):
+    """A readout of ten classes, by its name here."""
+    more = {
+        "steps": {"steps": tuple(rng.uniform(0.1, 2, rule_floats.STEPS))},
+        "matrix": {
+            "matrix": rng.normal(0, 1, (10, 10)),
+            "offset": rng.normal(0, 0.1, 10),
+        },
+    }.get(rule, {})
+    return FloatReadout(10, 1, "out", "votes" if more else rule, **more)
+
+
+@pytest.mark.parametrize("rule", ["votes", "steps", "matrix", "last", "mean", "max", "first"])
+def test_predictions_are_those_of_the_float_network(rule):
+    read = _read(rule, np.random.default_rng(3))
+    floats, raster = rule_floats.network("zero", 2, read=read.rule)
+    floats = replace(floats, readout=read)
+    network = quantize(floats, weight_precision="2x8")
+    want = execute.trace(floats, raster)
+    got = forced_runs.run(network, raster, want.sent)
+    expected = read.predict(want.sent["out"], want.v)
+    assert (got.predictions == expected).mean() >= 11 / 12
+    out = got.layers["out"]
+    mine = network.readout.scores(out.spikes, out.v).astype(np.float64)
+    theirs = read.scores(want.sent["out"], want.v)
+    assert np.unique(np.rint(theirs / theirs.std())).size > 2
+    unit = (mine * theirs).sum() / (mine**2).sum()
+    assert np.abs(mine * unit - theirs).mean() < 0.01 * theirs.std()
+
+
+def test_voltages_in_units_of_their_own_get_whole_factors():
+    """Neurons that fire keep the unit of their channel, which the host multiplies with."""
+    floats = small(neurons(THETA, 0.7), readout=FloatReadout(3, 1, "lif", "mean"))
+    network = quantize(floats)
+    factors, scale = network.readout.factors, network.by_name["lif"].neurons.scale.reshape(-1)
+    assert factors / factors.max() == pytest.approx(scale / scale.max(), rel=1e-5)
+
+
+# What cannot be had
+
+
+def refused(floats, chip="ideal", **options):
+    with pytest.raises(LoweringError) as error:
+        quantize(floats, chip, **options)
+    return "\n".join(str(problem) for problem in error.value.problems)
+
+
+def test_all_that_cannot_be_had_is_said_at_once():
+    made = neurons(
+        THETA,
+        0.7,
+        hold=64,
+        leak=np.full(1, 0.1),
+        amplify=np.ones((3, 1)),
+        adapt=np.ones(1),
+        adapt_step=np.full(1, 1.5),
+    )
+    said = refused(small(made))
+    for what in ("64 steps", "v_leak", "gains for 3 steps", "adapt_step ranges"):
+        assert what in said
+
+
+def test_what_sends_nothing_leads_nowhere():
+    made = small(neurons(THETA, 0.7, fires=False))
+    back = FloatConnection("lif", "lif", OneToOne("back", np.ones(3)), 1)
+    made = replace(made, connections=(*made.connections, back))
+    assert "sends nothing over back" in refused(made)
+
+
+def test_graded_values_do_not_go_back():
+    made = small(neurons(THETA, 0.7, graded=True))
+    back = FloatConnection("lif", "lif", OneToOne("back", np.ones(3)), 1)
+    made = replace(made, connections=(*made.connections, back))
+    assert "graded values back over back" in refused(made)
+
+
+def test_first_spikes_need_one_unit():
+    made = neurons(THETA, 0.7, np.array([1.0, 2.0, 3.0]))
+    said = refused(small(made, readout=FloatReadout(3, 1, "lif", "first")))
+    assert "different units" in said
+
+
+def test_folding_refuses_values_of_v():
+    said = refused(small(neurons(THETA, 0.7, floor=np.zeros(1))), thresholds="fold")
+    assert "has a floor, which cannot be folded" in said
