@@ -10,7 +10,6 @@ current, what arrives would be there in later steps too; -alpha*w a step later t
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, NamedTuple
 
@@ -45,10 +44,10 @@ STEPS = (
 NEURONS = ("Leaky", "Lapicque", "Synaptic", "RLeaky", "RSynaptic")
 RECURRENT = ("RLeaky", "RSynaptic")
 WHY = {
-    "Alpha": "an Alpha of snnTorch takes two currents of both signs, and after a spike it loses the input of "
-    "the next step; use a Synaptic",
-    "LeakyParallel": "a LeakyParallel of snnTorch computes all steps at once and cuts its membrane off at 0; "
-    "use a Leaky in a loop over time, with reset_mechanism='none'",
+    "Alpha": "an Alpha of snnTorch has two currents of opposite sign, which a spike resets in ways of their "
+    "own; use a Synaptic",
+    "LeakyParallel": "a LeakyParallel of snnTorch computes all steps at once, and its membrane is never below "
+    "0; use a Leaky in a loop over time, with reset_mechanism='none'",
 }
 RESETS = ("subtract", "zero", "none")  # by snnTorch's reset_mechanism_val
 
@@ -161,8 +160,7 @@ def neuron(module: Any, shape: Shape, membrane: bool = False) -> Neurons:
     """
     kind = type(module).__name__
     if kind not in NEURONS:
-        what = WHY.get(kind, f"a {kind} of snnTorch is not supported")
-        raise ValueError(f"{what}; supported are {', '.join(NEURONS)}")
+        raise ValueError(why_not(kind))
     theta, (keep, gain) = _full(module.threshold, shape), _decay(module, shape)
     current = "Synaptic" in kind
     alpha = np.clip(_full(module.alpha, shape), 0, 1) if current else np.zeros(shape)
@@ -196,6 +194,12 @@ def neuron(module: Any, shape: Shape, membrane: bool = False) -> Neurons:
         **fields,
     )
     return Neurons(made.node(), own)
+
+
+def why_not(kind: str) -> str:
+    """Why neurons of this class are refused."""
+    what = WHY.get(kind, f"a {kind} of snnTorch is not supported")
+    return f"{what}; supported are {', '.join(NEURONS)}"
 
 
 def _decay(module: Any, shape: Shape) -> tuple[Array, Array]:

@@ -20,11 +20,13 @@ from stl_deploy.importers.torch import check as torch_check
 from stl_deploy.importers.torch.modules import (
     RECURRENT,
     STEPS,
+    WHY,
     Neurons,
     factor_of,
     neuron,
     recurrent,
     stateless,
+    why_not,
 )
 from stl_deploy.importers.torch.readings import Reading, matrix, read
 from stl_deploy.importers.torch.trace import MADE_HERE, STATES, Call, Trace, Value, record
@@ -69,6 +71,8 @@ def lowered(
             )
         )
     neurons = _neurons_of(net)
+    if others := _all_at_once(net):
+        raise LoweringError(others)
     _reset(neurons)
     try:
         trace = record(net, sample, _is_neuron, lambda m: type(m) in STEPS)
@@ -124,6 +128,17 @@ def _is_neuron(module: nn.Module) -> bool:
         cls.__name__ == "SpikingNeuron" and cls.__module__.startswith("snntorch.")
         for cls in type(module).__mro__
     )
+
+
+def _all_at_once(net: nn.Module) -> list[Problem]:
+    """Neurons of snnTorch that are none of its steps in time."""
+    return [
+        Problem(name, why_not(type(m).__name__))
+        for name, m in net.named_modules()
+        if type(m).__module__.startswith("snntorch.")
+        and type(m).__name__ in WHY
+        and not _is_neuron(m)
+    ]
 
 
 def _neurons_of(net: nn.Module) -> dict[str, nn.Module]:
@@ -305,7 +320,9 @@ class _Builder:
     def _not_read(self, others: list[Reading]) -> tuple[str, str] | None:
         """Why what is returned, which is not spikes, is no readout."""
         first = others[0]
-        if any((r.name, r.at, len(r.way)) != (first.name, first.at, len(first.way)) for r in others):
+        if any(
+            (r.name, r.at, len(r.way)) != (first.name, first.at, len(first.way)) for r in others
+        ):
             names = ", ".join(sorted({r.name for r in others}))
             return f"returns several things to read out ({names})", "let it return one of them"
         module = self.trace.modules[first.name]

@@ -50,7 +50,13 @@ DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
 RECORDS = {"stack", "cat", "concat", "concatenate"}
 PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
 READOUTS = {"sum": "sum", "mean": "mean", "max": "max", "amax": "max"}
-STATES = ("spk", "syn_exc", "syn_inh", "syn", "mem")  # of a neuron, in the order that forward takes them
+STATES = (
+    "spk",
+    "syn_exc",
+    "syn_inh",
+    "syn",
+    "mem",
+)  # of a neuron, in the order that forward takes them
 MADE_HERE = -1  # ``at`` of a module that stands for a function, and is none of the network's
 
 
