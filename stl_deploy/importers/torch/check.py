@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.nir.graph import Options
-from stl_deploy.importers.torch.readings import Reading, returned
+from stl_deploy.importers.torch.readings import Reading, given_back
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
 from stl_deploy.ir import cut
 from stl_deploy.ir import execute as float_exec
@@ -236,7 +236,7 @@ class _Guard:
         assert self.network.readout is not None
         reading = self.reading
         last = ran.sent[self.network.output]
-        want = returned(reading, self.network.readout, last, ran.v)
+        want = given_back(reading, self.network.readout, last, ran.v)
         calls = [call[reading.place] for call in own.returned]
         if reading.axis is None:
             given = np.stack(calls, axis=1) if reading.over == "steps" else calls[0]

@@ -6,6 +6,10 @@ subtraction it takes the threshold, not decayed, from the next step: beta*mem + 
 takes it at once, beta*(mem - theta) + I, so a connection of each neuron to itself of w = -(1 - beta)*theta
 makes up the difference exactly; without a reset, one of beta*theta gives back all that was taken. With a
 current, what arrives would be there in later steps too; -alpha*w a step later takes it out again.
+
+The others than Leaky, reset to zero a step late, also lose what the membrane would take in in that step, while a
+current runs on: they rest for it (``hold``). Neurons whose membrane is read out have no reset here; by subtraction,
+a connection of -theta takes the threshold in the next step, so that v is snnTorch's own membrane.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ RECURRENT = ("RLeaky", "RSynaptic")
 WHY = {
     "Alpha": "an Alpha of snnTorch has two currents of opposite sign, which a spike resets in ways of their "
     "own; use a Synaptic",
-    "LeakyParallel": "a LeakyParallel of snnTorch computes all steps at once, and its membrane is never below "
+    "LeakyParallel": "a LeakyParallel of snnTorch computes all steps at once, and its membrane stays above "
     "0; use a Leaky in a loop over time, with reset_mechanism='none'",
 }
 RESETS = ("subtract", "zero", "none")  # by snnTorch's reset_mechanism_val

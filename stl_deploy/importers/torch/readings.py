@@ -1,7 +1,8 @@
 """What a forward returns, as a sum, a mean or a maximum over time of what its last neurons did.
 
-A returned tensor is taken apart into terms: what neurons gave in a step (their spikes or their membrane), through
-linear modules, times a number. Where all terms are of the same neurons and modules, they are a readout.
+A returned tensor is taken apart into terms: what neurons gave in a step (their spikes or their membrane),
+through linear modules, times a number. Where all terms are of the same neurons and modules, they are a
+readout.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def _array(value: torch.Tensor) -> Float:
 # What is returned, of what the graph gives
 
 
-def returned(reading: Reading, readout: FloatReadout, sent: Array, v: Array) -> Float:
+def given_back(reading: Reading, readout: FloatReadout, sent: Array, v: Array) -> Float:
     """What forward returns, where the neurons that ``readout`` reads gave ``sent`` and v [N, T, ...].
 
     It is [N, classes], or [N, T, classes] where each step is returned.

@@ -82,8 +82,8 @@ class Value:
     kind: "input" (``at`` the time step, None for the whole sample), "neuron" (output ``at`` of call
     ``call`` of ``name``), "module" or "op" (``name``, of ``args``), "record" (``args`` one a step), or
     "unknown", of which a problem has been noted. ``at`` of a record is the axis of time, None where there
-    is none any more; its ``facts`` then say what was made of the steps, an entry of ``READOUTS``. ``shape`` is
-    that of the tensor. ``facts`` of an input are the ``Moved`` that make it of the sample.
+    is none any more; its ``facts`` then say what was made of the steps, an entry of ``READOUTS``.
+    ``shape`` is that of the tensor. ``facts`` of an input are the ``Moved`` that make it of the sample.
     """
 
     kind: str
