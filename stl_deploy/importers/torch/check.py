@@ -225,9 +225,10 @@ class _Guard:
             raise LoweringError(sorted(problems, key=lambda problem: order.index(problem.where)))
         _check_returned(own, self.trace, steps)
         if self.reading.at or self.reading.way:
-            near = tied[self.reading.name][: len(raster)].reshape(len(raster), -1).any(axis=1)
-            silent = self.reading.name in self.silent
-            self._check_reading(own, ran, np.ones_like(near) if silent else ~near, what)
+            near = np.zeros(len(raster), np.bool_)
+            if self.reading.name not in self.silent:
+                near |= tied[self.reading.name][: len(raster)].reshape(len(raster), -1).any(axis=1)
+            self._check_reading(own, ran, ~near, what)
 
     def _check_reading(
         self, own: _Run, ran: float_exec.Ran, counted: NDArray[np.bool_], what: str

@@ -7,9 +7,9 @@ takes it at once, beta*(mem - theta) + I, so a connection of each neuron to itse
 makes up the difference exactly; without a reset, one of beta*theta gives back all that was taken. With a
 current, what arrives would be there in later steps too; -alpha*w a step later takes it out again.
 
-The others than Leaky, reset to zero a step late, also lose what the membrane would take in in that step, while a
-current runs on: they rest for it (``hold``). Neurons whose membrane is read out have no reset here; by subtraction,
-a connection of -theta takes the threshold in the next step, so that v is snnTorch's own membrane.
+Neurons other than Leaky, reset to zero a step late, also lose the input of that step, while a current runs
+on: they rest for one step (``hold``). Neurons whose membrane is read out have no reset here: by subtraction, a
+connection of -theta takes the threshold away in the next step, so that v is snnTorch's own membrane.
 """
 
 from __future__ import annotations
