@@ -169,12 +169,15 @@ def test_resets_of_neurons_with_a_current(cell, reset, bias):
     assert delays == [0, 1, 2]
 
 
-def test_an_rsynaptic_that_resets_a_step_late_is_refused():
-    net = Late(snn.RSynaptic, reset_mechanism="zero", reset_delay=False)
+@pytest.mark.parametrize("delay", [True, False])
+def test_an_rsynaptic_resets_to_zero_a_step_late(delay):
+    """It ignores reset_delay=False, and the input of the step after a spike, but not in the current."""
+    net = made(
+        Late, snn.RSynaptic, gain=2, threshold=1.5, reset_mechanism="zero", reset_delay=delay
+    )
     net.lif.reset_mem = lambda: [torch.zeros(1, 9)] * 3
-    text = refused(net, torch.rand(5, 1, 12))
-    assert "this version of snnTorch ignores its reset_delay=False" in text
-    assert "train with reset_mechanism='subtract'" in text
+    graph = agrees(net, raster((12,), samples=20))
+    assert floats.decode(graph).by_name["lif"].neurons.hold == 1
 
 
 @pytest.mark.parametrize("reset", ["subtract", "none"])

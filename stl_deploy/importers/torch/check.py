@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.nir.graph import Options
+from stl_deploy.importers.torch.readings import Reading, given_back
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
 from stl_deploy.ir import cut
 from stl_deploy.ir import execute as float_exec
@@ -40,6 +41,7 @@ MORE = ((1.0, 1), (0.1, 1), (0.5, 4), (0.9, 4), (0.5, 16), (0.9, 1 << 6))
 LEAST = 0.01  # of the entries of a layer, how many must be seen to spike, and not to
 SAMPLES, STEPS = 4, 8  # samples of a batch that are compared; calls of a forward that is one step
 MOVED = 1e-7
+RELATIVE = 1e-4  # of the largest value that is read out, by how much float32 may differ
 STRANGE = 0.01  # of the spikes of a layer, how many float32's rounding alone may change
 REMEDY = (
     "write it with the modules and functions that docs/import-snntorch.md lists, without hooks, writes "
@@ -79,6 +81,7 @@ def check(
     trace: Trace,
     graph: nir.NIRGraph,
     options: Options,
+    reading: Reading,
     reset: Callable[[nn.Module], None],
 ) -> tuple[Diagnostic, ...]:
     """Raises LoweringError where ``graph`` does not spike as ``net`` does, on random inputs and the sample.
@@ -86,11 +89,12 @@ def check(
     Args:
         net: the network, left as it was; trace: its record on ``sample``.
         options: how the graph was made: the values of inputs, and what was done to them.
+        reading: what the network returns, of which membranes and what comes behind weights are compared.
         reset: puts the states of a module's neurons to zero.
 
     Returns layers of which the check says little, as they hardly spiked or hardly did not.
     """
-    guard = _Guard(net, trace, graph, reset)
+    guard = _Guard(net, trace, graph, reading, reset)
     if options.normalize is not None:
         guard.normalized = _Normalized(guard, sample, options)
     with torch.random.fork_rng(devices=[]):
@@ -129,13 +133,17 @@ class _Guard:
         net: nn.Module,
         trace: Trace,
         graph: nir.NIRGraph,
+        reading: Reading,
         reset: Callable[[nn.Module], None],
     ) -> None:
         self.net, self.trace, self.graph, self.reset = net, trace, graph, reset
+        self.reading = reading
         self.loop = max(len(calls) for calls in trace.calls.values())
         self.whole = next(iter(_inputs(trace)))
-        self.seen = {name: _Seen() for name in trace.calls}
         self.network = decode(graph)
+        # What has no threshold in the graph does not spike there; its membrane is compared.
+        self.silent = {p.name for p in self.network.populations if not p.neurons.fires}
+        self.seen = {name: _Seen() for name in trace.calls if name not in self.silent}
         self.normalized: _Normalized | None = None
         inputs = self.network.inputs
         self.pooled = any(
@@ -184,9 +192,10 @@ class _Guard:
         factors = {name: _factor(self.trace.modules[name]) for name in steps}
         sent = {name: spikes[: len(raster)] / factors[name] for name, spikes in steps.items()}
         known = {name: spikes for name, spikes in sent.items() if name in self.network.by_name}
-        found = float_exec.run(
+        ran = float_exec.trace(
             self.network.cut(known), cut.rasters(self.network.inputs, raster, known)
         )
+        found = ran.sent
         problems = [
             Problem(
                 name,
@@ -196,7 +205,7 @@ class _Guard:
             for name in steps
             if name not in found
         ]
-        for name in steps.keys() & found.keys():
+        for name in steps.keys() & found.keys() - self.silent:
             want, counted = sent[name], ~tied[name][: len(raster)]
             wrong = (found[name].reshape(want.shape) != want) & counted
             seen, fired = self.seen[name], want != 0
@@ -215,6 +224,31 @@ class _Guard:
             order = list(self.trace.calls)
             raise LoweringError(sorted(problems, key=lambda problem: order.index(problem.where)))
         _check_returned(own, self.trace, steps)
+        if self.reading.at or self.reading.way:
+            near = np.zeros(len(raster), np.bool_)
+            if self.reading.name not in self.silent:
+                near |= tied[self.reading.name][: len(raster)].reshape(len(raster), -1).any(axis=1)
+            self._check_reading(own, ran, ~near, what)
+
+    def _check_reading(
+        self, own: _Run, ran: float_exec.Ran, counted: NDArray[np.bool_], what: str
+    ) -> None:
+        """What is returned must be what the graph is read out by, in the samples that are ``counted``."""
+        assert self.network.readout is not None
+        reading = self.reading
+        last = ran.sent[self.network.output]
+        want = given_back(reading, self.network.readout, last, ran.v)
+        calls = [call[reading.place] for call in own.returned]
+        if reading.axis is None:
+            given = np.stack(calls, axis=1) if reading.over == "steps" else calls[0]
+        else:
+            given = np.moveaxis(calls[0], reading.axis, 1)
+        given = given[: len(want)].reshape(want.shape)
+        wrong = np.abs(given - want) > RELATIVE * max(1.0, float(np.abs(want).max()))
+        if wrong[counted].any():
+            where = reading.way[-1].name if reading.way else reading.name
+            said = f"what is returned on {what} is not what its graph is read out by"
+            raise LoweringError(_problem(where, said))
 
     def _check_layers(self, steps: dict[str, Array], size: tuple[int, ...], what: str) -> None:
         """The layers that run must be those of the record, and as often."""

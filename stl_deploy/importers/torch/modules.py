@@ -6,11 +6,14 @@ subtraction it takes the threshold, not decayed, from the next step: beta*mem + 
 takes it at once, beta*(mem - theta) + I, so a connection of each neuron to itself of w = -(1 - beta)*theta
 makes up the difference exactly; without a reset, one of beta*theta gives back all that was taken. With a
 current, what arrives would be there in later steps too; -alpha*w a step later takes it out again.
+
+Neurons other than Leaky, reset to zero a step late, also lose the input of that step, while a current runs
+on: they rest for one step (``hold``). Neurons whose membrane is read out have no reset here: by subtraction, a
+connection of -theta takes the threshold away in the next step, so that v is snnTorch's own membrane.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, NamedTuple
 
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 
 from stl_deploy.importers.torch.trace import Value
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.float_neurons import NO_LEAK
+from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
@@ -42,10 +45,15 @@ STEPS = (
     nn.AlphaDropout,
     nn.Identity,
 )
-NEURONS = ("Leaky", "Synaptic", "RLeaky", "RSynaptic")
+NEURONS = ("Leaky", "Lapicque", "Synaptic", "RLeaky", "RSynaptic")
+RECURRENT = ("RLeaky", "RSynaptic")
+WHY = {
+    "Alpha": "an Alpha of snnTorch has two currents of opposite sign, which a spike resets in ways of their "
+    "own; use a Synaptic",
+    "LeakyParallel": "a LeakyParallel of snnTorch computes all steps at once, and its membrane stays above "
+    "0; use a Leaky in a loop over time, with reset_mechanism='none'",
+}
 RESETS = ("subtract", "zero", "none")  # by snnTorch's reset_mechanism_val
-SAME_STEP = "make the neuron with reset_delay=False, and train with that"
-SUBTRACT = "train with reset_mechanism='subtract', which is exact"
 
 
 def stateless(value: Value) -> nir.ir.NIRNode:
@@ -149,49 +157,73 @@ class Neurons(NamedTuple):
     own: dict[int, Array]
 
 
-def neuron(module: Any, shape: Shape) -> Neurons:
-    """A snnTorch layer. Raises ValueError with everything that cannot be lowered exactly, one a line."""
+def neuron(module: Any, shape: Shape, membrane: bool = False) -> Neurons:
+    """A snnTorch layer; of one that is read out by its ``membrane``, v is what snnTorch returns.
+
+    Raises ValueError with everything that cannot be lowered exactly, one a line.
+    """
     kind = type(module).__name__
     if kind not in NEURONS:
-        raise ValueError(f"a {kind} of snnTorch is not supported; {', '.join(NEURONS)} are")
-    theta, beta = _full(module.threshold, shape), np.clip(_full(module.beta, shape), 0, 1)
+        raise ValueError(why_not(kind))
+    theta, (keep, gain) = _full(module.threshold, shape), _decay(module, shape)
     current = "Synaptic" in kind
     alpha = np.clip(_full(module.alpha, shape), 0, 1) if current else np.zeros(shape)
     reset = RESETS[int(module.reset_mechanism_val)]
-    wrong = _strange(module, reset, theta, alpha, beta)
-    wrong += _reset_problems(module, reset, theta, shape)
+    wrong = _strange(module, reset, theta, alpha, keep)
+    wrong += _reset_problems(module, reset, theta, membrane)
     if wrong:
         raise ValueError("\n".join(wrong))
-    own: dict[int, Array] = {}
-    if reset != "zero":
-        back = -(1 - beta) * theta if reset == "subtract" else beta * theta
-        own = {delay: w for delay, w in ((1, back), (2, -alpha * back)) if w.any()}
-    step = np.where(beta == 1, NO_LEAK, 1 - beta)
-    node: nir.ir.NIRNode
-    if current:
-        (tau_mem, r), (tau_syn, w_in) = (G.euler(x, np.ones(shape)) for x in (step, 1 - alpha))
-        node = nir.CubaLIF(
-            tau_syn=tau_syn,
-            tau_mem=tau_mem,
-            r=r,
-            v_leak=np.zeros(shape),
-            v_reset=np.zeros(shape),
-            v_threshold=theta,
-            w_in=w_in,
-        )
-    elif (beta == 1).all():
-        node = G.integrate_and_fire(theta)
-    else:
-        tau, r = G.euler(step, np.ones(shape))
-        node = G.lif(theta, tau=tau, r=r)
-    if reset != "zero":
-        node.metadata["reset"] = "subtract"
-    return Neurons(node, own)
+    back = np.zeros(shape)  # what a spike sends to its neuron, to arrive in the next step
+    fields: dict[str, Any] = {}
+    if membrane and reset != "zero":
+        # v then is the membrane before anything is taken from it.
+        recurrent = kind in RECURRENT
+        back = -theta if reset == "subtract" else back
+        fields = {"reset": "none", "fires": recurrent or reset == "subtract"}
+    elif reset != "zero":
+        back = -(1 - keep) * theta if reset == "subtract" else keep * theta
+        fields = {"reset": "subtract"}
+    elif kind != "Leaky" and _is_late(module):
+        fields = {"hold": 1}
+    own = {delay: w / gain for delay, w in ((1, back), (2, -alpha * back)) if w.any()}
+    made = FloatNeurons(
+        kind="cuba" if current else "lif",
+        step=1 - keep,
+        gain=gain,
+        leak=np.zeros(1),
+        threshold=theta,
+        v_reset=np.zeros(1),
+        current=1 - alpha if current else np.ones(1),
+        drive=np.ones(1),
+        **fields,
+    )
+    return Neurons(made.node(), own)
 
 
-def _reset_problems(module: Any, reset: str, theta: Array, shape: Shape) -> list[str]:
+def why_not(kind: str) -> str:
+    """Why neurons of this class are refused."""
+    what = WHY.get(kind, f"a {kind} of snnTorch is not supported")
+    return f"{what}; supported are {', '.join(NEURONS)}"
+
+
+def _decay(module: Any, shape: Shape) -> tuple[Array, Array]:
+    """What a step leaves of a membrane, and by what it multiplies the input."""
+    if type(module).__name__ != "Lapicque":
+        return np.clip(_full(module.beta, shape), 0, 1), np.ones(shape)
+    # The decay is of a step of Euler's, which is not the beta that the neurons were made with.
+    step = module.time_step / (module.R * module.C)
+    return 1 - _full(step, shape), _full(module.R * step, shape)
+
+
+def _is_late(module: Any) -> bool:
+    """Whether it resets in the step after a spike, as all do that cannot say otherwise."""
+    # snnTorch 1.0's RSynaptic ignores reset_delay=False: the states that it returns are not reset.
+    return type(module).__name__ == "RSynaptic" or getattr(module, "reset_delay", True)
+
+
+def _reset_problems(module: Any, reset: str, theta: Array, membrane: bool) -> list[str]:
     """What of its reset cannot be lowered exactly."""
-    kind, late = type(module).__name__, module.reset_delay
+    late = _is_late(module)
     wrong = []
     if reset == "subtract" and not late:
         wrong.append(
@@ -201,36 +233,17 @@ def _reset_problems(module: Any, reset: str, theta: Array, shape: Shape) -> list
         )
     if reset == "subtract" and (theta < 0).any():
         wrong.append("thresholds below 0 with a reset by subtraction: snnTorch resets at step 0")
-    if reset == "zero" and not late and (theta < 0).any():
-        wrong.append("thresholds below 0 with reset_delay=False, where snnTorch resets twice")
-    elif reset == "zero" and kind == "RSynaptic" and not _resets_at_once(module, theta, shape):
+    if reset == "zero" and (theta < 0).any() and not (late and type(module).__name__ == "Leaky"):
+        wrong.append("thresholds below 0 with reset_mechanism='zero', where snnTorch resets twice")
+    if reset == "zero" and late and membrane:
         wrong.append(
-            "an RSynaptic with reset_mechanism='zero' ignores the input of the step after a spike, and "
-            "this version of snnTorch ignores its reset_delay=False; train with reset_mechanism="
-            "'subtract', which is exact"
-        )
-    elif reset == "zero" and late and kind != "Leaky":
-        remedy = SUBTRACT if kind == "RSynaptic" else SAME_STEP
-        wrong.append(
-            f"a {kind} with reset_mechanism='zero' ignores the input of the step after a spike; {remedy}"
+            "its membrane is returned as it is before a reset to zero, which comes a step late; read out "
+            "neurons with reset_mechanism='none', or with reset_delay=False, which is exact too"
         )
     return wrong
 
 
-def _resets_at_once(module: Any, theta: Array, shape: Shape) -> bool:
-    """Whether a spike of an RSynaptic leaves its membrane potential at 0 in the same step."""
-    if module.reset_delay:
-        return True  # which is refused anyway
-    tried = copy.deepcopy(module).eval()
-    zero = torch.zeros(1, *shape, dtype=next(iter(module.state_dict().values())).dtype)
-    strong = torch.full_like(zero, float(10 * np.abs(theta).max() + 10))
-    tried.init_hidden, tried.output = False, False
-    with torch.no_grad():
-        spikes, _, mem = tried(strong, zero, zero, zero)
-    return bool((mem[spikes != 0] == 0).all())
-
-
-def _strange(module: Any, reset: str, theta: Array, alpha: Array, beta: Array) -> list[str]:
+def _strange(module: Any, reset: str, theta: Array, alpha: Array, keep: Array) -> list[str]:
     """Settings of a neuron that no chip has."""
     wrong = []
     for key in ("inhibition", "state_quant"):
@@ -250,7 +263,7 @@ def _strange(module: Any, reset: str, theta: Array, alpha: Array, beta: Array) -
             f"is made with reset_mechanism={used!r}, and the state_dict says {reset!r}; make it with that"
         )
     factor = factor_of(module)
-    if type(module).__name__ in ("RLeaky", "RSynaptic") and factor != 1:
+    if type(module).__name__ in RECURRENT and factor != 1:
         wrong.append("graded_spikes_factor of recurrent neurons is not supported")
     if factor is None:
         wrong.append(
@@ -258,7 +271,7 @@ def _strange(module: Any, reset: str, theta: Array, alpha: Array, beta: Array) -
         )
     elif factor <= 0:
         wrong.append("graded_spikes_factor is not above zero")
-    for key, values in (("threshold", theta), ("beta", beta), ("alpha", alpha)):
+    for key, values in (("threshold", theta), ("beta", keep), ("alpha", alpha)):
         if not np.isfinite(values).all():
             wrong.append(f"{key} contains NaN or infinite values")
     if (alpha == 1).any():

@@ -18,14 +18,18 @@ from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarni
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
 from stl_deploy.importers.torch.modules import (
+    RECURRENT,
     STEPS,
+    WHY,
     Neurons,
     factor_of,
     neuron,
     recurrent,
     stateless,
+    why_not,
 )
-from stl_deploy.importers.torch.trace import MADE_HERE, Call, Trace, Value, record
+from stl_deploy.importers.torch.readings import Reading, matrix, read
+from stl_deploy.importers.torch.trace import MADE_HERE, STATES, Call, Trace, Value, record
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
@@ -67,6 +71,8 @@ def lowered(
             )
         )
     neurons = _neurons_of(net)
+    if others := _all_at_once(net):
+        raise LoweringError(others)
     _reset(neurons)
     try:
         trace = record(net, sample, _is_neuron, lambda m: type(m) in STEPS)
@@ -86,9 +92,13 @@ def lowered(
         problems.append(Problem(type(net).__name__, "has no snnTorch neurons that spike"))
     if problems:
         raise LoweringError(problems)
-    graph = _Builder(trace, sample).graph(options)
-    notes = torch_check.check(net, sample, trace, graph, options, lambda m: _reset(_neurons_of(m)))
-    return graph, (*_one_step(trace, options), *notes)
+    builder = _Builder(trace, sample)
+    graph = builder.graph(options)
+    assert builder.reading is not None
+    notes = torch_check.check(
+        net, sample, trace, graph, options, builder.reading, lambda m: _reset(_neurons_of(m))
+    )
+    return graph, (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
 
 
 def _one_step(trace: Trace, options: nir_graph.Options) -> tuple[Diagnostic, ...]:
@@ -103,12 +113,32 @@ def _one_step(trace: Trace, options: nir_graph.Options) -> tuple[Diagnostic, ...
     return (Diagnostic("sample", f"{what} ({nir_graph.DEFAULT_STEPS} are assumed)", remedy),)
 
 
+def _mean(reading: Reading, options: nir_graph.Options) -> tuple[Diagnostic, ...]:
+    """A note where forward leaves it open what is made of a membrane over time."""
+    if not reading.at or reading.over != "steps" or options.readout is not None:
+        return ()
+    what = "is returned as it is in every step; its mean over time is read"
+    remedy = "let forward return its last step, or its sum, mean or maximum over time"
+    return (Diagnostic(reading.name, f"the membrane of {reading.name} {what}", remedy),)
+
+
 def _is_neuron(module: nn.Module) -> bool:
     """Whether it is one of snnTorch's neurons, told by the classes' names and module."""
     return any(
         cls.__name__ == "SpikingNeuron" and cls.__module__.startswith("snntorch.")
         for cls in type(module).__mro__
     )
+
+
+def _all_at_once(net: nn.Module) -> list[Problem]:
+    """Neurons of snnTorch that are none of its steps in time."""
+    return [
+        Problem(name, why_not(type(m).__name__))
+        for name, m in net.named_modules()
+        if type(m).__module__.startswith("snntorch.")
+        and type(m).__name__ in WHY
+        and not _is_neuron(m)
+    ]
 
 
 def _neurons_of(net: nn.Module) -> dict[str, nn.Module]:
@@ -133,12 +163,14 @@ class _Builder:
         self.problems: list[Problem] = []
         self.input_shapes: set[Shape] = set()
         self.steps = max(len(calls) for calls in trace.calls.values())
+        self.reading: Reading | None = None
 
     def graph(self, options: nir_graph.Options) -> nir.NIRGraph:
         """The lowered graph. Raises LoweringError naming everything that is wrong."""
         for name, calls in self.trace.calls.items():
             self._check_calls(name, calls)
         out = self._output()
+        self.reading = out
         if any(len(call.given.shape) < 2 for calls in self.trace.calls.values() for call in calls):
             shape = tuple(self.sample.shape)
             what = f"has the shape {shape}, which leaves nothing in addition to batch and time"
@@ -146,19 +178,45 @@ class _Builder:
         self._done()
         self.nodes["input"] = nir.Input(input_type={"input": np.array([1])})
         for name, calls in self.trace.calls.items():
-            self._neuron(name, calls[-1])
+            self._neuron(name, calls[-1], out is not None and out.at > 0 and out.name == name)
         if len(self.input_shapes) > 1:
             listed = ", ".join(map(str, sorted(self.input_shapes)))
             self.problems.append(Problem("input", f"is used in several shapes: {listed}"))
         self._done()
         shape = next(iter(self.input_shapes), ())
         self.nodes["input"] = nir.Input(input_type={"input": np.array(shape)})
-        size = self.trace.calls[out][-1].given.shape[1:]
+        assert out is not None
+        end, size = self._read_out(out)
         self.nodes["output"] = nir.Output(output_type={"output": np.array(size)})
-        self.edges.append((f"{out}{self._scaled.get(out, '')}", "output"))
+        self.edges.append((end, "output"))
         graph = nir.NIRGraph(nodes=self.nodes, edges=self.edges, type_check=False)
         steps = options.timesteps or (self.steps if self.steps > 1 else None)
-        return nir_graph.to_float(graph, replace(options, timesteps=steps, held=self._held()))
+        how = replace(options, timesteps=steps, held=self._held(), **self._rule(out, options))
+        return nir_graph.to_float(graph, how)
+
+    def _read_out(self, out: Reading) -> tuple[str, Shape]:
+        """The node before the output, made where there is none, and its shape."""
+        source = f"{out.name}{self._scaled.get(out.name, '')}"
+        if not out.way:
+            return source, out.shape
+        weight, offset = matrix(out)
+        name = out.way[-1].name
+        while name in self.nodes or name in self.trace.calls:
+            name += "_again"
+        self.nodes[name] = nir.Affine(weight=weight, bias=offset)
+        self.edges.append((source, name))
+        return name, offset.shape
+
+    def _rule(self, out: Reading, options: nir_graph.Options) -> dict[str, Any]:
+        """How the end of the graph is read, as options say it."""
+        if options.readout is not None and out.over == "steps":
+            return {}
+        if out.at:
+            return {"readout": out.rule(self.steps)}
+        if out.over == "max":
+            return {"readout": "max"}
+        steps = None if out.every(self.steps) else out.by_step(self.steps)
+        return {"readout": "votes", "steps": steps}
 
     def _held(self) -> bool:
         """Whether every step of a loop over time reads the same frame."""
@@ -210,45 +268,77 @@ class _Builder:
                     )
                     return
 
-    def _output(self) -> str:
-        """The neurons whose spikes are returned, those furthest from the input."""
+    def _output(self) -> Reading | None:
+        """What is returned of the neurons furthest from the input: spikes where there are any."""
         feeding = {
             name for calls in self.trace.calls.values() for name in _sources(calls[-1].given)
         }
-        found = []
-        loose: dict[str, list[int]] = {}
-        complete: set[str] = set()
-        for value in self.trace.returned:
-            parts = value.args if value is not None and value.kind == "record" else (value,)
-            if all(p is not None and p.kind == "neuron" and p.at == 0 for p in parts):
-                names = {p.name for p in parts if p is not None}
-                found += sorted(names - feeding) if len(names) == 1 else []
-                calls = [p.call for p in parts if p is not None]
-                if calls == list(range(self.steps)):
-                    complete |= names
-                elif value is not None and value.kind != "record":
-                    loose.setdefault(parts[0].name, []).extend(calls)  # type: ignore[union-attr]
-        if len(set(found)) != 1:
-            self.problems.append(
-                Problem(
-                    "forward",
-                    "does not return the spikes of its last neurons, which a chip's readout counts "
-                    f"(found: {', '.join(sorted(set(found))) or 'none'})",
-                    "let forward return the spikes of the last layer, or torch.stack of them",
-                )
-            )
-            return ""
-        name = found[0]
-        if name not in complete and loose.get(name) != list(range(self.steps)):
-            self.problems.append(
-                Problem(
-                    "forward",
-                    f"does not return the spikes of {name} at all {self.steps} steps in order, all of "
-                    "which a chip's readout counts",
-                    "return torch.stack of the spikes of every step, or its sum or mean over time",
-                )
-            )
-        return name
+        every = [read(value, self.steps) for value in self.trace.returned]
+        found = [replace(r, place=i) for i, r in enumerate(every) if r is not None]
+        last = [r for r in found if r.name not in feeding]
+        spikes = [r for r in last if r.at == 0 and not r.way and r.over != "max"]
+        problem = self._incomplete(spikes)
+        if spikes and problem is None:
+            whole = [r for r in spikes if list(r.factors) == list(range(self.steps))]
+            return (whole or spikes)[0]
+        others = [r for r in last if (r.at != 0 or r.way) and r.over != "cat"]
+        if others:
+            wrong = self._not_read(others)
+            self.problems += [Problem("forward", *wrong)] if wrong else []
+            return others[0]
+        self.problems.append(problem or Problem("forward", *self._nothing(last)))
+        return None
+
+    def _nothing(self, last: list[Reading]) -> tuple[str, str]:
+        names = ", ".join(sorted({r.name for r in last})) or "none"
+        return (
+            "does not return the spikes of its last neurons, their membrane, or what linear layers make of "
+            f"their spikes (found: {names})",
+            "let forward return the spikes of the last layer, or torch.stack of them",
+        )
+
+    def _incomplete(self, spikes: list[Reading]) -> Problem | None:
+        """What is wrong with the spikes that are returned."""
+        names = {r.name for r in spikes}
+        if len(names) != 1:
+            listed = ", ".join(sorted(names)) or "none"
+            what = "does not return the spikes of its last neurons, which a chip's readout counts "
+            remedy = "let forward return the spikes of the last layer, or torch.stack of them"
+            return Problem("forward", f"{what}(found: {listed})", remedy)
+        steps = list(range(self.steps))
+        # Spikes may also come one step a tensor.
+        single = [step for r in spikes if r.over == "sum" for step in r.factors]
+        if single == steps or any(list(r.factors) == steps for r in spikes):
+            return None
+        return Problem(
+            "forward",
+            f"does not return the spikes of {names.pop()} at all {self.steps} steps in order, all of "
+            "which a chip's readout counts",
+            "return torch.stack of the spikes of every step, or its sum or mean over time",
+        )
+
+    def _not_read(self, others: list[Reading]) -> tuple[str, str] | None:
+        """Why what is returned, which is not spikes, is no readout."""
+        first = others[0]
+        if any(
+            (r.name, r.at, len(r.way)) != (first.name, first.at, len(first.way)) for r in others
+        ):
+            names = ", ".join(sorted({r.name for r in others}))
+            return f"returns several things to read out ({names})", "let it return one of them"
+        module = self.trace.modules[first.name]
+        if first.at and first.at != _places(module)[-1]:
+            return f"returns the current of {first.name}", "let it return the membrane or spikes"
+        if first.at and first.way:
+            what = f"returns what layers make of the membrane of {first.name}"
+            return what, "let it return the membrane, or give the layers spikes"
+        if first.at and first.rule(self.steps) is None:
+            what = f"weights the membrane of {first.name} by step"
+            return what, "return its last step, or its sum, mean or maximum over time"
+        if first.over == "max" and not first.every(self.steps):
+            return "takes the maximum of some steps only", "take that of all steps"
+        if not np.isclose(sum(first.factors.values()), 0):
+            return None
+        return "weights steps with numbers whose sum is 0", "let their sum be another"
 
     # Nodes
 
@@ -324,14 +414,14 @@ class _Builder:
     def _scaled_name(self, name: str) -> str:
         return ".graded" if factor_of(self.trace.modules[name]) not in (1, None) else ""
 
-    def _neuron(self, name: str, call: Call) -> None:
-        """Nodes and edges of one layer of neurons."""
+    def _neuron(self, name: str, call: Call, membrane: bool) -> None:
+        """Nodes and edges of one layer of neurons; its ``membrane`` may be read out."""
         module = self.trace.modules[name]
         shape = call.given.shape[1:]
         source = self._node(call.given)
         self.edges.append((source, name))
         try:
-            made = neuron(module, shape)
+            made = neuron(module, shape, membrane)
         except ValueError as error:
             self.problems += [Problem(name, text) for text in str(error).splitlines()]
             made = Neurons(G.Dropout((), ()), {})
@@ -340,7 +430,7 @@ class _Builder:
             self._connect_back(
                 name, f"{name}.reset{delay if delay > 1 else ''}", nir.Scale(scale=weight), delay
             )
-        if type(module).__name__ in ("RLeaky", "RSynaptic"):
+        if type(module).__name__ in RECURRENT:
             try:
                 self._connect_back(name, f"{name}.recurrent", recurrent(module, shape))
             except ValueError as error:
@@ -397,6 +487,6 @@ def _sources(value: Value) -> set[str]:
 
 def _places(module: nn.Module) -> list[int]:
     """Of each state of a neuron, which of its outputs it is; the spikes come first."""
-    keys = [key for key in ("spk", "syn", "mem") if hasattr(module, key)]
+    keys = [key for key in STATES if hasattr(module, key)]
     results = ["spk", *(key for key in keys if key != "spk")]
     return [results.index(key) for key in keys]

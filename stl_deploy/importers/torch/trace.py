@@ -49,7 +49,14 @@ SCALES = {"mul", "__mul__", "__rmul__", "multiply"}
 DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
 RECORDS = {"stack", "cat", "concat", "concatenate"}
 PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
-READOUTS = {"sum", "mean"}
+READOUTS = {"sum": "sum", "mean": "mean", "max": "max", "amax": "max"}
+STATES = (
+    "spk",
+    "syn_exc",
+    "syn_inh",
+    "syn",
+    "mem",
+)  # of a neuron, in the order that forward takes them
 MADE_HERE = -1  # ``at`` of a module that stands for a function, and is none of the network's
 
 
@@ -75,8 +82,8 @@ class Value:
     kind: "input" (``at`` the time step, None for the whole sample), "neuron" (output ``at`` of call
     ``call`` of ``name``), "module" or "op" (``name``, of ``args``), "record" (``args`` one a step), or
     "unknown", of which a problem has been noted. ``at`` of a record is the axis of time, None where there
-    is none any more. ``shape`` is that of the tensor. ``facts`` of an input are the ``Moved`` that make it of
-    the sample.
+    is none any more; its ``facts`` then say what was made of the steps, an entry of ``READOUTS``.
+    ``shape`` is that of the tensor. ``facts`` of an input are the ``Moved`` that make it of the sample.
     """
 
     kind: str
@@ -173,15 +180,16 @@ class Recorder(TorchFunctionMode):
                     here = Value("input", tuple(tensor.shape), at=t, call=axis, facts=facts)
                     self.know(tensor, here)
                 return out
-        value = self._known_op(name, results[0], args, kwargs, used) if len(results) == 1 else None
+        several = len(results) > 1 and name != "max"  # which also says where the maximum is
+        value = None if several else self._known_op(name, results[0], args, kwargs, used)
         if value is None:
             self.complain(
                 f"{name} of a tensor that depends on the input is not understood",
                 "use a module of torch.nn that is, or do it outside the network",
             )
             value = Value("unknown", tuple(results[0].shape))
-        for tensor in results:
-            self.know(tensor, value)
+        for i, tensor in enumerate(results):
+            self.know(tensor, value if i == 0 else Value("unknown", tuple(tensor.shape)))
         return out
 
     def _whole_input(self, used: list[Value]) -> bool:
@@ -213,14 +221,15 @@ class Recorder(TorchFunctionMode):
             together = len(used) == len(list(tensors((args, kwargs))))
             time = (axis or 0) if name == "stack" else None
             return Value("record", shape, args=tuple(used), at=time) if together else None
-        if name in READOUTS and first.kind == "record" and alone and first.at is not None:
-            over = axis in (first.at, (first.at,), [first.at])
-            return Value("record", shape, args=first.args) if over else None
+        if first.kind == "record" and first.at is not None and len(used) == 1:
+            return self._of_steps(name, first, args, kwargs, shape)
         if name in ADDS and kwargs.get("alpha", 1) != 1:
             return None
         if name in ADDS and len(used) == 2 and used[0].shape == used[1].shape == shape:
             return Value("op", shape, self._name("add"), tuple(used), facts=("add",))
         if name in ADDS and alone and numbers == [0]:
+            return first
+        if name in ADDS and len(used) == 1 and shape == first.shape and self._zeros(args):
             return first
         if name in SCALES and alone and len(numbers) == 1:
             return self._op("scale", first, shape, float(numbers[0]))
@@ -233,6 +242,36 @@ class Recorder(TorchFunctionMode):
         if name.endswith("dropout") and alone and not drops:
             return first
         return None
+
+    def _zeros(self, args: Any) -> bool:
+        """Whether all tensors but one, whose origin is known, are full of zeros."""
+        others = [x for x in tensors(args) if self.value(x) is None]
+        return len(others) == 1 and not bool(others[0].any())
+
+    def _of_steps(
+        self, name: str, first: Value, args: Any, kwargs: Any, shape: Shape
+    ) -> Value | None:
+        """What a function makes of a record whose axis of time is there."""
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        axes = [axis] if isinstance(axis, int) else axis
+        found = list(tensors((args, kwargs)))
+        if name in READOUTS and len(found) == 1:
+            ndim = len(first.shape)
+            over = isinstance(axes, list | tuple) and [a % ndim for a in axes] == [first.at]
+            return Value("record", shape, args=first.args, facts=READOUTS[name]) if over else None
+        if name == "__getitem__" and len(found) == 1:
+            return _steps_of(first, args[1], shape)
+        if name not in SCALES | DIVIDES or kwargs.get("rounding_mode") is not None:
+            return None
+        other = next((x for x in (*args, *kwargs.values()) if self.value(x) is None), None)
+        factors = _by_step(other, first)
+        if factors is None or (name in DIVIDES and 0 in factors):
+            return None
+        scaled = [
+            self._op("scale", part, part.shape, 1 / factor if name in DIVIDES else factor)
+            for part, factor in zip(first.args, factors, strict=True)
+        ]
+        return Value("record", shape, args=tuple(scaled), at=first.at)
 
     def _op(self, kind: str, first: Value, shape: Shape, fact: Any) -> Value:
         return Value("op", shape, self._name(kind), (first,), facts=(kind, fact))
@@ -311,6 +350,42 @@ def _at_a_time(first: Value, index: Any, shape: Shape) -> Value | None:
     if leads and all(i in (slice(None), ...) for i in index[1:]):
         return step(index[0], 0)
     return None
+
+
+def _steps_of(first: Value, index: Any, shape: Shape) -> Value | None:
+    """One step of a record, or some of its steps, as ``x[index]`` takes them along its axis of time."""
+    whole = isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None)
+    along = index[1] if whole and first.at == 1 else index if first.at == 0 else None
+    if isinstance(along, int):
+        return first.args[along]
+    if isinstance(along, slice):
+        return Value("record", shape, args=first.args[along], at=first.at)
+    return None
+
+
+def _by_step(other: Any, first: Value) -> list[float] | None:
+    """The numbers, one for each step of a record, with which ``other`` multiplies it."""
+    steps = len(first.args)
+    if isinstance(other, int | float):
+        return [float(other)] * steps
+    if not isinstance(other, Tensor) or other.ndim > len(first.shape) or first.at is None:
+        return None
+    sizes = [1] * (len(first.shape) - other.ndim) + list(other.shape)
+    if any(n != 1 for axis, n in enumerate(sizes) if axis != first.at):
+        return None
+    values = other.detach().double().flatten().tolist()
+    return values * steps if len(values) == 1 else values if len(values) == steps else None
+
+
+def applied(module: nn.Module, name: str, first: Value, shape: Shape) -> Value:
+    """What a module with a meaning of its own makes of ``first``; of a record, step by step."""
+    if first.kind == "unknown":
+        return Value("unknown", shape)
+    if first.kind == "record" and first.at is not None and isinstance(module, nn.Linear):
+        size = *shape[: first.at], *shape[first.at + 1 :]
+        parts = [Value("module", size, name, (part,), facts=module) for part in first.args]
+        return Value("record", shape, args=tuple(parts), at=first.at)
+    return Value("module", shape, name, (first,), facts=module)
 
 
 def tensors(what: Any) -> Iterator[Tensor]:
@@ -398,15 +473,13 @@ def _watch(
             if neuron:
                 _neuron_called(name, recorder, args, kwargs, held.pop(), out)
             elif inputs and inputs[0] is not None:
-                first = inputs[0]
-                kind = "unknown" if first.kind == "unknown" else "module"
-                recorder.know(out, Value(kind, tuple(out.shape), name, (first,), facts=module))
+                recorder.know(out, applied(module, name, inputs[0], tuple(out.shape)))
 
     return before, after
 
 
 def _held_states(module: nn.Module) -> dict[str, Tensor]:
-    return {key: getattr(module, key) for key in ("spk", "syn", "mem") if hasattr(module, key)}
+    return {key: getattr(module, key) for key in STATES if hasattr(module, key)}
 
 
 def _neuron_called(
