@@ -1,6 +1,6 @@
 """The integer simulator against the float PyTorch model, side by side in one run; and its memory.
 
-    python benchmarks/engine.py [--repeat 7] [--threads 2] [--only zoo|official|graph|memory]
+    python benchmarks/engine.py [--repeat 7] [--threads 2] [--only zoo|official|rules|graph|memory]
 
 ``zoo``: the shipped model on 1,000 Fashion-MNIST test images (Bernoulli, seed 0, T = 4; the shipped
 500-sample raster twice where the data set is not installed). ``official``: the architecture of the
@@ -13,6 +13,10 @@ are made for inference alone: with a LIF that keeps no membrane history, and tha
 alternate; printed are medians, ranges and the ratios of the medians. Where other
 work competes for the cores it harms PyTorch's threads more, which wait for each other: measure on an idle
 machine, or look at --threads 1, which holds both to one thread.
+
+``rules``: networks of other neurons (``rules.py``): recurrent ones with a current that rest after a spike,
+read out by voltage, and convolutions with a gain for each step. The engine, with nothing counted but active
+neurons and overflow, against the same network as plain PyTorch at its best batch size.
 
 ``graph``: the shipped model whose neurons subtract their thresholds, in the engine alone, as it is and with a
 connection of every neuron to itself that brings a spike back one step later, as resets of snnTorch do. The
@@ -38,6 +42,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import rules
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -61,6 +66,7 @@ THREADS = 2
 LIMITS = {"zoo": 1 / 3, "official": 1 / 2}
 LIMIT_GIB = 2
 LIMIT_OWN = 1.5
+LIMIT_RULES = 0.6
 
 
 class Lean(torch.nn.Module):
@@ -268,6 +274,34 @@ def resets(repeat: int, threads: int) -> bool:
     return ratio <= LIMIT_OWN
 
 
+def other_rules(name: str, repeat: int, threads: int) -> bool:
+    """Time a network of other rules against PyTorch, and whether the limit is kept."""
+    case = {"stork": rules.stork, "tebn": rules.tebn}[name]()
+    torch.set_num_threads(threads)
+    engine.cores = lambda: min(threads, os.cpu_count() or 1)
+    tensor, ready = torch.from_numpy(case.spikes), engine.Engine(case.network)
+    with torch.inference_mode():
+        trace = ready.run(case.spikes)
+        expected = case.floats(tensor).argmax(1).numpy()
+        assert (trace.predictions == expected).mean() > 0.95
+        _, batch = _fastest({name: case.floats}, tensor)
+
+        def floats() -> None:
+            for part in tensor.split(batch):
+                case.floats(part)
+
+        times = _alternate({"float": floats, "hw_sim": partial(ready.run, case.spikes)}, repeat)
+    rates = ", ".join(f"{n} {did.spikes.mean():.1%}" for n, did in trace.layers.items())
+    samples, steps = case.spikes.shape[:2]
+    print(f"{name}: {samples} samples of {steps} steps; firing: {rates}")
+    print(f"  float, {batch} samples at a time: {_median_and_range(times['float'])}")
+    print(f"  engine: {_median_and_range(times['hw_sim'])}")
+    ratio = _ratio(times, "float")
+    kept = "kept" if ratio <= LIMIT_RULES else "MISSED"
+    print(f"    limit {LIMIT_RULES}: {kept}")
+    return ratio <= LIMIT_RULES
+
+
 def ten_million() -> IntegerNetwork:
     """Linear layers with 10 million synapses together, 100 steps."""
     rng = np.random.default_rng(0)
@@ -315,7 +349,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--threads", type=int, default=THREADS, help="for both")
-    parser.add_argument("--only", choices=("zoo", "official", "graph", "memory"))
+    parser.add_argument("--only", choices=("zoo", "official", "rules", "graph", "memory"))
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run is not None:
@@ -326,6 +360,8 @@ def main() -> None:
     kept = [
         compare(name, args.repeat, args.threads) for name in LIMITS if args.only in (None, name)
     ]
+    if args.only in (None, "rules"):
+        kept += [other_rules(name, args.repeat, args.threads) for name in ("stork", "tebn")]
     if args.only in (None, "graph"):
         kept.append(resets(args.repeat, args.threads))
     if args.only in (None, "memory"):

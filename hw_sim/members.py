@@ -173,7 +173,8 @@ class LifNeurons:
 
     def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
         """See ``Stepped``."""
-        buffers.sums_wide(sums[0], self.neurons, first, last, *state, done.did)
+        active, u, v = state
+        buffers.sums_wide(sums[0], self.neurons, first, last, active, u, v, done.did)
 
     def alone(self, sums: IntArray, done: Done) -> None:
         """See ``Stepped``; the sums lack what neurons send themselves one to one."""
@@ -205,7 +206,7 @@ class LifNeurons:
 class RuleNeurons:
     """Neurons with any of the rules; ``states``: whether these are kept."""
 
-    rules: rules.Rules
+    parameters: rules.Rules
     size: int
     states: bool
 
@@ -216,7 +217,7 @@ class RuleNeurons:
 
     def begin(self, done: Done) -> tuple[rules.States, rules.Scratch, rules.Results]:
         """States, scratch, and where results go."""
-        mine, did = self.rules, done.did
+        mine, did = self.parameters, done.did
         samples, steps, size = did.spikes.shape
         there = {"u": 1, "v": 1, "u2": mine.second, "q": mine.adapts, "rest": mine.hold}
         states = [np.zeros(samples * size * bool(there[n]), np.int64) for n in rules.STATES]
@@ -228,8 +229,9 @@ class RuleNeurons:
             did.active,
             did.overflow,
         )
-        chunks = [np.zeros(rules.CHUNK, kind) for kind in (np.int64,) * 3 + (np.uint8,) * 2]
-        scratch = rules.Scratch(*chunks, np.zeros(steps * size, np.uint8))
+        a, a2, v = (np.zeros(rules.CHUNK, np.int64) for _ in range(3))
+        fired, over = (np.zeros(rules.CHUNK, np.uint8) for _ in range(2))
+        scratch = rules.Scratch(a, a2, v, fired, over, np.zeros(steps * size, np.uint8))
         return rules.States(*states), scratch, results
 
     def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
@@ -243,7 +245,7 @@ class RuleNeurons:
     def recurrent(self, way: Way, sums: IntArray, done: Done) -> bool:
         """See ``Stepped``; not for graded values either."""
         layout = way.synapses.layout
-        if layout is None or self.rules.graded:
+        if layout is None or self.parameters.graded:
             return False
         pixels = self.size // len(layout.wiring.channel_at)
         back = rules.Back(
@@ -263,7 +265,7 @@ class RuleNeurons:
     def _run(
         self, back: rules.Back, state: Any, first: int, last: int, sums: IntArray, done: Done
     ) -> None:
-        rules.run(self.rules, back, *_by_width(sums), first, last, *state)
+        rules.run(self.parameters, back, *_by_width(sums), first, last, *state)
         if last == sums.shape[2] and self.states:
             rooms = {"u": done.did.u, "v": done.did.v, **done.more}
             kept = state[2].kept.reshape(len(rules.STATES), *done.did.spikes.shape)
@@ -282,7 +284,8 @@ def _by_width(sums: IntArray) -> tuple[IntArray, IntArray]:
 def _nothing() -> rules.Back:
     """No way back, of the types of one with weights of 8 bits."""
     none = np.zeros(0, np.int64)
-    wiring = kernels.Wiring(*[none] * 7, 0, 0, False, none)
+    tables = none, none, none, none, none, none, none
+    wiring = kernels.Wiring(*tables, 0, 0, False, none)
     pieces = kernels.Pieces(none, none, none, none)
     weights, acc = np.zeros(0, np.int8), np.zeros((0, 0), np.int16)
     return rules.Back(0, 0, 0, weights, wiring, pieces, acc, none, np.zeros(0, np.int32))
