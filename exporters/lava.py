@@ -67,7 +67,9 @@ def params(network: IntegerNetwork) -> dict[str, Any]:
         connections.append(described)
         arrays |= {f"c{i}/{key}": array for key, array in own.items()}
     for i, population in enumerate(network.populations):
-        arrays |= {f"p{i}/{key}": array for key, array in _neurons(population).items()}
+        arrays |= {
+            f"p{i}/{key}": array for key, array in _neurons(population, network.timesteps).items()
+        }
     readout, own = _readout(network)
     arrays |= {f"r/{key}": array for key, array in own.items()}
     description = {
@@ -126,7 +128,7 @@ def _fields(population: Population) -> Iterator[str]:
         yield "gain"
 
 
-def _neurons(population: Population) -> dict[str, NDArray[np.int32]]:
+def _neurons(population: Population, timesteps: int) -> dict[str, NDArray[np.int32]]:
     """The arrays of a population; a gain has one for each step."""
 
     def reversed_axes(values: Any) -> NDArray[np.int32]:
@@ -136,7 +138,7 @@ def _neurons(population: Population) -> dict[str, NDArray[np.int32]]:
     for name in _fields(population):
         values = getattr(population.neurons, name)
         if name == "gain":
-            found[name] = np.stack([reversed_axes(step) for step in values])
+            found[name] = np.stack([reversed_axes(step) for step in values[:timesteps]])
         else:
             found[name] = reversed_axes(values)
     return found

@@ -18,7 +18,6 @@ from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem
 from stl_deploy.ir import kinds, order, slices
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Each
 from stl_deploy.ir.synapses import Conv
 
 # Lava's Conv keeps groups, kernel size, stride, padding and dilation as int8 and wraps larger ones.
@@ -157,15 +156,9 @@ def _neuron_problems(population: Population, chip: chips.Chip) -> Iterator[Probl
         ("bias mantissa", neurons.bias_mant, *chip.bias_mant_range, requantize),
         ("bias exponent", neurons.bias_exp, 0, _field(registers.bias_exp_bits), requantize),
         ("current decay du", neurons.du, 0, decays, decay_remedy),
-        ("second current's decay du2", _or_0(neurons.du2), 0, decays, decay_remedy),
         ("voltage decay dv", neurons.dv, 0, decays, decay_remedy),
-        ("threshold's decay dq", neurons.dq, 0, decays, decay_remedy),
     ):
         yield from _outside(population.name, what, values, (low, high), chip, remedy)
-
-
-def _or_0(values: Each | None) -> Each:
-    return 0 if values is None else values
 
 
 def _weight_problems(connection: Connection, chip: chips.Chip) -> Iterator[Problem]:
@@ -232,8 +225,7 @@ def _state_problems(
     """An ideal chip never overflows, Loihi's registers do: only what provably fits may go."""
     neurons, into = population.neurons, network.into(population.name)
     # Exponents and decays outside their fields are named as such.
-    decays = neurons.du, neurons.dv, neurons.dq, _or_0(neurons.du2)
-    lowest = *map(np.min, decays), neurons.bias_exp, *(c.exp for c in into)
+    lowest = np.min(neurons.du), np.min(neurons.dv), neurons.bias_exp, *(c.exp for c in into)
     if chip.state_limit is None or min(lowest) < 0:
         return
     top = bounds.largest_state(network, population, network.timesteps)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stl_deploy.errors import LoweringError
-from stl_deploy.exporters import folder, loihi_layers, netx
+from stl_deploy.exporters import folder, lava, loihi_layers, netx
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import MAX_HOLD, ONCE, Graded, Lif
 from stl_deploy.ir.readouts import Readout
@@ -169,10 +169,9 @@ def test_a_value_of_v_that_24_bits_do_not_hold_is_refused(chip, field):
         assert "8,388,60" in problem.what or "838860" in problem.what
 
 
-@pytest.mark.parametrize("field", ["du2", "dq"])
-def test_a_decay_outside_12_bits_is_refused(field):
-    more = {"adapt": 5} if field == "dq" else {}
-    for chip in ("ideal", "loihi2"):
-        for value in (-1, 4096):
-            (problem,) = loihi_layers.problems(network(chip, **{field: value}, **more))
-            assert f"decay {field} {value} is outside 0..4095" in problem.what
+def test_gains_and_weights_of_steps_that_are_not_run_are_left_out():
+    gain = np.arange(STEPS + 2, dtype=np.int16)
+    readout = Readout(NEURONS, 1, "odd", steps=tuple(range(STEPS + 2)))
+    arrays = lava.params(network("loihi2", readout, gain=gain))
+    assert arrays["p1/gain"].tolist() == [[step] * NEURONS for step in range(STEPS)]
+    assert arrays["r/steps"].tolist() == list(range(STEPS))
