@@ -142,14 +142,16 @@ def _terms(value: Value, outer: bool = False) -> list[Term]:
         share = 1 / len(parts) if value.facts == "mean" else 1.0
         return [term.times(share) for term in flat]
     if value.kind == "module" and isinstance(value.facts, SILENT):
-        return flat
+        steps: Float = flat
+    return steps
     if value.kind == "module" and isinstance(value.facts, LINEAR):
         return [term.through(value, float(i == 0)) for i, term in enumerate(flat)]
     if value.kind != "op":
         return []
     kind, *facts = value.facts
     if kind == "add":
-        return flat
+        steps: Float = flat
+    return steps
     if kind == "scale":
         return [term.times(facts[0]) for term in flat]
     if kind == "flatten":
@@ -175,10 +177,10 @@ def matrix(reading: Reading) -> tuple[Float, Float]:
     size = int(np.prod(reading.shape))
     with torch.no_grad():
         every = torch.eye(size, dtype=torch.float64).reshape(size, *reading.shape)
-        weight = _through(reading.way, every, [0.0] * len(shares)).reshape(size, -1).T
+        found = _through(reading.way, every, [0.0] * len(shares)).reshape(size, -1).T
         none = torch.zeros(1, *reading.shape, dtype=torch.float64)
         offset = _through(reading.way, none, shares).reshape(-1)
-    return weight.numpy().copy(), offset.numpy().copy()
+    return found.numpy().copy(), offset.numpy().copy()
 
 
 def _through(way: tuple[Value, ...], x: torch.Tensor, shares: Sequence[float]) -> torch.Tensor:
@@ -221,5 +223,7 @@ def given_back(reading: Reading, readout: FloatReadout, sent: Array, v: Array) -
         highest: Float = (flat * by_step[:, None]).max(axis=1)
         return highest
     if reading.over == "sum":
-        return np.einsum("t,nti->ni", by_step, flat)
-    return flat
+        total: Float = np.einsum("t,nti->ni", by_step, flat)
+        return total
+    steps: Float = flat
+    return steps
