@@ -3,7 +3,7 @@
 # No ``from __future__ import annotations``: numba reads the functions as they are.
 import numpy as np
 
-from stl_deploy.hw_sim.compiled import Array, compiled
+from stl_deploy.hw_sim.compiled import Array, Int, compiled
 from stl_deploy.hw_sim.kernels import (
     Did,
     Neurons,
@@ -21,7 +21,7 @@ from stl_deploy.hw_sim.kernels import (
 
 
 @compiled
-def add_pieces(acc: Array, pieces: Pieces, block: int, factor: int, sums: Array) -> None:
+def add_pieces(acc: Array, pieces: Pieces, block: int, factor: Int, sums: Array) -> None:
     """Add the sums of a block, ``acc`` [phases, accumulators], times ``factor`` to ``sums`` [neurons].
 
     Sums wrap in the type of ``sums``.

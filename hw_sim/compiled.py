@@ -90,7 +90,8 @@ def uncounted(function: Function) -> Function:
     It makes and returns no arrays but views, which no one keeps. numba does not document the option, so the
     plain form does without.
     """
-    return _compiled(function, njit(nogil=True) if PLAIN else njit(nogil=True, _nrt=False))
+    options: dict[str, Any] = {"nogil": True} if PLAIN else {"nogil": True, "_nrt": False}
+    return _compiled(function, njit(**options))
 
 
 def _compiled(function: Function, compiler: Any) -> Function:

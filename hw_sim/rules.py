@@ -126,7 +126,7 @@ def place(values: Array, first: Int, size: Int) -> Int:
 
 
 @uncounted
-def decayed(x: Int, keep: Int) -> Int:
+def decayed(x: int, keep: int) -> int:
     """What a decay leaves of x, truncated toward zero."""
     kept = (abs(x) * keep) >> DECAY_BITS
     return -kept if x < 0 else kept
