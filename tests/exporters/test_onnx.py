@@ -469,20 +469,16 @@ def test_what_cannot_be_carried_is_named_at_once(tmp_path):
 
     broken = replace(
         network.changed(
-            other("lif1", reset="delayed"),
             replace(network.into("lif3")[0], exp=8),
             other("lif4", dv=5000, bias_exp=8),
         ),
         inputs={"input": replace(network.inputs["input"], levels=256)},
-        readout=Readout(3, 4, "lif4"),
     )
     with pytest.raises(LoweringError) as caught:
         exporters.write(broken, "onnx", tmp_path)
     lines = [str(problem).split(" -> ")[0] for problem in caught.value.problems]
     assert lines == [
         "input: input levels 256; ONNX reads it as uint8, up to 255",
-        "lif4: 20 neurons for 3 classes of 4",
-        "lif1: reset 'delayed' is not one of zero, subtract, constant, none",
         "lif3_w: weight exponent 8 is outside 0..7",
         "lif4: voltage decay dv 5000 is outside 0..4096",
         "lif4: bias exponent 8 is outside 0..7",
