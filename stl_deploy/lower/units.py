@@ -444,6 +444,8 @@ class Fit:
 
     def _report_thresholds(self, units: Float) -> None:
         """Thresholds that the register cannot hold: an error, or with clamping a diagnostic."""
+        if not self.target.neurons.fires:
+            return
         (low, high), theta = self.chip.threshold_range, self.target.neurons.theta
         vth = self.integers.vth(units).reshape(theta.shape)
         outside = (vth < low) | (vth > high)

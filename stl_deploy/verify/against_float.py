@@ -30,6 +30,7 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import Input, IntegerNetwork, Raster
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.spread import Spread, Threads
@@ -37,6 +38,7 @@ from stl_deploy.verify import pairs
 from stl_deploy.verify.audit import Audit, Findings
 from stl_deploy.verify.divergence import Divergence
 
+Float = NDArray[np.float64]
 Spikes = dict[str, NDArray[np.uint8]]
 Visit = Callable[[Raster, Trace], None]
 
@@ -246,8 +248,10 @@ class Comparer:
     def __init__(self, job: Comparison) -> None:
         self.job, self.network = job, job.network
         self.engine = Engine(job.network, job.cores)
-        floats = decode(job.graph).by_name
-        self.names = [name for name in job.network.by_name if name in floats]
+        floats = decode(job.graph)
+        # Without one of its own the float side is scored as the integers are.
+        self.floats: Readout = floats.readout or job.network.readout
+        self.names = [name for name in job.network.by_name if name in floats.by_name]
         self.forced = Engine(job.network.cut(self.names))
         self.audit = Audit(job.graph, job.network, job.source)
         self.models: tuple[STLNet, ...] = ()
@@ -258,7 +262,7 @@ class Comparer:
     def __call__(self, batch: tuple[Raster, NDArray[np.int64] | None]) -> Found:
         """Compare one batch: its raster and labels [N]."""
         inputs, labels = batch
-        expected, others = self._floats(inputs)
+        expected, others, v = self._floats(inputs)
         trace = self.engine.run(inputs)
         given = cut.rasters(self.network.inputs, inputs, {n: expected[n] for n in self.names})
         lowered, forced = (
@@ -266,7 +270,10 @@ class Comparer:
             for done in (trace, self.forced.run(given))
         )
         runs = {"cascaded": lowered, "forced": forced, **others}
-        want = self.network.readout.predict(expected[self.network.readout.source])
+        source = self.network.readout.source
+        want = self.floats.predict(
+            expected[source], None if v is None else v.reshape(expected[source].shape)
+        )
         got = trace.predictions
         tally = Tally(
             samples=len(got),
@@ -288,16 +295,17 @@ class Comparer:
         findings = self.audit.examine(inputs, expected, forced, lowered)
         return Found(tally, findings, trace if self.job.keep else None)
 
-    def _floats(self, inputs: Raster) -> tuple[Spikes, dict[str, Spikes]]:
-        """The reference's spikes, and those of what else runs in float."""
+    def _floats(self, inputs: Raster) -> tuple[Spikes, dict[str, Spikes], Float | None]:
+        """The reference's spikes, those of what else runs in float, and the v that the readout needs."""
         given = self.network.rasters(inputs)
-        graph = float_exec.run(self.job.graph, given)
+        ran = float_exec.trace(self.job.graph, given)
+        graph = ran.sent
         if not self.models:
-            return graph, {}
+            return graph, {}, ran.v if self.floats.by_voltage else None
         (only,) = given.values()
         with _one_thread(), torch.inference_mode():
             double, single = (_numpy(m.run(torch.from_numpy(only))) for m in self.models)
-        return double, {"float32": single, "float_nir": graph}
+        return double, {"float32": single, "float_nir": graph}, None
 
 
 _alone = threading.Lock()

@@ -30,6 +30,7 @@ from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.neurons import of_channels
 from stl_deploy.ir.synapses import Geometry
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS, UNIT
+from stl_deploy.lower import rules
 from stl_deploy.verify import intervals, pairs
 
 Float = NDArray[np.float64]
@@ -334,6 +335,13 @@ def _check_floats(floats: FloatNetwork, known: FloatPopulation) -> None:
         raise _NotCovered("its float neurons have a synaptic current")
     if (neurons.v_reset != 0).any():
         raise _NotCovered("its v_reset is not zero")
+    if said := [*rules.extra(neurons), *(["a rest after spikes"] if neurons.hold else [])]:
+        raise _NotCovered(
+            f"its float neurons have {' and '.join(said)}, which the proof leaves out"
+        )
+    for c in floats.into(known.name):
+        if c.source in floats.by_name and floats.by_name[c.source].neurons.graded:
+            raise _NotCovered(f"its source {c.source} sends values in units of its own")
     if not ((neurons.keep >= 0) & (neurons.keep <= 1)).all():
         raise _NotCovered("the decay of its float neurons is not between 0 and 1")
     if floats.trained is not None and neurons.has_state:
