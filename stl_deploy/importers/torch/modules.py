@@ -8,8 +8,8 @@ makes up the difference exactly; without a reset, one of beta*theta gives back a
 current, what arrives would be there in later steps too; -alpha*w a step later takes it out again.
 
 Neurons other than Leaky, reset to zero a step late, also lose the input of that step, while a current runs
-on: they rest for one step (``hold``). Neurons whose membrane is read out have no reset here: by subtraction, a
-connection of -theta takes the threshold away in the next step, so that v is snnTorch's own membrane.
+on: they rest for one step (``hold``). Neurons whose membrane is read out have no reset here: by subtraction,
+a connection of -theta takes the threshold away in the next step, so that v is snnTorch's own membrane.
 """
 
 from __future__ import annotations

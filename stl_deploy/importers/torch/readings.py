@@ -142,16 +142,14 @@ def _terms(value: Value, outer: bool = False) -> list[Term]:
         share = 1 / len(parts) if value.facts == "mean" else 1.0
         return [term.times(share) for term in flat]
     if value.kind == "module" and isinstance(value.facts, SILENT):
-        steps: Float = flat
-    return steps
+        return flat
     if value.kind == "module" and isinstance(value.facts, LINEAR):
         return [term.through(value, float(i == 0)) for i, term in enumerate(flat)]
     if value.kind != "op":
         return []
     kind, *facts = value.facts
     if kind == "add":
-        steps: Float = flat
-    return steps
+        return flat
     if kind == "scale":
         return [term.times(facts[0]) for term in flat]
     if kind == "flatten":
@@ -225,5 +223,4 @@ def given_back(reading: Reading, readout: FloatReadout, sent: Array, v: Array) -
     if reading.over == "sum":
         total: Float = np.einsum("t,nti->ni", by_step, flat)
         return total
-    steps: Float = flat
-    return steps
+    return flat
