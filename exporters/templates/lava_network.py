@@ -293,6 +293,7 @@ class PyGraphLIF(AbstractPyLifModelFixed):
         shape = proc_params["shape"]
         self.u2, self.q, self.rest = (np.zeros(shape, np.int32) for _ in range(3))
         self.effective_vth: Any = 0
+        self.effective_bias: Any = 0
         if "gain" in self.rules:
             self.act_shift = 0  # what arrives is brought to the units of u before it is scaled
 
@@ -346,7 +347,8 @@ class PyGraphLIF(AbstractPyLifModelFixed):
         """What arrives, in the units of u and with the bias, times the gain of step ``t``."""
         shifted = np.int64(np.left_shift(arrived.astype(np.int32), self.vth_shift)) + bias
         product = np.int64(shifted.astype(np.int32)) * self.rules["gain"][t]
-        return np.sign(product) * np.right_shift(np.abs(product), self.decay_shift)
+        scaled: np.ndarray = np.sign(product) * np.right_shift(np.abs(product), self.decay_shift)
+        return scaled
 
     def step_second(self, added: np.ndarray) -> None:
         """The second current, by the same step as Lava's own."""
@@ -357,7 +359,8 @@ class PyGraphLIF(AbstractPyLifModelFixed):
     def decayed(self, state: np.ndarray, constant: Any) -> np.ndarray:
         """What a step leaves of ``state``, truncated toward zero; int64."""
         product = np.int64(state) * (self.decay_unity - constant)
-        return np.sign(product) * np.right_shift(np.abs(product), self.decay_shift)
+        left: np.ndarray = np.sign(product) * np.right_shift(np.abs(product), self.decay_shift)
+        return left
 
     def scale_threshold(self) -> None:
         """Thresholds count 64 units of v."""
@@ -660,7 +663,8 @@ def scores(
         steps = arrays.get("steps", np.ones(sent.shape[1], np.int64))[: sent.shape[1]]
         values = np.einsum("t,nti->ni", steps, sent)
         if "matrix" in arrays:
-            return values @ arrays["matrix"].T + arrays.get("offset", 0) * steps.sum()
+            scores: np.ndarray = values @ arrays["matrix"].T
+            return scores + arrays.get("offset", 0) * steps.sum()
     elif rule == "first":
         best: np.ndarray = ranks(sent, v).reshape(grouped).max(axis=2)
         return best
@@ -682,7 +686,8 @@ def ranks(sent: np.ndarray, v: np.ndarray) -> np.ndarray:
     at = np.take_along_axis(v, np.minimum(first, steps - 1)[:, None], axis=1)[:, 0]
     index = np.broadcast_to(np.arange(sent.shape[2]), first.shape)
     order = np.lexsort((index, -at, first), axis=1)
-    return sent.shape[2] - 1 - order.argsort(axis=1)
+    behind: np.ndarray = sent.shape[2] - 1 - order.argsort(axis=1)
+    return behind
 
 
 def check_connection(

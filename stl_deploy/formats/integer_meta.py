@@ -98,7 +98,7 @@ class ConnectionMeta(_Meta):
     bits: int = Field(ge=1, le=8)
     precision: WeightPrecision
     delay: int = Field(ge=0, le=MAX_DELAY)
-    port: Literal[0, 1] = 0
+    port: int = Field(default=0, ge=0, le=1)
 
 
 class ReadoutMeta(_Meta):

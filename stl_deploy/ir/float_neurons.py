@@ -319,14 +319,15 @@ def decode(node: Any, values: Values | None = None, dt: float = G.DT) -> FloatNe
     neurons = entry.decode(values, dt)
     said = words.read(node)
     if said.port:
-        raise ValueError(f"metadata.{words.KEY}: a port is that of weights, not of neurons")
-    neurons = replace(neurons, **said.neurons, **words.arrays(node, neurons.shape))
+        raise ValueError(f"metadata.{G.KEY}: a port is that of weights, not of neurons")
+    rules: dict[str, Any] = {**said.neurons, **words.arrays(node, neurons.shape)}
+    neurons = replace(neurons, **rules)
     if (neurons.current2 is None) != (neurons.drive2 is None):
-        raise ValueError(f"metadata.{words.KEY}: a second current needs current2 and drive2")
+        raise ValueError(f"metadata.{G.KEY}: a second current needs current2 and drive2")
     if neurons.adapt is None and neurons.adapt_step is not None:
-        raise ValueError(f"metadata.{words.KEY}: adapt_step without adapt")
+        raise ValueError(f"metadata.{G.KEY}: adapt_step without adapt")
     if not neurons.has_state and not neurons.plain:
-        raise ValueError(f"metadata.{words.KEY}: a Threshold keeps nothing; a LIF has such rules")
+        raise ValueError(f"metadata.{G.KEY}: a Threshold keeps nothing; a LIF has such rules")
     if not neurons.fires or not neurons.has_state:
         return neurons
     return replace(neurons, reset=G.reset_of(node))
