@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from stl_deploy.errors import Problem
 from stl_deploy.exporters import onnx_graph, onnx_inputs, onnx_neurons, onnx_sums
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import IntegerNetwork, Population
-from stl_deploy.ir.neurons import MAX_HOLD, ONCE, Neurons, Reset
+from stl_deploy.ir.neurons import Neurons
 from stl_deploy.ir.synapses import Synapses
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FORGETS, FRACTION_BITS
 
@@ -21,7 +21,6 @@ INT32_SUM_LIMIT = 1 << 31
 INT64_LIMIT = 1 << 63
 # |x| * 4096 has to fit int64 in a decay.
 STATE_LIMIT = 1 << 50
-RESETS: tuple[str, ...] = get_args(Reset)
 MATRIX_ENTRY_BYTES = 32  # as a constant and as a text in metadata_props
 
 
@@ -37,7 +36,6 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         for name, port in network.inputs.items()
         if port.levels > onnx_inputs.levels_max(port)
     ]
-    found += _readout_problems(network)
     for population in network.populations:
         form = onnx_neurons.POPULATIONS.get(population.kind)
         unknown = kinds.unsupported(
@@ -49,6 +47,8 @@ def problems(network: IntegerNetwork) -> list[Problem]:
             kinds.FIELDS if form is None else form.fields,
         )
         found += unknown or _problems(network, population)
+        if not unknown and population.name == network.readout.source:
+            found += _readout_problems(network)
     if not found:
         size = sum(_bytes(network, population) for population in network.populations)
         if size > onnx_graph.FILE_BYTES_MAX:
@@ -59,19 +59,10 @@ def problems(network: IntegerNetwork) -> list[Problem]:
 
 def _problems(network: IntegerNetwork, population: Population) -> Iterator[Problem]:
     name, neurons = population.name, population.neurons
-    if neurons.reset not in RESETS:
-        what = f"reset {neurons.reset!r} is not one of {', '.join(RESETS)}"
-        yield Problem(name, what, "use one of these")
-    if neurons.gain is not None and len(neurons.gain) < network.timesteps:
-        what = f"gains for {len(neurons.gain)} of {network.timesteps} steps"
-        yield Problem(name, what, "give one for each step")
     spans: list[tuple[str, str, Any, int, int]] = [
         (name, "current decay du", neurons.du, -1, FORGETS),
-        (name, "decay du2 of the second current", _given(neurons.du2), -1, FORGETS),
         (name, "voltage decay dv", neurons.dv, 0, DECAY_ONE),
-        (name, "decay dq of thresholds", neurons.dq, 0, DECAY_ONE),
         (name, "bias exponent", neurons.bias_exp, 0, 7),
-        (name, "hold", neurons.hold, ONCE, MAX_HOLD),
         *((c.name, "weight exponent", c.exp, 0, 7) for c in network.into(name)),
     ]
     if (limit := chips.of(network).state_limit) is not None:
@@ -108,20 +99,8 @@ def _problems(network: IntegerNetwork, population: Population) -> Iterator[Probl
 
 def _readout_problems(network: IntegerNetwork) -> Iterator[Problem]:
     readout = network.readout
-    name, neurons = readout.source, network.size(readout.source)
-    if not readout.fits(neurons):
-        read = f"{readout.classes} classes of {readout.population}"
-        if readout.matrix is not None:
-            read = f"{readout.classes} classes and a matrix of {'x'.join(map(str, readout.matrix.shape))}"
-        yield Problem(name, f"{neurons} neurons for {read}", "correct the readout")
-        return
+    name = readout.source
     steps = (1,) * network.timesteps if readout.steps is None else readout.steps
-    if len(steps) < network.timesteps:
-        what = f"weights for {len(steps)} of {network.timesteps} steps"
-        yield Problem(name, what, "give one for each step")
-    if broken := [weight for weight in steps if weight != int(weight)]:
-        yield Problem(name, f"a step counts {broken[0]}", "use whole numbers")
-        return
     if readout.rule == "first":
         return
     if readout.by_voltage:

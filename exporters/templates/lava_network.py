@@ -664,7 +664,8 @@ def scores(
         values = np.einsum("t,nti->ni", steps, sent)
         if "matrix" in arrays:
             scores: np.ndarray = values @ arrays["matrix"].T
-            return scores + arrays.get("offset", 0) * steps.sum()
+            scores = scores + arrays.get("offset", 0) * steps.sum()
+            return scores
     elif rule == "first":
         best: np.ndarray = ranks(sent, v).reshape(grouped).max(axis=2)
         return best

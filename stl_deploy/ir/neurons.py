@@ -138,7 +138,9 @@ class Lif:
         """The lowest and the highest value that a neuron sends."""
         if self.graded is None:
             return 0, int(self.fires)
-        above = self.fires and bool((self.vth >= 0).all()) and bool(np.all(np.asarray(self.adapt) >= 0))
+        above = (
+            self.fires and bool((self.vth >= 0).all()) and bool(np.all(np.asarray(self.adapt) >= 0))
+        )
         lowest = 0 if above else -self.graded.levels
         return lowest, self.graded.levels
 

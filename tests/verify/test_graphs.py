@@ -19,6 +19,7 @@ from stl_deploy.ir import execute
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import Connection, IntegerNetwork
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.lower.relays import relayed
 from stl_deploy.verify import against_reference, certificates, faults
@@ -321,7 +322,9 @@ def test_a_network_with_other_inputs_or_populations_is_refused(exact):
         network,
         populations=network.populations[:-1],
         connections=tuple(c for c in network.connections if "lif4" not in (c.source, c.target)),
-        readout=replace(network.readout, source="lif3"),
+        readout=Readout(
+            10, 1, "lif3", matrix=np.ones((10, network.by_name["lif3"].size), np.int64)
+        ),
     )
     with pytest.raises(InputError, match="are not those of the model"):
         compare(None, graph, less, data)
