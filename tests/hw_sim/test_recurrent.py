@@ -335,7 +335,6 @@ RAMP = np.linspace(1e-4, 9e-4, 60)
         ({"tau_syn": -1e-4}, "lif1: decay 1 - dt/tau_syn ranges from 2 to 2"),
         ({"tau_syn": 5e-5}, "lif1: decay 1 - dt/tau_syn ranges from -1 to -1"),
         ({"w_in": -1.0}, "lif1: w_in * dt / tau_syn * r * dt / tau_mem is not positive"),
-        ({"v_reset": 0.1}, "lif1: v_reset is not zero"),
     ],
 )
 def test_what_neurons_with_a_current_cannot_have(fields, what):
@@ -344,8 +343,8 @@ def test_what_neurons_with_a_current_cannot_have(fields, what):
 
 
 def test_all_problems_at_once():
-    graph = changed(tau_syn=5e-5, v_reset=0.1)
-    graph.nodes["lif2"].v_reset[:] = 1
+    graph = changed(tau_syn=5e-5, w_in=-1.0)
+    graph.nodes["lif2"].tau_syn[:] = 5e-5
     assert [line.split(":")[0] for line in refused(graph)] == ["lif1"] * 2 + ["lif2"]
 
 

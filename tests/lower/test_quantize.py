@@ -600,7 +600,6 @@ def test_many_thresholds_on_loihi1():
     ("names", "where"),
     [
         (("fc", "fc2", "lif"), "fc2"),
-        (("fc", "lif", "fc2"), "fc2"),
         (("pool", "lif"), "lif"),
     ],
 )
