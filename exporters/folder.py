@@ -256,7 +256,6 @@ def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
         "grid_bits": max((c.grid_bits for c in into), default=None),
         "recurrent": any(c.source == population.name for c in into),
         "neuron": neuron_words(population),
-        "assumed": rules.assumed(network).get(population.name, []),
         "reset": neurons.reset,
         "decays": {"du": _span(neurons.du), "dv": _span(neurons.dv)},
         "rules": rules.words(neurons),

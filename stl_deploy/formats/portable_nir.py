@@ -49,7 +49,7 @@ from stl_deploy.formats import nir_io
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_walk as walk
 from stl_deploy.ir.float_neurons import FloatNeurons
-from stl_deploy.ir.floats import decode
+from stl_deploy.ir.floats import FloatNetwork, decode
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.units import (
@@ -126,16 +126,22 @@ def from_float(graph: nir.NIRGraph) -> nir.NIRGraph:
         signed=known.signed,
         held=known.held,
         classes=known.classes,
-        population=known.population,
+        population=1 if _ends_in_a_matrix(network) else known.population,
         inexact=inexact_trained(graph),
     )
     problems = list(_inputs(list(network.inputs)))
-    problems += [_ruled(p.name, rule) for p in network.populations for rule in _rules(p.neurons)]
+    for p in network.populations:
+        problems += [_ruled(p.name, rule) for rule in float_rules(p.neurons)]
+        problems += [] if p.neurons.fires else [_silent(p.name)]
     problems += [] if network.readout is None else _unread(network.readout)
     problems += [_delays(name) for name, n in graph.nodes.items() if isinstance(n, nir.Delay)]
     if problems:
         raise LoweringError(problems)
     return _Rewriting(graph, 0.0).graph(meta)
+
+
+def _ends_in_a_matrix(network: FloatNetwork) -> bool:
+    return network.readout is not None and network.readout.matrix is not None
 
 
 def inexact(network: IntegerNetwork) -> dict[str, str]:
@@ -237,8 +243,7 @@ def _unsayable(network: IntegerNetwork, name: str) -> Iterator[Problem]:
     for rule in rules.unsaid(population.neurons):
         yield _ruled(name, rule)
     if not population.neurons.fires:
-        what = "has no threshold; no tool that is known runs such neurons"
-        yield Problem(name, what, SPEC)
+        yield _silent(name)
     if not into:
         what = "nothing leads to it; no tool that is known runs such neurons"
         yield Problem(name, what, SPEC)
@@ -262,13 +267,12 @@ def _keeps_shape(network: IntegerNetwork, c: Connection, population: Population)
     return c.synapses.kind != "dense"
 
 
-def _rules(neurons: FloatNeurons) -> list[str]:
+def float_rules(neurons: FloatNeurons) -> list[str]:
     """The rules of float neurons that NIR's equations cannot express."""
     fires = neurons.fires
     found = {
         "reset by subtraction": fires and neurons.reset == "subtract",
         chip_rules.RESETS["none"]: fires and neurons.reset == "none",
-        "no threshold": not fires,
         "reset of the current": fires and neurons.reset_current,
         chip_rules.HOLD: fires and neurons.hold != 0,
         "floor of v": neurons.floor is not None,
@@ -284,6 +288,11 @@ def _rules(neurons: FloatNeurons) -> list[str]:
 def _ruled(name: str, rule: str) -> Problem:
     what = f"{rule}: NIR's equations cannot express it"
     return Problem(name, what, f"{SPEC}, whose metadata states it")
+
+
+def _silent(name: str) -> Problem:
+    what = "has no threshold; no tool that is known runs such neurons"
+    return Problem(name, what, SPEC)
 
 
 def _unread(readout: Readout) -> Iterator[Problem]:

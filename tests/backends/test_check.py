@@ -15,8 +15,11 @@ from stl_deploy.backends.consumers import run as runs
 from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import nir_io
+from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.hw_sim import reference
 from stl_deploy.ir import nir_graph as G
-from tests.build import nir_interpreter
+from stl_deploy.ir import nir_words
+from tests.build import nir_cases, nir_interpreter
 
 CHAIN = [("input", "fc"), ("fc", "lif"), ("lif", "output")]
 
@@ -387,3 +390,80 @@ def test_a_raster_of_another_shape_is_refused(tmp_path, command):
     code, out, err = command("stl-check", path, "--input", where)
     assert (code, out) == (2, "")
     assert "has inputs of shape (4,), the graph (3,)" in err
+
+
+# What only the metadata say
+
+
+def ruled_file(tmp_path, readout=None, arrays=None, **words):
+    """A float graph whose neurons have rules in their metadata."""
+    made = nodes()
+    nir_words.say(made["lif"], arrays, **words)
+    chain = {name: made[name] for name in ("fc", "lif")}
+    meta = G.FloatMeta(version=4, timesteps=3, classes=4, population=1, readout=readout)
+    path = tmp_path / "m.nir"
+    nir_io.write(G.chain_graph(chain, (3,), (4,), meta.text()), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("said", "rules"),
+    [
+        ({}, []),
+        ({"hold": 2}, ["hold"]),
+        ({"reset_current": True, "arrays": {"v0": 0.5}}, ["reset of the current", "initial v"]),
+        ({"arrays": {"floor": -1.0}}, ["floor of v"]),
+        ({"arrays": {"amplify": np.ones(3)}}, ["gain for each step"]),
+        ({"arrays": {"adapt": 0.1, "adapt_step": 0.1}}, ["adaptive threshold"]),
+        ({"arrays": {"current2": 0.5, "drive2": 1.0}}, ["second current"]),
+    ],
+)
+def test_rules_of_float_graphs_are_named(tmp_path, said, rules):
+    file = consumer_file.read(ruled_file(tmp_path, **said))
+    assert file.unsaid == ({"lif": rules} if rules else {})
+    (answer,) = consumers.check(file, [CONSUMERS["norse"]])
+    reasons = [r for r in answer.reasons if "only the metadata say, such as" in r.why]
+    assert [(r.verdict, r.nodes, list(r.names)) for r in reasons] == [
+        (Verdict.DIFFERS, ("lif",), rules) for _ in rules[:1]
+    ]
+    for rule in rules[:1]:
+        (reason,) = answer.to_json()["reasons"][:1]
+        assert reason["names"] == rules
+        with pytest.raises(LoweringError) as error:
+            nir_portable.from_float(file.graph)
+        assert f"lif: {rule}: NIR's equations cannot express it" in str(error.value)
+
+
+def test_readouts_that_only_the_metadata_say_are_named(tmp_path, command):
+    path = ruled_file(tmp_path, readout=G.Read(rule="last", factors=(1.0, 2.0, 3.0, 4.0)))
+    code, text, _ = command("stl-check", path)
+    assert code == 0
+    said = "only the metadata say how its outputs are made classes: last, factors (output)"
+    assert said in " ".join(text.split())
+    with pytest.raises(LoweringError, match="readout: classes are scored by last"):
+        nir_portable.from_float(nir_io.read(path))
+
+
+def test_the_rules_of_integers_are_named(tmp_path, command):
+    cases = nir_cases.build(tmp_path)
+    file = consumer_file.read(cases["rules in the metadata"].path)
+    assert file.unsaid == {"a": ["adaptive threshold"]}
+    assert consumer_file.read(cases["scored by v"].path).scored == ("mean",)
+    code, text, _ = command("stl-check", cases["rules in the metadata"].path)
+    assert code == 0
+    assert "such as a reset by subtraction: adaptive threshold (a)" in " ".join(text.split())
+
+
+def test_what_integers_give_at_the_output(tmp_path):
+    cases = nir_cases.build(tmp_path)
+    case = cases["integrators"]
+    ran = reference.run(case.network, case.spikes, states=True).layers["b"]
+    found = runs.of_network(case.network, case.spikes)
+    assert list(found) == ["a", "b"]
+    np.testing.assert_array_equal(found["b"], ran.v / 64)
+    case = cases["matrix"]
+    found = runs.of_network(case.network, case.spikes)
+    votes = found["readout matrix"].sum(axis=1)
+    assert list(found) == ["a", "b", "readout matrix"]
+    ran = reference.run(case.network, case.spikes)
+    np.testing.assert_array_equal(votes.argmax(axis=1), ran.predictions)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import h5py
 import nir
+import numpy as np
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import integer_meta, nir_io
@@ -19,6 +20,7 @@ from stl_deploy.formats import integer_readout as readouts
 from stl_deploy.formats import integer_rules as rules
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.nir import graph as nir_graph
+from stl_deploy.ir import float_neurons
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork
 
@@ -35,6 +37,7 @@ class File:
         stored: by node, the names of its entries in the file.
         inexact: see ``nir_portable.inexact``.
         unsaid: by neurons, their rules that only the metadata say.
+        scored: what only the metadata say of the readout.
         unchecked: why ``nir.read`` refuses the file unless told not to check types, else "".
         held: in how many steps the one frame of the input is read; 0 if each step has a frame of its own.
         network: the integer network of ``model.nir``.
@@ -46,6 +49,7 @@ class File:
     stored: dict[str, frozenset[str]] = field(default_factory=dict)
     inexact: dict[str, str] = field(default_factory=dict)
     unsaid: dict[str, list[str]] = field(default_factory=dict)
+    scored: tuple[str, ...] = ()
     unchecked: str = ""
     held: int = 0
     network: IntegerNetwork | None = None
@@ -66,11 +70,6 @@ class File:
     def into(self, name: str) -> list[str]:
         """The nodes with an edge to ``name``."""
         return self._sources.get(name, [])
-
-    @property
-    def scored(self) -> list[str]:
-        """What the metadata alone say of the readout."""
-        return [] if self.network is None else readouts.unsaid(self.network.readout)
 
     @property
     def inputs(self) -> list[str]:
@@ -145,17 +144,19 @@ def _meaning(graph: nir.NIRGraph, path: Path) -> dict[str, Any]:
                 "unsaid": {
                     p.name: said for p in network.populations if (said := rules.unsaid(p.neurons))
                 },
+                "scored": tuple(readouts.unsaid(network.readout)),
                 "held": network.timesteps * any(port.held for port in network.inputs.values()),
                 "network": network,
             }
-        marked = {name: ["reset by subtraction"] for name in _marked(graph)}
+        unsaid = _unsaid(graph)
         if G.KEY not in graph.metadata:
-            return {"unsaid": marked}
+            return {"unsaid": unsaid}
         known = G.float_meta(graph)
         return {
             "kind": "float",
             "inexact": nir_portable.inexact_trained(graph),
-            "unsaid": marked,
+            "unsaid": unsaid,
+            "scored": () if known.readout is None else tuple(_scored(known.readout)),
             "held": known.timesteps * known.held,
         }
     except (ValueError, RecursionError) as error:
@@ -164,10 +165,18 @@ def _meaning(graph: nir.NIRGraph, path: Path) -> dict[str, Any]:
         raise InputError([Problem(f"{path}: {p.where}", p.what) for p in error.problems]) from None
 
 
-def _marked(graph: nir.NIRGraph) -> list[str]:
-    """The neurons whose metadata say a reset by subtraction. Raises ValueError for other words."""
-    return [
-        name
-        for name, node in graph.nodes.items()
-        if isinstance(node, NEURONS) and G.reset_of(node) == "subtract"
-    ]
+def _unsaid(graph: nir.NIRGraph) -> dict[str, list[str]]:
+    """By neurons, what their metadata say of them. Raises ValueError for words that are not known."""
+    with np.errstate(all="ignore"):  # a tau of 0 and the like
+        found = {
+            name: nir_portable.float_rules(float_neurons.decode(node))
+            for name, node in graph.nodes.items()
+            if type(node) in float_neurons.NEURONS
+        }
+    return {name: said for name, said in found.items() if said}
+
+
+def _scored(read: G.Read) -> list[str]:
+    given = {"steps": read.steps, "factors": read.factors}
+    rule = [] if read.rule == "votes" else [read.rule]
+    return rule + [name for name, values in given.items() if values is not None]
