@@ -347,8 +347,10 @@ def test_two_inputs_are_judged_and_not_run(tmp_path, command):
 
 
 def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):
-    """A delay of half a step means nothing to the reference."""
-    made = nodes(fc2=nir.Delay(np.full(4, 1.5e-4)))
+    """Decays below 0, in front of weights: Norse runs them."""
+    fc2 = nir.Linear(np.ones((2, 4)))
+    output = nir.Output({"output": np.array([2])})
+    made = nodes(lif=lif(tau=np.full(4, 5e-5)), fc2=fc2, output=output)
     path = written(tmp_path, made, in_order(["input", "fc", "lif", "fc2", "output"]))
     where, spikes = raster(path, (3,))
     with pytest.raises(LoweringError):
@@ -356,15 +358,15 @@ def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):
     code, out, _ = command("stl-check", path, "--input", where)
     assert code == 0
     assert "spikes that differ" not in out
-    assert "not run: fc2: a delay of 1.5 steps" in out
+    assert "not run: lif: decay 1 - dt/tau is -1" in out
     code, out, _ = command("stl-check", path, "--input", where, "--json")
     data = json.loads(out)
-    assert "fc2: a delay of 1.5 steps" in data["not_run"][0]
+    assert "lif: decay 1 - dt/tau is -1" in data["not_run"][0]
     assert all(row["run"] is None for row in data["consumers"])
     assert command("stl-check", path, "--need", "norse")[0] == 0
     code, _, err = command("stl-check", path, "--input", where, "--need", "norse")
     assert code == 1
-    assert "Norse 1.1.0: was not run: fc2: a delay of 1.5 steps" in err
+    assert "Norse 1.1.0: was not run: lif: decay 1 - dt/tau is -1" in err
 
 
 def test_weights_behind_the_last_neurons_are_compared_with_what_leaves_them(tmp_path):
