@@ -350,34 +350,46 @@ def test_two_inputs_are_judged_and_not_run(tmp_path, command):
 
 
 def test_what_has_no_reference_is_said_beside_the_table(tmp_path, command):
-    """Weights alone: Norse runs them, but there are no spikes to compare."""
-    path = written(tmp_path, nodes(lif=None), in_order(["input", "fc", "output"]))
+    """Decays below 0, in front of weights: Norse runs them."""
+    fc2 = nir.Linear(np.ones((2, 4)))
+    output = nir.Output({"output": np.array([2])})
+    made = nodes(lif=lif(tau=np.full(4, 5e-5)), fc2=fc2, output=output)
+    path = written(tmp_path, made, in_order(["input", "fc", "lif", "fc2", "output"]))
     where, spikes = raster(path, (3,))
     with pytest.raises(LoweringError):
         runs.expected(consumer_file.read(path), spikes)
     code, out, _ = command("stl-check", path, "--input", where)
     assert code == 0
     assert "spikes that differ" not in out
-    assert "not run: graph: has no neurons" in out
+    assert "not run: lif: decay 1 - dt/tau is -1" in out
     code, out, _ = command("stl-check", path, "--input", where, "--json")
     data = json.loads(out)
-    assert "graph: has no neurons" in data["not_run"][0]
+    assert "lif: decay 1 - dt/tau is -1" in data["not_run"][0]
     assert all(row["run"] is None for row in data["consumers"])
     assert command("stl-check", path, "--need", "norse")[0] == 0
     code, _, err = command("stl-check", path, "--input", where, "--need", "norse")
     assert code == 1
-    assert "Norse 1.1.0: was not run: graph: has no neurons" in err
+    assert "Norse 1.1.0: was not run: lif: decay 1 - dt/tau is -1" in err
 
 
-def test_weights_behind_the_last_neurons_are_the_last_entry(tmp_path):
-    weight = np.arange(8.0).reshape(2, 4)
-    made = nodes(fc2=nir.Linear(weight), output=nir.Output({"output": np.array([2])}))
+def test_weights_behind_the_last_neurons_are_compared_with_what_leaves_them(tmp_path):
+    fc2 = nir.Affine(np.arange(8.0).reshape(2, 4), np.ones(2))
+    made = nodes(fc2=fc2, output=nir.Output({"output": np.array([2])}))
     path = written(tmp_path, made, in_order(["input", "fc", "lif", "fc2", "output"]))
     _, spikes = raster(path, (3,))
     found = runs.expected(consumer_file.read(path), spikes)
-    assert list(found) == ["lif", "readout matrix"]
-    np.testing.assert_array_equal(found["readout matrix"], found["lif"] @ weight.T)
-    assert found["lif"].any()
+    *_, last = found.values()
+    np.testing.assert_allclose(last, nir_interpreter.outputs(nir_io.read(path), spikes))
+    assert np.ptp(last) > 0
+
+
+def test_a_graph_without_neurons_is_not_compared(tmp_path):
+    output = nir.Output({"output": np.array([4])})
+    made = nodes(lif=None, output=output)
+    path = written(tmp_path, made, in_order(["input", "fc", "output"]))
+    _, spikes = raster(path, (3,))
+    with pytest.raises(LoweringError, match="graph: has no neurons"):
+        runs.expected(consumer_file.read(path), spikes)
 
 
 def test_a_raster_of_another_shape_is_refused(tmp_path, command):
@@ -394,7 +406,10 @@ def test_a_raster_of_another_shape_is_refused(tmp_path, command):
 def ruled_file(tmp_path, readout=None, arrays=None, **words):
     """A float graph whose neurons have rules in their metadata."""
     made = nodes()
-    nir_words.say(made["lif"], arrays, **words)
+    each = {
+        name: np.broadcast_to(x, np.shape(x) or (4,)).copy() for name, x in (arrays or {}).items()
+    }
+    nir_words.say(made["lif"], each, **words)
     chain = {name: made[name] for name in ("fc", "lif")}
     meta = G.FloatMeta(version=4, timesteps=3, classes=4, population=1, readout=readout)
     path = tmp_path / "m.nir"

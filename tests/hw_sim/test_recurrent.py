@@ -344,7 +344,7 @@ def test_what_neurons_with_a_current_cannot_have(fields, what):
 
 def test_all_problems_at_once():
     graph = changed(tau_syn=5e-5, w_in=-1.0)
-    graph.nodes["lif2"].tau_syn[:] = 5e-5
+    graph.nodes["lif2"].tau[:] = 5e-5
     assert [line.split(":")[0] for line in refused(graph)] == ["lif1"] * 2 + ["lif2"]
 
 
