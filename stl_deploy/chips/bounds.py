@@ -83,7 +83,7 @@ def voltage_range(
     lowered = raised = np.zeros((), np.int64)  # bounds of q
     bias = n.bias if n.gain is None else 0
     for t, currents in enumerate(_currents(network, population, timesteps)):
-        left_down, left_up = np.minimum(down, 0), np.maximum(up, 0)
+        left_down, left_up = down, up
         if t and n.fires and n.reset != "none":
             left_down, left_up = _left(n, down, up, thresholds, (lowered, raised))
             lowered = decay(lowered, n.dq) + np.minimum(n.adapt, 0)

@@ -112,6 +112,7 @@ def test_export_json_has_the_fixed_keys_and_nothing_else_on_stdout(command, here
         "target": "lif1",
         "kind": "conv",
         "delay": 0,
+        "port": 0,
         "synapses": data["layers"][0]["synapses"],
         "weight_bits": 8,
         "precision": "8",
