@@ -194,6 +194,8 @@ def joined(wanted: str) -> Iterator[None]:
     _preparing = True
     try:
         yield
+        # Who leaves earlier closes connections that threads of the others still read, and they abort.
+        dist.barrier()
     except Exception as error:
         raise _shared(error) from None
     dist.destroy_process_group()
