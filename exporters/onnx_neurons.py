@@ -28,21 +28,6 @@ Sums = Sequence[str]  # a << 6 of each current, [N, *shape] int64
 READOUTS = frozenset(
     f"readout {word}" for word in ("last", "mean", "max", "first", "steps", "factors", "matrix")
 )
-RULES = frozenset(
-    {
-        "v_reset",
-        "fires",
-        "reset_current",
-        "hold",
-        "floor",
-        "adapt",
-        "dq",
-        "du2",
-        "gain",
-        "v0",
-        "graded",
-    }
-)
 
 
 def state_type(network: IntegerNetwork) -> type[np.int32] | type[np.int64]:
@@ -314,6 +299,6 @@ class Form:
 
 
 POPULATIONS: dict[str, Form] = {
-    "lif": Form(_lif, True, kinds.FIELDS | kinds.RESETS | RULES | READOUTS),
+    "lif": Form(_lif, True, kinds.FIELDS | kinds.RESETS | kinds.RULES | READOUTS),
     "or": Form(_or, False, kinds.FIELDS | READOUTS),
 }

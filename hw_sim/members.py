@@ -27,22 +27,6 @@ from stl_deploy.ir.synapses import IntArray
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
 
 Sent = Mapping[str, IntArray]
-# Fields of ``Lif`` that ``RuleNeurons`` have besides those that everybody knows.
-RULES = frozenset(
-    {
-        "v_reset",
-        "fires",
-        "reset_current",
-        "hold",
-        "floor",
-        "adapt",
-        "dq",
-        "du2",
-        "gain",
-        "v0",
-        "graded",
-    }
-)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from stl_deploy.hw_sim.cases import (
     takes_the_plain_step,
 )
 from stl_deploy.hw_sim.layouts import LAYOUTS, Layout, memory_shape
-from stl_deploy.hw_sim.members import RULES, Member, Sent
+from stl_deploy.hw_sim.members import Member, Sent
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.synapses import IntArray, Shape
@@ -32,7 +32,7 @@ Cores = Mapping[str, IntArray]
 
 NEURONS = ("lif", "or")  # kinds that the kernels step
 # Fields that they know. Neurons with others than those of ``kinds`` are stepped by ``rules.py``.
-FIELDS = kinds.FIELDS | kinds.RESETS | RULES
+FIELDS = kinds.FIELDS | kinds.RESETS | kinds.RULES
 TOGETHER = 1 << 20  # bytes of sums of a population that are added up before its neurons step
 LOOP = 16 << 20  # and of a loop, whose every step costs time by itself
 
