@@ -97,8 +97,8 @@ def test_working_graphs():
 def test_graphs_over_the_whole_table():
     """Every rule of neurons and every readout, alone and together; the reference runs no part."""
     used = Counter()
-    for seed in range(40):
-        used.update(how(check(*random_graphs.draw(seed, random_graphs.TABLE), seed)))
+    for seed, network, rasters in random_graphs.over_the_table(40):
+        used.update(how(check(network, rasters, seed)))
     assert {"StepPlan rules", "StepPlan rules loop"} <= used.keys()
     assert "NoneType" not in used
 
