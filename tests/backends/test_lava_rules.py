@@ -14,7 +14,7 @@ from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Graded, Lif
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne, Synapses
-from tests.build import random_graphs
+from tests.build import edges, random_graphs
 from tests.build.lava_runs import compared
 
 
@@ -46,6 +46,12 @@ def test_rules_at_the_ends_of_registers_are_the_same_on_lava(python, short):
         for did in reference.run(network, rasters).layers.values()
     )
     assert overflows > 100
+
+
+def test_registers_at_their_edges_are_the_same_on_lava(python, short):
+    network, rasters = edges.network("loihi2")
+    edges.assert_reached(network, reference.run(network, rasters, states=True))
+    compared(python, "lava", {0: (network, rasters)}, short)
 
 
 def extremes(rng: np.random.Generator) -> tuple[IntegerNetwork, dict[str, Any]]:

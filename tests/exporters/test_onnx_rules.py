@@ -26,6 +26,7 @@ from stl_deploy.ir.neurons import ONCE, Graded, Lif
 from stl_deploy.ir.readouts import MAX_FACTOR, Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.verify import against_reference as agreement
+from tests.build import edges as edges_of
 from tests.build import float_networks, random_graphs
 from tests.build.floats import graph as graph_of
 from tests.build.onnx_models import by_step, checked, compared, named, same, same_states, session
@@ -70,6 +71,14 @@ def test_parity_compares_the_states_that_only_some_neurons_have():
 
 
 # The edges of the registers
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi2"])
+def test_registers_at_their_edges(chip):
+    network, rasters = edges_of.network(chip)
+    edges_of.assert_reached(network, reference.run(network, rasters, states=True))
+    assert compared(network, rasters).exact
+
 
 SIZE = 12
 TOP = (1 << 23) - 1  # of v
