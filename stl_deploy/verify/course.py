@@ -85,6 +85,9 @@ class Follower:
         self.mine: Neurons = self.population.neurons
         self.theirs = certifier.known.neurons
         self.flat = flat = int(np.ravel_multi_index(neuron, self.population.shape))
+        self.unit, self.slack = (
+            float(x[flat]) for x in (certifier.cells.unit, certifier.cells.slack)
+        )
         batch = {name: values[None] for name, values in sent.items()}
         spikes = sent[self.population.name]
         self.steps = len(spikes)
@@ -99,9 +102,6 @@ class Follower:
             np.broadcast_to(x, (len(x), self.population.size))[:, flat] for x in (amplified, gain)
         )
         self.common = common_gain(self.theirs)
-        self.unit, self.slack = (
-            float(x[flat]) for x in (certifier.cells.unit, certifier.cells.slack)
-        )
         floats, whole = certifier.cells.floats, certifier.cells.whole
         self.keep, self.kept = float(floats.keep[flat]), float(whole.keep[flat])
         self.shares = [

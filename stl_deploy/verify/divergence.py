@@ -461,7 +461,7 @@ def _in_words(voltages: Voltages) -> list[str]:
     since = "its first step" if x.reset is None else f"its spike in step {x.reset}"
     side = "above" if x.v >= x.theta else "below"
     added, held = "", f"vth = {x.vth:,}"
-    if x.rise is not None:
+    if x.rise is not None and (x.rise.v or x.rise.v_int):
         added = f", of which earlier spikes added {x.rise.v:.6g}"
         held += f" and {x.rise.v_int:,} added by earlier spikes"
     parts = [

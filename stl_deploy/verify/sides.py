@@ -29,7 +29,7 @@ KNOWN_FLOAT = frozenset(
     | {"reset_current", "hold", "floor", "v0", "adapt", "adapt_step", "current2", "drive2"}
     | {"amplify", "graded"}
 )
-LEFT_OUT = {"fires": "it has no threshold", "graded": "it sends values instead of spikes"}
+LEFT_OUT = {"fires": "have no threshold", "graded": "send values instead of spikes"}
 
 
 def of_floats(neurons: FloatNeurons, each: Each) -> Side:
@@ -88,15 +88,14 @@ def rises(neurons: Neurons, floats: FloatNeurons) -> bool:
 def left_out(neurons: Neurons) -> Iterator[str]:
     """In words, what of integer neurons these sides do not say."""
     for name in unknown_fields(neurons, KNOWN):
-        yield LEFT_OUT.get(name, f"its {name} is not known here")
+        yield f"its neurons {LEFT_OUT[name]}" if name in LEFT_OUT else f"its {name} is not known here"
 
 
 def left_out_of_floats(neurons: FloatNeurons) -> Iterator[str]:
     """The same of float neurons."""
-    if not neurons.fires:
-        yield "its float neurons have no threshold"
-    if neurons.graded:
-        yield "its float neurons send values instead of spikes"
+    left = [what for name, what in LEFT_OUT.items() if getattr(neurons, name) != (name == "fires")]
+    if left:
+        yield f"its float neurons {' and '.join(left)}"
     for field in fields(neurons):
         value = getattr(neurons, field.name)
         if field.name not in KNOWN_FLOAT and not np.array_equal(value, field.default):
