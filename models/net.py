@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stl_deploy.ir import arch as A
 from stl_deploy.ir.arch import Architecture, Shape
 from stl_deploy.ir.kinds import entry
-from stl_deploy.models import layers
+from stl_deploy.models import layers, neurons
 
 
 class STLNet(nn.Module):
@@ -33,7 +33,7 @@ class STLNet(nn.Module):
         table = MODULES if arch.quantized is None else INTEGER_MODULES
         for spec in arch.layers:
             make = entry(table, spec.kind, spec.name, "PyTorch")
-            self.add_module(spec.name, make(spec, shape, threshold))
+            self.add_module(spec.name, make(spec, shape, arch.timesteps, threshold))
             shape = spec.output_shape(shape)
         self.readout = layers.PopulationReadout(arch.population)
 
@@ -42,7 +42,10 @@ class STLNet(nn.Module):
         return cast(Tensor, self.readout(self.run(raster)[self.arch.layers[-1].name]))
 
     def run(self, raster: Tensor) -> dict[str, Tensor]:
-        """Spikes [batch, time, *shape] of every LIF and max-pool layer, by name."""
+        """What every population and max-pool layer sends, [batch, time, *shape], by name.
+
+        That is spikes, or v of neurons without a threshold.
+        """
         steps = raster.shape[1]
         if steps > 1 and raster.stride(1) == 0:  # the same at every step, and converted once
             raster = raster[:, :1]
@@ -65,7 +68,7 @@ class STLNet(nn.Module):
         return self
 
 
-def _conv(spec: A.Conv, shape: Shape, _threshold: float) -> nn.Module:
+def _conv(spec: A.Conv, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.Conv2d(
         shape[0],
         spec.channels,
@@ -77,32 +80,33 @@ def _conv(spec: A.Conv, shape: Shape, _threshold: float) -> nn.Module:
     )
 
 
-def _batchnorm(spec: A.BatchNorm, shape: Shape, _threshold: float) -> nn.Module:
+def _batchnorm(spec: A.BatchNorm, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.BatchNorm(shape[0], eps=spec.eps)
 
 
-def _lif(spec: A.Lif, shape: Shape, threshold: float) -> nn.Module:
-    return layers.LIF(shape, tau=spec.tau, threshold=threshold)
+def _lif(spec: A.Lif, shape: Shape, timesteps: int, threshold: float) -> nn.Module:
+    return neurons.make(spec, shape, timesteps, threshold)
 
 
-def _integer_lif(spec: A.Lif, shape: Shape, _threshold: float) -> nn.Module:
+def _integer_lif(spec: A.Lif, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.IntegerLIF(shape, spec.tau)
 
 
-def _maxpool(spec: A.MaxPool, _shape: Shape, _threshold: float) -> nn.Module:
+def _maxpool(spec: A.MaxPool, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.MaxPool2d(spec.kernel)
 
 
-def _linear(spec: A.Linear, shape: Shape, _threshold: float) -> nn.Module:
+def _linear(spec: A.Linear, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.Linear(math.prod(shape), spec.features, bias=spec.bias, groups=spec.groups)
 
 
-def _dropout(spec: A.Dropout, _shape: Shape, _threshold: float) -> nn.Module:
+def _dropout(spec: A.Dropout, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return nn.Dropout(spec.p)
 
 
-# What runs a layer, made from its description, the shape of its input and the initial threshold.
-MODULES: dict[str, Callable[[Any, Shape, float], nn.Module]] = {
+# What runs a layer, made from its description, the shape of its input, the time steps of a sample and the
+# initial threshold.
+MODULES: dict[str, Callable[[Any, Shape, int, float], nn.Module]] = {
     "conv": _conv,
     "batchnorm": _batchnorm,
     "lif": _lif,

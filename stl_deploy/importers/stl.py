@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
+from stl_deploy.importers import stl_neurons
 from stl_deploy.importers.given import Checkpoint, File, Model, Params
 from stl_deploy.ir import arch as A
+from stl_deploy.ir import arch_neurons
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.units import UNIT
 from stl_deploy.lower.graph import lower
@@ -87,6 +89,8 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
     """
     shape: A.Shape = architecture.input.shape
     nodes: dict[str, nir.ir.NIRNode] = {}
+    back: dict[str, nir.ir.NIRNode] = {}
+    edges: list[tuple[str, str]] = []
     trained = None
     if architecture.quantized is not None:
         trained, params = _in_units(architecture, params)
@@ -98,6 +102,10 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
             nodes[f"{layer.name}_flatten"] = G.flatten(shape)
             shape = (math.prod(shape),)
         nodes[layer.name] = NODES[layer.kind](layer, shape, out, params)
+        if layer.kind == "lif":
+            more = stl_neurons.ways_back(layer.name, layer, out, of_layer(params, layer.name))
+            back |= more[0]
+            edges += more[1]
         shape = out
     meta = G.FloatMeta(
         timesteps=architecture.timesteps,
@@ -107,7 +115,16 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
         version=1 if trained is None else 2,
         trained=trained,
     )
-    return G.chain_graph(nodes, architecture.input.shape, shape, meta.text())
+    chain = G.chain_graph(nodes, architecture.input.shape, shape, meta.text())
+    return nir.NIRGraph(
+        chain.nodes | back, [*chain.edges, *edges], metadata=chain.metadata, type_check=False
+    )
+
+
+def of_layer(params: Params, name: str) -> Params:
+    """The parameters of layer ``name``, by their names within it."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
 
 
 def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, Params]:
@@ -155,15 +172,8 @@ def _batchnorm(layer: A.BatchNorm, shape: A.Shape, out: A.Shape, params: Params)
     return G.BatchNorm(shape, out, gamma, beta, mean, var, layer.eps)
 
 
-def _lif(layer: A.Lif, _shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
-    # v = tau*v + I as forward Euler of NIR's equation, and >= as NIR's strict >.
-    threshold = np.nextafter(params[f"{layer.name}.thresh"].astype(np.float64), -np.inf)
-    if layer.tau == 1:
-        raise LoweringError(
-            Problem(layer.name, "tau = 1 (no leak) has no LIF equivalent", "train with tau < 1")
-        )
-    gain = 1 / (1 - layer.tau)
-    return G.lif(threshold, tau=G.DT * gain, r=gain)
+def _lif(layer: A.Lif, _shape: A.Shape, out: A.Shape, params: Params) -> nir.ir.NIRNode:
+    return stl_neurons.node(layer, out, of_layer(params, layer.name))
 
 
 def _max_pool(layer: A.MaxPool, shape: A.Shape, out: A.Shape, _params: Params) -> nir.ir.NIRNode:
@@ -185,20 +195,20 @@ NODES: dict[str, Callable[[Any, A.Shape, A.Shape, Params], nir.ir.NIRNode]] = {
     "maxpool": _max_pool,
     "dropout": _dropout,
 }
-# The parameters of a layer, by its kind: of the layer, its input and output shape.
-SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape], dict[str, A.Shape]]] = {
-    "conv": lambda layer, shape, out: {
+# The parameters of a layer, by its kind: of the layer, its input and output shape, and the time steps.
+SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape, int], dict[str, A.Shape]]] = {
+    "conv": lambda layer, shape, out, _steps: {
         "weight": (layer.channels, shape[0] // layer.groups, *layer.kernel),
         **({"bias": out[:1]} if layer.bias else {}),
     },
-    "linear": lambda layer, shape, out: {
+    "linear": lambda layer, shape, out, _steps: {
         "weight": (layer.features, math.prod(shape) // layer.groups),
         **({"bias": out[:1]} if layer.bias else {}),
     },
-    "batchnorm": lambda _layer, shape, _out: dict.fromkeys(STATISTICS, shape[:1]),
-    "lif": lambda _layer, _shape, out: {"thresh": out},
-    "maxpool": lambda _layer, _shape, _out: {},
-    "dropout": lambda _layer, _shape, _out: {},
+    "batchnorm": lambda _layer, shape, _out, _steps: dict.fromkeys(STATISTICS, shape[:1]),
+    "lif": lambda layer, _shape, out, steps: arch_neurons.parameters(layer, out, steps),
+    "maxpool": lambda _layer, _shape, _out, _steps: {},
+    "dropout": lambda _layer, _shape, _out, _steps: {},
 }
 
 
@@ -226,7 +236,7 @@ def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
     expected: dict[str, A.Shape] = {}
     for layer in architecture.layers:
         out = layer.output_shape(shape)
-        for key, value in SHAPES[layer.kind](layer, shape, out).items():
+        for key, value in SHAPES[layer.kind](layer, shape, out, architecture.timesteps).items():
             expected[f"{layer.name}.{key}"] = value
         if layer.kind == "lif" and architecture.quantized is not None:
             expected[f"{layer.name}.scale"] = out[:1]

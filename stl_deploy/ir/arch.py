@@ -25,10 +25,21 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.ir.units import DECAY_ONE, FORGETS, MAX_STEPS
+from stl_deploy.ir import arch_neurons
+from stl_deploy.ir.arch_neurons import NeuronRules
+from stl_deploy.ir.units import MAX_STEPS
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 MAX_NEURONS = 1 << 26  # bounds on what an untrusted description may make us allocate
@@ -43,7 +54,7 @@ class _Spec(BaseModel):
     """A layer.
 
     ``parameters``: it has some, to be trained or stored. ``weighted``: they include weights. ``spikes``:
-    what leaves it are spikes.
+    what leaves it are spikes. ``left_out``: fields that a file has only where they are not their default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
@@ -51,6 +62,16 @@ class _Spec(BaseModel):
     parameters: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     spikes: ClassVar[bool] = False
+    left_out: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _short(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: type(self).model_fields[name].default for name in self.left_out}
+        return {
+            name: value
+            for name, value in whole(self).items()
+            if name not in defaults or getattr(self, name) != defaults[name]
+        }
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape after the layer for an input of ``shape``. Raises ValueError naming the layer."""
@@ -122,22 +143,25 @@ class BatchNorm(_Spec):
         return "BatchNorm"
 
 
-class Lif(_Spec):
-    """LIF, ``v = tau*v + I; s = v >= threshold; v = (1-s)*v``, a threshold per neuron."""
+class Lif(NeuronRules, _Spec):
+    """Neurons, a threshold for each of them; ``arch_neurons.py`` has their rules.
+
+    Without further rules they are LIF: ``v = tau*v + I; s = v >= threshold; v = (1-s)*v``.
+    """
 
     parameters: ClassVar[bool] = True
     spikes: ClassVar[bool] = True
+    left_out: ClassVar[frozenset[str]] = arch_neurons.RULES
 
-    kind: Literal["lif"] = "lif"
-    tau: float = Field(default=0.5, ge=0, le=1)
+    def output_shape(self, shape: Shape) -> Shape:
+        """See ``_Spec``."""
+        if what := arch_neurons.misfit(self, shape):
+            raise ValueError(f"{self.name}: {what}")
+        return shape
 
     def unfit_for_integers(self) -> str:
         """See ``_Spec``."""
-        if DECAY_ONE * self.tau in range(1, DECAY_ONE):
-            return ""
-        return (
-            f"tau = {self.tau} is none of 1/{DECAY_ONE}, 2/{DECAY_ONE}, ... {FORGETS}/{DECAY_ONE}"
-        )
+        return arch_neurons.unfit_for_integers(self)
 
 
 class MaxPool(_Spec):
@@ -251,7 +275,8 @@ class Architecture(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Architecture:
-        problems = self._shape_problems() + self._integer_problems() + self._member_problems()
+        problems = self._shape_problems() + self._silent_problems()
+        problems += self._integer_problems() + self._member_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -309,6 +334,15 @@ class Architecture(BaseModel):
             )
         return problems
 
+    def _silent_problems(self) -> list[str]:
+        """Where neurons without a threshold, which send nothing, are followed by others."""
+        return [
+            f"{layer.name}: has no threshold, so it sends nothing to {self.layers[i + 1].name} (end the "
+            "network with it, or set fires to true)"
+            for i, layer in enumerate(self.layers[:-1])
+            if layer.kind == "lif" and not layer.fires
+        ]
+
     def _integer_problems(self) -> list[str]:
         """What a network that counts in integers cannot have."""
         if self.quantized is None:
@@ -327,10 +361,16 @@ class Architecture(BaseModel):
         numbers = {"population": self.population}
         numbers |= {f"channels of {layer.name}": layer.outputs for layer in weights}
         numbers |= {f"groups of {layer.name}": layer.groups for layer in weights[1:-1]}
-        return [
+        problems = [
             f"{what}: {number} does not divide into {self.members} members"
             for what, number in numbers.items()
             if number % self.members
+        ]
+        return problems + [
+            f"{layer.name}: members have no {what} of their own (train them without)"
+            for layer in self.layers
+            if layer.kind == "lif"
+            for what in layer.shared
         ]
 
     @classmethod
