@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stl_deploy.ir import arch as A
 from stl_deploy.ir.arch import Architecture, Shape
 from stl_deploy.ir.kinds import entry
-from stl_deploy.models import layers, neurons
+from stl_deploy.models import layers, neurons, readouts
 
 
 class STLNet(nn.Module):
@@ -35,7 +35,7 @@ class STLNet(nn.Module):
             make = entry(table, spec.kind, spec.name, "PyTorch")
             self.add_module(spec.name, make(spec, shape, arch.timesteps, threshold))
             shape = spec.output_shape(shape)
-        self.readout = layers.PopulationReadout(arch.population)
+        self.readout = readouts.make("votes", arch.population)
 
     def forward(self, raster: Tensor) -> Tensor:
         """Class rates [batch, K] for a raster [batch, time, *input] of integers 0..levels."""

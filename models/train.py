@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats.checkpoint import read_tensors, write_tensors
@@ -248,7 +247,7 @@ class Trainer:
         rates = self.learner(raster[mine])
         # Gradients are averaged over processes whatever their shares are; of nothing a mean is none.
         weight = len(target) * parallel.world() / len(x)
-        loss = rate_loss(rates, target) * weight if weight else rates.sum()
+        loss = self.model.readout.loss(rates, target) * weight if weight else rates.sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -349,9 +348,3 @@ class Trainer:
             raise InputError(
                 Problem(str(path), f"cannot be resumed: {error}", "delete the file")
             ) from None
-
-
-def rate_loss(rates: Tensor, labels: Tensor) -> Tensor:
-    """Squared error of the class rates [batch, K] against one-hot targets, as the official code."""
-    target = functional.one_hot(labels, rates.shape[1]).to(rates.dtype)
-    return functional.mse_loss(rates, target)

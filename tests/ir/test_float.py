@@ -22,7 +22,7 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.lower.graph import lower
-from stl_deploy.models import layers
+from stl_deploy.models import layers, readouts
 from stl_deploy.models.net import STLNet, infer
 from tests.build.floats import graph as graph_of
 
@@ -119,7 +119,7 @@ def test_readout_is_the_mean_over_population_and_time():
     spikes = torch.zeros(1, 4, 6)
     spikes[0, :2, 2] = 1
     spikes[0, 3, 5] = 1
-    rates = layers.PopulationReadout(2)(spikes)
+    rates = readouts.Votes(2)(spikes)
     torch.testing.assert_close(rates, torch.tensor([[0, 2 / 8, 1 / 8]]))
 
 
