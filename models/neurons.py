@@ -66,6 +66,10 @@ class Neurons(nn.Module):
     ``gain`` [T] and ``recurrent`` [N, N] where the rules have them. State starts anew for every sample.
     """
 
+    thresh: Tensor
+    gain: Tensor
+    recurrent: Tensor
+
     def __init__(
         self, rules: NeuronRules, shape: Shape, timesteps: int, threshold: float = 1.0
     ) -> None:
@@ -170,10 +174,11 @@ class _Run:
     def step(self, t: int, first: Tensor, second: Tensor | None) -> Tensor:
         """Spikes of step ``t``, where ``first`` and ``second`` arrive; ``v`` is then what it leaves."""
         n, rules = self.neurons, self.rules
-        self.u = n.received(n.wide(first), t) + self._left(self.u, rules.current)
+        x = n.received(n.wide(first), t)
+        self.u = x if rules.current is None else n.kept(self.u, rules.current) + x
         total = self.u
         if rules.current2 is not None:
-            self.u2 = self._left(self.u2, rules.current2)
+            self.u2 = n.kept(self.u2, rules.current2)
             if second is not None:
                 self.u2 = self.u2 + n.received(n.wide(second), t)
             total = total + self.u2
@@ -192,9 +197,6 @@ class _Run:
         self.v = RESETS[rules.reset](self, v, s)
         self._after(s, resting)
         return s.to(first.dtype)
-
-    def _left(self, current: Tensor, share: float | None) -> Tensor | float:
-        return 0.0 if share is None else self.neurons.kept(current, share)
 
     def _after(self, s: Tensor, resting: Tensor) -> None:
         """The states other than v after spikes ``s``."""

@@ -70,7 +70,7 @@ def ways_back(
         return {}, []
     weights = {"recurrent": params["recurrent"]}
     if own.inhibitory:
-        signed = np.abs(weights["recurrent"]) * arch_neurons.signs(*shape, own.inhibitory)
+        signed = np.abs(weights["recurrent"]) * arch_neurons.signs(shape[0], own.inhibitory)
         signed = signed.astype(weights["recurrent"].dtype)
         split = rules.current2 is not None
         weights = {"recurrent": np.maximum(signed, 0) if split else signed}

@@ -436,7 +436,8 @@ def _check_floats(floats: FloatNetwork, known: FloatPopulation) -> None:
     if not all(((share >= 0) & (share <= 1)).all() for share in shares if share is not None):
         raise _NotCovered("a decay of its float neurons is not between 0 and 1")
     if floats.trained is not None and neurons.has_state:
-        halves = (np.rint(DECAY_ONE * neurons.step) == DECAY_ONE // 2).all()
+        taken = [neurons.step, *([neurons.current] if neurons.has_current else [])]
+        halves = all((np.rint(DECAY_ONE * share) == DECAY_ONE // 2).all() for share in taken)
         if floats.meta is None or not halves or floats.meta.timesteps > EXACT:
             raise _NotCovered("it was trained on integers, and its decay truncates as theirs does")
         if list(rules.extra(neurons)) or neurons.hold or neurons.reset != "zero":
