@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from stl_deploy.ir import arch as A
 from stl_deploy.ir.arch import Architecture, Shape
 from stl_deploy.ir.kinds import entry
+from stl_deploy.ir.readouts import Rule
 from stl_deploy.models import layers
 
 
 class STLNet(nn.Module):
-    """Spiking network with learned thresholds, [batch, time, *input] to class rates [batch, K].
+    """Spiking network with learned thresholds, [batch, time, *input] to class scores [batch, K].
 
     Args:
         arch: the description; its layer names become module names and state_dict keys. Where it is
@@ -29,16 +31,16 @@ class STLNet(nn.Module):
     def __init__(self, arch: Architecture, threshold: float = 0.5) -> None:
         super().__init__()
         self.arch = arch
-        shape: Shape = arch.input.shape
         table = MODULES if arch.quantized is None else INTEGER_MODULES
+        given = arch.given
         for spec in arch.layers:
             make = entry(table, spec.kind, spec.name, "PyTorch")
-            self.add_module(spec.name, make(spec, shape, threshold))
-            shape = spec.output_shape(shape)
-        self.readout = layers.PopulationReadout(arch.population)
+            self.add_module(spec.name, make(spec, given[spec.name], arch.timesteps, threshold))
+        self.readout = READOUTS[arch.readout](arch.population)
 
     def forward(self, raster: Tensor) -> Tensor:
-        """Class rates [batch, K] for a raster [batch, time, *input] of integers 0..levels."""
+        """Class scores [batch, K] for a raster [batch, time, *input] of integers 0..levels; of votes
+        they are rates."""
         return cast(Tensor, self.readout(self.run(raster)[self.arch.layers[-1].name]))
 
     def run(self, raster: Tensor) -> dict[str, Tensor]:
@@ -50,11 +52,19 @@ class STLNet(nn.Module):
         if self.arch.quantized is None:
             x = x / self.arch.input.levels
         x = x.expand(-1, steps, *x.shape[2:])
-        spikes: dict[str, Tensor] = {}
+        reads = self.arch.reads
+        left = Counter(name for read in reads.values() for name in read)
+        values, spikes = {A.INPUT: x}, {}
         for spec in self.arch.layers:
-            x = self.get_submodule(spec.name)(x)
+            values[spec.name] = self.get_submodule(spec.name)(
+                *(values[n] for n in reads[spec.name])
+            )
             if spec.spikes:
-                spikes[spec.name] = x
+                spikes[spec.name] = values[spec.name]
+            for name in reads[spec.name]:
+                left[name] -= 1
+                if not left[name]:  # nobody reads it any more
+                    del values[name]
         return spikes
 
     def settle(self) -> None:
@@ -65,7 +75,7 @@ class STLNet(nn.Module):
         return self
 
 
-def _conv(spec: A.Conv, shape: Shape, _threshold: float) -> nn.Module:
+def _conv(spec: A.Conv, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.Conv2d(
         shape[0],
         spec.channels,
@@ -77,40 +87,64 @@ def _conv(spec: A.Conv, shape: Shape, _threshold: float) -> nn.Module:
     )
 
 
-def _batchnorm(spec: A.BatchNorm, shape: Shape, _threshold: float) -> nn.Module:
+def _batchnorm(spec: A.BatchNorm, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.BatchNorm(shape[0], eps=spec.eps)
 
 
-def _lif(spec: A.Lif, shape: Shape, threshold: float) -> nn.Module:
+def _lif(spec: A.Lif, shape: Shape, _steps: int, threshold: float) -> nn.Module:
     return layers.LIF(shape, tau=spec.tau, threshold=threshold)
 
 
-def _integer_lif(spec: A.Lif, shape: Shape, _threshold: float) -> nn.Module:
+def _integer_lif(spec: A.Lif, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.IntegerLIF(shape, spec.tau)
 
 
-def _maxpool(spec: A.MaxPool, _shape: Shape, _threshold: float) -> nn.Module:
+def _maxpool(spec: A.MaxPool, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.MaxPool2d(spec.kernel)
 
 
-def _linear(spec: A.Linear, shape: Shape, _threshold: float) -> nn.Module:
+def _linear(spec: A.Linear, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.Linear(math.prod(shape), spec.features, bias=spec.bias, groups=spec.groups)
 
 
-def _dropout(spec: A.Dropout, _shape: Shape, _threshold: float) -> nn.Module:
+def _avgpool(spec: A.AvgPool, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:
+    return layers.AvgPool2d(spec.kernel)
+
+
+def _add(_spec: A.Add, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:
+    return layers.Add()
+
+
+def _concat(_spec: A.Concat, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:
+    return layers.Concat()
+
+
+def _dropout(spec: A.Dropout, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return nn.Dropout(spec.p)
 
 
-# What runs a layer, made from its description, the shape of its input and the initial threshold.
-MODULES: dict[str, Callable[[Any, Shape, float], nn.Module]] = {
+# What runs a layer, made from its description, the shape of its input, the time steps of a sample and the
+# initial threshold.
+MODULES: dict[str, Callable[[Any, Shape, int, float], nn.Module]] = {
     "conv": _conv,
     "batchnorm": _batchnorm,
     "lif": _lif,
     "maxpool": _maxpool,
     "linear": _linear,
     "dropout": _dropout,
+    "avgpool": _avgpool,
+    "add": _add,
+    "concat": _concat,
 }
 INTEGER_MODULES = MODULES | {"lif": _integer_lif}
+# How what the last neurons send becomes scores of classes, made from the neurons that each class has.
+READOUTS: dict[Rule, Callable[[int], nn.Module]] = {
+    "votes": layers.PopulationReadout,
+    "last": layers.LastReadout,
+    "mean": layers.PopulationReadout,
+    "max": layers.MaxReadout,
+    "first": layers.FirstReadout,
+}
 
 
 def from_params(arch: Architecture, params: Mapping[str, NDArray[Any]]) -> STLNet:

@@ -171,6 +171,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(freeze(self.model, settings.mode), lr=settings.lr)
         self.meter = Meter(self.model)
         self.learner = parallel.wrapped(self.model, device)
+        self.loss = rate_loss if arch.readout == "votes" else functional.cross_entropy
         self.history: list[Epoch] = []
 
     def run(
@@ -242,15 +243,15 @@ class Trainer:
         raster = encode(x, self.model.arch.timesteps, self.settings.encoding, rng)
         mine = parallel.share(len(x))
         target = labels[mine]
-        rates = self.learner(raster[mine])
+        scores = self.learner(raster[mine])
         # Gradients are averaged over processes whatever their shares are; of nothing a mean is none.
         weight = len(target) * parallel.world() / len(x)
-        loss = rate_loss(rates, target) * weight if weight else rates.sum()
+        loss = self.loss(scores, target) * weight if weight else scores.sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         mean = parallel.total(loss.detach()).item() / parallel.world()
-        return mean, (rates.argmax(1) == target).sum()
+        return mean, (scores.argmax(1) == target).sum()
 
     def test(self, images: Tensor, labels: Tensor) -> tuple[float, dict[str, float]]:
         """Accuracy, and spikes per neuron and step of every LIF layer; the same noise every time."""

@@ -85,29 +85,80 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
 
     Integers become what they stand for, multiples of their unit, in float64.
     """
-    shape: A.Shape = architecture.input.shape
-    nodes: dict[str, nir.ir.NIRNode] = {}
     trained = None
     if architecture.quantized is not None:
         trained, params = _in_units(architecture, params)
-    elif architecture.input.levels > 1:
-        nodes["input_scale"] = G.InputScale(shape, shape, architecture.input.levels)
-    for layer in architecture.layers:
-        out = layer.output_shape(shape)
-        if layer.kind == "linear" and len(shape) > 1:
-            nodes[f"{layer.name}_flatten"] = G.flatten(shape)
-            shape = (math.prod(shape),)
-        nodes[layer.name] = NODES[layer.kind](layer, shape, out, params)
-        shape = out
+    nodes, edges = _nodes(architecture, params, trained is None)
+    read = None if architecture.readout == "votes" else G.Read(rule=architecture.readout)
+    version = 1 if trained is None else 2
     meta = G.FloatMeta(
         timesteps=architecture.timesteps,
         input_levels=architecture.input.levels,
         classes=architecture.classes,
         population=architecture.population,
-        version=1 if trained is None else 2,
+        version=version if read is None else G.NEWEST,
         trained=trained,
+        readout=read,
     )
-    return G.chain_graph(nodes, architecture.input.shape, shape, meta.text())
+    return nir.NIRGraph(nodes, edges, metadata={G.KEY: meta.text()}, type_check=False)
+
+
+def _nodes(
+    architecture: A.Architecture, params: Params, scaled: bool
+) -> tuple[dict[str, nir.ir.NIRNode], list[tuple[str, str]]]:
+    """Nodes and edges from input to output. ``scaled``: graded inputs are read as x / levels."""
+    shape, levels = architecture.input.shape, architecture.input.levels
+    nodes: dict[str, nir.ir.NIRNode] = {"input": nir.Input(input_type={"input": np.array(shape)})}
+    edges: list[tuple[str, str]] = []
+    shapes, given = {A.INPUT: shape} | architecture.shapes, architecture.given
+    called = {name: name for name in shapes} | {A.INPUT: "input"}
+    if scaled and levels > 1:
+        called[A.INPUT] = "input_scale"
+        nodes["input_scale"] = G.InputScale(shape, shape, levels)
+        edges.append(("input", "input_scale"))
+    for layer in architecture.layers:
+        name, arrives, reads = layer.name, given[layer.name], architecture.reads[layer.name]
+        sources = [called[read] for read in reads]
+        if layer.joins:
+            parts = [shapes[read] for read in reads]
+            sources = _parts(nodes, edges, layer, sources, parts, shapes[name])
+        if layer.kind == "linear" and len(arrives) > 1:
+            flat = f"{name}_flatten"
+            nodes[flat] = G.flatten(arrives)
+            edges += [(source, flat) for source in sources]
+            sources, arrives = [flat], (math.prod(arrives),)
+        nodes[name] = NODES[layer.kind](layer, arrives, shapes[name], params)
+        edges += [(source, name) for source in sources]
+    nodes["output"] = nir.Output(output_type={"output": np.array(shapes[name])})
+    return nodes, [*edges, (name, "output")]
+
+
+def _parts(
+    nodes: dict[str, nir.ir.NIRNode],
+    edges: list[tuple[str, str]],
+    layer: A.Layer,
+    sources: list[str],
+    shapes: list[A.Shape],
+    out: A.Shape,
+) -> list[str]:
+    """The nodes that a layer adds up, made where the sources are not: parts of a concatenation among
+    zeros, and what is added up again, since an edge counts once. Layers have no dots in their names."""
+    first = 0
+    parts = []
+    for i, (source, shape) in enumerate(zip(sources, shapes, strict=True)):
+        node: nir.ir.NIRNode | None = None
+        if layer.kind == "concat":
+            node = G.Place(shape, out, first)
+        elif source in sources[:i]:
+            node = G.Dropout(shape, shape)
+        if node is not None:
+            part = f"{layer.name}.part{i}"
+            nodes[part] = node
+            edges.append((source, part))
+            source = part
+        parts.append(source)
+        first += shape[0]
+    return parts
 
 
 def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, Params]:
@@ -170,6 +221,17 @@ def _max_pool(layer: A.MaxPool, shape: A.Shape, out: A.Shape, _params: Params) -
     return G.MaxPool2d(shape, out, layer.kernel)
 
 
+def _avg_pool(layer: A.AvgPool, _shape: A.Shape, _out: A.Shape, _params: Params) -> nir.ir.NIRNode:
+    kernel = np.array(layer.kernel)
+    return nir.AvgPool2d(kernel_size=kernel, stride=kernel, padding=np.array((0, 0)))
+
+
+def _sum(
+    _layer: A.Add | A.Concat, _shape: A.Shape, out: A.Shape, _params: Params
+) -> nir.ir.NIRNode:
+    return G.Dropout(out, out)  # several in-edges add up
+
+
 def _dropout(_layer: A.Dropout, shape: A.Shape, out: A.Shape, _params: Params) -> nir.ir.NIRNode:
     return G.Dropout(shape, out)
 
@@ -184,21 +246,23 @@ NODES: dict[str, Callable[[Any, A.Shape, A.Shape, Params], nir.ir.NIRNode]] = {
     "lif": _lif,
     "maxpool": _max_pool,
     "dropout": _dropout,
+    "avgpool": _avg_pool,
+    "add": _sum,
+    "concat": _sum,
 }
-# The parameters of a layer, by its kind: of the layer, its input and output shape.
-SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape], dict[str, A.Shape]]] = {
-    "conv": lambda layer, shape, out: {
+# The parameters of a layer that has some, by its kind: of the layer, its input and output shape, and the
+# time steps.
+SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape, int], dict[str, A.Shape]]] = {
+    "conv": lambda layer, shape, out, _steps: {
         "weight": (layer.channels, shape[0] // layer.groups, *layer.kernel),
         **({"bias": out[:1]} if layer.bias else {}),
     },
-    "linear": lambda layer, shape, out: {
+    "linear": lambda layer, shape, out, _steps: {
         "weight": (layer.features, math.prod(shape) // layer.groups),
         **({"bias": out[:1]} if layer.bias else {}),
     },
-    "batchnorm": lambda _layer, shape, _out: dict.fromkeys(STATISTICS, shape[:1]),
-    "lif": lambda _layer, _shape, out: {"thresh": out},
-    "maxpool": lambda _layer, _shape, _out: {},
-    "dropout": lambda _layer, _shape, _out: {},
+    "batchnorm": lambda _layer, shape, _out, _steps: dict.fromkeys(STATISTICS, shape[:1]),
+    "lif": lambda _layer, _shape, out, _steps: {"thresh": out},
 }
 
 
@@ -222,15 +286,15 @@ def grouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
 
 def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
     """Name and shape of every parameter that a network of this description needs."""
-    shape: A.Shape = architecture.input.shape
+    given, shapes = architecture.given, architecture.shapes
     expected: dict[str, A.Shape] = {}
     for layer in architecture.layers:
-        out = layer.output_shape(shape)
-        for key, value in SHAPES[layer.kind](layer, shape, out).items():
-            expected[f"{layer.name}.{key}"] = value
+        arrives, out = given[layer.name], shapes[layer.name]
+        if layer.parameters:
+            own = SHAPES[layer.kind](layer, arrives, out, architecture.timesteps)
+            expected |= {f"{layer.name}.{key}": value for key, value in own.items()}
         if layer.kind == "lif" and architecture.quantized is not None:
             expected[f"{layer.name}.scale"] = out[:1]
-        shape = out
     return expected
 
 
