@@ -121,6 +121,16 @@ def _unfit(arch: A.Architecture, name: str) -> list[Problem]:
         for layer in arch.layers[: _ends(arch)[0]]
         if layer.parameters
     ]
+    problems += [
+        Problem(
+            f"{name}: {layer.name}",
+            f"its {what} is one for all of a population, and members cannot share it",
+            f"train without {what}",
+        )
+        for layer in arch.layers
+        if layer.kind == "lif"
+        for what in layer.shared
+    ]
     plane = math.prod(arch.shapes[arch.layers[-1].name][1:])
     if arch.population % plane:
         problems.append(

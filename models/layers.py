@@ -299,64 +299,17 @@ class Linear(nn.Linear):
         return f"{super().extra_repr()}, groups={self.groups}"
 
 
-class _Readout(nn.Module):
-    """What is said of each neuron over time, then the mean over the ``population`` of each class:
-    [batch, time, K*P] to [batch, K]."""
+class PopulationReadout(nn.Module):
+    """Mean over groups of ``population`` neurons and over time: [batch, time, K*P] to [batch, K]."""
 
     def __init__(self, population: int) -> None:
         super().__init__()
         self.population = population
 
-    def forward(self, sent: Tensor) -> Tensor:
-        """Scores of the classes for spikes or voltages."""
-        each = self.over_time(sent.flatten(2))
-        if not len(each):  # a share of nothing, which avg_pool1d refuses
-            return each.reshape(0, each.shape[1] // self.population)
-        scores: Tensor = functional.avg_pool1d(each, self.population)
-        return scores
-
-    def over_time(self, sent: Tensor) -> Tensor:
-        """[batch, time, neurons] to [batch, neurons]."""
-        raise NotImplementedError
-
-
-class PopulationReadout(_Readout):
-    """The mean over time; of spikes these are rates, in [0, 1]."""
-
-    def over_time(self, sent: Tensor) -> Tensor:
-        """See ``_Readout``."""
-        return sent.mean(1)
-
-
-class LastReadout(_Readout):
-    """The last step."""
-
-    def over_time(self, sent: Tensor) -> Tensor:
-        """See ``_Readout``."""
-        return sent[:, -1]
-
-
-class MaxReadout(_Readout):
-    """The highest value of all steps."""
-
-    def over_time(self, sent: Tensor) -> Tensor:
-        """See ``_Readout``."""
-        return sent.amax(1)
-
-
-class FirstReadout(_Readout):
-    """The class of the neuron that spikes first, as a score that can be learned.
-
-    A neuron that first spikes in step t of T has T - t, one that never does 0; a class has its best
-    neuron's. Where several are equal the first class is predicted here, on a chip that whose v is largest.
-    """
-
-    def forward(self, sent: Tensor) -> Tensor:
-        """Scores in [0, T]."""
-        each = self.over_time(sent.flatten(2))
-        return each.reshape(len(each), -1, self.population).amax(2)
-
-    def over_time(self, sent: Tensor) -> Tensor:
-        """See ``_Readout``."""
-        # 1 from the first spike on; the sum over steps counts those that are left.
-        return (1 - (1 - sent).cumprod(1)).sum(1)
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Rates per class, in [0, 1]."""
+        mean = spikes.flatten(2).mean(1)
+        if not len(mean):  # a share of nothing, which avg_pool1d refuses
+            return mean.reshape(0, mean.shape[1] // self.population)
+        rates: Tensor = functional.avg_pool1d(mean, self.population)
+        return rates

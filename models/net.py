@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from stl_deploy.ir import arch as A
 from stl_deploy.ir.arch import Architecture, Shape
 from stl_deploy.ir.kinds import entry
-from stl_deploy.ir.readouts import Rule
-from stl_deploy.models import layers
+from stl_deploy.models import layers, neurons
 
 
 class STLNet(nn.Module):
@@ -36,7 +35,7 @@ class STLNet(nn.Module):
         for spec in arch.layers:
             make = entry(table, spec.kind, spec.name, "PyTorch")
             self.add_module(spec.name, make(spec, given[spec.name], arch.timesteps, threshold))
-        self.readout = READOUTS[arch.readout](arch.population)
+        self.readout = layers.PopulationReadout(arch.population)
 
     def forward(self, raster: Tensor) -> Tensor:
         """Class scores [batch, K] for a raster [batch, time, *input] of integers 0..levels; of votes
@@ -44,7 +43,10 @@ class STLNet(nn.Module):
         return cast(Tensor, self.readout(self.run(raster)[self.arch.layers[-1].name]))
 
     def run(self, raster: Tensor) -> dict[str, Tensor]:
-        """Spikes [batch, time, *shape] of every LIF and max-pool layer, by name."""
+        """What every population and max-pool layer sends, [batch, time, *shape], by name.
+
+        That is spikes, or v of neurons without a threshold.
+        """
         steps = raster.shape[1]
         if steps > 1 and raster.stride(1) == 0:  # the same at every step, and converted once
             raster = raster[:, :1]
@@ -91,8 +93,8 @@ def _batchnorm(spec: A.BatchNorm, shape: Shape, _steps: int, _threshold: float) 
     return layers.BatchNorm(shape[0], eps=spec.eps)
 
 
-def _lif(spec: A.Lif, shape: Shape, _steps: int, threshold: float) -> nn.Module:
-    return layers.LIF(shape, tau=spec.tau, threshold=threshold)
+def _lif(spec: A.Lif, shape: Shape, timesteps: int, threshold: float) -> nn.Module:
+    return neurons.make(spec, shape, timesteps, threshold)
 
 
 def _integer_lif(spec: A.Lif, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
@@ -137,14 +139,6 @@ MODULES: dict[str, Callable[[Any, Shape, int, float], nn.Module]] = {
     "concat": _concat,
 }
 INTEGER_MODULES = MODULES | {"lif": _integer_lif}
-# How what the last neurons send becomes scores of classes, made from the neurons that each class has.
-READOUTS: dict[Rule, Callable[[int], nn.Module]] = {
-    "votes": layers.PopulationReadout,
-    "last": layers.LastReadout,
-    "mean": layers.PopulationReadout,
-    "max": layers.MaxReadout,
-    "first": layers.FirstReadout,
-}
 
 
 def from_params(arch: Architecture, params: Mapping[str, NDArray[Any]]) -> STLNet:

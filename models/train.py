@@ -25,7 +25,6 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats.checkpoint import read_tensors, write_tensors
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.models import parallel
-from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet
 
 Mode = Literal["synergistic", "synaptic", "threshold"]
@@ -71,18 +70,23 @@ class Epoch:
 
 
 class Meter:
-    """Spikes of every LIF layer of a model while it runs, counted."""
+    """Spikes of every LIF layer of a model while it runs, counted; neurons without a threshold send none."""
 
     def __init__(self, model: STLNet) -> None:
-        self.lifs = {name: m for name, m in model.named_modules() if isinstance(m, LIF)}
+        self.lifs = {
+            spec.name: model.get_submodule(spec.name)
+            for spec in model.arch.layers
+            if spec.kind == "lif" and spec.fires
+        }
+        self.thresh = {name: model.get_parameter(f"{name}.thresh") for name in self.lifs}
+        self.device = next(model.parameters()).device
         self.spikes: dict[str, Tensor] = {}
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count what runs inside."""
-        device = next(iter(self.lifs.values())).thresh.device
         self.spikes = {
-            name: torch.zeros((), dtype=torch.int64, device=device) for name in self.lifs
+            name: torch.zeros((), dtype=torch.int64, device=self.device) for name in self.lifs
         }
         handles = [m.register_forward_hook(self._hook(name)) for name, m in self.lifs.items()]
         try:
@@ -100,15 +104,15 @@ class Meter:
     def rates(self, steps: int) -> dict[str, float]:
         """Spikes per neuron and step; ``steps`` were seen by all processes together."""
         return {
-            name: parallel.total(self.spikes[name]).item() / (steps * lif.thresh.numel())
-            for name, lif in self.lifs.items()
+            name: parallel.total(self.spikes[name]).item() / (steps * thresh.numel())
+            for name, thresh in self.thresh.items()
         }
 
     def thresholds(self) -> dict[str, dict[str, float]]:
         """Mean, std, min and max of every layer."""
         found = {}
-        for name, lif in self.lifs.items():
-            theta = lif.thresh.detach().double()
+        for name, thresh in self.thresh.items():
+            theta = thresh.detach().double()
             found[name] = {
                 "mean": theta.mean().item(),
                 "std": theta.std(correction=0).item(),
@@ -120,9 +124,8 @@ class Meter:
 
 def freeze(model: STLNet, mode: Mode) -> list[torch.nn.Parameter]:
     """Mark what ``mode`` learns, and return it. Running statistics of BatchNorm follow in any mode."""
-    thresholds = {id(m.thresh) for m in model.modules() if isinstance(m, LIF)}
-    for parameter in model.parameters():
-        is_threshold = id(parameter) in thresholds
+    for name, parameter in model.named_parameters():
+        is_threshold = name.endswith(".thresh")
         parameter.requires_grad_(mode == "synergistic" or is_threshold == (mode == "threshold"))
     return [p for p in model.parameters() if p.requires_grad]
 

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
+from stl_deploy.importers import stl_neurons
 from stl_deploy.importers.given import Checkpoint, File, Model, Params
 from stl_deploy.ir import arch as A
+from stl_deploy.ir import arch_neurons
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.units import UNIT
 from stl_deploy.lower.graph import lower
@@ -129,6 +131,10 @@ def _nodes(
             sources, arrives = [flat], (math.prod(arrives),)
         nodes[name] = NODES[layer.kind](layer, arrives, shapes[name], params)
         edges += [(source, name) for source in sources]
+        if layer.kind == "lif":
+            back, ways = stl_neurons.ways_back(name, layer, shapes[name], of_layer(params, name))
+            nodes |= back
+            edges += ways
     nodes["output"] = nir.Output(output_type={"output": np.array(shapes[name])})
     return nodes, [*edges, (name, "output")]
 
@@ -159,6 +165,12 @@ def _parts(
         parts.append(source)
         first += shape[0]
     return parts
+
+
+def of_layer(params: Params, name: str) -> Params:
+    """The parameters of layer ``name``, by their names within it."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
 
 
 def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, Params]:
@@ -206,15 +218,8 @@ def _batchnorm(layer: A.BatchNorm, shape: A.Shape, out: A.Shape, params: Params)
     return G.BatchNorm(shape, out, gamma, beta, mean, var, layer.eps)
 
 
-def _lif(layer: A.Lif, _shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
-    # v = tau*v + I as forward Euler of NIR's equation, and >= as NIR's strict >.
-    threshold = np.nextafter(params[f"{layer.name}.thresh"].astype(np.float64), -np.inf)
-    if layer.tau == 1:
-        raise LoweringError(
-            Problem(layer.name, "tau = 1 (no leak) has no LIF equivalent", "train with tau < 1")
-        )
-    gain = 1 / (1 - layer.tau)
-    return G.lif(threshold, tau=G.DT * gain, r=gain)
+def _lif(layer: A.Lif, _shape: A.Shape, out: A.Shape, params: Params) -> nir.ir.NIRNode:
+    return stl_neurons.node(layer, out, of_layer(params, layer.name))
 
 
 def _max_pool(layer: A.MaxPool, shape: A.Shape, out: A.Shape, _params: Params) -> nir.ir.NIRNode:
@@ -262,7 +267,7 @@ SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape, int], dict[str, A.Shape]]] = 
         **({"bias": out[:1]} if layer.bias else {}),
     },
     "batchnorm": lambda _layer, shape, _out, _steps: dict.fromkeys(STATISTICS, shape[:1]),
-    "lif": lambda _layer, _shape, out, _steps: {"thresh": out},
+    "lif": lambda layer, _shape, out, steps: arch_neurons.parameters(layer, out, steps),
 }
 
 

@@ -276,10 +276,16 @@ class Architecture(BaseModel):
         numbers |= {f"channels of {layer.name}": layer.outputs for layer in weights}
         numbers |= {f"groups of {layer.name}": layer.groups for layer in weights[1:-1]}
         problems = [f"{name}: members are chains, which join no layers" for name in self.joins]
-        return problems + [
+        problems += [
             f"{what}: {number} does not divide into {self.members} members"
             for what, number in numbers.items()
             if number % self.members
+        ]
+        return problems + [
+            f"{layer.name}: members have no {what} of their own (train them without)"
+            for layer in self.layers
+            if layer.kind == "lif"
+            for what in layer.shared
         ]
 
     @classmethod

@@ -14,7 +14,8 @@ from pydantic import (
     model_serializer,
 )
 
-from stl_deploy.ir.units import DECAY_ONE, FORGETS
+from stl_deploy.ir import arch_neurons
+from stl_deploy.ir.arch_neurons import NeuronRules
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 INPUT = "input"  # what layers call the raster
@@ -134,23 +135,25 @@ class BatchNorm(_Spec):
         return "BatchNorm"
 
 
-class Lif(_Spec):
-    """LIF, ``v = tau*v + I; s = v >= threshold; v = (1-s)*v``, a threshold per neuron."""
+class Lif(NeuronRules, _Spec):
+    """Neurons, a threshold for each of them; ``arch_neurons.py`` has their rules.
+
+    Without further rules they are LIF: ``v = tau*v + I; s = v >= threshold; v = (1-s)*v``.
+    """
 
     parameters: ClassVar[bool] = True
     spikes: ClassVar[bool] = True
+    left_out: ClassVar[frozenset[str]] = arch_neurons.RULES
 
-    fires: ClassVar[bool] = True
-    kind: Literal["lif"] = "lif"
-    tau: float = Field(default=0.5, ge=0, le=1)
+    def output_shape(self, shape: Shape) -> Shape:
+        """See ``_Spec``."""
+        if what := arch_neurons.misfit(self, shape):
+            raise ValueError(f"{self.name}: {what}")
+        return shape
 
     def unfit_for_integers(self) -> str:
         """See ``_Spec``."""
-        if DECAY_ONE * self.tau in range(1, DECAY_ONE):
-            return ""
-        return (
-            f"tau = {self.tau} is none of 1/{DECAY_ONE}, 2/{DECAY_ONE}, ... {FORGETS}/{DECAY_ONE}"
-        )
+        return arch_neurons.unfit_for_integers(self)
 
 
 class MaxPool(_Spec):
