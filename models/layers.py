@@ -297,19 +297,3 @@ class Linear(nn.Linear):
     def extra_repr(self) -> str:
         """Sizes for ``print``."""
         return f"{super().extra_repr()}, groups={self.groups}"
-
-
-class PopulationReadout(nn.Module):
-    """Mean over groups of ``population`` neurons and over time: [batch, time, K*P] to [batch, K]."""
-
-    def __init__(self, population: int) -> None:
-        super().__init__()
-        self.population = population
-
-    def forward(self, spikes: Tensor) -> Tensor:
-        """Rates per class, in [0, 1]."""
-        mean = spikes.flatten(2).mean(1)
-        if not len(mean):  # a share of nothing, which avg_pool1d refuses
-            return mean.reshape(0, mean.shape[1] // self.population)
-        rates: Tensor = functional.avg_pool1d(mean, self.population)
-        return rates

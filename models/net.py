@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stl_deploy.ir import arch as A
 from stl_deploy.ir.arch import Architecture, Shape
 from stl_deploy.ir.kinds import entry
-from stl_deploy.models import layers, neurons
+from stl_deploy.models import layers, neurons, readouts
 
 
 class STLNet(nn.Module):
@@ -31,22 +31,41 @@ class STLNet(nn.Module):
         super().__init__()
         self.arch = arch
         table = MODULES if arch.quantized is None else INTEGER_MODULES
-        given = arch.given
+        given, split = arch.given, arch.split
         for spec in arch.layers:
             make = entry(table, spec.kind, spec.name, "PyTorch")
+            if spec is arch.layers[-1] and arch.readout != "votes":
+                make = _read  # its v is needed
+            elif spec.name in split:
+                make = _two_currents
             self.add_module(spec.name, make(spec, given[spec.name], arch.timesteps, threshold))
-        self.readout = layers.PopulationReadout(arch.population)
+        self.readout = readouts.make(arch.readout, arch.population)
 
     def forward(self, raster: Tensor) -> Tensor:
-        """Class scores [batch, K] for a raster [batch, time, *input] of integers 0..levels; of votes
-        they are rates."""
-        return cast(Tensor, self.readout(self.run(raster)[self.arch.layers[-1].name]))
+        """Class scores [batch, K] for a raster [batch, time, *input] of integers 0..levels.
+
+        Those of votes are rates.
+        """
+        last = self.arch.layers[-1].name
+        if self.arch.readout == "votes":
+            return cast(Tensor, self.readout(self.run(raster)[last]))
+        sent, v = self.trace(raster)
+        return cast(Tensor, self.readout(sent[last], v))
 
     def run(self, raster: Tensor) -> dict[str, Tensor]:
         """What every population and max-pool layer sends, [batch, time, *shape], by name.
 
         That is spikes, or v of neurons without a threshold.
         """
+        sent, v = self.trace(raster)
+        last = self.arch.layers[-1]
+        if v is not None and last.kind == "lif" and not last.fires:
+            sent[last.name] = v
+        return sent
+
+    def trace(self, raster: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Spikes of every population and max-pool layer, by name, none without a threshold; and the v of the
+        last neurons after each step, None where votes are read."""
         steps = raster.shape[1]
         if steps > 1 and raster.stride(1) == 0:  # the same at every step, and converted once
             raster = raster[:, :1]
@@ -56,18 +75,22 @@ class STLNet(nn.Module):
         x = x.expand(-1, steps, *x.shape[2:])
         reads = self.arch.reads
         left = Counter(name for read in reads.values() for name in read)
-        values, spikes = {A.INPUT: x}, {}
+        values: dict[str, tuple[Tensor, ...]] = {A.INPUT: (x,)}  # of two currents, both
+        sent: dict[str, Tensor] = {}
+        v = None
         for spec in self.arch.layers:
-            values[spec.name] = self.get_submodule(spec.name)(
-                *(values[n] for n in reads[spec.name])
-            )
+            given = (value for name in reads[spec.name] for value in values[name])
+            out = self.get_submodule(spec.name)(*given)
+            if spec.kind == "lif" and isinstance(out, tuple):
+                out, v = out
+            values[spec.name] = out if isinstance(out, tuple) else (out,)
             if spec.spikes:
-                spikes[spec.name] = values[spec.name]
+                sent[spec.name] = out
             for name in reads[spec.name]:
                 left[name] -= 1
                 if not left[name]:  # nobody reads it any more
                     del values[name]
-        return spikes
+        return sent, v
 
     def settle(self) -> None:
         """Bring what was learned where the network can be kept; here nothing has to be."""
@@ -97,6 +120,16 @@ def _lif(spec: A.Lif, shape: Shape, timesteps: int, threshold: float) -> nn.Modu
     return neurons.make(spec, shape, timesteps, threshold)
 
 
+class _Read(neurons.Neurons):
+    """Neurons whose v is read too: it gives spikes, and the v that each step leaves."""
+
+    forward = neurons.Neurons.trace  # type: ignore[assignment]
+
+
+def _read(spec: A.Lif, shape: Shape, timesteps: int, threshold: float) -> nn.Module:
+    return _Read(spec, shape, timesteps, threshold)
+
+
 def _integer_lif(spec: A.Lif, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
     return layers.IntegerLIF(shape, spec.tau)
 
@@ -106,7 +139,14 @@ def _maxpool(spec: A.MaxPool, _shape: Shape, _steps: int, _threshold: float) -> 
 
 
 def _linear(spec: A.Linear, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
-    return layers.Linear(math.prod(shape), spec.features, bias=spec.bias, groups=spec.groups)
+    inputs = math.prod(shape)
+    if spec.inhibitory:
+        return neurons.DaleLinear(inputs, spec.features, spec.bias, spec.inhibitory)
+    return layers.Linear(inputs, spec.features, bias=spec.bias, groups=spec.groups)
+
+
+def _two_currents(spec: A.Linear, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
+    return neurons.TwoCurrents(math.prod(shape), spec.features, spec.bias, spec.inhibitory)
 
 
 def _avgpool(spec: A.AvgPool, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:

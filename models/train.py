@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats.checkpoint import read_tensors, write_tensors
@@ -96,8 +95,9 @@ class Meter:
                 handle.remove()
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def count(_module: object, _inputs: object, out: Tensor) -> None:
-            self.spikes[name] += out.detach().count_nonzero()
+        def count(_module: object, _inputs: object, out: Tensor | tuple[Tensor, Tensor]) -> None:
+            spikes = out[0] if isinstance(out, tuple) else out
+            self.spikes[name] += spikes.detach().count_nonzero()
 
         return count
 
@@ -174,7 +174,6 @@ class Trainer:
         self.optimizer = torch.optim.Adam(freeze(self.model, settings.mode), lr=settings.lr)
         self.meter = Meter(self.model)
         self.learner = parallel.wrapped(self.model, device)
-        self.loss = rate_loss if arch.readout == "votes" else functional.cross_entropy
         self.history: list[Epoch] = []
 
     def run(
@@ -249,7 +248,7 @@ class Trainer:
         scores = self.learner(raster[mine])
         # Gradients are averaged over processes whatever their shares are; of nothing a mean is none.
         weight = len(target) * parallel.world() / len(x)
-        loss = self.loss(scores, target) * weight if weight else scores.sum()
+        loss = self.model.readout.loss(scores, target) * weight if weight else scores.sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -350,9 +349,3 @@ class Trainer:
             raise InputError(
                 Problem(str(path), f"cannot be resumed: {error}", "delete the file")
             ) from None
-
-
-def rate_loss(rates: Tensor, labels: Tensor) -> Tensor:
-    """Squared error of the class rates [batch, K] against one-hot targets, as the official code."""
-    target = functional.one_hot(labels, rates.shape[1]).to(rates.dtype)
-    return functional.mse_loss(rates, target)

@@ -154,20 +154,21 @@ class Chip(Table):
             ways = [(c.source, c.target, c.delay) for c in network.connections]
             return [
                 Problem(
-                    ", ".join(loop),
-                    f"a loop has fewer steps of delay than hops; a spike of {self.name} needs a step for "
-                    "each hop",
-                    "lengthen the delays on its way, or use --chip ideal",
+                    ", ".join(loop.names),
+                    f"{loop.what}; a spike of {self.name} needs a step for each hop",
+                    f"lengthen the delay of {network.connections[loop.way].words} by {loop.missing}, or use "
+                    "--chip ideal",
                 )
-                for loop in order.too_short(list(network.by_name), ways)
+                for loop in order.short_loops(list(network.by_name), ways)
             ]
-        can = f"its synapses wait at most {most} steps" if most else "it has no synaptic delays"
+        steps = f"{most} step{'s' if most > 1 else ''}"
+        can = f"its synapses wait at most {steps}" if most else "it has no synaptic delays"
         return [
             Problem(
                 connection.name,
                 f"spikes from {connection.source} to {connection.target} wait {wait:,} steps on "
                 f"{self.name}; {can}",
-                "use --skips relay, or --chip ideal",
+                "use --skips auto, or --chip ideal",
             )
             for connection in network.connections
             if (wait := network.waits(connection)) > most

@@ -113,24 +113,31 @@ def _nodes(
     nodes: dict[str, nir.ir.NIRNode] = {"input": nir.Input(input_type={"input": np.array(shape)})}
     edges: list[tuple[str, str]] = []
     shapes, given = {A.INPUT: shape} | architecture.shapes, architecture.given
-    called = {name: name for name in shapes} | {A.INPUT: "input"}
+    reads, split = architecture.reads, architecture.split
+    leaving = {name: [name] for name in shapes} | {
+        A.INPUT: ["input"]
+    }  # the nodes of a layer's values
     if scaled and levels > 1:
-        called[A.INPUT] = "input_scale"
+        leaving[A.INPUT] = ["input_scale"]
         nodes["input_scale"] = G.InputScale(shape, shape, levels)
         edges.append(("input", "input_scale"))
     for layer in architecture.layers:
-        name, arrives, reads = layer.name, given[layer.name], architecture.reads[layer.name]
-        sources = [called[read] for read in reads]
+        name, arrives = layer.name, given[layer.name]
+        sources = [node for read in reads[name] for node in leaving[read]]
         if layer.joins:
-            parts = [shapes[read] for read in reads]
+            parts = [shapes[read] for read in reads[name]]
             sources = _parts(nodes, edges, layer, sources, parts, shapes[name])
         if layer.kind == "linear" and len(arrives) > 1:
             flat = f"{name}_flatten"
             nodes[flat] = G.flatten(arrives)
             edges += [(source, flat) for source in sources]
             sources, arrives = [flat], (math.prod(arrives),)
-        nodes[name] = NODES[layer.kind](layer, arrives, shapes[name], params)
-        edges += [(source, name) for source in sources]
+        made = {name: NODES[layer.kind](layer, arrives, shapes[name], params)}
+        if name in split:
+            made = stl_neurons.two_currents(name, made[name])
+        leaving[name] = list(made)
+        nodes |= made
+        edges += [(source, node) for node in made for source in sources]
         if layer.kind == "lif":
             back, ways = stl_neurons.ways_back(name, layer, shapes[name], of_layer(params, name))
             nodes |= back
@@ -208,6 +215,8 @@ def _conv(layer: A.Conv, shape: A.Shape, _out: A.Shape, params: Params) -> nir.i
 def _linear(layer: A.Linear, _shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
     # NIR knows no groups here. What lies between them are zeros, which no chip stores.
     weight = ungrouped(params[f"{layer.name}.weight"], layer.groups)
+    if layer.inhibitory:
+        weight = stl_neurons.signed(weight, layer.inhibitory)
     if layer.bias:
         return nir.Affine(weight=weight, bias=params[f"{layer.name}.bias"])
     return nir.Linear(weight=weight)

@@ -146,6 +146,11 @@ class Architecture(BaseModel):
         return {lif.name: source.name for source, lif in pairwise(chain) if lif.kind == "lif"}
 
     @property
+    def split(self) -> set[str]:
+        """The names of the layers of Dale's law whose inhibition arrives at a second current."""
+        return {name for _, name in self._inhibited()}
+
+    @property
     def joins(self) -> list[str]:
         """The names of the layers that join several; without any the network is a chain."""
         return [layer.name for layer in self.layers if layer.joins]
@@ -224,6 +229,12 @@ class Architecture(BaseModel):
             for name in read
             if name != INPUT and (layer := by_name[name]).kind == "lif" and not layer.fires
         ]
+        problems += [
+            f"{reader}: has a second current, at which {name} inhibits, and reads it through others (let "
+            f"it read {name} itself)"
+            for reader, name in self._inhibited()
+            if (name,) != reads[reader]
+        ]
         return problems + [
             f"{layer.name}: max pooling of {name}, whose values are not the binary spikes of one "
             "population (place it behind neurons, or use average pooling)"
@@ -232,6 +243,21 @@ class Architecture(BaseModel):
             for name in reads[layer.name]
             if not self._binary(name, by_name)
         ]
+
+    def _inhibited(self) -> list[tuple[str, str]]:
+        """Neurons with a second current, and the layers of Dale's law whose weights lead to them."""
+        reads = self.reads
+        found = []
+        law: dict[str, set[str]] = {INPUT: set()}
+        for layer in self.layers:
+            through = set().union(*(law[name] for name in reads[layer.name]))
+            law[layer.name] = through
+            if layer.kind == "lif":
+                found += [(layer.name, name) for name in through if layer.current2 is not None]
+                law[layer.name] = set()
+            elif layer.weighted:
+                law[layer.name] = {layer.name} if "inhibitory" in layer.shared else set()
+        return found
 
     def _binary(self, name: str, by_name: dict[str, Layer]) -> bool:
         """Whether what leaves ``name`` are binary spikes of one population."""
@@ -242,30 +268,21 @@ class Architecture(BaseModel):
     def _readout_problems(self) -> list[str]:
         """Neurons that the readout cannot score."""
         last = self.layers[-1]
-        if last.kind != "lif":
+        if last.kind != "lif" or last.fires or self.readout not in ("votes", "first"):
             return []
-        by_spikes = self.readout in ("votes", "first")
-        if by_spikes == last.fires:
-            return []
-        if by_spikes:
-            return [
-                f"{last.name}: has no threshold, and a readout by {self.readout} needs spikes (read it by "
-                "last, mean or max)"
-            ]
         return [
-            f"{last.name}: a readout by {self.readout} needs the v of neurons without a threshold (set "
-            "fires to false, or read votes)"
+            f"{last.name}: has no threshold, and a readout by {self.readout} needs spikes (read it by last, "
+            "mean or max)"
         ]
 
     def _integer_problems(self) -> list[str]:
         """What a network that counts in integers cannot have."""
         if self.quantized is None:
             return []
-        return [
-            f"{layer.name}: {what}, in a network of integers"
-            for layer in self.layers
-            if (what := layer.unfit_for_integers())
-        ]
+        found = {layer.name: layer.unfit_for_integers() for layer in self.layers}
+        if self.readout != "votes":
+            found["readout"] = f"by {self.readout}"
+        return [f"{name}: {what}, in a network of integers" for name, what in found.items() if what]
 
     def _member_problems(self) -> list[str]:
         """What cannot be of a network of several, whose layers hold one part for each of them."""
@@ -284,7 +301,6 @@ class Architecture(BaseModel):
         return problems + [
             f"{layer.name}: members have no {what} of their own (train them without)"
             for layer in self.layers
-            if layer.kind == "lif"
             for what in layer.shared
         ]
 

@@ -20,6 +20,7 @@ from stl_deploy.ir.arch_neurons import NeuronRules
 NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 INPUT = "input"  # what layers call the raster
 MAX_JOINED = 64  # layers that one reads
+MAX_INPUTS = 1 << 26  # of a layer
 MAX_UNGROUPED = 1 << 30  # entries of the matrix that a linear layer in groups is lowered to
 
 Name = Annotated[str, Field(pattern=NAME)]
@@ -55,6 +56,11 @@ class _Spec(BaseModel):
             for name, value in whole(self).items()
             if name not in defaults or getattr(self, name) != defaults[name]
         }
+
+    @property
+    def shared(self) -> list[str]:
+        """What concerns all of a layer, so that the parts of several members cannot stand in it."""
+        return []
 
     def joined(self, shapes: Sequence[Shape]) -> Shape:
         """Shape of its inputs together. Raises ValueError naming the layer."""
@@ -185,15 +191,22 @@ class AvgPool(_Spec):
 
 
 class Linear(_Spec):
-    """Linear over the flattened features; weight (features, in/groups), groups as a convolution's."""
+    """Linear over the flattened features; weight (features, in/groups), groups as a convolution's.
+
+    Dale's law: of the inputs the last ``inhibitory`` inhibit, all others excite, as those of
+    ``arch_neurons.Recurrent``. With 0 every weight has the sign that it was learned with.
+    """
 
     parameters: ClassVar[bool] = True
     weighted: ClassVar[bool] = True
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"inhibitory"})
 
     kind: Literal["linear"] = "linear"
     features: Size
     groups: Size = 1
     bias: bool = False
+    inhibitory: Annotated[int, Field(ge=0, le=MAX_INPUTS)] = 0
 
     @property
     def outputs(self) -> int:
@@ -203,6 +216,11 @@ class Linear(_Spec):
     def output_shape(self, shape: Shape) -> Shape:
         """See ``_Spec``."""
         inputs = math.prod(shape)
+        if self.inhibitory > inputs or (self.inhibitory and self.groups > 1):
+            raise ValueError(
+                f"{self.name}: {self.inhibitory} of {inputs} inputs in {self.groups} groups inhibit (give "
+                "it one group, and no more than its inputs)"
+            )
         if inputs % self.groups or self.features % self.groups:
             raise ValueError(
                 f"{self.name}: {inputs} in and {self.features} out features do not divide into "
@@ -219,6 +237,15 @@ class Linear(_Spec):
         """See ``_Spec``."""
         groups = size(self.groups) if grouped else 1
         return self.model_copy(update={"features": size(self.features), "groups": groups})
+
+    @property
+    def shared(self) -> list[str]:
+        """See ``_Spec``."""
+        return ["inhibitory"] if self.inhibitory else []
+
+    def unfit_for_integers(self) -> str:
+        """See ``_Spec``."""
+        return "weights of Dale's law" if self.inhibitory else ""
 
 
 class Dropout(_Spec):

@@ -304,8 +304,9 @@ class Comparer:
             return graph, {}, ran.v if self.floats.by_voltage else None
         (only,) = given.values()
         with _one_thread(), torch.inference_mode():
-            double, single = (_numpy(m.run(torch.from_numpy(only))) for m in self.models)
-        return double, {"float32": single, "float_nir": graph}, None
+            (double, v), (single, _) = (m.trace(torch.from_numpy(only)) for m in self.models)
+        others = {"float32": _numpy(single), "float_nir": graph}
+        return _numpy(double), others, None if v is None else v.numpy()
 
 
 _alone = threading.Lock()

@@ -16,8 +16,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.chips import arithmetic
-from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem, StlError
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Shape
@@ -25,10 +23,10 @@ from stl_deploy.ir.units import UNIT
 from stl_deploy.verify import certificates, pairs
 from stl_deploy.verify import faults as F
 from stl_deploy.verify.certificates import Certifier
+from stl_deploy.verify.course import Course, Follower, Part
 
 Bytes = NDArray[np.uint8]
-Part = Literal["weight", "bias", "decay", "register", "reset"]
-Blame = Part | Literal["threshold", "float rounding", "execution", "unknown"]
+Blame = Part | Literal["threshold", "adaptive threshold", "float rounding", "execution", "unknown"]
 STRONGEST = 5  # incoming synapses that are listed
 SPOKEN = 3  # of them in the paragraph
 WORDS: dict[Blame, str] = {
@@ -36,8 +34,16 @@ WORDS: dict[Blame, str] = {
     "bias": "the rounding of the bias",
     "decay": "the rounding of the decay",
     "threshold": "the rounding of the threshold",
+    "adaptive threshold": "the rounding of what earlier spikes added to the threshold",
     "register": "the width of a register",
     "reset": "the rounding of the threshold that earlier resets subtracted",
+    "v_reset": "the rounding of the voltage that a spike resets it to",
+    "start": "the rounding of the voltage that it starts from",
+    "floor": "the rounding of the lowest voltage that it can have",
+    "hold": "how many steps it rests after a spike",
+    "gain": "the rounding of the gains of its steps",
+    "current": "the rounding of its current's decay",
+    "second current": "the rounding of what its second current brings",
     "float rounding": "float rounding in the model itself",
     "execution": "the execution of the network",
     "unknown": "nothing that certificates cover",
@@ -90,6 +96,15 @@ class Synapse:
 
 
 @dataclass(frozen=True)
+class Rise:
+    """What earlier spikes added to both thresholds; ``v_int`` in units of v, ``v_lowered`` in float units."""
+
+    v: float
+    v_int: int
+    v_lowered: float
+
+
+@dataclass(frozen=True)
 class Voltages:
     """Both sides in the step in which they part, before the reset.
 
@@ -97,9 +112,11 @@ class Voltages:
     units), ``fires_from`` the smallest v_int above 64 vth that the neuron can have in this step.
     ``v_lowered`` and ``theta_lowered`` are v_int and fires_from in the float model's units. ``margin``
     is |v - theta|, ``error`` v_lowered - v, ``bound`` what was proved of its magnitude. ``reset`` is
-    the step of the last spike after which both sides began at zero, None if there was none.
-    ``contributions`` of weights, bias, decay and registers add up to ``error``; with a reset that subtracts
-    the threshold, its rounding in earlier resets is one too.
+    the step of the last spike after which both sides began at a voltage that is set, None if there was none.
+    ``contributions`` of weights, bias, decay and registers add up to ``error``; of neurons with more rules,
+    what these do is among them. ``rise`` is that of thresholds that spikes move, which ``theta``,
+    ``fires_from`` and ``theta_lowered`` include. ``rests`` are the steps that both sides still rest from an
+    earlier spike, this one included; None where neither does.
     """
 
     v: float
@@ -114,6 +131,17 @@ class Voltages:
     bound: float
     reset: int | None
     contributions: dict[Part, float]
+    rise: Rise | None = None
+    rests: tuple[int, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; ``rise`` and ``rests`` only where there are such."""
+        more = {
+            "rise": None if self.rise is None else vars(self.rise),
+            "rests": None if self.rests is None else list(self.rests),
+        }
+        own = {name: value for name, value in vars(self).items() if name not in more}
+        return own | {name: value for name, value in more.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -147,7 +175,7 @@ class Divergence:
             "float_spike": self.float_spike,
             "integer_spike": self.integer_spike,
             "blame": self.blame,
-            "voltages": None if voltages is None else vars(voltages),
+            "voltages": None if voltages is None else voltages.to_json(),
             "synapses": [
                 {**vars(s), "input": list(s.input), "weight": list(s.weight)} for s in self.synapses
             ],
@@ -175,7 +203,7 @@ class Divergence:
             )
         elif self.voltages is not None:
             parts.append(f"To blame: {self._blamed(self.voltages)}.")
-        if self.synapses and self.blame == "weight":
+        if self.synapses and self.blame in ("weight", "second current"):
             strongest = map(_synapse, self.synapses[:SPOKEN])
             parts.append("The synapses that erred most: " + "; ".join(strongest) + ".")
         parts += [f"Not rounding: {fault.layer}: {fault.text}." for fault in self.faults]
@@ -189,7 +217,7 @@ class Divergence:
 
     def _blamed(self, voltages: Voltages) -> str:
         words = WORDS[self.blame]
-        if self.blame == "threshold":
+        if self.blame in ("threshold", "adaptive threshold"):
             moved = voltages.theta_lowered - voltages.theta
             words += f", which {'raised' if moved > 0 else 'lowered'} it by {abs(moved):.3g}"
         rest = ", ".join(
@@ -281,21 +309,31 @@ def _compare(
     sent: Mapping[str, NDArray[Any]],
 ) -> _Comparison:
     """Both voltages of the neuron in this step, what made them differ, and what of it matters."""
-    population, known = certifier.population, certifier.known
     sent = {name: values[: place.step + 1] for name, values in sent.items()}
     batch = {name: values[None] for name, values in sent.items()}
     bound = certifier.run(batch, batch[place.layer], bounds=True).bound
     assert bound is not None
-    course = _follow(certifier, place, sent)
+    follower = Follower(certifier, place.neuron, sent)
+    course = follower.run()
+    voltages = _voltages(certifier, place, course, float(bound[(0, place.step, *place.neuron)]))
+    synapses = _synapses(certifier, place.neuron, sent, course.left, follower.common)
+    fires = bool(sent[certifier.known.name][(place.step, *place.neuron)])
+    return _Comparison(voltages, synapses, _blame(voltages, fires, follower.slack))
+
+
+def _voltages(certifier: Certifier, place: Place, course: Course, bound: float) -> Voltages:
+    """What a course has come to."""
+    network, population, cells = certifier.network, certifier.population, certifier.cells
     flat = _flat(place.neuron, population.shape)
-    unit, slack = (float(x[flat]) for x in (certifier.cells.unit, certifier.cells.slack))
-    theta, stays = float(certifier.cells.theta[flat]), float(certifier.cells.stays[flat])
+    unit, slack = float(cells.unit[flat]), float(cells.slack[flat])
+    theta, stays = float(cells.theta[flat]), float(cells.stays[flat])
     vth = round(stays / unit / UNIT)
-    since = place.step if course.reset is None else place.step - course.reset - 1
-    grain = certificates.grain(network, population, place.neuron, since)
+    grain = certificates.grain(network, population, place.neuron, course.decays - 1)
     grain = grain if course.v_int % grain == 0 else 1
-    fires_from = (UNIT * vth // grain + 1) * grain
-    voltages = Voltages(
+    fires_from = ((UNIT * vth + course.whole_rise) // grain + 1) * grain
+    rises = certifier.rules.rises
+    theta = theta + course.rise if rises else theta
+    return Voltages(
         v=course.v,
         theta=theta,
         v_int=course.v_int,
@@ -305,84 +343,14 @@ def _compare(
         theta_lowered=fires_from * unit,
         margin=abs(course.v - theta),
         error=course.v_int * unit - course.v,
-        bound=float(bound[(0, place.step, *place.neuron)]),
+        bound=bound,
         reset=course.reset,
         contributions={
             name: part if abs(part) > slack else 0.0 for name, part in course.parts.items()
         },
+        rise=Rise(course.rise, course.whole_rise, course.whole_rise * unit) if rises else None,
+        rests=(course.rests, course.whole_rests) if course.rests or course.whole_rests else None,
     )
-    left = np.zeros(place.step + 1)
-    left[place.step - since :] = certifier.kept[flat] ** np.arange(since + 1)[::-1]
-    synapses = _synapses(certifier, place.neuron, sent, left)
-    fires = bool(sent[known.name][(place.step, *place.neuron)])
-    return _Comparison(voltages, synapses, _blame(voltages, fires, slack))
-
-
-@dataclass(frozen=True)
-class _Course:
-    """Where a neuron's voltages have come to, before the reset, and what their difference is made of.
-
-    ``reset`` is the step of the last spike after which both began at zero.
-    """
-
-    v: float
-    v_int: int
-    reset: int | None
-    parts: dict[Part, float]
-
-
-def _follow(certifier: Certifier, place: Place, sent: Mapping[str, NDArray[Any]]) -> _Course:
-    """Follow a neuron up to the step of ``place``.
-
-    Up to there both sides have the same spikes, so that it has received the float model's own.
-    """
-    population, cells = certifier.population, certifier.cells
-    flat = _flat(place.neuron, population.shape)
-    both = certifier.sums({name: values[None] for name, values in sent.items()})
-    floats, integers = (sums[0, :, flat] for sums in both)
-    spikes = sent[population.name].reshape(place.step + 1, -1)[:, flat]
-    keep, kept, unit, slack = (
-        float(values[flat]) for values in (cells.keep, cells.kept, cells.unit, cells.slack)
-    )
-    bias = float(certifier.bias[flat])
-    path = _integers(certifier, place, sent)
-    course = _Course(0.0, 0, None, _nothing(certifier))
-    for t, (before, v_int) in enumerate(path):
-        if t and spikes[t - 1]:
-            course = _reset(certifier, course, before, flat, t - 1)
-        # What both voltages lose and gain in this step, and so their difference.
-        parts = {name: kept * value for name, value in course.parts.items()}
-        dv = int(np.broadcast_to(population.neurons.dv, population.shape)[place.neuron])
-        cut = _decayed(course.v_int, dv) - kept * course.v_int
-        parts["decay"] += (kept - keep) * course.v + cut * unit
-        parts["weight"] += float(integers[t] - floats[t])
-        parts["bias"] += float(cells.bias[flat]) - bias
-        v = keep * course.v + float(floats[t]) + bias
-        # A register that wrapped or saturated is all that can be left over.
-        left = v_int * unit - v - sum(parts.values())
-        if abs(left) > 2 * slack:
-            parts["register"] += left
-        course = _Course(v, v_int, course.reset, parts)
-    return course
-
-
-def _nothing(certifier: Certifier) -> dict[Part, float]:
-    """No contribution of any part. Resets bring one only where they subtract a threshold."""
-    nothing: dict[Part, float] = {"weight": 0.0, "bias": 0.0, "decay": 0.0, "register": 0.0}
-    rules = certifier.rules
-    return nothing | {"reset": 0.0} if rules.subtracts or rules.float_subtracts else nothing
-
-
-def _reset(certifier: Certifier, course: _Course, v_int: int, flat: int, step: int) -> _Course:
-    """Both voltages after a spike in ``step``, of which the integer one is ``v_int``."""
-    cells, rules = certifier.cells, certifier.rules
-    if not rules.subtracts and not rules.float_subtracts:
-        return _Course(0.0, 0, step, _nothing(certifier))
-    v = course.v - float(cells.threshold[flat]) if rules.float_subtracts else 0.0
-    before = course.v_int * float(cells.unit[flat]) - course.v
-    after = v_int * float(cells.unit[flat]) - v
-    parts = course.parts | {"reset": course.parts["reset"] + after - before}
-    return _Course(v, v_int, None, parts)
 
 
 def _blame(voltages: Voltages, fires: bool, slack: float) -> Blame:
@@ -390,73 +358,53 @@ def _blame(voltages: Voltages, fires: bool, slack: float) -> Blame:
 
     Where the integer voltage lies on the same side of theta as the float one, the voltage's error
     changed nothing and the integer threshold did. Else it is the largest part of the voltage's error
-    that goes the same way. Differences within ``slack`` are none.
+    that goes the same way. Differences within ``slack`` are none. A neuron that rests on one side alone
+    differs for that reason.
     """
+    if voltages.rests is not None and 0 in voltages.rests:
+        return "hold"
     if (
         voltages.v_lowered >= voltages.theta - slack
         if fires
         else voltages.v_lowered < voltages.theta
     ):
-        return "threshold"
+        return _of_threshold(voltages)
     if abs(voltages.error) <= slack:
         return "float rounding"
     sign = math.copysign(1, voltages.error)
     return max(voltages.contributions, key=lambda name: sign * voltages.contributions[name])
 
 
-def _decayed(v: int, dv: int) -> int:
-    """The voltage's decay as the reference defines it."""
-    return int(arithmetic.decay(np.array([v], np.int64), dv)[0])
-
-
-def _integers(
-    certifier: Certifier, place: Place, sent: Mapping[str, NDArray[Any]]
-) -> list[tuple[int, int]]:
-    """The neuron's integer voltage in every step, by the reference's own arithmetic.
-
-    Before the decay, and before the threshold.
-    """
-    network, population = certifier.network, certifier.population
-    limit, neurons = chips.of(network).state_limit, population.neurons
-    arrived = np.zeros((place.step + 1, *population.shape), np.int64)
-    for c in network.into(population.name):
-        x = sent[c.source].reshape(-1, *network.shape(c.source))[: place.step + 1 - c.delay]
-        if len(x):
-            sums = c.sums(x, network.levels(c.source))
-            arrived[c.delay :] += sums.reshape(-1, *population.shape)
-
-    def own(values: Any) -> int:
-        return int(np.broadcast_to(values, population.shape)[place.neuron])
-
-    u = v = np.zeros(1, np.int64)
-    path = []
-    for t in range(place.step + 1):
-        before = int(v[0])
-        a = arrived[(t, *place.neuron)].reshape(1)
-        u, _ = arithmetic.step_current(u, a, own(neurons.du), limit)
-        v, _ = arithmetic.step_voltage(v, u, np.array([own(neurons.bias)]), own(neurons.dv), limit)
-        path.append((before, int(v[0])))
-        v, _ = arithmetic.fire(v, np.array([own(neurons.vth)]), neurons.reset)
-    return path
+def _of_threshold(voltages: Voltages) -> Blame:
+    """Which part of the threshold was rounded most."""
+    rise = voltages.rise
+    if rise is None:
+        return "threshold"
+    of_rise = rise.v_lowered - rise.v
+    rest = voltages.theta_lowered - voltages.theta - of_rise
+    return "adaptive threshold" if abs(of_rise) > abs(rest) else "threshold"
 
 
 def _synapses(
     certifier: Certifier,
     neuron: Shape,
     sent: Mapping[str, NDArray[Any]],
-    weights: NDArray[np.float64],
+    left: NDArray[np.float64],
+    common: float,
 ) -> tuple[Synapse, ...]:
     """The incoming synapses whose errors moved the voltage most, over all connections.
 
-    ``weights`` float64 [T] say how much of what came in a step is left.
+    ``left`` float64 [2, T] says how much of what came to each current in a step is left; ``common`` is the
+    factor of the gains that stands in the weights.
     """
     network, population = certifier.network, certifier.population
     flat = _flat(neuron, population.shape)
-    gain, scale = float(certifier.gain[flat]), float(certifier.unit[flat]) * UNIT
+    scale = float(certifier.unit[flat]) * UNIT
     found = []
     for mine, theirs, origin, _ in pairs.of(network, population.name, certifier.floats):
         if mine is None or theirs is None or not pairs.alike(mine, theirs):
             continue
+        weights, gain = left[mine.port], float(certifier.gains[theirs.port][flat]) * common
         source = network.shape(mine.source)
         inputs, index, exact = pairs.row(theirs.way, source, population.shape, neuron)
         held = mine.synapses.into(flat, inputs, index)
@@ -512,12 +460,18 @@ def _in_words(voltages: Voltages) -> list[str]:
     x = voltages
     since = "its first step" if x.reset is None else f"its spike in step {x.reset}"
     side = "above" if x.v >= x.theta else "below"
+    added, held = "", f"vth = {x.vth:,}"
+    if x.rise is not None and (x.rise.v or x.rise.v_int):
+        added = f", of which earlier spikes added {x.rise.v:.6g}"
+        held += f" and {x.rise.v_int:,} added by earlier spikes"
     parts = [
         f"Since {since} the float voltage has come to {x.v:.6g}, which is {x.margin:.3g} {side} "
-        f"theta = {x.theta:.6g}. The integer voltage has come to {x.v_int:,}, in float units "
-        f"{x.v_lowered:.6g}, and with vth = {x.vth:,} the neuron spikes from {x.fires_from:,} on, "
+        f"theta = {x.theta:.6g}{added}. The integer voltage has come to {x.v_int:,}, in float units "
+        f"{x.v_lowered:.6g}, and with {held} the neuron spikes from {x.fires_from:,} on, "
         f"{x.theta_lowered:.6g}."
     ]
+    if x.rests is not None:
+        parts.append(_resting(*x.rests))
     if x.bound > x.margin:
         parts.append(
             f"That is an error of {x.error:+.3g}; up to {x.bound:.3g} was proved possible, which is "
@@ -528,6 +482,21 @@ def _in_words(voltages: Voltages) -> list[str]:
             f"That is an error of {x.error:+.3g}, within the {x.bound:.3g} proved possible."
         )
     return parts
+
+
+def _resting(floats: int, whole: int) -> str:
+    """Which side rests from an earlier spike, for ``floats`` and ``whole`` steps from this one on."""
+    sides = {"float": floats, "integer": whole}
+    rests = [name for name, steps in sides.items() if steps]
+    if len(rests) == 2:
+        return "Both neurons rest from an earlier spike."
+    steps = sides[rests[0]]
+    left = "all remaining steps" if steps < 0 else f"{steps} more step{'s' if steps > 1 else ''}"
+    other = "integer" if rests[0] == "float" else "float"
+    return (
+        f"The {rests[0]} neuron rests from an earlier spike, this step included, for {left}; the {other} "
+        "neuron does not rest."
+    )
 
 
 def _synapse(synapse: Synapse) -> str:
