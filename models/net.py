@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stl_deploy.ir import arch as A
 from stl_deploy.ir.arch import Architecture, Shape
 from stl_deploy.ir.kinds import entry
-from stl_deploy.models import layers, neurons, readouts
+from stl_deploy.models import integer_neurons, layers, neurons, readouts
 
 
 class STLNet(nn.Module):
@@ -130,8 +130,8 @@ def _read(spec: A.Lif, shape: Shape, timesteps: int, threshold: float) -> nn.Mod
     return _Read(spec, shape, timesteps, threshold)
 
 
-def _integer_lif(spec: A.Lif, shape: Shape, _steps: int, _threshold: float) -> nn.Module:
-    return layers.IntegerLIF(shape, spec.tau)
+def _integer_lif(spec: A.Lif, shape: Shape, timesteps: int, _threshold: float) -> nn.Module:
+    return integer_neurons.make(spec, shape, timesteps)
 
 
 def _maxpool(spec: A.MaxPool, _shape: Shape, _steps: int, _threshold: float) -> nn.Module:

@@ -102,12 +102,22 @@ class Neurons(nn.Module):
     def forward(self, current: Tensor, current2: Tensor | None = None) -> Tensor:
         """What is sent; ``current`` and ``current2`` are what arrives at the two currents."""
         sent, v = self._run(current, current2)
-        return torch.stack(sent if self.rules.fires else v, dim=1)
+        return torch.stack(sent, dim=1) if self.rules.fires else self.told(torch.stack(v, dim=1))
 
     def trace(self, current: Tensor, current2: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Spikes, 0 without a threshold, and the v that each step leaves."""
+        """Spikes, 0 without a threshold, and the v that each step leaves, in the units of the state."""
         sent, v = self._run(current, current2)
         return torch.stack(sent, dim=1), torch.stack(v, dim=1)
+
+    def ways(self, weight: Tensor) -> list[Tensor]:
+        """What ``recurrent`` weights are to the first current, and under Dale's law to the second."""
+        own = self.rules.recurrent
+        if own is None or not own.inhibitory:
+            return [weight]
+        signed = dale(weight, own.inhibitory)
+        if self.rules.current2 is None:
+            return [signed]
+        return [signed.clamp(min=0), signed.clamp(max=0)]
 
     def extra_repr(self) -> str:
         """Shape and rules for ``print``."""
@@ -119,7 +129,7 @@ class Neurons(nn.Module):
         rules, run = self.rules, _Run(self, current)
         sent: list[Tensor] = []
         voltages: list[Tensor] = []
-        ways = self._ways()
+        ways = self.ways(self.recurrent) if rules.recurrent is not None else []
         for t in range(current.shape[1]):
             arrived: list[Tensor | None] = [
                 current[:, t],
@@ -136,18 +146,6 @@ class Neurons(nn.Module):
             sent.append(run.step(t, first, second))
             voltages.append(run.v)
         return sent, voltages
-
-    def _ways(self) -> list[Tensor]:
-        """The weights of a population's own spikes, to the first and to the second current."""
-        own = self.rules.recurrent
-        if own is None:
-            return []
-        if not own.inhibitory:
-            return [self.recurrent]
-        weight = dale(self.recurrent, own.inhibitory)
-        if self.rules.current2 is None:
-            return [weight]
-        return [weight.clamp(min=0), weight.clamp(max=0)]
 
     # What the steps are made of, in floating point.
 
@@ -172,6 +170,10 @@ class Neurons(nn.Module):
         theta = self.thresh
         below = torch.nextafter(theta.detach(), theta.new_tensor(-math.inf))
         return theta + (below - theta.detach())
+
+    def told(self, v: Tensor) -> Tensor:
+        """v in floating point."""
+        return v
 
     def spike(self, v: Tensor, limit: Tensor) -> Tensor:
         """1 where v exceeds ``limit`` [batch, *shape]."""

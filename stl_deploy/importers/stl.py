@@ -20,7 +20,7 @@ from stl_deploy.importers.given import Checkpoint, File, Model, Params
 from stl_deploy.ir import arch as A
 from stl_deploy.ir import arch_neurons
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.units import UNIT
+from stl_deploy.ir.units import DECAY_ONE, MAX_SIGNED, UNIT
 from stl_deploy.lower.graph import lower
 
 
@@ -196,13 +196,17 @@ def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, 
         elif spec.kind == "lif":
             scale = params[f"{spec.name}.scale"].astype(np.float64)
             scales[spec.name] = scale.tolist()
+            thresh, back = f"{spec.name}.thresh", f"{spec.name}.recurrent"
             whole = {
                 key: params[key].astype(np.float64)
-                for key in (f"{source}.weight", f"{source}.bias", f"{spec.name}.thresh")
+                for key in (f"{source}.weight", f"{source}.bias", thresh, back)
                 if key in params
             }
-            whole[f"{spec.name}.thresh"] += 0.5 / UNIT
+            if thresh in whole:
+                whole[thresh] += 0.5 / UNIT
             out |= {k: v * scale.reshape(-1, *[1] * (v.ndim - 1)) for k, v in whole.items()}
+            if (gain := f"{spec.name}.gain") in params:
+                out[gain] = params[gain].astype(np.float64) / DECAY_ONE
     return G.Trained(weight_bits=architecture.quantized.weight_bits, scale=scales), out
 
 
@@ -546,21 +550,27 @@ def _check_integers(path: Path, architecture: A.Architecture, params: Params) ->
     """Raise InputError for numbers that a network trained on integers cannot hold."""
     if architecture.quantized is None:
         return
-    most, bits = architecture.quantized.largest, architecture.quantized.weight_bits
+    bits, grid = architecture.quantized.weight_bits, float(architecture.quantized.largest)
+    of_bits = f"the grid of {bits} bits"
+    spans = {
+        ".weight": (grid, of_bits),
+        ".recurrent": (grid, of_bits),
+        ".gain": (float(MAX_SIGNED), "16 bits"),
+    }
     problems = []
     for key, value in params.items():
         where, wide = f"{path}: {key}", value.astype(np.float64)
+        worst = wide.flat[np.abs(wide).argmax()]
+        most, what = spans.get(key[key.rindex(".") :], (np.inf, ""))
         if key.endswith(".scale"):
             if not (wide > 0).all():
                 problems.append(Problem(where, "contains a unit that is not above zero"))
         elif (wide != np.rint(wide)).any():
             problems.append(Problem(where, "contains a value that is not a whole number"))
-        elif key.endswith(".weight") and np.abs(wide).max(initial=0) > most:
-            worst = wide.flat[np.abs(wide).argmax()]
-            what = f"holds {worst:g}, outside the grid of {bits} bits, -{most}..{most}"
-            problems.append(Problem(where, what))
-        elif np.abs(wide).max(initial=0) > 1 << 24:
-            worst = wide.flat[np.abs(wide).argmax()]
+        elif abs(worst) > most:
+            said = f"holds {worst:g}, outside {what}, -{most:g}..{most:g}"
+            problems.append(Problem(where, said))
+        elif abs(worst) > 1 << 24:
             problems.append(Problem(where, f"holds {worst:.0f}, which PyTorch's float32 cannot"))
     if problems:
         raise InputError(problems)

@@ -119,7 +119,9 @@ class Fit:
     def as_trained(self, units: Float) -> tuple[IntegerNetwork, Precision]:
         """The population of the integers that were trained, ``units`` being theirs."""
         self.trained = True
-        self.problems += trained.check_weights(self.target, units, self.options, self.chip)
+        self.problems += trained.check_weights(
+            self.target, units, self.options, self.chip, self.integers.finest
+        )
         self._report_decays()
         if self.problems:
             network = self.integers.network(self._plain_units())
