@@ -257,7 +257,7 @@ def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
         "recurrent": any(c.source == population.name for c in into),
         "neuron": neuron_words(population),
         "reset": neurons.reset,
-        "decays": {"du": _span(neurons.du), "dv": _span(neurons.dv)},
+        "decays": {name: _span(values) for name, values in neurons.decays.items()},
         "rules": rules.words(neurons),
         "thresholds": {
             "distinct": len(np.unique(neurons.vth)) if neurons.fires else 0,

@@ -112,6 +112,20 @@ def _unfit(arch: A.Architecture, name: str) -> list[Problem]:
     """Why a network cannot be a member of any."""
     if not arch.weighted:
         return [Problem(name, "has no layer with weights")]
+    if arch.joins or arch.readout != "votes":
+        branches = [
+            Problem(
+                f"{name}: {at}", "joins layers, and members are chains", "join networks without it"
+            )
+            for at in arch.joins
+        ]
+        by = f"classes are read by {arch.readout}, and members vote"
+        voted = (
+            []
+            if arch.readout == "votes"
+            else [Problem(f"{name}: readout", by, "train it by votes")]
+        )
+        return branches + voted
     problems = [
         Problem(
             f"{name}: {layer.name}",
@@ -128,7 +142,6 @@ def _unfit(arch: A.Architecture, name: str) -> list[Problem]:
             f"train without {what}",
         )
         for layer in arch.layers
-        if layer.kind == "lif"
         for what in layer.shared
     ]
     plane = math.prod(arch.shapes[arch.layers[-1].name][1:])

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stl_deploy.ir import arch_neurons
 from stl_deploy.ir.arch_neurons import NeuronRules
@@ -32,6 +33,29 @@ def dale(weight: Tensor, inhibitory: int) -> Tensor:
     """``weight`` [O, I] with the signs of Dale's law: of its inputs the last ``inhibitory`` inhibit."""
     signs = arch_neurons.signs(weight.shape[1], inhibitory)
     return weight.abs() * torch.from_numpy(signs).to(weight)
+
+
+class DaleLinear(nn.Linear):
+    """Weights of Dale's law over [batch, time, ...]; what follows the time axis is flattened."""
+
+    def __init__(self, inputs: int, features: int, bias: bool, inhibitory: int) -> None:
+        super().__init__(inputs, features, bias)
+        self.inhibitory = inhibitory
+
+    def forward(self, input: Tensor) -> Any:
+        """Apply to every step."""
+        weight = dale(self.weight, self.inhibitory)
+        return functional.linear(input.flatten(2), weight, self.bias)
+
+
+class TwoCurrents(DaleLinear):
+    """The same, what excites and what inhibits apart: it gives both, the bias with what excites."""
+
+    def forward(self, input: Tensor) -> Any:
+        """Apply to every step."""
+        weight, x = dale(self.weight, self.inhibitory), input.flatten(2)
+        excites = functional.linear(x, weight.clamp(min=0), self.bias)
+        return excites, functional.linear(x, weight.clamp(max=0))
 
 
 class Spike(torch.autograd.Function):

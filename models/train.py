@@ -95,8 +95,9 @@ class Meter:
                 handle.remove()
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def count(_module: object, _inputs: object, out: Tensor) -> None:
-            self.spikes[name] += out.detach().count_nonzero()
+        def count(_module: object, _inputs: object, out: Tensor | tuple[Tensor, Tensor]) -> None:
+            spikes = out[0] if isinstance(out, tuple) else out
+            self.spikes[name] += spikes.detach().count_nonzero()
 
         return count
 
@@ -244,15 +245,15 @@ class Trainer:
         raster = encode(x, self.model.arch.timesteps, self.settings.encoding, rng)
         mine = parallel.share(len(x))
         target = labels[mine]
-        rates = self.learner(raster[mine])
+        scores = self.learner(raster[mine])
         # Gradients are averaged over processes whatever their shares are; of nothing a mean is none.
         weight = len(target) * parallel.world() / len(x)
-        loss = self.model.readout.loss(rates, target) * weight if weight else rates.sum()
+        loss = self.model.readout.loss(scores, target) * weight if weight else scores.sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         mean = parallel.total(loss.detach()).item() / parallel.world()
-        return mean, (rates.argmax(1) == target).sum()
+        return mean, (scores.argmax(1) == target).sum()
 
     def test(self, images: Tensor, labels: Tensor) -> tuple[float, dict[str, float]]:
         """Accuracy, and spikes per neuron and step of every LIF layer; the same noise every time."""

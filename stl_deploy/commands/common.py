@@ -366,6 +366,11 @@ def print_parity(parity: ParityReport) -> None:
             f"integer {100 * parity.accuracy_lowered:.2f} %"
         )
     say(f"same prediction: {100 * parity.prediction_agreement:.2f} % of the samples")
+    if (v := parity.voltages) is not None:
+        say(
+            f"voltages of {v.population}, which the readout reads: largest error {v.largest_error:.4g}, mean "
+            f"{v.mean_error:.4g}; the largest float voltage is {v.largest:.4g}"
+        )
     for row in _together(Problem(name, why) for name, why in parity.not_certified.items()):
         say(f"not certified: {row.where}: {row.what}")
     say("")

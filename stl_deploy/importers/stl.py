@@ -87,38 +87,91 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
 
     Integers become what they stand for, multiples of their unit, in float64.
     """
-    shape: A.Shape = architecture.input.shape
-    nodes: dict[str, nir.ir.NIRNode] = {}
-    back: dict[str, nir.ir.NIRNode] = {}
-    edges: list[tuple[str, str]] = []
     trained = None
     if architecture.quantized is not None:
         trained, params = _in_units(architecture, params)
-    elif architecture.input.levels > 1:
-        nodes["input_scale"] = G.InputScale(shape, shape, architecture.input.levels)
-    for layer in architecture.layers:
-        out = layer.output_shape(shape)
-        if layer.kind == "linear" and len(shape) > 1:
-            nodes[f"{layer.name}_flatten"] = G.flatten(shape)
-            shape = (math.prod(shape),)
-        nodes[layer.name] = NODES[layer.kind](layer, shape, out, params)
-        if layer.kind == "lif":
-            more = stl_neurons.ways_back(layer.name, layer, out, of_layer(params, layer.name))
-            back |= more[0]
-            edges += more[1]
-        shape = out
+    nodes, edges = _nodes(architecture, params, trained is None)
+    read = None if architecture.readout == "votes" else G.Read(rule=architecture.readout)
+    version = 1 if trained is None else 2
     meta = G.FloatMeta(
         timesteps=architecture.timesteps,
         input_levels=architecture.input.levels,
         classes=architecture.classes,
         population=architecture.population,
-        version=1 if trained is None else 2,
+        version=version if read is None else G.NEWEST,
         trained=trained,
+        readout=read,
     )
-    chain = G.chain_graph(nodes, architecture.input.shape, shape, meta.text())
-    return nir.NIRGraph(
-        chain.nodes | back, [*chain.edges, *edges], metadata=chain.metadata, type_check=False
-    )
+    return nir.NIRGraph(nodes, edges, metadata={G.KEY: meta.text()}, type_check=False)
+
+
+def _nodes(
+    architecture: A.Architecture, params: Params, scaled: bool
+) -> tuple[dict[str, nir.ir.NIRNode], list[tuple[str, str]]]:
+    """Nodes and edges from input to output. ``scaled``: graded inputs are read as x / levels."""
+    shape, levels = architecture.input.shape, architecture.input.levels
+    nodes: dict[str, nir.ir.NIRNode] = {"input": nir.Input(input_type={"input": np.array(shape)})}
+    edges: list[tuple[str, str]] = []
+    shapes, given = {A.INPUT: shape} | architecture.shapes, architecture.given
+    reads, split = architecture.reads, architecture.split
+    leaving = {name: [name] for name in shapes} | {
+        A.INPUT: ["input"]
+    }  # the nodes of a layer's values
+    if scaled and levels > 1:
+        leaving[A.INPUT] = ["input_scale"]
+        nodes["input_scale"] = G.InputScale(shape, shape, levels)
+        edges.append(("input", "input_scale"))
+    for layer in architecture.layers:
+        name, arrives = layer.name, given[layer.name]
+        sources = [node for read in reads[name] for node in leaving[read]]
+        if layer.joins:
+            parts = [shapes[read] for read in reads[name]]
+            sources = _parts(nodes, edges, layer, sources, parts, shapes[name])
+        if layer.kind == "linear" and len(arrives) > 1:
+            flat = f"{name}_flatten"
+            nodes[flat] = G.flatten(arrives)
+            edges += [(source, flat) for source in sources]
+            sources, arrives = [flat], (math.prod(arrives),)
+        made = {name: NODES[layer.kind](layer, arrives, shapes[name], params)}
+        if name in split:
+            made = stl_neurons.two_currents(name, made[name])
+        leaving[name] = list(made)
+        nodes |= made
+        edges += [(source, node) for node in made for source in sources]
+        if layer.kind == "lif":
+            back, ways = stl_neurons.ways_back(name, layer, shapes[name], of_layer(params, name))
+            nodes |= back
+            edges += ways
+    nodes["output"] = nir.Output(output_type={"output": np.array(shapes[name])})
+    return nodes, [*edges, (name, "output")]
+
+
+def _parts(
+    nodes: dict[str, nir.ir.NIRNode],
+    edges: list[tuple[str, str]],
+    layer: A.Layer,
+    sources: list[str],
+    shapes: list[A.Shape],
+    out: A.Shape,
+) -> list[str]:
+    """The nodes that a layer adds up, made where the sources are not: parts of a concatenation among
+    zeros, and what is added up again, since an edge counts once. Layers have no dots in their names."""
+    first = 0
+    parts = []
+    for i, (source, shape) in enumerate(zip(sources, shapes, strict=True)):
+        node: nir.ir.NIRNode | None = None
+        if layer.kind == "concat":
+            node = G.Place(shape, out, first)
+        elif source in sources[:i]:
+            node = G.Dropout(shape, shape)
+        if node is not None:
+            part = f"{layer.name}.part{i}"
+            nodes[part] = node
+            edges.append((source, part))
+            source = part
+        parts.append(source)
+        first += shape[0]
+    return parts
 
 
 def of_layer(params: Params, name: str) -> Params:
@@ -166,6 +219,8 @@ def _conv(layer: A.Conv, shape: A.Shape, _out: A.Shape, params: Params) -> nir.i
 def _linear(layer: A.Linear, _shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
     # NIR knows no groups here. What lies between them are zeros, which no chip stores.
     weight = ungrouped(params[f"{layer.name}.weight"], layer.groups)
+    if layer.inhibitory:
+        weight = stl_neurons.signed(weight, layer.inhibitory)
     if layer.bias:
         return nir.Affine(weight=weight, bias=params[f"{layer.name}.bias"])
     return nir.Linear(weight=weight)
@@ -184,6 +239,17 @@ def _max_pool(layer: A.MaxPool, shape: A.Shape, out: A.Shape, _params: Params) -
     return G.MaxPool2d(shape, out, layer.kernel)
 
 
+def _avg_pool(layer: A.AvgPool, _shape: A.Shape, _out: A.Shape, _params: Params) -> nir.ir.NIRNode:
+    kernel = np.array(layer.kernel)
+    return nir.AvgPool2d(kernel_size=kernel, stride=kernel, padding=np.array((0, 0)))
+
+
+def _sum(
+    _layer: A.Add | A.Concat, _shape: A.Shape, out: A.Shape, _params: Params
+) -> nir.ir.NIRNode:
+    return G.Dropout(out, out)  # several in-edges add up
+
+
 def _dropout(_layer: A.Dropout, shape: A.Shape, out: A.Shape, _params: Params) -> nir.ir.NIRNode:
     return G.Dropout(shape, out)
 
@@ -198,8 +264,12 @@ NODES: dict[str, Callable[[Any, A.Shape, A.Shape, Params], nir.ir.NIRNode]] = {
     "lif": _lif,
     "maxpool": _max_pool,
     "dropout": _dropout,
+    "avgpool": _avg_pool,
+    "add": _sum,
+    "concat": _sum,
 }
-# The parameters of a layer, by its kind: of the layer, its input and output shape, and the time steps.
+# The parameters of a layer that has some, by its kind: of the layer, its input and output shape, and the
+# time steps.
 SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape, int], dict[str, A.Shape]]] = {
     "conv": lambda layer, shape, out, _steps: {
         "weight": (layer.channels, shape[0] // layer.groups, *layer.kernel),
@@ -211,8 +281,6 @@ SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape, int], dict[str, A.Shape]]] = 
     },
     "batchnorm": lambda _layer, shape, _out, _steps: dict.fromkeys(STATISTICS, shape[:1]),
     "lif": lambda layer, _shape, out, steps: arch_neurons.parameters(layer, out, steps),
-    "maxpool": lambda _layer, _shape, _out, _steps: {},
-    "dropout": lambda _layer, _shape, _out, _steps: {},
 }
 
 
@@ -236,15 +304,15 @@ def grouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
 
 def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
     """Name and shape of every parameter that a network of this description needs."""
-    shape: A.Shape = architecture.input.shape
+    given, shapes = architecture.given, architecture.shapes
     expected: dict[str, A.Shape] = {}
     for layer in architecture.layers:
-        out = layer.output_shape(shape)
-        for key, value in SHAPES[layer.kind](layer, shape, out, architecture.timesteps).items():
-            expected[f"{layer.name}.{key}"] = value
+        arrives, out = given[layer.name], shapes[layer.name]
+        if layer.parameters:
+            own = SHAPES[layer.kind](layer, arrives, out, architecture.timesteps)
+            expected |= {f"{layer.name}.{key}": value for key, value in own.items()}
         if layer.kind == "lif" and architecture.quantized is not None:
             expected[f"{layer.name}.scale"] = out[:1]
-        shape = out
     return expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import nir
@@ -70,12 +71,11 @@ def ways_back(
         return {}, []
     weights = {"recurrent": params["recurrent"]}
     if own.inhibitory:
-        signed = np.abs(weights["recurrent"]) * arch_neurons.signs(shape[0], own.inhibitory)
-        signed = signed.astype(weights["recurrent"].dtype)
+        weight = signed(weights["recurrent"], own.inhibitory)
         split = rules.current2 is not None
-        weights = {"recurrent": np.maximum(signed, 0) if split else signed}
+        weights = {"recurrent": np.maximum(weight, 0) if split else weight}
         if split:
-            weights["inhibition"] = np.minimum(signed, 0)
+            weights["inhibition"] = np.minimum(weight, 0)
     nodes: dict[str, nir.ir.NIRNode] = {}
     source = name
     edges = []
@@ -89,6 +89,22 @@ def ways_back(
         words.say(nodes[way], port=port)
         edges += [(source, way), (way, name)]
     return nodes, edges
+
+
+def signed(weight: NDArray[Any], inhibitory: int) -> NDArray[Any]:
+    """``weight`` [O, I] with the signs of Dale's law: of its inputs the last ``inhibitory`` inhibit."""
+    signs = arch_neurons.signs(weight.shape[1], inhibitory)
+    return (np.abs(weight) * signs).astype(weight.dtype)
+
+
+def two_currents(name: str, node: nir.Linear | nir.Affine) -> dict[str, nir.ir.NIRNode]:
+    """The nodes of signed weights ``name``: what excites, with the bias, and what inhibits."""
+    inhibits = nir.Linear(weight=np.minimum(node.weight, 0))
+    words.say(inhibits, port=1)
+    return {
+        name: replace(node, weight=np.maximum(node.weight, 0)),
+        f"{name}.inhibition": inhibits,
+    }
 
 
 def _all(value: float | None) -> NDArray[np.float64] | None:

@@ -121,6 +121,7 @@ class Certifier:
             raise _NotCovered(f"it {does}, and the float graph does not have it")
         if known is None:
             raise _NotCovered("the float graph has no such population")
+        _check_values(network, population, floats)
         _check_floats(floats, known)
         _check(network, population, known)
         _check_sources(network, population, floats)
@@ -200,28 +201,28 @@ class Certifier:
         integers *= UNIT * self.unit
         return floats, integers
 
-    def amplified(self) -> tuple[Float, NDArray[np.int64]]:
-        """What multiplies in each step what arrives: float64 [T, neurons], and int64, 4096 for 1."""
+    def amplified(self) -> tuple[Float, NDArray[np.int32]]:
+        """What multiplies in each step what arrives: float64 [T, neurons], and int32, 4096 for 1."""
         theirs, mine = self.known.neurons.amplify, self.population.neurons.gain
         one = np.ones((self.steps, 1))
         floats, whole = (
             one if x is None else np.stack([self.each(x[t]) for t in range(self.steps)])
             for x in (theirs, mine)
         )
-        return floats, (whole * (DECAY_ONE if mine is None else 1)).astype(np.int64)
+        return floats, (whole * (DECAY_ONE if mine is None else 1)).astype(np.int32)
 
     def _both(self, sent: Sent, port: int) -> tuple[Float, Float]:
         """What arrives at a current of both sides, in float units, and in whole numbers of v."""
         steps = sent[self.population.name].shape[1]
-        amplified, gain = (values[:steps] for values in self.amplified())
+        amplified, gain = self.amplified()
         bias = self.bias if port == 0 else 0.0
-        floats = (self._floats(sent, port) + bias) * amplified
+        floats = (self._floats(sent, port) + bias) * amplified[:steps]
         neurons = self.population.neurons
         whole = arithmetic.arriving(
             self._whole(sent, port).astype(np.int64),
             self.limit,
             self.each(neurons.bias).astype(np.int64) if port == 0 else 0,
-            None if neurons.gain is None else gain,
+            None if neurons.gain is None else gain[:steps],
         )
         return floats, whole.astype(np.float64)
 
@@ -331,7 +332,8 @@ class Certifier:
         """In how many steps at most something rounded is felt, where a step leaves ``keep`` of it."""
         most = np.maximum(*keep)
         with np.errstate(divide="ignore"):
-            return np.minimum(float(self.steps), 1 / np.maximum(1 - most, 0))
+            horizon: Float = np.minimum(float(self.steps), 1 / np.maximum(1 - most, 0))
+        return horizon
 
 
 def weighted(way: Way, x: NDArray[Any]) -> Float:
@@ -424,14 +426,38 @@ def grain(
     return 1 << max(0, _zero_bits(network, population) - lost * decays)
 
 
+def comparable(network: IntegerNetwork, population: Population, floats: FloatNetwork) -> bool:
+    """Whether the parameters of both sides can be compared, certified or not."""
+    known = floats.by_name.get(population.name)
+    try:
+        if known is not None:
+            _check_floats(floats, known)
+            _check(network, population, known)
+            _check_sources(network, population, floats)
+    except _NotCovered:
+        return False
+    return known is not None
+
+
+def _check_values(network: IntegerNetwork, population: Population, floats: FloatNetwork) -> None:
+    """Raise _NotCovered for values that are sent, for no threshold, and for fields that are not known."""
+    said = list(sides.left_out_of_floats(floats.by_name[population.name].neurons))
+    if population.kind == "lif":
+        said = said or list(sides.left_out(population.neurons))
+    if said:
+        raise _NotCovered(" and ".join(said))
+    sources = [c.source for c in floats.into(population.name)]
+    sources = [name for name in sources if name in floats.by_name]
+    sending = [name for name in sources if floats.by_name[name].neurons.graded]
+    mine = [c.source for c in network.into(population.name) if c.source in network.by_name]
+    sending += [name for name in mine if network.by_name[name].neurons.graded is not None]
+    if sending:
+        raise _NotCovered(f"its source {sending[0]} sends values in units of its own")
+
+
 def _check_floats(floats: FloatNetwork, known: FloatPopulation) -> None:
     """Raise _NotCovered for a float population that the proof is not about."""
     neurons = known.neurons
-    if said := list(sides.left_out_of_floats(neurons)):
-        raise _NotCovered(" and ".join(said))
-    for c in floats.into(known.name):
-        if c.source in floats.by_name and floats.by_name[c.source].neurons.graded:
-            raise _NotCovered(f"its source {c.source} sends values in units of its own")
     shares = [neurons.step, neurons.current, neurons.current2, neurons.adapt_step]
     if not all(((share >= 0) & (share <= 1)).all() for share in shares if share is not None):
         raise _NotCovered("a decay of its float neurons is not between 0 and 1")
@@ -449,8 +475,6 @@ def _check(network: IntegerNetwork, population: Population, known: FloatPopulati
     neurons = population.neurons
     if population.kind not in COVERED:
         raise _NotCovered(missing(COVERED, population.kind, population.name, "the proof").what)
-    if said := list(sides.left_out(neurons)):
-        raise _NotCovered(" and ".join(said))
     exps = [neurons.bias_exp, *(c.exp for c in network.into(population.name))]
     decays, currents = np.asarray(neurons.dv), np.asarray(neurons.du)
     inside = (decays >= 0).all() and (decays < DECAY_ONE).all()
@@ -462,9 +486,6 @@ def _check(network: IntegerNetwork, population: Population, known: FloatPopulati
         value = getattr(neurons, name)
         if limit is not None and value is not None and (np.abs(value) >= limit).any():
             raise _NotCovered(f"its {name} is outside the registers")
-    for c in network.into(population.name):
-        if network.span(c.source) != (0, 1) and c.source in network.by_name:
-            raise _NotCovered(f"its source {c.source} sends values")
     if not (np.isfinite(neurons.scale) & (neurons.scale > 0)).all():
         raise _NotCovered("its scale is not positive")
     if np.abs(neurons.bias).max(initial=0) >= 1 << 30:

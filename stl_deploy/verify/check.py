@@ -156,6 +156,9 @@ class Outcome:
             "prediction_agreement": report.prediction_agreement,
             "float_nir.differing": report.nir_differing,
         }
+        if report.voltages is not None:
+            found["readout_voltages.largest_error"] = report.voltages.largest_error
+            found["readout_voltages.mean_error"] = report.voltages.mean_error
         for layer in report.layers:
             for key in ("mismatch", "mismatch_forced", "certified", "certified_spiking"):
                 found[f"{layer.name}.{key}"] = getattr(layer, key)

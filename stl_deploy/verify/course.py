@@ -19,6 +19,7 @@ from stl_deploy.ir.neurons import Neurons
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, UNIT
 from stl_deploy.lower.rules import common_gain
+from stl_deploy.verify import pairs
 from stl_deploy.verify.certificates import Certifier
 
 Part = Literal[
@@ -165,8 +166,7 @@ class Follower:
         network, floats = self.certifier.network, self.certifier.floats
         total = np.zeros(self.steps)
         for c in network.into(self.population.name):
-            stands_in = c.source in network.by_name and not network.into(c.source)
-            if stands_in and c.port == 0 and c.source not in floats.by_name:
+            if pairs.stands_in(network, c, floats):
                 whole = self.certifier.brought(batch, c)[0, :, self.flat]
                 total += whole * UNIT * self.unit
         return total
@@ -238,15 +238,14 @@ class Follower:
         decay: Part = "current" if port == 0 else "second current"
         cut = _decayed(current.whole, du + 1) - kept * current.whole
         parts = {name: kept * value for name, value in current.parts.items()}
-        new: Parts = {
-            weight: (whole - brought - x * common) * factor,
-            "bias": (meant - bias * common) * factor,
-            "gain": (x + bias) * (factor * common - amplified)
-            + arriving * self.unit
-            - (whole - brought + meant) * factor,
-            decay: (kept - keep) * current.floats + cut * self.unit,
-        }
-        for name, value in new.items():
+        new: list[tuple[Part, float]] = [
+            (weight, (whole - brought - x * common) * factor),
+            ("bias", (meant - bias * common) * factor),
+            ("gain", (x + bias) * (factor * common - amplified)),
+            ("gain", arriving * self.unit - (whole - brought + meant) * factor),
+            (decay, (kept - keep) * current.floats + cut * self.unit),
+        ]
+        for name, value in new:
             known: Part = name if name in self.kinds else "register"
             parts[known] = parts.get(known, 0.0) + value
         current.parts = parts

@@ -20,10 +20,10 @@ from stl_deploy.errors import Problem, StlError
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import UNIT
-from stl_deploy.verify import certificates, pairs
-from stl_deploy.verify import faults as F
+from stl_deploy.verify import certificates, pairs, runs
 from stl_deploy.verify.certificates import Certifier
 from stl_deploy.verify.course import Course, Follower, Part
+from stl_deploy.verify.fault import Fault
 
 Bytes = NDArray[np.uint8]
 Blame = Part | Literal["threshold", "adaptive threshold", "float rounding", "execution", "unknown"]
@@ -151,7 +151,9 @@ class Divergence:
     ``float_spike`` and ``integer_spike`` differ. ``voltages`` is None, and ``synapses`` empty, where
     certificates do not cover the population; ``why`` says why not. ``faults`` are what of the network, or
     of its run, is no rounding: those of this population first. ``calibrated``: the population's values were
-    fitted to data (``calibration.py``), so that single ones are no fault.
+    fitted to data (``calibration.py``), so that single ones are no fault. ``sends_values``: the population
+    sends values instead of spikes; ``receives_values``: one of its sources does, and values may differ where
+    both sides send one.
     """
 
     place: Place
@@ -160,9 +162,11 @@ class Divergence:
     blame: Blame
     voltages: Voltages | None = None
     synapses: tuple[Synapse, ...] = ()
-    faults: tuple[F.Fault, ...] = ()
+    faults: tuple[Fault, ...] = ()
     why: str = ""
     calibrated: bool = False
+    sends_values: bool = False
+    receives_values: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; ``text`` is the paragraph."""
@@ -189,8 +193,8 @@ class Divergence:
         place = self.place
         parts = [
             f"The lowered network first differs from the float model in sample {place.sample}, step "
-            f"{place.step}, at {place.layer} {_neuron(place.neuron)}, with equal inputs: the float "
-            f"model {_does(self.float_spike)}, the integer network {_does(self.integer_spike)}."
+            f"{place.step}, at {place.layer} {_neuron(place.neuron)}, {self._inputs}: the float "
+            f"model {self._does(self.float_spike)}, the integer network {self._does(self.integer_spike)}."
         ]
         if self.voltages is None:
             parts.append(f"Its voltages are not compared: {self.why}.")
@@ -215,6 +219,17 @@ class Divergence:
             )
         return " ".join(parts)
 
+    @property
+    def _inputs(self) -> str:
+        if self.receives_values:
+            return "with values from the same neurons"
+        return "with equal inputs"
+
+    def _does(self, sends: bool) -> str:
+        if self.sends_values:
+            return "sends a value" if sends else "sends none"
+        return "spikes" if sends else "does not spike"
+
     def _blamed(self, voltages: Voltages) -> str:
         words = WORDS[self.blame]
         if self.blame in ("threshold", "adaptive threshold"):
@@ -226,24 +241,31 @@ class Divergence:
         return words + (f" (the error of v is made of {rest})" if rest else "")
 
 
+def differ(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where the spikes of two runs differ; of values only whether there is one is compared."""
+    values = np.uint8 not in (a.dtype, b.dtype)
+    off: NDArray[np.bool_] = (a != 0) != (b != 0) if values else a != b
+    return off
+
+
 def find(
     network: IntegerNetwork, expected: Mapping[str, Bytes], lowered: Mapping[str, Bytes]
 ) -> Place | None:
-    """The first entry that differs between two traces, spikes uint8 [N, T, *shape] by population.
+    """The first entry that differs between two traces, spikes [N, T, *shape] by population.
 
     Populations of a step are in the order of the network, in which connections without a delay lead forward.
     """
     names = [population.name for population in network.populations if population.name in expected]
     differs = []
     for name in names:
-        off = expected[name] != lowered[name]
+        off = differ(expected[name], lowered[name])
         differs.append(off.reshape(*off.shape[:2], -1).any(axis=2))
     where = np.argwhere(np.stack(differs, axis=2))
     if not len(where):
         return None
     sample, step, index = map(int, where[0])
     name = names[index]
-    off = expected[name][sample, step] != lowered[name][sample, step]
+    off = differ(expected[name][sample, step], lowered[name][sample, step])
     return Place(sample, step, name, tuple(map(int, np.argwhere(off)[0])))
 
 
@@ -254,7 +276,7 @@ def explain(
     sent: Mapping[str, NDArray[Any]],
     forced: Bytes,
     got: Bytes,
-    faults: tuple[F.Fault, ...] = (),
+    faults: tuple[Fault, ...] = (),
 ) -> Divergence:
     """Why the spikes of one entry differ.
 
@@ -268,7 +290,6 @@ def explain(
         faults: what of the network is no rounding (``faults.of_network``).
     """
     at = (place.step, *place.neuron)
-    expected = sent[place.layer]
     found = (
         _Comparison(why=certifier)
         if isinstance(certifier, str)
@@ -276,13 +297,13 @@ def explain(
     )
     blame = found.blame
     how = network.precision.get(place.layer)
-    ran = F.run_alone(network, place.layer, sent)
+    ran = runs.run_alone(network, place.layer, sent)
     if (ran != got)[: place.step + 1, *place.neuron].any():
         blame = "execution"
-        faults = (*F.of_execution(network, place.layer, sent, forced), *faults)
+        faults = (*runs.of_execution(network, place.layer, sent, forced), *faults)
     return Divergence(
         place=place,
-        float_spike=bool(expected[at]),
+        float_spike=not got[at],
         integer_spike=bool(got[at]),
         blame=blame,
         voltages=found.voltages,
@@ -290,6 +311,11 @@ def explain(
         faults=tuple(sorted(faults, key=lambda fault: fault.layer != place.layer)),
         why=found.why,
         calibrated=how is not None and how.calibrated > 0,
+        sends_values=network.by_name[place.layer].neurons.graded is not None,
+        receives_values=any(
+            c.source in network.by_name and network.by_name[c.source].neurons.graded is not None
+            for c in network.into(place.layer)
+        ),
     )
 
 
@@ -444,10 +470,6 @@ def _flat(neuron: Shape, shape: Shape) -> int:
 
 
 # Words
-
-
-def _does(spike: bool) -> str:
-    return "spikes" if spike else "does not spike"
 
 
 def _neuron(neuron: Shape) -> str:

@@ -172,8 +172,8 @@ def _begin(cell: Cells, branches: Branches) -> None:
 
 
 @compiled
-def _current(u: Int, x: float, kept: Int, limit: float) -> int:
-    """The integer current after a step in which ``x`` arrives (``arithmetic.add_current``)."""
+def _current(u: Any, x: float, kept: Any, limit: float) -> Any:
+    """The integer current after a step in which ``x`` arrives (``arithmetic.add_current``), int64."""
     magnitude = (abs(u) * kept) >> DECAY_BITS
     u = (magnitude if u >= 0 else -magnitude) + np.int64(x)
     if limit > 0:
@@ -197,11 +197,13 @@ def _truncated(low: float, high: float, unit: float) -> tuple[float, float]:
 @compiled
 def _float_voltage(x: float, x2: float, side: Side, rules: Rules, v: Array) -> float:
     """The float voltage before the reset, of neurons that do not rest, and their currents moved on."""
+    kept: float = side.keep * v[0]
     if not rules.currents:
-        return side.keep * v[0] + x
+        return kept + x
     v[1] = side.first * v[1] + x
     v[2] = side.second * v[2] + x2
-    return side.keep * v[0] + (v[1] + v[2]) + side.bias
+    kept += (v[1] + v[2]) + side.bias
+    return kept
 
 
 @compiled

@@ -88,7 +88,9 @@ def rises(neurons: Neurons, floats: FloatNeurons) -> bool:
 def left_out(neurons: Neurons) -> Iterator[str]:
     """In words, what of integer neurons these sides do not say."""
     for name in unknown_fields(neurons, KNOWN):
-        yield f"its neurons {LEFT_OUT[name]}" if name in LEFT_OUT else f"its {name} is not known here"
+        yield (
+            f"its neurons {LEFT_OUT[name]}" if name in LEFT_OUT else f"its {name} is not known here"
+        )
 
 
 def left_out_of_floats(neurons: FloatNeurons) -> Iterator[str]:
@@ -97,8 +99,8 @@ def left_out_of_floats(neurons: FloatNeurons) -> Iterator[str]:
     if left:
         yield f"its float neurons {' and '.join(left)}"
     for field in fields(neurons):
-        value = getattr(neurons, field.name)
-        if field.name not in KNOWN_FLOAT and not np.array_equal(value, field.default):
+        value, default = getattr(neurons, field.name), np.asarray(field.default)
+        if field.name not in KNOWN_FLOAT and not np.array_equal(value, default):
             yield f"the {field.name} of its float neurons is not known here"
 
 

@@ -79,7 +79,8 @@ def test_the_drawn_networks_use_every_rule_and_fire():
 
 @pytest.mark.parametrize("fields", [{}, {"current": 0.3}, {"current2": 0.4, "gain": True}])
 def test_an_integrator_gives_its_voltage(fields):
-    arch = build.described("FC10-LIF-AvgPool1", [{"fires": False, "tau": 0.9, **fields}])
+    silent = {"fires": False, "tau": 0.9, **fields}
+    arch = build.described("FC10-LIF-AvgPool1", [silent], readout="last")
     net = build.net(arch, 0).double()
     x = build.spikes(0)
     assert set(net.lif1.state_dict()) == ({"gain"} if "gain" in fields else set())
