@@ -436,9 +436,7 @@ class Fit:
             remedy = "use --weight-exp 0 and --weight-precision 8, or retrain with a smaller one"
         elif bias / self.chip.bias_mant_range[1] >= theta / self.chip.threshold_range[1]:
             why = f"a bias of {bias:.4g}, which the register must hold"
-            remedy = (
-                "use --chip ideal, or retrain with a smaller bias; --normalize adds none where MEAN is 0"
-            )
+            remedy = "use --chip ideal, or retrain with a smaller bias; --normalize adds none where MEAN is 0"
         else:
             why = f"a threshold of {theta:.4g}, which the register must hold"
             remedy = "give --clamp-thresholds, use --chip ideal, or retrain"
