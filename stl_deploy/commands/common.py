@@ -274,8 +274,10 @@ def _together(rows: Iterable[Problem]) -> list[Problem]:
     made = []
     for (what, remedy), names in places.items():
         names = list(dict.fromkeys(names))
-        start = os.path.commonprefix(names)
-        start = start[: start.rfind(": ") + 2] if ": " in start else ""
+        files = {name.rpartition(": ")[0] for name in names}
+        start = (
+            f"{files.pop()}: " if len(files) == 1 and all(": " in name for name in names) else ""
+        )
         more = f" and {len(names) - PLACES} more" if len(names) > PLACES else ""
         listed = ", ".join(name.removeprefix(start) for name in names[:PLACES])
         made.append(Problem(f"{start}{listed}{more}", what, remedy))
