@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -140,10 +140,44 @@ class Architecture(BaseModel):
         return {layer.name: layer for layer in self.layers if isinstance(layer, Conv | Linear)}
 
     @property
-    def sources(self) -> dict[str, str]:
-        """Of each LIF of a chain that weights lead to, the name of the layer with these."""
-        chain = [layer for layer in self.layers if layer.weighted or layer.kind == "lif"]
-        return {lif.name: source.name for source, lif in pairwise(chain) if lif.kind == "lif"}
+    def feeds(self) -> dict[str, tuple[str, ...]]:
+        """The layers with weights whose outputs add up to what arrives at each population."""
+        return {
+            layer.name: self._adding_up(self.reads[layer.name])
+            for layer in self.layers
+            if layer.kind == "lif"
+        }
+
+    @property
+    def passed(self) -> dict[str, tuple[bool, ...]]:
+        """Of each sum that adds spikes to outputs of weights, which of its inputs are spikes."""
+        reads = self.reads
+        sums = {
+            layer.name: tuple(not self._adding_up([name]) for name in reads[layer.name])
+            for layer in self.layers
+            if layer.kind == "add"
+        }
+        return {name: spikes for name, spikes in sums.items() if any(spikes) and not all(spikes)}
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """The largest value that leaves each layer without weights, and the input."""
+        most = {INPUT: self.input.levels}
+        for layer in self.layers:
+            read = [most.get(name, 0) for name in self.reads[layer.name]]
+            most[layer.name] = 1 if layer.spikes else sum(read)
+        return most
+
+    def behind(self, name: str) -> list[str]:
+        """The populations and layers with weights that read ``name``, also through sums and the like."""
+        found, reached = [], {name}
+        for layer in self.layers:
+            if reached.intersection(self.reads[layer.name]):
+                if layer.kind == "lif" or layer.weighted:
+                    found.append(layer.name)
+                else:
+                    reached.add(layer.name)
+        return found
 
     @property
     def split(self) -> set[str]:
@@ -275,14 +309,52 @@ class Architecture(BaseModel):
             "mean or max)"
         ]
 
+    def _adding_up(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The layers with weights whose outputs are added up in what leaves ``names``."""
+        return tuple(name for name in self._sources(names) if name in self.weighted)
+
     def _integer_problems(self) -> list[str]:
         """What a network that counts in integers cannot have."""
         if self.quantized is None:
             return []
-        found = {layer.name: layer.unfit_for_integers() for layer in self.layers}
-        if self.readout != "votes":
-            found["readout"] = f"by {self.readout}"
-        return [f"{name}: {what}, in a network of integers" for name, what in found.items() if what]
+        problems = [
+            f"{layer.name}: {what}, in a network of integers"
+            for layer in self.layers
+            if (what := layer.unfit_for_integers())
+        ]
+        remedy = "(give each population weights of its own)"
+        for name, feeds in self.feeds.items():
+            if not feeds:
+                what = "reads spikes that no weights lead to (place a layer with weights before it)"
+                problems.append(f"{name}: {what}")
+        for name in self.weighted:
+            into = self.behind(name)
+            if len(into) > 1 or set(into).intersection(self.weighted):
+                what = "and in a network of integers weights count in the units of one population"
+                problems.append(f"{name}: leads to {' and '.join(into)}, {what} {remedy}")
+        for name, read in self.reads.items():
+            sources = self._sources(read)
+            if len(read) > 1 and INPUT in sources:
+                what = (
+                    "adds the input to others, in a network of integers (place weights before it)"
+                )
+                problems.append(f"{name}: {what}")
+            twice = [source for source, times in Counter(sources).items() if times > 1]
+            problems += [
+                f"{name}: adds up {source} twice, in a network of integers" for source in twice
+            ]
+        return problems
+
+    def _sources(self, names: Sequence[str]) -> list[str]:
+        """The input, populations and layers with weights that are added up in what leaves ``names``."""
+        by_name = {layer.name: layer for layer in self.layers}
+        found: list[str] = []
+        for name in names:
+            if name == INPUT or by_name[name].spikes or by_name[name].weighted:
+                found.append(name)
+            else:
+                found += self._sources(self.reads[name])
+        return found
 
     def _member_problems(self) -> list[str]:
         """What cannot be of a network of several, whose layers hold one part for each of them."""
