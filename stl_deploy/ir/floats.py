@@ -554,4 +554,9 @@ def _peak(
     if isinstance(node, G.BatchNorm):
         k = np.abs(node.gamma) / np.sqrt(node.var.astype(np.float64) + node.eps)
         return np.asarray(k * (peak + np.abs(node.mean)) + np.abs(node.beta))
+    if isinstance(node, G.Place):
+        placed = np.zeros(node.out_shape[0])
+        placed[node.first : node.first + node.in_shape[0]] = peak
+        return placed
+    # What an average pool adds up is no more than what enters it.
     return peak / node.levels if isinstance(node, G.InputScale) else peak

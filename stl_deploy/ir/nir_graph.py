@@ -347,7 +347,7 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
             ):
                 raise problem
             return (out_channels, *plane(shape, (kh, kw), *conv_geometry(node)))
-        case nir.SumPool2d():
+        case nir.SumPool2d() | nir.AvgPool2d():
             if len(shape) != 3:
                 raise problem
             kernel, stride, padding = (
