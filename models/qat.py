@@ -3,8 +3,9 @@
 The forward pass is that of ``hw_sim/reference.py`` on tensors of whole numbers: weights of the grid
 +-(2^(B-1)-1), biases and thresholds in the registers' units, v in 1/64 of one, ``v > vth << 6``. What is
 learned are floating point numbers behind them, weight / unit being rounded; a unit enters nothing but
-that rounding and the gradients. Units are found once, channel by channel, and grow where what is
-learned would leave a register (docs/numerics.md, "Training on integers").
+that rounding, that of a rule's values of v, and the gradients. All weights that lead to a population share
+the units of its channels. Units are found once, channel by channel, and grow where what is learned would
+leave a register (docs/numerics.md, "Training on integers").
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.func import functional_call
 
 from stl_deploy.chips import bounds
 from stl_deploy.chips import facts as chips
+from stl_deploy.chips.rules import refused
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers import stl
 from stl_deploy.importers.given import Checkpoint
@@ -31,14 +33,16 @@ from stl_deploy.ir.arch import Architecture, Quantized
 from stl_deploy.ir.conv import Pair
 from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Lif, of_channels
+from stl_deploy.ir.neurons import of_channels
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense
-from stl_deploy.ir.units import DECAY_ONE, FORGETS
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, MAX_SIGNED
 from stl_deploy.lower import rows
 from stl_deploy.lower.graph import lower
+from stl_deploy.lower.integers import FINER, finest
 from stl_deploy.lower.rows import Target
-from stl_deploy.models.layers import IntegerLIF
+from stl_deploy.lower.rules import common_gain
+from stl_deploy.models import integer_neurons
 from stl_deploy.models.net import STLNet
 
 Float = NDArray[np.float64]
@@ -63,6 +67,10 @@ class _Rounded(torch.autograd.Function):
         return grad * inside / unit, None, None, None
 
 
+def _rounded_to(value: Tensor, unit: Tensor, low: float, high: float) -> Tensor:
+    return cast(Tensor, _Rounded.apply(value, unit, low, high))  # type: ignore[no-untyped-call]
+
+
 class QatNet(STLNet):
     """An ``STLNet`` of integers whose parameters are the floating point numbers behind them.
 
@@ -78,19 +86,41 @@ class QatNet(STLNet):
         self.largest = arch.quantized.largest
         self.chip = chips.find(chip)
         self.pairs = arch.sources
+        self.rules = {spec.name: spec for spec in arch.layers if spec.kind == "lif"}
         with torch.no_grad():
             for name, source in self.pairs.items():
-                target, lif = floats[name], self._lif(name)
-                (feed,) = target.rows
-                module = cast(torch.nn.Linear, self.get_submodule(source))
-                spec = arch.weighted[source]
-                weight = entry(STORED, spec.kind, source, "training on integers")(spec, feed.weight)
-                module.weight.copy_(torch.from_numpy(weight))
-                if module.bias is not None:
-                    module.bias.copy_(torch.from_numpy(target.bias.reshape(-1)))
-                lif.thresh.copy_(torch.from_numpy(target.theta))
-                lif.scale.copy_(torch.from_numpy(units(weight, self.largest)))
+                self._begin(name, source, floats[name])
         self.settle()
+        whole = [self._alone(name, source, 1) for name, source in self.pairs.items()]
+        if problems := [problem for network in whole for problem in refused(network)]:
+            raise LoweringError(problems)
+
+    def _begin(self, name: str, source: str, target: Target) -> None:
+        """Take over weights, bias, threshold and gain of a population, and find its units."""
+        lif, module = self._lif(name), cast(torch.nn.Linear, self.get_submodule(source))
+        always = [rows for rows in target.rows if rows.source == target.always]
+        back = [rows for rows in target.rows if rows.source == name]
+        (feed,) = (rows for rows in target.rows if rows not in always + back)
+        spec = self.arch.weighted[source]
+        weight = entry(STORED, spec.kind, source, "training on integers")(spec, feed.weight)
+        module.weight.copy_(torch.from_numpy(weight))
+        if module.bias is not None:
+            bias = always[0].weight if always else target.bias
+            module.bias.copy_(torch.from_numpy(bias.reshape(-1).copy()))
+        learned = [weight.reshape(len(weight), -1)]
+        if back:
+            # Of Dale's law what excites and what inhibits came apart.
+            own = np.sum([rows.weight for rows in back], axis=0)
+            lif.recurrent.copy_(torch.from_numpy(own))
+            learned.append(own)
+        if self.rules[name].fires:
+            lif.thresh.copy_(torch.from_numpy(target.theta))
+        amplify = target.neurons.amplify
+        if amplify is not None:
+            factor = common_gain(target.neurons)
+            lif.gain.copy_(torch.from_numpy(amplify.reshape(-1) / factor))
+        found = units(np.concatenate(learned, axis=1), self.largest)
+        lif.scale.copy_(torch.from_numpy(found))
 
     def run(self, raster: Tensor) -> dict[str, Tensor]:
         """Spikes [batch, time, *shape] of every LIF and max-pool layer, by name."""
@@ -108,21 +138,27 @@ class QatNet(STLNet):
     def integers(self) -> dict[str, Tensor]:
         """The integers that the parameters stand for, by parameter name; gradients pass through."""
         whole: dict[str, Tensor] = {}
-        bias_max = float(self.chip.bias_mant_range[1])
         low, high = map(float, self.chip.threshold_range)
+        grid = float(self.largest)
         for name, source in self.pairs.items():
             lif = self._lif(name)
             module = cast(torch.nn.Linear, self.get_submodule(source))
-            for key, value, least, most in (
-                (f"{source}.weight", module.weight, -float(self.largest), float(self.largest)),
-                (f"{source}.bias", module.bias, -bias_max, bias_max),
+            most = float(self._bias_max(name))
+            learned: list[tuple[str, Tensor | None, float, float]] = [
+                (f"{source}.weight", module.weight, -grid, grid),
+                (f"{source}.bias", module.bias, -most, most),
+                (f"{name}.recurrent", getattr(lif, "recurrent", None), -grid, grid),
+            ]
+            if self.rules[name].fires:
                 # v passes vth where it reaches theta: half a unit lower, rounded to nearest
-                (f"{name}.thresh", lif.thresh - lif.unit / 2, low, high),
-            ):
+                learned.append((f"{name}.thresh", lif.thresh - lif.unit / 2, low, high))
+            for key, value, least, greatest in learned:
                 if value is not None:
                     unit = lif.scale.reshape(-1, *[1] * (value.dim() - 1))
-                    rounded = _Rounded.apply(value, unit, least, most)  # type: ignore[no-untyped-call]
-                    whole[key] = cast(Tensor, rounded)
+                    whole[key] = _rounded_to(value, unit, least, greatest)
+            if self.rules[name].gain:
+                one = lif.gain.new_full((), 1 / DECAY_ONE)
+                whole[f"{name}.gain"] = _rounded_to(lif.gain, one, -MAX_SIGNED, MAX_SIGNED)
         return whole
 
     def settle(self) -> None:
@@ -132,16 +168,12 @@ class QatNet(STLNet):
 
         Raises LoweringError where that cannot be.
         """
-        levels, steps = self.arch.input.levels, self.arch.timesteps
+        levels = self.arch.input.levels
         for index, (name, source) in enumerate(self.pairs.items()):
             scale = self._lif(name).scale
             for _ in range(TRIES):
                 network = self._alone(name, source, 1 if index else levels)
-                (population,) = network.populations
-                excess = bounds.excess(network, population, self.chip, steps)
-                low, high = bounds.voltage_range(network, population, steps)
-                exact = np.maximum(-low, high) / (EXACT - 1)
-                worst = np.maximum(excess, exact).reshape(-1)
+                worst = self._excess(network)
                 needed = np.maximum(worst, self._outside(name, source))
                 if (needed <= 1).all():
                     break
@@ -161,43 +193,95 @@ class QatNet(STLNet):
         net.load_state_dict(state)
         return net.eval()
 
-    def _lif(self, name: str) -> IntegerLIF:
-        return cast(IntegerLIF, self.get_submodule(name))
+    def _lif(self, name: str) -> Any:
+        """The module of a population, an ``IntegerLIF`` or ``IntegerNeurons``."""
+        return self.get_submodule(name)
+
+    def _bias_max(self, name: str) -> int:
+        """The largest bias of a population: of the register, or of a neuron's weights that always fires."""
+        return (
+            finest(self.chip, self.largest) if self._always(name) else self.chip.bias_mant_range[1]
+        )
+
+    def _always(self, name: str) -> bool:
+        """Whether a bias would pass through a current, and so comes from a neuron that always fires."""
+        rules = self.rules[name]
+        return bool(rules.current) and not rules.gain
+
+    def _excess(self, network: IntegerNetwork) -> Float:
+        """By how much each channel of the population can leave a register, or float32, as a factor."""
+        (population,) = network.populations
+        steps = self.arch.timesteps
+        found = bounds.excess(network, population, self.chip, steps)
+        most = EXACT - 1
+        if self.chip.state_limit is not None:
+            most = min(most, self.chip.state_limit - 1)
+        for limit, (low, high) in (
+            (EXACT - 1, bounds.voltage_range(network, population, steps)),
+            (most, bounds.threshold_range(population, steps)),
+        ):
+            found = np.maximum(found, np.maximum(-low, high) / limit)
+        by_channel = found.reshape(len(found), -1).max(axis=1)
+        return np.broadcast_to(by_channel, population.shape[:1])
 
     def _outside(self, name: str, source: str) -> Float:
         """By how much a channel's bias or threshold is above what the register holds, as a factor."""
         lif = self._lif(name)
-        scale = lif.scale.detach().cpu().double().numpy()
-        theta = lif.thresh.detach().cpu().double().numpy().reshape(len(scale), -1).max(axis=1)
-        factor: Float = theta / scale / (self.chip.threshold_range[1] + 0.5)
+        scale = _array(lif.scale)
+        factor: Float = np.ones(len(scale))
+        if self.rules[name].fires:
+            theta = _array(lif.thresh).reshape(len(scale), -1).max(axis=1)
+            factor = theta / scale / (self.chip.threshold_range[1] + 0.5)
         bias = self.get_submodule(source).bias
         if isinstance(bias, Tensor):
-            most = self.chip.bias_mant_range[1] + 0.5
-            factor = np.maximum(factor, np.abs(bias.detach().cpu().double().numpy()) / scale / most)
+            factor = np.maximum(factor, np.abs(_array(bias)) / scale / (self._bias_max(name) + 0.5))
         return factor
 
     def _alone(self, name: str, source: str, levels: int) -> IntegerNetwork:
         """The integers of a population, to be bounded; where the weights go does not matter for that."""
         with torch.no_grad():
             whole = {k: v.cpu().numpy() for k, v in self.integers().items()}
-        weight, vth = whole[f"{source}.weight"].astype(np.int8), whole[f"{name}.thresh"]
-        bias = whole.get(f"{source}.bias", np.zeros(len(weight))).astype(np.int32)
-        neurons = Lif(
-            vth.astype(np.int32),
-            of_channels(bias, vth.shape),
-            np.ones(()),
-            dv=DECAY_ONE - int(DECAY_ONE * self._lif(name).tau),
-        )
+        rules, shape = self.rules[name], self.arch.shapes[name]
+        weight = whole[f"{source}.weight"].astype(np.int8)
         one: Pair = (1, 1)
         synapses = Dense(weight) if weight.ndim == 2 else Conv(weight, one, one, one, 1)
+        inputs = {"input": Input((), levels)}
+        into = [Connection(source, "input", name, synapses)]
+        if rules.recurrent is not None:
+            ways = self._lif(name).ways(torch.from_numpy(whole[f"{name}.recurrent"]))
+            into += [
+                Connection(
+                    f"to{port}", name, name, Dense(w.numpy().astype(np.int8)), 0, 8, "8", 1, port
+                )
+                for port, w in enumerate(ways)
+            ]
+        bias = whole.get(f"{source}.bias", np.zeros(len(weight))).astype(np.int32)
+        if self._always(name):
+            inputs["always"] = Input((1,))
+            column = Dense(bias.astype(np.int16).reshape(-1, 1))
+            into.append(Connection("bias", "always", name, column, precision=FINER))
+            bias = np.zeros_like(bias)
+        gain = whole.get(f"{name}.gain")
+        neurons = integer_neurons.record(
+            rules,
+            of_channels(_array(self._lif(name).scale), shape),
+            whole.get(f"{name}.thresh", np.zeros(shape)).astype(np.int32),
+            of_channels(bias, shape),
+            None if gain is None else gain.astype(np.int16),
+        )
         return IntegerNetwork(
             self.chip.name,
             self.arch.timesteps,
-            {"input": Input((), levels)},
-            (Population(name, vth.shape, neurons),),
-            (Connection(source, "input", name, synapses),),
-            Readout(1, vth.size, name),
+            inputs,
+            (Population(name, shape, neurons),),
+            tuple(into),
+            Readout(1, neurons.vth.size, name),
         )
+
+
+def _array(values: Tensor) -> Float:
+    array: Float = values.detach().cpu().double().numpy()
+    return array
 
 
 def _as_it_is(_spec: A.Conv, weight: Float) -> Float:
@@ -234,8 +318,20 @@ def _folded(layers: list[A.Layer], _spec: A.BatchNorm) -> None:
 
 
 def _rounded(layers: list[A.Layer], spec: A.Lif) -> None:
-    tau = min(FORGETS, max(1, round(DECAY_ONE * spec.tau))) / DECAY_ONE
-    layers.append(spec.model_copy(update={"tau": tau}))
+    # How many 1/4096 a step may leave of each state.
+    spans = {
+        "tau": (1, DECAY_ONE if spec.tau == 1 else FORGETS),
+        "current": (0, FORGETS),
+        "current2": (0, FORGETS),
+        "adapt_keep": (1, DECAY_ONE),
+    }
+    given = {name: getattr(spec, name) for name in spans}
+    nearest = {
+        name: min(high, max(low, round(DECAY_ONE * given[name]))) / DECAY_ONE
+        for name, (low, high) in spans.items()
+        if given[name] is not None
+    }
+    layers.append(spec.model_copy(update=nearest))
 
 
 # What a layer does to those before it when it goes into a network of integers.
@@ -250,7 +346,7 @@ WHOLE: dict[str, Callable[[list[A.Layer], Any], None]] = {
 
 
 def quantized(arch: Architecture, weight_bits: int) -> Architecture:
-    """``arch`` for integers: BatchNorm in the weights before it, tau 1/4096 to 4095/4096."""
+    """``arch`` for integers: BatchNorm in the weights before it, decays in whole 1/4096."""
     layers: list[A.Layer] = []
     for spec in arch.layers:
         entry(WHOLE, spec.kind, spec.name, "training on integers")(layers, spec)

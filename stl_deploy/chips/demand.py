@@ -114,8 +114,9 @@ class Laid:
         neurons = population.neurons
         self.vth = self.numbered(neurons.vth)
         # Before each neuron, the last one with the same decays, -1 where there is none.
-        pairs = np.stack([self.numbered(neurons.du), self.numbered(neurons.dv)], axis=1)
-        self.same = _last_equal(np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1))
+        decays = [self.numbered(each) for each in neurons.decays.values()]
+        together = np.unique(np.stack(decays, axis=1), axis=0, return_inverse=True)[1]
+        self.same = _last_equal(together.reshape(-1))
 
     def numbered(self, values: ArrayLike) -> Int64:
         """``values``, broadcastable to the population's shape, of the neurons as they are numbered."""

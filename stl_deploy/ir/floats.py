@@ -495,9 +495,7 @@ class _Decoder:
             if ready is None:
                 left = [name for name in names if name not in done]
                 ways = [(a, name) for name in left for a in needs[name]]
-                what = "is in a loop without a delay"
-                remedy = "put a Delay of at least one time step on the way back"
-                self.problems += [Problem(n, what, remedy) for n in G.on_cycles(left, ways)]
+                self.problems += order.at_once(left, ways)
                 self._done()
             else:
                 done.append(ready)

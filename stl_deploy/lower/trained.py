@@ -50,14 +50,21 @@ def check_asked(trained: G.Trained, asked: dict[str, object]) -> None:
 
 
 def check_weights(
-    target: Target, units: NDArray[np.float64], options: Options, chip: Chip
+    target: Target, units: NDArray[np.float64], options: Options, chip: Chip, finer: int
 ) -> list[Problem]:
-    """What of a population's weights and biases is no integer of its channel's unit [C], or too large."""
+    """What of a population's weights and biases is no integer of its channel's unit [C], or too large.
+
+    A bias that passes through a current is the weight of a neuron that always fires, of which ``finer`` is
+    the largest.
+    """
     values = {
         "weight" if len(target.rows) == 1 else f"weight {rows.name}": rows.weight
         for rows in target.rows
     }
     most = dict.fromkeys(values, float(options.qmax))
+    if target.always is not None:
+        (rows,) = (rows for rows in target.rows if rows.source == target.always)
+        most[f"weight {rows.name}"] = float(finer)
     values["bias"], most["bias"] = target.bias, float(chip.bias_mant_range[1])
     problems = []
     for what, value in values.items():
@@ -81,4 +88,7 @@ def check_weights(
                     AGAIN,
                 )
             )
+    if target.common and np.ptp(units):
+        what = "is read by its voltages, and its channels have units of their own"
+        problems.append(Problem(target.name, what, AGAIN))
     return problems

@@ -1,13 +1,8 @@
-"""ONNX: every rule of neurons and every readout, bit for bit in every state.
-
-``STL_ONNX_NETWORKS`` and ``STL_ONNX_SEED`` are those of test_onnx.py; here there are five graphs for each
-network there.
-"""
+"""ONNX: every rule of neurons and every readout, bit for bit in every state."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import fields, replace
 from typing import Any
 
@@ -31,48 +26,59 @@ from stl_deploy.ir.neurons import ONCE, Graded, Lif
 from stl_deploy.ir.readouts import MAX_FACTOR, Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.verify import against_reference as agreement
+from tests.build import edges as edges_of
 from tests.build import float_networks, random_graphs
 from tests.build.floats import graph as graph_of
 from tests.build.onnx_models import by_step, checked, compared, named, same, same_states, session
-
-NETWORKS = 5 * int(os.environ.get("STL_ONNX_NETWORKS", "3"))
-SEED = int(os.environ.get("STL_ONNX_SEED", "20230"))
 
 
 def rules_of(network: IntegerNetwork) -> set[str]:
     found = {f"readout {network.readout.rule}"}
     for population in network.populations:
         found |= set(kinds.unknown_fields(population.neurons)) | set(population.neurons.states)
+    found |= {
+        f"readout {kind}"
+        for kind in ("steps", "factors", "matrix", "offset")
+        if getattr(network.readout, kind) is not None
+    }
     return found | {"port" for c in network.connections if c.port}
 
 
 def test_random_graphs_over_the_whole_table():
     """scan.onnx under both tools and step.onnx, in every state; scores and predictions too."""
-    print(f"seeds {SEED} to {SEED + NETWORKS - 1}")  # shown when the test fails
     seen: set[str] = set()
-    entries = 0
-    for seed in range(SEED, SEED + NETWORKS):
-        network, rasters = random_graphs.draw(seed, random_graphs.TABLE)
+    graphs = entries = values = 0
+    for seed, network, rasters in random_graphs.over_the_table(15):
         result = compared(network, rasters)
         assert result.exact, f"seed {seed}: {result}"
         want = reference.run(network, rasters, states=True)
         same_states(want, by_step(network, rasters))
-        entries += result.entries
+        graphs, entries, values = graphs + 1, entries + result.entries, values + result.states
         seen |= rules_of(network)
-    assert entries > 500 * NETWORKS
+    print(f"{graphs} graphs, {entries:,} values sent, {values:,} states")
+    assert entries > 500 * graphs
     rules = {"adapt", "du2", "fires", "floor", "gain", "graded", "hold", "reset_current", "v0"}
     assert seen >= rules | {"port", "q", "rest", "reset none", "reset constant", "u2", "v_reset"}
     assert seen >= {f"readout {rule}" for rule in random_graphs.READOUTS}
+    assert seen >= {f"readout {kind}" for kind in ("steps", "factors", "matrix", "offset")}
 
 
 def test_parity_compares_the_states_that_only_some_neurons_have():
-    network, rasters = random_graphs.draw(SEED, random_graphs.TABLE)
+    network, rasters = random_graphs.draw(20230, random_graphs.TABLE)
     got = onnx_backend.Session(network).run(rasters)
     same_states(reference.run(network, rasters, states=True), got)
     assert agreement.measure("onnx", network, rasters).exact
 
 
 # The edges of the registers
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi2"])
+def test_registers_at_their_edges(chip):
+    network, rasters = edges_of.network(chip)
+    edges_of.assert_reached(network, reference.run(network, rasters, states=True))
+    assert compared(network, rasters).exact
+
 
 SIZE = 12
 TOP = (1 << 23) - 1  # of v

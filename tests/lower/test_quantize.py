@@ -442,8 +442,13 @@ def test_effective_bits(bits):
     enough = 2 ** (least - 1) - 1  # the largest integer that still has ``least`` bits
     unit = 1.0 / enough
     kept = dense([[1.0]], 1.0, [4095 * unit * 0.999])
-    how = quantize(kept, "loihi2", weight_bits=bits, overflow="checked").precision["lif"]
-    assert least <= how.effective_bits < least + 0.01
+    network = quantize(kept, "loihi2", weight_bits=bits, overflow="checked")
+    assert least <= network.precision["lif"].effective_bits < least + 0.01
+    notes = [d.what for d in network.diagnostics if "effective weight bits" in d.what]
+    assert len(notes) == (bits - least > 2)
+    assert all(
+        "keeps 4.00 of 8 effective weight bits: next to weights up to 1 " in n for n in notes
+    )
     lost = dense([[1.0]], 1.0, [4095 / (enough - 0.51)])
     if enough == 1:
         lost = dense([[1.0]], 1.0, [4095 * 2.01])

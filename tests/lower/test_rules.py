@@ -21,34 +21,12 @@ from tests.build import rule_floats
 from tests.build.float_networks import neurons
 
 
-def given(network, floats, want):
-    """What populations send in float, as their integer selves would send it."""
-    found = {}
-    for name, values in want.items():
-        mine = network.by_name[name]
-        found[name] = values
-        if (sends := mine.neurons.graded) is not None:
-            unit = graded.worth(mine, floats.by_name[name].neurons, sends.shift)
-            whole = np.rint(values / unit)
-            found[name] = whole.clip(-sends.levels, sends.levels).astype(np.int16)
-    return found
-
-
-def mismatch(network, floats, raster):
-    """The share of spikes that differ where sources send what they do in float, over all that spike."""
-    want = execute.run(floats, raster)
-    got = forced_runs.run(network, raster, given(network, floats, want)).layers
-    fire = [p.name for p in floats.populations if p.neurons.fires]
-    assert all(0.02 < (want[name] != 0).mean() < 0.4 for name in fire)
-    wrong = [((got[name].spikes != 0) != (want[name] != 0)).reshape(-1) for name in fire]
-    return float(np.concatenate(wrong).mean())
-
-
 @pytest.mark.parametrize("rule", rule_floats.RULES)
 def test_spikes_are_those_of_the_float_network(rule):
     floats, raster = rule_floats.network(rule)
-    assert mismatch(quantize(floats), floats, raster) < 0.01
-    assert mismatch(quantize(floats, weight_precision="2x8"), floats, raster) < 0.001
+    for precision, most in (("8", 0.01), ("2x8", 0.001)):
+        wrong = rule_floats.wrong(quantize(floats, weight_precision=precision), floats, raster)
+        assert rule_floats.share(wrong) < most, precision
 
 
 # What becomes of each field

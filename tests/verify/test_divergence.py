@@ -27,7 +27,8 @@ from stl_deploy.ir.floats import decode
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import STLNet, infer
-from stl_deploy.verify import divergence, faults
+from stl_deploy.verify import divergence, faults, runs
+from stl_deploy.verify import fault as fault_words
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.divergence import CertificateError
@@ -312,7 +313,7 @@ def test_a_transposed_kernel_of_the_run(exact, monkeypatch):
         compare(model, graph, network, data)
     spikes = reference.run(turned, data.spikes[:1]).layers["lif1"].spikes[0]
     sent = {"input": data.spikes[0], "lif1": spikes}
-    (fault,) = faults.of_execution(network, "lif1", sent, spikes)
+    (fault,) = runs.of_execution(network, "lif1", sent, spikes)
     assert (fault.kind, fault.text) == ("kernel", "it ran as if its kernel were transposed")
 
 
@@ -471,7 +472,7 @@ def test_several_weights_are_counted_and_some_listed(exact):
     assert fault.text.startswith(
         "10 of 324 weights of fc1 are not what the float model rounds to: "
     )
-    assert fault.text.count("(3 too high)") == faults.NAMED
+    assert fault.text.count("(3 too high)") == fault_words.NAMED
     assert fault.text.endswith(", ...")
 
 
