@@ -70,6 +70,28 @@ def test_what_is_default_stays_default():
     )  # without a current that remembers there is nothing to reset
 
 
+def test_what_some_neurons_have_all_have():
+    """A reset to another value than zero, in one neuron of three; a threshold that never comes down."""
+    made = neurons(THETA, 0.7, v_reset=np.array([0.0, 0.1, 0.0]), adapt=np.array([0.0, 0.0, 0.2]))
+    mine = quantize(small(made)).by_name["lif"].neurons
+    assert mine.reset == "constant"
+    assert (mine.v_reset != 0).tolist() == [False, True, False]
+    assert (mine.adapt != 0).tolist() == [False, False, True]
+    assert mine.dq == 0
+
+
+def test_a_spike_resets_a_second_current_without_a_first_that_remembers():
+    second = {"current2": np.full(1, 0.25), "drive2": np.full(1, 0.5)}
+    weight = np.ones((3, 4))
+    ways = [
+        FloatConnection("input", "lif", Weights(f"w{port}", weight, None, None), 0, port)
+        for port in (0, 1)
+    ]
+    for resets in (True, False):
+        made = neurons(THETA, 0.7, reset_current=resets, **second)
+        assert quantize(small(made, ways)).by_name["lif"].neurons.reset_current == resets
+
+
 def test_the_second_current_has_weights_in_units_of_the_first():
     weight = np.array([[1.0, -0.5, 0.25, 0.7], [2.0, 0.4, -1.0, 0.3], [-0.2, 0.9, 0.5, 1.5]])
     ways = [
@@ -92,7 +114,10 @@ def test_the_second_current_has_weights_in_units_of_the_first():
     assert np.abs(two.synapses.weight + 0.5 * one.synapses.weight.astype(float)).max() <= 0.75
 
 
-@pytest.mark.parametrize(("most", "factor"), [(2.0, 1), (7.9, 1), (40.0, 32), (0.02, 2.0**-6)])
+@pytest.mark.parametrize(
+    ("most", "factor"),
+    [(1.0, 1), (2.0, 1), (7.9, 1), (8.0, 8), (40.0, 32), (0.7, 0.5), (0.02, 2.0**-6)],
+)
 def test_gains_take_a_common_factor_into_the_weights(most, factor):
     amplify = np.linspace(most / 3.3, most, 6)[:, None]
     made = neurons(THETA * most, 0.7, amplify=amplify)
