@@ -36,7 +36,7 @@ from stl_deploy.chips.tables import (
 from stl_deploy.chips.tables import Arithmetic as Arithmetic
 from stl_deploy.chips.tables import Count as Count
 from stl_deploy.chips.tables import Profile as Profile
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, Problem, expect
 from stl_deploy.files import check_readable
 from stl_deploy.ir import order
 from stl_deploy.ir.network import IntegerNetwork
@@ -124,7 +124,7 @@ class Chip(Table):
             Problem(
                 "input",
                 f"graded {-levels if signed else 0}..{levels}, but {self.name} knows binary spikes only",
-                "use another --chip, or train with --encoding bernoulli",
+                "use another --chip, or train on spikes (in stl-train --encoding bernoulli)",
             )
         ]
 
@@ -249,6 +249,7 @@ def find(given: str | Path) -> Chip:
 
     Raises InputError for a name that is not known, or a file that ``read`` refuses.
     """
+    expect("chip", given, (str, Path), "a name or a path", f"name one of {', '.join(names())}")
     if isinstance(given, str) and given in names():
         return load(given)
     path = Path(given)

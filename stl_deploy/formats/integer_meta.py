@@ -189,7 +189,9 @@ def read_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
             Problem(
                 where,
                 f"is of version {version!r} of the format; this stl-deploy reads version {VERSION}",
-                "export the model again (stl-export) with this stl-deploy",
+                "install the stl-deploy version that wrote it"
+                if isinstance(version, int) and version > VERSION
+                else "export the model again (stl-export) with this stl-deploy",
             )
         )
     try:
