@@ -346,7 +346,26 @@ WHOLE: dict[str, Callable[[list[A.Layer], Any], None]] = {
 
 
 def quantized(arch: Architecture, weight_bits: int) -> Architecture:
-    """``arch`` for integers: BatchNorm in the weights before it, decays in whole 1/4096."""
+    """``arch`` for integers: BatchNorm in the weights before it, decays in whole 1/4096.
+
+    Raises LoweringError for layers and readouts that cannot be trained so.
+    """
+    found = {
+        spec.name: spec.unfit_for_integers()
+        for spec in arch.layers
+        if WHOLE.get(spec.kind, _kept) is _kept
+    }
+    if arch.readout != "votes":
+        found["readout"] = f"a readout by {arch.readout}"
+    problems = [
+        Problem(
+            name, f"{what} has no training on integers", "train in floating point and export that"
+        )
+        for name, what in found.items()
+        if what
+    ]
+    if problems:
+        raise LoweringError(problems)
     layers: list[A.Layer] = []
     for spec in arch.layers:
         entry(WHOLE, spec.kind, spec.name, "training on integers")(layers, spec)
@@ -357,7 +376,8 @@ def quantized(arch: Architecture, weight_bits: int) -> Architecture:
 def from_checkpoint(checkpoint: Checkpoint, weight_bits: int, chip: str | Path) -> QatNet:
     """What training on integers begins with: the float network, BatchNorm and input scale folded.
 
-    Raises LoweringError for a network that cannot be lowered, or is several that decide together.
+    Raises LoweringError for a network that cannot be lowered, is several that decide together, or has layers
+    or a readout that cannot be trained so.
     """
     if checkpoint.arch.members is not None:
         raise LoweringError(

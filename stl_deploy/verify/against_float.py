@@ -383,9 +383,7 @@ class Comparer:
             return graph, {}, v
         (only,) = given.values()
         with _one_thread(), torch.inference_mode():
-            (double, v_double), (single, _) = (
-                m.trace(torch.from_numpy(only)) for m in self.models
-            )
+            (double, v_double), (single, _) = (m.trace(torch.from_numpy(only)) for m in self.models)
         others = {"float32": _numpy(single), "float_nir": graph}
         return _numpy(double), others, v if v_double is None else v_double.numpy()
 
