@@ -5,19 +5,27 @@ In float64 the float graph's spikes are those of the PyTorch network, 0 differin
 
 from __future__ import annotations
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 import stl_deploy
-from stl_deploy.formats import checkpoint
-from stl_deploy.hw_sim.engine import Engine
+from stl_deploy.commands.train import main
+from stl_deploy.errors import InputError, LoweringError
+from stl_deploy.formats.raster import Raster
 from stl_deploy.importers import stl
+from stl_deploy.importers.given import Checkpoint
 from stl_deploy.ir import execute
 from stl_deploy.ir.arch import Architecture
-from stl_deploy.models.net import from_params
-from stl_deploy.models.train import Settings, Trainer
 from stl_deploy.ir.floats import decode
+from stl_deploy.models import joint, qat
+from stl_deploy.models.net import STLNet, from_params
+from stl_deploy.models.train import Settings, Trainer
+from stl_deploy.verify.against_float import compare
+from tests.build.files import bars, write_images
 
 IMAGE, VECTOR = (2, 8, 8), (12,)
 STEPS, SAMPLES, CLASSES = 5, 24, 4
@@ -92,6 +100,75 @@ def test_a_trained_graph_is_what_is_exported(text, shape, tmp_path):
         np.testing.assert_array_equal(readout.predict(ran.sent[last], ran.v), classes)
 
     network = stl_deploy.quantize(graph, chip="ideal")
-    found = Engine(network).run(x.numpy())
     assert network.readout.rule == read.arch.readout
-    assert found.predictions.shape == (SAMPLES,)
+    report = compare(net, graph, network, Raster(x.numpy(), y.numpy()))
+    assert report.nir_differing == 0
+    assert report.accuracy_float == (classes == y.numpy()).mean()
+    # Weights of 8 bits and more: what rounding changes where all before it is equal.
+    assert max(layer.mismatch_forced for layer in report.layers) < 0.02
+
+
+def test_a_graph_goes_on_where_it_was_cut_off(tmp_path):
+    text, shape = SYSTEMS["stork"]
+    x, y = data(shape)
+    runs = [trained(text, shape, epochs=2) for _ in range(3)]
+    whole, first, second = runs
+    list(whole.run(x, y))
+    next(iter(first.run(x, y)))
+    first.save(tmp_path / "s.pt")
+    second.resume(tmp_path / "s.pt")
+    assert len(list(second.run(x, y))) == 1
+    expected, got = whole.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+    assert second.history == whole.history
+
+
+@pytest.mark.parametrize("text", ["4C3-BN-LIF-4R3-FC4-LIF", "FC8-LIF-FC4-LI-Max"])
+def test_what_has_no_members(text):
+    arch = Architecture.parse(text, IMAGE)
+    nets = [Checkpoint(arch, stl.params_of(STLNet(arch))) for _ in range(2)]
+    what = "add1: joins layers" if "R3" in text else "readout: classes are read by max"
+    with pytest.raises(InputError, match=f"network 1: {what}") as caught:
+        joint.join(nets)
+    assert len(caught.value.problems) == 2
+
+
+def test_what_is_not_trained_on_integers():
+    arch = Architecture.parse("4C3-BN-LIF-4R3-A4-FC4[inhibitory=1]-LI-Mean", IMAGE)
+    with pytest.raises(LoweringError) as caught:
+        qat.from_checkpoint(Checkpoint(arch, stl.params_of(STLNet(arch))), 8, "ideal")
+    assert [
+        (problem.where, problem.what.removesuffix(" has no training on integers"))
+        for problem in caught.value.problems
+    ] == [
+        ("add1", "a sum of layers"),
+        ("avg1", "average pooling"),
+        ("fc1", "weights of Dale's law"),
+        ("readout", "a readout by mean"),
+    ]
+
+
+def test_an_architecture_from_a_file(tmp_path, monkeypatch, capsys):
+    write_images(tmp_path, *bars())
+    arch = Architecture.parse("3C3-BN-LIF-3R3-FC10-LI-Mean", (1, 6, 6), timesteps=3)
+    path, out = tmp_path / "net.json", tmp_path / "model.pt"
+    path.write_text(json.dumps(arch.to_dict()))
+    args = ("--data", tmp_path, "--arch", path, "--epochs", 1, "-o", out)
+    assert command(monkeypatch, *args) == 0
+    assert stl.read(out).arch == arch
+    capsys.readouterr()
+    assert command(monkeypatch, *args, "--force", "--timesteps", 4) == 2
+    assert "--timesteps: comes from" in capsys.readouterr().err
+    path.write_text(json.dumps(arch.to_dict() | {"input": {"shape": [1, 8, 8]}}))
+    assert command(monkeypatch, *args, "--force") == 2
+    assert "is (1, 8, 8), the data has (1, 6, 6)" in " ".join(capsys.readouterr().err.split())
+    path.write_text("{")
+    assert command(monkeypatch, *args, "--force") == 2
+    assert "is not JSON" in capsys.readouterr().err
+
+
+def command(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["stl-train", *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
