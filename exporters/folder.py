@@ -229,7 +229,10 @@ def _notes(assumed: Mapping[str, Sequence[str]], chip: chips.Chip) -> Iterator[D
     for name, words in assumed.items():
         names.setdefault(tuple(words), []).append(name)
     for words, named in names.items():
-        what = f"{', '.join(words)}: assumed. {chip.title} needs a neuron program for it; none is written"
+        what = (
+            f"{', '.join(words)}: assumed. {chip.title} needs a neuron program for it; none is written, "
+            "and what it takes of a core is not published"
+        )
         yield Diagnostic(", ".join(named), what, "run it on Lava's process graph, ONNX or hw_sim")
 
 

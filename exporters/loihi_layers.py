@@ -39,36 +39,6 @@ FEWER_BITS = "quantize again with --overflow proven or fewer --weight-bits"
 
 
 WHO = "Lava"
-# What the process graph carries besides ``kinds.FIELDS``.
-RULES = frozenset(
-    {
-        "reset none",
-        "reset constant",
-        "v_reset",
-        "fires",
-        "reset_current",
-        "hold",
-        "floor",
-        "adapt",
-        "dq",
-        "du2",
-        "gain",
-        "v0",
-        "graded",
-    }
-)
-READOUTS = frozenset(
-    {
-        "readout last",
-        "readout mean",
-        "readout max",
-        "readout first",
-        "readout steps",
-        "readout factors",
-        "readout matrix",
-    }
-)
-KNOWN = kinds.FIELDS | RULES | READOUTS
 POPULATIONS = frozenset({"lif", "or"})
 
 
@@ -106,7 +76,9 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         chip = own
         found += _arithmetic_problems(chip)
     for population in network.populations:
-        if unknown := kinds.unsupported(network, population, POPULATIONS, SYNAPSES, WHO, KNOWN):
+        if unknown := kinds.unsupported(
+            network, population, POPULATIONS, SYNAPSES, WHO, kinds.TABLE
+        ):
             found += unknown
             known = False
             continue

@@ -8,12 +8,13 @@ truncation passes them as they are, and a spike has its surrogate in the units o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from stl_deploy.ir.arch_neurons import NeuronRules
 from stl_deploy.ir.neurons import Lif
@@ -84,6 +85,27 @@ class IntegerNeurons(Neurons):
     def told(self, v: Tensor) -> Tensor:
         """See ``Neurons``."""
         return v * (self.unit / UNIT)
+
+
+class Add(nn.Module):
+    """A sum of currents and spikes; ``one`` [C] is what a spike adds, in whole units of its channel."""
+
+    def __init__(self, shape: Shape, spikes: Sequence[bool]) -> None:
+        super().__init__()
+        self.spikes = tuple(spikes)
+        self.register_buffer("one", torch.ones(shape[0]))
+        self.one: Tensor
+        self.rank = len(shape)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Add up, from the first on."""
+        one = self.one.reshape(-1, *[1] * (self.rank - 1))
+        first, *others = (
+            x * one if is_spikes else x for x, is_spikes in zip(inputs, self.spikes, strict=True)
+        )
+        for other in others:
+            first = first + other
+        return first
 
 
 def record(

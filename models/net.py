@@ -30,15 +30,19 @@ class STLNet(nn.Module):
     def __init__(self, arch: Architecture, threshold: float = 0.5) -> None:
         super().__init__()
         self.arch = arch
-        table = MODULES if arch.quantized is None else INTEGER_MODULES
+        table, read = (
+            (MODULES, _read) if arch.quantized is None else (INTEGER_MODULES, _integer_read)
+        )
         given, split = arch.given, arch.split
         for spec in arch.layers:
             make = entry(table, spec.kind, spec.name, "PyTorch")
             if spec is arch.layers[-1] and arch.readout != "votes":
-                make = _read  # its v is needed
+                make = read  # its v is needed
             elif spec.name in split:
                 make = _two_currents
             self.add_module(spec.name, make(spec, given[spec.name], arch.timesteps, threshold))
+        for name, spikes in arch.passed.items() if arch.quantized is not None else ():
+            self.add_module(name, integer_neurons.Add(given[name], spikes))
         self.readout = readouts.make(arch.readout, arch.population)
 
     def forward(self, raster: Tensor) -> Tensor:
@@ -80,7 +84,7 @@ class STLNet(nn.Module):
         v = None
         for spec in self.arch.layers:
             given = (value for name in reads[spec.name] for value in values[name])
-            out = self.get_submodule(spec.name)(*given)
+            out = self.call(spec.name, *given)
             if spec.kind == "lif" and isinstance(out, tuple):
                 out, v = out
             values[spec.name] = out if isinstance(out, tuple) else (out,)
@@ -91,6 +95,10 @@ class STLNet(nn.Module):
                 if not left[name]:  # nobody reads it any more
                     del values[name]
         return sent, v
+
+    def call(self, name: str, *given: Tensor) -> Any:
+        """What layer ``name`` makes of its inputs."""
+        return self.get_submodule(name)(*given)
 
     def settle(self) -> None:
         """Bring what was learned where the network can be kept; here nothing has to be."""
@@ -121,13 +129,24 @@ def _lif(spec: A.Lif, shape: Shape, timesteps: int, threshold: float) -> nn.Modu
 
 
 class _Read(neurons.Neurons):
-    """Neurons whose v is read too: it gives spikes, and the v that each step leaves."""
+    """Neurons whose v is read too: it gives spikes, and the v that each step leaves, in floating point."""
 
-    forward = neurons.Neurons.trace  # type: ignore[assignment]
+    def forward(self, current: Tensor, current2: Tensor | None = None) -> Any:
+        """Run all steps."""
+        sent, v = self.trace(current, current2)
+        return sent, self.told(v)
+
+
+class _IntegerRead(_Read, integer_neurons.IntegerNeurons):
+    """The same of neurons that count in whole numbers."""
 
 
 def _read(spec: A.Lif, shape: Shape, timesteps: int, threshold: float) -> nn.Module:
     return _Read(spec, shape, timesteps, threshold)
+
+
+def _integer_read(spec: A.Lif, shape: Shape, timesteps: int, _threshold: float) -> nn.Module:
+    return _IntegerRead(spec, shape, timesteps)
 
 
 def _integer_lif(spec: A.Lif, shape: Shape, timesteps: int, _threshold: float) -> nn.Module:

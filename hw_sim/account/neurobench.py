@@ -13,10 +13,10 @@ neither weights nor neurons, and neurons that only pass spikes on are no part of
 reset that comes a step late is held as a one-to-one connection from a population to itself, so that such
 connections are left out of operations and sparsity, and their weights count as parameters of the neurons.
 
-Neurons without a threshold have no activation function: what they send, if anything, is the sum that arrived.
-They count for connections and memory, not for activation sparsity. Where a source can send more than -1, 0 and
-1, the operations behind it are multiply-accumulates. A readout's matrix is a connection layer on the host: its
-inputs are the votes of a sample, and it multiplies and accumulates them once per inference.
+Neurons without a threshold have no activation function: what they send, if anything, is the sum that
+arrived. They count for connections and memory, not for activation sparsity. Where a source can send more
+than -1, 0 and 1, the operations behind it are multiply-accumulates. A readout's matrix is a connection layer
+on the host: its inputs are the votes of a sample, multiplied and accumulated once per inference.
 """
 
 from __future__ import annotations

@@ -261,35 +261,37 @@ def shape(text: str | None) -> tuple[int, ...] | None:
 
 def complain(name: str, error: StlError) -> None:
     """Print every problem of ``error`` on stderr, one per line, with the remedy below it."""
-    rows = _together(error.problems)
-    stderr.print(f"[bold red]{name}: {len(rows)} problem{'s' if len(rows) != 1 else ''}[/]")
-    _list(rows, lambda row: f"  [bold]{escape(row.where)}[/]: {escape(row.what)}")
+    count = len(set(error.problems))
+    stderr.print(f"[bold red]{name}: {count} problem{'s' if count != 1 else ''}[/]")
+    _list(
+        _together(error.problems), lambda row: f"  [bold]{escape(row.where)}[/]: {escape(row.what)}"
+    )
 
 
-def _together(rows: Iterable[Problem]) -> list[Problem]:
-    """``rows`` with those that say the same of several places as one; a file is named once."""
+def _together(rows: Iterable[Problem]) -> list[tuple[Problem, str]]:
+    """``rows``, those that say the same of several places once, and the other places as a list."""
     places: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         places.setdefault((row.what, row.remedy), []).append(row.where)
     made = []
     for (what, remedy), names in places.items():
-        names = list(dict.fromkeys(names))
-        files = {name.rpartition(": ")[0] for name in names}
-        start = (
-            f"{files.pop()}: " if len(files) == 1 and all(": " in name for name in names) else ""
-        )
-        more = f" and {len(names) - PLACES} more" if len(names) > PLACES else ""
-        listed = ", ".join(name.removeprefix(start) for name in names[:PLACES])
-        made.append(Problem(f"{start}{listed}{more}", what, remedy))
+        first, *others = dict.fromkeys(names)
+        file = first.rpartition(": ")[0]
+        if all(name.startswith(f"{file}: ") for name in others):
+            others = [name.removeprefix(f"{file}: ") for name in others]
+        more = f" and {len(others) - PLACES} more" if len(others) > PLACES else ""
+        made.append((Problem(first, what, remedy), ", ".join(others[:PLACES]) + more))
     return made
 
 
-def _list(rows: Sequence[Problem], line: Callable[[Problem], str]) -> None:
+def _list(rows: Sequence[tuple[Problem, str]], line: Callable[[Problem], str]) -> None:
     """Print rows on stderr, and a remedy that several share once, below the last of them."""
-    for remedy, group in itertools.groupby(rows, lambda row: row.remedy):
-        shown = [line(row) for row in group]
-        for text in shown:
-            stderr.print(text)
+    for remedy, group in itertools.groupby(rows, lambda row: row[0].remedy):
+        shown = list(group)
+        for row, others in shown:
+            stderr.print(line(row))
+            if others:
+                stderr.print(f"      also: {escape(others)}")
         if remedy:
             these = f" (for these {len(shown)})" if len(shown) > 1 else ""
             stderr.print(f"      remedy{these}: {escape(remedy)}")
@@ -373,8 +375,8 @@ def print_parity(parity: ParityReport) -> None:
             f"voltages of {v.population}, which the readout reads: largest error {v.largest_error:.4g}, mean "
             f"{v.mean_error:.4g}; the largest float voltage is {v.largest:.4g}"
         )
-    for row in _together(Problem(name, why) for name, why in parity.not_certified.items()):
-        say(f"not certified: {row.where}: {row.what}")
+    for row, others in _together(Problem(n, why) for n, why in parity.not_certified.items()):
+        say(f"not certified: {row.where}{', ' if others else ''}{others}: {row.what}")
     say("")
     if parity.first_divergence is None:
         say("No spike differs.")

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
-from stl_deploy.importers import stl_neurons
+from stl_deploy.importers import stl_integers, stl_neurons
 from stl_deploy.importers.given import Checkpoint, File, Model, Params
 from stl_deploy.ir import arch as A
 from stl_deploy.ir import arch_neurons
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.units import DECAY_ONE, MAX_SIGNED, UNIT
 from stl_deploy.lower.graph import lower
 
 
@@ -57,7 +56,7 @@ def read(
             path, params, 0.5 if tau is None else tau, timesteps or 4, classes or 10
         )
     _check_params(path, architecture, params)
-    _check_integers(path, architecture, params)
+    stl_integers.check(path, architecture, params)
     return Checkpoint(architecture, params)
 
 
@@ -89,7 +88,7 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
     """
     trained = None
     if architecture.quantized is not None:
-        trained, params = _in_units(architecture, params)
+        trained, params = stl_integers.in_units(architecture, params)
     nodes, edges = _nodes(architecture, params, trained is None)
     read = None if architecture.readout == "votes" else G.Read(rule=architecture.readout)
     version = 1 if trained is None else 2
@@ -127,6 +126,10 @@ def _nodes(
         if layer.joins:
             parts = [shapes[read] for read in reads[name]]
             sources = _parts(nodes, edges, layer, sources, parts, shapes[name])
+        if f"{name}.one" in params:  # spikes that are added to currents in a network of integers
+            more, ways, sources = stl_integers.weighed(architecture, name, sources, params)
+            nodes |= more
+            edges += ways
         if layer.kind == "linear" and len(arrives) > 1:
             flat = f"{name}_flatten"
             nodes[flat] = G.flatten(arrives)
@@ -178,36 +181,6 @@ def of_layer(params: Params, name: str) -> Params:
     """The parameters of layer ``name``, by their names within it."""
     prefix = f"{name}."
     return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
-
-
-def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, Params]:
-    """The units of a network of integers, and its parameters as multiples of them in float64.
-
-    A threshold is put half a 1/64 above vth: v, a multiple of 1/64, passes it when it passes vth, and
-    no rounding of a float sum can change that.
-    """
-    assert architecture.quantized is not None
-    out: Params = {}
-    scales: dict[str, list[float]] = {}
-    source = ""
-    for spec in architecture.layers:
-        if spec.kind in WEIGHTED:
-            source = spec.name
-        elif spec.kind == "lif":
-            scale = params[f"{spec.name}.scale"].astype(np.float64)
-            scales[spec.name] = scale.tolist()
-            thresh, back = f"{spec.name}.thresh", f"{spec.name}.recurrent"
-            whole = {
-                key: params[key].astype(np.float64)
-                for key in (f"{source}.weight", f"{source}.bias", thresh, back)
-                if key in params
-            }
-            if thresh in whole:
-                whole[thresh] += 0.5 / UNIT
-            out |= {k: v * scale.reshape(-1, *[1] * (v.ndim - 1)) for k, v in whole.items()}
-            if (gain := f"{spec.name}.gain") in params:
-                out[gain] = params[gain].astype(np.float64) / DECAY_ONE
-    return G.Trained(weight_bits=architecture.quantized.weight_bits, scale=scales), out
 
 
 def _conv(layer: A.Conv, shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
@@ -305,6 +278,7 @@ def grouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
 def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
     """Name and shape of every parameter that a network of this description needs."""
     given, shapes = architecture.given, architecture.shapes
+    passed = architecture.passed if architecture.quantized is not None else ()
     expected: dict[str, A.Shape] = {}
     for layer in architecture.layers:
         arrives, out = given[layer.name], shapes[layer.name]
@@ -313,6 +287,8 @@ def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
             expected |= {f"{layer.name}.{key}": value for key, value in own.items()}
         if layer.kind == "lif" and architecture.quantized is not None:
             expected[f"{layer.name}.scale"] = out[:1]
+        if layer.name in passed:
+            expected[f"{layer.name}.one"] = out[:1]
     return expected
 
 
@@ -542,35 +518,5 @@ def _check_params(path: Path, architecture: A.Architecture, params: Params) -> N
             problems.append(
                 Problem(f"{path}: {key}", f"has shape {value.shape}, expected {expected[key]}")
             )
-    if problems:
-        raise InputError(problems)
-
-
-def _check_integers(path: Path, architecture: A.Architecture, params: Params) -> None:
-    """Raise InputError for numbers that a network trained on integers cannot hold."""
-    if architecture.quantized is None:
-        return
-    bits, grid = architecture.quantized.weight_bits, float(architecture.quantized.largest)
-    of_bits = f"the grid of {bits} bits"
-    spans = {
-        ".weight": (grid, of_bits),
-        ".recurrent": (grid, of_bits),
-        ".gain": (float(MAX_SIGNED), "16 bits"),
-    }
-    problems = []
-    for key, value in params.items():
-        where, wide = f"{path}: {key}", value.astype(np.float64)
-        worst = wide.flat[np.abs(wide).argmax()]
-        most, what = spans.get(key[key.rindex(".") :], (np.inf, ""))
-        if key.endswith(".scale"):
-            if not (wide > 0).all():
-                problems.append(Problem(where, "contains a unit that is not above zero"))
-        elif (wide != np.rint(wide)).any():
-            problems.append(Problem(where, "contains a value that is not a whole number"))
-        elif abs(worst) > most:
-            said = f"holds {worst:g}, outside {what}, -{most:g}..{most:g}"
-            problems.append(Problem(where, said))
-        elif abs(worst) > 1 << 24:
-            problems.append(Problem(where, f"holds {worst:.0f}, which PyTorch's float32 cannot"))
     if problems:
         raise InputError(problems)

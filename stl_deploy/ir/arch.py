@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -140,10 +139,46 @@ class Architecture(BaseModel):
         return {layer.name: layer for layer in self.layers if isinstance(layer, Conv | Linear)}
 
     @property
-    def sources(self) -> dict[str, str]:
-        """Of each LIF of a chain that weights lead to, the name of the layer with these."""
-        chain = [layer for layer in self.layers if layer.weighted or layer.kind == "lif"]
-        return {lif.name: source.name for source, lif in pairwise(chain) if lif.kind == "lif"}
+    def feeds(self) -> dict[str, tuple[str, ...]]:
+        """The layers with weights whose outputs add up to what arrives at each population."""
+        weighted, (_, arriving) = self.weighted, self._sums()
+        return {
+            layer.name: tuple(name for name in arriving[layer.name] if name in weighted)
+            for layer in self.layers
+            if layer.kind == "lif"
+        }
+
+    @property
+    def passed(self) -> dict[str, tuple[bool, ...]]:
+        """Of each sum that adds spikes to outputs of weights, which of its inputs are spikes."""
+        reads, (leaving, _) = self.reads, self._sums()
+        weighted = self.weighted.keys()
+        sums = {
+            layer.name: tuple(weighted.isdisjoint(leaving[name]) for name in reads[layer.name])
+            for layer in self.layers
+            if layer.kind == "add"
+        }
+        return {name: spikes for name, spikes in sums.items() if any(spikes) and not all(spikes)}
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """The largest value that leaves each layer without weights, and the input."""
+        most, reads = {INPUT: self.input.levels}, self.reads
+        for layer in self.layers:
+            read = [most.get(name, 0) for name in reads[layer.name]]
+            most[layer.name] = 1 if layer.spikes else sum(read)
+        return most
+
+    def behind(self, name: str) -> list[str]:
+        """The populations and layers with weights that read ``name``, also through sums and the like."""
+        found, reached, reads = [], {name}, self.reads
+        for layer in self.layers:
+            if reached.intersection(reads[layer.name]):
+                if layer.kind == "lif" or layer.weighted:
+                    found.append(layer.name)
+                else:
+                    reached.add(layer.name)
+        return found
 
     @property
     def split(self) -> set[str]:
@@ -279,10 +314,49 @@ class Architecture(BaseModel):
         """What a network that counts in integers cannot have."""
         if self.quantized is None:
             return []
-        found = {layer.name: layer.unfit_for_integers() for layer in self.layers}
-        if self.readout != "votes":
-            found["readout"] = f"by {self.readout}"
-        return [f"{name}: {what}, in a network of integers" for name, what in found.items() if what]
+        problems = [
+            f"{layer.name}: {what}, in a network of integers"
+            for layer in self.layers
+            if (what := layer.unfit_for_integers())
+        ]
+        remedy = "(give each population weights of its own)"
+        for name, feeds in self.feeds.items():
+            if not feeds:
+                what = "reads spikes that no weights lead to (place a layer with weights before it)"
+                problems.append(f"{name}: {what}")
+        for name in self.weighted:
+            into = self.behind(name)
+            if len(into) > 1 or set(into).intersection(self.weighted):
+                what = "and in a network of integers weights count in the units of one population"
+                problems.append(f"{name}: leads to {' and '.join(into)}, {what} {remedy}")
+        arriving = self._sums()[1]
+        for name, read in self.reads.items():
+            sources = arriving[name]
+            if len(read) > 1 and INPUT in sources:
+                what = (
+                    "adds the input to others, in a network of integers (place weights before it)"
+                )
+                problems.append(f"{name}: {what}")
+            twice = [source for source, times in sources.items() if times > 1]
+            problems += [
+                f"{name}: adds up {source} twice, in a network of integers" for source in twice
+            ]
+        return problems
+
+    def _sums(self) -> tuple[dict[str, Counter[str]], dict[str, Counter[str]]]:
+        """How often inputs, populations and layers with weights are added up in what leaves each layer, and
+        in what arrives at it. Counts end at 2: sums of sums double them."""
+        reads = self.reads
+        leaving, arriving = {INPUT: Counter([INPUT])}, {}
+        for layer in self.layers:
+            name = layer.name
+            total: Counter[str] = Counter()
+            for read in reads[name]:
+                total.update(leaving[read])
+            arriving[name] = Counter({at: min(times, 2) for at, times in total.items()})
+            ends = layer.spikes or layer.weighted
+            leaving[name] = Counter([name]) if ends else arriving[name]
+        return leaving, arriving
 
     def _member_problems(self) -> list[str]:
         """What cannot be of a network of several, whose layers hold one part for each of them."""

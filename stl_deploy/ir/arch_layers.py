@@ -243,10 +243,6 @@ class Linear(_Spec):
         """See ``_Spec``."""
         return ["inhibitory"] if self.inhibitory else []
 
-    def unfit_for_integers(self) -> str:
-        """See ``_Spec``."""
-        return "weights of Dale's law" if self.inhibitory else ""
-
 
 class Dropout(_Spec):
     """Dropout in training, identity in evaluation."""
@@ -270,10 +266,6 @@ class Add(_Spec):
                 "a 1x1 convolution)"
             )
         return shapes[0]
-
-    def unfit_for_integers(self) -> str:
-        """See ``_Spec``."""
-        return "a sum of layers"
 
 
 class Concat(_Spec):

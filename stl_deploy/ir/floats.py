@@ -506,13 +506,14 @@ def magnitudes(graph: nir.NIRGraph) -> dict[str, Float]:
     """Of every population, the largest sum of magnitudes [O] that a step of ``graph`` can add up.
 
     Rounding errors grow with this and not with the sum itself. For a model with BatchNorm this is
-    that of the graph *before* it is lowered, whose terms cancel when they are folded.
+    that of the graph *before* it is lowered, whose terms cancel when they are folded. Populations behind
+    neurons that send values, which have no bound, are left out.
     """
     largest: dict[str, Float] = {}
     levels = np.array([float(G.float_meta(graph).input_levels)])
     preceding, shapes = walk.before(graph), walk.shapes(graph)
     peaks: dict[str, Float] = {
-        name: levels if isinstance(node, nir.Input) else np.ones(1)
+        name: levels if isinstance(node, nir.Input) else _sent(node)
         for name, node in graph.nodes.items()
         if walk.keeps_state(node)
     }
@@ -523,7 +524,13 @@ def magnitudes(graph: nir.NIRGraph) -> dict[str, Float]:
     for name, node in graph.nodes.items():
         if type(node) in NEURONS:
             largest[name] = _added(preceding[name], peaks)
-    return largest
+    return {name: peak for name, peak in largest.items() if not np.isnan(peak).any()}
+
+
+def _sent(node: nir.ir.NIRNode) -> Float:
+    """The largest value that neurons send, NaN where there is no bound."""
+    graded = type(node) in NEURONS and words.read(node).neurons.get("graded", False)
+    return np.full(1, np.nan if graded else 1.0)
 
 
 def _added(names: list[str], peaks: Mapping[str, Float]) -> Float:

@@ -54,20 +54,20 @@ def check_weights(
 ) -> list[Problem]:
     """What of a population's weights and biases is no integer of its channel's unit [C], or too large.
 
-    A bias that passes through a current is the weight of a neuron that always fires, of which ``finer`` is
-    the largest.
+    ``finer`` is the largest weight of spikes that are added as they are, and of a bias that comes from a
+    neuron that always fires.
     """
-    values = {
-        "weight" if len(target.rows) == 1 else f"weight {rows.name}": rows.weight
+    one = len(target.rows) == 1
+    held = [
+        (
+            "weight" if one else f"weight {rows.name}",
+            rows.weight,
+            finer if rows.fine else options.qmax,
+        )
         for rows in target.rows
-    }
-    most = dict.fromkeys(values, float(options.qmax))
-    if target.always is not None:
-        (rows,) = (rows for rows in target.rows if rows.source == target.always)
-        most[f"weight {rows.name}"] = float(finer)
-    values["bias"], most["bias"] = target.bias, float(chip.bias_mant_range[1])
+    ]
     problems = []
-    for what, value in values.items():
+    for what, value, most in [*held, ("bias", target.bias, chip.bias_mant_range[1])]:
         steps = value.reshape(target.channels, -1) / units[:, None]
         off = np.abs(steps - np.rint(steps)) > NEAR
         if off.any():
@@ -79,12 +79,12 @@ def check_weights(
                     "name the checkpoint that stl-train --qat wrote",
                 )
             )
-        elif np.abs(steps).max(initial=0) > most[what]:
+        elif np.abs(steps).max(initial=0) > most:
             problems.append(
                 Problem(
                     target.name,
                     f"its {what} goes from {steps.min():,.0f} to {steps.max():,.0f}; at most "
-                    f"{most[what]:,.0f} in size can be held",
+                    f"{most:,.0f} in size can be held",
                     AGAIN,
                 )
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ Part = Literal[
     "current",
     "second current",
 ]
+PARTS: tuple[Part, ...] = get_args(Part)
 Parts = dict[Part, float]
 Int64 = NDArray[np.int64]
 LONG_AGO = 1 << 40  # decays after which v is a multiple of 1

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.floats import FloatPopulation
 from stl_deploy.ir.network import Population
-from stl_deploy.ir.neurons import ONCE, Lif
+from stl_deploy.ir.neurons import ONCE, Neurons
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, UNIT
 from stl_deploy.lower import rules
 from stl_deploy.verify import fault
@@ -77,7 +77,6 @@ DECAYS = {
 def of(population: Population, known: FloatPopulation) -> Iterator[Fault]:
     """The faults of the rules of ``population``, whose neurons are of kind "lif"."""
     mine, theirs = population.neurons, known.neurons
-    assert isinstance(mine, Lif)
     for kind, text in _kinds(mine, theirs):
         yield Fault(population.name, kind, 1, text)
     for name in VALUES:
@@ -87,7 +86,7 @@ def of(population: Population, known: FloatPopulation) -> Iterator[Fault]:
     yield from _gains(population, theirs)
 
 
-def _kinds(mine: Lif, theirs: FloatNeurons) -> Iterator[tuple[Kind, str]]:
+def _kinds(mine: Neurons, theirs: FloatNeurons) -> Iterator[tuple[Kind, str]]:
     """What is the same for all neurons."""
     if mine.fires != theirs.fires:
         has, has_not = ("has a threshold", "does not")
@@ -181,7 +180,7 @@ def _off(
 
 def _gains(population: Population, theirs: FloatNeurons) -> Iterator[Fault]:
     """Gains that are not the nearest, or those of another step."""
-    held, meant = getattr(population.neurons, "gain", None), theirs.amplify
+    held, meant = population.neurons.gain, theirs.amplify
     if held is None or meant is None:
         if (held is None) != (meant is None):
             there, lacks = ("the float model", "it") if held is None else ("it", "the float model")

@@ -273,6 +273,18 @@ def test_a_core_takes_neurons_of_31_pairs_of_decays():
         [population("a", 40, dv=dv[:40] % 20, du=dv[:40] // 20)], [dense("input", "a", 40, 4)]
     )
     assert placement.place(both, LOIHI1).layers["a"].blocks == (31, 9)
+    # Those of a second current and of a threshold count too, where there is one.
+    each = dv[:40] // 20
+    for more, blocks in (
+        ({"du2": each}, (31, 9)),
+        ({"dq": each, "adapt": 1}, (31, 9)),
+        ({"dq": each}, (40,)),
+        ({"dq": each, "adapt": 1, "fires": False}, (40,)),
+    ):
+        other = network(
+            [population("a", 40, dv=dv[:40] % 20, **more)], [dense("input", "a", 40, 4)]
+        )
+        assert placement.place(other, LOIHI1).layers["a"].blocks == blocks, more
     # By channel, dealt position by position.
     kernel = Conv(np.ones((40, 1, 1, 1), np.int8), (1, 1), (0, 0), (1, 1), 1)
     made = IntegerNetwork(

@@ -171,3 +171,12 @@ def test_errors_name_the_token_and_the_remedy(text, words):
 def test_a_description_is_bounded():
     with pytest.raises(InputError, match="at most 1024 items"):
         Architecture.parse("2C1-BN-LIF-" + "-".join(["2R1x99"] * 2) + "-FC4-LIF", (2, 2, 2))
+
+
+def test_sums_of_sums_take_no_time():
+    """Each doubles the paths; nothing may walk along all of them."""
+    sums = [{"kind": "add", "name": f"s{i}", "inputs": (f"s{i - 1}",) * 2} for i in range(1, 200)]
+    first = {**CONV, "name": "s0"}
+    found = refused(first, *sums, LIF | {"name": "z"}, quantized={"weight_bits": 8})
+    assert "s1: adds up s0 twice" in found
+    assert "s199: adds up s0 twice" in found

@@ -24,6 +24,7 @@ from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import decode
+from stl_deploy.ir.neurons import Graded
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import STLNet, infer
@@ -487,9 +488,12 @@ def test_faults_of_the_divergent_layer_come_first(exact):
 def test_a_layer_without_certificates_still_has_a_first_divergence(exact):
     _, _, network, _ = exact
     vth = network.by_name["lif1"].neurons.vth + 1
-    found = first(exact, changed(network, "lif1", vth=vth, du=4000))
+    found = first(exact, changed(network, "lif1", vth=vth, graded=Graded(0, 1)))
     assert (found.place.layer, found.blame, found.voltages) == ("lif1", "unknown", None)
-    assert "Its voltages are not compared: its synaptic current has a memory." in found.text
+    why = "Its voltages are not compared: its neurons send values instead of spikes."
+    assert why in found.text
+    assert "the float model sends a value, the integer network sends none." in found.text
+    assert "Not rounding: lif1: it sends values; the float model sends spikes." in found.text
     assert found.to_json()["voltages"] is None
 
 
