@@ -19,7 +19,7 @@ from stl_deploy.ir.arch_neurons import NeuronRules
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 INPUT = "input"  # what layers call the raster
-MAX_JOINED = 64  # layers that one reads
+MAX_JOINED = 100  # layers that one reads
 MAX_INPUTS = 1 << 26  # of a layer
 MAX_UNGROUPED = 1 << 30  # entries of the matrix that a linear layer in groups is lowered to
 

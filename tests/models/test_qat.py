@@ -284,7 +284,7 @@ def test_thresholds_are_rounded_as_the_exporter_does():
     """ceil(theta / unit) - 1: one unit below, and v fires where it passes that."""
     model = qat.from_checkpoint(checkpoint_of(random_net()), 6, "loihi2")
     whole = model.integers()
-    for name in model.pairs:
+    for name in model.feeds:
         lif = model.get_submodule(name)
         wanted = torch.ceil(lif.thresh / lif.unit) - 1
         assert torch.equal(whole[f"{name}.thresh"], wanted)
