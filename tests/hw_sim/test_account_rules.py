@@ -9,7 +9,7 @@ import pytest
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
-from stl_deploy.commands.hw_sim import to_json
+from stl_deploy.commands.hw_sim import _print_energies, to_json
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim import engine, reference
 from stl_deploy.hw_sim.account import neurobench
@@ -267,3 +267,20 @@ def test_batches_with_rules_fit_into_the_memory(seed, states, monkeypatch):
     for memory, fit in ((5 * took, 5), (5 * took - 1, 4), (1, 1)):
         monkeypatch.setattr(engine, "MEMORY", memory)
         assert engine.batch_size(network, states) == fit
+
+
+def test_the_table_of_energies_says_what_its_figures_are_worth(capsys):
+    network = two_layers(readout=Readout(2, 2, rule="mean"), last=RULES)
+    done = recorded(network, {"input": ones(network)}, None, 2)
+    _print_energies(done.energies, network.chip)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not on this chip" in said
+    assert "Priced, although loihi1 cannot run it: lif2: no threshold: neurons of" in said
+    assert said.count("cannot run it") == 1  # for both energy models of the chip
+    assert "Assumed: loihi2 needs a neuron program for lif2: no threshold." in said
+    assert "Not priced, in energy or time: 12 reads of v of lif2 by the host" in said
+    plain = two_layers("loihi1")
+    _print_energies(recorded(plain, {"input": ones(plain)}, None, 2).energies, plain.chip)
+    said = capsys.readouterr().out
+    assert "rules of this network" not in said
+    assert "priced" not in said.lower()
