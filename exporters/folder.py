@@ -17,8 +17,8 @@ import numpy as np
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement, rules
-from stl_deploy.errors import InputError, Problem
-from stl_deploy.exporters import NirDialect, Origin
+from stl_deploy.errors import InputError, Problem, expect
+from stl_deploy.exporters import TARGETS, NirDialect, Origin
 from stl_deploy.exporters import check as check_targets
 from stl_deploy.exporters import write as write_target
 from stl_deploy.files import new_folder, sha256
@@ -74,6 +74,14 @@ def export(
         InputError: ``out`` exists, is not an export, or cannot be written. LoweringError: the target
             cannot carry it.
     """
+    remedy = "give the network that quantize makes of a float graph"
+    expect("network", network, IntegerNetwork, "an integer network", remedy)
+    expect("target", target, (str, list, tuple), "a name or several", f"name {', '.join(TARGETS)}")
+    expect("out", out, (str, Path), "a path", "name the folder to write")
+    if graph is not None:
+        expect(
+            "graph", graph, nir.NIRGraph, "a float graph", "give what from_torch or from_nir made"
+        )
     targets = (target,) if isinstance(target, str) else tuple(target)
     check_targets(targets)
     out = Path(out)

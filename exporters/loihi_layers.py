@@ -95,9 +95,10 @@ def problems(network: IntegerNetwork) -> list[Problem]:
 
 def _loop_problems(network: IntegerNetwork) -> Iterator[Problem]:
     ways = [(c.source, c.target, c.delay) for c in network.connections]
-    for loop in order.too_short(list(network.by_name), ways):
-        what = "a loop with fewer steps of delay than hops; Lava takes a step for each hop"
-        yield Problem(", ".join(loop), what, "use --target onnx, or delay a connection of the loop")
+    for loop in order.short_loops(list(network.by_name), ways):
+        longer = f"lengthen the delay of {network.connections[loop.way].words} by {loop.missing}"
+        what = f"{loop.what}; Lava takes a step for each hop"
+        yield Problem(", ".join(loop.names), what, f"use --target onnx, or {longer}")
 
 
 def _arithmetic_problems(chip: chips.Chip) -> Iterator[Problem]:

@@ -98,26 +98,30 @@ def _problems(network: IntegerNetwork, population: Population) -> Iterator[Probl
 
 
 def _readout_problems(network: IntegerNetwork) -> Iterator[Problem]:
+    if (top := largest_score(network)) >= INT64_LIMIT:
+        what = f"a score can reach {top}; ONNX carries less than {INT64_LIMIT}"
+        yield Problem(network.readout.source, what, "use smaller factors")
+
+
+def largest_score(network: IntegerNetwork) -> int:
+    """A bound of the magnitude of scores, and of the sums that they are made of."""
     readout = network.readout
     name = readout.source
-    steps = (1,) * network.timesteps if readout.steps is None else readout.steps
     if readout.rule == "first":
-        return
+        return network.size(name)
+    steps = (1,) * network.timesteps if readout.steps is None else readout.steps
     if readout.by_voltage:
         each = _largest_voltage(network, network.by_name[name])
         each *= network.timesteps if readout.rule == "mean" else 1
-        each *= 1 if readout.factors is None else _most(readout.factors)
+        each *= 1 if readout.factors is None else max(1, _most(readout.factors))
     else:
         each = network.levels(name) * sum(abs(int(weight)) for weight in steps)
-    top = each * readout.population
-    if readout.matrix is not None:
-        rows = np.abs(readout.matrix.astype(object)).sum(axis=1)
-        top = each * max(rows)
-        if readout.offset is not None:
-            top += _most(readout.offset) * sum(abs(int(weight)) for weight in steps)
-    if top >= INT64_LIMIT:
-        what = f"a score can reach {top}; ONNX carries less than {INT64_LIMIT}"
-        yield Problem(name, what, "use smaller factors")
+    if readout.matrix is None:
+        return each * readout.population
+    top: int = each * max(1, *np.abs(readout.matrix.astype(object)).sum(axis=1))
+    if readout.offset is not None:
+        top += _most(readout.offset) * sum(abs(int(weight)) for weight in steps)
+    return top
 
 
 def _largest_voltage(network: IntegerNetwork, population: Population) -> int:

@@ -2,6 +2,7 @@
 
 ``scores`` of ``stl_deploy/ir/readouts.py`` in int64. TopK settles ties as a prediction does: of equal values
 the one with the lowest index stands first. (ArgMax takes no int64 in older versions of onnxruntime.)
+Onnxruntime's ReduceSum adds int64 up in float64: sums that could pass its 53 bits are products with ones.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from functools import cached_property
 import numpy as np
 from onnx import helper
 
+from stl_deploy.exporters import onnx_limits
 from stl_deploy.exporters.onnx_graph import Builder
 from stl_deploy.ir.network import IntegerNetwork
+
+EXACT_SUM_LIMIT = 1 << 53
 
 
 def write(b: Builder, network: IntegerNetwork) -> None:
@@ -28,8 +32,11 @@ def write(b: Builder, network: IntegerNetwork) -> None:
         groups = b.op("Reshape", [values, sizes], "readout.groups")
         if readout.rule == "first":
             b.op("ReduceMax", [groups], "scores", axes=[2], keepdims=0)
-        else:
+        elif source.sums_are_exact:
             b.op("ReduceSum", [groups, b.shape((2,))], "scores", keepdims=0)
+        else:
+            ones = b.constant("readout.ones", np.ones(readout.population, np.int64))
+            b.op("MatMul", [groups, ones], "scores")
     else:
         matrix = b.constant("readout.matrix", np.asarray(readout.matrix, np.int64).T)
         _with_offset(source, b.op("MatMul", [values, matrix], "readout.weighed"))
@@ -45,6 +52,7 @@ class _Source:
     def __init__(self, b: Builder, network: IntegerNetwork) -> None:
         self.b, self.readout = b, network.readout
         self.neurons = network.size(self.readout.source)
+        self.sums_are_exact = onnx_limits.largest_score(network) < EXACT_SUM_LIMIT
 
     @cached_property
     def sent(self) -> str:
@@ -68,6 +76,13 @@ class _Source:
         """The weight of each of these steps, int64 [T]."""
         every = self.b.constant("readout.every_weight", np.array(self.readout.steps, np.int64))
         return self.b.op("Slice", [every, self.b.shape((0,)), self.steps], "readout.weights")
+
+    def over_steps(self, values: str, name: str) -> str:
+        """values [N, T, neurons] added up."""
+        if self.sums_are_exact:
+            return self.b.op("ReduceSum", [values, self.b.shape((1,))], name, keepdims=0)
+        ones = self.b.op("Expand", [self.b.number(1), self.steps], "readout.one_a_step")
+        return self.b.op("MatMul", [ones, values], name)
 
     def _flat(self, kind: str) -> str:
         sizes = self.b.shape((0, 0, self.neurons))
@@ -95,7 +110,7 @@ def _votes(source: _Source) -> str:
     if source.readout.steps is not None:
         by = b.op("Unsqueeze", [source.weights, b.shape((1,))], "readout.by_step")
         sent = b.op("Mul", [sent, by], "readout.weighted")
-    return b.op("ReduceSum", [sent, b.shape((1,))], "readout.votes", keepdims=0)
+    return source.over_steps(sent, "readout.votes")
 
 
 def _last(source: _Source) -> str:
@@ -103,7 +118,7 @@ def _last(source: _Source) -> str:
 
 
 def _mean(source: _Source) -> str:
-    return source.b.op("ReduceSum", [source.v, source.b.shape((1,))], "readout.sum", keepdims=0)
+    return source.over_steps(source.v, "readout.sum")
 
 
 def _max(source: _Source) -> str:

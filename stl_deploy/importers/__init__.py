@@ -12,6 +12,7 @@ from typing import cast
 
 from stl_deploy.formats import integer_meta
 from stl_deploy.importers.given import File, Model
+from stl_deploy.importers.torch import state_dict
 from stl_deploy.ir.nir_graph import KEY
 
 READ = "timesteps", "classes", "raster"  # what any importer has a use for
@@ -45,25 +46,30 @@ IMPORTERS: dict[str, Importer] = {
         "--model-class",
         lambda file: file.given.model_class is not None,
         "torch.model_class:read_model",
-        frozenset({"model_class", "sample_shape", "levels", "normalize"}),
+        frozenset({"model_class", "sample_shape", "levels", "signed", "normalize"}),
     ),
     "integer": Importer(
         "model.nir",
         lambda file: file.is_nir and integer_meta.holds_integers(file.graph),
         "own:read_integers",
-        frozenset({"levels"}),
+        frozenset({"levels", "signed"}),
     ),
     "float": Importer(
         "model.float.nir",
         lambda file: file.is_nir and KEY in file.graph.metadata,
         "own:read_float",
-        frozenset({"levels", "readout"}),
+        frozenset({"levels", "signed", "readout"}),
     ),
     "nir": Importer(
         "NIR files of other tools",
         lambda file: file.is_nir,
         "nir.graph:read_model",
-        frozenset({"dt", "levels", "normalize", "readout"}),
+        frozenset({"dt", "levels", "signed", "normalize", "readout"}),
+    ),
+    "snntorch": Importer(
+        "a state_dict of snnTorch",
+        state_dict.recognises,
+        "torch.state_dict:refuse",
     ),
     "stl": Importer(
         "a state_dict of STL-SNN",

@@ -16,9 +16,14 @@ def read(path: Path, given: Given) -> Model:
     Raises InputError and LoweringError naming everything that is wrong.
     """
     file = File(path, given)
-    importer = next(entry for entry in IMPORTERS.values() if entry.recognises(file))
+    importer = of(file)
     _refuse(file.given, importer)
     return importer.load()(file)
+
+
+def of(file: File) -> Importer:
+    """The first importer of the table that recognises a file. Raises InputError for a broken one."""
+    return next(entry for entry in IMPORTERS.values() if entry.recognises(file))
 
 
 def _refuse(given: Given, importer: Importer) -> None:

@@ -19,7 +19,7 @@ import nir
 import numpy as np
 
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.ir import floats
+from stl_deploy.ir import floats, order
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_words as words
 from stl_deploy.ir.float_neurons import FloatNeurons
@@ -272,14 +272,7 @@ def _ordered(flow: Flow, found: Mapping[str, Population]) -> list[Population]:
         if not ready:
             left = [name for name in found if name not in done]
             ways = [(source, name) for name in left for source in needs[name]]
-            flow.problems += [
-                Problem(
-                    name,
-                    "is in a loop without a delay, so that nothing says which spikes come first",
-                    "put a Delay of at least one time step on the way back",
-                )
-                for name in G.on_cycles(left, ways)
-            ]
+            flow.problems += order.at_once(left, ways)
             flow.done()
         done |= {name: found[name] for name in ready}
     return list(done.values())

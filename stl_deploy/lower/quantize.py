@@ -190,6 +190,10 @@ def _rasters(
         if by_name is not calib:
             what = f"is one raster, the network has the inputs {', '.join(names)}"
         raise InputError(Problem("calib", what, "give a raster for each input, by name"))
+    for x in by_name.values():
+        if not isinstance(x, np.ndarray) or x.dtype.kind not in "uib":
+            what = f"is {getattr(x, 'dtype', type(x).__name__)}, not an array of whole numbers"
+            raise InputError(Problem("calib", what, "use uint8, or with a sign int16"))
     for name, shape in floats.inputs.items():
         if by_name[name].shape[2:] != shape:
             what = f"has inputs {by_name[name].shape[2:]}, the network {shape}"

@@ -48,7 +48,8 @@ class Parity(Protocol):
     """What the report shows of a comparison with the float model (``verify.against_float.ParityReport``).
 
     Accuracies are None without labels; ``layers`` are rows of figures by population, ``not_certified``
-    says of populations why not, ``first_divergence`` is None where no spike differs.
+    says of populations why not, ``first_divergence`` is None where no spike differs. ``voltages`` are the
+    errors of those that the readout reads, None where it reads none.
     """
 
     @property
@@ -65,6 +66,8 @@ class Parity(Protocol):
     def not_certified(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def first_divergence(self) -> object: ...  # noqa: D102
+    @property
+    def voltages(self) -> object: ...  # noqa: D102
 
 
 def render(

@@ -58,8 +58,9 @@ def run_many(
     }
 
 
-def compared(python: Path, tool: str, drawn: Drawn, folder: Path) -> None:
-    """Everything that these networks do is what the reference does."""
+def compared(python: Path, tool: str, drawn: Drawn, folder: Path) -> agreement.Agreement:
+    """Everything that these networks do is what the reference does. Returns how much that was."""
+    total = agreement.Agreement()
     numbered = list(drawn.items())
     for start in range(0, len(numbered), AT_ONCE):
         part = dict(numbered[start : start + AT_ONCE])
@@ -70,3 +71,5 @@ def compared(python: Path, tool: str, drawn: Drawn, folder: Path) -> None:
             assert result.exact, f"seed {seed}: {result}"
             assert result.entries
             assert tool != "lava" or "prediction" in traces[seed]
+            total += result
+    return total

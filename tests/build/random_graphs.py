@@ -2,12 +2,17 @@
 
 Every population fires in 2 to 60 % of its steps, and one of its spikes depends on a threshold exactly. What
 may occur is chosen by ``Features``: who cannot carry something asks for graphs without it.
+
+``STL_TABLE_GRAPHS`` and ``STL_TABLE_SEED`` set how many graphs over the whole table of rules and readouts the
+tests of the engine, of ONNX and of Lava compare with the reference, and the first seed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,6 +66,16 @@ RULES = RESETS | {"floor", "adapt", "du2", "gain", "v0", "graded", "integrator"}
 READOUTS: tuple[Rule, ...] = ("votes", "last", "mean", "max", "first")
 EVERYTHING = Features()
 TABLE = Features(chips=("ideal", "loihi2"), rules=RULES, readouts=READOUTS)
+TABLE_SEED = int(os.environ.get("STL_TABLE_SEED", "20233"))
+
+
+def over_the_table(
+    count: int, fits: Callable[[IntegerNetwork], bool] = lambda _: True
+) -> Iterator[tuple[int, IntegerNetwork, Rasters]]:
+    """Seeds, graphs and rasters of ``count`` graphs that ``fits`` takes, or of STL_TABLE_GRAPHS."""
+    wanted = int(os.environ.get("STL_TABLE_GRAPHS", count))
+    drawn = ((seed, *draw(seed, TABLE)) for seed in itertools.count(TABLE_SEED))
+    return itertools.islice((graph for graph in drawn if fits(graph[1])), wanted)
 
 
 def draw(seed: int, features: Features = EVERYTHING) -> tuple[IntegerNetwork, Rasters]:
@@ -167,6 +182,8 @@ class _Draft:
                 return None
             if population.kind == "lif" and not flips(network, self.rasters, population.name):
                 return None
+        if len(self.may.readouts) > 1:
+            network = replace(network, readout=self._weighed(network.readout))
         return network, self.rasters
 
     def network(self) -> IntegerNetwork:
@@ -183,6 +200,23 @@ class _Draft:
     def _readout(self, last: Population) -> Readout:
         rule = self.rule if last.neurons.fires else "max"
         return Readout(last.size, 1, last.name, rule)
+
+    def _weighed(self, read: Readout) -> Readout:
+        """The readout with some of what its rule may have, of classes with several neurons each or of one."""
+        rng, neurons = self.rng, read.classes
+        some: dict[str, Any] = {}
+        if read.rule == "votes" and self.chance(0.4):
+            some["steps"] = tuple(map(float, rng.integers(-3, 8, self.steps)))
+        if read.rule == "votes" and self.chance(0.5):
+            classes = int(rng.integers(2, 6))
+            some["matrix"] = rng.integers(-9, 10, (classes, neurons))
+            if self.chance(0.5):
+                some["offset"] = rng.integers(-20, 21, classes)
+            return replace(read, classes=classes, **some)
+        if read.rule in ("last", "mean", "max") and self.chance(0.4):
+            some["factors"] = rng.integers(-4, 1000, neurons)
+        each = int(rng.choice(_divisors(neurons)[:-1] or [1]))
+        return replace(read, classes=neurons // each, population=each, **some)
 
     def _input(self, name: str) -> None:
         rng = self.rng

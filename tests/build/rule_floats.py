@@ -1,16 +1,25 @@
-"""Random float networks of medium size in which neurons have one rule besides leaking and firing."""
+"""Random float networks of medium size in which neurons have one rule besides leaking and firing.
+
+``python -m tests.build.rule_floats`` prints how many of their spikes differ in integers.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from stl_deploy.ir import execute
+from stl_deploy.ir import execute, slices
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation, Weights
+from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.readouts import FloatReadout
+from stl_deploy.lower import graded
+from stl_deploy.lower.quantize import quantize
+from tests.build import forced
 from tests.build.float_networks import neurons
 
 INPUTS, HIDDEN, CLASSES, STEPS, SAMPLES = 80, 100, 10, 20, 12
@@ -119,6 +128,52 @@ def _ways(
     return found
 
 
-def rates(made: FloatNetwork, raster: np.ndarray) -> dict[str, float]:
-    """The share of neurons that send something in a step, by population."""
-    return {name: float((x != 0).mean()) for name, x in execute.run(made, raster).items()}
+def given(
+    network: IntegerNetwork, floats: FloatNetwork, want: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What populations send in float, as their integer selves would send it."""
+    found = {}
+    for name, values in want.items():
+        mine = network.by_name[name]
+        found[name] = values
+        if (sends := mine.neurons.graded) is not None:
+            unit = graded.worth(mine, floats.by_name[name].neurons, sends.shift)
+            whole = np.rint(values / unit)
+            found[name] = whole.clip(-sends.levels, sends.levels).astype(np.int16)
+    return found
+
+
+def wrong(
+    network: IntegerNetwork, floats: FloatNetwork, raster: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Where spikes differ if sources send what they do in float, [N, T, neurons] of all that spike."""
+    want = execute.run(floats, raster)
+    got = forced.run(network, raster, given(network, floats, want)).layers
+    fire = [p.name for p in floats.populations if p.neurons.fires]
+    assert all(0.02 < (want[name] != 0).mean() < 0.4 for name in fire)
+    return {name: (got[name].spikes != 0) != (want[name] != 0) for name in fire}
+
+
+def share(wrong: Mapping[str, np.ndarray]) -> float:
+    """The share of spikes that differ, over all populations."""
+    return float(np.concatenate([x.reshape(-1) for x in wrong.values()]).mean())
+
+
+def table(seeds: int = 10, keeps: Sequence[float] = (0.5, 0.8)) -> None:
+    """Print the shares in percent, by rule and precision: of all networks, the worst one and population."""
+    for rule in RULES:
+        line = [f"{rule:<21}"]
+        for precision in slices.PRECISIONS:
+            networks, populations = [], []
+            for seed, keep in itertools.product(range(seeds), keeps):
+                floats, raster = network(rule, seed, keep)
+                differ = wrong(quantize(floats, weight_precision=precision), floats, raster)
+                networks.append(100 * share(differ))
+                populations += [100 * float(x.mean()) for x in differ.values()]
+            mean, worst = float(np.mean(networks)), (max(networks), max(populations))
+            line.append(f"{precision:>4} {mean:.3f} {worst[0]:.3f} {worst[1]:.3f}")
+        print("  ".join(line), flush=True)
+
+
+if __name__ == "__main__":
+    table()

@@ -347,7 +347,7 @@ def test_a_chip_without_delays_names_every_connection_that_waits():
     made = residual(wait=3)
     (problem,) = without_delays().delay_problems(made)
     assert str(problem) == (
-        "a_c: spikes from a to c wait 3 steps on loihi1; it has no synaptic delays -> use --skips relay, "
+        "a_c: spikes from a to c wait 3 steps on loihi1; it has no synaptic delays -> use --skips auto, "
         "or --chip ideal"
     )
     assert placement.place(made, without_delays()).beyond == (problem,)
@@ -376,8 +376,8 @@ def test_a_loop_of_fewer_steps_than_hops_is_for_ideal_alone():
     assert made.depth is None
     (problem,) = LOIHI1.delay_problems(made)
     assert str(problem) == (
-        "a, b: a loop has fewer steps of delay than hops; a spike of loihi1 needs a step for each hop -> "
-        "lengthen the delays on its way, or use --chip ideal"
+        "a, b: a loop of 2 hops has 1 step of delay; a spike of loihi1 needs a step for each hop -> "
+        "lengthen the delay of b_a (b to a) by 1, or use --chip ideal"
     )
     assert placement.place(made, LOIHI1).beyond == (problem,)
     assert without_delays().delay_problems(made) == [problem]

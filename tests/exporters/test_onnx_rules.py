@@ -1,13 +1,8 @@
-"""ONNX: every rule of neurons and every readout, bit for bit in every state.
-
-``STL_ONNX_NETWORKS`` and ``STL_ONNX_SEED`` are those of test_onnx.py; here there are five graphs for each
-network there.
-"""
+"""ONNX: every rule of neurons and every readout, bit for bit in every state."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import fields, replace
 from typing import Any
 
@@ -28,51 +23,62 @@ from stl_deploy.ir import kinds
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import ONCE, Graded, Lif
-from stl_deploy.ir.readouts import MAX_FACTOR, Readout
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Dense, OneToOne
 from stl_deploy.verify import against_reference as agreement
-from tests.build import float_networks, random_graphs
+from tests.build import edges as edges_of
+from tests.build import float_networks, random_graphs, ties
 from tests.build.floats import graph as graph_of
 from tests.build.onnx_models import by_step, checked, compared, named, same, same_states, session
-
-NETWORKS = 5 * int(os.environ.get("STL_ONNX_NETWORKS", "3"))
-SEED = int(os.environ.get("STL_ONNX_SEED", "20230"))
 
 
 def rules_of(network: IntegerNetwork) -> set[str]:
     found = {f"readout {network.readout.rule}"}
     for population in network.populations:
         found |= set(kinds.unknown_fields(population.neurons)) | set(population.neurons.states)
+    found |= {
+        f"readout {kind}"
+        for kind in ("steps", "factors", "matrix", "offset")
+        if getattr(network.readout, kind) is not None
+    }
     return found | {"port" for c in network.connections if c.port}
 
 
 def test_random_graphs_over_the_whole_table():
     """scan.onnx under both tools and step.onnx, in every state; scores and predictions too."""
-    print(f"seeds {SEED} to {SEED + NETWORKS - 1}")  # shown when the test fails
     seen: set[str] = set()
-    entries = 0
-    for seed in range(SEED, SEED + NETWORKS):
-        network, rasters = random_graphs.draw(seed, random_graphs.TABLE)
+    graphs = entries = values = 0
+    for seed, network, rasters in random_graphs.over_the_table(15):
         result = compared(network, rasters)
         assert result.exact, f"seed {seed}: {result}"
         want = reference.run(network, rasters, states=True)
         same_states(want, by_step(network, rasters))
-        entries += result.entries
+        graphs, entries, values = graphs + 1, entries + result.entries, values + result.states
         seen |= rules_of(network)
-    assert entries > 500 * NETWORKS
+    print(f"{graphs} graphs, {entries:,} values sent, {values:,} states")
+    assert entries > 500 * graphs
     rules = {"adapt", "du2", "fires", "floor", "gain", "graded", "hold", "reset_current", "v0"}
     assert seen >= rules | {"port", "q", "rest", "reset none", "reset constant", "u2", "v_reset"}
     assert seen >= {f"readout {rule}" for rule in random_graphs.READOUTS}
+    assert seen >= {f"readout {kind}" for kind in ("steps", "factors", "matrix", "offset")}
 
 
 def test_parity_compares_the_states_that_only_some_neurons_have():
-    network, rasters = random_graphs.draw(SEED, random_graphs.TABLE)
+    network, rasters = random_graphs.draw(20230, random_graphs.TABLE)
     got = onnx_backend.Session(network).run(rasters)
     same_states(reference.run(network, rasters, states=True), got)
     assert agreement.measure("onnx", network, rasters).exact
 
 
 # The edges of the registers
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi2"])
+def test_registers_at_their_edges(chip):
+    network, rasters = edges_of.network(chip)
+    edges_of.assert_reached(network, reference.run(network, rasters, states=True))
+    assert compared(network, rasters).exact
+
 
 SIZE = 12
 TOP = (1 << 23) - 1  # of v
@@ -256,62 +262,19 @@ def test_no_more_steps_than_gains():
 
 # Readouts
 
-CLASSES, EACH, STEPS = 3, 2, 5
-NEURONS = CLASSES * EACH
-FACTORS = np.array([3, 1, 1, 3, 2, MAX_FACTOR])
-WEIGHTS = (4.0, 0.0, -2.0, 1.0, float(MAX_FACTOR))
-MATRIX = np.array([[1, -1, 2, 0, 1, 1], [0, 1, 0, 1, -1, 0], [1, 0, -1, 2, 0, 1]])
-OFFSET = np.array([1, 1, 0])
-FAR = (1 << 53) + np.array([0, 1, 1])  # one apart where float64 counts by two
-VARIETIES: dict[str, dict[str, Any]] = {
-    "votes": {},
-    "weighted steps": {"steps": WEIGHTS},
-    "matrix": {"matrix": MATRIX},
-    "matrix and offset": {"matrix": MATRIX, "offset": OFFSET},
-    "matrix, offset, steps": {"matrix": MATRIX, "offset": OFFSET, "steps": WEIGHTS},
-    "beyond float": {"matrix": MATRIX, "offset": FAR},
-    **{rule: {"rule": rule} for rule in ("last", "mean", "max", "first")},
-    **{f"{rule}, factors": {"rule": rule, "factors": FACTORS} for rule in ("last", "mean", "max")},
-}
-KINDS = {
-    "spikes": Lif(np.full(NEURONS, 1, np.int32), np.zeros(1, np.int32), np.ones(1), dv=2048),
-    "graded": Lif(
-        np.full(NEURONS, -1, np.int32),
-        np.zeros(1, np.int32),
-        np.ones(1),
-        dv=0,
-        reset="none",
-        graded=Graded(6, 2),
-    ),
-    "integrators": Lif(np.zeros(NEURONS, np.int32), np.zeros(1, np.int32), np.ones(1), fires=False),
-}
-
 
 @pytest.mark.parametrize("chip", ["loihi2", "ideal"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("variety", VARIETIES)
+@pytest.mark.parametrize("kind", ties.KINDS)
+@pytest.mark.parametrize("variety", ties.VARIETIES)
 def test_every_readout_with_its_ties(variety, kind, chip):
-    readout = Readout(CLASSES, EACH, "p", **VARIETIES[variety])
-    weight = np.array([[2, -1], [-1, 2], [2, -1], [1, 1], [0, 1], [2, 0]])
-    network = one(KINDS[kind], weight, readout, chip=chip, timesteps=STEPS)
-    rng = np.random.default_rng(0)
-    raster = (rng.random((200, STEPS, 2)) < 0.4).astype(np.uint8)
+    network, raster = ties.network(kind, variety, chip), ties.raster()
     assert compared(network, raster).exact
     assert compared(network, raster[:, :2]).exact
-    did = reference.run(network, raster, states=True).layers["p"]
-    scores = np.sort(readout.scores(did.spikes, did.v), axis=1)
-    if variety == "first":
-        fired = did.spikes != 0
-        when = np.where(fired.any(axis=1), fired.argmax(axis=1), STEPS - 1)
-        v = np.take_along_axis(did.v, when[:, None], axis=1)[:, 0]
-        keys = [
-            sorted(zip(~fired[n].any(axis=0), when[n], -v[n], strict=True)) for n in range(len(v))
-        ]
-        ties = sum(first == second for first, second, *_ in keys)
-    else:
-        ties = int((scores[:, -1] == scores[:, -2]).sum())
-    assert ties > 0
-    assert len(set(readout.predict(did.spikes, did.v))) > 1 or kind == "integrators"
+    trace = reference.run(network, raster, states=True)
+    classes, tied = ties.decided(network.readout, trace.layers["p"].spikes, trace.layers["p"].v)
+    assert trace.predictions.tolist() == classes
+    assert tied > 0
+    assert len({*classes}) > 1 or kind == "integrators"
 
 
 def test_the_first_of_equal_classes_wins_of_many():
@@ -330,18 +293,23 @@ def test_the_first_of_equal_classes_wins_of_many():
 
 def test_the_file_says_how_to_score():
     readout = Readout(
-        CLASSES, EACH, "p", steps=(2.0, 1.0), matrix=MATRIX, offset=OFFSET.astype(np.int64)
+        ties.CLASSES,
+        ties.EACH,
+        "p",
+        steps=(2.0, 1.0),
+        matrix=ties.MATRIX,
+        offset=ties.OFFSET.astype(np.int64),
     )
-    model = exporter.step(one(KINDS["spikes"], np.ones((NEURONS, 2)), readout))
+    model = exporter.step(one(ties.KINDS["spikes"], np.ones((ties.NEURONS, 2)), readout))
     said = {p.key: p.value for p in model.metadata_props}
     assert json.loads(said["stl_deploy.readout"]) == {
         "source": "p",
-        "classes": CLASSES,
-        "population": EACH,
+        "classes": ties.CLASSES,
+        "population": ties.EACH,
         "rule": "votes",
         "steps": [2, 1],
-        "matrix": MATRIX.tolist(),
-        "offset": OFFSET.tolist(),
+        "matrix": ties.MATRIX.tolist(),
+        "offset": ties.OFFSET.tolist(),
     }
 
 
@@ -368,11 +336,11 @@ REFUSED: list[tuple[IntegerNetwork, str]] = [
     (one(integrator(floor=TOP + 1), EYE), "p: the floor of v 8388608 is outside -8388607..8388607"),
     (
         one(
-            KINDS["spikes"],
-            np.ones((NEURONS, 2)),
-            Readout(2, 1, "p", matrix=np.full((2, NEURONS), 1 << 60), offset=np.array([0, 5])),
+            ties.KINDS["spikes"],
+            np.ones((ties.NEURONS, 2)),
+            Readout(2, 1, "p", matrix=np.full((2, ties.NEURONS), 1 << 60), offset=np.array([0, 5])),
         ),
-        f"p: a score can reach {2 * NEURONS * (1 << 60) + 10}; ONNX carries less than {1 << 63}",
+        f"p: a score can reach {2 * ties.NEURONS * (1 << 60) + 10}; ONNX carries less than {1 << 63}",
     ),
 ]
 
@@ -435,7 +403,7 @@ def test_a_float_step_without_a_rule_of_its_graph_is_not_written(monkeypatch, ru
 
 
 def test_neurons_without_these_rules_have_no_further_node():
-    plain = one(KINDS["spikes"], np.ones((NEURONS, 2)))
+    plain = one(ties.KINDS["spikes"], np.ones((ties.NEURONS, 2)))
     model = exporter.step(plain)
     assert {value.name for value in model.graph.input} == {"input", "u_in/p", "v_in/p"}
     operators = {node.op_type for node in model.graph.node}

@@ -1,5 +1,6 @@
 """The engine on graphs: what joins, loops, waits and is held equals the reference, by every plan."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Lif, Or
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, OneToOne
-from tests.build import forced, random_graphs
+from tests.build import edges, forced, random_graphs, ties
 from tests.build.strategies import graphs
 from tests.build.traces import assert_same
 
@@ -97,10 +98,29 @@ def test_working_graphs():
 def test_graphs_over_the_whole_table():
     """Every rule of neurons and every readout, alone and together; the reference runs no part."""
     used = Counter()
-    for seed in range(40):
-        used.update(how(check(*random_graphs.draw(seed, random_graphs.TABLE), seed)))
+    for seed, network, rasters in random_graphs.over_the_table(40):
+        used.update(how(check(network, rasters, seed)))
     assert {"StepPlan rules", "StepPlan rules loop"} <= used.keys()
     assert "NoneType" not in used
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi2"])
+def test_registers_at_their_edges(chip):
+    network, rasters = edges.network(chip)
+    ready = check(network, rasters, 0)
+    edges.assert_reached(network, ready.run(rasters, True))
+    assert "NoneType" not in how(ready)
+
+
+@pytest.mark.parametrize("variety", ties.VARIETIES)
+def test_the_first_of_equal_classes_is_predicted(variety):
+    for kind, chip in itertools.product(ties.KINDS, ["loihi2", "ideal"]):
+        network, raster = ties.network(kind, variety, chip), ties.raster()
+        assert_same(engine.run(network, raster), reference.run(network, raster))
+        did = engine.run(network, raster, states=True)
+        classes, tied = ties.decided(network.readout, did.layers["p"].spikes, did.layers["p"].v)
+        assert did.predictions.tolist() == classes, kind
+        assert tied > 0
 
 
 # Plans, each where it has to run

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stl_deploy.chips import facts
+from stl_deploy.hw_sim import reference
 from stl_deploy.hw_sim.reference import Neurons
 from stl_deploy.ir.network import Population
 from stl_deploy.ir.neurons import MAX_HOLD, MAX_SHIFT, ONCE, Graded, Lif
 from stl_deploy.ir.units import MAX_SIGNED
+from tests.build import edges, one_by_one
 from tests.build.one_by_one import Neuron
 
 M = 1 << 23
@@ -99,6 +101,14 @@ def test_every_rule_at_the_ends_of_its_registers(chip, data):
     sums = st.lists(near(ENDS, -(1 << 31), 1 << 31), min_size=SIZE, max_size=SIZE)
     pair = st.tuples(sums, sums if lif.du2 is not None else st.just([0] * SIZE))
     assert_steps(lif, data.draw(st.lists(pair, min_size=STEPS, max_size=STEPS)), chip)
+
+
+@pytest.mark.parametrize("chip", ["ideal", "loihi2"])
+def test_every_register_comes_to_its_edges(chip):
+    network, rasters = edges.network(chip)
+    trace = reference.run(network, rasters, states=True)
+    edges.assert_reached(network, trace)
+    one_by_one.assert_same(trace, one_by_one.naive(network, rasters))
 
 
 # By hand: the order of operations

@@ -116,7 +116,7 @@ def two_layers():
 @pytest.mark.parametrize(
     ("graph", "text"),
     [
-        (edges_of(two_layers(), ("n3", "m"), ("m", "n1"), nodes={"m": BACK}), "is in a loop without a delay"),
+        (edges_of(two_layers(), ("n3", "m"), ("m", "n1"), nodes={"m": BACK}), "is a loop without a delay"),
         (edges_of(chain(SQUARE, lif(4), outputs=(4,)), ("n0", "n0")), "a cycle without neurons"),
         (edges_of(two_layers(), ("n3", "nowhere")), "there is none"),
         (edges_of(two_layers(), ("n1", "dead"), nodes={"dead": lif(3)}), "dead: leads to no output"),

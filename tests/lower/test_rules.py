@@ -22,34 +22,12 @@ from tests.build import rule_floats
 from tests.build.float_networks import neurons
 
 
-def given(network, floats, want):
-    """What populations send in float, as their integer selves would send it."""
-    found = {}
-    for name, values in want.items():
-        mine = network.by_name[name]
-        found[name] = values
-        if (sends := mine.neurons.graded) is not None:
-            unit = graded.worth(mine, floats.by_name[name].neurons, sends.shift)
-            whole = np.rint(values / unit)
-            found[name] = whole.clip(-sends.levels, sends.levels).astype(np.int16)
-    return found
-
-
-def mismatch(network, floats, raster):
-    """The share of spikes that differ where sources send what they do in float, over all that spike."""
-    want = execute.run(floats, raster)
-    got = forced_runs.run(network, raster, given(network, floats, want)).layers
-    fire = [p.name for p in floats.populations if p.neurons.fires]
-    assert all(0.02 < (want[name] != 0).mean() < 0.4 for name in fire)
-    wrong = [((got[name].spikes != 0) != (want[name] != 0)).reshape(-1) for name in fire]
-    return float(np.concatenate(wrong).mean())
-
-
 @pytest.mark.parametrize("rule", rule_floats.RULES)
 def test_spikes_are_those_of_the_float_network(rule):
     floats, raster = rule_floats.network(rule)
-    assert mismatch(quantize(floats), floats, raster) < 0.01
-    assert mismatch(quantize(floats, weight_precision="2x8"), floats, raster) < 0.001
+    for precision, most in (("8", 0.01), ("2x8", 0.001)):
+        wrong = rule_floats.wrong(quantize(floats, weight_precision=precision), floats, raster)
+        assert rule_floats.share(wrong) < most, precision
 
 
 # What becomes of each field
@@ -93,6 +71,86 @@ def test_what_is_default_stays_default():
     )  # without a current that remembers there is nothing to reset
 
 
+def test_what_some_neurons_have_all_have():
+    """A reset to another value than zero, in one neuron of three; a threshold that never comes down."""
+    made = neurons(THETA, 0.7, v_reset=np.array([0.0, 0.1, 0.0]), adapt=np.array([0.0, 0.0, 0.2]))
+    mine = quantize(small(made)).by_name["lif"].neurons
+    assert mine.reset == "constant"
+    assert (mine.v_reset != 0).tolist() == [False, True, False]
+    assert (mine.adapt != 0).tolist() == [False, False, True]
+    assert mine.dq == 0
+
+
+def test_a_spike_resets_a_second_current_without_a_first_that_remembers():
+    second = {"current2": np.full(1, 0.25), "drive2": np.full(1, 0.5)}
+    weight = np.ones((3, 4))
+    ways = [
+        FloatConnection("input", "lif", Weights(f"w{port}", weight, None, None), 0, port)
+        for port in (0, 1)
+    ]
+    for resets in (True, False):
+        made = neurons(THETA, 0.7, reset_current=resets, **second)
+        assert quantize(small(made, ways)).by_name["lif"].neurons.reset_current == resets
+
+
+@pytest.mark.parametrize("field", ["v0", "floor", "adapt", "v_reset"])
+def test_units_grow_until_registers_hold_the_parameters(field):
+    """4,000 is about twice what 24 bits of v hold in the unit that the weights would have."""
+    value = np.array([-4000.0, 0.0, 0.0]) if field == "floor" else np.array([4000.0, 0.0, 0.0])
+    mine = quantize(small(neurons(THETA, 0.7, **{field: value})), "loihi2").by_name["lif"].neurons
+    held = getattr(mine, field)
+    assert (1 << 22) < np.abs(held).max() < 1 << 23
+    assert (np.abs(held * mine.scale / 64 - value) <= mine.scale / 64).all()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.3])
+@pytest.mark.parametrize(
+    ("said", "fields"),
+    [
+        ("decay of the second current", {"drive2": np.ones(1)}),
+        ("decay of the threshold's rise", {"adapt": np.ones(1)}),
+    ],
+)
+def test_decays_that_are_rounded_are_said(said, fields, share):
+    field = "current2" if "drive2" in fields else "adapt_step"
+    network = quantize(small(neurons(THETA, 0.75, **{field: np.full(1, share)}, **fields)))
+    found = [d.what for d in network.diagnostics if said in d.what]
+    kept = round(4096 * (1 - share))
+    rounded = f"{said} {1 - share:.8g} is rounded to {kept}/4096 = {kept / 4096:.8g}"
+    assert found == ([] if share == 0.25 else [rounded])
+
+
+def test_how_far_v_goes_that_nothing_resets():
+    """By one neuron after the other: start, current, gain for each step, leak and decay."""
+    rng = np.random.default_rng(0)
+    arrived = rng.normal(0, 1, (5, 7, 2, 3))
+    amplify, start = rng.uniform(-2, 2, (7, 1, 1)), rng.normal(0, 1, (2, 3))
+    made = neurons(
+        np.ones((2, 3)),
+        0.8,
+        1.5,
+        kind="cuba",
+        current=np.full(1, 0.3),
+        drive=np.full(1, 0.4),
+        leak=np.full(1, 0.7),
+        v0=start,
+        amplify=amplify,
+        fires=False,
+    )
+    most = np.zeros(2)
+    for n, c, i in np.ndindex(5, 2, 3):
+        current, v = 0.0, start[c, i]
+        most[c] = max(most[c], abs(v))
+        for t in range(7):
+            current = 0.7 * current + 0.4 * amplify[t, 0, 0] * arrived[n, t, c, i]
+            v = 0.8 * v + 1.5 * current + 0.7
+            most[c] = max(most[c], abs(v))
+    assert rules.added_up(made, arrived) == pytest.approx(most, rel=1e-12)
+    assert not rules.resets(made)
+    assert not rules.resets(neurons(THETA, 0.8, reset="none"))
+    assert rules.resets(neurons(THETA, 0.8, reset="subtract"))
+
+
 def test_the_second_current_has_weights_in_units_of_the_first():
     weight = np.array([[1.0, -0.5, 0.25, 0.7], [2.0, 0.4, -1.0, 0.3], [-0.2, 0.9, 0.5, 1.5]])
     ways = [
@@ -115,7 +173,10 @@ def test_the_second_current_has_weights_in_units_of_the_first():
     assert np.abs(two.synapses.weight + 0.5 * one.synapses.weight.astype(float)).max() <= 0.75
 
 
-@pytest.mark.parametrize(("most", "factor"), [(2.0, 1), (7.9, 1), (40.0, 32), (0.02, 2.0**-6)])
+@pytest.mark.parametrize(
+    ("most", "factor"),
+    [(1.0, 1), (2.0, 1), (7.9, 1), (8.0, 8), (40.0, 32), (0.7, 0.5), (0.02, 2.0**-6)],
+)
 def test_gains_take_a_common_factor_into_the_weights(most, factor):
     amplify = np.linspace(most / 3.3, most, 6)[:, None]
     made = neurons(THETA * most, 0.7, amplify=amplify)
@@ -242,6 +303,8 @@ def test_all_that_cannot_be_had_is_said_at_once():
     said = refused(small(made))
     for what in ("64 steps", "v_leak", "gains for 3 steps", "adapt_step ranges"):
         assert what in said
+    made = neurons(THETA, 0.7, hold=63, amplify=np.ones((6, 1)))  # as much as there can be
+    assert quantize(small(made)).by_name["lif"].neurons.hold == 63
 
 
 def test_what_sends_nothing_leads_nowhere():

@@ -28,7 +28,7 @@ from stl_deploy.report import drawing, figures, numbers, rows
 from stl_deploy.report import sections as report
 from stl_deploy.verify.against_float import LayerParity, ParityReport
 from stl_deploy.verify.divergence import Divergence, Place, Synapse, Voltages
-from stl_deploy.verify.faults import Fault
+from stl_deploy.verify.fault import Fault
 from tests.build import random_graphs
 from tests.build.networks import chain, lif, pool
 
