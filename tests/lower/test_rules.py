@@ -92,6 +92,21 @@ def test_a_spike_resets_a_second_current_without_a_first_that_remembers():
         assert quantize(small(made, ways)).by_name["lif"].neurons.reset_current == resets
 
 
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([[5, 5], [5, 5]], 5),
+        ([[1, 1], [2, 2]], [[1], [2]]),
+        ([[1, 1], [2, 3]], [[1, 1], [2, 3]]),
+        ([[1, 2], [1, 2]], [[1, 2], [1, 2]]),
+    ],
+)
+def test_values_take_the_smallest_form(values, form):
+    """One for all neurons, one for each channel, or all."""
+    found = rules.each(np.array(values), (2, 2))
+    assert (found if isinstance(found, int) else found.tolist()) == form
+
+
 @pytest.mark.parametrize("field", ["v0", "floor", "adapt", "v_reset"])
 def test_units_grow_until_registers_hold_the_parameters(field):
     """4,000 is about twice what 24 bits of v hold in the unit that the weights would have."""
@@ -318,6 +333,16 @@ def test_graded_values_do_not_go_back():
     back = FloatConnection("lif", "lif", OneToOne("back", np.ones(3)), 1)
     made = replace(made, connections=(*made.connections, back))
     assert "graded values back over back" in refused(made)
+
+
+def test_sums_that_are_sent_have_no_bias_that_passes_a_current():
+    """Where neurons fire they send v, which the bias belongs to."""
+    current = {"kind": "cuba", "current": np.full(1, 0.5), "graded": True}
+    said = refused(small(neurons(THETA, 0.7, fires=False, **current), bias=0.4))
+    assert "sends what arrives" in said
+    for fires, bias in ((True, 0.4), (False, 0.0)):
+        mine = quantize(small(neurons(THETA, 0.7, fires=fires, **current), bias=bias))
+        assert mine.by_name["lif"].neurons.graded is not None
 
 
 def test_first_spikes_need_one_unit():
