@@ -25,7 +25,9 @@ from stl_deploy.models import joint, qat
 from stl_deploy.models.net import STLNet, from_params
 from stl_deploy.models.train import Settings, Trainer
 from stl_deploy.verify.against_float import compare
+from tests.build.arch_graphs import Drawn
 from tests.build.files import bars, write_images
+from tests.build.nets import random_net, random_spikes
 
 IMAGE, VECTOR = (2, 8, 8), (12,)
 STEPS, SAMPLES, CLASSES = 5, 24, 4
@@ -106,6 +108,20 @@ def test_a_trained_graph_is_what_is_exported(text, shape, tmp_path):
     assert report.accuracy_float == (classes == y.numpy()).mean()
     # Weights of 8 bits and more: what rounding changes where all before it is equal.
     assert max(layer.mismatch_forced for layer in report.layers) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_graphs(seed):
+    arch = Drawn(seed).architecture()
+    net = random_net(arch, seed).double()
+    x = random_spikes(net, 3, seed)
+    with torch.no_grad():
+        sent = net.run(torch.from_numpy(x))
+    graph = stl_deploy.from_torch(net)
+    got = execute.run(graph, x)
+    assert sum(int((got[n] != s.numpy()).sum()) for n, s in sent.items()) == 0
+    assert Architecture.from_dict(arch.to_dict()) == arch
+    stl_deploy.quantize(graph, chip="ideal")
 
 
 def test_a_graph_goes_on_where_it_was_cut_off(tmp_path):
