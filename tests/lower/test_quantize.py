@@ -445,7 +445,9 @@ def test_effective_bits(bits):
     assert least <= network.precision["lif"].effective_bits < least + 0.01
     notes = [d.what for d in network.diagnostics if "effective weight bits" in d.what]
     assert len(notes) == (bits - least > 2)
-    assert all("keeps 4.00 of 8 effective weight bits: next to weights up to 1 " in n for n in notes)
+    assert all(
+        "keeps 4.00 of 8 effective weight bits: next to weights up to 1 " in n for n in notes
+    )
     lost = dense([[1.0]], 1.0, [4095 / (enough - 0.51)])
     if enough == 1:
         lost = dense([[1.0]], 1.0, [4095 * 2.01])
