@@ -434,9 +434,19 @@ def _rounded(spec: A.Lif) -> A.Lif:
 def quantized(arch: Architecture, weight_bits: int) -> Architecture:
     """``arch`` for integers: BatchNorm in the weights before it, decays in whole 1/4096.
 
-    Raises InputError and LoweringError for what integers cannot be.
+    Raises LoweringError for layers that integers cannot be.
     """
     layers = [_rounded(spec) if spec.kind == "lif" else spec for spec in _without_batchnorm(arch)]
+    if problems := [
+        Problem(
+            layer.name,
+            f"{what} cannot be trained on integers",
+            "train without --qat, and export that",
+        )
+        for layer in layers
+        if (what := layer.unfit_for_integers())
+    ]:
+        raise LoweringError(problems)
     changed = {"layers": tuple(layers), "quantized": Quantized(weight_bits=weight_bits)}
     return Architecture.from_dict(arch.model_copy(update=changed).to_dict())
 

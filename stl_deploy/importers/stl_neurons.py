@@ -94,8 +94,7 @@ def ways_back(
 def signed(weight: NDArray[Any], inhibitory: int) -> NDArray[Any]:
     """``weight`` [O, I] with the signs of Dale's law: of its inputs the last ``inhibitory`` inhibit."""
     signs = arch_neurons.signs(weight.shape[1], inhibitory)
-    found: NDArray[Any] = (np.abs(weight) * signs).astype(weight.dtype)
-    return found
+    return np.asarray(np.abs(weight) * signs, weight.dtype)
 
 
 def two_currents(name: str, node: nir.Linear | nir.Affine) -> dict[str, nir.ir.NIRNode]:

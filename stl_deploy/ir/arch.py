@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -142,8 +141,9 @@ class Architecture(BaseModel):
     @property
     def feeds(self) -> dict[str, tuple[str, ...]]:
         """The layers with weights whose outputs add up to what arrives at each population."""
+        weighted, (_, arriving) = self.weighted, self._sums()
         return {
-            layer.name: self._adding_up(self.reads[layer.name])
+            layer.name: tuple(name for name in arriving[layer.name] if name in weighted)
             for layer in self.layers
             if layer.kind == "lif"
         }
@@ -151,9 +151,10 @@ class Architecture(BaseModel):
     @property
     def passed(self) -> dict[str, tuple[bool, ...]]:
         """Of each sum that adds spikes to outputs of weights, which of its inputs are spikes."""
-        reads = self.reads
+        reads, (leaving, _) = self.reads, self._sums()
+        weighted = self.weighted.keys()
         sums = {
-            layer.name: tuple(not self._adding_up([name]) for name in reads[layer.name])
+            layer.name: tuple(weighted.isdisjoint(leaving[name]) for name in reads[layer.name])
             for layer in self.layers
             if layer.kind == "add"
         }
@@ -162,17 +163,17 @@ class Architecture(BaseModel):
     @property
     def levels(self) -> dict[str, int]:
         """The largest value that leaves each layer without weights, and the input."""
-        most = {INPUT: self.input.levels}
+        most, reads = {INPUT: self.input.levels}, self.reads
         for layer in self.layers:
-            read = [most.get(name, 0) for name in self.reads[layer.name]]
+            read = [most.get(name, 0) for name in reads[layer.name]]
             most[layer.name] = 1 if layer.spikes else sum(read)
         return most
 
     def behind(self, name: str) -> list[str]:
         """The populations and layers with weights that read ``name``, also through sums and the like."""
-        found, reached = [], {name}
+        found, reached, reads = [], {name}, self.reads
         for layer in self.layers:
-            if reached.intersection(self.reads[layer.name]):
+            if reached.intersection(reads[layer.name]):
                 if layer.kind == "lif" or layer.weighted:
                     found.append(layer.name)
                 else:
@@ -309,10 +310,6 @@ class Architecture(BaseModel):
             "mean or max)"
         ]
 
-    def _adding_up(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The layers with weights whose outputs are added up in what leaves ``names``."""
-        return tuple(name for name in self._sources(names) if name in self.weighted)
-
     def _integer_problems(self) -> list[str]:
         """What a network that counts in integers cannot have."""
         if self.quantized is None:
@@ -332,29 +329,34 @@ class Architecture(BaseModel):
             if len(into) > 1 or set(into).intersection(self.weighted):
                 what = "and in a network of integers weights count in the units of one population"
                 problems.append(f"{name}: leads to {' and '.join(into)}, {what} {remedy}")
+        arriving = self._sums()[1]
         for name, read in self.reads.items():
-            sources = self._sources(read)
+            sources = arriving[name]
             if len(read) > 1 and INPUT in sources:
                 what = (
                     "adds the input to others, in a network of integers (place weights before it)"
                 )
                 problems.append(f"{name}: {what}")
-            twice = [source for source, times in Counter(sources).items() if times > 1]
+            twice = [source for source, times in sources.items() if times > 1]
             problems += [
                 f"{name}: adds up {source} twice, in a network of integers" for source in twice
             ]
         return problems
 
-    def _sources(self, names: Sequence[str]) -> list[str]:
-        """The input, populations and layers with weights that are added up in what leaves ``names``."""
-        by_name = {layer.name: layer for layer in self.layers}
-        found: list[str] = []
-        for name in names:
-            if name == INPUT or by_name[name].spikes or by_name[name].weighted:
-                found.append(name)
-            else:
-                found += self._sources(self.reads[name])
-        return found
+    def _sums(self) -> tuple[dict[str, Counter[str]], dict[str, Counter[str]]]:
+        """How often inputs, populations and layers with weights are added up in what leaves each layer, and
+        in what arrives at it. Counts end at 2: sums of sums double them."""
+        reads = self.reads
+        leaving, arriving = {INPUT: Counter([INPUT])}, {}
+        for layer in self.layers:
+            name = layer.name
+            total: Counter[str] = Counter()
+            for read in reads[name]:
+                total.update(leaving[read])
+            arriving[name] = Counter({at: min(times, 2) for at, times in total.items()})
+            ends = layer.spikes or layer.weighted
+            leaving[name] = Counter([name]) if ends else arriving[name]
+        return leaving, arriving
 
     def _member_problems(self) -> list[str]:
         """What cannot be of a network of several, whose layers hold one part for each of them."""

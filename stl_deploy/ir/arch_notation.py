@@ -86,7 +86,7 @@ class _Builder:
         """The shape of that."""
         return self.shapes[self.last]
 
-    def wrong(self, what: str, remedy: str | None = None) -> InputError:
+    def wrong(self, what: str, remedy: str = "") -> InputError:
         """The error that names the token."""
         return InputError(Problem(self.where, what, remedy))
 

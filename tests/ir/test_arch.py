@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from stl_deploy.errors import InputError
+from stl_deploy.ir import arch_notation
 from stl_deploy.ir.arch import Architecture
+from tests.build.nets import ROOT
 
 CONV = {"kind": "conv", "channels": 2, "kernel": (3, 3), "padding": (1, 1)}
 LIF = {"kind": "lif"}
@@ -171,3 +175,23 @@ def test_errors_name_the_token_and_the_remedy(text, words):
 def test_a_description_is_bounded():
     with pytest.raises(InputError, match="at most 1024 items"):
         Architecture.parse("2C1-BN-LIF-" + "-".join(["2R1x99"] * 2) + "-FC4-LIF", (2, 2, 2))
+
+
+def test_sums_of_sums_take_no_time():
+    """Each doubles the paths; nothing may walk along all of them."""
+    sums = [{"kind": "add", "name": f"s{i}", "inputs": (f"s{i - 1}",) * 2} for i in range(1, 200)]
+    first = {**CONV, "name": "s0"}
+    found = refused(first, *sums, LIF | {"name": "z"}, quantized={"weight_bits": 8})
+    assert "s1: adds up s0 twice" in found
+    assert "s199: adds up s0 twice" in found
+
+
+def test_the_documentation_has_every_token_and_option():
+    text = (ROOT / "docs" / "training.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    told = [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
+    patterns = [*arch_notation.TOKENS, "|".join(f"{rule}\\d*" for rule in arch_notation.RULES)]
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, word) for word in told), pattern
+    options = {part.split("=")[0] for word in told for part in word.split(",")}
+    assert options >= arch_notation.NEURONS
