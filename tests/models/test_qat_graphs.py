@@ -278,3 +278,11 @@ def test_what_integers_cannot_be_is_refused_by_name(layers, error, what):
     arch = described([*layers, *end()])
     with pytest.raises(error, match=what):
         qat.quantized(arch, 8)
+
+
+def test_a_short_description_cannot_ask_for_endless_sums():
+    """Each doubles the one before; they are named, and not written out."""
+    sums = [add("a0", "l0", "l0"), *(add(f"a{i}", *[f"a{i - 1}"] * 2) for i in range(1, 400))]
+    arch = described([*STEM, *sums, conv("c"), lif("l"), *end()])
+    with pytest.raises(InputError, match="a399: adds up l0 twice"):
+        qat.quantized(arch, 8)
