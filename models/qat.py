@@ -50,6 +50,7 @@ Float = NDArray[np.float64]
 CUTS = np.linspace(0.2, 1.0, 81)  # of max|w|, where a grid may end
 TRIES = 200
 EXACT = 1 << 24  # float32 holds every whole number up to this
+WIDE = 1 << 31  # float64 holds every product of a current below this and a gain or decay
 
 
 class _Rounded(torch.autograd.Function):
@@ -228,10 +229,15 @@ class QatNet(STLNet):
         (population,) = network.populations
         steps = self.arch.timesteps
         found = bounds.excess(network, population, self.chip, steps)
+        bias = np.abs(population.neurons.bias_mant)
+        sums = [abs(side) + bias for side in bounds.one_sided_sums(network, population)]
         most = EXACT - 1
         if self.chip.state_limit is not None:
             most = min(most, self.chip.state_limit - 1)
         for limit, (low, high) in (
+            # A gain below 1 or a floor can make v small where sums are not.
+            (EXACT - 1, (-sums[0], sums[1])),
+            (WIDE - 1, bounds.current_range(network, population, steps)),
             (EXACT - 1, bounds.voltage_range(network, population, steps)),
             (most, bounds.threshold_range(population, steps)),
         ):
@@ -428,9 +434,19 @@ def _rounded(spec: A.Lif) -> A.Lif:
 def quantized(arch: Architecture, weight_bits: int) -> Architecture:
     """``arch`` for integers: BatchNorm in the weights before it, decays in whole 1/4096.
 
-    Raises InputError and LoweringError for what integers cannot be.
+    Raises LoweringError for layers that integers cannot be.
     """
     layers = [_rounded(spec) if spec.kind == "lif" else spec for spec in _without_batchnorm(arch)]
+    if problems := [
+        Problem(
+            layer.name,
+            f"{what} cannot be trained on integers",
+            "train without --qat, and export that",
+        )
+        for layer in layers
+        if (what := layer.unfit_for_integers())
+    ]:
+        raise LoweringError(problems)
     changed = {"layers": tuple(layers), "quantized": Quantized(weight_bits=weight_bits)}
     return Architecture.from_dict(arch.model_copy(update=changed).to_dict())
 

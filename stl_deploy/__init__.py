@@ -82,12 +82,10 @@ def load(path: str | Path) -> STLNet | IntegerNetwork:
 
         return read_network(Path(path))
     from stl_deploy.importers import stl
-    from stl_deploy.importers.given import File, Given
-    from stl_deploy.importers.torch import state_dict
+    from stl_deploy.importers.read import refuse_snntorch
     from stl_deploy.models.net import from_params
 
-    if state_dict.recognises(file := File(Path(path), Given())):
-        state_dict.refuse(file)
+    refuse_snntorch(Path(path))
     checkpoint = stl.read(Path(path))
     return from_params(checkpoint.arch, checkpoint.params)
 

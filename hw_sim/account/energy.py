@@ -303,7 +303,7 @@ class Meter:
 
     def energy(self, timesteps: int) -> Energy:
         """Energy and time of everything added."""
-        last = self._settle(self._open(), self.on.schedule.open.max(axis=0))
+        last = self._settle(self._open(), self.on.schedule.open.max(axis=0, initial=0))
         settled = zip(*self.parts, last, strict=True)
         ns, part, core, pj = (np.concatenate(each) for each in settled)
         placed, chip = self.on.placed, self.on.chip

@@ -197,7 +197,8 @@ class OnChip:
         self.from_host = self.samples = 0
         for inbox in self.inboxes.values():
             inbox.reset()
-        self.schedule = Schedule(self.network.hops, self.mesh.links)
+        self.carrying = np.zeros(0, np.int64)
+        self.schedule = Schedule(self.network.hops, 0)
 
     def take(self, work: BatchWork) -> Taken:
         """Add the work of a batch."""
@@ -217,10 +218,18 @@ class OnChip:
         self.from_host += sum(
             int(a.packets.sum()) for a in work.arrivals if a.source in self.network.inputs
         )
+        if not len(self.carrying):  # The same for every batch, and few of all links.
+            ids = [layer.link_ids for layer in work.layers.values()]
+            self.carrying = np.unique(np.concatenate(ids))
+            self.schedule = Schedule(self.network.hops, len(self.carrying))
         loads = self.schedule.land(
-            steps, ((self.depth[n], did.link_ids, did.links) for n, did in work.layers.items())
+            steps,
+            (
+                (self.depth[n], np.searchsorted(self.carrying, did.link_ids), did.links)
+                for n, did in work.layers.items()
+            ),
         )
-        return Taken(work.layers, did, received, loads.max(axis=0))
+        return Taken(work.layers, did, received, loads.max(axis=0, initial=0))
 
     def traffic(self) -> Traffic:
         """Everything added so far."""

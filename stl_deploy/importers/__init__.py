@@ -12,7 +12,6 @@ from typing import cast
 
 from stl_deploy.formats import integer_meta
 from stl_deploy.importers.given import File, Model
-from stl_deploy.importers.torch import state_dict
 from stl_deploy.ir.nir_graph import KEY
 
 READ = "timesteps", "classes", "raster"  # what any importer has a use for
@@ -65,11 +64,6 @@ IMPORTERS: dict[str, Importer] = {
         lambda file: file.is_nir,
         "nir.graph:read_model",
         frozenset({"dt", "levels", "signed", "normalize", "readout"}),
-    ),
-    "snntorch": Importer(
-        "a state_dict of snnTorch",
-        state_dict.recognises,
-        "torch.state_dict:refuse",
     ),
     "stl": Importer(
         "a state_dict of STL-SNN",

@@ -160,19 +160,17 @@ def _off(
     population: Population, kind: Kind, called: str, held: Any, wanted: NDArray[Any]
 ) -> Iterator[Fault]:
     """The fault that some values are not the nearest; one that all neurons share counts once."""
-    same = np.size(held) == 1 and np.size(wanted) == 1
-    shape = (1,) if same else population.shape
-    full = np.broadcast_to(np.reshape(held, -1) if same else held, shape)
-    exact = np.broadcast_to(np.reshape(wanted, -1) if same else wanted, shape)
+    full = np.broadcast_to(held, population.shape)
+    exact = np.broadcast_to(wanted, population.shape)
     wrong = fault.off(full, exact)
     if not wrong.any():
         return
-    count = int(wrong.sum())
-    if same:
-        one, other = int(full[0]), round(float(exact[0]))
+    if np.ptp(full) == 0 and np.ptp(exact) == 0:
+        one, other, count = int(full.flat[0]), round(float(exact.flat[0])), 1
         far = fault.by(one, other, "high", "low")
         text = f"the {called} are {one:,}, not {other:,} ({far})"
     else:
+        count = int(wrong.sum())
         rows = [(i, int(full[i]), round(float(exact[i]))) for i in fault.indices(wrong)]
         text = fault.listed(count, wrong.size, called, rows)
     yield Fault(population.name, kind, count, text)

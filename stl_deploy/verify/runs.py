@@ -134,7 +134,8 @@ def _neurons(population: Population, steps: int) -> Iterator[tuple[str, Kind, di
             moved = np.roll(n.gain[:steps], late, axis=0)
             yield f"its gains came one time step {word}", "gain", {"gain": moved}
     for name in ("du", "dv", "du2", "dq"):
-        value, used = getattr(n, name), n.adapts if name == "dq" else True
+        value = getattr(n, name)
+        used = {"du": np.any(np.asarray(n.du) != FORGETS), "dq": n.adapts}.get(name, True)
         for by in (1, -1) if value is not None and used else ():
             moved = np.clip(np.asarray(value) + by, 0, FORGETS).astype(np.int32)
             far = "one more" if by > 0 else "one less"

@@ -78,7 +78,7 @@ def _currents(port: int) -> dict[str, Case]:
         "sum beyond 32 bits": case(
             [131_072, BEYOND - 1], {0: M, 1: wrapped(M, 4095, (1 << 31) - 64)}
         ),
-        "gain": case([BEYOND, BEYOND], {0: 0, 1: M}, 4095, **gain(-(1 << 15), 16)),
+        "gain": case([BEYOND, BEYOND], {0: 0, 1: -M // 2}, 4095, **gain(-(1 << 15), 8)),
         "gain toward zero": case([1, -1, -1], {0: 0, 1: 0, 2: 0}, 4095, **gain(63, 63, -63)),
         "gain of -1/4096": case([64, -64], {0: -1, 1: 1}, 4095, **gain(-1, -1)),
         "largest product": case(
@@ -89,9 +89,7 @@ def _currents(port: int) -> dict[str, Case]:
         cases |= {
             "-M + 1": case([-131_071], {0: 1 - M}, 4095, bias=-63, **gain()),
             "M + 1": case([131_072], {0: 1 - M}, 4095, bias=1, **gain()),
-            "bias beyond 32 bits": case(
-                [BEYOND - 1], {0: wrapped(0, 0, -(1 << 31))}, 4095, bias=64, **gain()
-            ),
+            "bias beyond 32 bits": case([BEYOND - 1], {0: -M // 2}, 4095, bias=64, **gain(8)),
         }
     return {f"{name} {key}": value for key, value in cases.items()}
 

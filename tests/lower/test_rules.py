@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from stl_deploy.chips import facts
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation, OneToOne, Weights
-from stl_deploy.ir.readouts import FloatReadout
-from stl_deploy.ir.synapses import Geometry
+from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
+from stl_deploy.ir.neurons import Graded, Lif
+from stl_deploy.ir.readouts import FloatReadout, Readout
+from stl_deploy.ir.synapses import Dense, Geometry
 from stl_deploy.lower import graded, readouts, rules
 from stl_deploy.lower.quantize import quantize
 from tests.build import forced as forced_runs
@@ -91,6 +95,21 @@ def test_a_spike_resets_a_second_current_without_a_first_that_remembers():
     for resets in (True, False):
         made = neurons(THETA, 0.7, reset_current=resets, **second)
         assert quantize(small(made, ways)).by_name["lif"].neurons.reset_current == resets
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([[5, 5], [5, 5]], 5),
+        ([[1, 1], [2, 2]], [[1], [2]]),
+        ([[1, 1], [2, 3]], [[1, 1], [2, 3]]),
+        ([[1, 2], [1, 2]], [[1, 2], [1, 2]]),
+    ],
+)
+def test_values_take_the_smallest_form(values, form):
+    """One for all neurons, one for each channel, or all."""
+    found = rules.each(np.array(values), (2, 2))
+    assert (found if isinstance(found, int) else found.tolist()) == form
 
 
 @pytest.mark.parametrize("field", ["v0", "floor", "adapt", "v_reset"])
@@ -224,6 +243,62 @@ def test_graded_values_are_counted_in_their_unit():
     assert any("graded values" in d.what for d in calibrated.diagnostics)
 
 
+def sums(weight, levels, inputs=1, exp=0, chip="ideal", scale=0.5):
+    """An integer network whose sums reach ``weight`` << exp times the levels of all ``inputs``."""
+    lif = Lif(np.zeros(1, np.int32), np.zeros(1, np.int32), np.full(1, scale), fires=False)
+    way = Connection("w", "input", "lif", Dense(np.full((1, inputs), weight, np.int8)), exp)
+    port = Input((inputs,), levels)
+    return IntegerNetwork(
+        chip, 2, {"input": port}, (Population("lif", (1,), lif),), (way,), Readout(1, 1, "lif")
+    )
+
+
+def sent_by(network, seen=None, **fields):
+    """The form of what is sent, its worth, and problems."""
+    target = SimpleNamespace(name="lif", neurons=neurons(np.ones(1), 0.5, fires=False, **fields))
+    made, worth, problems = graded.sending(network, target, facts.of(network), seen)
+    return made.by_name["lif"].neurons.graded, float(worth[0]), [p.what for p in problems]
+
+
+@pytest.mark.parametrize(
+    ("network", "shift", "levels"),
+    [
+        (sums(1, 32_767), 0, 32_767),
+        (sums(2, 16_384), 1, 16_384),
+        (sums(-2, 16_384), 1, 16_384),
+        (sums(-128, 25_600), 7, 25_600),
+        (sums(1, 255, chip="loihi2"), 0, 255),
+        (sums(1, 256, chip="loihi2"), 1, 128),
+        (sums(0, 7), 0, 1),
+    ],
+)
+def test_values_are_shifted_by_as_few_bits_as_their_bound_allows(network, shift, levels):
+    found, worth, problems = sent_by(network)
+    assert (found.shift, found.levels, problems) == (shift, levels, [])
+    assert worth == 0.5 * 2**shift
+
+
+def test_calibration_leaves_twice_what_was_seen():
+    """50 of 0.5 are 100 of the sums, and 200 fit."""
+    found, worth, _ = sent_by(sums(127, 32_767, chip="loihi2"), seen=50.0)
+    assert (found.shift, found.levels, worth) == (0, 200, 0.5)
+
+
+def test_the_common_gain_counts_in_what_a_sum_is_worth():
+    found, worth, _ = sent_by(sums(1, 100), amplify=np.full((2, 1), 40.0), gain=0.25)
+    assert (found.levels, worth) == (100, 0.5 / (0.25 * 32))
+
+
+def test_values_that_no_shift_brings_down_are_refused():
+    chip = facts.load("ideal")
+    for inputs, fits in ((500, True), (600, False)):
+        network = sums(127, 32_767, inputs, 7)
+        found, _, problems = sent_by(network)
+        assert found.shift == 23
+        assert (problems == []) == fits
+        assert graded.excess(network, chip) == 127 * 128 * 32_767 * inputs / (32_767 << 23)
+
+
 # Readouts
 
 
@@ -234,6 +309,7 @@ def test_graded_values_are_counted_in_their_unit():
         ([0.75, 0.5, 0.25], [3, 2, 1], 0),
         ([1 / 3, 1 / 2], [2, 3], 0),
         ([0.0, 0.0], [0, 0], 0),
+        ([1.0, 1e6], [0, 1 << 15], 2.0**-19),
         ([1.0, np.pi / 4], [1 << 15, round(np.pi / 4 * (1 << 15))], 2.0**-16),
     ],
 )
@@ -241,6 +317,61 @@ def test_numbers_keep_their_ratio(given_, whole, error):
     found = readouts.ratio(np.array(given_), 1 << 15)
     assert found.values.tolist() == whole
     assert found.error <= error
+
+
+def whole(read, size=4, scale=1.0, worth=None, timesteps=4, levels=None):
+    """The readout in whole numbers and problems, of neurons that send spikes or ``levels``."""
+    none = np.zeros(size, np.int32)
+    sends = None if levels is None else Graded(0, levels)
+    lif = Lif(none, none, np.full(size, 1.0) * scale, graded=sends)
+    made, problems, notes = readouts.whole(
+        read, Population("out", (size,), lif), None if worth is None else np.array(worth), timesteps
+    )
+    return made, [p.what for p in problems], [n.what for n in notes]
+
+
+def test_values_of_different_worth_are_weighed_by_a_matrix():
+    made, problems, notes = whole(FloatReadout(2, 2, "out"), worth=[1.0, 2.0, 3.0, 4.0], levels=9)
+    assert made.matrix.tolist() == [[1, 2, 0, 0], [0, 0, 3, 4]]
+    assert (made.offset, problems, notes) == (None, [], [])
+    assert whole(FloatReadout(2, 2, "out"), worth=[0.5], levels=9)[0].matrix is None
+
+
+def test_an_offset_counts_in_the_worth_of_values():
+    matrix, offset = np.array([[1.0, 2.0, 0.0, 1.0], [3.0, 0.0, 1.0, 2.0]]), np.array([4.0, -3.0])
+    read = FloatReadout(2, 1, "out", matrix=matrix, offset=offset)
+    made, *_ = whole(read, worth=[0.5], levels=9)
+    assert made.matrix.tolist() == matrix.tolist()
+    assert made.offset.tolist() == [8, -6]
+
+
+def test_weights_of_steps_take_fifteen_bits():
+    steps = (1.0, -np.pi / 4, 0.3, 0.0)
+    made, _, notes = whole(FloatReadout(4, 1, "out", steps=steps))
+    assert made.steps == tuple(np.rint(np.array(steps) * (1 << 15)))
+    assert "weights of steps are rounded" in notes[0]
+
+
+def test_factors_of_voltages_count_units_and_signs():
+    read = FloatReadout(4, 1, "out", "last")
+    assert whole(read)[0].factors is None
+    assert whole(read, scale=np.array([1.0, 2.0, 1.0, 3.0]))[0].factors.tolist() == [1, 2, 1, 3]
+    turned = replace(read, factors=-np.ones(4))
+    assert whole(turned)[0].factors.tolist() == [-1] * 4
+    both = replace(read, factors=np.array([1.0, -2.0, 3.0, 1.0]))
+    found, *_ = whole(both, scale=np.array([1.0, 2.0, 1.0, 3.0]))
+    assert found.factors.tolist() == [1, -4, 3, 3]
+
+
+@pytest.mark.parametrize(("steps", "fits"), [(1000, False), (700, True)])
+def test_scores_that_leave_no_bits_for_a_matrix_are_refused(steps, fits):
+    """Steps of either sign count: 32,767 levels, up to 2^15 a step, 101 numbers of up to 2^15 a row."""
+    rng = np.random.default_rng(0)
+    weights = tuple(np.tile([1.0, -np.pi / 4], steps // 2))
+    read = FloatReadout(2, 1, "out", steps=weights, matrix=rng.normal(0, 1, (2, 100)))
+    _, problems, _ = whole(read, 100, timesteps=steps, levels=32_767)
+    assert (problems == []) == fits
+    assert fits or "leave fewer than 15 bits for a matrix" in problems[0]
 
 
 def _read(rule, rng):
@@ -383,6 +514,16 @@ def test_a_leak_that_a_gain_would_multiply_is_refused():
             populations=(replace(made.populations[0], neurons=neurons(THETA, 0.7, amplify=gains)),),
         )
     )
+
+
+def test_sums_that_are_sent_have_no_bias_that_passes_a_current():
+    """Where neurons fire they send v, which the bias belongs to."""
+    current = {"kind": "cuba", "current": np.full(1, 0.5), "graded": True}
+    said = refused(small(neurons(THETA, 0.7, fires=False, **current), bias=0.4))
+    assert "sends what arrives" in said
+    for fires, bias in ((True, 0.4), (False, 0.0)):
+        mine = quantize(small(neurons(THETA, 0.7, fires=fires, **current), bias=bias))
+        assert mine.by_name["lif"].neurons.graded is not None
 
 
 def test_first_spikes_need_one_unit():

@@ -288,3 +288,14 @@ def test_a_tampered_checkpoint_is_refused(tmp_path, key, value, what):
     torch.save(data, tmp_path / "q.pt")
     with pytest.raises(InputError, match=what):
         stl.read(tmp_path / "q.pt")
+
+
+def test_sums_stay_exact_where_a_floor_hides_them_from_v():
+    """float32 adds up whole numbers exactly below 2^24, and v does not show how far they went."""
+    arch = build.described("FC4-LIF", [{"floor": -0.01}], input={"shape": (600,), "levels": 255})
+    net = build.net(arch, 0)
+    with torch.no_grad():
+        net.fc1.weight.fill_(-1.0)
+    model = qat.from_checkpoint(checkpoint_of(net), 8, "ideal")
+    weight = model.integers()["fc1.weight"]
+    assert 2**22 < 255 * weight.abs().sum(1).max() < 2**24

@@ -14,14 +14,14 @@ import torch
 
 import stl_deploy
 from stl_deploy.commands.train import main
-from stl_deploy.errors import InputError
+from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats.raster import Raster
 from stl_deploy.importers import stl
 from stl_deploy.importers.given import Checkpoint
 from stl_deploy.ir import execute
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import decode
-from stl_deploy.models import joint
+from stl_deploy.models import joint, qat
 from stl_deploy.models.net import STLNet, from_params
 from stl_deploy.models.train import Settings, Trainer
 from stl_deploy.verify.against_float import compare
@@ -149,6 +149,15 @@ def test_what_has_no_members(text):
     with pytest.raises(InputError, match=f"network 1: {what}") as caught:
         joint.join(nets)
     assert len(caught.value.problems) == 2
+
+
+def test_what_is_not_trained_on_integers():
+    arch = Architecture.parse("4C3-BN-LIF-A8-4R3-A4-FC4[inhibitory=1]-LI-Mean", IMAGE)
+    with pytest.raises(LoweringError) as caught:
+        qat.from_checkpoint(Checkpoint(arch, stl.params_of(STLNet(arch))), 8, "ideal")
+    told = [(problem.where, problem.what) for problem in caught.value.problems]
+    what = "average pooling cannot be trained on integers"
+    assert told == [("avg1", what), ("avg2", what)]
 
 
 def test_an_architecture_from_a_file(tmp_path, monkeypatch, capsys):

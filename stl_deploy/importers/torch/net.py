@@ -446,13 +446,13 @@ class _Builder:
         shape = call.given.shape[1:]
         source = self._node(call.given)
         self.edges.append((source, name))
+        made = Neurons(G.Dropout((), ()), {})
         try:
             made = neuron(name, module, shape, membrane)
         except LoweringError as error:
             self.problems += error.problems
         except ValueError as error:
             self.problems.append(Problem(name, str(error)))
-            made = Neurons(G.Dropout((), ()), {})
         self.nodes[name] = made.node
         for delay, weight in made.own.items():
             self._connect_back(
