@@ -15,6 +15,8 @@ from stl_deploy.ir import nir_walk as walk
 from stl_deploy.ir.float_neurons import NEURONS
 from stl_deploy.ir.floats import FloatNetwork
 
+REMEDY = "name model.float.nir of stl-export, or the checkpoint"
+
 
 def read(path: Path) -> nir.NIRGraph:
     """A lowered float graph that ``ir/execute.py`` can run.
@@ -30,14 +32,7 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
         G.float_meta(graph)
     except InputError as error:
         raise InputError(
-            [
-                Problem(
-                    f"{path}: {p.where}",
-                    "is not that of a float graph",
-                    "name model.float.nir of stl-export, or the checkpoint",
-                )
-                for p in error.problems
-            ]
+            [Problem(f"{path}: {p.where}", p.what, p.remedy or REMEDY) for p in error.problems]
         ) from None
     problems = []
     try:
