@@ -301,7 +301,7 @@ def check(options: Options) -> None:
     ):
         if value is None and name != "--levels":
             continue
-        if not isinstance(value, int | np.integer) or not 1 <= value <= high:
+        if not (isinstance(value, int | np.integer) and 1 <= value <= high):
             problems.append(Problem(name, f"{value!r} is not a whole number in 1..{high}"))
     if problems:
         raise InputError(problems)
