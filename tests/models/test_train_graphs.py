@@ -117,6 +117,8 @@ def test_random_graphs(seed):
     x = random_spikes(net, 3, seed)
     with torch.no_grad():
         sent = net.run(torch.from_numpy(x))
+    edges = stl.to_graph(arch, stl.params_of(net)).edges
+    assert len(set(edges)) == len(edges)  # which NIR's readers may count once
     graph = stl_deploy.from_torch(net)
     got = execute.run(graph, x)
     assert sum(int((got[n] != s.numpy()).sum()) for n, s in sent.items()) == 0
