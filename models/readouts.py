@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +47,8 @@ class Voltages(nn.Module):
         """Scores of the classes for spikes, and for the v that each step leaves."""
         spikes, v = spikes.flatten(2), v.flatten(2)
         if self.rule == "first":
-            groups = spiked_first(spikes, v).unflatten(1, (-1, self.population))
-            return groups.amax(2)
+            best = spiked_first(spikes, v)
+            return best.reshape(len(v), v.shape[2] // self.population, self.population).amax(2)
         return _mean(OVER_TIME[self.rule](v), self.population)
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ def _mean(values: Tensor, population: int) -> Tensor:
     """The means [batch, K] of groups of ``population`` among values [batch, K*P]."""
     if not len(values):  # a share of nothing, which avg_pool1d refuses
         return values.reshape(0, values.shape[1] // population)
-    return cast(Tensor, functional.avg_pool1d(values, population))
+    return functional.avg_pool1d(values, population)
 
 
 # What a voltage readout takes of v [batch, time, neurons].

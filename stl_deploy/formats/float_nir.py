@@ -19,6 +19,8 @@ from stl_deploy.ir.units import DECAY_ONE, FORGETS, MAX_SIGNED
 
 NEAR = 1e-6  # of 1/4096: how near to a whole number of them a decay of a graph is
 
+REMEDY = "name model.float.nir of stl-export, or the checkpoint"
+
 
 def read(path: Path) -> nir.NIRGraph:
     """A lowered float graph that ``ir/execute.py`` can run.
@@ -34,14 +36,7 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
         G.float_meta(graph)
     except InputError as error:
         raise InputError(
-            [
-                Problem(
-                    f"{path}: {p.where}",
-                    "is not that of a float graph",
-                    "name model.float.nir of stl-export, or the checkpoint",
-                )
-                for p in error.problems
-            ]
+            [Problem(f"{path}: {p.where}", p.what, p.remedy or REMEDY) for p in error.problems]
         ) from None
     problems = []
     try:

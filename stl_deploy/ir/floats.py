@@ -284,8 +284,8 @@ NO_SECOND_BIAS = (
 )
 SILENT = (
     "has no threshold, and other neurons receive its voltage; only a readout can read that",
-    "end the network with it; a LI and the LIF behind it are one CubaLIF, which has tau and r of the LI as "
-    "tau_syn and w_in",
+    "end the network with it; a LI and the LIF behind it are one CubaLIF, two LI one with a second current "
+    "(docs/import-nir.md)",
 )
 
 

@@ -55,7 +55,8 @@ def is_silent(node: nir.ir.NIRNode) -> bool:
     if type(node) not in NEURONS:
         return False
     try:
-        neurons = decode(node)
+        with np.errstate(all="ignore"):  # a tau of 0, for one
+            neurons = decode(node)
     except ValueError:
         return False
     return not (neurons.fires or neurons.graded)

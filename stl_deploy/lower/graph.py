@@ -116,6 +116,7 @@ def lowered(flow: Flow, wanted: Wanted) -> Lowered:
         _check_neurons(flow, sums)
         end = find_end(flow, sums[flow.end], wanted)
         if end is None:
+            _check_voltages(flow, sums[flow.end])
             flow, end = with_readout(flow, sums[flow.end], wanted)
             sums = flow.sums()
         drafts = [
@@ -145,6 +146,22 @@ def _check_neurons(flow: Flow, sums: Mapping[str, Sum]) -> None:
         for name, node in flow.nodes.items()
         if name in heard and is_silent(node)
     ]
+
+
+def _check_voltages(flow: Flow, total: Sum) -> None:
+    """Raise LoweringError where an output that neurons have to compute is made of voltages."""
+    flow.problems += [
+        Problem(
+            name,
+            "has no threshold, and its voltage is one of several things that are added up or delayed at the "
+            "output; a readout reads it alone",
+            "let it lead to the output alone; integrators of one tau and r can be one, with the weights "
+            "of both",
+        )
+        for name in dict.fromkeys(term.source for term in total.terms)
+        if is_silent(flow.nodes[name])
+    ]
+    flow.done()
 
 
 def _draft(flow: Flow, name: str, node: Any, sums: dict[str, Sum]) -> Draft | None:

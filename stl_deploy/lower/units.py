@@ -427,6 +427,7 @@ class Fit:
         largest = self.integers.steps(network).min(axis=1)
         worst = int(np.where(peak > 0, largest, self.options.qmax).argmin())
         bias, theta = self.bias[worst], self.flat[worst].max()
+        ideal = "" if self.chip.name == "ideal" else "use --chip ideal, or "
         plain = peak[worst] / self.options.qmax
         if units[worst] > base[worst] and units[worst] / base[worst] >= base[worst] / plain:
             why = f"sums and voltages that {self.chip.name} cannot hold"
@@ -438,10 +439,13 @@ class Fit:
             remedy = "use --weight-exp 0 and --weight-precision 8, or retrain with a smaller one"
         elif bias / self.chip.bias_mant_range[1] >= theta / self.chip.threshold_range[1]:
             why = f"a bias of {bias:.4g}, which the register must hold"
-            remedy = "use --chip ideal, or retrain with a smaller bias; --normalize adds none where MEAN is 0"
+            remedy = f"{ideal}retrain with a smaller bias; --normalize adds none where MEAN is 0"
+        elif (most := max(map(_peak, rules.largest(self.target.neurons)), default=0.0)) > theta:
+            why = f"a voltage to start or reset at, or a floor, of {most:.4g}"
+            remedy = "train with a smaller one"
         else:
             why = f"a threshold of {theta:.4g}, which the register must hold"
-            remedy = "give --clamp-thresholds, use --chip ideal, or retrain"
+            remedy = f"{ideal}give --clamp-thresholds, or retrain"
         why = f"next to weights up to {peak[worst]:.4g} it has {why}"
         if bits < least - 1e-9:
             what = f"keeps {bits:.2f} effective weight bits, at least {least} are needed: {why}"
@@ -463,7 +467,7 @@ class Fit:
         where = [tuple(map(int, index)) for index in np.argwhere(outside)[:NAMED]]
         listed = ", ".join(
             f"{index if len(index) > 1 else index[0]}: theta {theta[index]:.4g} -> vth "
-            f"{int(vth[index])}"
+            f"{float(vth[index]):.10g}"
             for index in where
         ) + (", ..." if count > NAMED else "")
         what = f"{count} of {outside.size} thresholds do not fit {self.chip.name}'s register {low}..{high}"
@@ -489,3 +493,8 @@ class Fit:
 def _slowest(constant: Each) -> int:
     """The decay constant that forgets least."""
     return int(np.min(constant))
+
+
+def _peak(values: Float) -> float:
+    """The largest magnitude."""
+    return float(np.abs(values).max())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import stl_deploy
+from stl_deploy.chips import bounds
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.hw_sim import reference
@@ -125,6 +126,18 @@ def begun(arch: Architecture, bits: int = 6, chip: str = "loihi2") -> qat.QatNet
     return qat.from_checkpoint(stl.Checkpoint(arch, stl.params_of(net)), bits, chip)
 
 
+def bounded_alike(learning: qat.QatNet, network: IntegerNetwork) -> None:
+    """What bounds the integers while they are learned is what bounds them in the network."""
+    steps = learning.arch.timesteps
+    for name in learning.feeds:
+        alone, population = learning._alone(name), network.by_name[name]
+        mine = bounds.voltage_range(alone, alone.populations[0], steps)
+        theirs = bounds.voltage_range(network, population, steps)
+        for one, other, worst in zip(mine, theirs, (np.min, np.max), strict=True):
+            channels = [worst(side.reshape(len(side), -1), axis=1) for side in (one, other)]
+            np.testing.assert_array_equal(*np.broadcast_arrays(*channels))
+
+
 def same(kept: STLNet, chip: str, x: np.ndarray, *others: STLNet) -> IntegerNetwork:
     """The network of ``kept`` on ``chip``, which spikes as the models do, and as the float graph says."""
     graph = stl_deploy.from_torch(kept)
@@ -157,12 +170,28 @@ def test_the_model_is_the_integer_network(name, bits, chip, tmp_path):
     read = stl_deploy.load(tmp_path / "q.pt")
     x = raster(arch)
     network = same(read, chip, x, learning.eval(), kept)
+    bounded_alike(learning, network)
     rates = [layer.spikes.mean() for layer in reference.run(network, x).layers.values()]
     assert sum(0.02 < rate < 0.7 for rate in rates) > len(rates) / 2
     weights = {c.name: c.synapses.weight for c in network.connections}
     for source in arch.weighted:
         expected = kept.get_parameter(f"{source}.weight").detach().numpy()
         np.testing.assert_array_equal(weights[source], expected)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_it_begins_where_the_float_network_ended(name):
+    """It spikes about as near to it as what rounding to 8 bits gives: all weights arrive, each once."""
+    arch = described(GRAPHS[name])
+    net, x = random(arch), raster(arch, 20)
+    learning = qat.from_checkpoint(stl.Checkpoint(arch, stl.params_of(net)), 8, "ideal")
+    rounded = reference.run(quantize(stl_deploy.from_torch(net), "ideal"), x)
+    with torch.no_grad():
+        floats, whole = net.run(torch.from_numpy(x)), learning.eval().run(torch.from_numpy(x))
+    for population, spikes in floats.items():
+        off = (spikes != whole[population]).double().mean().item()
+        least = (spikes.numpy() != rounded.layers[population].spikes).mean()
+        assert off < 1.5 * least + 0.002, population
 
 
 def test_spikes_that_are_added_weigh_the_whole_number_next_to_one():
@@ -221,6 +250,7 @@ def test_dales_law_counts_in_integers():
     arch = described(layers)
     learning = begun(arch, 5)
     network = same(learning.frozen(), "loihi2", raster(arch), learning.eval())
+    bounded_alike(learning, network)
     assert [c.port for c in network.into("l2")] == [0, 1]
     (way,) = network.into("l3")
     assert (way.synapses.weight[:, :8] >= 0).all()

@@ -149,32 +149,102 @@ def field(**change: Callable[[Any], Any] | Any) -> Callable[[IntegerNetwork], In
 
 
 FAULTS: list[tuple[str, str, Callable[[IntegerNetwork], IntegerNetwork], str]] = [
-    ("constant", "reset", field(v_reset=lambda v: one_more(v, 300)), "7 is {}, not {} (300 too high)"),
-    ("constant", "reset", field(reset="zero", v_reset=0), "a spike sets v to 0; in the float model it sets v to"),
+    (
+        "constant",
+        "reset",
+        field(v_reset=lambda v: one_more(v, 300)),
+        "7 is {}, not {} (300 too high)",
+    ),
+    (
+        "constant",
+        "reset",
+        field(reset="zero", v_reset=0),
+        "a spike sets v to 0; in the float model it sets v to",
+    ),
     ("none", "reset", field(reset="zero"), "in the float model it leaves v as it is"),
-    ("subtract", "reset", field(reset="none"), "leaves v as it is; in the float model it subtracts"),
-    ("zero", "reset", field(reset="subtract"), "a spike subtracts the threshold from v; in the float"),
-    ("reset of the current", "reset", field(reset_current=False), "leaves the currents as they are; in"),
-    ("current", "reset", field(reset_current=True), "a spike sets the currents to 0; in the float model"),
+    (
+        "subtract",
+        "reset",
+        field(reset="none"),
+        "leaves v as it is; in the float model it subtracts",
+    ),
+    (
+        "zero",
+        "reset",
+        field(reset="subtract"),
+        "a spike subtracts the threshold from v; in the float",
+    ),
+    (
+        "reset of the current",
+        "reset",
+        field(reset_current=False),
+        "leaves the currents as they are; in",
+    ),
+    (
+        "current",
+        "reset",
+        field(reset_current=True),
+        "a spike sets the currents to 0; in the float model",
+    ),
     ("hold", "hold", field(hold=3), "it rests 3 steps after a spike, not 2 steps"),
     ("hold", "hold", field(hold=-1), "it rests for good after a spike, not 2 steps"),
     ("once", "hold", field(hold=1), "it rests 1 step after a spike, not for good"),
     ("floor", "floor", field(floor=None), "the float model has a lowest voltage; it has none"),
     ("floor", "floor", field(floor=lambda v: v + 700), "lowest voltages"),
-    ("adaptive threshold", "adaptive threshold", field(adapt=lambda v: one_more(v, -400)), "(400 too low)"),
-    ("adaptive threshold", "decay", field(dq=lambda v: v + 90), "(dq) of the threshold's rise are 500, not 410 (90 too high)"),
-    ("second current", "decay", field(du2=lambda v: v - 200), "(du2) of the second current are 413, not 613"),
-    ("current", "decay", field(du=lambda v: v + 200), "(du) of the current are 1,837, not 1,637 (200 too high)"),
-    ("second current", "port", swapped, "connection a_w feeds the second current, not the first current"),
-    ("gain", "gain", field(gain=lambda g: np.roll(g, 1, axis=0)), "those of the float model, one time step later"),
-    ("gain", "gain", field(gain=lambda g: np.roll(g, -1, axis=0)), "those of the float model, one time step earlier"),
+    (
+        "adaptive threshold",
+        "adaptive threshold",
+        field(adapt=lambda v: one_more(v, -400)),
+        "(400 too low)",
+    ),
+    (
+        "adaptive threshold",
+        "decay",
+        field(dq=lambda v: v + 90),
+        "(dq) of the threshold's rise are 500, not 410 (90 too high)",
+    ),
+    (
+        "second current",
+        "decay",
+        field(du2=lambda v: v - 200),
+        "(du2) of the second current are 413, not 613",
+    ),
+    (
+        "current",
+        "decay",
+        field(du=lambda v: v + 200),
+        "(du) of the current are 1,837, not 1,637 (200 too high)",
+    ),
+    (
+        "second current",
+        "port",
+        swapped,
+        "connection a_w feeds the second current, not the first current",
+    ),
+    (
+        "gain",
+        "gain",
+        field(gain=lambda g: np.roll(g, 1, axis=0)),
+        "those of the float model, one time step later",
+    ),
+    (
+        "gain",
+        "gain",
+        field(gain=lambda g: np.roll(g, -1, axis=0)),
+        "those of the float model, one time step earlier",
+    ),
     ("gain", "gain", field(gain=None), "the float model has a gain for each step; it has none"),
-    ("gain", "gain", field(gain=lambda g: (g + 400 * (np.arange(20) == 3)[:, None]).astype(np.int16)), "1 of 20 gains (step, ...)"),
+    (
+        "gain",
+        "gain",
+        field(gain=lambda g: (g + 400 * (np.arange(20) == 3)[:, None]).astype(np.int16)),
+        "1 of 20 gains (step, ...)",
+    ),
     ("start", "start", field(v0=lambda v: one_more(v, 9000)), "(9000 too high)"),
     ("start", "start", field(v0=0), "voltages before the first step"),
     ("zero", "start", field(v0=5000), "voltages before the first step"),
     ("current", "bias", lambda n: biased(n), "100 of 100 biases ("),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

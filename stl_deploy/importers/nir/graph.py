@@ -299,8 +299,9 @@ def check(options: Options) -> None:
         ("--classes", options.classes, MAX_NEURONS),
         ("--levels", options.levels, MAX_SIGNED if options.signed else MAX_UNSIGNED),
     ):
-        whole = isinstance(value, int | np.integer)
-        if not (value is None and name != "--levels") and not (whole and 1 <= value <= high):
+        if value is None and name != "--levels":
+            continue
+        if not (isinstance(value, int | np.integer) and 1 <= value <= high):
             problems.append(Problem(name, f"{value!r} is not a whole number in 1..{high}"))
     if problems:
         raise InputError(problems)
