@@ -218,6 +218,10 @@ class Architecture(BaseModel):
             for name, n in Counter(layer.name for layer in self.layers).items()
             if n > 1
         ]
+        if any(layer.name == INPUT for layer in self.layers):
+            problems.append(
+                f"layer name {INPUT!r} stands for what the network reads (choose another)"
+            )
         known = {INPUT}
         for layer in self.layers:
             problems += [

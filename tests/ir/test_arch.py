@@ -49,6 +49,7 @@ def test_a_graph_is_written_and_read_again():
     [
         ([{**CONV, "inputs": ("b",)}, LIF], {}, ["a: reads 'b', which is no layer before it"]),
         ([CONV, {"kind": "add", "inputs": ("a",)}, LIF], {}, ["b: joins 1 layers"]),
+        ([{**CONV, "name": "input"}, LIF], {}, ["layer name 'input' stands for"]),
         ([CONV, {**LIF, "inputs": ("a", "input")}], {}, ["b: reads one layer, not 2"]),
         (
             [CONV, {**CONV, "channels": 3}, {"kind": "add", "inputs": ("a", "b")}, LIF],
