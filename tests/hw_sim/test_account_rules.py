@@ -154,6 +154,13 @@ def test_neurobench_over_the_table_by_brute_force(seed):
             int(events[before]) * taken(weight, c.precision)
             for before, _, weight in weights(network, c)
         )
+    if (matrix := network.readout.matrix) is not None:
+        steps = network.readout.steps or (1,) * network.timesteps
+        for by_step in sent[network.readout.source].reshape(samples, network.timesteps, -1):
+            votes = [sum(w * int(x) for w, x in zip(steps, of, strict=True)) for of in by_step.T]
+            found["macs"] += sum(
+                int(votes[i] != 0 and matrix[k, i] != 0) for k, i in np.ndindex(matrix.shape)
+            )
     assert got.effective_acs == pytest.approx(found["acs"] / samples)
     assert got.effective_macs == pytest.approx(found["macs"] / samples)
     own = [p for p in network.populations if p.kind == "lif"]
