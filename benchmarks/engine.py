@@ -15,8 +15,10 @@ work competes for the cores it harms PyTorch's threads more, which wait for each
 machine, or look at --threads 1, which holds both to one thread.
 
 ``rules``: networks of other neurons (``rules.py``): recurrent ones with a current that rest after a spike,
-read out by voltage, and convolutions with a gain for each step. The engine, with nothing counted but active
-neurons and overflow, against the same network as plain PyTorch at its best batch size.
+read out by voltage; convolutions with a gain for each step; a residual block whose neurons subtract their
+thresholds; two currents; thresholds that adapt; neurons that spike once. ``hw_sim`` as above, with all counts
+and energies, and the engine alone, with nothing counted but active neurons and overflow, against the same
+network as plain PyTorch at its best batch size. Both ratios have the limit.
 
 ``graph``: the shipped model whose neurons subtract their thresholds, in the engine alone, as it is and with a
 connection of every neuron to itself that brings a spike back one step later, as resets of snnTorch do. The
@@ -202,13 +204,13 @@ def compare(name: str, repeat: int, threads: int) -> bool:
     return ratio <= LIMITS[name]
 
 
-def _ratio(times: dict[str, list[float]], other: str) -> float:
-    """Print and return the time of hw_sim by that of ``other``."""
-    mine, theirs = times["hw_sim"], times[other]
+def _ratio(times: dict[str, list[float]], other: str, of: str = "hw_sim") -> float:
+    """Print and return the time of ``of`` by that of ``other``."""
+    mine, theirs = times[of], times[other]
     ratio = statistics.median(mine) / statistics.median(theirs)
     pairs = [i / f for f, i in zip(theirs, mine, strict=True)]
     print(
-        f"  ratio to {other}: {ratio:.3f} (run by run {min(pairs):.3f} to {max(pairs):.3f}, of the "
+        f"  {of}, ratio to {other}: {ratio:.3f} (run by run {min(pairs):.3f} to {max(pairs):.3f}, of the "
         f"fastest runs {min(mine) / min(theirs):.3f})"
     )
     return ratio
@@ -276,7 +278,7 @@ def resets(repeat: int, threads: int) -> bool:
 
 def other_rules(name: str, repeat: int, threads: int) -> bool:
     """Time a network of other rules against PyTorch, and whether the limit is kept."""
-    case = {"stork": rules.stork, "tebn": rules.tebn}[name]()
+    case = rules.CASES[name]()
     torch.set_num_threads(threads)
     engine.cores = lambda: min(threads, os.cpu_count() or 1)
     tensor, ready = torch.from_numpy(case.spikes), engine.Engine(case.network)
@@ -290,16 +292,23 @@ def other_rules(name: str, repeat: int, threads: int) -> bool:
             for part in tensor.split(batch):
                 case.floats(part)
 
-        times = _alternate({"float": floats, "hw_sim": partial(ready.run, case.spikes)}, repeat)
+        simulator, raster = sim.Simulator(case.network), rasters.Raster(case.spikes)
+        jobs = {
+            "float": floats,
+            "engine": partial(ready.run, case.spikes),
+            "hw_sim": partial(simulator.run, raster),
+        }
+        times = _alternate(jobs, repeat)
     rates = ", ".join(f"{n} {did.spikes.mean():.1%}" for n, did in trace.layers.items())
     samples, steps = case.spikes.shape[:2]
     print(f"{name}: {samples} samples of {steps} steps; firing: {rates}")
     print(f"  float, {batch} samples at a time: {_median_and_range(times['float'])}")
-    print(f"  engine: {_median_and_range(times['hw_sim'])}")
-    ratio = _ratio(times, "float")
-    kept = "kept" if ratio <= LIMIT_RULES else "MISSED"
+    print(f"  engine: {_median_and_range(times['engine'])}")
+    print(f"  hw_sim with all counts and energies: {_median_and_range(times['hw_sim'])}")
+    ratios = [_ratio(times, "float", mine) for mine in ("engine", "hw_sim")]
+    kept = "kept" if max(ratios) <= LIMIT_RULES else "MISSED"
     print(f"    limit {LIMIT_RULES}: {kept}")
-    return ratio <= LIMIT_RULES
+    return max(ratios) <= LIMIT_RULES
 
 
 def ten_million() -> IntegerNetwork:
@@ -361,7 +370,7 @@ def main() -> None:
         compare(name, args.repeat, args.threads) for name in LIMITS if args.only in (None, name)
     ]
     if args.only in (None, "rules"):
-        kept += [other_rules(name, args.repeat, args.threads) for name in ("stork", "tebn")]
+        kept += [other_rules(name, args.repeat, args.threads) for name in rules.CASES]
     if args.only in (None, "graph"):
         kept.append(resets(args.repeat, args.threads))
     if args.only in (None, "memory"):

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.models import layers, memory
 from stl_deploy.models.net import STLNet
-from stl_deploy.models.train import encode, rate_loss
+from stl_deploy.models.readouts import rate_loss
+from stl_deploy.models.train import encode
 
 ARCH = "24C5-BN-LIF-P14-32C5-BN-LIF-P7-FC256-LIF-FC100-LIF-AvgPool10"
 BATCH, STEPS = 128, 4

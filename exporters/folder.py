@@ -17,8 +17,8 @@ import numpy as np
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement, rules
-from stl_deploy.errors import InputError, Problem
-from stl_deploy.exporters import NirDialect, Origin
+from stl_deploy.errors import InputError, Problem, expect
+from stl_deploy.exporters import TARGETS, NirDialect, Origin
 from stl_deploy.exporters import check as check_targets
 from stl_deploy.exporters import write as write_target
 from stl_deploy.files import new_folder, sha256
@@ -74,6 +74,14 @@ def export(
         InputError: ``out`` exists, is not an export, or cannot be written. LoweringError: the target
             cannot carry it.
     """
+    remedy = "give the network that quantize makes of a float graph"
+    expect("network", network, IntegerNetwork, "an integer network", remedy)
+    expect("target", target, (str, list, tuple), "a name or several", f"name {', '.join(TARGETS)}")
+    expect("out", out, (str, Path), "a path", "name the folder to write")
+    if graph is not None:
+        expect(
+            "graph", graph, nir.NIRGraph, "a float graph", "give what from_torch or from_nir made"
+        )
     targets = (target,) if isinstance(target, str) else tuple(target)
     check_targets(targets)
     out = Path(out)
@@ -221,7 +229,10 @@ def _notes(assumed: Mapping[str, Sequence[str]], chip: chips.Chip) -> Iterator[D
     for name, words in assumed.items():
         names.setdefault(tuple(words), []).append(name)
     for words, named in names.items():
-        what = f"{', '.join(words)}: assumed. {chip.title} needs a neuron program for it; none is written"
+        what = (
+            f"{', '.join(words)}: assumed. {chip.title} needs a neuron program for it; none is written, "
+            "and what it takes of a core is not published"
+        )
         yield Diagnostic(", ".join(named), what, "run it on Lava's process graph, ONNX or hw_sim")
 
 
@@ -257,7 +268,7 @@ def _row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
         "recurrent": any(c.source == population.name for c in into),
         "neuron": neuron_words(population),
         "reset": neurons.reset,
-        "decays": {"du": _span(neurons.du), "dv": _span(neurons.dv)},
+        "decays": {name: _span(values) for name, values in neurons.decays.items()},
         "rules": rules.words(neurons),
         "thresholds": {
             "distinct": len(np.unique(neurons.vth)) if neurons.fires else 0,

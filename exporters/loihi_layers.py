@@ -39,36 +39,6 @@ FEWER_BITS = "quantize again with --overflow proven or fewer --weight-bits"
 
 
 WHO = "Lava"
-# What the process graph carries besides ``kinds.FIELDS``.
-RULES = frozenset(
-    {
-        "reset none",
-        "reset constant",
-        "v_reset",
-        "fires",
-        "reset_current",
-        "hold",
-        "floor",
-        "adapt",
-        "dq",
-        "du2",
-        "gain",
-        "v0",
-        "graded",
-    }
-)
-READOUTS = frozenset(
-    {
-        "readout last",
-        "readout mean",
-        "readout max",
-        "readout first",
-        "readout steps",
-        "readout factors",
-        "readout matrix",
-    }
-)
-KNOWN = kinds.FIELDS | RULES | READOUTS
 POPULATIONS = frozenset({"lif", "or"})
 
 
@@ -106,7 +76,9 @@ def problems(network: IntegerNetwork) -> list[Problem]:
         chip = own
         found += _arithmetic_problems(chip)
     for population in network.populations:
-        if unknown := kinds.unsupported(network, population, POPULATIONS, SYNAPSES, WHO, KNOWN):
+        if unknown := kinds.unsupported(
+            network, population, POPULATIONS, SYNAPSES, WHO, kinds.TABLE
+        ):
             found += unknown
             known = False
             continue
@@ -123,9 +95,10 @@ def problems(network: IntegerNetwork) -> list[Problem]:
 
 def _loop_problems(network: IntegerNetwork) -> Iterator[Problem]:
     ways = [(c.source, c.target, c.delay) for c in network.connections]
-    for loop in order.too_short(list(network.by_name), ways):
-        what = "a loop with fewer steps of delay than hops; Lava takes a step for each hop"
-        yield Problem(", ".join(loop), what, "use --target onnx, or delay a connection of the loop")
+    for loop in order.short_loops(list(network.by_name), ways):
+        longer = f"lengthen the delay of {network.connections[loop.way].words} by {loop.missing}"
+        what = f"{loop.what}; Lava takes a step for each hop"
+        yield Problem(", ".join(loop.names), what, f"use --target onnx, or {longer}")
 
 
 def _arithmetic_problems(chip: chips.Chip) -> Iterator[Problem]:

@@ -114,7 +114,7 @@ def _chain(network: IntegerNetwork) -> IntegerNetwork:
 
 def _refusals(network: IntegerNetwork) -> list[Refusal]:
     ours = loihi_layers.POPULATIONS, loihi_layers.SYNAPSES
-    known = loihi_layers.KNOWN
+    known = kinds.TABLE
     if any(kinds.unsupported(network, p, *ours, "netx", known) for p in network.populations):
         return []  # those of loihi_layers.problems
     if unknown := [c for c in network.connections if c.synapses.kind not in FORMS]:

@@ -25,10 +25,6 @@ from stl_deploy.ir.units import DECAY_ONE, FRACTION_BITS
 State = tuple[str, type[np.generic], Shape]
 Sums = Sequence[str]  # a << 6 of each current, [N, *shape] int64
 
-READOUTS = frozenset(
-    f"readout {word}" for word in ("last", "mean", "max", "first", "steps", "factors", "matrix")
-)
-
 
 def state_type(network: IntegerNetwork) -> type[np.int32] | type[np.int64]:
     """The type of u, v and the other states."""
@@ -299,6 +295,6 @@ class Form:
 
 
 POPULATIONS: dict[str, Form] = {
-    "lif": Form(_lif, True, kinds.FIELDS | kinds.RESETS | kinds.RULES | READOUTS),
-    "or": Form(_or, False, kinds.FIELDS | READOUTS),
+    "lif": Form(_lif, True, kinds.TABLE),
+    "or": Form(_or, False, kinds.FIELDS | kinds.READOUTS),
 }

@@ -52,7 +52,7 @@ def _form() -> str:
         for path in (
             *(
                 folder / f"{name}.py"
-                for name in ("kernels", "buffers", "lanes", "vectors", "plain")
+                for name in ("compiled", "kernels", "buffers", "lanes", "vectors", "plain")
             ),
             Path(units.__file__),  # its constants are compiled in
         )
@@ -85,12 +85,14 @@ def compiled(function: Function) -> Function:
 
 
 def uncounted(function: Function) -> Function:
-    """``function`` compiled without counts of references to arrays, which cost more than short loops.
+    """``function`` compiled without counts of references to arrays, and into whoever calls it.
 
-    It makes and returns no arrays but views, which no one keeps. numba does not document the option, so the
-    plain form does without.
+    Both the counts and calls with dozens of arrays cost more than short loops. It makes and returns no arrays
+    but views, which no one keeps. numba does not document the options, so the plain form does without.
     """
-    options: dict[str, Any] = {"nogil": True} if PLAIN else {"nogil": True, "_nrt": False}
+    options: dict[str, Any] = {"nogil": True}
+    if not PLAIN:
+        options |= {"_nrt": False, "forceinline": True}
     return _compiled(function, njit(**options))
 
 

@@ -36,7 +36,6 @@ Part = TypeVar("Part")
 TASK = 1 << 6  # samples that one thread takes at a time
 TASK_BYTES = 8 << 20  # and no more than so many bytes of one population's spikes
 MEMORY = 128 << 20  # bytes that the traces of a batch may take
-BYTES_OF_STATES = 17  # of one entry: a spike, u and v
 
 
 def run(
@@ -51,10 +50,18 @@ def run(
 
 def batch_size(network: IntegerNetwork, states: bool = False) -> int:
     """Samples at a time whose traces fit into MEMORY, and into a part of the memory that is free."""
-    steps = {name: 1 if port.held else network.timesteps for name, port in network.inputs.items()}
-    entries = sum(network.size(name) * count for name, count in steps.items())
-    entries += sum(population.size for population in network.populations) * network.timesteps
-    sample = entries * (BYTES_OF_STATES if states else 1)
+    sample = sum(
+        (1 if port.held else network.timesteps)
+        * network.size(name)
+        * np.dtype(kind_of(network.span(name))).itemsize
+        for name, port in network.inputs.items()
+    )
+    wide = chips.of(network).state_limit is None
+    for population in network.populations:
+        room = _Out.zeros(population, (1, 1), keeps_states(network, population, states), wide, None)
+        sample += room.nbytes * network.timesteps
+    if network.readout.by_voltage:  # in 64 bits, to be scored
+        sample += network.size(network.readout.source) * network.timesteps * 8
     return max(1, min(256, min(MEMORY, _free_memory() // 8) // sample))
 
 
@@ -270,6 +277,12 @@ class _Out:
             {name: np.zeros(shape, kind) for name in population.neurons.states if states},
             cores is not None,
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Of what lies here for every neuron."""
+        kept = (self.spikes, self.u, self.v, *self.more.values())
+        return sum(values.nbytes for values in kept if values is not None)
 
     def part(self, part: slice) -> Done:
         """Where to write the results of some samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from stl_deploy.hw_sim.cases import (
     own_ways,
     takes_the_plain_step,
 )
+from stl_deploy.hw_sim.compiled import LANES
+from stl_deploy.hw_sim.layouts import Layout
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import Connection
 from stl_deploy.ir.synapses import IntArray
@@ -54,8 +57,8 @@ class Way:
 class Sums:
     """What comes to the ``currents``, one or two, of ``size`` neurons.
 
-    ``outer`` are the ways from outside the part, ``inner`` those from inside. ``narrow``: whether sums of 32
-    bits hold them all.
+    ``outer`` are the ways from outside the part, ``inner`` those from inside. ``narrow``: sums are of 32
+    bits, which hold them all.
     """
 
     size: int
@@ -65,7 +68,7 @@ class Sums:
     narrow: bool
 
     @classmethod
-    def of(cls, case: Case, part: set[str], without: list[Connection]) -> Sums | None:
+    def of(cls, case: Case, part: set[str], without: list[Connection], narrow: bool) -> Sums | None:
         """The sums of all connections but those ``without``; None where the reference has to run the part."""
         found: dict[bool, list[Way]] = {True: [], False: []}
         for c in case.into:
@@ -80,7 +83,7 @@ class Sums:
             1 if case.population.neurons.du2 is None else 2,
             tuple(found[False]),
             tuple(found[True]),
-            proofs.total_fits_32_bits(case.network, case.population),
+            narrow,
         )
 
     @property
@@ -93,17 +96,23 @@ class Sums:
         """The size of the sums of one step."""
         return self.size * self.currents * np.dtype(np.int32).itemsize
 
-    def room(self, sent: Sent, samples: slice, steps: int) -> IntArray:
-        """[currents, N, T, neurons + LANES] of some samples, with what comes from outside."""
-        count = samples.stop - samples.start
-        every: NDArray[Any] = arrivals.room(self.currents * count, steps, self.size, self.kind)
-        every = every.reshape(self.currents, count, *every.shape[1:])
+    def space(self, samples: int, steps: int) -> IntArray:
+        """Memory for the sums of so many samples at a time, which is not zero."""
+        entries = self.currents * samples * steps * (self.size + LANES)
+        space: IntArray = np.empty(entries, self.kind)
+        return space
+
+    def room(self, space: IntArray, sent: Sent, samples: slice, steps: int) -> IntArray:
+        """[currents, N, T, neurons + LANES] of some samples in ``space``, with what comes from outside."""
+        shape = self.currents, samples.stop - samples.start, steps, self.size + LANES
+        every: NDArray[Any] = space[: math.prod(shape)].reshape(shape)
+        every[:] = 0
         for way in self.outer:
             x, sums = sent[way.source][samples], every[way.port]
             if way.delay >= steps:
                 continue
             if x.shape[1] == 1 and steps > 1:  # held: the same in every step
-                part: NDArray[Any] = arrivals.room(count, 1, self.size, np.int32)
+                part: NDArray[Any] = arrivals.room(len(x), 1, self.size, np.int32)
                 way.synapses.add(x, part, 0, 0)
                 sums[:, way.delay :] += part.astype(sums.dtype) << way.exp
             else:
@@ -129,17 +138,20 @@ class Stepped(Protocol):
     def bytes(self) -> int:
         """What is kept of one step, besides sums and what is written."""
 
-    def begin(self, done: Done) -> Any:
-        """What ``step`` needs of some samples besides their sums, before the first step."""
+    def begin(self, samples: int, steps: int) -> Any:
+        """Room for what ``step`` needs of so many samples besides sums; used again for further samples."""
 
     def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
         """Run the steps ``first`` to ``last``, of which all sums are there (``Sums.room``)."""
 
-    def alone(self, sums: IntArray, done: Done) -> None:
+    def alone(self, state: Any, sums: IntArray, done: Done) -> None:
         """Run all steps."""
 
-    def recurrent(self, way: Way, sums: IntArray, done: Done) -> bool:
-        """Run all steps, to which ``way`` brings the neurons' own spikes; False where it has no layout."""
+    def hears(self, way: Way) -> bool:
+        """Whether ``recurrent`` can bring the neurons' own spikes by ``way``."""
+
+    def recurrent(self, way: Way, state: Any, sums: IntArray, done: Done) -> None:
+        """Run all steps, to which ``way`` brings the neurons' own spikes."""
 
 
 @dataclass(frozen=True)
@@ -151,86 +163,81 @@ class LifNeurons:
 
     bytes = 0
 
-    def begin(self, done: Done) -> tuple[NDArray[np.uint8], Int64, Int64]:
+    def begin(self, samples: int, steps: int) -> tuple[NDArray[np.uint8], Int64, Int64]:
         """Room for marks, currents and voltages."""
-        return self._state(len(done.did.spikes))
+        size = samples, len(self.neurons.bias)
+        return np.zeros(size[1], np.uint8), np.zeros(size, np.int64), np.zeros(size, np.int64)
 
     def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
         """See ``Stepped``."""
         active, u, v = state
         buffers.sums_wide(sums[0], self.neurons, first, last, active, u, v, done.did)
 
-    def alone(self, sums: IntArray, done: Done) -> None:
+    def alone(self, state: Any, sums: IntArray, done: Done) -> None:
         """See ``Stepped``; the sums lack what neurons send themselves one to one."""
-        steps = sums.shape[2]
+        samples, steps = sums.shape[1:3]
         if self.plain:
             bias = self.neurons.bias
             marks, v = np.zeros((steps, len(bias)), np.uint8), np.stack([bias, bias])
             buffers.sums_plain(sums[0][:, :, None], self.neurons, marks, v, done.did)
         else:
-            self.step(self.begin(done), 0, steps, sums, done)
+            self.step(self.begin(samples, steps), 0, steps, sums, done)
 
-    def recurrent(self, way: Way, sums: IntArray, done: Done) -> bool:
+    def hears(self, way: Way) -> bool:
         """See ``Stepped``."""
-        layout = way.synapses.layout
-        if layout is None:
-            return False
-        active, u, v = self._state(1)
+        return way.synapses.layout is not None
+
+    def recurrent(self, way: Way, state: Any, sums: IntArray, done: Done) -> None:
+        """See ``Stepped``."""
+        layout, (active, u, v) = _layout(way), state
         acc = np.zeros((layout.phases, layout.accumulators), layout.sum_type)
         weights = layout.weights, layout.wiring, layout.pieces, way.exp, way.delay
         buffers.run_recurrent(sums[0], *weights, self.neurons, acc, active, u[0], v[0], done.did)
-        return True
-
-    def _state(self, samples: int) -> tuple[NDArray[np.uint8], Int64, Int64]:
-        size = samples, len(self.neurons.bias)
-        return np.zeros(size[1], np.uint8), np.zeros(size, np.int64), np.zeros(size, np.int64)
 
 
 @dataclass(frozen=True)
 class RuleNeurons:
-    """Neurons with any of the rules; ``states``: whether these are kept."""
+    """Neurons with any of the rules, of the ``kind`` of ``rules.py``; ``states``: whether these are kept."""
 
     parameters: rules.Rules
     size: int
     states: bool
+    kind: type[np.int32 | np.int64]
 
     @property
     def bytes(self) -> int:
         """See ``Stepped``."""
-        return self.states * len(rules.STATES) * self.size * np.dtype(np.int64).itemsize
+        return self.states * len(rules.STATES) * self.size * np.dtype(self.kind).itemsize
 
-    def begin(self, done: Done) -> tuple[rules.States, rules.Scratch, rules.Results]:
-        """States, scratch, and where results go."""
-        mine, did = self.parameters, done.did
-        samples, steps, size = did.spikes.shape
+    def begin(self, samples: int, steps: int) -> tuple[rules.States, rules.Scratch, IntArray]:
+        """States, scratch, and room for the states of all steps."""
+        mine, kind = self.parameters, self.kind
         there = {"u": 1, "v": 1, "u2": mine.second, "q": mine.adapts, "rest": mine.hold}
-        states = [np.zeros(samples * size * bool(there[n]), np.int64) for n in rules.STATES]
-        sent = did.spikes.reshape(-1)
-        results = rules.Results(
-            np.zeros(0, np.uint8) if mine.graded else sent,
-            sent if mine.graded else np.zeros(0, np.int16),
-            np.zeros(len(rules.STATES) * len(sent) * self.states, np.int64),
-            did.active,
-            did.overflow,
-        )
-        a, a2, v = (np.zeros(rules.CHUNK, np.int64) for _ in range(3))
+        states = [np.zeros(samples * self.size * bool(there[n]), kind) for n in rules.STATES]
+        a, a2, v = (np.zeros(rules.CHUNK, kind) for _ in range(3))
         fired, over = (np.zeros(rules.CHUNK, np.uint8) for _ in range(2))
-        scratch = rules.Scratch(a, a2, v, fired, over, np.zeros(steps * size, np.uint8))
-        return rules.States(*states), scratch, results
+        scratch = rules.Scratch(a, a2, v, fired, over, np.zeros(steps * self.size, np.uint8))
+        return rules.States(*states), scratch, self._kept(samples * steps)
+
+    def _kept(self, rows: int) -> IntArray:
+        kept: IntArray = np.empty(len(rules.STATES) * rows * self.size * self.states, self.kind)
+        return kept
 
     def step(self, state: Any, first: int, last: int, sums: IntArray, done: Done) -> None:
         """See ``Stepped``; the states of all steps are written after the last."""
         self._run(NOTHING, state, first, last, sums, done)
 
-    def alone(self, sums: IntArray, done: Done) -> None:
+    def alone(self, state: Any, sums: IntArray, done: Done) -> None:
         """See ``Stepped``."""
-        self.step(self.begin(done), 0, sums.shape[2], sums, done)
+        self._all(NOTHING, state, sums, done)
 
-    def recurrent(self, way: Way, sums: IntArray, done: Done) -> bool:
+    def hears(self, way: Way) -> bool:
         """See ``Stepped``; not for graded values either."""
-        layout = way.synapses.layout
-        if layout is None or self.parameters.graded:
-            return False
+        return way.synapses.layout is not None and not self.parameters.graded
+
+    def recurrent(self, way: Way, state: Any, sums: IntArray, done: Done) -> None:
+        """See ``Stepped``."""
+        layout = _layout(way)
         pixels = self.size // len(layout.wiring.channel_at)
         back = rules.Back(
             way.delay,
@@ -243,26 +250,42 @@ class RuleNeurons:
             np.zeros(pixels * layout.phases + 1, np.int64),
             np.zeros(self.size + 1, np.int32),
         )
-        self._run(back, self.begin(done), 0, sums.shape[2], sums, done)
-        return True
+        self._all(back, state, sums, done)
+
+    def _all(self, back: rules.Back, state: Any, sums: IntArray, done: Done) -> None:
+        """Run all steps of samples that share their states."""
+        samples, steps = sums.shape[1:3]
+        states, scratch, _ = state
+        self._run(back, (states, scratch, self._kept(samples * steps)), 0, steps, sums, done)
 
     def _run(
         self, back: rules.Back, state: Any, first: int, last: int, sums: IntArray, done: Done
     ) -> None:
-        rules.run(self.parameters, back, *_by_width(sums), first, last, *state)
+        states, scratch, kept = state
+        sent, graded = done.did.spikes.reshape(-1), self.parameters.graded
+        kept = kept[: len(rules.STATES) * len(sent)]
+        results = rules.Results(
+            np.zeros(0, np.uint8) if graded else sent,
+            sent if graded else np.zeros(0, np.int16),
+            kept,
+            done.did.active,
+            done.did.overflow,
+        )
+        rules.run(self.parameters, back, sums, first, last, states, scratch, results)
         if last == sums.shape[2] and self.states:
             rooms = {"u": done.did.u, "v": done.did.v, **done.more}
-            kept = state[2].kept.reshape(len(rules.STATES), *done.did.spikes.shape)
-            for name, values in zip(rules.STATES, kept, strict=True):
+            by_name = kept.reshape(len(rules.STATES), *done.did.spikes.shape)
+            for name, values in zip(rules.STATES, by_name, strict=True):
                 if name in rooms:
                     rooms[name][:] = values
 
 
-def _by_width(sums: IntArray) -> tuple[IntArray, IntArray]:
-    """Sums of 32 and of 64 bits, one of which has no entries."""
-    if sums.dtype == np.int32:
-        return sums, np.zeros((0, 0, 0, 0), np.int64)
-    return np.zeros((0, 0, 0, 0), np.int32), sums
+def _layout(way: Way) -> Layout:
+    """The layout of a way that has one."""
+    layout = way.synapses.layout
+    if layout is None:
+        raise ValueError(f"{way.source}: synapses without a layout")
+    return layout
 
 
 def _nothing() -> rules.Back:
@@ -291,12 +314,17 @@ class Member:
     def of(cls, case: Case, part: set[str]) -> Member | None:
         """None where the reference has to run the part."""
         ruled = bool(kinds.unknown_fields(case.population.neurons))
-        sums = Sums.of(case, part, [] if ruled else own_ways(case))
+        narrow = (
+            proofs.rules_fit_32_bits(case.network, case.population, case.steps)
+            if ruled
+            else proofs.total_fits_32_bits(case.network, case.population)
+        )
+        sums = Sums.of(case, part, [] if ruled else own_ways(case), narrow)
         if sums is None:
             return None
         name, start = case.population.name, np.zeros(1, np.int64)
         if ruled:
-            return cls(name, sums, *_rule_neurons(case))
+            return cls(name, sums, *_rule_neurons(case, sums.kind))
         length = np.array([sums.size], np.int64)
         pieces = kernels.Pieces(np.array([0, 1]), start, length, start)
         plain = len(part) == 1 and not sums.inner and takes_the_plain_step(case, pieces)
@@ -304,7 +332,7 @@ class Member:
         return cls(name, sums, LifNeurons(neurons, plain), busy)
 
 
-def _rule_neurons(case: Case) -> tuple[RuleNeurons, Int64 | None]:
+def _rule_neurons(case: Case, kind: type[np.int32 | np.int64]) -> tuple[RuleNeurons, Int64 | None]:
     """The neurons, and those of each core where all are active in every step, else None."""
     population, chip, n = case.population, chips.of(case.network), case.population.neurons
     runs = Runs.of(case, np.zeros(1, np.int64))
@@ -316,13 +344,20 @@ def _rule_neurons(case: Case) -> tuple[RuleNeurons, Int64 | None]:
         """As ``Rules`` holds a parameter."""
         values = np.asarray(values, np.int64)
         if (values == values.flat[0]).all():
-            return np.full(rules.CHUNK, values.flat[0])
-        return of_each(values, population.shape).copy()
+            return np.full(rules.CHUNK, values.flat[0], kind)
+        return of_each(values, population.shape).astype(kind)
 
     gain = _gains(n.gain, case)
+    # A threshold that no voltage reaches may be any such.
+    threshold = n.vth.astype(np.int64) << FRACTION_BITS
+    if kind == np.int32:
+        threshold = np.minimum(threshold, 2 * proofs.ROOM)
+    limit = None
+    if not proofs.rules_never_overflow(case.network, population, case.steps):
+        limit = chip.state_limit
     made = rules.Rules(
         bias=each(n.bias),
-        threshold=each(n.vth.astype(np.int64) << FRACTION_BITS),
+        threshold=each(threshold),
         u_keep=each(FORGETS - np.asarray(n.du, np.int64)),
         u2_keep=each(FORGETS - np.asarray(0 if n.du2 is None else n.du2, np.int64)),
         v_keep=each(DECAY_ONE - np.asarray(n.dv, np.int64)),
@@ -334,8 +369,8 @@ def _rule_neurons(case: Case) -> tuple[RuleNeurons, Int64 | None]:
         gains=gain.shape[1],
         v0=each(n.v0),
         forgets=int(not n.has_current),
-        limit=chip.state_limit or 0,
-        too_large=1 << 62 if chip.accumulator_limit is None else chip.accumulator_limit,
+        limit=limit or 0,
+        too_large=np.iinfo(kind).max if chip.accumulator_limit is None else chip.accumulator_limit,
         fires=int(n.fires),
         second=int(n.du2 is not None),
         adapts=int(n.adapts),
@@ -351,7 +386,7 @@ def _rule_neurons(case: Case) -> tuple[RuleNeurons, Int64 | None]:
         run_length=runs.length,
         run_core=runs.core,
     )
-    return RuleNeurons(made, population.size, case.states), busy
+    return RuleNeurons(made, population.size, case.states, kind), busy
 
 
 def _gains(gain: NDArray[np.int16] | None, case: Case) -> NDArray[np.int16]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -220,17 +220,32 @@ class StepPlan:
         for member in self.members:
             if member.busy is not None:
                 done[member.name].did.active[:] = member.busy
-        for some in self._turns(len(done[self.members[0].name].did.spikes)):
+        first, together = self.members[0], self._in_step
+        turns = list(self._turns(len(done[first.name].did.spikes)))
+        most = max((some.stop - some.start for some in turns), default=0)
+        # Memory is used again for every turn: the first access to a page of it takes long.
+        spaces = {m.name: m.sums.space(most, self.steps) for m in self.members}
+        states = {
+            m.name: m.neurons.begin(most if together else 1, self.steps) for m in self.members
+        }
+        for some in turns:
             here = {name: all_.of(some) for name, all_ in done.items()}
-            rooms = {m.name: m.sums.room(sent, some, self.steps) for m in self.members}
-            first = self.members[0]
-            inner, given = first.sums.inner, (rooms[first.name], here[first.name])
-            if len(self.members) > 1 or len(inner) > 1:
-                self._loop(here, rooms)
-            elif not inner:
+            rooms = {
+                m.name: m.sums.room(spaces[m.name], sent, some, self.steps) for m in self.members
+            }
+            given = states[first.name], rooms[first.name], here[first.name]
+            if together:
+                self._loop(here, rooms, states)
+            elif first.sums.inner:
+                first.neurons.recurrent(first.sums.inner[0], *given)
+            else:
                 first.neurons.alone(*given)
-            elif not first.neurons.recurrent(inner[0], *given):
-                self._loop(here, rooms)
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether samples go through every step together, and not one after the other through all steps."""
+        (first, *others), inner = self.members, self.members[0].sums.inner
+        return bool(others or inner[1:] or (inner and not first.neurons.hears(inner[0])))
 
     def _turns(self, samples: int) -> Iterator[slice]:
         """Samples that go together: with large weights more, so that these are read less often."""
@@ -241,9 +256,10 @@ class StepPlan:
         count = max(1, kept // one)
         return (slice(at, min(samples, at + count)) for at in range(0, samples, count))
 
-    def _loop(self, done: Mapping[str, Done], rooms: dict[str, IntArray]) -> None:
+    def _loop(
+        self, done: Mapping[str, Done], rooms: dict[str, IntArray], states: dict[str, Any]
+    ) -> None:
         """All samples step after step."""
-        states = {m.name: m.neurons.begin(done[m.name]) for m in self.members}
         for t in range(self.steps):
             for m in self.members:
                 for way in m.sums.inner:

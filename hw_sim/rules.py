@@ -1,22 +1,25 @@
-"""Compiled loops for neurons with any of the rules of ``ir/neurons.py``, in 64 bits, as in the reference.
+"""Compiled loops for neurons with any of the rules of ``ir/neurons.py``.
 
 One kernel carries every rule: what neurons do not have is passed over, by flags that are the same for a whole
 population. A step takes CHUNK neurons at a time through short loops, one for each rule, whose intermediate
 results stay in the first-level cache. Arrays are flat and read from offsets, since numba spends more time on
 a slice than these loops on its entries.
+
+The kernel is compiled for 32 bits, where ``proofs.rules_fit_32_bits`` allows that, or else for 64, as in the
+reference. Sums, parameters, states and scratch are of so many bits, the *kind*. numba computes in 64 bits;
+what is stored, or converted to the kind, is cut off. A chip's registers wrap at 32 bits, as these do.
 """
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from numba import int32, uintp
 
 from stl_deploy.hw_sim.buffers import add_pieces
 from stl_deploy.hw_sim.compiled import Array, Int, uncounted
 from stl_deploy.hw_sim.kernels import Pieces, Wiring, clear, find_events, scatter
 from stl_deploy.hw_sim.lanes import count_rows
-from stl_deploy.ir.units import DECAY_BITS, FRACTION_BITS
+from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS
 
 CHUNK = 1 << 8  # neurons
 STATES = ("u", "v", "u2", "q", "rest")  # in the order of ``States``
@@ -25,10 +28,11 @@ STATES = ("u", "v", "u2", "q", "rest")  # in the order of ``States``
 class Rules(NamedTuple):
     """Parameters of neurons, as in ``Lif``, in units of v.
 
-    An array holds int64 values, one for each neuron in memory order, or CHUNK times the one that all have.
-    So do the ``gains`` entries that ``gain`` int16 has for each step; there are none without a gain.
+    An array holds values of the kind, one for each neuron in memory order, or CHUNK times the one that all
+    have. So do the ``gains`` entries that ``gain`` int16 has for each step; there are none without a gain.
     ``u_keep``, ``u2_keep``, ``v_keep`` and ``q_keep`` are what the decays leave, of 4096. ``limit`` and
-    ``too_large`` are as in ``kernels.Neurons``. ``forgets`` tells that no current is remembered; ``second``,
+    ``too_large`` are as in ``kernels.Neurons``; a limit of 0 also stands for one that nothing can reach.
+    ``forgets`` tells that no current is remembered; ``second``,
     ``adapts``, ``bounded`` and ``graded`` whether there is a second one, an adaptive threshold, a floor and a
     value that is sent. Run i is
     ``run_length[i]`` neurons from ``run_first[i]`` on core ``run_core[i]``; there are none where the active
@@ -67,7 +71,7 @@ class Rules(NamedTuple):
 
 
 class States(NamedTuple):
-    """The states int64 [N * neurons]; those that neurons do not have are empty."""
+    """The states of the kind [N * neurons]; those that neurons do not have are empty."""
 
     u: Array
     v: Array
@@ -79,7 +83,7 @@ class States(NamedTuple):
 class Results(NamedTuple):
     """Where a run writes: counts as in ``kernels.Did``, and what is sent, [N * T * neurons].
 
-    That are ``spikes`` uint8, or int16 ``values`` of graded neurons; the other is empty. ``kept`` int64
+    That are ``spikes`` uint8, or int16 ``values`` of graded neurons; the other is empty. ``kept`` of the kind
     [states * N * T * neurons], in the order of STATES, is empty where nobody wants the states.
     """
 
@@ -91,7 +95,7 @@ class Results(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room for CHUNK neurons, int64 and uint8; ``busy`` uint8 [T * neurons] for a sample."""
+    """Room for CHUNK neurons, of the kind and uint8; ``busy`` uint8 [T * neurons] for a sample."""
 
     a: Array
     a2: Array
@@ -126,15 +130,20 @@ def place(values: Array, first: Int, size: Int) -> Int:
 
 
 @uncounted
-def decayed(x: int, keep: int) -> int:
-    """What a decay leaves of x, truncated toward zero."""
-    kept = (abs(x) * keep) >> DECAY_BITS
-    return -kept if x < 0 else kept
+def decayed(x: Any, keep: Any) -> Any:
+    """x * keep / 4096, truncated toward zero, cut off at the kind; keep is positive, x not the lowest number.
+
+    ``abs(x) * keep >> 12`` is split at bit 12, so that no part needs more bits than the kind has.
+    """
+    kind, size = type(x), abs(x)
+    high, low = kind((size >> DECAY_BITS) * keep), kind((size & (DECAY_ONE - 1)) * keep)
+    left = kind(high + kind(low >> DECAY_BITS))
+    return kind(-left) if x < 0 else left
 
 
 @uncounted
 def load(sums: Array, start: Int, size: Int, a: Array) -> None:
-    """Sums of a chunk as int64."""
+    """The sums of a chunk."""
     for i in range(size):
         a[uintp(i)] = sums[uintp(start + i)]
 
@@ -157,15 +166,20 @@ def mark_busy(
 @uncounted
 def amplify(rules: Rules, t: Int, first: Int, size: Int, port: Int, a: Array) -> None:
     """What comes to a current times the gain of step t, in place; the bias comes to the first."""
-    b = place(rules.bias, first, size)
+    b, kind = place(rules.bias, first, size), type(a[0])
     g = t * rules.gains + (first if first + size <= rules.gains else 0)
-    limit = rules.limit
+    if rules.limit:
+        for i in range(size):
+            a[uintp(i)] = int32(a[uintp(i)])
+    for i in range(size * (port == 0)):
+        a[uintp(i)] += rules.bias[uintp(b + i)]
+    if rules.limit:
+        for i in range(size):
+            a[uintp(i)] = int32(a[uintp(i)])
     for i in range(size):
-        bias = 0 if port else rules.bias[uintp(b + i)]
-        x = (np.int64(int32(a[uintp(i)])) if limit else a[uintp(i)]) + bias
-        x = (np.int64(int32(x)) if limit else x) * rules.gain[uintp(g + i)]
-        scaled = abs(x) >> DECAY_BITS
-        a[uintp(i)] = -scaled if x < 0 else scaled
+        gain = kind(rules.gain[uintp(g + i)])
+        x = decayed(a[uintp(i)], abs(gain))
+        a[uintp(i)] = -x if gain < 0 else x
 
 
 @uncounted
@@ -182,10 +196,10 @@ def add_current(
 ) -> None:
     """A step of the first or second current ``u``, to which the sum in ``scratch`` comes and is used up."""
     a, left, over, busy = scratch.a, scratch.v, scratch.over, scratch.busy
-    keep, limit = rules.u_keep, rules.limit
+    keep, kind = rules.u_keep, type(a[0])
     if port:
         a, keep = scratch.a2, rules.u2_keep
-    k = place(keep, first, size)
+    k, limit, too_large = place(keep, first, size), kind(rules.limit), kind(rules.too_large)
     if rules.forgets:
         for i in range(size):
             left[uintp(i)] = 0
@@ -193,21 +207,20 @@ def add_current(
         for i in range(size):
             left[uintp(i)] = decayed(u[uintp(at + i)], keep[uintp(k + i)])
     for i in range(size):
-        x = a[uintp(i)]
-        busy[uintp(row + i)] |= (left[uintp(i)] | x) != 0
-        over[uintp(i)] |= abs(x) >= rules.too_large
-        a[uintp(i)] = x << FRACTION_BITS
+        busy[uintp(row + i)] |= (left[uintp(i)] | a[uintp(i)]) != 0
+    for i in range(size * (rules.limit != 0)):
+        over[uintp(i)] |= (a[uintp(i)] >= too_large) | (a[uintp(i)] <= -too_large)
+    for i in range(size):
+        a[uintp(i)] <<= FRACTION_BITS
     if rules.gains:
         amplify(rules, t, first, size, port, a)
-    if limit:
-        for i in range(size):
-            x = np.int64(int32(left[uintp(i)] + int32(a[uintp(i)])))
-            over[uintp(i)] |= (x > limit) | (x <= -limit)
-            x = x - 2 * limit if x > limit else x + 2 * limit if x <= -limit else x
-            u[uintp(at + i)] = x
-    else:
-        for i in range(size):
-            u[uintp(at + i)] = left[uintp(i)] + a[uintp(i)]
+    for i in range(size * (rules.limit == 0)):
+        u[uintp(at + i)] = left[uintp(i)] + a[uintp(i)]
+    for i in range(size * (rules.limit != 0)):
+        x = kind(int32(left[uintp(i)] + int32(a[uintp(i)])))
+        over[uintp(i)] |= (x > limit) | (x <= -limit)
+        x = kind(x - 2 * limit) if x > limit else kind(x + 2 * limit) if x <= -limit else x
+        u[uintp(at + i)] = x
 
 
 @uncounted
@@ -215,7 +228,7 @@ def add_voltage(
     rules: Rules, first: Int, size: Int, states: States, at: Int, new: Array, over: Array
 ) -> None:
     """The voltages ``new`` of a chunk before the threshold; those before the step stay in ``states``."""
-    u, v, u2, rest, limit = states.u, states.v, states.u2, states.rest, rules.limit
+    u, v, u2, rest, kind = states.u, states.v, states.u2, states.rest, type(new[0])
     k, b = place(rules.v_keep, first, size), place(rules.bias, first, size)
     for i in range(size):
         new[uintp(i)] = decayed(v[uintp(at + i)], rules.v_keep[uintp(k + i)]) + u[uintp(at + i)]
@@ -223,17 +236,21 @@ def add_voltage(
         new[uintp(i)] += u2[uintp(at + i)]
     for i in range(size * (rules.gains == 0)):
         new[uintp(i)] += rules.bias[uintp(b + i)]
-    if limit and rules.hold:
+    most = kind(rules.limit - 1)
+    if rules.limit and rules.hold:
         for i in range(size):
-            x = np.int64(int32(new[uintp(i)]))
-            over[uintp(i)] |= (abs(x) > limit - 1) & (rest[uintp(at + i)] == 0)
-    elif limit:
+            x = kind(int32(new[uintp(i)]))
+            over[uintp(i)] |= ((x > most) | (x < -most)) & (rest[uintp(at + i)] == 0)
+    elif rules.limit:
         for i in range(size):
-            over[uintp(i)] |= abs(np.int64(int32(new[uintp(i)]))) > limit - 1
-    for i in range(size * (limit != 0)):
-        new[uintp(i)] = min(max(np.int64(int32(new[uintp(i)])), -limit + 1), limit - 1)
+            x = kind(int32(new[uintp(i)]))
+            over[uintp(i)] |= (x > most) | (x < -most)
+    for i in range(size * (rules.limit != 0)):
+        x = kind(int32(new[uintp(i)]))
+        new[uintp(i)] = most if x > most else -most if x < -most else x
     for i in range(size * (rules.hold != 0)):
-        new[uintp(i)] = v[uintp(at + i)] if rest[uintp(at + i)] else new[uintp(i)]
+        x, kept = new[uintp(i)], v[uintp(at + i)]
+        new[uintp(i)] = kept if rest[uintp(at + i)] else x
     f = place(rules.floor, first, size)
     for i in range(size * (rules.bounded != 0)):
         new[uintp(i)] = max(new[uintp(i)], rules.floor[uintp(f + i)])
@@ -247,11 +264,13 @@ def fire(
     threshold, q, rest = rules.threshold, states.q, states.rest
     h = place(threshold, first, size)
     for i in range(size):
-        fired[uintp(i)] = rules.fires and v[uintp(i)] > threshold[uintp(h + i)]
+        fired[uintp(i)] = v[uintp(i)] > threshold[uintp(h + i)]
     for i in range(size * (rules.fires and rules.adapts)):
         fired[uintp(i)] = v[uintp(i)] > threshold[uintp(h + i)] + q[uintp(at + i)]
     for i in range(size * (rules.hold != 0)):
         fired[uintp(i)] &= rest[uintp(at + i)] == 0
+    for i in range(size * (rules.fires == 0)):
+        fired[uintp(i)] = 0
 
 
 @uncounted
@@ -268,30 +287,35 @@ def after_spikes(
 ) -> None:
     """Resets, rest and adaptation of a chunk, whose voltage before the reset is ``new``."""
     u, v, u2, q, rest = states
-    limit = rules.limit
     h, r = place(rules.threshold, first, size), place(rules.left, first, size)
+    # Both values are read in any case: loops with reads that depend on something are far slower.
     if rules.subtract:
         for i in range(size):
-            taken = rules.threshold[uintp(h + i)] if fired[uintp(i)] else 0
-            v[uintp(at + i)] = new[uintp(i)] - taken
+            x, threshold = new[uintp(i)], rules.threshold[uintp(h + i)]
+            v[uintp(at + i)] = x - threshold if fired[uintp(i)] else x
     elif rules.resets:
         for i in range(size):
-            v[uintp(at + i)] = rules.left[uintp(r + i)] if fired[uintp(i)] else new[uintp(i)]
+            x, left = new[uintp(i)], rules.left[uintp(r + i)]
+            v[uintp(at + i)] = left if fired[uintp(i)] else x
     else:
         for i in range(size):
             v[uintp(at + i)] = new[uintp(i)]
     for i in range(size * (rules.reset_current != 0)):
-        u[uintp(at + i)] = 0 if fired[uintp(i)] else u[uintp(at + i)]
+        x = u[uintp(at + i)]
+        u[uintp(at + i)] = 0 if fired[uintp(i)] else x
     for i in range(size * (rules.reset_current and rules.second)):
-        u2[uintp(at + i)] = 0 if fired[uintp(i)] else u2[uintp(at + i)]
+        x = u2[uintp(at + i)]
+        u2[uintp(at + i)] = 0 if fired[uintp(i)] else x
     for i in range(size * (rules.hold != 0)):
         x = rest[uintp(at + i)]
         rest[uintp(at + i)] = rules.hold if fired[uintp(i)] else x - (x > 0)
     k, p = place(rules.q_keep, first, size), place(rules.adapt, first, size)
     for i in range(size * (rules.adapts != 0)):
-        x = decayed(q[uintp(at + i)], rules.q_keep[uintp(k + i)])
-        x += rules.adapt[uintp(p + i)] if fired[uintp(i)] else 0
-        q[uintp(at + i)] = min(max(x, -limit + 1), limit - 1) if limit else x
+        x, adapt = decayed(q[uintp(at + i)], rules.q_keep[uintp(k + i)]), rules.adapt[uintp(p + i)]
+        q[uintp(at + i)] = x + adapt if fired[uintp(i)] else x
+    most = type(new[0])(rules.limit - 1)
+    for i in range(size * (rules.adapts != 0 and rules.limit != 0)):
+        q[uintp(at + i)] = min(max(q[uintp(at + i)], -most), most)
 
 
 @uncounted
@@ -383,8 +407,7 @@ def hear(back: Back, sent: Array, sums: Array) -> None:
 def run(
     rules: Rules,
     back: Back,
-    narrow: Array,
-    wide: Array,
+    sums: Array,
     first: Int,
     last: Int,
     states: States,
@@ -393,43 +416,40 @@ def run(
 ) -> None:
     """Run the steps ``first`` to ``last`` of all samples; ``states`` are left for the next step.
 
-    Sums are [currents, N, T, neurons at least]: ``narrow`` int32, or ``wide`` int64, whichever has entries;
-    they lack what comes ``back``. Neurons that nothing leads back to go through all steps chunk by chunk.
+    There may be room for the states of one sample only, if ``last`` is the number of steps and ``first`` 0.
+
+    ``sums`` [currents, N, T, neurons at least] lack what comes ``back``. Neurons that nothing leads back to
+    go through all steps chunk by chunk.
     """
     samples, steps = results.overflow.shape
-    neurons, room = len(states.v) // samples, max(narrow.shape[3], wide.shape[3])
-    low, high = narrow.reshape(-1), wide.reshape(-1)
+    neurons = max(len(results.spikes), len(results.values)) // (samples * steps)
+    room, flat = sums.shape[3], sums.reshape(-1)
+    # Where samples run one after the other they share their states.
+    apart = neurons * (len(states.v) > neurons)
     marks = scratch.busy.reshape(steps, neurons)
     together = neurons if back.delay else CHUNK
     for n in range(samples):
         if first == 0:
-            start(rules, states, n * neurons, neurons)
+            start(rules, states, n * apart, neurons)
         for begin in range(0, neurons, together):
             for t in range(first, last):
                 row = n * steps + t
                 if back.delay and t >= back.delay:
                     at = (row - back.delay) * neurons
                     sent = results.spikes[at : at + neurons]
-                    if len(low):
-                        hear(back, sent, narrow[back.port, n, t])
-                    else:
-                        hear(back, sent, wide[back.port, n, t])
+                    hear(back, sent, sums[back.port, n, t])
                 for i in range(begin, min(begin + together, neurons), CHUNK):
                     size = min(CHUNK, neurons - i)
                     for port in range(1 + rules.second):
                         at = (port * samples * steps + row) * room + i
-                        a = scratch.a2 if port else scratch.a
-                        if len(low):
-                            load(low, at, size, a)
-                        else:
-                            load(high, at, size, a)
+                        load(flat, at, size, scratch.a2 if port else scratch.a)
                     results.overflow[n, t] += step_chunk(
                         rules,
                         t,
                         i,
                         size,
                         states,
-                        n * neurons + i,
+                        n * apart + i,
                         scratch,
                         t * neurons + i,
                         results,

@@ -19,6 +19,7 @@ from stl_deploy.hw_sim.account.energy import Assessment, Energy
 from stl_deploy.hw_sim.account.work import BatchWork
 from stl_deploy.hw_sim.reference import LayerTrace, Trace
 from stl_deploy.ir.network import IntegerNetwork, Raster
+from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.spread import Spread
 
@@ -172,16 +173,18 @@ class Batches:
         def do(inputs: Raster) -> tuple[list[BatchWork], Trace]:
             trace = ready.run(inputs, self.states)
             works = work.count(inputs, trace)
-            return works, trace if self.keep else _counts_only(trace)
+            return works, trace if self.keep else _counts_only(trace, self.network.readout)
 
         return do
 
 
-def _counts_only(trace: Trace) -> Trace:
-    """The trace without what is as large as the network."""
-    none = np.zeros(0, np.uint8)
+def _counts_only(trace: Trace, readout: Readout) -> Trace:
+    """The trace without what is as large as the network; with the votes that a matrix weighs."""
+    none = np.zeros((len(trace.predictions), 1, 0), np.uint8)
+    kept = readout.source if readout.matrix is not None else None
     layers = {
-        name: LayerTrace(none, did.active, did.overflow) for name, did in trace.layers.items()
+        name: LayerTrace(did.spikes if name == kept else none, did.active, did.overflow)
+        for name, did in trace.layers.items()
     }
     return Trace(layers, trace.predictions)
 

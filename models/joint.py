@@ -112,6 +112,20 @@ def _unfit(arch: A.Architecture, name: str) -> list[Problem]:
     """Why a network cannot be a member of any."""
     if not arch.weighted:
         return [Problem(name, "has no layer with weights")]
+    if arch.joins or arch.readout != "votes":
+        branches = [
+            Problem(
+                f"{name}: {at}", "joins layers, and members are chains", "join networks without it"
+            )
+            for at in arch.joins
+        ]
+        by = f"classes are read by {arch.readout}, and members vote"
+        voted = (
+            []
+            if arch.readout == "votes"
+            else [Problem(f"{name}: readout", by, "train it by votes")]
+        )
+        return branches + voted
     problems = [
         Problem(
             f"{name}: {layer.name}",
@@ -120,6 +134,15 @@ def _unfit(arch: A.Architecture, name: str) -> list[Problem]:
         )
         for layer in arch.layers[: _ends(arch)[0]]
         if layer.parameters
+    ]
+    problems += [
+        Problem(
+            f"{name}: {layer.name}",
+            f"its {what} is one for all of a population, and members cannot share it",
+            f"train without {what}",
+        )
+        for layer in arch.layers
+        for what in layer.shared
     ]
     plane = math.prod(arch.shapes[arch.layers[-1].name][1:])
     if arch.population % plane:

@@ -202,6 +202,34 @@ class MaxPool2d(nn.MaxPool2d):
         return out.reshape(*input.shape[:2], *out.shape[1:])
 
 
+class AvgPool2d(nn.AvgPool2d):
+    """``nn.AvgPool2d`` over [batch, time, C, H, W]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool every step."""
+        x = _once(input)
+        out = super().forward(x.flatten(0, 1))
+        return out.reshape(*x.shape[:2], *out.shape[1:]).expand(-1, input.shape[1], -1, -1, -1)
+
+
+class Add(nn.Module):
+    """The sum of its inputs, all [batch, time, ...]."""
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """Add up, from the first on."""
+        for other in others:
+            first = first + other
+        return first
+
+
+class Concat(nn.Module):
+    """Its inputs [batch, time, C, ...] behind each other along the channels."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Join every step."""
+        return torch.cat(inputs, dim=2)
+
+
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over [batch, time, C, ...] with the statistics of each step, as the official code.
 
@@ -269,19 +297,3 @@ class Linear(nn.Linear):
     def extra_repr(self) -> str:
         """Sizes for ``print``."""
         return f"{super().extra_repr()}, groups={self.groups}"
-
-
-class PopulationReadout(nn.Module):
-    """Mean over groups of ``population`` neurons and over time: [batch, time, K*P] to [batch, K]."""
-
-    def __init__(self, population: int) -> None:
-        super().__init__()
-        self.population = population
-
-    def forward(self, spikes: Tensor) -> Tensor:
-        """Rates per class, in [0, 1]."""
-        mean = spikes.flatten(2).mean(1)
-        if not len(mean):  # a share of nothing, which avg_pool1d refuses
-            return mean.reshape(0, mean.shape[1] // self.population)
-        rates: Tensor = functional.avg_pool1d(mean, self.population)
-        return rates

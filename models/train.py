@@ -19,13 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats.checkpoint import read_tensors, write_tensors
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.models import parallel
-from stl_deploy.models.layers import LIF
 from stl_deploy.models.net import STLNet
 
 Mode = Literal["synergistic", "synaptic", "threshold"]
@@ -71,18 +69,23 @@ class Epoch:
 
 
 class Meter:
-    """Spikes of every LIF layer of a model while it runs, counted."""
+    """Spikes of every LIF layer of a model while it runs, counted; neurons without a threshold send none."""
 
     def __init__(self, model: STLNet) -> None:
-        self.lifs = {name: m for name, m in model.named_modules() if isinstance(m, LIF)}
+        self.lifs = {
+            spec.name: model.get_submodule(spec.name)
+            for spec in model.arch.layers
+            if spec.kind == "lif" and spec.fires
+        }
+        self.thresh = {name: model.get_parameter(f"{name}.thresh") for name in self.lifs}
+        self.device = next(model.parameters()).device
         self.spikes: dict[str, Tensor] = {}
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count what runs inside."""
-        device = next(iter(self.lifs.values())).thresh.device
         self.spikes = {
-            name: torch.zeros((), dtype=torch.int64, device=device) for name in self.lifs
+            name: torch.zeros((), dtype=torch.int64, device=self.device) for name in self.lifs
         }
         handles = [m.register_forward_hook(self._hook(name)) for name, m in self.lifs.items()]
         try:
@@ -92,23 +95,24 @@ class Meter:
                 handle.remove()
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def count(_module: object, _inputs: object, out: Tensor) -> None:
-            self.spikes[name] += out.detach().count_nonzero()
+        def count(_module: object, _inputs: object, out: Tensor | tuple[Tensor, Tensor]) -> None:
+            spikes = out[0] if isinstance(out, tuple) else out
+            self.spikes[name] += spikes.detach().count_nonzero()
 
         return count
 
     def rates(self, steps: int) -> dict[str, float]:
         """Spikes per neuron and step; ``steps`` were seen by all processes together."""
         return {
-            name: parallel.total(self.spikes[name]).item() / (steps * lif.thresh.numel())
-            for name, lif in self.lifs.items()
+            name: parallel.total(self.spikes[name]).item() / (steps * thresh.numel())
+            for name, thresh in self.thresh.items()
         }
 
     def thresholds(self) -> dict[str, dict[str, float]]:
         """Mean, std, min and max of every layer."""
         found = {}
-        for name, lif in self.lifs.items():
-            theta = lif.thresh.detach().double()
+        for name, thresh in self.thresh.items():
+            theta = thresh.detach().double()
             found[name] = {
                 "mean": theta.mean().item(),
                 "std": theta.std(correction=0).item(),
@@ -120,9 +124,8 @@ class Meter:
 
 def freeze(model: STLNet, mode: Mode) -> list[torch.nn.Parameter]:
     """Mark what ``mode`` learns, and return it. Running statistics of BatchNorm follow in any mode."""
-    thresholds = {id(m.thresh) for m in model.modules() if isinstance(m, LIF)}
-    for parameter in model.parameters():
-        is_threshold = id(parameter) in thresholds
+    for name, parameter in model.named_parameters():
+        is_threshold = name.endswith(".thresh")
         parameter.requires_grad_(mode == "synergistic" or is_threshold == (mode == "threshold"))
     return [p for p in model.parameters() if p.requires_grad]
 
@@ -242,15 +245,15 @@ class Trainer:
         raster = encode(x, self.model.arch.timesteps, self.settings.encoding, rng)
         mine = parallel.share(len(x))
         target = labels[mine]
-        rates = self.learner(raster[mine])
+        scores = self.learner(raster[mine])
         # Gradients are averaged over processes whatever their shares are; of nothing a mean is none.
         weight = len(target) * parallel.world() / len(x)
-        loss = rate_loss(rates, target) * weight if weight else rates.sum()
+        loss = self.model.readout.loss(scores, target) * weight if weight else scores.sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         mean = parallel.total(loss.detach()).item() / parallel.world()
-        return mean, (rates.argmax(1) == target).sum()
+        return mean, (scores.argmax(1) == target).sum()
 
     def test(self, images: Tensor, labels: Tensor) -> tuple[float, dict[str, float]]:
         """Accuracy, and spikes per neuron and step of every LIF layer; the same noise every time."""
@@ -346,9 +349,3 @@ class Trainer:
             raise InputError(
                 Problem(str(path), f"cannot be resumed: {error}", "delete the file")
             ) from None
-
-
-def rate_loss(rates: Tensor, labels: Tensor) -> Tensor:
-    """Squared error of the class rates [batch, K] against one-hot targets, as the official code."""
-    target = functional.one_hot(labels, rates.shape[1]).to(rates.dtype)
-    return functional.mse_loss(rates, target)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stl_deploy.checkout import find_rooms
-from stl_deploy.errors import UncheckedWarning
+from stl_deploy.errors import InputError, Problem, UncheckedWarning, expect
 from stl_deploy.version import __version__
 
 __all__ = [
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from stl_deploy.models.net import STLNet
     from stl_deploy.verify.against_float import ParityReport
 
+A_PATH = "a path"
+FLOAT_FIRST = "give the network that quantize makes of a float graph"
+
 find_rooms(Path(__file__).resolve().parent)
 
 _LAZY = {
@@ -73,13 +76,16 @@ def load(path: str | Path) -> STLNet | IntegerNetwork:
 
     Raises InputError naming every problem of the file.
     """
+    expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
     if Path(path).suffix == ".nir":
         from stl_deploy.formats.integer_nir import read_network
 
         return read_network(Path(path))
     from stl_deploy.importers import stl
+    from stl_deploy.importers.read import refuse_snntorch
     from stl_deploy.models.net import from_params
 
+    refuse_snntorch(Path(path))
     checkpoint = stl.read(Path(path))
     return from_params(checkpoint.arch, checkpoint.params)
 
@@ -110,16 +116,19 @@ def from_torch(
     from stl_deploy.lower.graph import lower
 
     if sample is not None:
+        import torch
+
         from stl_deploy.importers.given import Normalize
         from stl_deploy.importers.nir import graph as nir_graph
         from stl_deploy.importers.torch import net as torch_net
 
+        expect("model", model, torch.nn.Module, "a torch.nn.Module", "give the network itself")
         options = nir_graph.Options(
             timesteps=timesteps,
             classes=classes,
             levels=levels,
             signed=signed,
-            normalize=None if normalize is None else Normalize.of(*normalize),
+            normalize=None if normalize is None else Normalize.given(normalize),
         )
         return torch_net.from_net(model, sample, options)
     params = stl.params_of(model)
@@ -137,7 +146,7 @@ def from_nir(
     normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     readout: Rule | None = None,
 ) -> nir.NIRGraph:
-    """The lowered float NIR graph of a NIR file or graph of any tool.
+    """The lowered float NIR graph of a NIR file or graph of any tool; of a model.float.nir, what it holds.
 
     Args:
         source: a file, read as untrusted data, or a graph.
@@ -151,21 +160,44 @@ def from_nir(
     Warns (UncheckedWarning) of resets and readouts that the source does not state. Raises InputError for a
     broken file, LoweringError for a network that cannot be lowered, each naming every problem.
     """
-    from stl_deploy.formats import nir_io
-    from stl_deploy.importers.given import Normalize
-    from stl_deploy.importers.nir import graph as nir_graph
+    import nir
 
+    from stl_deploy.formats import integer_meta, nir_io
+    from stl_deploy.importers import read as models
+    from stl_deploy.importers.given import Given, Normalize
+    from stl_deploy.importers.nir import graph as nir_graph
+    from stl_deploy.ir.nir_graph import DT, KEY
+
+    expect(
+        "source", source, (str, Path, nir.NIRGraph), "a path or a NIR graph", "give one of these"
+    )
     options = nir_graph.Options(
         dt=dt,
         timesteps=timesteps,
         classes=classes,
         levels=levels,
         signed=signed,
-        normalize=None if normalize is None else Normalize.of(*normalize),
+        normalize=None if normalize is None else Normalize.given(normalize),
         readout=readout,
     )
     if isinstance(source, str | Path):
         graph = nir_io.read(Path(source))
+        if integer_meta.holds_integers(graph):
+            what = "contains integers, which need no lowering"
+            raise InputError(Problem(str(source), what, "read it with stl_deploy.load"))
+        if KEY in graph.metadata:
+            given = Given(
+                dt=None if dt == DT else dt,
+                timesteps=timesteps,
+                classes=classes,
+                levels=None if levels == 1 else levels,
+                signed=signed or None,
+                normalize=options.normalize,
+                readout=readout,
+            )
+            own = models.read(Path(source), given).graph
+            assert own is not None
+            return own
         lowered = nir_graph.read(Path(source), options, graph)
     else:
         graph, lowered = source, nir_graph.to_float(source, options)
@@ -186,7 +218,9 @@ def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> T
     """
     from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.hw_sim import engine
+    from stl_deploy.ir.network import IntegerNetwork
 
+    expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
     check_fits(Raster(spikes), "spikes", network)
     return engine.run(network, spikes, states)
 
@@ -204,8 +238,13 @@ def parity(
     import nir
 
     from stl_deploy.formats.raster import Raster, check_fits
+    from stl_deploy.ir.network import IntegerNetwork
+    from stl_deploy.models.net import STLNet
     from stl_deploy.verify.against_float import compare
 
+    remedy = "give the graph that from_torch(net, sample) or from_nir makes"
+    expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
+    expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
     raster = Raster(spikes, labels)
     check_fits(raster, "spikes", network)
     if isinstance(model, nir.NIRGraph):

@@ -53,3 +53,11 @@ class BackendError(StlError):
     """A tool that was to run the network failed, or could not be set up (exit 1)."""
 
     exit_code = 1
+
+
+def expect(
+    where: str, value: object, kinds: type | tuple[type, ...], what: str, remedy: str
+) -> None:
+    """Raise InputError unless the argument ``where`` is one of ``kinds``, which are ``what`` in words."""
+    if not isinstance(value, kinds):
+        raise InputError(Problem(where, f"is of type {type(value).__name__}, not {what}", remedy))

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -120,6 +121,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_zip(path: Path) -> bool:
+    """``zipfile.is_zipfile``, which raises for archives that claim to span several disks."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def check_readable(path: Path, limit: int) -> None:

@@ -1,4 +1,7 @@
-"""The fixture ``stl_parity`` in pytest runs of their own, and the job of the documentation."""
+"""The fixture ``stl_parity`` in pytest runs of their own, and the job of the documentation.
+
+One run has a process of its own; the others are in this one, where everything is imported already.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.raster import save as save_raster
 from stl_deploy.lower.quantize import quantize
-from stl_deploy.verify import budgets
+from stl_deploy.verify import budgets, check
 from tests.build.heavy import HEAVY
 from tests.build.nets import ROOT, random_net, random_spikes
 
@@ -37,23 +40,28 @@ max-mismatch = {limit}
 @pytest.fixture(scope="module", autouse=True)
 def everything_imported(tmp_path_factory):
     """pytester forgets modules that its tests imported first, and numpy's cannot be imported twice."""
-    model = random_net()
+    folder = tmp_path_factory.mktemp("warm")
+    write_files(folder)
+    config = folder / "pyproject.toml"
+    config.write_text(TABLE.format(limit=0.5))
+    check.run(check.settings(budgets.read(config), config, {}))
+
+
+def write_files(folder):
+    """What the table names."""
+    model = random_net(seed=4)
+    save_checkpoint(model, folder / "model.pt")
     graph = stl_deploy.from_torch(model)
-    network = quantize(graph, "loihi2")
-    stl_deploy.export(network, "nir", tmp_path_factory.mktemp("warm") / "out", graph=graph)
-    stl_deploy.parity(model, network, random_spikes(model, 2))
+    network = quantize(graph, "loihi2", weight_bits=4)
+    stl_deploy.export(network, "nir", folder / "out", graph=graph)
+    raster = Raster(random_spikes(model, 12), np.arange(12, dtype=np.int64) % 10)
+    save_raster(folder / "test.npz", raster, {"made": "for a test"})
 
 
 @pytest.fixture
 def project(pytester):
     """A folder with a network and its files; ``project(limit)`` writes the table."""
-    model = random_net(seed=4)
-    save_checkpoint(model, pytester.path / "model.pt")
-    graph = stl_deploy.from_torch(model)
-    network = quantize(graph, "loihi2", weight_bits=4)
-    stl_deploy.export(network, "nir", pytester.path / "out", graph=graph)
-    raster = Raster(random_spikes(model, 12), np.arange(12, dtype=np.int64) % 10)
-    save_raster(pytester.path / "test.npz", raster, {"made": "for a test"})
+    write_files(pytester.path)
     pytester.makepyfile("def test_parity(stl_parity):\n    stl_parity()\n")
 
     def write(limit):
@@ -91,7 +99,7 @@ def test_parity_within_its_budgets_passes_and_its_figures_are_in_the_xml(project
 
 def test_parity_beyond_a_budget_fails_with_the_first_divergence(project, pytester):
     project(0.001)
-    result = pytester.runpytest_subprocess("--junitxml=report.xml")
+    result = pytester.runpytest_inprocess("--junitxml=report.xml")
     result.assert_outcomes(failed=1)
     config = pytester.path / "pyproject.toml"
     result.stdout.fnmatch_lines(
@@ -123,7 +131,7 @@ def test_arguments_go_before_the_table(project, pytester):
             stl_parity(max_mismach=0.9)
         """
     )
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*max-mismach: is not known*did you mean max-mismatch?*"])
 
@@ -138,7 +146,7 @@ def test_arguments_go_before_the_table(project, pytester):
 )
 def test_a_table_that_is_wrong_fails(project, pytester, text, what):
     pytester.makepyprojecttoml(text)
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["parity could not be checked:", what])
 
@@ -146,7 +154,7 @@ def test_a_table_that_is_wrong_fails(project, pytester, text, what):
 def test_another_file_can_be_named(project, pytester):
     project(0.001)
     (pytester.path / "loose.toml").write_text(TABLE.format(limit=0.9))
-    result = pytester.runpytest_subprocess("-o", "stl_parity_config=loose.toml")
+    result = pytester.runpytest_inprocess("-o", "stl_parity_config=loose.toml")
     result.assert_outcomes(passed=1)
 
 

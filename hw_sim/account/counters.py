@@ -28,6 +28,8 @@ Int32 = NDArray[np.int32]
 Key = tuple[str, str]  # what is counted, and of which target or connection where that matters
 Table = dict[Key, Int32]
 
+STRIP = 64  # neurons whose spikes are brought into another order at a time
+SHORT = 8  # neurons; shorter runs are counted spike by spike
 FEW = 4  # Kinds are few where so many neurons or more are of each.
 
 
@@ -121,7 +123,8 @@ class SpikeCounters:
         total = self.alike.add(spikes)
         if self.rest.nnz or self.missing.nnz:
             marks = np.zeros((spikes.shape[1], total.shape[1]), np.int8)
-            np.not_equal(spikes.T, 0, out=marks[:, :steps].view(np.bool_))
+            for at in range(0, len(marks), STRIP):  # A strip stays in the first-level cache.
+                marks[at : at + STRIP, :steps] = (spikes[:, at : at + STRIP] != 0).T
             rest, missing = self.rest, self.missing
             kernels.multiply(rest.indptr, rest.indices, rest.data, marks, total)
             np.negative(marks, out=marks)
@@ -141,13 +144,15 @@ class _Alike:
     """Counters of which each has few kinds of neurons.
 
     Atoms are neurons that are of one kind for all of them: ``atom[i]`` is that of the ``length[i]``
-    neurons from ``first[i]``. ``kinds`` [kinds of all, atoms] adds them up to kinds, and ``matrix``
+    neurons from ``first[i]``. Where runs are short on average, ``each`` has the atom of every neuron, else it
+    is None. ``kinds`` [kinds of all, atoms] adds them up to kinds, and ``matrix``
     [counters of all, kinds of all] those to counters.
     """
 
     first: Int64
     length: Int64
     atom: Int64
+    each: Int64 | None
     kinds: csr_array
     matrix: csr_array
 
@@ -163,6 +168,7 @@ class _Alike:
             first.astype(np.int64),
             np.diff(first, append=len(joined)).astype(np.int64),
             joined[first].astype(np.int64),
+            joined.astype(np.int64) if len(first) * SHORT > len(joined) else None,
             csr_array(vstack(of_kinds, "csr"), dtype=np.int32),
             csr_array(block_diag([own.matrix for own in columns], "csr"), dtype=np.int32),
         )
@@ -170,7 +176,10 @@ class _Alike:
     def add(self, spikes: Bytes) -> Int32:
         """The counters [counters, S] for spikes [S, neurons], S filled up to a multiple of LANES."""
         found = np.zeros((len(spikes), self.kinds.shape[1]), np.int64)
-        lanes.count_rows(spikes, self.first, self.length, self.atom, found)
+        if self.each is None:
+            lanes.count_rows(spikes, self.first, self.length, self.atom, found)
+        else:
+            kernels.count_marks(spikes, self.each, found)
         steps = -(-len(found) // LANES) * LANES
         atoms = np.zeros((found.shape[1], steps), np.int32)
         atoms[:, : len(found)] = found.T

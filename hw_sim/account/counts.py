@@ -54,12 +54,14 @@ class Counts:
     """Counts over N samples of T steps, and the predicted classes [N].
 
     ``layers`` are the populations, ``connections`` in the order of the network's. ``hops`` is D, the depth of
-    the deepest population; 0 for a network that no chip has a schedule for.
+    the deepest population; 0 for a network that no chip has a schedule for. ``readout_macs`` [N] are the
+    non-zero votes that meet non-zero weights of the readout's matrix, 0 where it has none.
     """
 
     layers: tuple[LayerCounts, ...]
     connections: tuple[ConnectionCounts, ...]
     predictions: Int64
+    readout_macs: Int64
     hops: int
 
     @property
@@ -123,7 +125,8 @@ class Counter:
                 )
             )
         hops = 0 if network.depth is None else network.hops
-        self.parts.append(Counts(tuple(layers), connections, trace.predictions, hops))
+        macs = network.readout.multiplications(trace.layers[network.readout.source].spikes)
+        self.parts.append(Counts(tuple(layers), connections, trace.predictions, macs, hops))
 
     def total(self) -> Counts:
         """All batches as one."""
@@ -132,6 +135,7 @@ class Counter:
             tuple(map(_joined, zip(*(part.layers for part in self.parts), strict=True))),
             tuple(map(_joined, zip(*(part.connections for part in self.parts), strict=True))),
             np.concatenate([part.predictions for part in self.parts]),
+            np.concatenate([part.readout_macs for part in self.parts]),
             first.hops,
         )
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips.facts import Profile
 from stl_deploy.errors import LoweringError, Problem
-from stl_deploy.hw_sim.account import kernels
+from stl_deploy.hw_sim.account import kernels, unpriced
 from stl_deploy.hw_sim.account.traffic import OnChip, Received, Schedule, Taken, Traffic
+from stl_deploy.hw_sim.account.unpriced import Unpriced
 from stl_deploy.hw_sim.account.work import BatchWork, LayerWork, Work
 from stl_deploy.hw_sim.reference import Trace
 from stl_deploy.ir import order
@@ -60,7 +61,7 @@ class Energy:
     of them, ``bounds`` what bound steps at all, the most frequent first. ``series_s`` and ``series_j``
     are the time and the dynamic energy of every physical step [N*T + D]. ``beyond`` lists what no core
     of that chip could hold: the figures are then those of larger cores. ``extrapolation`` says what
-    the energy model assumes without a published source.
+    the energy model assumes without a published source, ``unpriced`` what it has no figure for.
     """
 
     by_event_j: dict[str, float]
@@ -78,6 +79,7 @@ class Energy:
     series_j: Float
     traffic: Traffic
     cores: int
+    unpriced: Unpriced
     beyond: tuple[str, ...] = ()
     extrapolation: str | None = None
 
@@ -301,7 +303,7 @@ class Meter:
 
     def energy(self, timesteps: int) -> Energy:
         """Energy and time of everything added."""
-        last = self._settle(self._open(), self.on.schedule.open.max(axis=0))
+        last = self._settle(self._open(), self.on.schedule.open.max(axis=0, initial=0))
         settled = zip(*self.parts, last, strict=True)
         ns, part, core, pj = (np.concatenate(each) for each in settled)
         placed, chip = self.on.placed, self.on.chip
@@ -329,6 +331,7 @@ class Meter:
             series_j=1e-12 * pj,
             traffic=traffic,
             cores=placed.cores,
+            unpriced=unpriced.of(self.network, chip),
             beyond=tuple(map(str, placed.beyond)),
             extrapolation=self.energy_model.extrapolation,
         )

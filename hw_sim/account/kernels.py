@@ -28,6 +28,16 @@ def list_marks(marks: Array, found: Array) -> int:
 
 
 @compiled
+def count_marks(marks: Array, kind: Array, counts: Array) -> None:
+    """Add the marks uint8 [rows, neurons] to the counts int64 [rows, kinds] of their neurons' ``kind``."""
+    found = np.empty(marks.shape[1], np.int32)
+    for row in range(len(marks)):
+        out = counts[row]
+        for i in range(list_marks(marks[row], found)):
+            out[uintp(kind[uintp(found[uintp(i)])])] += 1
+
+
+@compiled
 def add_windows(spikes: Array, windows: Array, start: Array, values: Array, total: Array) -> None:
     """Add the windows of every spike uint8 [rows, neurons] to the totals int32 [rows, counters].
 

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stl_deploy.chips import placement
 from stl_deploy.chips.facts import Chip
-from stl_deploy.hw_sim.account import kernels
+from stl_deploy.hw_sim.account import kernels, unpriced
 from stl_deploy.hw_sim.account.mesh import Link, Mesh
 from stl_deploy.hw_sim.account.work import Arrivals, BatchWork, LayerWork
 from stl_deploy.ir.network import IntegerNetwork
@@ -29,7 +29,8 @@ class Traffic:
     """Events of every core and link of one chip, summed over all samples and steps of a run.
 
     Integers [cores], cores as placement numbers them; ``link_packets`` [links] as ``Mesh`` numbers
-    them. ``in_from_host`` and ``out_to_host`` are packets that cross the chip's edge.
+    them. ``in_from_host`` and ``out_to_host`` are packets that cross the chip's edge, ``host_reads`` the
+    times that the host reads a v, which are no packets.
     """
 
     placed: Placement
@@ -44,6 +45,7 @@ class Traffic:
     link_packets: Int64
     in_from_host: int
     out_to_host: int
+    host_reads: int
 
     def layer_of(self, core: int) -> str:
         """The name of the population that lies on a core."""
@@ -192,14 +194,16 @@ class OnChip:
             for name, on in self.neurons.items()
         }
         self.link_packets = {name: np.zeros(self.mesh.links, np.int64) for name in self.neurons}
-        self.from_host = 0
+        self.from_host = self.samples = 0
         for inbox in self.inboxes.values():
             inbox.reset()
-        self.schedule = Schedule(self.network.hops, self.mesh.links)
+        self.carrying = np.zeros(0, np.int64)
+        self.schedule = Schedule(self.network.hops, 0)
 
     def take(self, work: BatchWork) -> Taken:
         """Add the work of a batch."""
         steps = len(next(iter(work.events.values())))
+        self.samples += steps // self.network.timesteps
         did, received = {}, {}
         for name, layer in work.layers.items():
             did[name] = {w: _added(getattr(layer, w), self.done[name][w]) for w in DOES}
@@ -214,14 +218,23 @@ class OnChip:
         self.from_host += sum(
             int(a.packets.sum()) for a in work.arrivals if a.source in self.network.inputs
         )
+        if not len(self.carrying):  # The same for every batch, and few of all links.
+            ids = [layer.link_ids for layer in work.layers.values()]
+            self.carrying = np.unique(np.concatenate(ids))
+            self.schedule = Schedule(self.network.hops, len(self.carrying))
         loads = self.schedule.land(
-            steps, ((self.depth[n], did.link_ids, did.links) for n, did in work.layers.items())
+            steps,
+            (
+                (self.depth[n], np.searchsorted(self.carrying, did.link_ids), did.links)
+                for n, did in work.layers.items()
+            ),
         )
-        return Taken(work.layers, did, received, loads.max(axis=0))
+        return Taken(work.layers, did, received, loads.max(axis=0, initial=0))
 
     def traffic(self) -> Traffic:
         """Everything added so far."""
-        names = tuple(self.neurons)
+        names, readout = tuple(self.neurons), self.network.readout
+        sent = int(self.done[readout.source]["spikes"].sum())
         received = {n: np.sum([*by_kind.values()], axis=0) for n, by_kind in self.synops.items()}
         return Traffic(
             placed=self.placed,
@@ -233,7 +246,8 @@ class OnChip:
             packets_in=self._by_core(self.packets_in),
             link_packets=np.sum([*self.link_packets.values()], axis=0),
             in_from_host=self.from_host,
-            out_to_host=int(self.done[self.network.readout.source]["spikes"].sum()),
+            out_to_host=sent if readout.by_spikes else 0,
+            host_reads=unpriced.reads(self.network) * self.samples,
         )
 
     def _by_core(self, values: dict[str, Int64]) -> Int64:

@@ -1,7 +1,7 @@
 """Where the work falls: events of every core and link, for every sample and logical step of their source.
 
 A spike becomes one packet for each core that its neuron has a synapse into, over however many connections,
-as placement gives it one axon there. Spikes that the readout counts become one more, to the host. On the
+as placement gives it one axon there. Spikes that the readout needs become one more, to the host. On the
 core where a packet arrives, each such synapse is one synop. Values that come in from the host do the same,
 one event each where they are not zero, in every step also where one frame is held. Everything here is
 linear in the spikes (``counters``).
@@ -163,7 +163,9 @@ class _Place:
             target: csr_array(reach.matrix[:, reach.kind[example]])
             for target, reach in reaches.items()
         }
-        sent = np.full(len(example), name == self.network.readout.source, np.int32)  # to the host
+        readout = self.network.readout
+        to_host = readout.by_spikes and name == readout.source
+        sent = np.full(len(example), to_host, np.int32)
         sent += sum(goal.sum(axis=0, dtype=np.int32) for goal in goals.values())
         columns["spikes", ""] = Columns(own, one_hot(np.arange(count), count))
         columns["packets_out", ""] = _joined(kind, csr_array(one_hot(own[example], count) * sent))

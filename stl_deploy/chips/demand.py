@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -114,8 +114,9 @@ class Laid:
         neurons = population.neurons
         self.vth = self.numbered(neurons.vth)
         # Before each neuron, the last one with the same decays, -1 where there is none.
-        pairs = np.stack([self.numbered(neurons.du), self.numbered(neurons.dv)], axis=1)
-        self.same = _last_equal(np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1))
+        decays = [self.numbered(each) for each in neurons.decays.values()]
+        together = np.unique(np.stack(decays, axis=1), axis=0, return_inverse=True)[1]
+        self.same = _last_equal(together.reshape(-1))
 
     def numbered(self, values: ArrayLike) -> Int64:
         """``values``, broadcastable to the population's shape, of the neurons as they are numbered."""
@@ -208,9 +209,9 @@ class Demand:
         end = self.laid.population.size if end is None else end
         while low < end:
             last = min(self._longest(low), end, low + (most or end))
-            # A longer block needs no less of anything, so the first that is too long can be bisected.
-            longer = range(low + 2, last + 1)
-            sizes.append(1 + bisect_left(longer, True, key=partial(self._too_long, low)))
+            longer, too_long = range(low + 2, last + 1), partial(self._too_long, low)
+            # Most blocks are about as long as the one before.
+            sizes.append(1 + _first(longer, too_long, sizes[-1] - 1 if sizes else 0))
             low += sizes[-1]
         return tuple(sizes)
 
@@ -251,6 +252,30 @@ class Demand:
 def _last(sums: Int64, low: int, held: int) -> int:
     """The last index where the running ``sums`` lie at most ``held`` above that at ``low``."""
     return int(np.searchsorted(sums, sums[low] + held, "right")) - 1
+
+
+def _first(values: Sequence[int], holds: Callable[[int], bool], guess: int) -> int:
+    """The index of the first of ``values`` for which something holds, their number where there is none.
+
+    It holds for all behind that one. The search starts at the index ``guess`` and takes larger and larger
+    strides from there, until it can bisect.
+    """
+    low, high, stride = 0, len(values), 1
+    at = guess = min(guess, high)
+    while at < high:
+        if holds(values[at]):
+            high = at
+        else:
+            low = at + 1
+            at, stride = at + stride, 2 * stride
+    at, stride = guess - 1, 1
+    while low <= at:
+        if holds(values[at]):
+            high = at
+            at, stride = at - stride, 2 * stride
+        else:
+            low = at + 1
+    return bisect_left(values, True, low, high, key=holds)
 
 
 def _last_equal(values: NDArray[np.integer]) -> Int64:

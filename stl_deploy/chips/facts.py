@@ -36,7 +36,7 @@ from stl_deploy.chips.tables import (
 from stl_deploy.chips.tables import Arithmetic as Arithmetic
 from stl_deploy.chips.tables import Count as Count
 from stl_deploy.chips.tables import Profile as Profile
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, Problem, expect
 from stl_deploy.files import check_readable
 from stl_deploy.ir import order
 from stl_deploy.ir.network import IntegerNetwork
@@ -124,7 +124,7 @@ class Chip(Table):
             Problem(
                 "input",
                 f"graded {-levels if signed else 0}..{levels}, but {self.name} knows binary spikes only",
-                "use another --chip, or train with --encoding bernoulli",
+                "use another --chip, or train on spikes (in stl-train --encoding bernoulli)",
             )
         ]
 
@@ -154,20 +154,21 @@ class Chip(Table):
             ways = [(c.source, c.target, c.delay) for c in network.connections]
             return [
                 Problem(
-                    ", ".join(loop),
-                    f"a loop has fewer steps of delay than hops; a spike of {self.name} needs a step for "
-                    "each hop",
-                    "lengthen the delays on its way, or use --chip ideal",
+                    ", ".join(loop.names),
+                    f"{loop.what}; a spike of {self.name} needs a step for each hop",
+                    f"lengthen the delay of {network.connections[loop.way].words} by {loop.missing}, or use "
+                    "--chip ideal",
                 )
-                for loop in order.too_short(list(network.by_name), ways)
+                for loop in order.short_loops(list(network.by_name), ways)
             ]
-        can = f"its synapses wait at most {most} steps" if most else "it has no synaptic delays"
+        steps = f"{most} step{'s' if most > 1 else ''}"
+        can = f"its synapses wait at most {steps}" if most else "it has no synaptic delays"
         return [
             Problem(
                 connection.name,
                 f"spikes from {connection.source} to {connection.target} wait {wait:,} steps on "
                 f"{self.name}; {can}",
-                "use --skips relay, or --chip ideal",
+                "use --skips auto, or --chip ideal",
             )
             for connection in network.connections
             if (wait := network.waits(connection)) > most
@@ -248,6 +249,7 @@ def find(given: str | Path) -> Chip:
 
     Raises InputError for a name that is not known, or a file that ``read`` refuses.
     """
+    expect("chip", given, (str, Path), "a name or a path", f"name one of {', '.join(names())}")
     if isinstance(given, str) and given in names():
         return load(given)
     path = Path(given)

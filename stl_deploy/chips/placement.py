@@ -11,8 +11,8 @@ tiles and chips are filled in that order. What a block needs:
 - *in-axons*: one for each neuron, of any source, that has a synapse into the block. Several connections
   from one source share it; a population that is a source of its own is one more source.
 - *out-axons*: one for each neuron of the block and core that it reaches, of any population; a neuron
-  that is read out has one more, to the host.
-- *distinct decays*: pairs of decay constants, of which a core holds a few.
+  whose spikes are read out has one more, to the host.
+- *distinct decays*: the decay constants of a neuron's states, taken together; a core holds a few of them.
 - *distinct thresholds*: counted but never the reason for a cut: thresholds of neighbouring neurons
   differ, so that a core would be left with a handful of them. Where the limit shall hold, neurons
   are laid onto cores in another order and thresholds are rounded (``lower/grouped.py``).
@@ -182,10 +182,10 @@ def _held(network: IntegerNetwork, population: Population, chip: Chip) -> dict[L
 
 
 def _to_host(network: IntegerNetwork) -> _Reach:
-    """What each input or population reaches but for cores: the host, from the neurons that are read out."""
+    """What each input or population reaches but for cores: the host, from neurons whose spikes it counts."""
     names = [*network.inputs, *network.by_name]
     reach = {name: np.zeros(network.shape(name), np.int64) for name in names}
-    reach[network.readout.source] += 1
+    reach[network.readout.source] += network.readout.by_spikes
     return reach
 
 

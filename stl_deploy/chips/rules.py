@@ -79,13 +79,30 @@ def problems(chip: Chip, name: str, rules: Iterable[str], hold: int = 0) -> list
     return found
 
 
-def assumed(network: IntegerNetwork) -> dict[str, list[str]]:
-    """The rules of each population that its chip carries only if somebody writes a program for it.
+def unable(network: IntegerNetwork, chip: Chip) -> list[str]:
+    """What ``network``, made for any chip, asks of inputs and neurons that ``chip`` does not do.
 
-    No published program of such neurons is known to compute what this network does; empty for populations
-    without such rules, which are left out.
+    One sentence for each rule, with the names of all that have it.
     """
-    if facts.of(network).rules != "assumed":
+    each = [
+        (name, chip.input_problems(port.levels, port.signed))
+        for name, port in network.inputs.items()
+    ]
+    each += [(population.name, on(chip, population)) for population in network.populations]
+    names: dict[str, list[str]] = {}
+    for name, problems in each:
+        for problem in problems:
+            names.setdefault(problem.what, []).append(name)
+    return [f"{', '.join(having)}: {what}" for what, having in names.items()]
+
+
+def assumed(network: IntegerNetwork, chip: Chip | None = None) -> dict[str, list[str]]:
+    """The rules of each population that a chip carries only if somebody writes a program for it.
+
+    The chip is the network's own where none is named. No published program of such neurons is known to
+    compute what this network does. Populations without such rules are left out.
+    """
+    if (chip or facts.of(network)).rules != "assumed":
         return {}
     found = {population.name: words(population.neurons) for population in network.populations}
     return {name: rules for name, rules in found.items() if rules}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 MAX_SAMPLE = 1 << 24  # values of a sample
 SHAPES = "1,784 for [batch, ...], or 25,1,784 where forward loops over x[t]"
+PLACES = 8  # that a message names
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 EPILOG = (
     "Exit codes: 0 done, 1 the model cannot be lowered as asked or parity failed, 2 bad usage or bad "
@@ -259,12 +261,40 @@ def shape(text: str | None) -> tuple[int, ...] | None:
 
 def complain(name: str, error: StlError) -> None:
     """Print every problem of ``error`` on stderr, one per line, with the remedy below it."""
-    n = len(error.problems)
-    stderr.print(f"[bold red]{name}: {n} problem{'s' if n != 1 else ''}[/]")
-    for problem in error.problems:
-        stderr.print(f"  [bold]{escape(problem.where)}[/]: {escape(problem.what)}")
-        if problem.remedy:
-            stderr.print(f"      remedy: {escape(problem.remedy)}")
+    count = len(set(error.problems))
+    stderr.print(f"[bold red]{name}: {count} problem{'s' if count != 1 else ''}[/]")
+    _list(
+        _together(error.problems), lambda row: f"  [bold]{escape(row.where)}[/]: {escape(row.what)}"
+    )
+
+
+def _together(rows: Iterable[Problem]) -> list[tuple[Problem, str]]:
+    """``rows``, those that say the same of several places once, and the other places as a list."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        places.setdefault((row.what, row.remedy), []).append(row.where)
+    made = []
+    for (what, remedy), names in places.items():
+        first, *others = dict.fromkeys(names)
+        file = first.rpartition(": ")[0]
+        if all(name.startswith(f"{file}: ") for name in others):
+            others = [name.removeprefix(f"{file}: ") for name in others]
+        more = f" and {len(others) - PLACES} more" if len(others) > PLACES else ""
+        made.append((Problem(first, what, remedy), ", ".join(others[:PLACES]) + more))
+    return made
+
+
+def _list(rows: Sequence[tuple[Problem, str]], line: Callable[[Problem], str]) -> None:
+    """Print rows on stderr, and a remedy that several share once, below the last of them."""
+    for remedy, group in itertools.groupby(rows, lambda row: row[0].remedy):
+        shown = list(group)
+        for row, others in shown:
+            stderr.print(line(row))
+            if others:
+                stderr.print(f"      also: {escape(others)}")
+        if remedy:
+            these = f" (for these {len(shown)})" if len(shown) > 1 else ""
+            stderr.print(f"      remedy{these}: {escape(remedy)}")
 
 
 def say(text: str) -> None:
@@ -340,8 +370,13 @@ def print_parity(parity: ParityReport) -> None:
             f"integer {100 * parity.accuracy_lowered:.2f} %"
         )
     say(f"same prediction: {100 * parity.prediction_agreement:.2f} % of the samples")
-    for name, why in parity.not_certified.items():
-        say(f"{name} is not certified: {why}")
+    if (v := parity.voltages) is not None:
+        say(
+            f"voltages of {v.population}, which the readout reads: largest error {v.largest_error:.4g}, mean "
+            f"{v.mean_error:.4g}; the largest float voltage is {v.largest:.4g}"
+        )
+    for row, others in _together(Problem(n, why) for n, why in parity.not_certified.items()):
+        say(f"not certified: {row.where}{', ' if others else ''}{others}: {row.what}")
     say("")
     if parity.first_divergence is None:
         say("No spike differs.")
@@ -351,10 +386,8 @@ def print_parity(parity: ParityReport) -> None:
 
 def complain_diagnostics(diagnostics: Sequence[Mapping[str, str]]) -> None:
     """Print what the user should know, on stderr, each with its remedy."""
-    for d in diagnostics:
-        stderr.print(f"[yellow]note[/] {escape(d['where'])}: {escape(d['what'])}")
-        if d["remedy"]:
-            stderr.print(f"      remedy: {escape(d['remedy'])}")
+    rows = _together(Problem(d["where"], d["what"], d["remedy"]) for d in diagnostics)
+    _list(rows, lambda row: f"[yellow]note[/] {escape(row.where)}: {escape(row.what)}")
 
 
 def print_json(data: Any) -> None:

@@ -156,9 +156,14 @@ def export(
     levels: Annotated[
         int | None,
         typer.Option(
-            min=1, max=255, help="Inputs of another tool's NIR file are 0..L. [default: 1, spikes]"
+            min=1,
+            help="Inputs of another tool's model are 0..L, L at most 255. \\[default: 1, spikes]",
         ),
     ] = None,
+    signed: Annotated[
+        bool,
+        typer.Option("--signed", help="Inputs are -L..L, L being that of --levels, at most 32767."),
+    ] = False,
     normalize: Normalized = None,
     readout: Readout = None,
     model_class: ModelClass = None,
@@ -189,6 +194,7 @@ def export(
         classes=classes,
         dt=dt,
         levels=levels,
+        signed=signed or None,
         normalize=None if normalize is None else Normalize.parsed(normalize),
         readout=readout,
         model_class=model_class,
@@ -448,8 +454,8 @@ def _print_placement(manifest: dict[str, Any]) -> None:
         "decays": "decays",
     }
     table(
-        f"Placement: {manifest['cores']:,} cores, {manifest['tiles']:,} tiles, "
-        f"{manifest['chips']:,} {'chip' if manifest['chips'] == 1 else 'chips'}; "
+        f"Placement: {_count(manifest, 'cores')}, {_count(manifest, 'tiles')}, "
+        f"{_count(manifest, 'chips')}; "
         "how full the fullest is",
         ("name", "cores", "bound by", *(short.get(name, NAMES[name]) for name in held)),
         [
@@ -462,6 +468,12 @@ def _print_placement(manifest: dict[str, Any]) -> None:
             for row in manifest["layers"]
         ],
     )
+
+
+def _count(manifest: dict[str, Any], kind: str) -> str:
+    """How many there are, in words."""
+    count = manifest[kind]
+    return f"{count:,} {kind.removesuffix('s') if count == 1 else kind}"
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stl_deploy.hw_sim.account.counts import Counts
     from stl_deploy.hw_sim.account.energy import Bound, Energy
     from stl_deploy.hw_sim.account.traffic import Traffic
+    from stl_deploy.hw_sim.account.unpriced import Unpriced
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.spread import Spread
 
@@ -117,14 +118,14 @@ def to_json(
 ) -> dict[str, Any]:
     """The object that ``--json`` prints: totals over all samples, energy and time per inference."""
     from stl_deploy.chips import facts as chips
-    from stl_deploy.chips import placement
+    from stl_deploy.chips import placement, rules
     from stl_deploy.hw_sim.account import neurobench
     from stl_deploy.ir.network import synapse_count
     from stl_deploy.report.rows import neuron_words, readout_row
 
-    bench = neurobench.metrics(network, counts)
+    bench, matrix = neurobench.metrics(network, counts), neurobench.of_readout(network, counts)
     traffic = {e.traffic.placed.chip: e.traffic for e in energies.values()}
-    placed = placement.of(network, chips.of(network))
+    placed, assumed = placement.of(network, chips.of(network)), rules.assumed(network)
     return {
         "samples": counts.samples,
         "timesteps": counts.timesteps,
@@ -134,6 +135,7 @@ def to_json(
             {
                 "name": c.name,
                 "neuron": neuron_words(network.by_name[c.name]),
+                "assumed": assumed.get(c.name, []),
                 "spikes": int(c.spikes.sum()),
                 "synops": int(c.synops.sum()),
                 "updates": c.neurons * counts.physical_steps,
@@ -161,7 +163,8 @@ def to_json(
                 strict=True,
             )
         ],
-        "readout": readout_row(network.readout),
+        "readout": readout_row(network.readout)
+        | {"neurobench": None if matrix is None else vars(matrix)},
         "profiles": {name: _energy_json(e) for name, e in energies.items()},
         "traffic": {chip: _traffic_json(t) for chip, t in traffic.items()},
         "neurobench": vars(bench),
@@ -172,7 +175,10 @@ def to_json(
 
 
 def _energy_json(e: Energy) -> dict[str, Any]:
-    """Energy and time by one energy model; ``io`` is null because nobody has published its cost."""
+    """Energy and time by one energy model; ``io`` is null because nobody has published its cost.
+
+    ``left_out`` is not contained in the figures; ``unable`` and ``assumed`` are, without a cost of their own.
+    """
     return {
         "energy_j": {
             "dynamic": e.dynamic_j,
@@ -196,6 +202,9 @@ def _energy_json(e: Energy) -> dict[str, Any]:
         "cores": e.cores,
         "extrapolation": e.extrapolation,
         "beyond": list(e.beyond),
+        "left_out": list(e.unpriced.left_out),
+        "unable": list(e.unpriced.unable),
+        "assumed": list(e.unpriced.assumed),
     }
 
 
@@ -219,6 +228,7 @@ def _traffic_json(traffic: Traffic) -> dict[str, Any]:
         ],
         "links": [vars(link) | {"packets": packets} for link, packets in traffic.links],
         "host_packets": {"in": traffic.in_from_host, "out": traffic.out_to_host},
+        "host_reads": traffic.host_reads,
     }
 
 
@@ -275,6 +285,8 @@ def _print_energies(energies: dict[str, Energy], chip: str) -> None:
         ("slowest in most steps", *(_bound(e.bounds[0]) for e in columns)),
         ("cores", *(str(e.cores) for e in columns)),
     ]
+    if any(words := [e.unpriced.in_a_word for e in columns]):
+        rows.append(("rules of this network", *(word or "priced" for word in words)))
     table("Energy and time per inference, as these chips would take them", ("", *energies), rows)
     if others := list(dict.fromkeys(name for name in of if name != chip)):
         say(
@@ -284,8 +296,23 @@ def _print_energies(energies: dict[str, Energy], chip: str) -> None:
     for name, e in energies.items():
         if e.extrapolation is not None:
             say(f"{name} is an extrapolation: {e.extrapolation}")
+    for name, unpriced in dict(zip(of, (e.unpriced for e in columns), strict=True)).items():
+        _say_unpriced(name, unpriced)
+    if left_out := columns[0].unpriced.left_out:
+        say(f"Not priced, in energy or time: {'; '.join(left_out)}")
     for problem in dict.fromkeys(p for e in columns for p in e.beyond):
         warn(f"energy and time are those of larger cores than there are: {problem}")
+
+
+def _say_unpriced(chip: str, unpriced: Unpriced) -> None:
+    """What the figures of a chip price that it does not do, or is only assumed to do."""
+    for sentence in unpriced.unable:
+        say(f"Priced, although {chip} cannot run it: {sentence}")
+    for sentence in unpriced.assumed:
+        say(
+            f"Assumed: {chip} needs a neuron program for {sentence}. Such neurons are priced like neurons "
+            "without these rules."
+        )
 
 
 def _bound(bound: Bound) -> str:

@@ -74,8 +74,9 @@ def train(
         str | None,
         typer.Option(
             help="<n>C<k> convolution, BN, LIF, P<s> max pool to s x s, D<p> dropout, FC<n> linear, "
-            "AvgPool<p> readout of p neurons per class. Default: that of the dataset "
-            "(docs/data.md), for images the official MNIST net.",
+            "<n>R<k> residual block, AvgPool<p> readout of p neurons per class; docs/training.md has all "
+            "tokens. Or a FILE.json. Default: that of the dataset (docs/data.md), for images the official "
+            "MNIST net.",
             show_default=False,
         ),
     ] = None,
@@ -154,6 +155,8 @@ def train(
 
     Example: stl-train --arch 24C5-BN-LIF-P14-FC100-LIF-AvgPool10 --epochs 4 -o model.pt
 
+    Example: stl-train --arch 16C3-BN-LIF-16R3-32R3S2-A2-FC10-LI-Mean --epochs 4 -o residual.pt
+
     Example: stl-train --dataset nmnist --data NMNIST --epochs 30 -o model.pt
 
     Example: stl-train --qat --init model.pt --weight-bits 4 -o model4.pt
@@ -165,6 +168,7 @@ def train(
 
     from stl_deploy.chips import facts
     from stl_deploy.data.load import Wanted
+    from stl_deploy.formats import arch_file
     from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.models import parallel
     from stl_deploy.models.train import Settings, Trainer
@@ -188,13 +192,16 @@ def train(
             encoding = "graded" if architecture.input.levels > 1 else "bernoulli"
     else:
         arch = arch or (defaults.network(given.shape) if defaults else OFFICIAL_MNIST)
-        architecture = Architecture.parse(
-            arch,
-            given.shape,
-            levels=given.levels,
-            timesteps=given.timesteps or timesteps or 4,
-            tau=tau if tau is not None else defaults.tau if defaults else 0.5,
-        )
+        if arch.endswith(arch_file.SUFFIX):
+            architecture = _from_file(Path(arch), given, asked(context))
+        else:
+            architecture = Architecture.parse(
+                arch,
+                given.shape,
+                levels=given.levels,
+                timesteps=given.timesteps or timesteps or 4,
+                tau=tau if tau is not None else defaults.tau if defaults else 0.5,
+            )
     if flip and len(given.shape) != 3:
         raise InputError(
             Problem("--flip", f"inputs {given.shape} have no left and right", "omit it")
@@ -280,6 +287,35 @@ def train(
         test = last.test_accuracy
         tested = "" if test is None else f", test accuracy {100 * test:.2f} %"
         say(f"{out}: training accuracy {100 * last.accuracy:.2f} %{tested} (last epoch)")
+
+
+def _from_file(path: Path, given: Inputs, asked: set[str]) -> Architecture:
+    """The network of ``path``, for the inputs that are given."""
+    from stl_deploy.formats import arch_file
+
+    read = arch_file.read(path)
+    problems = [
+        Problem(option, f"comes from {path}", "omit it, or change the file")
+        for option in ("--tau", "--timesteps")
+        if option.removeprefix("--") in asked
+    ]
+    sizes = {
+        "input.shape": (read.input.shape, given.shape),
+        "input.levels": (read.input.levels, given.levels),
+        "timesteps": (read.timesteps, given.timesteps or read.timesteps),
+    }
+    problems += [
+        Problem(f"{path}.{name}", f"is {says}, the data has {has}", f"write {has}")
+        for name, (says, has) in sizes.items()
+        if says != has
+    ]
+    if read.quantized is not None or read.members is not None:
+        what = "describes integers, or several networks"
+        remedy = "train one in floating point first (--qat and stl-join make those)"
+        problems.append(Problem(str(path), what, remedy))
+    if problems:
+        raise InputError(problems)
+    return read
 
 
 def _line(report: Epoch, epochs: int, seconds: float) -> str:

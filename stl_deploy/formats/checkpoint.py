@@ -12,13 +12,14 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import check_readable
+from stl_deploy.files import check_readable, is_zip
 from stl_deploy.files import write as write_file
 from stl_deploy.ir.arch import Architecture
 
@@ -44,7 +45,7 @@ class Model(Protocol):
 def read_tensors(path: Path) -> dict[str, Any]:
     """The dictionary in a checkpoint. Raises InputError for anything but tensors and plain data."""
     check_readable(path, MAX_BYTES)
-    if not _is_zip(path):
+    if not is_zip(path):
         raise InputError(
             Problem(
                 str(path),
@@ -52,6 +53,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
                 HOW_TO_CONVERT,
             )
         )
+    if not _has_data(path):
+        what = "is a zip archive, but not a PyTorch checkpoint: it has no data.pkl"
+        raise InputError(Problem(str(path), what, HOW_TO_CONVERT))
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -76,18 +80,22 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return dict(data)
 
 
-def _is_zip(path: Path) -> bool:
-    """``zipfile.is_zipfile``, which raises for archives that claim to span several disks."""
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        return False
+def _has_data(path: Path) -> bool:
+    """Whether an archive may be PyTorch's; one that cannot be looked into may."""
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # whatever a broken one raises
+        return any(name.endswith("/data.pkl") for name in archive.namelist())
+    return True
 
 
 def save_checkpoint(
     model: Model, path: str | Path, training: Mapping[str, Any] | None = None
 ) -> None:
     """Write ``model`` as ``model.pt``; ``training`` is plain data for the reader."""
+    if not hasattr(model, "arch"):
+        what = f"is of type {type(model).__name__}, not an STLNet"
+        raise InputError(
+            Problem("model", what, "save its state_dict: torch.save(net.state_dict(), PATH)")
+        )
     data = {
         "format": FORMAT,
         "arch": model.arch.to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nir
@@ -12,8 +13,13 @@ from stl_deploy.formats import nir_io
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_walk as walk
-from stl_deploy.ir.float_neurons import NEURONS
+from stl_deploy.ir.float_neurons import NEURONS, FloatNeurons
 from stl_deploy.ir.floats import FloatNetwork
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, MAX_SIGNED
+
+NEAR = 1e-6  # of 1/4096: how near to a whole number of them a decay of a graph is
+
+REMEDY = "name model.float.nir of stl-export, or the checkpoint"
 
 
 def read(path: Path) -> nir.NIRGraph:
@@ -30,14 +36,7 @@ def check(path: Path, graph: nir.NIRGraph) -> nir.NIRGraph:
         G.float_meta(graph)
     except InputError as error:
         raise InputError(
-            [
-                Problem(
-                    f"{path}: {p.where}",
-                    "is not that of a float graph",
-                    "name model.float.nir of stl-export, or the checkpoint",
-                )
-                for p in error.problems
-            ]
+            [Problem(f"{path}: {p.where}", p.what, p.remedy or REMEDY) for p in error.problems]
         ) from None
     problems = []
     try:
@@ -106,22 +105,45 @@ def _numbers(value: np.ndarray) -> bool:
 
 
 def check_trained(network: FloatNetwork, trained: G.Trained) -> None:
-    """Raise InputError unless every population is a plain LIF with a unit for each of its channels."""
+    """Raise InputError unless every population is one that training on integers knows.
+
+    It has a unit for each of its channels, decays and gains in whole 1/4096, and sends spikes.
+    """
     problems = []
     for population in network.populations:
-        name, kind = population.name, population.neurons.kind
-        own = any(connection.source == name for connection in network.into(name))
-        if not population.neurons.has_state:
+        name, neurons = population.name, population.neurons
+        if not neurons.has_state:
             continue
-        plain = population.neurons.plain and not population.neurons.v_reset.any()
-        if kind != "lif" or own or not plain:
-            more = f"{', recurrent' if own else ''}{'' if plain else ', with further rules'}"
-            what = f"{kind} neurons{more}"
-            problems.append(
-                Problem(name, f"has {what}; training on integers supports only plain LIF")
-            )
-        elif (found := len(trained.scale.get(name, ()))) != population.shape[0]:
+        problems += [
+            Problem(name, f"has {what}", "name the checkpoint that stl-train --qat wrote")
+            for what in _inexact(neurons)
+        ]
+        if (found := len(trained.scale.get(name, ()))) != population.shape[0]:
             what = f"has {found} units for {population.shape[0]} channels"
             problems.append(Problem(f"metadata.{G.KEY}: {name}", what))
     if problems:
         raise InputError(problems)
+
+
+def _inexact(neurons: FloatNeurons) -> Iterator[str]:
+    """What neurons have that training on integers does not know, or would have rounded."""
+    if neurons.graded:
+        yield "graded values, which training on integers does not know"
+    # What a step leaves, and the least and most of it in 1/4096.
+    shares = {
+        "decay of v": (neurons.keep, 1, DECAY_ONE),
+        "decay of the current": (1 - neurons.current, 0, FORGETS),
+    }
+    if neurons.current2 is not None:
+        shares["decay of the second current"] = (1 - neurons.current2, 0, FORGETS)
+    if neurons.adapt_step is not None:
+        shares["decay of the threshold"] = (1 - neurons.adapt_step, 1, DECAY_ONE)
+    if neurons.amplify is not None:
+        shares["gain"] = (neurons.amplify, -MAX_SIGNED, MAX_SIGNED)
+    for what, (share, low, high) in shares.items():
+        steps = DECAY_ONE * share
+        whole = np.abs(steps - np.rint(steps)) < NEAR
+        if not (whole & (np.rint(steps) >= low) & (np.rint(steps) <= high)).all():
+            yield (
+                f"a {what} other than {low}/{DECAY_ONE}, {low + 1}/{DECAY_ONE}, ... {high}/{DECAY_ONE}"
+            )

@@ -12,7 +12,6 @@ from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.neurons import MAX_HOLD, MAX_SHIFT, ONCE, Reset
 from stl_deploy.ir.notes import Limit, Lowering
-from stl_deploy.ir.order import MAX_DELAY
 from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.units import FRACTION_BITS, MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
@@ -97,7 +96,7 @@ class ConnectionMeta(_Meta):
     exp: int = Field(ge=0, le=7)
     bits: int = Field(ge=1, le=8)
     precision: WeightPrecision
-    delay: int = Field(ge=0, le=MAX_DELAY)
+    delay: int = Field(ge=0, le=MAX_STEPS)
     port: int = Field(default=0, ge=0, le=1)
 
 
@@ -190,7 +189,9 @@ def read_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
             Problem(
                 where,
                 f"is of version {version!r} of the format; this stl-deploy reads version {VERSION}",
-                "export the model again (stl-export) with this stl-deploy",
+                "install the stl-deploy version that wrote it"
+                if isinstance(version, int) and version > VERSION
+                else "export the model again (stl-export) with this stl-deploy",
             )
         )
     try:

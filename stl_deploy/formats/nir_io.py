@@ -12,7 +12,7 @@ import h5py
 import nir
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import check_readable
+from stl_deploy.files import check_readable, is_zip
 from stl_deploy.files import write as write_file
 
 MAX_BYTES = 4 << 30
@@ -59,6 +59,10 @@ def read(path: Path) -> nir.NIRGraph:
             what = "is not a node: it has no type. A name with '/' makes folders in a NIR file"
             remedy = "rename the node without '/', and write the file again"
             raise InputError([Problem(f"{path}: {n}", what, remedy) for n in slashed]) from None
+        if is_zip(path):
+            what = "is not a NIR file but a zip archive, as checkpoints and rasters are"
+            remedy = "name a NIR file; stl-export makes model.nir of a checkpoint"
+            raise InputError(Problem(str(path), what, remedy)) from None
         raise InputError(
             Problem(str(path), f"is not a NIR file that nir can read ({reason})", "write it again")
         ) from None

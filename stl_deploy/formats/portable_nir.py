@@ -215,11 +215,12 @@ def inexact_trained(graph: nir.NIRGraph) -> dict[str, str]:
         return {}
     found = {}
     for population in decode(graph).populations:
-        kept = np.rint(DECAY_ONE * population.neurons.keep).astype(np.int64)
-        needed = int(_bits(kept).max()) * (meta.timesteps - 1)
+        shares = population.neurons.keep, 1 - population.neurons.current
+        kept = [np.rint(DECAY_ONE * share).astype(np.int64) for share in shares]
+        needed = max(int(_bits(steps).max()) for steps in kept) * (meta.timesteps - 1)
         if population.neurons.has_state and needed > FRACTION_BITS:
             found[population.name] = (
-                f"trained on integers: {meta.timesteps} steps of its decay need {needed} bits "
+                f"trained on integers: {meta.timesteps} steps of its decays need {needed} bits "
                 f"below its inputs, of which its v keeps {FRACTION_BITS}"
             )
     return found

@@ -384,6 +384,11 @@ def check_fits(raster: Source, where: str, network: IntegerNetwork) -> Source:
     classes, labels = network.readout.classes, raster.labels
     if labels is None:
         return raster
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise InputError(
+            Problem("labels", f"is {kind}, not an array of whole numbers", "use int64")
+        )
     if labels.shape != raster.shape[:1]:
         raise InputError(Problem(where, f"labels {labels.shape} for {raster.shape[0]} samples"))
     if ((labels < 0) | (labels >= classes)).any():
@@ -463,7 +468,8 @@ def _shape_problems(
             Problem(
                 where,
                 f"has {size[1]} time steps, the network was made for {timesteps}",
-                f"make it with stl-raster --timesteps {timesteps}",
+                f"give a raster of {timesteps} steps, or export a model that does not say its steps "
+                f"with --timesteps {size[1]}",
             )
         ]
     return []

@@ -22,6 +22,7 @@ from stl_deploy.ir.readouts import Rule
 
 Params = dict[str, NDArray[Any]]
 Numbers = float | Sequence[float]
+EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,24 @@ class Normalize(NamedTuple):
     std: tuple[float, ...]
 
     @classmethod
+    def given(cls, pair: object) -> Normalize:
+        """From (mean, std). Raises InputError for anything else."""
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            what = f"{pair!r} is not (mean, std)"
+            raise InputError(Problem("normalize", what, f"give e.g. normalize={EXAMPLE}"))
+        return cls.of(*pair)
+
+    @classmethod
     def of(cls, mean: Numbers, std: Numbers, where: str = "normalize") -> Normalize:
         """From numbers or sequences of them. Raises InputError for others."""
-        made = cls(*(tuple(np.atleast_1d(np.asarray(n, np.float64)).tolist()) for n in (mean, std)))
+        try:
+            means, deviations = (np.atleast_1d(np.asarray(n, np.float64)) for n in (mean, std))
+        except (TypeError, ValueError):
+            means = deviations = np.zeros((0, 0))
+        if means.ndim > 1 or deviations.ndim > 1 or not means.size:
+            what = f"{mean!r}, {std!r} are not numbers, or sequences of numbers"
+            raise InputError(Problem(where, what, f"give e.g. {EXAMPLE}"))
+        made = cls(tuple(means.tolist()), tuple(deviations.tolist()))
         if not (len(made.mean) == len(made.std) and np.isfinite([*made.mean, *made.std]).all()):
             what = f"{made.mean}, {made.std} are not as many finite means as standard deviations"
             raise InputError(Problem(where, what, "give one of each, or one of each per channel"))
@@ -75,6 +91,7 @@ class Given:
     classes: int | None = None
     dt: float | None = None
     levels: int | None = None
+    signed: bool | None = None
     normalize: Normalize | None = None
     readout: Rule | None = None
     model_class: str | None = None

@@ -14,6 +14,7 @@ def read_integers(file: File) -> Model:
         timesteps=network.timesteps,
         classes=network.readout.classes,
         levels=max(port.levels for port in network.inputs.values()),
+        signed=any(port.signed for port in network.inputs.values()),
     )
     return Model(network=network)
 
@@ -26,6 +27,7 @@ def read_float(file: File) -> Model:
         timesteps=meta.timesteps,
         classes=meta.classes,
         levels=meta.input_levels,
+        signed=meta.signed,
         readout="votes" if meta.readout is None else meta.readout.rule,
     )
     return Model(graph)

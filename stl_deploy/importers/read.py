@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.importers import IMPORTERS, READ, Importer
 from stl_deploy.importers.given import File, Given, Model
+
+MARK = b"reset_mechanism_val"  # a buffer of every neuron of snnTorch
+MAX_NAMES = 1 << 24  # bytes that are searched for it
 
 
 def read(path: Path, given: Given) -> Model:
@@ -16,9 +21,16 @@ def read(path: Path, given: Given) -> Model:
     Raises InputError and LoweringError naming everything that is wrong.
     """
     file = File(path, given)
-    importer = next(entry for entry in IMPORTERS.values() if entry.recognises(file))
+    importer = of(file)
+    if importer is IMPORTERS["stl"]:
+        refuse_snntorch(path)
     _refuse(file.given, importer)
     return importer.load()(file)
+
+
+def of(file: File) -> Importer:
+    """The first importer of the table that recognises a file. Raises InputError for a broken one."""
+    return next(entry for entry in IMPORTERS.values() if entry.recognises(file))
 
 
 def _refuse(given: Given, importer: Importer) -> None:
@@ -34,3 +46,26 @@ def _refuse(given: Given, importer: Importer) -> None:
         problems.append(Problem(f"--{name.replace('_', '-')}", f"goes with {users}", "omit it"))
     if problems:
         raise InputError(problems)
+
+
+def refuse_snntorch(path: Path) -> None:
+    """Raise InputError, with what is needed, where the names in a file are those of snnTorch's neurons."""
+    if _has_mark(path):
+        raise InputError(
+            Problem(
+                str(path),
+                "is a state_dict of snnTorch: parameters, which do not say what the network computes",
+                "name the class that it belongs to: --model-class MODULE:NAME, with --sample-shape "
+                "(in Python from_torch(net, sample); docs/import-snntorch.md)",
+            )
+        )
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether the names are there. Nothing is unpickled."""
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # whatever a broken file raises
+        for info in archive.infolist():
+            if info.filename.endswith("/data.pkl") and info.file_size <= MAX_NAMES:
+                with archive.open(info) as names:
+                    return MARK in names.read(MAX_NAMES)
+    return False

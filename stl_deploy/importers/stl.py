@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
+from stl_deploy.importers import stl_integers, stl_neurons
 from stl_deploy.importers.given import Checkpoint, File, Model, Params
 from stl_deploy.ir import arch as A
+from stl_deploy.ir import arch_neurons
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir.units import UNIT
 from stl_deploy.lower.graph import lower
 
 
@@ -55,7 +56,7 @@ def read(
             path, params, 0.5 if tau is None else tau, timesteps or 4, classes or 10
         )
     _check_params(path, architecture, params)
-    _check_integers(path, architecture, params)
+    stl_integers.check(path, architecture, params)
     return Checkpoint(architecture, params)
 
 
@@ -85,55 +86,101 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
 
     Integers become what they stand for, multiples of their unit, in float64.
     """
-    shape: A.Shape = architecture.input.shape
-    nodes: dict[str, nir.ir.NIRNode] = {}
     trained = None
     if architecture.quantized is not None:
-        trained, params = _in_units(architecture, params)
-    elif architecture.input.levels > 1:
-        nodes["input_scale"] = G.InputScale(shape, shape, architecture.input.levels)
-    for layer in architecture.layers:
-        out = layer.output_shape(shape)
-        if layer.kind == "linear" and len(shape) > 1:
-            nodes[f"{layer.name}_flatten"] = G.flatten(shape)
-            shape = (math.prod(shape),)
-        nodes[layer.name] = NODES[layer.kind](layer, shape, out, params)
-        shape = out
+        trained, params = stl_integers.in_units(architecture, params)
+    nodes, edges = _nodes(architecture, params, trained is None)
+    read = None if architecture.readout == "votes" else G.Read(rule=architecture.readout)
+    version = 1 if trained is None else 2
     meta = G.FloatMeta(
         timesteps=architecture.timesteps,
         input_levels=architecture.input.levels,
         classes=architecture.classes,
         population=architecture.population,
-        version=1 if trained is None else 2,
+        version=version if read is None else G.NEWEST,
         trained=trained,
+        readout=read,
     )
-    return G.chain_graph(nodes, architecture.input.shape, shape, meta.text())
+    return nir.NIRGraph(nodes, edges, metadata={G.KEY: meta.text()}, type_check=False)
 
 
-def _in_units(architecture: A.Architecture, params: Params) -> tuple[G.Trained, Params]:
-    """The units of a network of integers, and its parameters as multiples of them in float64.
+def _nodes(
+    architecture: A.Architecture, params: Params, scaled: bool
+) -> tuple[dict[str, nir.ir.NIRNode], list[tuple[str, str]]]:
+    """Nodes and edges from input to output. ``scaled``: graded inputs are read as x / levels."""
+    shape, levels = architecture.input.shape, architecture.input.levels
+    nodes: dict[str, nir.ir.NIRNode] = {"input": nir.Input(input_type={"input": np.array(shape)})}
+    edges: list[tuple[str, str]] = []
+    shapes, given = {A.INPUT: shape} | architecture.shapes, architecture.given
+    reads, split = architecture.reads, architecture.split
+    leaving = {name: [name] for name in shapes} | {
+        A.INPUT: ["input"]
+    }  # the nodes of a layer's values
+    if scaled and levels > 1:
+        leaving[A.INPUT] = ["input_scale"]
+        nodes["input_scale"] = G.InputScale(shape, shape, levels)
+        edges.append(("input", "input_scale"))
+    for layer in architecture.layers:
+        name, arrives = layer.name, given[layer.name]
+        sources = [node for read in reads[name] for node in leaving[read]]
+        if layer.joins:
+            parts = [shapes[read] for read in reads[name]]
+            sources = _parts(nodes, edges, layer, sources, parts, shapes[name])
+        if f"{name}.one" in params:  # spikes that are added to currents in a network of integers
+            more, ways, sources = stl_integers.weighed(architecture, name, sources, params)
+            nodes |= more
+            edges += ways
+        if layer.kind == "linear" and len(arrives) > 1:
+            flat = f"{name}_flatten"
+            nodes[flat] = G.flatten(arrives)
+            edges += [(source, flat) for source in sources]
+            sources, arrives = [flat], (math.prod(arrives),)
+        made = {name: NODES[layer.kind](layer, arrives, shapes[name], params)}
+        if name in split:
+            made = stl_neurons.two_currents(name, made[name])
+        leaving[name] = list(made)
+        nodes |= made
+        edges += [(source, node) for node in made for source in sources]
+        if layer.kind == "lif":
+            back, ways = stl_neurons.ways_back(name, layer, shapes[name], of_layer(params, name))
+            nodes |= back
+            edges += ways
+    nodes["output"] = nir.Output(output_type={"output": np.array(shapes[name])})
+    return nodes, [*edges, (name, "output")]
 
-    A threshold is put half a 1/64 above vth: v, a multiple of 1/64, passes it when it passes vth, and
-    no rounding of a float sum can change that.
-    """
-    assert architecture.quantized is not None
-    out: Params = {}
-    scales: dict[str, list[float]] = {}
-    source = ""
-    for spec in architecture.layers:
-        if spec.kind in WEIGHTED:
-            source = spec.name
-        elif spec.kind == "lif":
-            scale = params[f"{spec.name}.scale"].astype(np.float64)
-            scales[spec.name] = scale.tolist()
-            whole = {
-                key: params[key].astype(np.float64)
-                for key in (f"{source}.weight", f"{source}.bias", f"{spec.name}.thresh")
-                if key in params
-            }
-            whole[f"{spec.name}.thresh"] += 0.5 / UNIT
-            out |= {k: v * scale.reshape(-1, *[1] * (v.ndim - 1)) for k, v in whole.items()}
-    return G.Trained(weight_bits=architecture.quantized.weight_bits, scale=scales), out
+
+def _parts(
+    nodes: dict[str, nir.ir.NIRNode],
+    edges: list[tuple[str, str]],
+    layer: A.Layer,
+    sources: list[str],
+    shapes: list[A.Shape],
+    out: A.Shape,
+) -> list[str]:
+    """The nodes that a layer adds up, made where the sources are not: parts of a concatenation among
+    zeros, and what is added up again, since an edge counts once. Layers have no dots in their names."""
+    first = 0
+    parts = []
+    for i, (source, shape) in enumerate(zip(sources, shapes, strict=True)):
+        node: nir.ir.NIRNode | None = None
+        if layer.kind == "concat":
+            node = G.Place(shape, out, first)
+        elif source in sources[:i]:
+            node = G.Dropout(shape, shape)
+        if node is not None:
+            part = f"{layer.name}.part{i}"
+            nodes[part] = node
+            edges.append((source, part))
+            source = part
+        parts.append(source)
+        first += shape[0]
+    return parts
+
+
+def of_layer(params: Params, name: str) -> Params:
+    """The parameters of layer ``name``, by their names within it."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
 
 
 def _conv(layer: A.Conv, shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
@@ -145,6 +192,8 @@ def _conv(layer: A.Conv, shape: A.Shape, _out: A.Shape, params: Params) -> nir.i
 def _linear(layer: A.Linear, _shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
     # NIR knows no groups here. What lies between them are zeros, which no chip stores.
     weight = ungrouped(params[f"{layer.name}.weight"], layer.groups)
+    if layer.inhibitory:
+        weight = stl_neurons.signed(weight, layer.inhibitory)
     if layer.bias:
         return nir.Affine(weight=weight, bias=params[f"{layer.name}.bias"])
     return nir.Linear(weight=weight)
@@ -155,19 +204,23 @@ def _batchnorm(layer: A.BatchNorm, shape: A.Shape, out: A.Shape, params: Params)
     return G.BatchNorm(shape, out, gamma, beta, mean, var, layer.eps)
 
 
-def _lif(layer: A.Lif, _shape: A.Shape, _out: A.Shape, params: Params) -> nir.ir.NIRNode:
-    # v = tau*v + I as forward Euler of NIR's equation, and >= as NIR's strict >.
-    threshold = np.nextafter(params[f"{layer.name}.thresh"].astype(np.float64), -np.inf)
-    if layer.tau == 1:
-        raise LoweringError(
-            Problem(layer.name, "tau = 1 (no leak) has no LIF equivalent", "train with tau < 1")
-        )
-    gain = 1 / (1 - layer.tau)
-    return G.lif(threshold, tau=G.DT * gain, r=gain)
+def _lif(layer: A.Lif, _shape: A.Shape, out: A.Shape, params: Params) -> nir.ir.NIRNode:
+    return stl_neurons.node(layer, out, of_layer(params, layer.name))
 
 
 def _max_pool(layer: A.MaxPool, shape: A.Shape, out: A.Shape, _params: Params) -> nir.ir.NIRNode:
     return G.MaxPool2d(shape, out, layer.kernel)
+
+
+def _avg_pool(layer: A.AvgPool, _shape: A.Shape, _out: A.Shape, _params: Params) -> nir.ir.NIRNode:
+    kernel = np.array(layer.kernel)
+    return nir.AvgPool2d(kernel_size=kernel, stride=kernel, padding=np.array((0, 0)))
+
+
+def _sum(
+    _layer: A.Add | A.Concat, _shape: A.Shape, out: A.Shape, _params: Params
+) -> nir.ir.NIRNode:
+    return G.Dropout(out, out)  # several in-edges add up
 
 
 def _dropout(_layer: A.Dropout, shape: A.Shape, out: A.Shape, _params: Params) -> nir.ir.NIRNode:
@@ -184,21 +237,23 @@ NODES: dict[str, Callable[[Any, A.Shape, A.Shape, Params], nir.ir.NIRNode]] = {
     "lif": _lif,
     "maxpool": _max_pool,
     "dropout": _dropout,
+    "avgpool": _avg_pool,
+    "add": _sum,
+    "concat": _sum,
 }
-# The parameters of a layer, by its kind: of the layer, its input and output shape.
-SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape], dict[str, A.Shape]]] = {
-    "conv": lambda layer, shape, out: {
+# The parameters of a layer that has some, by its kind: of the layer, its input and output shape, and the
+# time steps.
+SHAPES: dict[str, Callable[[Any, A.Shape, A.Shape, int], dict[str, A.Shape]]] = {
+    "conv": lambda layer, shape, out, _steps: {
         "weight": (layer.channels, shape[0] // layer.groups, *layer.kernel),
         **({"bias": out[:1]} if layer.bias else {}),
     },
-    "linear": lambda layer, shape, out: {
+    "linear": lambda layer, shape, out, _steps: {
         "weight": (layer.features, math.prod(shape) // layer.groups),
         **({"bias": out[:1]} if layer.bias else {}),
     },
-    "batchnorm": lambda _layer, shape, _out: dict.fromkeys(STATISTICS, shape[:1]),
-    "lif": lambda _layer, _shape, out: {"thresh": out},
-    "maxpool": lambda _layer, _shape, _out: {},
-    "dropout": lambda _layer, _shape, _out: {},
+    "batchnorm": lambda _layer, shape, _out, _steps: dict.fromkeys(STATISTICS, shape[:1]),
+    "lif": lambda layer, _shape, out, steps: arch_neurons.parameters(layer, out, steps),
 }
 
 
@@ -222,15 +277,18 @@ def grouped(weight: NDArray[Any], groups: int) -> NDArray[Any]:
 
 def expected_shapes(architecture: A.Architecture) -> dict[str, A.Shape]:
     """Name and shape of every parameter that a network of this description needs."""
-    shape: A.Shape = architecture.input.shape
+    given, shapes = architecture.given, architecture.shapes
+    passed = architecture.passed if architecture.quantized is not None else ()
     expected: dict[str, A.Shape] = {}
     for layer in architecture.layers:
-        out = layer.output_shape(shape)
-        for key, value in SHAPES[layer.kind](layer, shape, out).items():
-            expected[f"{layer.name}.{key}"] = value
+        arrives, out = given[layer.name], shapes[layer.name]
+        if layer.parameters:
+            own = SHAPES[layer.kind](layer, arrives, out, architecture.timesteps)
+            expected |= {f"{layer.name}.{key}": value for key, value in own.items()}
         if layer.kind == "lif" and architecture.quantized is not None:
             expected[f"{layer.name}.scale"] = out[:1]
-        shape = out
+        if layer.name in passed:
+            expected[f"{layer.name}.one"] = out[:1]
     return expected
 
 
@@ -460,29 +518,5 @@ def _check_params(path: Path, architecture: A.Architecture, params: Params) -> N
             problems.append(
                 Problem(f"{path}: {key}", f"has shape {value.shape}, expected {expected[key]}")
             )
-    if problems:
-        raise InputError(problems)
-
-
-def _check_integers(path: Path, architecture: A.Architecture, params: Params) -> None:
-    """Raise InputError for numbers that a network trained on integers cannot hold."""
-    if architecture.quantized is None:
-        return
-    most, bits = architecture.quantized.largest, architecture.quantized.weight_bits
-    problems = []
-    for key, value in params.items():
-        where, wide = f"{path}: {key}", value.astype(np.float64)
-        if key.endswith(".scale"):
-            if not (wide > 0).all():
-                problems.append(Problem(where, "contains a unit that is not above zero"))
-        elif (wide != np.rint(wide)).any():
-            problems.append(Problem(where, "contains a value that is not a whole number"))
-        elif key.endswith(".weight") and np.abs(wide).max(initial=0) > most:
-            worst = wide.flat[np.abs(wide).argmax()]
-            what = f"holds {worst:g}, outside the grid of {bits} bits, -{most}..{most}"
-            problems.append(Problem(where, what))
-        elif np.abs(wide).max(initial=0) > 1 << 24:
-            worst = wide.flat[np.abs(wide).argmax()]
-            problems.append(Problem(where, f"holds {worst:.0f}, which PyTorch's float32 cannot"))
     if problems:
         raise InputError(problems)

@@ -1,215 +1,62 @@
 """Typed description of a spiking network: what a checkpoint stores in addition to its parameters.
 
-A description is written by hand as one line in the notation of the STL-SNN paper,
-``128C5-BN-LIF-P14-128C5-BN-LIF-P7-FC2048-LIF-FC100-LIF-AvgPool10``:
-
-=============  ==========================================================================
-``128C5``      convolution, 128 channels, 5x5, stride 1, padding 2 (same), no bias
-``BN``         BatchNorm over the channels
-``LIF``        leaky integrate-and-fire with a threshold per neuron
-``P14``        adaptive max pooling of spikes to 14x14
-``D0.5``       dropout, p = 0.5
-``FC2048``     linear, 2048 features, no bias (the input is flattened)
-``AvgPool10``  readout: mean over groups of 10 neurons, then over time
-=============  ==========================================================================
-
-Layers are numbered by kind (``conv1``, ``lif1``, ...), which are the official code's module names.
+Layers (``arch_layers.py``) stand in an order in which each reads earlier ones. By hand a description is
+written as one line (``arch_notation.py``).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from stl_deploy.errors import InputError, Problem
-from stl_deploy.ir.units import DECAY_ONE, FORGETS, MAX_STEPS
+from stl_deploy.errors import InputError
+from stl_deploy.ir import arch_notation
+from stl_deploy.ir.arch_layers import (
+    INPUT,
+    Add,
+    AvgPool,
+    BatchNorm,
+    Concat,
+    Conv,
+    Dropout,
+    Layer,
+    Lif,
+    Linear,
+    MaxPool,
+    Pair,
+    Shape,
+    Size,
+)
+from stl_deploy.ir.readouts import Rule
+from stl_deploy.ir.units import MAX_STEPS
 
-NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
+__all__ = [
+    "INPUT",
+    "OFFICIAL_MNIST",
+    "Add",
+    "Architecture",
+    "AvgPool",
+    "BatchNorm",
+    "Concat",
+    "Conv",
+    "Dropout",
+    "Input",
+    "Layer",
+    "Lif",
+    "Linear",
+    "MaxPool",
+    "Pair",
+    "Quantized",
+    "Shape",
+    "Size",
+]
+
 MAX_NEURONS = 1 << 26  # bounds on what an untrusted description may make us allocate
-MAX_UNGROUPED = 1 << 30  # entries of the matrix that a linear layer in groups is lowered to
-
-Size = Annotated[int, Field(gt=0, le=1 << 20)]
-Pair = tuple[Size, Size]
-Shape = tuple[int, ...]
-
-
-class _Spec(BaseModel):
-    """A layer.
-
-    ``parameters``: it has some, to be trained or stored. ``weighted``: they include weights. ``spikes``:
-    what leaves it are spikes.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-    name: str = Field(pattern=NAME)
-    parameters: ClassVar[bool] = False
-    weighted: ClassVar[bool] = False
-    spikes: ClassVar[bool] = False
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Shape after the layer for an input of ``shape``. Raises ValueError naming the layer."""
-        return shape
-
-    def resized(self, _size: Callable[[int], int], grouped: bool) -> Self:
-        """The layer with ``size`` times as many outputs and groups, or, unless ``grouped``, one group.
-
-        Layers without weights are as large as their input.
-        """
-        return self
-
-    def unfit_for_integers(self) -> str:
-        """What keeps it out of a network that counts in integers, "" where nothing does."""
-        return ""
-
-
-class Conv(_Spec):
-    """2-d convolution; weight (channels, in/groups, kh, kw)."""
-
-    parameters: ClassVar[bool] = True
-    weighted: ClassVar[bool] = True
-
-    kind: Literal["conv"] = "conv"
-    channels: Size
-    kernel: Pair
-    stride: Pair = (1, 1)
-    padding: tuple[Annotated[int, Field(ge=0, le=1024)], Annotated[int, Field(ge=0, le=1024)]]
-    groups: Size = 1
-    bias: bool = False
-
-    @property
-    def outputs(self) -> int:
-        """Length of the first axis of weight and output."""
-        return self.channels
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """See ``_Spec``."""
-        c, *plane = _image(self, shape)
-        if c % self.groups or self.channels % self.groups:
-            raise ValueError(
-                f"{self.name}: {c} in and {self.channels} out channels do not divide "
-                f"into {self.groups} groups"
-            )
-        size = tuple(
-            conv_size(n, k, s, p)
-            for n, k, s, p in zip(plane, self.kernel, self.stride, self.padding, strict=True)
-        )
-        if min(size) < 1:
-            raise ValueError(f"{self.name}: kernel {self.kernel} is larger than input {shape}")
-        return (self.channels, *size)
-
-    def resized(self, size: Callable[[int], int], grouped: bool) -> Self:
-        """See ``_Spec``."""
-        groups = size(self.groups) if grouped else 1
-        return self.model_copy(update={"channels": size(self.channels), "groups": groups})
-
-
-class BatchNorm(_Spec):
-    """BatchNorm over channels (conv) or features (linear), applied step by step."""
-
-    parameters: ClassVar[bool] = True
-
-    kind: Literal["batchnorm"] = "batchnorm"
-    eps: float = Field(default=1e-5, gt=0, lt=1)
-
-    def unfit_for_integers(self) -> str:
-        """See ``_Spec``."""
-        return "BatchNorm"
-
-
-class Lif(_Spec):
-    """LIF, ``v = tau*v + I; s = v >= threshold; v = (1-s)*v``, a threshold per neuron."""
-
-    parameters: ClassVar[bool] = True
-    spikes: ClassVar[bool] = True
-
-    kind: Literal["lif"] = "lif"
-    tau: float = Field(default=0.5, ge=0, le=1)
-
-    def unfit_for_integers(self) -> str:
-        """See ``_Spec``."""
-        if DECAY_ONE * self.tau in range(1, DECAY_ONE):
-            return ""
-        return (
-            f"tau = {self.tau} is none of 1/{DECAY_ONE}, 2/{DECAY_ONE}, ... {FORGETS}/{DECAY_ONE}"
-        )
-
-
-class MaxPool(_Spec):
-    """Max pooling of binary spikes over windows that tile the plane (a same-step OR)."""
-
-    spikes: ClassVar[bool] = True
-
-    kind: Literal["maxpool"] = "maxpool"
-    kernel: Pair
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """See ``_Spec``."""
-        c, height, width = _image(self, shape)
-        if height % self.kernel[0] or width % self.kernel[1]:
-            raise ValueError(
-                f"{self.name}: windows {self.kernel} do not tile the plane {shape[1:]}"
-            )
-        return (c, height // self.kernel[0], width // self.kernel[1])
-
-
-class Linear(_Spec):
-    """Linear over the flattened features; weight (features, in/groups), groups as a convolution's."""
-
-    parameters: ClassVar[bool] = True
-    weighted: ClassVar[bool] = True
-
-    kind: Literal["linear"] = "linear"
-    features: Size
-    groups: Size = 1
-    bias: bool = False
-
-    @property
-    def outputs(self) -> int:
-        """Length of the first axis of weight and output."""
-        return self.features
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """See ``_Spec``."""
-        inputs = math.prod(shape)
-        if inputs % self.groups or self.features % self.groups:
-            raise ValueError(
-                f"{self.name}: {inputs} in and {self.features} out features do not divide into "
-                f"{self.groups} groups"
-            )
-        if self.groups > 1 and inputs * self.features > MAX_UNGROUPED:
-            raise ValueError(
-                f"{self.name}: {inputs} in times {self.features} out features are more than "
-                f"{MAX_UNGROUPED}, with zeros between its groups"
-            )
-        return (self.features,)
-
-    def resized(self, size: Callable[[int], int], grouped: bool) -> Self:
-        """See ``_Spec``."""
-        groups = size(self.groups) if grouped else 1
-        return self.model_copy(update={"features": size(self.features), "groups": groups})
-
-
-class Dropout(_Spec):
-    """Dropout in training, identity in evaluation."""
-
-    kind: Literal["dropout"] = "dropout"
-    p: float = Field(ge=0, lt=1)
-
-
-def _image(layer: Conv | MaxPool, shape: Shape) -> tuple[int, int, int]:
-    """``shape`` as (C, H, W), which ``layer`` needs. Raises ValueError for another."""
-    if len(shape) != 3:
-        raise ValueError(f"{layer.name}: {layer.kind} needs an input (C, H, W), got {shape}")
-    return shape[0], shape[1], shape[2]
-
-
-Layer = Annotated[Conv | BatchNorm | Lif | MaxPool | Linear | Dropout, Field(discriminator="kind")]
+MAX_LAYERS = 1024
+OFFICIAL_MNIST = "128C5-BN-LIF-P14-128C5-BN-LIF-P7-FC2048-LIF-FC100-LIF-AvgPool10"
 
 
 class Input(BaseModel):
@@ -233,42 +80,53 @@ class Quantized(BaseModel):
 
 
 class Architecture(BaseModel):
-    """A feed-forward spiking network with a population readout.
+    """A spiking network and how its classes are read.
 
-    ``population`` neurons of the last LIF vote for each class: class k owns neurons
-    k*population .. (k+1)*population-1, and the output is their mean over neurons and time.
+    The last layer is neurons; ``population`` of them stand for each class, class k owning neurons
+    k*population .. (k+1)*population-1, and ``readout`` says how they are scored (``readouts.Readout``).
     ``quantized``: the network counts in integers, None for one in floating point. ``members``: it is
     so many networks that decide together (``models/joint.py``), None for one alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     input: Input
-    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=256)]
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=MAX_LAYERS)]
     population: PositiveInt
     timesteps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 4
+    readout: Rule = "votes"
     quantized: Quantized | None = None
     members: Annotated[int, Field(ge=2, le=1024)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Architecture:
-        problems = self._shape_problems() + self._integer_problems() + self._member_problems()
+        problems = self._name_problems()
+        if not problems:  # else nothing says what leads where
+            problems += self._shape_problems() + self._way_problems() + self._readout_problems()
+            problems += self._integer_problems() + self._member_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that ``from_dict`` reads, without what does not apply."""
-        return self.model_dump(mode="json", exclude_none=True)
+        usual = {"readout"} if self.readout == "votes" else None
+        return self.model_dump(mode="json", exclude_none=True, exclude=usual)
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """The names of what each layer reads: layers, or ``INPUT``."""
+        before = [INPUT, *(layer.name for layer in self.layers)]
+        return {layer.name: layer.inputs or (before[i],) for i, layer in enumerate(self.layers)}
+
+    @property
+    def given(self) -> dict[str, Shape]:
+        """Shape of what arrives at each layer, by name, without batch and time."""
+        return {name: given for name, (given, _) in self._sizes()[0].items()}
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """Output shape of each layer, by name, without batch and time."""
-        shapes: dict[str, Shape] = {}
-        shape: Shape = self.input.shape
-        for layer in self.layers:
-            shape = layer.output_shape(shape)
-            shapes[layer.name] = shape
-        return shapes
+        return {name: shape for name, (_, shape) in self._sizes()[0].items()}
 
     @property
     def classes(self) -> int:
@@ -281,43 +139,224 @@ class Architecture(BaseModel):
         return {layer.name: layer for layer in self.layers if isinstance(layer, Conv | Linear)}
 
     @property
-    def sources(self) -> dict[str, str]:
-        """Of each LIF that weights lead to, the name of the layer with these."""
-        chain = [layer for layer in self.layers if layer.weighted or layer.kind == "lif"]
-        return {lif.name: source.name for source, lif in pairwise(chain) if lif.kind == "lif"}
+    def feeds(self) -> dict[str, tuple[str, ...]]:
+        """The layers with weights whose outputs add up to what arrives at each population."""
+        weighted, (_, arriving) = self.weighted, self._sums()
+        return {
+            layer.name: tuple(name for name in arriving[layer.name] if name in weighted)
+            for layer in self.layers
+            if layer.kind == "lif"
+        }
 
-    def _shape_problems(self) -> list[str]:
+    @property
+    def passed(self) -> dict[str, tuple[bool, ...]]:
+        """Of each sum that adds spikes to outputs of weights, which of its inputs are spikes."""
+        reads, (leaving, _) = self.reads, self._sums()
+        weighted = self.weighted.keys()
+        sums = {
+            layer.name: tuple(weighted.isdisjoint(leaving[name]) for name in reads[layer.name])
+            for layer in self.layers
+            if layer.kind == "add"
+        }
+        return {name: spikes for name, spikes in sums.items() if any(spikes) and not all(spikes)}
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """The largest value that leaves each layer without weights, and the input."""
+        most, reads = {INPUT: self.input.levels}, self.reads
+        for layer in self.layers:
+            read = [most.get(name, 0) for name in reads[layer.name]]
+            most[layer.name] = 1 if layer.spikes else sum(read)
+        return most
+
+    def behind(self, name: str) -> list[str]:
+        """The populations and layers with weights that read ``name``, also through sums and the like."""
+        found, reached, reads = [], {name}, self.reads
+        for layer in self.layers:
+            if reached.intersection(reads[layer.name]):
+                if layer.kind == "lif" or layer.weighted:
+                    found.append(layer.name)
+                else:
+                    reached.add(layer.name)
+        return found
+
+    @property
+    def split(self) -> set[str]:
+        """The names of the layers of Dale's law whose inhibition arrives at a second current."""
+        return {name for _, name in self._inhibited()}
+
+    @property
+    def joins(self) -> list[str]:
+        """The names of the layers that join several; without any the network is a chain."""
+        return [layer.name for layer in self.layers if layer.joins]
+
+    def _sizes(self) -> tuple[dict[str, tuple[Shape, Shape]], list[str]]:
+        """Shapes of what arrives at and leaves each layer that has them, and why others have none."""
+        found: dict[str, tuple[Shape, Shape]] = {INPUT: (self.input.shape, self.input.shape)}
+        problems, reads = [], self.reads
+        for layer in self.layers:
+            read = reads[layer.name]
+            if any(name not in found for name in read):
+                continue  # the layer before is what is wrong
+            try:
+                given = layer.joined([found[name][1] for name in read])
+                shape = layer.output_shape(given)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if math.prod(shape) > MAX_NEURONS:
+                problems.append(f"{layer.name}: {shape} has more than {MAX_NEURONS} entries")
+                continue
+            found[layer.name] = given, shape
+        del found[INPUT]
+        return found, problems
+
+    def _name_problems(self) -> list[str]:
+        """Names that are used twice, and inputs that name nothing before them."""
         problems = [
             f"layer name {name!r} is used {n} times"
             for name, n in Counter(layer.name for layer in self.layers).items()
             if n > 1
         ]
-        shape: Shape = self.input.shape
+        known = {INPUT}
         for layer in self.layers:
-            try:
-                shape = layer.output_shape(shape)
-            except ValueError as error:
-                return [*problems, str(error)]
-            if math.prod(shape) > MAX_NEURONS:
-                return [*problems, f"{layer.name}: {shape} has more than {MAX_NEURONS} entries"]
-        if self.layers[-1].kind != "lif":
-            problems.append(f"the last layer is {self.layers[-1].name}, not a LIF")
-        if math.prod(shape) % self.population:
+            problems += [
+                f"{layer.name}: reads {name!r}, which is no layer before it"
+                for name in layer.inputs
+                if name not in known
+            ]
+            if layer.joins and len(layer.inputs) < 2:
+                problems.append(
+                    f"{layer.name}: joins {len(layer.inputs)} layers; give it two or more"
+                )
+            known.add(layer.name)
+        return problems
+
+    def _shape_problems(self) -> list[str]:
+        sizes, problems = self._sizes()
+        last = self.layers[-1]
+        if last.kind != "lif":
+            problems.append(f"the last layer is {last.name}, not a LIF")
+        neurons = math.prod(sizes[last.name][1]) if last.name in sizes else 0
+        if neurons % self.population:
             problems.append(
-                f"{math.prod(shape)} output neurons do not divide into populations of "
-                f"{self.population}"
+                f"{neurons} output neurons do not divide into populations of {self.population}"
             )
         return problems
+
+    def _way_problems(self) -> list[str]:
+        """Layers that lead nowhere, and what cannot be read as it is."""
+        reads = self.reads
+        leading = {self.layers[-1].name}
+        for layer in reversed(self.layers):
+            if layer.name in leading:
+                leading |= set(reads[layer.name])
+        by_name = {layer.name: layer for layer in self.layers}
+        problems = [
+            f"{layer.name}: leads to no output (remove it, or connect what it feeds)"
+            for layer in self.layers
+            if layer.name not in leading
+        ]
+        problems += [
+            f"{layer.name}: has no threshold, so it sends nothing to {reader} (end the network with it, "
+            "or set fires to true)"
+            for reader, read in reads.items()
+            for name in read
+            if name != INPUT and (layer := by_name[name]).kind == "lif" and not layer.fires
+        ]
+        problems += [
+            f"{reader}: has a second current, at which {name} inhibits, and reads it through others (let "
+            f"it read {name} itself)"
+            for reader, name in self._inhibited()
+            if (name,) != reads[reader]
+        ]
+        return problems + [
+            f"{layer.name}: max pooling of {name}, whose values are not the binary spikes of one "
+            "population (place it behind neurons, or use average pooling)"
+            for layer in self.layers
+            if layer.kind == "maxpool"
+            for name in reads[layer.name]
+            if not self._binary(name, by_name)
+        ]
+
+    def _inhibited(self) -> list[tuple[str, str]]:
+        """Neurons with a second current, and the layers of Dale's law whose weights lead to them."""
+        reads = self.reads
+        found = []
+        law: dict[str, set[str]] = {INPUT: set()}
+        for layer in self.layers:
+            through = set().union(*(law[name] for name in reads[layer.name]))
+            law[layer.name] = through
+            if layer.kind == "lif":
+                found += [(layer.name, name) for name in through if layer.current2 is not None]
+                law[layer.name] = set()
+            elif layer.weighted:
+                law[layer.name] = {layer.name} if "inhibitory" in layer.shared else set()
+        return found
+
+    def _binary(self, name: str, by_name: dict[str, Layer]) -> bool:
+        """Whether what leaves ``name`` are binary spikes of one population."""
+        while name != INPUT and by_name[name].kind == "dropout":
+            (name,) = self.reads[name]
+        return self.input.levels == 1 if name == INPUT else by_name[name].spikes
+
+    def _readout_problems(self) -> list[str]:
+        """Neurons that the readout cannot score."""
+        last = self.layers[-1]
+        if last.kind != "lif" or last.fires or self.readout not in ("votes", "first"):
+            return []
+        return [
+            f"{last.name}: has no threshold, and a readout by {self.readout} needs spikes (read it by last, "
+            "mean or max)"
+        ]
 
     def _integer_problems(self) -> list[str]:
         """What a network that counts in integers cannot have."""
         if self.quantized is None:
             return []
-        return [
+        problems = [
             f"{layer.name}: {what}, in a network of integers"
             for layer in self.layers
             if (what := layer.unfit_for_integers())
         ]
+        remedy = "(give each population weights of its own)"
+        for name, feeds in self.feeds.items():
+            if not feeds:
+                what = "reads spikes that no weights lead to (place a layer with weights before it)"
+                problems.append(f"{name}: {what}")
+        for name in self.weighted:
+            into = self.behind(name)
+            if len(into) > 1 or set(into).intersection(self.weighted):
+                what = "and in a network of integers weights count in the units of one population"
+                problems.append(f"{name}: leads to {' and '.join(into)}, {what} {remedy}")
+        arriving = self._sums()[1]
+        for name, read in self.reads.items():
+            sources = arriving[name]
+            if len(read) > 1 and INPUT in sources:
+                what = (
+                    "adds the input to others, in a network of integers (place weights before it)"
+                )
+                problems.append(f"{name}: {what}")
+            twice = [source for source, times in sources.items() if times > 1]
+            problems += [
+                f"{name}: adds up {source} twice, in a network of integers" for source in twice
+            ]
+        return problems
+
+    def _sums(self) -> tuple[dict[str, Counter[str]], dict[str, Counter[str]]]:
+        """How often inputs, populations and layers with weights are added up in what leaves each layer, and
+        in what arrives at it. Counts end at 2: sums of sums double them."""
+        reads = self.reads
+        leaving, arriving = {INPUT: Counter([INPUT])}, {}
+        for layer in self.layers:
+            name = layer.name
+            total: Counter[str] = Counter()
+            for read in reads[name]:
+                total.update(leaving[read])
+            arriving[name] = Counter({at: min(times, 2) for at, times in total.items()})
+            ends = layer.spikes or layer.weighted
+            leaving[name] = Counter([name]) if ends else arriving[name]
+        return leaving, arriving
 
     def _member_problems(self) -> list[str]:
         """What cannot be of a network of several, whose layers hold one part for each of them."""
@@ -327,10 +366,16 @@ class Architecture(BaseModel):
         numbers = {"population": self.population}
         numbers |= {f"channels of {layer.name}": layer.outputs for layer in weights}
         numbers |= {f"groups of {layer.name}": layer.groups for layer in weights[1:-1]}
-        return [
+        problems = [f"{name}: members are chains, which join no layers" for name in self.joins]
+        problems += [
             f"{what}: {number} does not divide into {self.members} members"
             for what, number in numbers.items()
             if number % self.members
+        ]
+        return problems + [
+            f"{layer.name}: members have no {what} of their own (train them without)"
+            for layer in self.layers
+            for what in layer.shared
         ]
 
     @classmethod
@@ -339,7 +384,7 @@ class Architecture(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise InputError(_explain(error, where)) from None
+            raise InputError(arch_notation.explained(error, where)) from None
 
     @classmethod
     def parse(
@@ -351,104 +396,18 @@ class Architecture(BaseModel):
         timesteps: int = 4,
         tau: float = 0.5,
     ) -> Architecture:
-        """Read the one-line notation above. Raises InputError naming the token."""
-        layers: list[dict[str, Any]] = []
-        counts: Counter[str] = Counter()
-        shape: Shape = tuple(input_shape)
-        population = 1
-        tokens = text.strip().split("-")
-        for index, token in enumerate(tokens):
-            where = f"architecture token {index + 1} {token!r}"
-            if readout := re.fullmatch(r"AvgPool(\d{1,6})", token):
-                if index != len(tokens) - 1:
-                    raise InputError(Problem(where, "the readout is not the last token"))
-                population = int(readout[1])
-                break
-            spec = _parse_token(token, shape, where)
-            prefix = spec.pop("prefix")
-            counts[prefix] += 1
-            spec["name"] = f"{prefix}{counts[prefix]}"
-            if spec["kind"] == "lif":
-                spec["tau"] = tau
-            layers.append(spec)
-            try:
-                shape = _LAYER_KINDS[spec["kind"]].model_validate(spec).output_shape(shape)
-            except ValidationError as error:
-                raise InputError(_explain(error, where)) from None
-            except ValueError as error:
-                raise InputError(Problem(where, str(error))) from None
+        """Read the notation of ``arch_notation.py``. Raises InputError naming the token.
+
+        ``tau`` is that of neurons whose token says none.
+        """
+        read = arch_notation.read(text, tuple(input_shape), tau)
         return cls.from_dict(
             {
                 "input": {"shape": tuple(input_shape), "levels": levels},
-                "layers": layers,
-                "population": population,
+                "layers": read.layers,
+                "population": read.population,
                 "timesteps": timesteps,
+                "readout": read.readout,
             },
             where=f"architecture {text!r}",
         )
-
-
-_LAYER_KINDS: dict[str, type[_Spec]] = {
-    "conv": Conv,
-    "batchnorm": BatchNorm,
-    "lif": Lif,
-    "maxpool": MaxPool,
-    "linear": Linear,
-    "dropout": Dropout,
-}
-
-OFFICIAL_MNIST = "128C5-BN-LIF-P14-128C5-BN-LIF-P7-FC2048-LIF-FC100-LIF-AvgPool10"
-
-
-def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Output length of a convolution along one axis."""
-    return (size + 2 * padding - kernel) // stride + 1
-
-
-def _parse_token(token: str, shape: Shape, where: str) -> dict[str, Any]:
-    if conv := re.fullmatch(r"(\d{1,6})C(\d{1,3})", token):
-        kernel = int(conv[2])
-        if kernel % 2 == 0:
-            raise InputError(
-                Problem(where, f"kernel {kernel} is even", "use an odd kernel (same padding)")
-            )
-        return {
-            "kind": "conv",
-            "prefix": "conv",
-            "channels": int(conv[1]),
-            "kernel": (kernel, kernel),
-            "padding": (kernel // 2, kernel // 2),
-        }
-    if token == "BN":
-        return {"kind": "batchnorm", "prefix": "bn"}
-    if token == "LIF":
-        return {"kind": "lif", "prefix": "lif"}
-    if pool := re.fullmatch(r"P(\d{1,4})", token):
-        size = int(pool[1])
-        if len(shape) != 3 or size < 1 or shape[1] % size or shape[2] % size:
-            raise InputError(
-                Problem(
-                    where,
-                    f"a plane {shape[1:]} cannot be tiled into {size}x{size} equal windows",
-                    "pool to a divisor of its height and width",
-                )
-            )
-        window = (shape[1] // size, shape[2] // size)
-        return {"kind": "maxpool", "prefix": "pool", "kernel": window}
-    if linear := re.fullmatch(r"FC(\d{1,7})", token):
-        return {"kind": "linear", "prefix": "fc", "features": int(linear[1])}
-    if drop := re.fullmatch(r"D(0(?:\.\d+)?)", token):
-        return {"kind": "dropout", "prefix": "drop", "p": float(drop[1])}
-    raise InputError(
-        Problem(where, "is not known", "use <n>C<k>, BN, LIF, P<n>, D<p>, FC<n>, AvgPool<n>")
-    )
-
-
-def _explain(error: ValidationError, where: str) -> list[Problem]:
-    return [
-        Problem(
-            ".".join([where, *(str(part) for part in e["loc"])]),
-            e["msg"].removeprefix("Value error, "),
-        )
-        for e in error.errors(include_url=False)
-    ]

@@ -3,20 +3,21 @@
 The equation of the neurons is in ``float_neurons.py``; how populations and connections go together is that of
 the integer network (``hw_sim/reference.py``).
 
-Of a network that was ``trained`` on integers v is a multiple of 1/64 of a unit, and what a step leaves of
-it is truncated to one, toward zero.
+Of a network that was ``trained`` on integers every state is a multiple of 1/64 of a unit, and what a step
+leaves of it is truncated to one, toward zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation, decode
 from stl_deploy.ir.units import DECAY_ONE, UNIT
 
@@ -101,14 +102,21 @@ class _Run:
     """A population on its way through the steps of all samples.
 
     ``arrived`` float64 [2, N, T, *shape] is what its connections bring to each current, those from outside
-    the part that it runs with before the first step, those ``within`` step by step.
+    the part that it runs with before the first step, those ``within`` step by step. ``neurons`` are those of
+    the population in the units of the state, ``least`` is what 1 of these is in the graph's.
     """
 
+    least: Float | float = 1.0
+
     def __init__(
-        self, network: FloatNetwork, population: FloatPopulation, size: tuple[int, int]
+        self,
+        network: FloatNetwork,
+        population: FloatPopulation,
+        size: tuple[int, int],
+        neurons: FloatNeurons,
     ) -> None:
-        self.network, self.population = network, population
-        neurons, shape = population.neurons, (size[0], *population.shape)
+        self.network, self.population, self.neurons = network, population, neurons
+        shape = (size[0], *population.shape)
         self.arrived = np.zeros((2, *size, *population.shape))
         self.current = self.current2 = np.zeros(shape)
         self.v = np.zeros(shape) if neurons.v0 is None else np.broadcast_to(neurons.v0, shape)
@@ -139,25 +147,36 @@ class _Run:
                 x = sent[c.source][:, t - c.delay].astype(np.float64)
                 total[c.port] += c.way.apply(x).reshape(total[c.port].shape)
         first, second = total[0] + self.population.bias, total[1]
-        amplify = self.population.neurons.amplify
-        if amplify is not None:
-            first, second = first * amplify[t], second * amplify[t]
-        spikes = self.fire(first, second)
         neurons = self.population.neurons
+        x = self.arriving(t, first, neurons.drive if neurons.has_current else None)
+        y = None if neurons.drive2 is None else self.arriving(t, second, neurons.drive2)
+        spikes = self.fire(x, y)
         self.sent[:, t] = total[0] if neurons.graded and not neurons.fires else spikes
         if self.voltages.size:
-            self.voltages[:, t] = self.v
+            self.voltages[:, t] = self.v * self.least
 
-    def fire(self, total: Float, second: Float) -> Array:
-        """What is sent where ``total`` arrives, bias included, and ``second`` at the second current."""
+    def arriving(self, t: int, total: Float, drive: Float | None) -> Float:
+        """What a current gains where ``total`` arrives in step ``t``; a ``drive`` of None is 1."""
         neurons = self.population.neurons
+        if neurons.amplify is not None:
+            total = total * neurons.amplify[t]
+        return total if drive is None else drive * total
+
+    def kept(self, state: Float, share: Float) -> Float:
+        """What a step leaves of ``state``."""
+        kept: Float = share * state
+        return kept
+
+    def fire(self, x: Float, y: Float | None) -> Array:
+        """What is sent where the currents gain ``x`` and ``y``."""
+        neurons = self.neurons
         if neurons.has_current:
-            total = (1 - neurons.current) * self.current + neurons.drive * total
-            self.current = total
-        if neurons.current2 is not None and neurons.drive2 is not None:
-            self.current2 = (1 - neurons.current2) * self.current2 + neurons.drive2 * second
-            total = total + self.current2
-        v = neurons.keep * self.v + neurons.gain * total + neurons.leak
+            x = self.kept(self.current, 1 - neurons.current) + x
+            self.current = x
+        if neurons.current2 is not None and y is not None:
+            self.current2 = self.kept(self.current2, 1 - neurons.current2) + y
+            x = x + self.current2
+        v = self.kept(self.v, neurons.keep) + neurons.gain * x + neurons.leak
         resting = self.rest != 0
         if resting.any():
             v = np.where(resting, self.v, v)
@@ -169,7 +188,7 @@ class _Run:
 
     def _after(self, v: Float, s: NDArray[np.bool_]) -> None:
         """The states after spikes ``s`` at voltages ``v``."""
-        neurons = self.population.neurons
+        neurons = self.neurons
         to = {"zero": neurons.v_reset, "subtract": v - neurons.threshold, "none": v}[neurons.reset]
         self.v = np.where(s, to, v)
         if neurons.reset_current:
@@ -180,12 +199,12 @@ class _Run:
             left = np.where(self.rest > 0, self.rest - 1, self.rest)
             self.rest = np.where(s, neurons.hold, left)
         if neurons.adapt is not None:
-            step = 0.0 if neurons.adapt_step is None else neurons.adapt_step
-            self.moved = (1 - step) * self.moved + neurons.adapt * s
+            step = np.zeros(1) if neurons.adapt_step is None else neurons.adapt_step
+            self.moved = self.kept(self.moved, 1 - step) + neurons.adapt * s
 
 
 class _Whole(_Run):
-    """LIF neurons that were trained on integers; ``scale`` [C] is their unit."""
+    """Neurons that were trained on integers; states count 1/64 of ``scale`` [C], their unit."""
 
     def __init__(
         self,
@@ -194,22 +213,45 @@ class _Whole(_Run):
         size: tuple[int, int],
         scale: Float,
     ) -> None:
-        super().__init__(network, population, size)
-        self.least = scale.reshape(-1, *[1] * (len(population.shape) - 1)) / UNIT
+        unit = scale.reshape(-1, *[1] * (len(population.shape) - 1))
+        super().__init__(network, population, size, whole(population.neurons, unit))
+        self.least = unit / UNIT
 
-    def fire(self, total: Float, second: Float) -> Array:
-        """See ``_Run``."""
+    def arriving(self, t: int, total: Float, drive: Float | None) -> Float:
+        """See ``_Run``. What comes in is a whole multiple of 64, but for the rounding of a sum of floats."""
         neurons = self.population.neurons
-        kept = np.rint(DECAY_ONE * neurons.keep)
-        # What comes in is a whole multiple of 64, but for the rounding of a sum of floats.
-        v = np.trunc(self.v * kept / DECAY_ONE) + np.rint(neurons.gain * total / self.least)
-        s: NDArray[np.bool_] = v * self.least > neurons.threshold
-        self.v = np.where(s, 0, v)
-        return s
+        gain = neurons.gain if drive is None else neurons.gain * drive
+        gained: Float = np.rint(gain * total / self.least)
+        if neurons.amplify is None:
+            return gained
+        return np.asarray(np.trunc(gained * np.rint(DECAY_ONE * neurons.amplify[t]) / DECAY_ONE))
+
+    def kept(self, state: Float, share: Float) -> Float:
+        """See ``_Run``."""
+        kept: Float = np.trunc(state * np.rint(DECAY_ONE * share) / DECAY_ONE)
+        return kept
+
+
+def whole(neurons: FloatNeurons, unit: Float) -> FloatNeurons:
+    """``neurons`` with v, and all that counts it, in whole 1/64 of ``unit``; currents gain the same."""
+
+    def steps(values: Float | None) -> Float | None:
+        return None if values is None else np.rint(values / unit * UNIT)
+
+    return replace(
+        neurons,
+        gain=np.ones(1),
+        leak=np.zeros(1),
+        threshold=UNIT * (np.ceil(neurons.theta / unit) - 1),
+        v_reset=np.rint(neurons.v_reset / unit * UNIT),
+        floor=steps(neurons.floor),
+        v0=steps(neurons.v0),
+        adapt=steps(neurons.adapt),
+    )
 
 
 def _run_of(network: FloatNetwork, population: FloatPopulation, size: tuple[int, int]) -> _Run:
-    trained = network.trained
-    if trained is None or not population.neurons.has_state:
-        return _Run(network, population, size)
+    trained, neurons = network.trained, population.neurons
+    if trained is None or not neurons.has_state:
+        return _Run(network, population, size, neurons)
     return _Whole(network, population, size, np.array(trained.scale[population.name]))

@@ -284,8 +284,8 @@ NO_SECOND_BIAS = (
 )
 SILENT = (
     "has no threshold, and other neurons receive its voltage; only a readout can read that",
-    "end the network with it; a LI and the LIF behind it are one CubaLIF, which has tau and r of the LI as "
-    "tau_syn and w_in",
+    "end the network with it; a LI and the LIF behind it are one CubaLIF, two LI one with a second current "
+    "(docs/import-nir.md)",
 )
 
 
@@ -495,9 +495,7 @@ class _Decoder:
             if ready is None:
                 left = [name for name in names if name not in done]
                 ways = [(a, name) for name in left for a in needs[name]]
-                what = "is in a loop without a delay"
-                remedy = "put a Delay of at least one time step on the way back"
-                self.problems += [Problem(n, what, remedy) for n in G.on_cycles(left, ways)]
+                self.problems += order.at_once(left, ways)
                 self._done()
             else:
                 done.append(ready)
@@ -508,13 +506,14 @@ def magnitudes(graph: nir.NIRGraph) -> dict[str, Float]:
     """Of every population, the largest sum of magnitudes [O] that a step of ``graph`` can add up.
 
     Rounding errors grow with this and not with the sum itself. For a model with BatchNorm this is
-    that of the graph *before* it is lowered, whose terms cancel when they are folded.
+    that of the graph *before* it is lowered, whose terms cancel when they are folded. Populations behind
+    neurons that send values, which have no bound, are left out.
     """
     largest: dict[str, Float] = {}
     levels = np.array([float(G.float_meta(graph).input_levels)])
     preceding, shapes = walk.before(graph), walk.shapes(graph)
     peaks: dict[str, Float] = {
-        name: levels if isinstance(node, nir.Input) else np.ones(1)
+        name: levels if isinstance(node, nir.Input) else _sent(node)
         for name, node in graph.nodes.items()
         if walk.keeps_state(node)
     }
@@ -525,7 +524,13 @@ def magnitudes(graph: nir.NIRGraph) -> dict[str, Float]:
     for name, node in graph.nodes.items():
         if type(node) in NEURONS:
             largest[name] = _added(preceding[name], peaks)
-    return largest
+    return {name: peak for name, peak in largest.items() if not np.isnan(peak).any()}
+
+
+def _sent(node: nir.ir.NIRNode) -> Float:
+    """The largest value that neurons send, NaN where there is no bound."""
+    graded = type(node) in NEURONS and words.read(node).neurons.get("graded", False)
+    return np.full(1, np.nan if graded else 1.0)
 
 
 def _added(names: list[str], peaks: Mapping[str, Float]) -> Float:
@@ -556,4 +561,9 @@ def _peak(
     if isinstance(node, G.BatchNorm):
         k = np.abs(node.gamma) / np.sqrt(node.var.astype(np.float64) + node.eps)
         return np.asarray(k * (peak + np.abs(node.mean)) + np.abs(node.beta))
+    if isinstance(node, G.Place):
+        placed = np.zeros(node.out_shape[0])
+        placed[node.first : node.first + node.in_shape[0]] = peak
+        return placed
+    # What an average pool adds up is no more than what enters it.
     return peak / node.levels if isinstance(node, G.InputScale) else peak

@@ -99,6 +99,11 @@ class Connection:
         return self.name, self.source, self.target
 
     @property
+    def words(self) -> str:
+        """What messages call it."""
+        return f"{self.name} ({self.source} to {self.target})"
+
+    @property
     def grid_bits(self) -> float:
         """Effective bits of a weight at the end of the grid."""
         return slices.effective_bits(slices.largest(self.precision, self.bits))

@@ -128,6 +128,13 @@ class Lif:
         return bool(np.any(np.asarray(self.adapt) != 0))
 
     @property
+    def decays(self) -> dict[str, Each]:
+        """The decay constants of its states, by field."""
+        found = {"du": self.du, "dv": self.dv}
+        found |= {} if self.du2 is None else {"du2": self.du2}
+        return found | ({"dq": self.dq} if self.fires and self.adapts else {})
+
+    @property
     def states(self) -> tuple[str, ...]:
         """The states that are neither u nor v: ``u2``, ``q``, and ``rest``, the steps left to rest."""
         there = {"u2": self.du2 is not None, "q": self.adapts, "rest": self.hold != 0}
@@ -171,6 +178,7 @@ class Or:
     v0: ClassVar[int] = 0
     graded: ClassVar[None] = None
     states: ClassVar[tuple[str, ...]] = ()
+    decays: ClassVar[dict[str, Each]] = {"du": FORGETS, "dv": FORGETS}
     span: ClassVar[tuple[int, int]] = (0, 1)
 
     @property

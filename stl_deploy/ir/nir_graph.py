@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 import nir
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -347,7 +347,7 @@ def node_output(name: str, node: nir.ir.NIRNode, shape: Shape) -> Shape:
             ):
                 raise problem
             return (out_channels, *plane(shape, (kh, kw), *conv_geometry(node)))
-        case nir.SumPool2d():
+        case nir.SumPool2d() | nir.AvgPool2d():
             if len(shape) != 3:
                 raise problem
             kernel, stride, padding = (
@@ -435,7 +435,18 @@ def float_meta(graph: nir.NIRGraph) -> FloatMeta:
         raise InputError(
             Problem(f"metadata.{KEY}", "is missing: not a graph written by stl-deploy")
         )
+    where = f"metadata.{KEY}"
     try:
-        return FloatMeta.model_validate(json.loads(text))
-    except (ValueError, RecursionError) as error:  # ValidationError is a ValueError
-        raise InputError(Problem(f"metadata.{KEY}", f"is not valid: {error}")) from None
+        data = json.loads(text)
+        version = data.get("version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > NEWEST:
+            what = f"is of version {version} of the format; this stl-deploy reads up to {NEWEST}"
+            raise InputError(Problem(where, what, "install the stl-deploy version that wrote it"))
+        return FloatMeta.model_validate(data)
+    except ValidationError as error:
+        raise InputError(
+            Problem(".".join(map(str, (where, *e["loc"]))), f"is not valid: {e['msg']}")
+            for e in error.errors(include_url=False)
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(Problem(where, f"is not valid: {error}")) from None

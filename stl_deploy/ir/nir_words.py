@@ -39,13 +39,16 @@ class Words(BaseModel):
 
 
 def say(node: nir.ir.NIRNode, arrays: Mapping[str, Any] | None = None, **words: Any) -> None:
-    """Put ``words`` and ``arrays`` into the metadata of ``node``, but for defaults and None."""
+    """Put ``words`` and ``arrays`` into the metadata of ``node``, but for defaults and None.
+
+    A number becomes an array of one: h5py compresses metadata, and refuses to for scalars.
+    """
     said = Words(**words).model_dump_json(exclude_defaults=True)
     if said != "{}":
         node.metadata[KEY] = said
     for name, values in (arrays or {}).items():
         if values is not None:
-            node.metadata[f"{KEY}.{name}"] = np.asarray(values, np.float64)
+            node.metadata[f"{KEY}.{name}"] = np.atleast_1d(np.asarray(values, np.float64))
 
 
 def read(node: nir.ir.NIRNode) -> Words:

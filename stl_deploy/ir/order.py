@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-MAX_DELAY = 62  # steps
+from stl_deploy.errors import Problem
+from stl_deploy.ir.units import MAX_STEPS
+
+MOST_LOOPS = 16  # that are named at once
 
 
 def check(
@@ -31,8 +35,8 @@ def check(
             raise ValueError(f"{key}: two connections of this name between these two")
         if source not in place or target not in populations:
             raise ValueError(f"{key}: leads from {source} to {target}, which are not both there")
-        if not 0 <= delay <= MAX_DELAY:
-            raise ValueError(f"{key}: a delay of {delay} steps, not of 0 to {MAX_DELAY}")
+        if not 0 <= delay <= MAX_STEPS:
+            raise ValueError(f"{key}: a delay of {delay} steps, not of 0 to {MAX_STEPS}")
         if delay == 0 and place[source] >= place[target]:
             raise ValueError(f"{key}: leads back from {source} to {target} without a delay")
 
@@ -93,11 +97,82 @@ def depths(
     return depth
 
 
-def too_short(names: Sequence[str], ways: Sequence[tuple[str, str, int]]) -> list[list[str]]:
-    """The groups of ``parts`` whose loops have more hops than steps of delay, so that no depths serve."""
-    found = []
-    for part in parts(names, [(source, target) for source, target, _ in ways]):
-        inside = [way for way in ways if way[0] in part and way[1] in part]
-        if depths([], part, inside) is None:
-            found.append(part)
+class ShortLoop(NamedTuple):
+    """A loop with more hops than steps of delay.
+
+    names: its populations, the first one first and then as spikes go; delay: its steps of delay; way: which
+    of the ways waits longest, so that it would have to wait ``missing`` steps more.
+    """
+
+    names: tuple[str, ...]
+    delay: int
+    way: int
+
+    @property
+    def missing(self) -> int:
+        """Steps of delay that it lacks."""
+        return len(self.names) - self.delay
+
+    @property
+    def what(self) -> str:
+        """The loop in words, a hop for each population."""
+        hops, steps = len(self.names), self.delay
+        return (
+            f"a loop of {hops} hop{'s' if hops > 1 else ''} has {steps} step{'s' if steps != 1 else ''} "
+            "of delay"
+        )
+
+
+def short_loops(names: Sequence[str], ways: Sequence[tuple[str, str, int]]) -> list[ShortLoop]:
+    """Loops of which no depths serve. If all are given what they miss, depths serve, where few were found.
+
+    At most ``MOST_LOOPS`` are found.
+    """
+    waits = list(ways)
+    found: list[ShortLoop] = []
+    while len(found) < MOST_LOOPS and (loop := _short_loop(names, waits)) is not None:
+        found.append(loop)
+        source, target, delay = waits[loop.way]
+        waits[loop.way] = source, target, delay + loop.missing
     return found
+
+
+def at_once(names: Sequence[str], ways: Sequence[tuple[str, str]]) -> list[Problem]:
+    """What is wrong with loops of ``ways``, none of which has a delay."""
+    return [
+        Problem(
+            ", ".join(loop.names),
+            "is a loop without a delay, so that nothing says whose spikes come first",
+            f"put a Delay on the way back: of 1 step for --chip ideal, of {loop.missing} for other chips",
+        )
+        for loop in short_loops(names, [(source, target, 0) for source, target in ways])
+    ]
+
+
+def _short_loop(names: Sequence[str], ways: Sequence[tuple[str, str, int]]) -> ShortLoop | None:
+    """One of the loops, found as a cycle of positive gain is by Bellman and Ford."""
+    depth = dict.fromkeys(names, 0)
+    inside = [i for i, way in enumerate(ways) if way[0] in depth and way[1] in depth]
+    by: dict[str, int] = {}
+    raised: str | None = None
+    for _ in range(len(names) + 1):
+        raised = None
+        for i in inside:
+            source, target, delay = ways[i]
+            if depth[target] < depth[source] + 1 - delay:
+                depth[target] = depth[source] + 1 - delay
+                by[target], raised = i, target
+        if raised is None:
+            return None
+    assert raised is not None
+    for _ in names:  # from there back into the loop
+        raised = ways[by[raised]][0]
+    loop = [by[raised]]
+    while ways[loop[-1]][0] != raised:
+        loop.append(by[ways[loop[-1]][0]])
+    loop.reverse()
+    longest = max(loop, key=lambda i: ways[i][2])
+    populations = [ways[i][0] for i in loop]
+    first = min(range(len(loop)), key=lambda i: names.index(populations[i]))
+    in_order = (*populations[first:], *populations[:first])
+    return ShortLoop(in_order, sum(ways[i][2] for i in loop), longest)

@@ -73,6 +73,18 @@ class Readout:
         """Whether v of the source is needed."""
         return self.rule != "votes"
 
+    @property
+    def by_spikes(self) -> bool:
+        """Whether what the source sends is needed."""
+        return self.rule in ("votes", "first")
+
+    def reads(self, timesteps: int) -> int:
+        """How often the host reads v of each neuron in a sample of so many steps.
+
+        By "first" that is once, after its first spike, or after the last step where it has none.
+        """
+        return {"votes": 0, "first": 1, "last": 1, "mean": timesteps, "max": timesteps}[self.rule]
+
     def fits(self, neurons: int) -> bool:
         """Whether a source of so many neurons can be read out."""
         if self.matrix is not None:
@@ -119,12 +131,22 @@ class Readout:
         best: Int64 = self.scores(sent, v).argmax(axis=1)
         return best
 
-    def _votes(self, sent: Numbers) -> Numbers:
+    def multiplications(self, sent: Numbers) -> Int64:
+        """Votes other than 0 that meet weights of the matrix other than 0, [N], for ``sent`` [N, T, ...]."""
+        if self.matrix is None:
+            return np.zeros(len(sent), np.int64)
+        counts = self._counts(sent.reshape(*sent.shape[:2], -1))
+        met: Int64 = (counts != 0) @ np.count_nonzero(self.matrix, axis=0)
+        return met
+
+    def _counts(self, sent: Numbers) -> Numbers:
         if self.steps is None:
-            counts = sent.sum(axis=1, dtype=self.kind)
-        else:
-            weights: Numbers = np.array(self.steps[: sent.shape[1]], self.kind)
-            counts = np.einsum("t,nti->ni", weights, sent.astype(self.kind))
+            return np.asarray(sent.sum(axis=1, dtype=self.kind))
+        weights: Numbers = np.array(self.steps[: sent.shape[1]], self.kind)
+        return np.asarray(np.einsum("t,nti->ni", weights, sent.astype(self.kind)))
+
+    def _votes(self, sent: Numbers) -> Numbers:
+        counts = self._counts(sent)
         if self.matrix is None:
             return self._sums(counts)
         times = sent.shape[1] if self.steps is None else sum(self.steps[: sent.shape[1]])

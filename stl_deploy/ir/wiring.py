@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -156,13 +157,18 @@ class ConvWiring:
         first = low // channels // out_width
         last = (high - 1) // channels // out_width
         top = first * sh - ph
-        span = (last - first) * sh + dh * (kernel[0] - 1) + 1
+        span_y, span_x = dh * (kernel[0] - 1) + 1, dw * (kernel[1] - 1) + 1
+        span = (last - first) * sh + span_y
         padded = np.zeros((self.input_shape[0], span, width + 2 * pw), np.int32)
         for positions, low_channel, high_channel in _pieces(low, high, channels):
             taps = self.taps[high_channel] - self.taps[low_channel]
             y = (positions // out_width - first) * sh
             x = positions % out_width * sw
-            for i, j in np.ndindex(kernel):
+            if len(positions) == 1:
+                seen = slice(y[0], y[0] + span_y, dh), slice(x[0], x[0] + span_x, dw)
+                padded[:, *seen] += taps
+                continue
+            for i, j in product(range(kernel[0]), range(kernel[1])):
                 padded[:, y + i * dh, x + j * dw] += taps[:, i, j, None]
         start = min(max(top, 0), height)
         rows = slice(start, min(max(top + span, start), height))

@@ -155,7 +155,11 @@ class Assembly:
 
     def _sends_values(self, target: Target) -> bool:
         """Whether a population or one of its sources sends values other than spikes."""
-        return target.neurons.graded or any(rows.source in self.worth for rows in target.rows)
+        # A source that could not be lowered, which is a problem of its own, has no worth.
+        known = self.floats.by_name
+        return target.neurons.graded or any(
+            rows.source in known and known[rows.source].neurons.graded for rows in target.rows
+        )
 
     def _span(self, name: str) -> tuple[int, int]:
         """The lowest and the highest value that a population sends; spikes where it is not there yet."""

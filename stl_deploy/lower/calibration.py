@@ -352,9 +352,12 @@ def thresholds(network: IntegerNetwork, chip: Chip, recording: Recording) -> NDA
     tried = [np.clip(vth + by, low, high).astype(np.int32) for by in moved]
     wrong = np.zeros((len(tried), *population.shape), np.int64)
     for count, one in zip(wrong, tried, strict=True):
-        candidate = with_neurons(network, vth=one)
+        # Prepared once for all batches: that takes as long as to run some of them.
+        candidate = engine.Engine(with_neurons(network, vth=one))
         for sent in recording.batches([*network.inputs, population.name]):
-            count += (_fired(candidate, sent) != sent[population.name]).sum(axis=(0, 1))
+            did = candidate.run({name: sent[name] for name in network.inputs})
+            fired = did.layers[population.name].spikes
+            count += (fired != sent[population.name]).sum(axis=(0, 1))
     best = np.argmin(wrong, axis=0)
     chosen: NDArray[np.int32] = np.take_along_axis(np.stack(tried), best[None], axis=0)[0]
     return chosen
@@ -362,10 +365,3 @@ def thresholds(network: IntegerNetwork, chip: Chip, recording: Recording) -> NDA
 
 def _by_distance(by: int) -> tuple[int, int]:
     return abs(by), by
-
-
-def _fired(network: IntegerNetwork, sent: Mapping[str, IntArray]) -> IntArray:
-    """The spikes of the only population of ``network``, where its sources send these."""
-    (population,) = network.populations
-    given = {name: sent[name] for name in network.inputs}
-    return engine.run(network, given).layers[population.name].spikes

@@ -9,8 +9,7 @@ import numpy as np
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.ir.float_neurons import Float, FloatNeurons
 from stl_deploy.ir.floats import FloatNetwork, FloatPopulation
-from stl_deploy.ir.order import MAX_DELAY
-from stl_deploy.ir.units import DECAY_ONE, FORGETS
+from stl_deploy.ir.units import DECAY_ONE, FORGETS, MAX_STEPS
 from stl_deploy.lower import rules
 
 NAMED = 5  # neurons that a message lists before it says "..."
@@ -28,11 +27,11 @@ def check(network: FloatNetwork) -> None:
     problems += [
         Problem(
             connection.name,
-            f"delays by {connection.delay} steps; at most {MAX_DELAY} can be kept",
-            "shorten the delay, or put neurons on the way",
+            f"delays by {connection.delay} steps; no sample has more than {MAX_STEPS}",
+            "shorten the delay",
         )
         for connection in network.connections
-        if connection.delay > MAX_DELAY
+        if connection.delay > MAX_STEPS
     ]
     if problems:
         raise LoweringError(problems)

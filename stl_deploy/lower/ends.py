@@ -48,10 +48,17 @@ class End:
 
 
 def is_silent(node: nir.ir.NIRNode) -> bool:
-    """Whether ``node`` is neurons that send nothing, since they have no threshold."""
+    """Whether ``node`` is neurons that send nothing, since they have no threshold.
+
+    Broken ones are not: what is wrong with them is said where they are read.
+    """
     if type(node) not in NEURONS:
         return False
-    neurons = decode(node)
+    try:
+        with np.errstate(all="ignore"):  # a tau of 0, for one
+            neurons = decode(node)
+    except ValueError:
+        return False
     return not (neurons.fires or neurons.graded)
 
 

@@ -19,7 +19,7 @@ import nir
 import numpy as np
 
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.ir import floats
+from stl_deploy.ir import floats, order
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_words as words
 from stl_deploy.ir.float_neurons import FloatNeurons
@@ -116,6 +116,7 @@ def lowered(flow: Flow, wanted: Wanted) -> Lowered:
         _check_neurons(flow, sums)
         end = find_end(flow, sums[flow.end], wanted)
         if end is None:
+            _check_voltages(flow, sums[flow.end])
             flow, end = with_readout(flow, sums[flow.end], wanted)
             sums = flow.sums()
         drafts = [
@@ -145,6 +146,22 @@ def _check_neurons(flow: Flow, sums: Mapping[str, Sum]) -> None:
         for name, node in flow.nodes.items()
         if name in heard and is_silent(node)
     ]
+
+
+def _check_voltages(flow: Flow, total: Sum) -> None:
+    """Raise LoweringError where an output that neurons have to compute is made of voltages."""
+    flow.problems += [
+        Problem(
+            name,
+            "has no threshold, and its voltage is one of several things that are added up or delayed at the "
+            "output; a readout reads it alone",
+            "let it lead to the output alone; integrators of one tau and r can be one, with the weights "
+            "of both",
+        )
+        for name in dict.fromkeys(term.source for term in total.terms)
+        if is_silent(flow.nodes[name])
+    ]
+    flow.done()
 
 
 def _draft(flow: Flow, name: str, node: Any, sums: dict[str, Sum]) -> Draft | None:
@@ -272,14 +289,7 @@ def _ordered(flow: Flow, found: Mapping[str, Population]) -> list[Population]:
         if not ready:
             left = [name for name in found if name not in done]
             ways = [(source, name) for name in left for source in needs[name]]
-            flow.problems += [
-                Problem(
-                    name,
-                    "is in a loop without a delay, so that nothing says which spikes come first",
-                    "put a Delay of at least one time step on the way back",
-                )
-                for name in G.on_cycles(left, ways)
-            ]
+            flow.problems += order.at_once(left, ways)
             flow.done()
         done |= {name: found[name] for name in ready}
     return list(done.values())

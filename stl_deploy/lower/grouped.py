@@ -42,9 +42,9 @@ def pack(network: IntegerNetwork, chip: Chip) -> IntegerNetwork:
     for spread in SPREADS:
         placed = placement.place(network, chip, dict.fromkeys(names, spread))
         assert placed is not None  # the chip has cores
-        tried = _rounded(network, placed, chip)
+        _, rounding = _thresholds(network, placed, chip)
         cores = _cores(network, placed)
-        options += [_Option(n, spread, cores[n], tried.rounding[n].mean) for n in names]
+        options += [_Option(n, spread, cores[n], rounding[n].mean) for n in names]
     budget = left = plain.chips * chip.limits.cores_per_chip.value
     while True:
         chosen = _choose(options, names, left)
@@ -126,6 +126,17 @@ def _choose(options: Sequence[_Option], names: Sequence[str], budget: int) -> di
 
 def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerNetwork:
     """``network`` on ``placed``, with the thresholds of each core rounded."""
+    populations, rounding = _thresholds(network, placed, chip)
+    lowered = replace(
+        network.changed(*populations), lowering="grouped", rounding=rounding, placement=None
+    )
+    return replace(lowered, placement=placement.again(lowered, chip, placed))
+
+
+def _thresholds(
+    network: IntegerNetwork, placed: Placement, chip: Chip
+) -> tuple[list[Population], dict[str, Rounding]]:
+    """The populations with the thresholds of each core rounded, and what that changed, by name."""
     held = placement.limits(chip)["thresholds"]
     populations: list[Population] = []
     rounding: dict[str, Rounding] = {}
@@ -135,10 +146,7 @@ def _rounded(network: IntegerNetwork, placed: Placement, chip: Chip) -> IntegerN
             vth, told = _round(population, placed.layers[population.name], held)
             populations.append(replace(population, neurons=replace(neurons, vth=vth)))
             rounding[population.name] = told
-    lowered = replace(
-        network.changed(*populations), lowering="grouped", rounding=rounding, placement=None
-    )
-    return replace(lowered, placement=placement.again(lowered, chip, placed))
+    return populations, rounding
 
 
 def _round(

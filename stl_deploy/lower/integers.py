@@ -29,6 +29,18 @@ Float = NDArray[np.float64]
 FINER: WeightPrecision = "2x8"
 
 
+def can_be_finer(chip: chips.Chip) -> bool:
+    """Whether weights of ``chip`` can have both exponents that the finer grid needs."""
+    exponents = chip.registers.weight_exp_max
+    needed = max(group.exp for group in slices.GROUPS[FINER])
+    return exponents is None or exponents.value >= needed
+
+
+def finest(chip: chips.Chip, largest: int) -> int:
+    """The largest weight of a connection that may be finer, where that of others is ``largest``."""
+    return max(largest, slices.largest(FINER, slices.SLICE_BITS)) if can_be_finer(chip) else largest
+
+
 def with_neurons(network: IntegerNetwork, **fields: Any) -> IntegerNetwork:
     """``network``, of a single population, with other fields of its neurons."""
     (population,) = network.populations
@@ -63,17 +75,17 @@ class Integers:
         self.peak = np.where(wide > 0, wide, self.fine)
         if target.common:
             self.peak = np.full_like(self.peak, self.peak.max())
-        exponents = chip.registers.weight_exp_max
-        needed = max(group.exp for group in slices.GROUPS[FINER])
-        self.can_be_finer = exponents is None or exponents.value >= needed
+        self.can_be_finer = can_be_finer(chip)
+
+    @property
+    def finest(self) -> int:
+        """The largest weight of a connection that may be finer, as a whole number of units."""
+        return finest(self.chip, int(self.options.qmax * self.grid))
 
     @property
     def least(self) -> Float:
         """The units [C] below which a weight that may be finer leaves its grid."""
-        most = self.options.qmax * self.grid
-        if self.can_be_finer:
-            most = max(most, slices.largest(FINER, slices.SLICE_BITS))
-        units: Float = self.fine * self.grid / most
+        units: Float = self.fine * self.grid / self.finest
         return units
 
     def network(self, units: Float) -> IntegerNetwork:

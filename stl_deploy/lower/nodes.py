@@ -89,7 +89,10 @@ def linear(node: nir.ir.NIRNode, shape: Shape, reading: Reading) -> Linear:
 
     Raises ValueError for parameters that do not fit, CannotFold for what is not linear.
     """
-    return LINEAR[type(node)](node, shape, reading)._replace(port=words.read(node).port)
+    said = words.read(node)
+    if said != words.Words(port=said.port):
+        raise ValueError(f"metadata.{G.KEY} has rules of neurons, and this is none")
+    return LINEAR[type(node)](node, shape, reading)._replace(port=said.port)
 
 
 def parameter(node: Any, key: str, shape: Shape) -> Float:

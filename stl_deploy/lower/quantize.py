@@ -20,6 +20,7 @@ vth and places neurons by it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import FloatNetwork, decode
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic, Lowering
+from stl_deploy.ir.readouts import FloatReadout
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import IntArray
 from stl_deploy.lower import folding, grouped, relays, rows, trained
@@ -123,6 +125,7 @@ def quantize(
         float_nir.check_trained(floats, meta.trained)
     check_options(options, facts, calib is not None)
     check_floats(floats)
+    _check_readout(floats, meta)
     given = _rasters(floats, meta, calib)
     problems = facts.input_problems(meta.input_levels, meta.signed)
     targets = rows.targets(floats)
@@ -136,6 +139,8 @@ def quantize(
     assembly = Assembly(floats, meta, targets, options, facts)
     assembly.quantize(given, lambda done, what: tell(done, parts, what))
     problems += assembly.problems
+    if not floats.by_name.keys() <= {population.name for population in assembly.populations}:
+        raise LoweringError(problems)  # without one of them there is no network to look at
     network = assembly.network()
     problems += refused(network)
     try:
@@ -159,6 +164,14 @@ def quantize(
     return replace(network, diagnostics=tuple(diagnostics))
 
 
+def _check_readout(floats: FloatNetwork, meta: G.FloatMeta) -> None:
+    """Raise InputError where the readout is not one of the neurons and steps that there are."""
+    read = floats.readout or FloatReadout(meta.classes, meta.population, floats.output)
+    if (what := read.misfit(math.prod(floats.shape(floats.output)), meta.timesteps)) is not None:
+        remedy = "correct classes, population and timesteps of the metadata, or what the readout is given"
+        raise InputError(Problem(floats.output, what, remedy))
+
+
 def _rasters(
     floats: FloatNetwork, meta: G.FloatMeta, calib: Calib | None
 ) -> dict[str, IntArray] | None:
@@ -177,6 +190,10 @@ def _rasters(
         if by_name is not calib:
             what = f"is one raster, the network has the inputs {', '.join(names)}"
         raise InputError(Problem("calib", what, "give a raster for each input, by name"))
+    for x in by_name.values():
+        if not isinstance(x, np.ndarray) or x.dtype.kind not in "uib":
+            what = f"is {getattr(x, 'dtype', type(x).__name__)}, not an array of whole numbers"
+            raise InputError(Problem("calib", what, "use uint8, or with a sign int16"))
     for name, shape in floats.inputs.items():
         if by_name[name].shape[2:] != shape:
             what = f"has inputs {by_name[name].shape[2:]}, the network {shape}"

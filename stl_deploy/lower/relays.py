@@ -11,6 +11,7 @@ A population that nothing leads into needs no relays: a copy of it fires as it d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,19 +22,24 @@ from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.ir import order
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Or
+from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import OneToOne
 from stl_deploy.lower.options import Skips
+
+MOST = 256  # relays of one source
 
 
 def relayed(network: IntegerNetwork, chip: Chip, skips: Skips = "auto") -> IntegerNetwork:
     """``network`` with relays for what the synapses of ``chip`` do not wait.
 
-    With "delay" synapses wait all of it, with "relay" nothing, with "auto" as much as the chip allows. A
-    chip whose delays have no limit, as ``ideal``, gets relays only where they are asked for.
+    With "delay" synapses wait all of it, with "relay" nothing, with "auto" as much as the chip allows, and
+    then a note says which relays there are. A chip whose delays have no limit, as ``ideal``, gets relays only
+    where they are asked for.
 
     Raises:
         LoweringError: a loop with fewer steps of delay than hops, a wait longer than the chip's with
-            "delay", or values other than spikes that would need a relay; all problems at once.
+            "delay", values other than spikes that would need a relay, or more than ``MOST`` relays; all
+            problems at once.
     """
     asked = skips == "delay" or network.depth is None
     if asked and (problems := chip.delay_problems(network)):
@@ -44,17 +50,22 @@ def relayed(network: IntegerNetwork, chip: Chip, skips: Skips = "auto") -> Integ
     if longest is None:
         return network
     hops = {c.key: max(0, network.waits(c) - longest) for c in network.connections}
-    if graded := list(_graded(network, hops, skips)):
-        raise LoweringError(graded)
-    return _Relays(network, hops).network() if any(hops.values()) else network
+    if wrong := [*_graded(network, hops, skips), *_long(network, hops, longest, chip)]:
+        raise LoweringError(wrong)
+    if not any(hops.values()):
+        return network
+    made = _Relays(network, hops).network()
+    notes = () if skips == "relay" else tuple(_notes(network, hops, longest, chip))
+    return replace(made, diagnostics=(*made.diagnostics, *notes))
 
 
 def _loops(network: IntegerNetwork) -> Iterator[Problem]:
     """Why a chip that needs no depths cannot have relays."""
     ways = [(c.source, c.target, c.delay) for c in network.connections]
-    for loop in order.too_short(list(network.by_name), ways):
-        what = "a loop has fewer steps of delay than hops, and relays are a hop each"
-        yield Problem(", ".join(loop), what, "use --skips auto, or lengthen the delays on its way")
+    for loop in order.short_loops(list(network.by_name), ways):
+        what = f"{loop.what}, and relays are a hop each"
+        longer = f"lengthen the delay of {network.connections[loop.way].words} by {loop.missing}"
+        yield Problem(", ".join(loop.names), what, f"use --skips auto, or {longer}")
 
 
 def _graded(
@@ -64,9 +75,52 @@ def _graded(
     for c in network.connections:
         low, high = network.span(c.source)
         if hops[c.key] and (low, high) != (0, 1):
-            where, waits = f"{c.name} ({c.source} to {c.target})", network.waits(c)
-            what = f"waits {waits} steps, and a relay passes on spikes, not values {low} to {high}"
-            yield Problem(where, what, f"{instead}, or encode the input as spikes")
+            what = f"waits {network.waits(c)} steps, and a relay passes on spikes, not values {low} to {high}"
+            yield Problem(c.words, what, f"{instead}, or encode the input as spikes")
+
+
+def _long(
+    network: IntegerNetwork, hops: dict[tuple[str, str, str], int], longest: int, chip: Chip
+) -> Iterator[Problem]:
+    for c in network.connections:
+        if hops[c.key] > MOST:
+            what = (
+                f"spikes wait {network.waits(c):,} steps; {_held(longest, chip)}, and {hops[c.key]:,} "
+                f"relays are more than {MOST}"
+            )
+            yield Problem(c.words, what, "shorten the delay, or use --chip ideal with --skips auto")
+
+
+def _notes(
+    network: IntegerNetwork, hops: dict[tuple[str, str, str], int], longest: int, chip: Chip
+) -> Iterator[Diagnostic]:
+    """Which sources have relays, and why."""
+    for name in [*network.inputs, *network.by_name]:
+        ways = [c for c in network.out_of(name) if hops[c.key]]
+        if not ways:
+            continue
+        copied = name in network.by_name and not network.into(name)
+        count = len({hops[c.key] for c in ways}) if copied else max(hops[c.key] for c in ways)
+        targets = ", ".join(dict.fromkeys(c.target for c in ways))
+        neurons = count * math.prod(network.shape(name))
+        kind = "copies of it" if copied else "relays"
+        added = (
+            f"{count} populations of {kind} pass" if count > 1 else f"a population of {kind} passes"
+        )
+        yield Diagnostic(
+            f"{name} to {targets}",
+            f"spikes wait up to {max(network.waits(c) for c in ways)} steps; {_held(longest, chip)}. "
+            f"{added} them on ({neurons:,} more neurons)",
+        )
+
+
+def _held(longest: int, chip: Chip) -> str:
+    """What the synapses of ``chip`` wait at most, in words."""
+    if not longest:
+        return (
+            f"{chip.name} has no synaptic delays" if not chip.delay_max else "no synapse is to wait"
+        )
+    return f"synapses of {chip.name} wait at most {longest}"
 
 
 class _Relays:

@@ -28,9 +28,13 @@ GAIN_MAX = (1 << 15) - 1
 def common_gain(neurons: FloatNeurons) -> float:
     """The power of two that is taken out of the gains and stands in the weights.
 
-    It is 1 where the largest gain lies in 1 to 8, which 16 bits hold with 12 of a fraction.
+    It is 1 where the largest gain lies in 1 to 8, which 16 bits hold with 12 of a fraction, and where no gain
+    would be rounded, as in a network that was trained on integers.
     """
     if neurons.amplify is None:
+        return 1.0
+    steps = DECAY_ONE * neurons.amplify
+    if (steps == np.rint(steps)).all() and np.abs(steps).max(initial=0) <= GAIN_MAX:
         return 1.0
     peak = float(np.abs(neurons.amplify).max(initial=0))
     if 1 <= peak < GAIN_MAX / DECAY_ONE or not peak:

@@ -50,17 +50,24 @@ def check_asked(trained: G.Trained, asked: dict[str, object]) -> None:
 
 
 def check_weights(
-    target: Target, units: NDArray[np.float64], options: Options, chip: Chip
+    target: Target, units: NDArray[np.float64], options: Options, chip: Chip, finer: int
 ) -> list[Problem]:
-    """What of a population's weights and biases is no integer of its channel's unit [C], or too large."""
-    values = {
-        "weight" if len(target.rows) == 1 else f"weight {rows.name}": rows.weight
+    """What of a population's weights and biases is no integer of its channel's unit [C], or too large.
+
+    ``finer`` is the largest weight of spikes that are added as they are, and of a bias that comes from a
+    neuron that always fires.
+    """
+    one = len(target.rows) == 1
+    held = [
+        (
+            "weight" if one else f"weight {rows.name}",
+            rows.weight,
+            finer if rows.fine else options.qmax,
+        )
         for rows in target.rows
-    }
-    most = dict.fromkeys(values, float(options.qmax))
-    values["bias"], most["bias"] = target.bias, float(chip.bias_mant_range[1])
+    ]
     problems = []
-    for what, value in values.items():
+    for what, value, most in [*held, ("bias", target.bias, chip.bias_mant_range[1])]:
         steps = value.reshape(target.channels, -1) / units[:, None]
         off = np.abs(steps - np.rint(steps)) > NEAR
         if off.any():
@@ -72,13 +79,16 @@ def check_weights(
                     "name the checkpoint that stl-train --qat wrote",
                 )
             )
-        elif np.abs(steps).max(initial=0) > most[what]:
+        elif np.abs(steps).max(initial=0) > most:
             problems.append(
                 Problem(
                     target.name,
                     f"its {what} goes from {steps.min():,.0f} to {steps.max():,.0f}; at most "
-                    f"{most[what]:,.0f} in size can be held",
+                    f"{most:,.0f} in size can be held",
                     AGAIN,
                 )
             )
+    if target.common and np.ptp(units):
+        what = "is read by its voltages, and its channels have units of their own"
+        problems.append(Problem(target.name, what, AGAIN))
     return problems

@@ -26,6 +26,7 @@ from stl_deploy.lower.rows import Target
 
 Float = NDArray[np.float64]
 MIN_BITS = 4  # effective bits below which (or below weight_bits) a model is refused
+MAX_LOST_BITS = 2  # above which a note says what they were lost to
 FOLD_MIN_BITS = 2  # the same for a folded neuron: below, its largest weight rounds to 1 or 0
 HEADROOM = 2.0  # of ``checked``: the limit over the largest sum seen in calibration
 
@@ -112,14 +113,15 @@ class Fit:
         else:
             self._report_thresholds(units)
             network = self.integers.network(units)
-            if self.integers.bits(network) < least - 1e-9:
-                self._report_bits(network, units, base, least)
+            self._report_bits(network, units, base, least)
         return network, self._precision(network, mode)
 
     def as_trained(self, units: Float) -> tuple[IntegerNetwork, Precision]:
         """The population of the integers that were trained, ``units`` being theirs."""
         self.trained = True
-        self.problems += trained.check_weights(self.target, units, self.options, self.chip)
+        self.problems += trained.check_weights(
+            self.target, units, self.options, self.chip, self.integers.finest
+        )
         self._report_decays()
         if self.problems:
             network = self.integers.network(self._plain_units())
@@ -216,7 +218,8 @@ class Fit:
                     f"{exact.max():.6g}, is rounded to multiples of 1/{DECAY_ONE}, by up to "
                     f"{off.max():.2g}"
                 )
-            remedy = "train with that value to lose nothing"
+            # Who forgets at once was made so, and nobody can train that.
+            remedy = "train with that value to lose nothing" if exact.any() else ""
             self.diagnostics.append(Diagnostic(self.target.name, said, remedy))
 
     def _report_gains(self) -> None:
@@ -414,12 +417,19 @@ class Fit:
         return self.integers.bits(self.integers.network(units))
 
     def _report_bits(self, network: IntegerNetwork, units: Float, base: Float, least: int) -> None:
-        """The worst channel, and what it lost its bits to."""
+        """The worst channel, and what it lost its bits to: an error below ``least`` bits, else a note."""
+        bits, wanted = self.integers.bits(network), self.options.weight_bits
+        # How much of its grid a weight of two slices has depends on registers alone.
+        noted = self.options.weight_precision != "2x8" and bits < wanted - MAX_LOST_BITS
+        if bits >= least - 1e-9 and not noted:
+            return
         peak = self.integers.peak
         largest = self.integers.steps(network).min(axis=1)
         worst = int(np.where(peak > 0, largest, self.options.qmax).argmin())
         bias, theta = self.bias[worst], self.flat[worst].max()
-        if units[worst] > base[worst]:
+        ideal = "" if self.chip.name == "ideal" else "use --chip ideal, or "
+        plain = peak[worst] / self.options.qmax
+        if units[worst] > base[worst] and units[worst] / base[worst] >= base[worst] / plain:
             why = f"sums and voltages that {self.chip.name} cannot hold"
             if not rules.resets(self.target.neurons):
                 why = f"voltages that nothing resets in {self.timesteps} steps of {self.chip.name}"
@@ -429,18 +439,20 @@ class Fit:
             remedy = "use --weight-exp 0 and --weight-precision 8, or retrain with a smaller one"
         elif bias / self.chip.bias_mant_range[1] >= theta / self.chip.threshold_range[1]:
             why = f"a bias of {bias:.4g}, which the register must hold"
-            remedy = "use --chip ideal, or retrain with a smaller bias"
+            remedy = f"{ideal}retrain with a smaller bias; --normalize adds none where MEAN is 0"
+        elif (most := max(map(_peak, rules.largest(self.target.neurons)), default=0.0)) > theta:
+            why = f"a voltage to start or reset at, or a floor, of {most:.4g}"
+            remedy = "train with a smaller one"
         else:
             why = f"a threshold of {theta:.4g}, which the register must hold"
-            remedy = "give --clamp-thresholds, use --chip ideal, or retrain"
-        self.problems.append(
-            Problem(
-                self.target.name,
-                f"channel {worst} keeps {self.integers.bits(network):.2f} effective weight bits, at "
-                f"least {least} are needed: next to weights up to {peak[worst]:.4g} it has {why}",
-                remedy,
-            )
-        )
+            remedy = f"{ideal}give --clamp-thresholds, or retrain"
+        why = f"next to weights up to {peak[worst]:.4g} it has {why}"
+        if bits < least - 1e-9:
+            what = f"keeps {bits:.2f} effective weight bits, at least {least} are needed: {why}"
+            self.problems.append(Problem(self.target.name, f"channel {worst} {what}", remedy))
+        else:
+            what = f"keeps {bits:.2f} of {wanted} effective weight bits: {why}"
+            self.diagnostics.append(Diagnostic(self.target.name, f"channel {worst} {what}", remedy))
 
     def _report_thresholds(self, units: Float) -> None:
         """Thresholds that the register cannot hold: an error, or with clamping a diagnostic."""
@@ -455,7 +467,7 @@ class Fit:
         where = [tuple(map(int, index)) for index in np.argwhere(outside)[:NAMED]]
         listed = ", ".join(
             f"{index if len(index) > 1 else index[0]}: theta {theta[index]:.4g} -> vth "
-            f"{int(vth[index])}"
+            f"{float(vth[index]):.10g}"
             for index in where
         ) + (", ..." if count > NAMED else "")
         what = f"{count} of {outside.size} thresholds do not fit {self.chip.name}'s register {low}..{high}"
@@ -481,3 +493,8 @@ class Fit:
 def _slowest(constant: Each) -> int:
     """The decay constant that forgets least."""
     return int(np.min(constant))
+
+
+def _peak(values: Float) -> float:
+    """The largest magnitude."""
+    return float(np.abs(values).max())

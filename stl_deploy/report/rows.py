@@ -176,7 +176,7 @@ def _lif(network: IntegerNetwork, population: Population) -> tuple[list[str], bo
     said = ["current"] if neurons.has_current else []
     said += ["soft reset"] if neurons.fires and neurons.reset == "subtract" else []
     said += _rules(neurons)
-    decays = (neurons.du, neurons.dv)
+    decays = neurons.decays.values()
     said += ["own decays"] if any(np.unique(decay).size > 1 for decay in decays) else []
     said += (
         ["recurrent"] if any(c.source == c.target for c in network.into(population.name)) else []

@@ -48,7 +48,8 @@ class Parity(Protocol):
     """What the report shows of a comparison with the float model (``verify.against_float.ParityReport``).
 
     Accuracies are None without labels; ``layers`` are rows of figures by population, ``not_certified``
-    says of populations why not, ``first_divergence`` is None where no spike differs.
+    says of populations why not, ``first_divergence`` is None where no spike differs. ``voltages`` are the
+    errors of those that the readout reads, None where it reads none.
     """
 
     @property
@@ -65,6 +66,8 @@ class Parity(Protocol):
     def not_certified(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def first_divergence(self) -> object: ...  # noqa: D102
+    @property
+    def voltages(self) -> object: ...  # noqa: D102
 
 
 def render(
@@ -328,7 +331,8 @@ class Headline:
     """The energy that the report shows first: one chip's, by its published profiles if it has any.
 
     ``total`` is a number, or a range where the ``profiles`` differ; ``chip`` the title of the chip
-    that they describe, ``own`` whether the network was lowered to it.
+    that they describe, ``own`` whether the network was lowered to it. ``unable`` and ``assumed``: whether it
+    lacks rules of the network, or has them only by programs that nobody has written.
     """
 
     total: str
@@ -336,6 +340,8 @@ class Headline:
     own: bool
     profiles: list[str]
     extrapolated: bool
+    unable: bool
+    assumed: bool
 
 
 @dataclass(frozen=True)
@@ -346,7 +352,9 @@ class EnergySection:
     that are not the network's own; ``headline`` is in ``joule``;
     ``per_synop_j`` is the dynamic energy over the synops, None where there were none;
     ``static_range_j`` the ends of the measured range, None where no static power is known; ``steps``
-    has for each time step by profile its mean duration and what bound it most often.
+    has for each time step by profile its mean duration and what bound it most often. ``words`` say for each
+    profile what its figures are worth for the rules of the network, ``unable`` and ``assumed`` of each chip
+    by title why, and ``left_out`` is not priced at all.
     """
 
     energies: dict[str, Energy]
@@ -364,6 +372,10 @@ class EnergySection:
     maps: list[Picture]
     steps: list[list[tuple[str, str]]]
     beyond: list[str]
+    words: list[str]
+    unable: list[tuple[str, str]]
+    assumed: list[tuple[str, str]]
+    left_out: tuple[str, ...]
 
 
 def _energy_section(
@@ -382,6 +394,7 @@ def _energy_section(
             by_event[name]["static"] = energy.static_j
     by_layer = {name: e.by_layer_j for name, e in energies.items()}
     second = Unit.fitting("s", (e.latency_s for e in energies.values()))
+    unpriced = {profiles[name][0].title: e.unpriced for name, e in energies.items()}
     return EnergySection(
         energies=energies,
         chips={name: of.title for name, (of, _) in profiles.items()},
@@ -418,6 +431,10 @@ def _energy_section(
             for t in range(min(counts.timesteps, SHOWN_STEPS))
         ],
         beyond=list(dict.fromkeys(p for e in energies.values() for p in e.beyond)),
+        words=[e.unpriced.in_a_word for e in energies.values()],
+        unable=[(title, what) for title, of in unpriced.items() for what in of.unable],
+        assumed=[(title, what) for title, of in unpriced.items() for what in of.assumed],
+        left_out=next(iter(unpriced.values())).left_out,
     )
 
 
@@ -442,6 +459,8 @@ def _headline(
         own=shown == chip,
         profiles=names,
         extrapolated=energies[names[0]].extrapolation is not None,
+        unable=bool(energies[names[0]].unpriced.unable),
+        assumed=bool(energies[names[0]].unpriced.assumed),
     )
 
 

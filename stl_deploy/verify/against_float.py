@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import nir
@@ -32,14 +32,16 @@ from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import Input, IntegerNetwork, Raster
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import IntArray
+from stl_deploy.ir.units import UNIT
+from stl_deploy.lower import graded
 from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify import pairs
 from stl_deploy.verify.audit import Audit, Findings
-from stl_deploy.verify.divergence import Divergence
+from stl_deploy.verify.divergence import Divergence, differ
 
 Float = NDArray[np.float64]
-Spikes = dict[str, NDArray[np.uint8]]
+Spikes = dict[str, NDArray[Any]]  # uint8, or values that neurons send
 Visit = Callable[[Raster, Trace], None]
 
 
@@ -67,12 +69,27 @@ class LayerParity:
 
 
 @dataclass(frozen=True)
+class Voltages:
+    """How far the voltages that the readout reads lie from the float model's, in the float model's units.
+
+    Over all samples, steps and neurons of ``population``, of the integer network as it runs: the largest and
+    the mean magnitude of the difference, and the largest magnitude of the float voltage itself.
+    """
+
+    population: str
+    largest_error: float
+    mean_error: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """The whole comparison; accuracies are None without labels.
 
     ``first_divergence`` is None where no spike differs. ``not_certified`` says of populations why not.
     ``nir_differing`` are the entries in which the float NIR graph differs from the PyTorch model, None
-    without one; ``overflows`` the neuron steps of the integer network outside a register.
+    without one; ``overflows`` the neuron steps of the integer network outside a register. ``voltages`` are
+    those of the readout, None where it does not read any.
     """
 
     samples: int
@@ -84,6 +101,7 @@ class ParityReport:
     not_certified: dict[str, str] = field(default_factory=dict)
     nir_differing: int | None = None
     overflows: int = 0
+    voltages: Voltages | None = None
 
     @property
     def entries(self) -> int:
@@ -101,6 +119,7 @@ class ParityReport:
             if self.first_divergence is None
             else self.first_divergence.to_json(),
             "not_certified": self.not_certified,
+            "readout_voltages": None if self.voltages is None else asdict(self.voltages),
         }
 
 
@@ -155,6 +174,7 @@ def compare(
         if model is None
         else sum(layer.float_nir for layer in total.layers.values()),
         overflows=total.overflows,
+        voltages=total.voltages.of(network.readout.source),
     )
 
 
@@ -175,8 +195,42 @@ class LayerTally:
 
 
 @dataclass
+class VoltageTally:
+    """Voltages that the readout reads: how many, their errors added up and at most, and their magnitude."""
+
+    entries: int = 0
+    total: float = 0.0
+    largest_error: float = 0.0
+    largest: float = 0.0
+
+    @classmethod
+    def between(cls, expected: Float, got: Float) -> VoltageTally:
+        """Of voltages [N, T, *shape] in the float model, and of the integer network in its units."""
+        errors = np.abs(got - expected)
+        most = float(errors.max(initial=0)), float(np.abs(expected).max(initial=0))
+        return cls(errors.size, float(errors.sum()), *most)
+
+    def add(self, other: VoltageTally) -> None:
+        """Add another batch's."""
+        self.entries += other.entries
+        self.total += other.total
+        self.largest_error = max(self.largest_error, other.largest_error)
+        self.largest = max(self.largest, other.largest)
+
+    def of(self, population: str) -> Voltages | None:
+        """What they come to; None where there were none."""
+        if not self.entries:
+            return None
+        mean = self.total / self.entries
+        return Voltages(population, self.largest_error, mean, self.largest)
+
+
+@dataclass
 class Tally:
-    """Counts of some samples: right predictions, equal ones, neuron steps with overflow, populations."""
+    """Counts of some samples: right predictions, equal ones, neuron steps with overflow, populations.
+
+    ``voltages`` are those that the readout reads.
+    """
 
     samples: int = 0
     right_float: int = 0
@@ -184,6 +238,7 @@ class Tally:
     same: int = 0
     overflows: int = 0
     layers: dict[str, LayerTally] = field(default_factory=dict)
+    voltages: VoltageTally = field(default_factory=VoltageTally)
 
     def add(self, other: Tally) -> None:
         """Add another batch's."""
@@ -192,6 +247,7 @@ class Tally:
         self.right_lowered += other.right_lowered
         self.same += other.same
         self.overflows += other.overflows
+        self.voltages.add(other.voltages)
         for name, counts in other.layers.items():
             self.layers.setdefault(name, LayerTally()).add(counts)
 
@@ -248,7 +304,7 @@ class Comparer:
     def __init__(self, job: Comparison) -> None:
         self.job, self.network = job, job.network
         self.engine = Engine(job.network, job.cores)
-        floats = decode(job.graph)
+        floats = self.decoded = decode(job.graph)
         # Without one of its own the float side is scored as the integers are.
         self.floats: Readout = floats.readout or job.network.readout
         self.names = [name for name in job.network.by_name if name in floats.by_name]
@@ -263,6 +319,8 @@ class Comparer:
         """Compare one batch: its raster and labels [N]."""
         inputs, labels = batch
         expected, others, v = self._floats(inputs)
+        want = self._predicted(expected, v)
+        expected = {name: self._sent(name, values) for name, values in expected.items()}
         trace = self.engine.run(inputs)
         given = cut.rasters(self.network.inputs, inputs, {n: expected[n] for n in self.names})
         lowered, forced = (
@@ -270,10 +328,6 @@ class Comparer:
             for done in (trace, self.forced.run(given))
         )
         runs = {"cascaded": lowered, "forced": forced, **others}
-        source = self.network.readout.source
-        want = self.floats.predict(
-            expected[source], None if v is None else v.reshape(expected[source].shape)
-        )
         got = trace.predictions
         tally = Tally(
             samples=len(got),
@@ -285,27 +339,53 @@ class Comparer:
                 name: LayerTally(
                     spikes.size,
                     **{
-                        what: int(np.count_nonzero(run[name] != spikes))
+                        what: int(np.count_nonzero(differ(run[name], spikes)))
                         for what, run in runs.items()
                     },
                 )
                 for name, spikes in ((n, expected[n]) for n in self.names)
             },
+            voltages=self._voltages(trace, v),
         )
         findings = self.audit.examine(inputs, expected, forced, lowered)
         return Found(tally, findings, trace if self.job.keep else None)
+
+    def _predicted(self, expected: Spikes, v: Float | None) -> NDArray[np.int64]:
+        """The float model's predictions, for what its populations send and the v that each step left."""
+        sent = expected[self.network.readout.source]
+        return self.floats.predict(sent, None if v is None else v.reshape(sent.shape))
+
+    def _sent(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """What a float population sends, in the whole numbers in which its integer self would send it."""
+        population = self.network.by_name.get(name)
+        sends = None if population is None else population.neurons.graded
+        if population is None or sends is None:
+            return values
+        worth = graded.worth(population, self.decoded.by_name[name].neurons, sends.shift)
+        whole = np.rint(values.reshape(*values.shape[:2], -1) / worth)
+        return whole.clip(-sends.levels, sends.levels).astype(np.int16).reshape(values.shape)
+
+    def _voltages(self, trace: Trace, v: Float | None) -> VoltageTally:
+        """How the voltages that the readout reads differ."""
+        source = self.network.by_name[self.network.readout.source]
+        whole = trace.layers[source.name].v
+        if v is None or whole is None or not self.network.readout.by_voltage:
+            return VoltageTally()
+        unit = np.broadcast_to(source.neurons.scale / UNIT, source.shape)
+        return VoltageTally.between(v.reshape(whole.shape), whole * unit)
 
     def _floats(self, inputs: Raster) -> tuple[Spikes, dict[str, Spikes], Float | None]:
         """The reference's spikes, those of what else runs in float, and the v that the readout needs."""
         given = self.network.rasters(inputs)
         ran = float_exec.trace(self.job.graph, given)
-        graph = ran.sent
+        graph, v = ran.sent, ran.v if self.floats.by_voltage else None
         if not self.models:
-            return graph, {}, ran.v if self.floats.by_voltage else None
+            return graph, {}, v
         (only,) = given.values()
         with _one_thread(), torch.inference_mode():
-            double, single = (_numpy(m.run(torch.from_numpy(only))) for m in self.models)
-        return double, {"float32": single, "float_nir": graph}, None
+            (double, v_double), (single, _) = (m.trace(torch.from_numpy(only)) for m in self.models)
+        others = {"float32": _numpy(single), "float_nir": graph}
+        return _numpy(double), others, v if v_double is None else v_double.numpy()
 
 
 _alone = threading.Lock()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import Problem
+from stl_deploy.ir.floats import decode
 from stl_deploy.ir.network import IntegerNetwork, Raster
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.verify import certificates, divergence, faults
@@ -31,7 +32,8 @@ BUG = "this is a bug, of the run or of the proof: please report it with the mode
 class Evidence:
     """A batch's first divergence: where, counted from the batch's first sample, and that sample.
 
-    ``sent`` is what the population and each of its sources send in the float model, [T, *shape];
+    ``sent`` is what the population and each of its sources send in the float model, [T, *shape], in the
+    integer network where that is values;
     ``forced`` and ``lowered`` are its spikes uint8 [T, *shape], as in ``Audit.examine``.
     """
 
@@ -81,11 +83,12 @@ class Audit:
     ) -> None:
         self.network = network
         self.certifiers = certificates.certifiers(network, graph, source)
+        floats = decode(graph)
         self.faults = tuple(
             fault
             for population in network.populations
-            if not isinstance(known := self.certifiers[population.name], str)
-            for fault in faults.of_network(network, population, known.floats)
+            if certificates.comparable(network, population, floats)
+            for fault in faults.of_network(network, population, floats)
         )
         self.first: Divergence | None = None
         self._counts = {p.name: np.zeros(4, np.int64) for p in network.populations}
@@ -193,6 +196,9 @@ class Audit:
         sources = {place.layer, *(c.source for c in self.network.into(place.layer))}
         if not isinstance(certifier := self.certifiers[place.layer], str):
             sources |= {c.source for c in certifier.floats.into(place.layer)}
+        # Values that were sent may differ a little without a spike that does: what came is what was sent.
+        graded = {p.name for p in self.network.populations if p.neurons.graded is not None}
+        sent = {**sent, **{name: lowered[name] for name in graded & sources}}
         # Copies: a view would keep the whole batch.
         forced_here, lowered_here = (
             spikes[place.layer][place.sample].copy() for spikes in (forced, lowered)

@@ -24,7 +24,7 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.importers import read as models
-from stl_deploy.importers.given import Given, Normalize
+from stl_deploy.importers.given import File, Given, Model, Normalize
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.models.net import STLNet, from_params
@@ -33,6 +33,7 @@ from stl_deploy.verify import budgets as B
 from stl_deploy.verify.against_float import ParityReport, compare
 from stl_deploy.verify.against_reference import Agreement, measure
 
+FAR = 0.05  # of a population's spikes that differ with equal inputs; rounding makes less than 0.02
 BATCH = 25  # samples; fixed, so that who works on them changes nothing
 REFERENCE = "hw_sim/reference.py"
 PYTORCH = "PyTorch in float64"
@@ -156,6 +157,9 @@ class Outcome:
             "prediction_agreement": report.prediction_agreement,
             "float_nir.differing": report.nir_differing,
         }
+        if report.voltages is not None:
+            found["readout_voltages.largest_error"] = report.voltages.largest_error
+            found["readout_voltages.mean_error"] = report.voltages.mean_error
         for layer in report.layers:
             for key in ("mismatch", "mismatch_forced", "certified", "certified_spiking"):
                 found[f"{layer.name}.{key}"] = getattr(layer, key)
@@ -256,7 +260,10 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     rasters.check_fits(raster, str(what.data), network)
     names = [population.name for population in network.populations]
     what.budgets.check(names, raster.labels is not None, str(what.data))
-    model, graph, notes = _floats(what, network)
+    found = _floats(what, network)
+    graph, checkpoint = found.graph, found.checkpoint
+    assert graph is not None
+    model = None if checkpoint is None else from_params(checkpoint.arch, checkpoint.params)
     # What cannot work is said before anything long begins.
     backends.check(what.backends, network)
     for name in what.backends:
@@ -269,6 +276,7 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
         *(_difference(name, a) for name, a in agreements.items() if not a.exact),
         *what.budgets.judge(report),
     )
+    notes = (*found.notes, *_far(what, found, report))
     return Outcome(report, agreements, failures, what.budgets, model is not None, notes)
 
 
@@ -277,10 +285,8 @@ def _spread(address: str | None) -> AbstractContextManager[Spread]:
     return nullcontext(Threads()) if address is None else connect(address)
 
 
-def _floats(
-    what: Settings, network: IntegerNetwork
-) -> tuple[STLNet | None, nir.NIRGraph, tuple[Diagnostic, ...]]:
-    """The PyTorch model, if a checkpoint was named, the float NIR graph, and what to know of it."""
+def _floats(what: Settings, network: IntegerNetwork) -> Model:
+    """The model with its float NIR graph, read as the network says that it was."""
     steps, classes = network.timesteps, network.readout.classes
     is_nir = what.model_class is None and what.model.suffix == ".nir"
     foreign = what.model_class is not None or is_nir
@@ -291,6 +297,7 @@ def _floats(
         classes=classes,
         dt=what.dt,
         levels=max(port.levels for port in network.inputs.values()) if foreign else None,
+        signed=any(port.signed for port in network.inputs.values()) if foreign else None,
         model_class=what.model_class,
         sample_shape=what.sample_shape,
         normalize=None if what.normalize is None else Normalize.parsed(what.normalize),
@@ -299,7 +306,12 @@ def _floats(
     try:
         found = models.read(what.model, given)
     except InputError as error:
-        if {p.where for p in error.problems} <= {"--timesteps", "--classes", "--levels"}:
+        if {p.where for p in error.problems} <= {
+            "--timesteps",
+            "--classes",
+            "--levels",
+            "--signed",
+        }:
             text = f"is not what the network was made from, which has T = {steps}"
             raise InputError(
                 Problem(str(what.model), f"{text} and {classes} classes", "export this model")
@@ -313,9 +325,27 @@ def _floats(
                 "name model.float.nir, or the model that was exported",
             )
         )
-    if found.checkpoint is None:
-        return None, found.graph, found.notes
-    return from_params(found.checkpoint.arch, found.checkpoint.params), found.graph, found.notes
+    return found
+
+
+def _far(what: Settings, found: Model, report: ParityReport) -> tuple[Diagnostic, ...]:
+    """A note where the integers are those of another network, if options could have made them so."""
+    worst = max(report.layers, key=lambda layer: layer.mismatch_forced)
+    if worst.mismatch_forced <= FAR:
+        return ()
+    given = Given(model_class=what.model_class)
+    options = models.of(File(what.model, given)).options & {"dt", "normalize"}
+    if not options:
+        return ()
+    said = " and ".join(f"--{name}" for name in sorted(options))
+    return (
+        Diagnostic(
+            worst.name,
+            f"{worst.mismatch_forced:.0%} of its spikes differ with equal inputs, far more than rounding "
+            "does; perhaps it was exported with other options",
+            f"give the {said} that stl-export was given",
+        ),
+    )
 
 
 def _against_float(

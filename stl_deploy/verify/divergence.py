@@ -16,19 +16,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stl_deploy.chips import arithmetic
-from stl_deploy.chips import facts as chips
 from stl_deploy.errors import Problem, StlError
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import UNIT
-from stl_deploy.verify import certificates, pairs
-from stl_deploy.verify import faults as F
+from stl_deploy.verify import certificates, pairs, runs
 from stl_deploy.verify.certificates import Certifier
+from stl_deploy.verify.course import Course, Follower, Part
+from stl_deploy.verify.fault import Fault
 
 Bytes = NDArray[np.uint8]
-Part = Literal["weight", "bias", "decay", "register", "reset"]
-Blame = Part | Literal["threshold", "float rounding", "execution", "unknown"]
+Blame = Part | Literal["threshold", "adaptive threshold", "float rounding", "execution", "unknown"]
 STRONGEST = 5  # incoming synapses that are listed
 SPOKEN = 3  # of them in the paragraph
 WORDS: dict[Blame, str] = {
@@ -36,8 +34,16 @@ WORDS: dict[Blame, str] = {
     "bias": "the rounding of the bias",
     "decay": "the rounding of the decay",
     "threshold": "the rounding of the threshold",
+    "adaptive threshold": "the rounding of what earlier spikes added to the threshold",
     "register": "the width of a register",
     "reset": "the rounding of the threshold that earlier resets subtracted",
+    "v_reset": "the rounding of the voltage that a spike resets it to",
+    "start": "the rounding of the voltage that it starts from",
+    "floor": "the rounding of the lowest voltage that it can have",
+    "hold": "how many steps it rests after a spike",
+    "gain": "the rounding of the gains of its steps",
+    "current": "the rounding of its current's decay",
+    "second current": "the rounding of what its second current brings",
     "float rounding": "float rounding in the model itself",
     "execution": "the execution of the network",
     "unknown": "nothing that certificates cover",
@@ -90,6 +96,15 @@ class Synapse:
 
 
 @dataclass(frozen=True)
+class Rise:
+    """What earlier spikes added to both thresholds; ``v_int`` in units of v, ``v_lowered`` in float units."""
+
+    v: float
+    v_int: int
+    v_lowered: float
+
+
+@dataclass(frozen=True)
 class Voltages:
     """Both sides in the step in which they part, before the reset.
 
@@ -97,9 +112,11 @@ class Voltages:
     units), ``fires_from`` the smallest v_int above 64 vth that the neuron can have in this step.
     ``v_lowered`` and ``theta_lowered`` are v_int and fires_from in the float model's units. ``margin``
     is |v - theta|, ``error`` v_lowered - v, ``bound`` what was proved of its magnitude. ``reset`` is
-    the step of the last spike after which both sides began at zero, None if there was none.
-    ``contributions`` of weights, bias, decay and registers add up to ``error``; with a reset that subtracts
-    the threshold, its rounding in earlier resets is one too.
+    the step of the last spike after which both sides began at a voltage that is set, None if there was none.
+    ``contributions`` of weights, bias, decay and registers add up to ``error``; of neurons with more rules,
+    what these do is among them. ``rise`` is that of thresholds that spikes move, which ``theta``,
+    ``fires_from`` and ``theta_lowered`` include. ``rests`` are the steps that both sides still rest from an
+    earlier spike, this one included; None where neither does.
     """
 
     v: float
@@ -114,6 +131,17 @@ class Voltages:
     bound: float
     reset: int | None
     contributions: dict[Part, float]
+    rise: Rise | None = None
+    rests: tuple[int, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; ``rise`` and ``rests`` only where there are such."""
+        more = {
+            "rise": None if self.rise is None else vars(self.rise),
+            "rests": None if self.rests is None else list(self.rests),
+        }
+        own = {name: value for name, value in vars(self).items() if name not in more}
+        return own | {name: value for name, value in more.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -123,7 +151,9 @@ class Divergence:
     ``float_spike`` and ``integer_spike`` differ. ``voltages`` is None, and ``synapses`` empty, where
     certificates do not cover the population; ``why`` says why not. ``faults`` are what of the network, or
     of its run, is no rounding: those of this population first. ``calibrated``: the population's values were
-    fitted to data (``calibration.py``), so that single ones are no fault.
+    fitted to data (``calibration.py``), so that single ones are no fault. ``sends_values``: the population
+    sends values instead of spikes; ``receives_values``: one of its sources does, and values may differ where
+    both sides send one.
     """
 
     place: Place
@@ -132,9 +162,11 @@ class Divergence:
     blame: Blame
     voltages: Voltages | None = None
     synapses: tuple[Synapse, ...] = ()
-    faults: tuple[F.Fault, ...] = ()
+    faults: tuple[Fault, ...] = ()
     why: str = ""
     calibrated: bool = False
+    sends_values: bool = False
+    receives_values: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; ``text`` is the paragraph."""
@@ -147,7 +179,7 @@ class Divergence:
             "float_spike": self.float_spike,
             "integer_spike": self.integer_spike,
             "blame": self.blame,
-            "voltages": None if voltages is None else vars(voltages),
+            "voltages": None if voltages is None else voltages.to_json(),
             "synapses": [
                 {**vars(s), "input": list(s.input), "weight": list(s.weight)} for s in self.synapses
             ],
@@ -161,8 +193,8 @@ class Divergence:
         place = self.place
         parts = [
             f"The lowered network first differs from the float model in sample {place.sample}, step "
-            f"{place.step}, at {place.layer} {_neuron(place.neuron)}, with equal inputs: the float "
-            f"model {_does(self.float_spike)}, the integer network {_does(self.integer_spike)}."
+            f"{place.step}, at {place.layer} {_neuron(place.neuron)}, {self._inputs}: the float "
+            f"model {self._does(self.float_spike)}, the integer network {self._does(self.integer_spike)}."
         ]
         if self.voltages is None:
             parts.append(f"Its voltages are not compared: {self.why}.")
@@ -175,7 +207,7 @@ class Divergence:
             )
         elif self.voltages is not None:
             parts.append(f"To blame: {self._blamed(self.voltages)}.")
-        if self.synapses and self.blame == "weight":
+        if self.synapses and self.blame in ("weight", "second current"):
             strongest = map(_synapse, self.synapses[:SPOKEN])
             parts.append("The synapses that erred most: " + "; ".join(strongest) + ".")
         parts += [f"Not rounding: {fault.layer}: {fault.text}." for fault in self.faults]
@@ -187,9 +219,20 @@ class Divergence:
             )
         return " ".join(parts)
 
+    @property
+    def _inputs(self) -> str:
+        if self.receives_values:
+            return "with values from the same neurons"
+        return "with equal inputs"
+
+    def _does(self, sends: bool) -> str:
+        if self.sends_values:
+            return "sends a value" if sends else "sends none"
+        return "spikes" if sends else "does not spike"
+
     def _blamed(self, voltages: Voltages) -> str:
         words = WORDS[self.blame]
-        if self.blame == "threshold":
+        if self.blame in ("threshold", "adaptive threshold"):
             moved = voltages.theta_lowered - voltages.theta
             words += f", which {'raised' if moved > 0 else 'lowered'} it by {abs(moved):.3g}"
         rest = ", ".join(
@@ -198,24 +241,31 @@ class Divergence:
         return words + (f" (the error of v is made of {rest})" if rest else "")
 
 
+def differ(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where the spikes of two runs differ; of values only whether there is one is compared."""
+    values = np.uint8 not in (a.dtype, b.dtype)
+    off: NDArray[np.bool_] = (a != 0) != (b != 0) if values else a != b
+    return off
+
+
 def find(
     network: IntegerNetwork, expected: Mapping[str, Bytes], lowered: Mapping[str, Bytes]
 ) -> Place | None:
-    """The first entry that differs between two traces, spikes uint8 [N, T, *shape] by population.
+    """The first entry that differs between two traces, spikes [N, T, *shape] by population.
 
     Populations of a step are in the order of the network, in which connections without a delay lead forward.
     """
     names = [population.name for population in network.populations if population.name in expected]
     differs = []
     for name in names:
-        off = expected[name] != lowered[name]
+        off = differ(expected[name], lowered[name])
         differs.append(off.reshape(*off.shape[:2], -1).any(axis=2))
     where = np.argwhere(np.stack(differs, axis=2))
     if not len(where):
         return None
     sample, step, index = map(int, where[0])
     name = names[index]
-    off = expected[name][sample, step] != lowered[name][sample, step]
+    off = differ(expected[name][sample, step], lowered[name][sample, step])
     return Place(sample, step, name, tuple(map(int, np.argwhere(off)[0])))
 
 
@@ -226,7 +276,7 @@ def explain(
     sent: Mapping[str, NDArray[Any]],
     forced: Bytes,
     got: Bytes,
-    faults: tuple[F.Fault, ...] = (),
+    faults: tuple[Fault, ...] = (),
 ) -> Divergence:
     """Why the spikes of one entry differ.
 
@@ -240,7 +290,6 @@ def explain(
         faults: what of the network is no rounding (``faults.of_network``).
     """
     at = (place.step, *place.neuron)
-    expected = sent[place.layer]
     found = (
         _Comparison(why=certifier)
         if isinstance(certifier, str)
@@ -248,13 +297,13 @@ def explain(
     )
     blame = found.blame
     how = network.precision.get(place.layer)
-    ran = F.run_alone(network, place.layer, sent)
+    ran = runs.run_alone(network, place.layer, sent)
     if (ran != got)[: place.step + 1, *place.neuron].any():
         blame = "execution"
-        faults = (*F.of_execution(network, place.layer, sent, forced), *faults)
+        faults = (*runs.of_execution(network, place.layer, sent, forced), *faults)
     return Divergence(
         place=place,
-        float_spike=bool(expected[at]),
+        float_spike=not got[at],
         integer_spike=bool(got[at]),
         blame=blame,
         voltages=found.voltages,
@@ -262,6 +311,11 @@ def explain(
         faults=tuple(sorted(faults, key=lambda fault: fault.layer != place.layer)),
         why=found.why,
         calibrated=how is not None and how.calibrated > 0,
+        sends_values=network.by_name[place.layer].neurons.graded is not None,
+        receives_values=any(
+            c.source in network.by_name and network.by_name[c.source].neurons.graded is not None
+            for c in network.into(place.layer)
+        ),
     )
 
 
@@ -281,21 +335,31 @@ def _compare(
     sent: Mapping[str, NDArray[Any]],
 ) -> _Comparison:
     """Both voltages of the neuron in this step, what made them differ, and what of it matters."""
-    population, known = certifier.population, certifier.known
     sent = {name: values[: place.step + 1] for name, values in sent.items()}
     batch = {name: values[None] for name, values in sent.items()}
     bound = certifier.run(batch, batch[place.layer], bounds=True).bound
     assert bound is not None
-    course = _follow(certifier, place, sent)
+    follower = Follower(certifier, place.neuron, sent)
+    course = follower.run()
+    voltages = _voltages(certifier, place, course, float(bound[(0, place.step, *place.neuron)]))
+    synapses = _synapses(certifier, place.neuron, sent, course.left, follower.common)
+    fires = bool(sent[certifier.known.name][(place.step, *place.neuron)])
+    return _Comparison(voltages, synapses, _blame(voltages, fires, follower.slack))
+
+
+def _voltages(certifier: Certifier, place: Place, course: Course, bound: float) -> Voltages:
+    """What a course has come to."""
+    network, population, cells = certifier.network, certifier.population, certifier.cells
     flat = _flat(place.neuron, population.shape)
-    unit, slack = (float(x[flat]) for x in (certifier.cells.unit, certifier.cells.slack))
-    theta, stays = float(certifier.cells.theta[flat]), float(certifier.cells.stays[flat])
+    unit, slack = float(cells.unit[flat]), float(cells.slack[flat])
+    theta, stays = float(cells.theta[flat]), float(cells.stays[flat])
     vth = round(stays / unit / UNIT)
-    since = place.step if course.reset is None else place.step - course.reset - 1
-    grain = certificates.grain(network, population, place.neuron, since)
+    grain = certificates.grain(network, population, place.neuron, course.decays - 1)
     grain = grain if course.v_int % grain == 0 else 1
-    fires_from = (UNIT * vth // grain + 1) * grain
-    voltages = Voltages(
+    fires_from = ((UNIT * vth + course.whole_rise) // grain + 1) * grain
+    rises = certifier.rules.rises
+    theta = theta + course.rise if rises else theta
+    return Voltages(
         v=course.v,
         theta=theta,
         v_int=course.v_int,
@@ -305,84 +369,14 @@ def _compare(
         theta_lowered=fires_from * unit,
         margin=abs(course.v - theta),
         error=course.v_int * unit - course.v,
-        bound=float(bound[(0, place.step, *place.neuron)]),
+        bound=bound,
         reset=course.reset,
         contributions={
             name: part if abs(part) > slack else 0.0 for name, part in course.parts.items()
         },
+        rise=Rise(course.rise, course.whole_rise, course.whole_rise * unit) if rises else None,
+        rests=(course.rests, course.whole_rests) if course.rests or course.whole_rests else None,
     )
-    left = np.zeros(place.step + 1)
-    left[place.step - since :] = certifier.kept[flat] ** np.arange(since + 1)[::-1]
-    synapses = _synapses(certifier, place.neuron, sent, left)
-    fires = bool(sent[known.name][(place.step, *place.neuron)])
-    return _Comparison(voltages, synapses, _blame(voltages, fires, slack))
-
-
-@dataclass(frozen=True)
-class _Course:
-    """Where a neuron's voltages have come to, before the reset, and what their difference is made of.
-
-    ``reset`` is the step of the last spike after which both began at zero.
-    """
-
-    v: float
-    v_int: int
-    reset: int | None
-    parts: dict[Part, float]
-
-
-def _follow(certifier: Certifier, place: Place, sent: Mapping[str, NDArray[Any]]) -> _Course:
-    """Follow a neuron up to the step of ``place``.
-
-    Up to there both sides have the same spikes, so that it has received the float model's own.
-    """
-    population, cells = certifier.population, certifier.cells
-    flat = _flat(place.neuron, population.shape)
-    both = certifier.sums({name: values[None] for name, values in sent.items()})
-    floats, integers = (sums[0, :, flat] for sums in both)
-    spikes = sent[population.name].reshape(place.step + 1, -1)[:, flat]
-    keep, kept, unit, slack = (
-        float(values[flat]) for values in (cells.keep, cells.kept, cells.unit, cells.slack)
-    )
-    bias = float(certifier.bias[flat])
-    path = _integers(certifier, place, sent)
-    course = _Course(0.0, 0, None, _nothing(certifier))
-    for t, (before, v_int) in enumerate(path):
-        if t and spikes[t - 1]:
-            course = _reset(certifier, course, before, flat, t - 1)
-        # What both voltages lose and gain in this step, and so their difference.
-        parts = {name: kept * value for name, value in course.parts.items()}
-        dv = int(np.broadcast_to(population.neurons.dv, population.shape)[place.neuron])
-        cut = _decayed(course.v_int, dv) - kept * course.v_int
-        parts["decay"] += (kept - keep) * course.v + cut * unit
-        parts["weight"] += float(integers[t] - floats[t])
-        parts["bias"] += float(cells.bias[flat]) - bias
-        v = keep * course.v + float(floats[t]) + bias
-        # A register that wrapped or saturated is all that can be left over.
-        left = v_int * unit - v - sum(parts.values())
-        if abs(left) > 2 * slack:
-            parts["register"] += left
-        course = _Course(v, v_int, course.reset, parts)
-    return course
-
-
-def _nothing(certifier: Certifier) -> dict[Part, float]:
-    """No contribution of any part. Resets bring one only where they subtract a threshold."""
-    nothing: dict[Part, float] = {"weight": 0.0, "bias": 0.0, "decay": 0.0, "register": 0.0}
-    rules = certifier.rules
-    return nothing | {"reset": 0.0} if rules.subtracts or rules.float_subtracts else nothing
-
-
-def _reset(certifier: Certifier, course: _Course, v_int: int, flat: int, step: int) -> _Course:
-    """Both voltages after a spike in ``step``, of which the integer one is ``v_int``."""
-    cells, rules = certifier.cells, certifier.rules
-    if not rules.subtracts and not rules.float_subtracts:
-        return _Course(0.0, 0, step, _nothing(certifier))
-    v = course.v - float(cells.threshold[flat]) if rules.float_subtracts else 0.0
-    before = course.v_int * float(cells.unit[flat]) - course.v
-    after = v_int * float(cells.unit[flat]) - v
-    parts = course.parts | {"reset": course.parts["reset"] + after - before}
-    return _Course(v, v_int, None, parts)
 
 
 def _blame(voltages: Voltages, fires: bool, slack: float) -> Blame:
@@ -390,73 +384,53 @@ def _blame(voltages: Voltages, fires: bool, slack: float) -> Blame:
 
     Where the integer voltage lies on the same side of theta as the float one, the voltage's error
     changed nothing and the integer threshold did. Else it is the largest part of the voltage's error
-    that goes the same way. Differences within ``slack`` are none.
+    that goes the same way. Differences within ``slack`` are none. A neuron that rests on one side alone
+    differs for that reason.
     """
+    if voltages.rests is not None and 0 in voltages.rests:
+        return "hold"
     if (
         voltages.v_lowered >= voltages.theta - slack
         if fires
         else voltages.v_lowered < voltages.theta
     ):
-        return "threshold"
+        return _of_threshold(voltages)
     if abs(voltages.error) <= slack:
         return "float rounding"
     sign = math.copysign(1, voltages.error)
     return max(voltages.contributions, key=lambda name: sign * voltages.contributions[name])
 
 
-def _decayed(v: int, dv: int) -> int:
-    """The voltage's decay as the reference defines it."""
-    return int(arithmetic.decay(np.array([v], np.int64), dv)[0])
-
-
-def _integers(
-    certifier: Certifier, place: Place, sent: Mapping[str, NDArray[Any]]
-) -> list[tuple[int, int]]:
-    """The neuron's integer voltage in every step, by the reference's own arithmetic.
-
-    Before the decay, and before the threshold.
-    """
-    network, population = certifier.network, certifier.population
-    limit, neurons = chips.of(network).state_limit, population.neurons
-    arrived = np.zeros((place.step + 1, *population.shape), np.int64)
-    for c in network.into(population.name):
-        x = sent[c.source].reshape(-1, *network.shape(c.source))[: place.step + 1 - c.delay]
-        if len(x):
-            sums = c.sums(x, network.levels(c.source))
-            arrived[c.delay :] += sums.reshape(-1, *population.shape)
-
-    def own(values: Any) -> int:
-        return int(np.broadcast_to(values, population.shape)[place.neuron])
-
-    u = v = np.zeros(1, np.int64)
-    path = []
-    for t in range(place.step + 1):
-        before = int(v[0])
-        a = arrived[(t, *place.neuron)].reshape(1)
-        u, _ = arithmetic.step_current(u, a, own(neurons.du), limit)
-        v, _ = arithmetic.step_voltage(v, u, np.array([own(neurons.bias)]), own(neurons.dv), limit)
-        path.append((before, int(v[0])))
-        v, _ = arithmetic.fire(v, np.array([own(neurons.vth)]), neurons.reset)
-    return path
+def _of_threshold(voltages: Voltages) -> Blame:
+    """Which part of the threshold was rounded most."""
+    rise = voltages.rise
+    if rise is None:
+        return "threshold"
+    of_rise = rise.v_lowered - rise.v
+    rest = voltages.theta_lowered - voltages.theta - of_rise
+    return "adaptive threshold" if abs(of_rise) > abs(rest) else "threshold"
 
 
 def _synapses(
     certifier: Certifier,
     neuron: Shape,
     sent: Mapping[str, NDArray[Any]],
-    weights: NDArray[np.float64],
+    left: NDArray[np.float64],
+    common: float,
 ) -> tuple[Synapse, ...]:
     """The incoming synapses whose errors moved the voltage most, over all connections.
 
-    ``weights`` float64 [T] say how much of what came in a step is left.
+    ``left`` float64 [2, T] says how much of what came to each current in a step is left; ``common`` is the
+    factor of the gains that stands in the weights.
     """
     network, population = certifier.network, certifier.population
     flat = _flat(neuron, population.shape)
-    gain, scale = float(certifier.gain[flat]), float(certifier.unit[flat]) * UNIT
+    scale = float(certifier.unit[flat]) * UNIT
     found = []
     for mine, theirs, origin, _ in pairs.of(network, population.name, certifier.floats):
         if mine is None or theirs is None or not pairs.alike(mine, theirs):
             continue
+        weights, gain = left[mine.port], float(certifier.gains[theirs.port][flat]) * common
         source = network.shape(mine.source)
         inputs, index, exact = pairs.row(theirs.way, source, population.shape, neuron)
         held = mine.synapses.into(flat, inputs, index)
@@ -498,10 +472,6 @@ def _flat(neuron: Shape, shape: Shape) -> int:
 # Words
 
 
-def _does(spike: bool) -> str:
-    return "spikes" if spike else "does not spike"
-
-
 def _neuron(neuron: Shape) -> str:
     if len(neuron) == 3:
         return f"channel {neuron[0]}, row {neuron[1]}, column {neuron[2]}"
@@ -512,12 +482,18 @@ def _in_words(voltages: Voltages) -> list[str]:
     x = voltages
     since = "its first step" if x.reset is None else f"its spike in step {x.reset}"
     side = "above" if x.v >= x.theta else "below"
+    added, held = "", f"vth = {x.vth:,}"
+    if x.rise is not None and (x.rise.v or x.rise.v_int):
+        added = f", of which earlier spikes added {x.rise.v:.6g}"
+        held += f" and {x.rise.v_int:,} added by earlier spikes"
     parts = [
         f"Since {since} the float voltage has come to {x.v:.6g}, which is {x.margin:.3g} {side} "
-        f"theta = {x.theta:.6g}. The integer voltage has come to {x.v_int:,}, in float units "
-        f"{x.v_lowered:.6g}, and with vth = {x.vth:,} the neuron spikes from {x.fires_from:,} on, "
+        f"theta = {x.theta:.6g}{added}. The integer voltage has come to {x.v_int:,}, in float units "
+        f"{x.v_lowered:.6g}, and with {held} the neuron spikes from {x.fires_from:,} on, "
         f"{x.theta_lowered:.6g}."
     ]
+    if x.rests is not None:
+        parts.append(_resting(*x.rests))
     if x.bound > x.margin:
         parts.append(
             f"That is an error of {x.error:+.3g}; up to {x.bound:.3g} was proved possible, which is "
@@ -528,6 +504,21 @@ def _in_words(voltages: Voltages) -> list[str]:
             f"That is an error of {x.error:+.3g}, within the {x.bound:.3g} proved possible."
         )
     return parts
+
+
+def _resting(floats: int, whole: int) -> str:
+    """Which side rests from an earlier spike, for ``floats`` and ``whole`` steps from this one on."""
+    sides = {"float": floats, "integer": whole}
+    rests = [name for name, steps in sides.items() if steps]
+    if len(rests) == 2:
+        return "Both neurons rest from an earlier spike."
+    steps = sides[rests[0]]
+    left = "all remaining steps" if steps < 0 else f"{steps} more step{'s' if steps > 1 else ''}"
+    other = "integer" if rests[0] == "float" else "float"
+    return (
+        f"The {rests[0]} neuron rests from an earlier spike, this step included, for {left}; the {other} "
+        "neuron does not rest."
+    )
 
 
 def _synapse(synapse: Synapse) -> str:

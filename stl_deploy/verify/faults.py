@@ -2,69 +2,36 @@
 
 The rounding itself is no fault. A weight that is not the nearest of its grid is one, a threshold off
 by one, a kernel that lies transposed, weights that are all too large by the same factor, a delay that is a
-step too long, two connections whose weights were exchanged; and a population that ran as if its inputs had
-come a time step late. Each is found by taking the population's own units and rounding again, or by running
-the population again as it would be.
+step too long, two connections whose weights were exchanged. Each is found by taking the population's own
+units and rounding again. ``rule_faults.py`` has those of rules of neurons, ``runs.py`` those of a run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import combinations, permutations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.chips import facts as chips
-from stl_deploy.hw_sim import reference
-from stl_deploy.ir import cut, slices
 from stl_deploy.ir import floats as W
+from stl_deploy.ir import slices
 from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation
 from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
-from stl_deploy.ir.slices import Weights
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import DECAY_ONE, FORGETS, FRACTION_BITS
-from stl_deploy.verify import pairs
+from stl_deploy.lower import graded
+from stl_deploy.lower.rules import common_gain
+from stl_deploy.verify import fault, pairs, rule_faults
+from stl_deploy.verify.fault import TIE, Fault, Row
 from stl_deploy.verify.pairs import Pair
 
 Float = NDArray[np.float64]
-Sent = Mapping[
-    str, NDArray[Any]
-]  # what inputs and populations send in a sample, [T, *shape] by name
-Kind = Literal[
-    "weight",
-    "threshold",
-    "bias",
-    "decay",
-    "kernel",
-    "input scale",
-    "time step",
-    "delay",
-    "connection",
-]
-# What a mistake is called, its kind, and the network and what is sent that it would have run with.
-Runs = Iterator[tuple[str, Kind, IntegerNetwork, Sent]]
-Row = tuple[tuple[int, ...], int, int]  # where a value stands, what it is, what it should be
-NAMED = 3  # values that a message lists before it says "..."
-TIE = 1e-6  # of a unit: values so near to the middle of two integers round to either
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing about the population ``layer`` that no rounding explains; it concerns ``count`` values."""
-
-    layer: str
-    kind: Kind
-    count: int
-    text: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def of_network(
@@ -76,19 +43,23 @@ def of_network(
     single ones.
     """
     known, paired = floats.by_name[population.name], pairs.of(network, population.name, floats)
+    # What brings a bias is looked at as one.
+    constant = [m for m, *_ in paired if m is not None and pairs.stands_in(network, m, floats)]
+    paired = [pair for pair in paired if pair.mine not in constant]
     faults = [*_ways(population.name, paired)]
+    if population.kind != "lif":
+        return faults
     how = network.precision.get(population.name)
-    if population.kind == "lif" and (how is None or not how.calibrated):
-        unit = pairs.units(population, known)
-        faults += _weights_of(network, population, paired, unit)
-        faults += _biases(population, known)
+    if how is None or not how.calibrated:
+        faults += _weights_of(network, population, paired, floats)
+        faults += _biases(network, population, known, constant)
         if network.lowering != "grouped":  # which rounds thresholds once more, as it likes
             faults += _thresholds(network, population, known)
-    return faults + (_decays(population, known) if population.kind == "lif" else [])
+    return [*faults, *_decays(population, known), *rule_faults.of(population, known)]
 
 
 def _ways(name: str, paired: list[Pair]) -> Iterator[Fault]:
-    """Connections that are too many or missing, of another source, or too late or early."""
+    """Connections that are too many or missing, of another source or current, or too late or early."""
     for mine, theirs, source, delay in paired:
         if mine is None or theirs is None:
             found = mine or theirs
@@ -99,23 +70,42 @@ def _ways(name: str, paired: list[Pair]) -> Iterator[Fault]:
         elif source != theirs.source:
             text = f"connection {mine.name} comes from {source}, not from {theirs.source}"
             yield Fault(name, "connection", 1, text)
+        elif mine.port != theirs.port:
+            current = ("the first current", "the second current")
+            text = f"connection {mine.name} feeds {current[mine.port]}, not {current[theirs.port]}"
+            yield Fault(name, "port", 1, text)
         elif delay != theirs.delay:
             text = (
                 f"connection {mine.name} from {source} has a delay of {delay}, not "
-                f"{theirs.delay} ({_by(delay, theirs.delay, 'much', 'little')})"
+                f"{theirs.delay} ({fault.by(delay, theirs.delay, 'much', 'little')})"
             )
             yield Fault(name, "delay", 1, text)
 
 
+def _worth(network: IntegerNetwork, theirs: FloatConnection, floats: FloatNetwork) -> float:
+    """What one of the values that the source of a connection sends is worth in the float network."""
+    known, population = floats.by_name.get(theirs.source), network.by_name.get(theirs.source)
+    sends = None if population is None else population.neurons.graded
+    if known is None or population is None or sends is None:
+        return 1.0
+    return float(graded.worth(population, known.neurons, sends.shift)[0])
+
+
 def _weights_of(
-    network: IntegerNetwork, population: Population, paired: list[Pair], unit: Float
+    network: IntegerNetwork, population: Population, paired: list[Pair], floats: FloatNetwork
 ) -> list[Fault]:
     """Faults of the weights of all connections; two that were exchanged are one fault."""
+    known = floats.by_name[population.name]
+
+    def faults(mine: Connection, theirs: FloatConnection) -> list[Fault]:
+        find = entry(WEIGHTS, mine.synapses.kind, population.name, "the search for faults")
+        unit = pairs.units(population, known, theirs.port) / _worth(network, theirs, floats)
+        return find(network, population, mine, theirs, unit)
+
     found: dict[str, list[Fault]] = {}
     both = [(m, t) for m, t, *_ in paired if m is not None and t is not None and pairs.alike(m, t)]
     for mine, theirs in both:
-        find = entry(WEIGHTS, mine.synapses.kind, population.name, "the search for faults")
-        found[mine.name] = find(network, population, mine, theirs, unit)
+        found[mine.name] = faults(mine, theirs)
     for (a, theirs_a), (b, theirs_b) in combinations(both, 2):
         if not (
             found[a.name]
@@ -124,15 +114,11 @@ def _weights_of(
             and _fits(network, b, theirs_a)
         ):
             continue
-        exchanged = [
-            WEIGHTS[m.synapses.kind](network, population, m, t, unit)
-            for m, t in ((a, theirs_b), (b, theirs_a))
-        ]
-        if not any(exchanged):
-            count = sum(fault.count for c in (a, b) for fault in found[c.name])
+        if not faults(a, theirs_b) and not faults(b, theirs_a):
+            count = sum(one.count for c in (a, b) for one in found[c.name])
             text = f"the weights of {a.name} and {b.name} are exchanged"
             found[a.name], found[b.name] = [Fault(population.name, "connection", count, text)], []
-    return [fault for some in found.values() for fault in some]
+    return [one for some in found.values() for one in some]
 
 
 def _fits(network: IntegerNetwork, mine: Connection, theirs: FloatConnection) -> bool:
@@ -172,8 +158,8 @@ def _weights(
         text = f"the weights{whose} are {factor:.6g} times those of the float model"
         return [Fault(name, "input scale", int(off.sum()), text)]
     nearest = np.rint(grid.exact(way.weight))
-    listed = [(index, int(held[index]), int(nearest[index])) for index in _indices(off)]
-    text = _list(int(off.sum()), off.size, f"weights of {mine.name}", listed)
+    listed = [(index, int(held[index]), int(nearest[index])) for index in fault.indices(off)]
+    text = fault.listed(int(off.sum()), off.size, f"weights of {mine.name}", listed)
     return [Fault(name, "weight", int(off.sum()), text)]
 
 
@@ -203,10 +189,11 @@ def _single_weights(
     if not off.any():
         return []
     listed: list[Row] = [
-        ((int(row[i]), int(column[i])), int(held[i]), int(nearest[i])) for (i,) in _indices(off)
+        ((int(row[i]), int(column[i])), int(held[i]), int(nearest[i]))
+        for (i,) in fault.indices(off)
     ]
     what = f"connections (neuron, input) of {mine.name}"
-    text = _list(int(off.sum()), off.size, what, listed)
+    text = fault.listed(int(off.sum()), off.size, what, listed)
     return [Fault(population.name, "weight", int(off.sum()), text)]
 
 
@@ -257,7 +244,7 @@ class _Grid:
         if factor <= 0 or abs(factor - 1) < 0.01:
             return None
         # The factor is known as well as the rounding allows, so are the weights.
-        left = np.abs(mine - factor * weight) / unit
+        left = np.abs((mine - factor * weight) / unit)
         return factor if left.max() < 1.5 else None
 
 
@@ -286,22 +273,48 @@ def _arrangements(way: W.Weights, input_shape: Shape) -> Iterator[tuple[str, Flo
                 yield f"with inputs flattened as {letters}, not CHW", moved.reshape(weight.shape)
 
 
-def _biases(population: Population, known: FloatPopulation) -> list[Fault]:
-    """Biases that are not the nearest their register can hold."""
-    neurons, shape = population.neurons, population.shape
+def _biases(
+    network: IntegerNetwork,
+    population: Population,
+    known: FloatPopulation,
+    constant: list[Connection],
+) -> Iterator[Fault]:
+    """Biases that are not the nearest their register, or weights of a neuron that always fires, can hold."""
+    neurons, theirs = population.neurons, known.neurons
+    bias, leak = known.bias * theirs.total_gain * common_gain(theirs), theirs.leak
+    through = (
+        theirs.amplify is None and bool((theirs.current != 1).any()) and bool(known.bias.any())
+    )
+    for c in constant if through else []:
+        bits = slices.largest(c.precision, c.bits)
+        one = neurons.scale * 2.0**c.exp
+        exact = np.broadcast_to(np.clip(bias / one, -bits, bits), population.shape)
+        always = np.ones((1, *network.shape(c.source)), np.int64)
+        held = (c.sums(always, 1) >> c.exp).reshape(population.shape)
+        yield from _of_biases(population, f"biases ({c.name})", held, exact)
+    if through and not constant:
+        text = "its bias passes through a current, and no neuron brings it"
+        yield Fault(population.name, "bias", 1, text)
     step = 2.0 ** (neurons.bias_exp - FRACTION_BITS)
-    bias = known.bias * known.neurons.total_gain + known.neurons.leak
-    wanted = np.broadcast_to(bias / (neurons.scale * step), shape)
-    held: NDArray[Any] = np.broadcast_to(neurons.bias_mant, shape)
-    by_channel = [pairs.by_output(values, shape[0]) for values in (wanted, held)]
+    wanted = np.broadcast_to(
+        ((0 if through else bias) + leak) / (neurons.scale * step), population.shape
+    )
+    held = np.broadcast_to(neurons.bias_mant, population.shape)
+    yield from _of_biases(population, "biases", held, wanted)
+
+
+def _of_biases(
+    population: Population, called: str, held: NDArray[Any], wanted: NDArray[Any]
+) -> Iterator[Fault]:
+    """The fault that some biases are not the nearest; one for each channel where that says all."""
+    by_channel = [pairs.by_output(values, population.shape[0]) for values in (wanted, held)]
     if by_channel[0] is not None and by_channel[1] is not None:
         wanted, held = by_channel[0], by_channel[1]
-    off = np.abs(held - wanted) > 0.5 + TIE
-    if not off.any():
-        return []
-    listed = [(i, int(held[i]), round(wanted[i])) for i in _indices(off)]
-    text = _list(int(off.sum()), off.size, "biases", listed)
-    return [Fault(population.name, "bias", int(off.sum()), text)]
+    wrong = fault.off(held, wanted)
+    if wrong.any():
+        listed = [(i, int(held[i]), round(wanted[i])) for i in fault.indices(wrong)]
+        text = fault.listed(int(wrong.sum()), wrong.size, called, listed)
+        yield Fault(population.name, "bias", int(wrong.sum()), text)
 
 
 def _decays(population: Population, known: FloatPopulation) -> list[Fault]:
@@ -317,7 +330,9 @@ def _decays(population: Population, known: FloatPopulation) -> list[Fault]:
     first = tuple(map(int, np.argwhere(off)[0]))
     same = bool(np.ptp(wanted) == 0 and np.ptp(held) == 0)
     where = (
-        "" if same else f"{int(off.sum()):,} of {off.size:,} decays are off: at {_place(first)} "
+        ""
+        if same
+        else f"{int(off.sum()):,} of {off.size:,} decays are off: at {fault.place(first)} "
     )
     text = (
         f"{where}dv is {held[first]} where a decay to {keep[first]:.6g} rounds to "
@@ -330,6 +345,8 @@ def _thresholds(
     network: IntegerNetwork, population: Population, known: FloatPopulation
 ) -> list[Fault]:
     """Thresholds that are not ceil(theta / scale) - 1, nor the end of the register."""
+    if not (population.neurons.fires and known.neurons.fires):
+        return []
     low, high = chips.of(network).threshold_range
     neurons, shape = population.neurons, population.shape
     ratio = np.broadcast_to(known.neurons.theta / neurons.scale, shape)
@@ -342,131 +359,6 @@ def _thresholds(
     off = vth != nearest
     if not off.any():
         return []
-    listed = [(i, int(vth[i]), int(nearest[i])) for i in _indices(off)]
-    text = _list(int(off.sum()), off.size, "thresholds", listed)
+    listed = [(i, int(vth[i]), int(nearest[i])) for i in fault.indices(off)]
+    text = fault.listed(int(off.sum()), off.size, "thresholds", listed)
     return [Fault(population.name, "threshold", int(off.sum()), text)]
-
-
-def _indices(off: NDArray[np.bool_]) -> list[tuple[int, ...]]:
-    """The first few places that are marked."""
-    return [tuple(map(int, index)) for index in np.argwhere(off)[:NAMED]]
-
-
-def _list(count: int, total: int, what: str, rows: list[Row]) -> str:
-    """In words: how many values are off, and the first few of them."""
-    parts = [
-        f"{_place(index)} is {held}, not {expected} ({_by(held, expected, 'high', 'low')})"
-        for index, held, expected in rows
-    ]
-    more = ", ..." if count > len(rows) else ""
-    return f"{count:,} of {total:,} {what} are not what the float model rounds to: " + (
-        ", ".join(parts) + more
-    )
-
-
-def _place(index: tuple[int, ...]) -> str:
-    return str(index if len(index) != 1 else index[0])
-
-
-def _by(held: int, expected: int, above: str, below: str) -> str:
-    away = abs(held - expected)
-    return f"{'one' if away == 1 else away} too {above if held > expected else below}"
-
-
-def run_alone(network: IntegerNetwork, name: str, sent: Sent) -> NDArray[np.uint8]:
-    """The spikes [T, *shape] of a population by definition, for what its sources and it send [T, ...]."""
-    alone = network.alone(name).cut([name])
-    # What is held was repeated for every step already.
-    inputs = {source: replace(port, held=False) for source, port in alone.inputs.items()}
-    given = {source: values[None] for source, values in sent.items() if source in inputs}
-    given[cut.given(name)] = sent[name][None]
-    found: NDArray[np.uint8] = (
-        reference.run(replace(alone, inputs=inputs), given).layers[name].spikes[0]
-    )
-    return found
-
-
-def of_execution(
-    network: IntegerNetwork, name: str, sent: Sent, spikes: NDArray[np.uint8]
-) -> list[Fault]:
-    """What explains that population ``name`` gave ``spikes`` [T, *shape].
-
-    For one sample, whose spikes are not those of the definition (``hw_sim/reference.py``); ``sent`` is what
-    its sources, and it itself, send.
-    """
-    right = run_alone(network, name, sent)
-    wrong = int(np.count_nonzero(right != spikes))
-    for late, word in ((1, "late"), (-1, "early")):
-        if np.array_equal(_moved(right, late), spikes):
-            text = f"its spikes came one time step {word}"
-            return [Fault(name, "time step", wrong, text)]
-    for text, kind, tried, seen in _runs(network, name, sent):
-        if np.array_equal(run_alone(tried, name, seen), spikes):
-            return [Fault(name, kind, wrong, text)]
-    return []
-
-
-def _runs(network: IntegerNetwork, name: str, sent: Sent) -> Runs:
-    """Mistakes in running a population: what to call it, the network and what is sent in it."""
-    into = network.into(name)
-    for late, word in ((1, "late"), (-1, "early")):
-        moved = {source: _moved(values, late) for source, values in sent.items()}
-        yield f"it ran as if its inputs came one time step {word}", "time step", network, moved
-    for c in into if len(into) > 1 else ():
-        least = 1 if c.source == name else 0
-        for by, word in ((1, "late"), (-1, "early")):
-            if c.delay + by >= least:
-                tried = network.changed(replace(c, delay=c.delay + by))
-                yield (
-                    f"it ran as if connection {c.name} were one time step {word}",
-                    "delay",
-                    tried,
-                    sent,
-                )
-    for a, b in combinations(into, 2):
-        if (
-            a.synapses.kind == b.synapses.kind
-            and a.synapses.weight.shape == b.synapses.weight.shape
-        ):
-            tried = network.changed(
-                replace(a, synapses=b.synapses, exp=b.exp),
-                replace(b, synapses=a.synapses, exp=a.exp),
-            )
-            text = f"it ran as if the weights of {a.name} and {b.name} were exchanged"
-            yield text, "connection", tried, sent
-    for c in into:
-        for called, weight in entry(TURNS, c.synapses.kind, name, "the search for faults")(
-            c.synapses.weight
-        ):
-            turned = network.changed(replace(c, synapses=c.synapses.with_weights(weight)))
-            whose = "its kernel" if len(into) == 1 else f"the kernel of {c.name}"
-            yield f"it ran as if {whose} were {called}", "kernel", turned, sent
-
-
-def _turns_of_kernel(weight: Weights) -> Iterator[tuple[str, Weights]]:
-    yield "mirrored in both directions", weight[:, :, ::-1, ::-1]
-    if weight.shape[2] == weight.shape[3]:
-        yield "transposed", weight.swapaxes(2, 3)
-
-
-def _none(*_: object) -> Iterator[Any]:
-    return iter(())
-
-
-# Mistakes with the weights of synapses, by their kind.
-TURNS: dict[str, Callable[[Weights], Iterator[tuple[str, Weights]]]] = {
-    "conv": _turns_of_kernel,
-    "dense": _none,
-    "sparse": _none,
-    "one_to_one": _none,
-}
-
-
-def _moved(values: NDArray[Any], late: int) -> NDArray[Any]:
-    """Steps [T, ...] moved by one; nothing comes in from outside."""
-    out = np.zeros_like(values)
-    if late > 0:
-        out[1:] = values[:-1]
-    else:
-        out[:-1] = values[1:]
-    return out

@@ -15,6 +15,7 @@ from stl_deploy.ir import conv
 from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation, Way, Weights
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
 from stl_deploy.ir.synapses import Geometry, Shape
+from stl_deploy.lower.rules import common_gain
 
 Float = NDArray[np.float64]
 Ints = NDArray[np.integer[Any]]
@@ -118,11 +119,22 @@ def alike(mine: Connection, theirs: FloatConnection) -> bool:
     return same and mine.synapses.geometry == way.geometry
 
 
-def units(population: Population, known: FloatPopulation) -> Float:
-    """What one weight of exponent 0 is worth in the units of the float graph: [*shape]."""
+def units(population: Population, known: FloatPopulation, port: int = 0) -> Float:
+    """What one weight of exponent 0 to a current is worth in the units of the float graph: [*shape]."""
     scale = np.broadcast_to(population.neurons.scale, population.shape)
-    units: Float = scale / np.broadcast_to(known.neurons.total_gain, population.shape)
+    gain = known.neurons.total_gain
+    if port and known.neurons.drive2 is not None:
+        gain = known.neurons.gain * known.neurons.drive2
+    gain = gain * common_gain(known.neurons)
+    units: Float = scale / np.broadcast_to(gain, population.shape)
     return units
+
+
+def stands_in(network: IntegerNetwork, c: Connection, floats: FloatNetwork) -> bool:
+    """Whether a connection brings the bias of its target's float neurons, from a neuron that always fires."""
+    if c.source not in network.by_name or c.source in floats.by_name or c.port:
+        return False
+    return not network.into(c.source) and bool(floats.by_name[c.target].bias.any())
 
 
 def by_output(unit: NDArray[Any], outputs: int) -> NDArray[Any] | None:

@@ -505,12 +505,16 @@ def test_an_interrupt_ends_the_worker(tmp_path, temporary, monkeypatch):
     assert_gone(workers[0], temporary)
 
 
-def test_a_killed_command_leaves_no_worker(python, net, lowered, model, tmp_path):
+def test_a_killed_command_leaves_no_worker(python, tmp_path):
     """Lava's own processes are still being started or at work when the command is killed.
 
-    Left alone they would be at work for longer than the wait at the end.
+    Left alone they would be at work for longer than the wait at the end. The layers are small: before it
+    starts Lava, the command runs the float model on all samples.
     """
-    raster = tmp_path / "long.npz"
+    net = random_net("FC8-LIF-FC8-LIF-FC8-LIF-FC20-LIF-AvgPool2", shape=(4,))
+    model, lowered, raster = (tmp_path / name for name in ("m.pt", "model.nir", "long.npz"))
+    save_checkpoint(net, model)
+    write_nir(to_nir(quantize(from_torch(net), chip="loihi2")), lowered)
     save_raster(raster, Raster(random_spikes(net, 10_000)), {})
     args = [str(model), str(lowered), "--input", str(raster), "--backend", "lava"]
     code = "from stl_deploy.commands.parity import main; main()"

@@ -61,8 +61,8 @@ def near(
 ) -> tuple[IntegerNetwork, FloatNetwork]:
     """``network`` in units of its own, and a float network that it could be the rounding of.
 
-    Weights and biases lie within ``noise`` of the integers, thresholds within one; decays within half a step.
-    What neurons remember of a current is the integers' own.
+    Weights and biases lie within ``noise`` of the integers, thresholds within one; decays within half a step;
+    values of v and gains within ``noise`` of a unit. What neurons remember of a current is the integers' own.
     """
     populations, known, connections = [], [], []
     for p in network.populations:
@@ -73,7 +73,7 @@ def near(
         worth = worth if p.kind == "lif" else np.ones_like(worth)
         for c in network.into(p.name):
             way = _way(rng, network, c, worth, noise if p.kind == "lif" else 0)
-            connections.append(FloatConnection(c.source, c.target, way, c.delay))
+            connections.append(FloatConnection(c.source, c.target, way, c.delay, c.port))
     inputs = {name: port.shape for name, port in network.inputs.items()}
     floats = FloatNetwork(inputs, tuple(known), tuple(connections), network.readout.source, None)
     return network.changed(*populations), floats
@@ -98,8 +98,36 @@ def _population(
     if mine.has_current:
         drop = np.asarray(mine.du) + 1
         currents = {"kind": "cuba", "current": drop / 4096}
-    made = neurons(theta, keep, gain, reset=mine.reset, **currents)
+    if mine.du2 is not None:
+        currents |= {"current2": (np.asarray(mine.du2) + 1) / 4096 + np.zeros(1), "drive2": ONE}
+    rules = {**currents, **_rules(rng, mine, p.shape, scale / 64, noise)}
+    made = neurons(theta, keep, gain, **rules)
     return replace(p, neurons=replace(mine, scale=scale)), made, bias
+
+
+def _rules(
+    rng: np.random.Generator, mine: Any, shape: Shape, unit: np.ndarray, noise: float
+) -> dict[str, Any]:
+    """What else the float neurons do; ``unit`` is that of v."""
+
+    def of_v(values: Any) -> np.ndarray:
+        return (np.asarray(values) + rng.uniform(-noise, noise, shape)) * unit
+
+    subtracts = mine.reset in ("subtract", "none")
+    found: dict[str, Any] = {"reset": mine.reset if subtracts else "zero"}
+    if mine.reset == "constant":
+        found["v_reset"] = of_v(mine.v_reset)
+    if np.any(mine.v0):
+        found["v0"] = of_v(mine.v0)
+    if mine.floor is not None:
+        found["floor"] = of_v(mine.floor)
+    if mine.adapts:
+        step = np.clip(np.asarray(mine.dq) / 4096 + rng.uniform(-noise, noise) / 8192, 0, 1)
+        found |= {"adapt": of_v(mine.adapt), "adapt_step": step + ZERO}
+    if mine.gain is not None:
+        spread = rng.uniform(-noise, noise, mine.gain.shape)
+        found["amplify"] = (mine.gain + spread) / 4096
+    return found | {"hold": mine.hold, "reset_current": mine.reset_current}
 
 
 def _way(

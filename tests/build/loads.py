@@ -142,7 +142,7 @@ class ByHand:
         }
         self.neurons = Counter(core for cores in self.cores.values() for core in cores.values())
         size = self.samples, self.timesteps
-        self.arrived = {p.name: np.zeros((*size, p.size), np.int64) for p in network.populations}
+        self.arrived = {p.name: np.zeros((2, *size, p.size), np.int64) for p in network.populations}
         for source, values in sent.items():
             self._send(source, values)
         for population in network.populations:
@@ -166,7 +166,7 @@ class ByHand:
                         targets.add((c.target, core))
                     if t + c.delay < self.timesteps:
                         amount = int(values[(n, t, *where)]) * weight << c.exp
-                        self.arrived[c.target][n, t + c.delay][into] += amount
+                        self.arrived[c.target][c.port, n, t + c.delay][into] += amount
                 for target, core in targets:
                     self.received[target][at, core] += 1
                 if source in self.network.inputs:
@@ -193,7 +193,10 @@ class ByHand:
     def _leave(self, source, at, where, targets):
         own = self.cores[source][where]
         self.spikes[source][at, own] += 1
-        self.out[source][at, own] += len(targets) + (source == self.network.readout.source)
+        counted = self.network.readout.rule in ("votes", "first")  # by the host
+        self.out[source][at, own] += len(targets) + (
+            counted and source == self.network.readout.source
+        )
         for _, target in targets:
             visited = way(own, target)
             across = sum(abs(b - a) >= 4 for a, b in pairwise(visited))
@@ -202,15 +205,20 @@ class ByHand:
                 self.links[source][at, a, b] += 1
 
     def _update(self, population, did):
-        """Active: anything left of u, in v, in what arrives or in the bias."""
+        """Active: anything left of a current, in v, q or rest, in what arrives or in the bias."""
         name, neurons = population.name, population.neurons
-        du, bias = (np.broadcast_to(v, population.shape) for v in (neurons.du, neurons.bias))
+        bias, v0 = (np.broadcast_to(v, population.shape) for v in (neurons.bias, neurons.v0))
+        currents = {"u": neurons.du} | ({} if neurons.du2 is None else {"u2": neurons.du2})
+        states = {"u": did.u, "v": did.v, **did.more}
         for n, t in np.ndindex(self.samples, self.timesteps):
             at = n * self.timesteps + t + self.network.depth[name]
-            busy = (self.arrived[name][n, t] != 0).reshape(population.shape) | (bias != 0)
-            if t:
-                busy = busy | (did.v[n, t - 1] != 0)
-                busy = busy | (abs(did.u[n, t - 1].astype(np.int64)) * (4095 - du) >= 4096)
+            busy = (self.arrived[name][:, n, t] != 0).any(axis=0).reshape(population.shape)
+            busy = busy | (bias != 0) | ((v0 != 0) if t == 0 else False)
+            for state, values in states.items() if t else ():
+                left = abs(values[n, t - 1].astype(np.int64))
+                if state in currents:
+                    left = left * (4095 - np.broadcast_to(currents[state], left.shape)) >> 12
+                busy = busy | (left != 0)
             for where in map(tuple, np.argwhere(busy).tolist()):
                 self.updates[name][at, self.cores[name][where]] += 1
 

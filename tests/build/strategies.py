@@ -204,9 +204,6 @@ def _ruled(rng, lif, shape, steps, chip):
     for name in may:
         if rng.random() < 0.25:
             fields |= may[name]()
-    if "graded" in fields and "adapt" in fields:
-        # ``Lif.span`` takes it that thresholds do not sink below zero.
-        fields["adapt"] = abs(fields["adapt"])
     return replace(lif, **fields)
 
 

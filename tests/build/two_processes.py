@@ -21,12 +21,14 @@ from stl_deploy.models.train import Settings, Trainer
 from tests.build.files import bars
 
 PLAIN = "3C3-LIF-P3-FC20-LIF-AvgPool2"
+GRAPH = "3C3-BN-LIF-3R3-A2-FC10-LI[tau=0.5]-Mean"
 NORMED = "3C3-BN-LIF-P3-FC20-BN-LIF-AvgPool2"
 # name: architecture, images, settings. 61 images in batches of 20 end with a batch of one, of which the
 # first process has nothing; 53 with one of 13, shared 6 to 7.
 CASES = {
     "plain": (PLAIN, 61, {}),
     "normed": (NORMED, 53, {"flip": True}),
+    "graph": (GRAPH, 61, {}),
     "thresholds": (NORMED, 53, {"mode": "threshold"}),
     "weights": (PLAIN, 61, {"mode": "synaptic"}),
     "integers": (NORMED, 61, {"weight_bits": 4, "chip": "loihi2", "lr": 5e-4}),

@@ -273,6 +273,18 @@ def test_a_core_takes_neurons_of_31_pairs_of_decays():
         [population("a", 40, dv=dv[:40] % 20, du=dv[:40] // 20)], [dense("input", "a", 40, 4)]
     )
     assert placement.place(both, LOIHI1).layers["a"].blocks == (31, 9)
+    # Those of a second current and of a threshold count too, where there is one.
+    each = dv[:40] // 20
+    for more, blocks in (
+        ({"du2": each}, (31, 9)),
+        ({"dq": each, "adapt": 1}, (31, 9)),
+        ({"dq": each}, (40,)),
+        ({"dq": each, "adapt": 1, "fires": False}, (40,)),
+    ):
+        other = network(
+            [population("a", 40, dv=dv[:40] % 20, **more)], [dense("input", "a", 40, 4)]
+        )
+        assert placement.place(other, LOIHI1).layers["a"].blocks == blocks, more
     # By channel, dealt position by position.
     kernel = Conv(np.ones((40, 1, 1, 1), np.int8), (1, 1), (0, 0), (1, 1), 1)
     made = IntegerNetwork(
@@ -335,7 +347,7 @@ def test_a_chip_without_delays_names_every_connection_that_waits():
     made = residual(wait=3)
     (problem,) = without_delays().delay_problems(made)
     assert str(problem) == (
-        "a_c: spikes from a to c wait 3 steps on loihi1; it has no synaptic delays -> use --skips relay, "
+        "a_c: spikes from a to c wait 3 steps on loihi1; it has no synaptic delays -> use --skips auto, "
         "or --chip ideal"
     )
     assert placement.place(made, without_delays()).beyond == (problem,)
@@ -364,8 +376,8 @@ def test_a_loop_of_fewer_steps_than_hops_is_for_ideal_alone():
     assert made.depth is None
     (problem,) = LOIHI1.delay_problems(made)
     assert str(problem) == (
-        "a, b: a loop has fewer steps of delay than hops; a spike of loihi1 needs a step for each hop -> "
-        "lengthen the delays on its way, or use --chip ideal"
+        "a, b: a loop of 2 hops has 1 step of delay; a spike of loihi1 needs a step for each hop -> "
+        "lengthen the delay of b_a (b to a) by 1, or use --chip ideal"
     )
     assert placement.place(made, LOIHI1).beyond == (problem,)
     assert without_delays().delay_problems(made) == [problem]

@@ -18,7 +18,7 @@ M = 1 << 23
 HAS = {
     "gain for each step": {"gain": np.full((4, 1), 4096, np.int16)},
     "second current": {"du2": 0},
-    "hold": {"hold": 63},
+    "hold": {"hold": 62},
     "hold for all remaining steps": {"hold": ONCE},
     "floor of v": {"floor": 0},
     "no threshold": {"fires": False},
@@ -63,6 +63,15 @@ def test_rules(word):
         assert "loihi2" in problem.remedy
         assert "ideal" in problem.remedy
         assert len(str(problem).split()) <= 40
+
+
+def test_a_hold_on_loihi1_is_one_less_than_its_register():
+    """A refractory delay of 1 is no rest (nengo-loihi, Brian2Loihi), and the register ends at 63."""
+    assert rules.refused(network("loihi1", hold=62)) == []
+    (problem,) = rules.refused(network("loihi1", hold=63))
+    assert problem.what == (
+        "hold 63; after a spike v of Intel Loihi (first generation) rests for at most 62 steps"
+    )
 
 
 def test_networks_without_rules_are_those_of_any_chip():

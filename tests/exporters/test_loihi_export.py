@@ -683,7 +683,7 @@ def test_a_loop_without_enough_delay_is_refused_by_name(tmp_path):
     net = changed(replace(with_loop(), chip="ideal"), "back", delay=1)
     for write in (lava.write, netx.write, loihi.write):
         lines = problems(write, net, tmp_path)
-        assert lines[0].startswith("lif3, lif4, lif5: a loop with fewer steps of delay than hops")
+        assert lines[0].startswith("lif3, lif4, lif5: a loop of 3 hops has 1 step of delay; Lava")
 
 
 # The process graph alone

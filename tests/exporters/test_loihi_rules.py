@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stl_deploy.chips import facts
 from stl_deploy.errors import LoweringError
 from stl_deploy.exporters import folder, lava, loihi_layers, netx
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
@@ -107,7 +108,7 @@ def test_loihi1_refuses_a_rule_by_name(tmp_path, rule):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("steps", [1, MAX_HOLD])
+@pytest.mark.parametrize("steps", [1, facts.load("loihi1").hold_max])
 def test_loihi1_carries_a_hold(tmp_path, steps):
     manifest = folder.export(network("loihi1", hold=steps), "loihi", tmp_path / "out")
     assert manifest["layers"][1]["rules"] == ["hold"]

@@ -100,7 +100,7 @@ def compare_counts(network, inputs, counts):
             events = sum(1 for source in sources for x in sent[source][n, t].flat if x)
             assert did.inputs[n, t] == events, name
             assert did.synops[n, t] == sum(int(x[k].sum()) for to, x in met if to == name), name
-            assert did.spikes[n, t] == sum(map(int, sent[name][n, t].flat)), name
+            assert did.spikes[n, t] == sum(1 for x in sent[name][n, t].flat if x), name
             assert did.active[n, t] == trace.layers[name].active[n, t]
             assert did.overflow[n, t] == trace.layers[name].overflow[n, t]
 

@@ -14,6 +14,7 @@ from stl_deploy.hw_sim import compiled, engine, kernels, plans, proofs, referenc
 from stl_deploy.ir.network import Input, IntegerNetwork
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.synapses import Conv, Dense, Kernel, Sparse
+from stl_deploy.ir.units import FRACTION_BITS
 from tests.build.networks import after, chain, lif, random_cores
 from tests.build.networks import raster as inputs_for
 from tests.build.random_networks import draw
@@ -410,16 +411,22 @@ def test_the_wide_step(limit, du, dv, reset):
     assert beyond == overflow.sum()
 
 
-@pytest.mark.parametrize("chip", ["ideal", "loihi1"])
-def test_a_raster_of_more_steps_than_the_network_says(chip):
+@pytest.mark.parametrize(
+    ("chip", "channels", "steps"), [("ideal", 20, 14_000), ("loihi1", 2, 1000)]
+)
+def test_a_raster_of_more_steps_than_the_network_says(chip, channels, steps):
     """What one step cannot do to a register a thousand can."""
     rng = np.random.default_rng(0)
-    network = one_layer(rng, chip, ones(2, 2, 127), (2, 3, 3), 1, 2**31 - 9, dv=0)
+    of_input = channels, 3, 3
+    network = one_layer(rng, chip, ones(2, channels, 127), of_input, 1, 2**31 - 9, dv=0)
     network = replace(network, timesteps=1)
     assert proofs.never_overflows(network, network.populations[0], 1)
-    raster = np.ones((1, 1000 if chip == "loihi1" else 140_000, 2, 3, 3), np.uint8)
+    raster = np.ones((1, steps, *of_input), np.uint8)
     want = reference.run(network, raster)
-    assert chip == "ideal" or want.layers["lif"].overflow.any()
+    if chip == "ideal":
+        assert (127 * channels * steps) << FRACTION_BITS > 2**31
+    else:
+        assert want.layers["lif"].overflow.any()
     assert_same(engine.run(network, raster), want)
 
 

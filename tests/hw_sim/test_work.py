@@ -326,7 +326,8 @@ def compare_traffic(network, hand, traffic):
     assert links == hand.total("links")
     assert list(links.values()) == sorted(links.values(), reverse=True)
     assert traffic.in_from_host == hand.from_host
-    assert traffic.out_to_host == sum(hand.spikes[network.readout.source].values())
+    spikes = sum(hand.spikes[network.readout.source].values())
+    assert traffic.out_to_host == (spikes if network.readout.by_spikes else 0)
     for population in network.populations:
         for core in set(hand.cores[population.name].values()):
             assert traffic.layer_of(core) == population.name

@@ -67,11 +67,12 @@ def test_a_named_class_goes_first(files):
     assert IMPORTERS["model-class"].recognises(file)
 
 
-VALUES = {"tau": 0.5, "dt": 1e-4, "levels": 1, "sample_shape": (1, 3)}
+VALUES = {"tau": 0.5, "dt": 1e-4, "levels": 1, "signed": True, "sample_shape": (1, 3)}
 WHERE = {
     "tau": "a state_dict of STL-SNN",
     "dt": "NIR files of other tools",
     "levels": "--model-class, model.nir, model.float.nir, NIR files of other tools",
+    "signed": "--model-class, model.nir, model.float.nir, NIR files of other tools",
     "sample_shape": "--model-class",
 }
 

@@ -116,7 +116,7 @@ def two_layers():
 @pytest.mark.parametrize(
     ("graph", "text"),
     [
-        (edges_of(two_layers(), ("n3", "m"), ("m", "n1"), nodes={"m": BACK}), "is in a loop without a delay"),
+        (edges_of(two_layers(), ("n3", "m"), ("m", "n1"), nodes={"m": BACK}), "is a loop without a delay"),
         (edges_of(chain(SQUARE, lif(4), outputs=(4,)), ("n0", "n0")), "a cycle without neurons"),
         (edges_of(two_layers(), ("n3", "nowhere")), "there is none"),
         (edges_of(two_layers(), ("n1", "dead"), nodes={"dead": lif(3)}), "dead: leads to no output"),
@@ -239,7 +239,10 @@ def test_a_reset_that_is_not_stated_is_noted(graph, where, stored, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         stl_deploy.from_nir(source)
-    texts = [str(w.message) for w in caught if w.category is UncheckedWarning]
+    steps, *texts = [str(w.message) for w in caught if w.category is UncheckedWarning]
+    assert steps.startswith(
+        "timesteps: nothing says how many time steps a sample has; 4 are assumed"
+    )
     assert [text.partition(":")[0] for text in texts] == ([] if where is None else [where])
     for text in texts:
         assert "v_reset in the step of the spike" in text

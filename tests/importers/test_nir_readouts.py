@@ -212,8 +212,9 @@ def test_the_default_is_the_last_voltage_and_is_told():
         made, told = notes_of(graph)
         assert floats.decode(made).readout.rule == "last"
         assert told == [
-            "readout of n3: the output is no spikes; classes are read from it after the last step -> "
-            "choose another by --readout last, mean or max (in Python readout=...)"
+            "readout of n3: the network's output is v of neurons without a threshold; classes are read "
+            "from it after the last step -> choose another by --readout last, mean or max (in Python "
+            "readout=...)"
         ]
         for rule in RULES:
             made, told = notes_of(graph, readout=rule)

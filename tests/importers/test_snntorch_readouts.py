@@ -123,6 +123,7 @@ LINEAR = {
     "added to zeros": (lambda s, o: added(s, o), 1),
     "last": (lambda s, o: s.fc2(o[-1]), 1),
     "weighted": (lambda s, o: (torch.stack([s.fc2(x) for x in o]) * WEIGHTS).sum(0), 1),
+    "a step that counts twice": (lambda s, o: s.fc2(o[0]) + s.fc2(o[-1]) + s.fc2(o[-1]), 1),
     "leaky": (lambda s, o: leaky(s, o), 1),
     "max": (lambda s, o: torch.stack([s.fc2(x) for x in o]).max(0).values, 1),
 }

@@ -22,7 +22,7 @@ from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.lower.graph import lower
-from stl_deploy.models import layers
+from stl_deploy.models import layers, readouts
 from stl_deploy.models.net import STLNet, infer
 from tests.build.floats import graph as graph_of
 
@@ -119,7 +119,7 @@ def test_readout_is_the_mean_over_population_and_time():
     spikes = torch.zeros(1, 4, 6)
     spikes[0, :2, 2] = 1
     spikes[0, 3, 5] = 1
-    rates = layers.PopulationReadout(2)(spikes)
+    rates = readouts.Votes(2)(spikes)
     torch.testing.assert_close(rates, torch.tensor([[0, 2 / 8, 1 / 8]]))
 
 
@@ -343,15 +343,16 @@ def test_batchnorm_behind_neurons_in_front_of_a_linear_layer():
     assert_no_mismatch(model, random_raster(model.arch, 2))
 
 
-def test_max_pooling_of_currents():
-    (problem,) = refused(conv_net(CONV, POOL, LIF))
-    assert problem.where == "maxpool1"
-    assert "of the values of conv0, which are not binary spikes" in problem.what
-    assert problem.remedy
+def test_max_pooling_of_currents_is_no_description():
+    for specs, what in (((CONV, POOL, LIF), "conv0"), ((POOL, CONV, LIF), "input")):
+        with pytest.raises(InputError, match=f"maxpool.: max pooling of {what}, whose values"):
+            conv_net(*specs, levels=3)
 
 
 def test_max_pooling_of_a_graded_input():
-    (problem,) = refused(conv_net(POOL, CONV, LIF, levels=3))
+    binary = conv_net(POOL, CONV, LIF)
+    graded = binary.input.model_copy(update={"levels": 3})
+    (problem,) = refused(binary.model_copy(update={"input": graded}))
     assert problem.where == "maxpool0"
     assert "of a graded input, which are not binary spikes" in problem.what
 

@@ -101,6 +101,18 @@ def assert_same(found: FloatNeurons, known: FloatNeurons) -> None:
         np.testing.assert_array_equal(a, b, err_msg=field.name)
 
 
+def test_a_number_for_all_neurons_is_written_to_a_file(tmp_path):
+    """h5py compresses metadata and takes no scalars then."""
+    zero, one = np.zeros(3), np.ones(3)
+    node = nir.LIF(tau=one, r=one, v_leak=zero, v_threshold=one, v_reset=zero)
+    words.say(node, {"v0": np.float64(0.3), "floor": -1, "adapt": None})
+    ends = {"input": nir.Input(np.array([3])), "output": nir.Output(np.array([3]))}
+    graph = nir.NIRGraph({"n": node, **ends}, [("input", "n"), ("n", "output")])
+    nir.write(tmp_path / "n.nir", graph)
+    found = words.arrays(nir.read(tmp_path / "n.nir").nodes["n"], (3,))
+    assert {name: values.tolist() for name, values in found.items()} == {"v0": [0.3], "floor": [-1]}
+
+
 @settings(deadline=None)
 @given(neurons(), st.booleans())
 def test_neurons_come_back_from_their_node(known, to_value):

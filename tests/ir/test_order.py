@@ -104,6 +104,33 @@ def test_no_way_climbs_by_more_than_it_waits_and_no_depth_is_too_large(given_way
         )
 
 
+@given(graphs)
+def test_loops_that_are_too_short_serve_once_they_have_what_they_miss(given_ways):
+    found = order.short_loops(NAMES, given_ways)
+    longer = list(given_ways)
+    for loop in found:
+        pairs = list(zip(loop.names, (*loop.names[1:], loop.names[0]), strict=True))
+        source, target, delay = longer[loop.way]
+        assert (source, target) in pairs
+        inside = [[d for a, b, d in longer if (a, b) == pair] for pair in pairs]
+        assert all(inside)
+        assert loop.delay >= sum(map(min, inside))
+        assert loop.missing > 0
+        longer[loop.way] = source, target, delay + loop.missing
+    inner = [way for way in given_ways if way[0] != "in"]
+    assert bool(found) == (order.depths([], NAMES, inner) is None)
+    assert order.depths(["in"], NAMES, longer) is not None
+
+
+def test_a_loop_is_named_with_what_it_misses():
+    (loop,) = order.short_loops(NAMES, ways("a>b b>c:1 c>a in>a c>d d>d:1"))
+    assert set(loop.names) == set("abc")
+    assert (loop.what, loop.missing, loop.way) == ("a loop of 3 hops has 1 step of delay", 2, 1)
+    (problem,) = order.at_once(NAMES, [("a", "b"), ("b", "a"), ("b", "c")])
+    assert problem.where in ("a, b", "b, a")
+    assert problem.remedy.endswith("of 1 step for --chip ideal, of 2 for other chips")
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -111,7 +138,7 @@ def test_no_way_climbs_by_more_than_it_waits_and_no_depth_is_too_large(given_way
         ("a>a", "leads back from a to a without a delay"),
         ("a>x", "not both there"),
         ("a>in", "not both there"),
-        ("a>b:63", "a delay of 63 steps, not of 0 to 62"),
+        ("a>b:4097", "a delay of 4097 steps, not of 0 to 4096"),
         ("a>b a>b", "two connections of this name"),
     ],
 )

@@ -11,6 +11,7 @@ from stl_deploy.hw_sim import engine, reference
 from stl_deploy.ir import execute, floats
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Input
+from stl_deploy.ir.units import MAX_STEPS
 from stl_deploy.lower import calibration
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.verify.audit import Audit
@@ -471,8 +472,8 @@ def test_skips_wait_in_synapses_or_in_relays():
 def test_a_delay_beyond_what_is_kept_is_named():
     made = flat()
     made.neurons("a", (6,), False, False, False)
-    made.way("input", "a", made.dense("input", 6), 63)
-    with pytest.raises(LoweringError, match="input_a_w: delays by 63 steps; at most 62"):
+    made.way("input", "a", made.dense("input", 6), MAX_STEPS + 1)
+    with pytest.raises(LoweringError, match="input_a_w: delays by 4097 steps; no sample has more"):
         quantize(made.graph("a"))
 
 

@@ -378,10 +378,10 @@ def test_no_limit_no_cost():
 @given(SEEDS, st.sampled_from(["loihi1", "loihi2"]), st.integers(0, 3))
 def test_calibration_leaves_headroom(seed, chip, exp):
     rng = np.random.default_rng(seed)
-    inputs = 1500 if chip == "loihi1" else 3000
+    inputs = 500 if chip == "loihi1" else 1000
     weight = np.abs(rng.normal(size=(3, inputs))) * rng.choice([-1, 1], (3, 1))
     built = dense(weight, rng.uniform(0.5, 5, 3), rng.normal(size=3))
-    calib = (rng.random((4, 4, inputs)) < rng.uniform(0.05, 0.3)).astype(np.uint8)
+    calib = (rng.random((4, 4, inputs)) < rng.uniform(0.15, 0.9)).astype(np.uint8)
     network = quantize(built, chip, calib, overflow="checked", weight_exp=exp)
     (neurons, way), levels = only(network), 1
     limit = chips.load(chip).accumulator_limit
@@ -410,18 +410,19 @@ def test_calibration_sees_the_sums_that_the_neuron_gets(gain):
 def test_calibration_binds_and_is_seen_by_later_layers():
     """The second layer is calibrated on the spikes of the first, in float."""
     nodes = {
-        "fc1": nir.Linear(weight=np.eye(3000)),
-        "lif1": lif(np.where(np.arange(3000) < 1500, 0.5, 2.0)),
-        "fc2": nir.Linear(weight=np.ones((1, 3000))),
+        "fc1": nir.Linear(weight=np.eye(1200)),
+        "lif1": lif(np.where(np.arange(1200) < 600, 0.5, 2.0)),
+        "fc2": nir.Linear(weight=np.ones((1, 1200))),
         "lif2": lif(np.array([10.0])),
     }
-    built = graph(nodes, (3000,), (1,), timesteps=2)
-    calib = np.ones((1, 2, 3000), np.uint8)
+    built = graph(nodes, (1200,), (1,), timesteps=2)
+    calib = np.ones((1, 2, 1200), np.uint8)
     network = quantize(built, "loihi2", calib, overflow="checked")
-    # Step 1: 1500 neurons fire; 1.0 + 0.5 < 2.0, so the others stay silent in step 2 as well.
+    # Step 1: 600 neurons fire; 1.0 + 0.5 < 2.0, so the others stay silent in step 2 as well.
     spikes = float_exec.run(built, calib)
-    assert spikes["lif1"].sum(axis=2).tolist() == [[1500, 1500]]
-    unit = HEADROOM * 1500 / (1 << 17)
+    assert spikes["lif1"].sum(axis=2).tolist() == [[600, 600]]
+    unit = HEADROOM * 600 / (1 << 17)
+    assert unit > 1 / 127  # calibration binds
     assert network.populations[1].neurons.scale[0] == pytest.approx(unit)
     assert network.connections[1].synapses.weight.max() == round(1 / unit)
 
@@ -441,8 +442,13 @@ def test_effective_bits(bits):
     enough = 2 ** (least - 1) - 1  # the largest integer that still has ``least`` bits
     unit = 1.0 / enough
     kept = dense([[1.0]], 1.0, [4095 * unit * 0.999])
-    how = quantize(kept, "loihi2", weight_bits=bits, overflow="checked").precision["lif"]
-    assert least <= how.effective_bits < least + 0.01
+    network = quantize(kept, "loihi2", weight_bits=bits, overflow="checked")
+    assert least <= network.precision["lif"].effective_bits < least + 0.01
+    notes = [d.what for d in network.diagnostics if "effective weight bits" in d.what]
+    assert len(notes) == (bits - least > 2)
+    assert all(
+        "keeps 4.00 of 8 effective weight bits: next to weights up to 1 " in n for n in notes
+    )
     lost = dense([[1.0]], 1.0, [4095 / (enough - 0.51)])
     if enough == 1:
         lost = dense([[1.0]], 1.0, [4095 * 2.01])

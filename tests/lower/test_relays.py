@@ -184,8 +184,8 @@ def test_graded_values_have_no_relay(given, values):
 def test_a_wait_beyond_the_chip_is_refused_with_delays_alone(monkeypatch):
     monkeypatch.setattr(chips.Chip, "delay_max", 1)
     assert refused(residual(), skips="delay") == [
-        f"{a}_{b}: spikes from {a} to {b} wait 2 steps on loihi2; its synapses wait at most 1 steps -> "
-        "use --skips relay, or --chip ideal"
+        f"{a}_{b}: spikes from {a} to {b} wait 2 steps on loihi2; its synapses wait at most 1 step -> "
+        "use --skips auto, or --chip ideal"
         for a, b in (("a", "d"), ("input", "c"), ("always", "d"))
     ]
     (line,) = refused(residual({"input": Input((4,), 7)}), skips="auto")
@@ -198,14 +198,65 @@ def test_a_loop_with_too_few_steps_runs_on_ideal_alone(skips):
     network = residual()
     network = replace(network, chip="ideal", connections=(*network.connections, back))
     (line,) = refused(network, skips=skips)
-    assert line.startswith(
-        "b, c: a loop has fewer steps of delay than hops; a spike of loihi2 needs"
-    )
+    assert line.startswith("b, c: a loop of 2 hops has 1 step of delay; a spike of loihi2 needs")
     ideal = chips.load("ideal")
     if skips == "relay":
         (line,) = refused(network, ideal)
-        assert line.startswith(
-            "b, c: a loop has fewer steps of delay than hops, and relays are a hop"
-        )
+        assert line.startswith("b, c: a loop of 2 hops has 1 step of delay, and relays are a hop")
     else:
         assert relays.relayed(network, ideal, skips) is network
+
+
+def late(wait: int, chip: str) -> IntegerNetwork:
+    """``residual`` whose longest way from a waits that long."""
+    network = replace(residual(), chip=chip)
+    (skip,) = [c for c in network.connections if c.key == ("a_d", "a", "d")]
+    strong = Dense(np.full((4, 4), -90, np.int8))
+    return network.changed(replace(skip, delay=wait, synapses=strong))
+
+
+def test_delays_beyond_the_synapses_take_relays_and_ideal_needs_none():
+    """A chip's own limit decides; what is added is said."""
+    delay = 63
+    network = late(delay, "loihi2")
+    other = relays.relayed(network, LOIHI2)
+    (note,) = other.diagnostics
+    count = delay + 2 - 62
+    assert note.where == "a to d"
+    assert (
+        f"wait up to {delay + 2} steps; synapses of loihi2 wait at most 62. {count} pop"
+        in note.what
+    )
+    assert f"({4 * count:,} more neurons)" in note.what
+    assert len(other.populations) == len(network.populations) + count
+    assert max(other.waits(c) for c in other.connections) == 62
+    ideal = late(delay, "ideal")
+    assert relays.relayed(ideal, chips.load("ideal")) is ideal
+    steps = delay + 5
+    rasters = np.random.default_rng(0).integers(0, 2, (2, steps, 4)).astype(np.uint8)
+    assert same_spikes(replace(network, timesteps=steps), replace(other, timesteps=steps), rasters)
+    now = reference.run(replace(network, timesteps=steps), rasters).layers["d"].spikes
+    cut = replace(network, connections=tuple(c for c in network.connections if c.name != "a_d"))
+    without = reference.run(replace(cut, timesteps=steps), rasters).layers["d"].spikes
+    assert np.array_equal(now[:, :delay], without[:, :delay])
+    assert not np.array_equal(now, without)
+
+
+def test_more_relays_than_anybody_wants_are_refused():
+    (line,) = refused(late(62 + relays.MOST - 1, "loihi2"), skips="auto")
+    assert line == (
+        "a_d (a to d): spikes wait 319 steps; synapses of loihi2 wait at most 62, and 257 relays are more "
+        "than 256 -> shorten the delay, or use --chip ideal with --skips auto"
+    )
+    assert relays.relayed(late(62 + relays.MOST - 2, "loihi2"), LOIHI2).diagnostics
+
+
+def test_copies_of_what_nothing_leads_into_are_called_so(monkeypatch):
+    monkeypatch.setattr(chips.Chip, "delay_max", 1)
+    notes = {note.where: note.what for note in relays.relayed(residual(), LOIHI2).diagnostics}
+    assert notes.keys() == {"input to c", "a to d", "always to d"}
+    assert notes["always to d"].endswith(
+        "a population of copies of it passes them on (4 more neurons)"
+    )
+    assert notes["a to d"].endswith("a population of relays passes them on (4 more neurons)")
+    assert not relays.relayed(residual(), LOIHI2, "relay").diagnostics

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stl_deploy.chips import facts
-from stl_deploy.errors import LoweringError
+from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute
 from stl_deploy.ir import nir_graph as G
@@ -18,7 +18,7 @@ from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation,
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
 from stl_deploy.ir.neurons import Graded, Lif
 from stl_deploy.ir.readouts import FloatReadout, Readout
-from stl_deploy.ir.synapses import Dense
+from stl_deploy.ir.synapses import Dense, Geometry
 from stl_deploy.lower import graded, readouts, rules
 from stl_deploy.lower.quantize import quantize
 from tests.build import forced as forced_runs
@@ -450,6 +450,70 @@ def test_graded_values_do_not_go_back():
     back = FloatConnection("lif", "lif", OneToOne("back", np.ones(3)), 1)
     made = replace(made, connections=(*made.connections, back))
     assert "graded values back over back" in refused(made)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_what_is_behind_graded_values_that_cannot_be_lowered(calibrated):
+    """Neurons of a channel send values in four units: that is said, and nothing else fails."""
+    geometry, theta = Geometry((1, 1), (0, 0), (1, 1), 1), np.ones((1, 2, 2))
+    keep = np.array([[[0.5, 0.6], [0.7, 0.8]]])
+    ways, populations, source = [], [], "input"
+    for name, made in (
+        ("a", neurons(theta, keep, 1 - keep, graded=True)),
+        ("b", neurons(theta, 0.5, graded=True)),
+        ("c", neurons(theta, 0.5)),
+    ):
+        kernel = Weights(f"to_{name}", np.full((1, 1, 1, 1), 0.7), None, geometry)
+        ways.append(FloatConnection(source, name, kernel))
+        populations.append(FloatPopulation(name, theta.shape, made, np.zeros((1, 1, 1))))
+        source = name
+    meta = G.FloatMeta(timesteps=5, classes=4, population=1)
+    floats = FloatNetwork({"input": theta.shape}, tuple(populations), tuple(ways), "c", meta, None)
+    options = {"calib": np.ones((4, 5, *theta.shape), np.uint8)} if calibrated else {}
+    said = refused(floats, **options)
+    assert said.startswith("b: the neurons of a channel send values in different units")
+
+
+READ_AS = {
+    "classes": ((5, 2), None, "3 neurons; the readout is of 5 classes of 2"),
+    "matrix": ((3, 1), {"matrix": np.ones((3, 2))}, "the readout is of [3, 2] [classes, neurons]"),
+    "offset": (
+        (3, 1),
+        {"matrix": np.ones((3, 3)), "offset": np.ones(2)},
+        "2 offsets for 3 classes",
+    ),
+    "factors": ((3, 1), {"rule": "last", "factors": np.ones(2)}, "2 factors for 3 neurons"),
+    "steps": ((3, 1), {"steps": (1.0, 2.0)}, "weights of 2 steps; 6 are needed"),
+}
+
+
+@pytest.mark.parametrize("case", READ_AS)
+def test_a_readout_that_does_not_fit_is_bad_input(case):
+    (classes, population), fields, words = READ_AS[case]
+    read = None if fields is None else FloatReadout(3, 1, "lif", **fields)
+    made = small(neurons(THETA, 0.7), readout=read)
+    meta = made.meta.model_copy(update={"classes": classes, "population": population})
+    with pytest.raises(InputError) as caught:
+        quantize(replace(made, meta=meta))
+    (problem,) = caught.value.problems
+    assert problem.where == "lif"
+    assert words in problem.what
+    assert problem.remedy.startswith("correct classes, population and timesteps")
+
+
+def test_a_leak_that_a_gain_would_multiply_is_refused():
+    """In float v_leak is added to v as it is; a chip's neuron has one bias, which its gain multiplies."""
+    gains = np.array([1.0, 2, 1, 2, 1, 2]).reshape(6, 1)
+    made = small(neurons(THETA, 0.7, amplify=gains, leak=np.full(1, 0.1)))
+    assert "lif: has a gain for each step and v_leak, which a chip would multiply too" in refused(
+        made
+    )
+    quantize(
+        replace(
+            made,
+            populations=(replace(made.populations[0], neurons=neurons(THETA, 0.7, amplify=gains)),),
+        )
+    )
 
 
 def test_sums_that_are_sent_have_no_bias_that_passes_a_current():

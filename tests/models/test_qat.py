@@ -21,6 +21,7 @@ from stl_deploy.hw_sim import reference
 from stl_deploy.importers import stl
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir import nir_words as words
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models import layers, qat
@@ -283,7 +284,7 @@ def test_thresholds_are_rounded_as_the_exporter_does():
     """ceil(theta / unit) - 1: one unit below, and v fires where it passes that."""
     model = qat.from_checkpoint(checkpoint_of(random_net()), 6, "loihi2")
     whole = model.integers()
-    for name in model.pairs:
+    for name in model.feeds:
         lif = model.get_submodule(name)
         wanted = torch.ceil(lif.thresh / lif.unit) - 1
         assert torch.equal(whole[f"{name}.thresh"], wanted)
@@ -409,18 +410,35 @@ def test_the_first_step_beyond_the_grid_is_refused(kept, sign):
         quantize(graph, "loihi2")
 
 
-@pytest.mark.parametrize("kind", ["current", "recurrent", "no leak"])
-def test_neurons_that_training_does_not_know_are_refused(kind):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"tau": 1e-4 / 0.30001}, "decay of v other than 1/4096"),
+        ({"gain": 1.00001}, "gain other than -32767/4096"),
+        ({"gain": 8.0}, "gain other than -32767/4096"),
+        ({"adapt_step": 1.0}, "decay of the threshold other than 1/4096"),
+        ({"current2": 1e-5}, "decay of the second current other than 0/4096"),
+        ({"graded": True}, "graded values, which training on integers does not know"),
+    ],
+)
+def test_neurons_that_training_does_not_know_are_refused(change, what):
     fc, n = nir.Linear(weight=np.eye(3)), np.ones(3)
-    lif = G.lif(2.5 * n, 2 * G.DT, 2.0)
-    if kind == "current":
-        lif = G.cuba_lif(2.5 * n, 2 * G.DT, 2 * G.DT, 2.0, 2.0, 0 * n)
-    if kind == "no leak":
-        lif = G.integrate_and_fire(2.5 * n)
-    recurrent = {"lif": ("own", nir.Linear(weight=np.eye(3)))} if kind == "recurrent" else None
+    lif = G.lif(2.5 * n, change.get("tau", 2 * G.DT), 2.0)
+    arrays = {
+        "amplify": np.full((4, 1), change["gain"]) if "gain" in change else None,
+        "adapt_step": change.get("adapt_step"),
+        "adapt": 1.0 if "adapt_step" in change else None,
+        "current2": change.get("current2"),
+        "drive2": 1.0 if "current2" in change else None,
+    }
+    words.say(
+        lif,
+        {k: None if v is None else np.atleast_1d(v) for k, v in arrays.items()},
+        graded="graded" in change,
+    )
     trained = G.Trained(weight_bits=4, scale={"lif": [1.0, 1.0, 1.0]})
-    graph = graph_of({"fc": fc, "lif": lif}, 3, 3, recurrent, version=2, trained=trained)
-    with pytest.raises(InputError, match="training on integers supports only plain LIF"):
+    graph = graph_of({"fc": fc, "lif": lif}, 3, 3, version=4, trained=trained, timesteps=4)
+    with pytest.raises(InputError, match=what):
         quantize(graph, "loihi2")
 
 
@@ -613,11 +631,11 @@ def test_train_refuses_options_that_do_not_go_together(command, here):
         (["--qat"], ["--qat: starts from a trained network"]),
         (
             ["--init", "float.pt", "--weight-bits", 4],
-            ["--init: has no effect without", "--weight-bits: has no effect without"],
+            ["--init: has no effect without", "also: --weight-bits"],
         ),
         (
             ["--qat", "--init", "float.pt", "--arch", TINY, "--tau", 0.5],
-            ["--arch: comes from", "--tau: comes from"],
+            ["--arch: comes from", "also: --tau"],
         ),
     ):
         code, _, err = command("stl-train", "--data", here, "-o", "q.pt", *args)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from stl_deploy.ir.arch import Architecture
 from stl_deploy.models.layers import BatchNorm
 from stl_deploy.models.train import Settings, Trainer
 from tests.build.files import bars, write_idx, write_images
-from tests.build.nets import ROOT
+from tests.build.killed_training import in_a_process
 
 ARCH = "3C3-BN-LIF-P3-FC20-LIF-AvgPool2"
 
@@ -245,30 +244,33 @@ def test_a_snapshot_of_another_version_is_refused(tmp_path):
         trainer().resume(tmp_path / "s.pt")
 
 
-def run_killed(moment, args):
-    script = ROOT / "tests" / "build" / "killed_training.py"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, script, moment, *map(str, args)], env=env, capture_output=True, text=True
-    )
+ENDS = ["--arch", ARCH, "--epochs", 3, "--batch", 20]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What ends where nothing is killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_images(folder, *bars())
+    words = ["--data", folder, *ENDS, "-o", folder / "whole.pt"]
+    done = in_a_process("never", words, folder / "log")
+    assert done.returncode == 0, done.stderr
+    return folder / "whole.pt"
 
 
 @pytest.mark.parametrize("moment", ["2", "5", "snapshot"])
-def test_a_run_killed_at_any_moment_resumes(folder, moment):
+def test_a_run_killed_at_any_moment_resumes(folder, whole, moment):
     """60 images are three batches: killed in the first epoch, in the second, and as that is saved."""
-    args = ["--data", folder, "--arch", ARCH, "--epochs", 3, "--batch", 20]
-    whole = run_killed("never", [*args, "-o", folder / "whole.pt"])
-    assert whole.returncode == 0, whole.stderr
-    cut = [*args, "-o", folder / "cut.pt"]
-    assert run_killed(moment, cut).returncode == -signal.SIGKILL
+    cut = ["--data", folder, *ENDS, "-o", folder / "cut.pt"]
+    assert in_a_process(moment, cut, folder / "log").returncode == -signal.SIGKILL
     assert not (folder / "cut.pt").exists()
     assert (folder / "cut.resume.pt").exists() == (moment != "2")
-    again = run_killed("never", [*cut, "--resume"])
+    again = in_a_process("never", [*cut, "--resume"], folder / "log")
     assert again.returncode == 0, again.stderr
     assert ("does not exist: training begins at epoch 1" in again.stderr) == (moment == "2")
     epochs = [line.split("/")[0] for line in again.stderr.splitlines() if line.startswith("epoch")]
     assert len(epochs) == (3 if moment == "2" else 2)
-    assert bits(folder / "whole.pt") == bits(folder / "cut.pt")
+    assert bits(whole) == bits(folder / "cut.pt")
 
 
 def bits(path):

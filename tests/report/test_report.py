@@ -28,7 +28,7 @@ from stl_deploy.report import drawing, figures, numbers, rows
 from stl_deploy.report import sections as report
 from stl_deploy.verify.against_float import LayerParity, ParityReport
 from stl_deploy.verify.divergence import Divergence, Place, Synapse, Voltages
-from stl_deploy.verify.faults import Fault
+from stl_deploy.verify.fault import Fault
 from tests.build import random_graphs
 from tests.build.networks import chain, lif, pool
 
@@ -318,6 +318,10 @@ RULED = {
 }
 
 
+# What means nothing without a threshold.
+OF_SPIKES = {"hold": 2, "adapt": 64, "reset_current": True}
+
+
 def ruled(chip="loihi2", readout=None, **fields):
     """The network with rules of its last neurons."""
     net = network(chip)
@@ -334,6 +338,13 @@ def ruled(chip="loihi2", readout=None, **fields):
         ({"fires": False, "reset": "constant"}, "integrator"),
         ({"fires": False, "graded": Graded(4, 15)}, "integrator, graded output"),
         ({"reset": "constant", "hold": 1}, "LIF, hold of 1 step, reset to a constant"),
+        (
+            {"hold": -1, "adapt": 64, "reset_current": True, "du": 7},
+            "LIF, current, reset to zero, hold for all remaining steps, adaptive threshold, "
+            "reset of the current",
+        ),
+        ({"fires": False, "reset": "subtract", **OF_SPIKES, "v0": -5}, "integrator, initial v"),
+        ({"fires": False, "reset": "none", "hold": -1}, "integrator"),
         (
             RULED,
             "LIF, current, gain for each step, second current, hold of 2 steps, floor of v, graded output, "
@@ -359,6 +370,8 @@ def test_rules_that_a_chip_is_assumed_to_carry_are_marked():
     assert ["<strong>Assumed</strong>" in html[chip] for chip in html] == [True, False]
     soft = rows.populations(ruled(reset="subtract"))[-1]
     assert (soft.kind, soft.assumed) == ("soft reset", [])
+    sums = ruled("ideal", Readout(6, 1, "lif2", "max"), fires=False, reset="subtract", **OF_SPIKES)
+    assert rows.populations(sums)[-1].kind == "no threshold"
 
 
 def test_integrators_have_no_thresholds_to_show():
@@ -385,6 +398,7 @@ def test_integrators_have_no_thresholds_to_show():
             "the mean of v over all steps, with a factor for each neuron",
             "read by mean v",
         ),
+        (Readout(6, 1, "lif2", "max"), "the highest v of all steps", "read by highest v"),
         (
             Readout(
                 *(2, 1, "lif2"),

@@ -453,14 +453,17 @@ def test_progress_tells_what_is_done(project):
 
 
 def test_a_model_without_certificates_is_compared_by_its_graph():
-    """Neurons with a current: the graph alone is the reference, nothing is certified."""
+    """Neurons without a threshold: the graph alone is the reference, and nothing is certified of them."""
     net = random_net("FC20-LIF-FC10-LIF", shape=(1, 4, 4))
     graph = stl_deploy.from_torch(net)
-    threshold = graph.nodes["lif1"].v_threshold
-    graph = with_nodes(graph, lif1=G.cuba_lif(threshold, 2e-4, 2e-4, 2.0, 2.0, np.zeros(20)))
-    network = quantize(graph, "loihi2")
+    tau, zero = np.full(10, 2 * G.DT), np.zeros(10)
+    graph = with_nodes(graph, lif2=nir.LI(tau=tau, r=np.full(10, 2.0), v_leak=zero))
+    meta = G.float_meta(graph).model_copy(update={"version": 4, "readout": G.Read(rule="max")})
+    graph.metadata[G.KEY] = meta.text()
+    network = quantize(graph, "ideal")
     report = compare(None, graph, network, Raster(random_spikes(net, 10)))
     assert report.nir_differing is None
-    assert report.layers[0].certified is None
+    assert report.layers[0].certified is not None
+    assert report.layers[1].certified is None
     assert 0 <= report.layers[0].mismatch < 0.2
-    assert "memory" in report.not_certified["lif1"] or report.not_certified["lif1"]
+    assert report.not_certified == {"lif2": "its float neurons have no threshold"}

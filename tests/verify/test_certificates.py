@@ -27,7 +27,7 @@ from stl_deploy.ir.conv import convolve, unroll
 from stl_deploy.ir.floats import FloatConnection, FloatNetwork, FloatPopulation
 from stl_deploy.ir.floats import OneToOne as FloatOneToOne
 from stl_deploy.ir.network import Connection, IntegerNetwork, Population
-from stl_deploy.ir.neurons import Lif
+from stl_deploy.ir.neurons import Graded, Lif
 from stl_deploy.ir.synapses import Conv, Dense, Geometry, Kernel, OneToOne, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import infer
@@ -468,8 +468,9 @@ def with_neurons(network: IntegerNetwork, name: str, **fields) -> IntegerNetwork
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"du": 100}, "its synaptic current has a memory"),
-        ({"du": np.full(10, 4094, np.int32)}, "its synaptic current has a memory"),
+        ({"fires": False}, "its neurons have no threshold"),
+        ({"graded": Graded(0, 9)}, "its neurons send values instead of spikes"),
+        ({"du": 4096}, "its decay or exponents are outside the registers"),
         ({"dv": 4096}, "its decay or exponents are outside the registers"),
         ({"bias_exp": -1}, "its decay or exponents are outside the registers"),
         ({"scale": np.zeros(10)}, "its scale is not positive"),
@@ -523,9 +524,9 @@ def test_an_unknown_field_is_certified_only_at_its_default():
 def test_a_parity_report_says_what_is_not_certified(net):
     graph = stl_deploy.from_torch(net)
     network = quantize(graph, "ideal")
-    network = with_neurons(network, "lif4", du=2047)
+    network = with_neurons(network, "lif4", graded=Graded(0, 1))
     report = compare(net, graph, network, Raster(random_spikes(net, 4)))
-    assert report.not_certified == {"lif4": "its synaptic current has a memory"}
+    assert report.not_certified == {"lif4": "its neurons send values instead of spikes"}
     assert report.layers[-1].certified is None
     assert report.layers[-1].certified_spiking is None
     assert all(layer.certified is not None for layer in report.layers[:-1])
@@ -549,9 +550,11 @@ def test_other_float_neurons_are_not_understood():
     good.tau[0] = 3e-4
     assert isinstance(why(good), Certifier)
     good.v_reset[1] = 0.1
-    assert why(good) == "its v_reset is not zero"
-    cuba = G.cuba_lif(theta, 2e-4, 2e-4, 2.0, 2.0, np.zeros(4))
-    assert why(cuba) == "its float neurons have a synaptic current"
+    assert isinstance(why(good), Certifier)
+    assert isinstance(why(G.cuba_lif(theta, 2e-4, 2e-4, 2.0, 2.0, np.zeros(4))), Certifier)
+    short = G.lif(theta, 2e-4, 2.0)
+    short.tau[0] = 5e-5
+    assert why(short) == "a decay of its float neurons is not between 0 and 1"
 
 
 # Graphs: any number of connections, delays, loops, resets that subtract, what a population sends itself
@@ -727,8 +730,8 @@ def test_a_proof_that_is_too_narrow_is_an_error(net, lowered_net, monkeypatch):
     small = quantize(graph, "loihi2", weight_bits=4)
     whole = Certifier.sums
 
-    def blind(self, sent):
-        floats, _ = whole(self, sent)
+    def blind(self, sent, port=0):
+        floats, _ = whole(self, sent, port)
         return floats, floats.copy()
 
     monkeypatch.setattr(Certifier, "sums", blind)

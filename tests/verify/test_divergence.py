@@ -24,10 +24,12 @@ from stl_deploy.hw_sim.engine import Engine
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.floats import decode
+from stl_deploy.ir.neurons import Graded
 from stl_deploy.ir.synapses import Conv, Dense, Sparse
 from stl_deploy.lower.quantize import quantize
 from stl_deploy.models.net import STLNet, infer
-from stl_deploy.verify import divergence, faults
+from stl_deploy.verify import divergence, faults, runs
+from stl_deploy.verify import fault as fault_words
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.audit import Audit
 from stl_deploy.verify.divergence import CertificateError
@@ -312,7 +314,7 @@ def test_a_transposed_kernel_of_the_run(exact, monkeypatch):
         compare(model, graph, network, data)
     spikes = reference.run(turned, data.spikes[:1]).layers["lif1"].spikes[0]
     sent = {"input": data.spikes[0], "lif1": spikes}
-    (fault,) = faults.of_execution(network, "lif1", sent, spikes)
+    (fault,) = runs.of_execution(network, "lif1", sent, spikes)
     assert (fault.kind, fault.text) == ("kernel", "it ran as if its kernel were transposed")
 
 
@@ -471,7 +473,7 @@ def test_several_weights_are_counted_and_some_listed(exact):
     assert fault.text.startswith(
         "10 of 324 weights of fc1 are not what the float model rounds to: "
     )
-    assert fault.text.count("(3 too high)") == faults.NAMED
+    assert fault.text.count("(3 too high)") == fault_words.NAMED
     assert fault.text.endswith(", ...")
 
 
@@ -486,9 +488,12 @@ def test_faults_of_the_divergent_layer_come_first(exact):
 def test_a_layer_without_certificates_still_has_a_first_divergence(exact):
     _, _, network, _ = exact
     vth = network.by_name["lif1"].neurons.vth + 1
-    found = first(exact, changed(network, "lif1", vth=vth, du=4000))
+    found = first(exact, changed(network, "lif1", vth=vth, graded=Graded(0, 1)))
     assert (found.place.layer, found.blame, found.voltages) == ("lif1", "unknown", None)
-    assert "Its voltages are not compared: its synaptic current has a memory." in found.text
+    why = "Its voltages are not compared: its neurons send values instead of spikes."
+    assert why in found.text
+    assert "the float model sends a value, the integer network sends none." in found.text
+    assert "Not rounding: lif1: it sends values; the float model sends spikes." in found.text
     assert found.to_json()["voltages"] is None
 
 

@@ -78,6 +78,7 @@ def read_model(file: File) -> Model:
         timesteps=given.steps,
         classes=given.classes,
         levels=given.levels or 1,
+        signed=bool(given.signed),
         normalize=given.normalize,
         readout=given.readout,
     )
@@ -168,26 +169,42 @@ def _normalized(flow: Flow, options: Options, how: Normalize) -> Flow:
 def notes(
     graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options | None = None
 ) -> tuple[Diagnostic, ...]:
-    """What was assumed in reading ``graph`` as ``lowered``: resets and a readout that are not stated."""
+    """What was assumed in reading ``graph`` as ``lowered``: what is not stated of steps, resets, readout."""
     options = options or Options()
-    return resets(graph, options.dt) + _readouts(lowered, options)
+    return steps(options) + resets(graph, options.dt) + _readouts(graph, lowered, options)
 
 
-def _readouts(lowered: nir.NIRGraph, options: Options) -> tuple[Diagnostic, ...]:
+def steps(options: Options) -> tuple[Diagnostic, ...]:
+    """A note where nobody said how many steps a sample has."""
+    if options.timesteps is not None:
+        return ()
+    what = f"nothing says how many time steps a sample has; {DEFAULT_STEPS} are assumed"
+    remedy = "give --timesteps, or a raster by --eval or --calib (in Python timesteps=...)"
+    return (Diagnostic("timesteps", what, remedy),)
+
+
+def _readouts(
+    graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options
+) -> tuple[Diagnostic, ...]:
     """The readout that was taken, where spikes of the last neurons do not vote and nothing was said."""
     read = floats.decode(lowered).readout
     if read is None or options.readout is not None or options.steps is not None:
         return ()
+    own = (
+        read.source in flat(graph)[0]
+    )  # else a population that was put there to compute the output
     taken = None
     if read.matrix is not None:
         taken = "weights follow the last neurons; classes are read from their mean output over time"
     elif read.by_voltage:
         when = {"last": "after the last step", "mean": "averaged over time"}[read.rule]
-        taken = f"the output is no spikes; classes are read from it {when}"
+        what = "v of neurons without a threshold" if own else "values, not spikes"
+        taken = f"the network's output is {what}; classes are read from it {when}"
     if taken is None:
         return ()
     remedy = "choose another by --readout last, mean or max (in Python readout=...)"
-    return (Diagnostic(f"readout of {read.source}", taken, remedy),)
+    where = f"readout of {read.source}" if own else "readout"
+    return (Diagnostic(where, taken, remedy),)
 
 
 def resets(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
@@ -274,14 +291,17 @@ def check(options: Options) -> None:
     if options.readout not in (None, *get_args(Rule)):
         what = f"{options.readout!r} is not a known readout"
         problems.append(Problem("--readout", what, f"choose from {', '.join(get_args(Rule))}"))
-    if not (math.isfinite(options.dt) and options.dt > 0):
+    known = isinstance(options.dt, int | float)
+    if not (known and math.isfinite(options.dt) and options.dt > 0):
         problems.append(Problem("--dt", f"{options.dt} is not a time in seconds above zero"))
     for name, value, high in (
         ("--timesteps", options.timesteps, MAX_STEPS),
         ("--classes", options.classes, MAX_NEURONS),
         ("--levels", options.levels, MAX_SIGNED if options.signed else MAX_UNSIGNED),
     ):
-        if value is not None and not 1 <= value <= high:
-            problems.append(Problem(name, f"{value} is not in 1..{high}"))
+        if value is None and name != "--levels":
+            continue
+        if not (isinstance(value, int | np.integer) and 1 <= value <= high):
+            problems.append(Problem(name, f"{value!r} is not a whole number in 1..{high}"))
     if problems:
         raise InputError(problems)

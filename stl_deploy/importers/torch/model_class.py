@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nir
@@ -22,6 +24,7 @@ from stl_deploy.importers.nir.graph import Options
 from stl_deploy.importers.torch.net import lowered
 from stl_deploy.ir.notes import Diagnostic
 
+NAMED = 8  # classes that a message names
 HOW = "pip install 'stl-deploy[snntorch]'"
 
 
@@ -42,12 +45,13 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
     """
     made = made_by(model_class)
     net, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    named = f"--model-class {model_class}"
     if not isinstance(net, nn.Module):
-        raise InputError(
-            Problem(
-                f"--model-class {model_class}", f"gives a {type(net).__name__}, not an nn.Module"
-            )
-        )
+        remedy = "let it return the module, or (module, sample)"
+        raise InputError(Problem(named, f"gives a {type(net).__name__}, not an nn.Module", remedy))
+    if path.suffix == ".nir":
+        what = f"makes a PyTorch model, and {path} is a NIR file"
+        raise InputError(Problem(named, what, "omit it, or name the state_dict of the model"))
     if given.sample_shape is not None:
         sample = torch.rand(given.sample_shape, generator=torch.Generator().manual_seed(0))
     if sample is None:
@@ -75,6 +79,7 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
         timesteps=given.steps,
         classes=given.classes,
         levels=given.levels or 1,
+        signed=bool(given.signed),
         normalize=given.normalize,
     )
     try:
@@ -99,17 +104,35 @@ def _current_folder() -> Iterator[None]:
             sys.path.remove(folder)
 
 
+def _missing(where: str, module: ModuleType, attribute: str) -> Problem:
+    """That a module of the user's has no such class, and what it has."""
+    own = [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and callable(value)
+    ]
+    near = difflib.get_close_matches(attribute, own, 3) or own[:NAMED]
+    remedy = f"name one of {', '.join(near)}" if near else "name a class or function that it has"
+    return Problem(where, f"{module.__name__} has no {attribute}", remedy)
+
+
 def made_by(model_class: str) -> Any:
     """What ``package.module:Name`` gives, called without arguments. Raises InputError."""
     where = f"--model-class {model_class}"
     # What the user's code prints is not part of a command's result.
     name, _, attribute = model_class.partition(":")
     if not name or not attribute:
-        raise InputError(Problem(where, "is not of the form package.module:Class"))
+        what = "is not of the form package.module:Class"
+        raise InputError(Problem(where, what, f"give e.g. --model-class {name or 'mynets'}:Net"))
     try:
         with redirect_stdout(sys.stderr), _current_folder():
-            maker: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
+            module = importlib.import_module(name)
+            if not hasattr(module, attribute):
+                raise InputError(_missing(where, module, attribute))
+            maker: Callable[[], Any] = getattr(module, attribute)
             return maker()
+    except InputError:
+        raise
     except ImportError as error:
         remedy = "is it in the current folder, or on PYTHONPATH?"
         remedy = HOW if (error.name or "").startswith("snntorch") else remedy

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.torch.trace import Value
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import FloatNeurons
@@ -48,11 +49,16 @@ STEPS = (
 NEURONS = ("Leaky", "Lapicque", "Synaptic", "RLeaky", "RSynaptic")
 RECURRENT = ("RLeaky", "RSynaptic")
 WHY = {
-    "Alpha": "an Alpha of snnTorch has two currents of opposite sign, which a spike resets in ways of their "
-    "own; use a Synaptic",
-    "LeakyParallel": "a LeakyParallel of snnTorch computes all steps at once, and its membrane stays above "
-    "0; use a Leaky in a loop over time, with reset_mechanism='none'",
+    "Alpha": (
+        "an Alpha of snnTorch has two currents of opposite sign, which a spike resets in ways of their own",
+        "use a Synaptic",
+    ),
+    "LeakyParallel": (
+        "a LeakyParallel of snnTorch computes all steps at once, and its membrane stays above 0",
+        "use a Leaky in a loop over time, with reset_mechanism='none'",
+    ),
 }
+What = tuple[str, str]  # what is wrong, and the remedy
 RESETS = ("subtract", "zero", "none")  # by snnTorch's reset_mechanism_val
 
 
@@ -157,14 +163,15 @@ class Neurons(NamedTuple):
     own: dict[int, Array]
 
 
-def neuron(module: Any, shape: Shape, membrane: bool = False) -> Neurons:
-    """A snnTorch layer; of one that is read out by its ``membrane``, v is what snnTorch returns.
+def neuron(name: str, module: Any, shape: Shape, membrane: bool = False) -> Neurons:
+    """The snnTorch layer ``name``; of one that is read out by its ``membrane``, v is what snnTorch returns.
 
-    Raises ValueError with everything that cannot be lowered exactly, one a line.
+    Raises LoweringError with everything that cannot be lowered exactly, and ValueError for parameters of
+    another shape.
     """
     kind = type(module).__name__
     if kind not in NEURONS:
-        raise ValueError(why_not(kind))
+        raise LoweringError(why_not(name, kind))
     theta, (keep, gain) = _full(module.threshold, shape), _decay(module, shape)
     current = "Synaptic" in kind
     alpha = np.clip(_full(module.alpha, shape), 0, 1) if current else np.zeros(shape)
@@ -172,7 +179,7 @@ def neuron(module: Any, shape: Shape, membrane: bool = False) -> Neurons:
     wrong = _strange(module, reset, theta, alpha, keep)
     wrong += _reset_problems(module, reset, theta, membrane)
     if wrong:
-        raise ValueError("\n".join(wrong))
+        raise LoweringError(Problem(name, *what) for what in wrong)
     back = np.zeros(shape)  # what a spike sends to its neuron, to arrive in the next step
     fields: dict[str, Any] = {}
     if membrane and reset != "zero":
@@ -200,10 +207,10 @@ def neuron(module: Any, shape: Shape, membrane: bool = False) -> Neurons:
     return Neurons(made.node(), own)
 
 
-def why_not(kind: str) -> str:
-    """Why neurons of this class are refused."""
-    what = WHY.get(kind, f"a {kind} of snnTorch is not supported")
-    return f"{what}; supported are {', '.join(NEURONS)}"
+def why_not(name: str, kind: str) -> Problem:
+    """Why the neurons ``name`` of this class are refused."""
+    instead = f"use one of {', '.join(NEURONS)}"
+    return Problem(name, *WHY.get(kind, (f"a {kind} of snnTorch is not supported", instead)))
 
 
 def _decay(module: Any, shape: Shape) -> tuple[Array, Array]:
@@ -221,61 +228,65 @@ def _is_late(module: Any) -> bool:
     return type(module).__name__ == "RSynaptic" or getattr(module, "reset_delay", True)
 
 
-def _reset_problems(module: Any, reset: str, theta: Array, membrane: bool) -> list[str]:
+def _reset_problems(module: Any, reset: str, theta: Array, membrane: bool) -> list[What]:
     """What of its reset cannot be lowered exactly."""
     late = _is_late(module)
     wrong = []
     if reset == "subtract" and not late:
-        wrong.append(
-            "reset by subtraction with reset_delay=False: snnTorch then fires by another rule "
-            "while a neuron is still above its threshold after a reset; train with the default, "
-            "reset_delay=True, which is exact"
+        what = (
+            "reset by subtraction with reset_delay=False: snnTorch then fires by another rule while a "
+            "neuron is still above its threshold after a reset"
         )
+        wrong.append((what, "train with the default, reset_delay=True, which is exact"))
+    raise_it = "train with thresholds of at least 0"
     if reset == "subtract" and (theta < 0).any():
-        wrong.append("thresholds below 0 with a reset by subtraction: snnTorch resets at step 0")
+        what = "thresholds below 0 with a reset by subtraction: snnTorch resets at step 0"
+        wrong.append((what, raise_it))
     if reset == "zero" and (theta < 0).any() and not (late and type(module).__name__ == "Leaky"):
-        wrong.append("thresholds below 0 with reset_mechanism='zero', where snnTorch resets twice")
+        what = "thresholds below 0 with reset_mechanism='zero', where snnTorch resets twice"
+        wrong.append((what, raise_it))
     if reset == "zero" and late and membrane:
-        wrong.append(
-            "its membrane is returned as it is before a reset to zero, which comes a step late; read out "
-            "neurons with reset_mechanism='none', or with reset_delay=False, which is exact too"
-        )
+        what = "its membrane is returned as it is before a reset to zero, which comes a step late"
+        never = "read out neurons with reset_mechanism='none'"
+        at_once = hasattr(module, "reset_delay") and type(module).__name__ != "RSynaptic"
+        wrong.append((what, f"{never}, or with reset_delay=False" if at_once else never))
     return wrong
 
 
-def _strange(module: Any, reset: str, theta: Array, alpha: Array, keep: Array) -> list[str]:
+def _strange(module: Any, reset: str, theta: Array, alpha: Array, keep: Array) -> list[What]:
     """Settings of a neuron that no chip has."""
-    wrong = []
-    for key in ("inhibition", "state_quant"):
-        if getattr(module, key, False):
-            wrong.append(f"{key} is set, which no chip has")
+    wrong = [
+        (f"{key} is set, which no chip has", "train without it")
+        for key in ("inhibition", "state_quant")
+        if getattr(module, key, False)
+    ]
     size = torch.logspace(-6, 3, 400)
     probe = torch.cat([-size, torch.zeros(1), size])
     fired = module.spike_grad(probe).detach().double()
     for x, y in zip(probe.tolist(), fired.tolist(), strict=True):
         if y != (x > 0):
-            wrong.append(f"its spike function gives {y:.6g} for {x:.6g}, not spikes above 0")
+            what = f"its spike function gives {y:.6g} for {x:.6g}, not spikes above 0"
+            wrong.append((what, "use one of snntorch.surrogate, such as atan or fast_sigmoid"))
             break
     made = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
     used = made.get(getattr(module.state_function, "__name__", ""))
     if used != reset:
-        wrong.append(
-            f"is made with reset_mechanism={used!r}, and the state_dict says {reset!r}; make it with that"
-        )
+        what = f"is made with reset_mechanism={used!r}, and the state_dict says {reset!r}"
+        wrong.append((what, f"make it with reset_mechanism={reset!r}"))
     factor = factor_of(module)
     if type(module).__name__ in RECURRENT and factor != 1:
-        wrong.append("graded_spikes_factor of recurrent neurons is not supported")
+        what = "graded_spikes_factor of recurrent neurons is not supported"
+        wrong.append((what, "give 1, and put the factor into the weights that the spikes meet"))
     if factor is None:
-        wrong.append(
-            "graded_spikes_factor is not one number for all neurons; only that is supported"
-        )
+        what = "graded_spikes_factor is not one number for all neurons"
+        wrong.append((what, "give one number"))
     elif factor <= 0:
-        wrong.append("graded_spikes_factor is not above zero")
+        wrong.append(("graded_spikes_factor is not above zero", "give a number above 0"))
     for key, values in (("threshold", theta), ("beta", keep), ("alpha", alpha)):
         if not np.isfinite(values).all():
-            wrong.append(f"{key} contains NaN or infinite values")
+            wrong.append((f"{key} contains NaN or infinite values", "train it again"))
     if (alpha == 1).any():
-        wrong.append("alpha is 1: a chip's current decays; train with an alpha below 1")
+        wrong.append(("alpha is 1: a chip's current decays", "train with an alpha below 1"))
     return wrong
 
 

@@ -6,6 +6,7 @@ the same at every step. The record becomes a NIR graph of the nodes in ``modules
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
 
+VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 AXES = "give it as forward takes it: [batch, ...], or with time where it loops over x[t] or x[:, t]"
 
 
@@ -70,6 +72,8 @@ def lowered(
                 AXES,
             )
         )
+    if wrong := _arguments(net):
+        raise LoweringError(wrong)
     neurons = _neurons_of(net)
     if others := _all_at_once(net):
         raise LoweringError(others)
@@ -101,11 +105,33 @@ def lowered(
     return graph, (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
 
 
+def _arguments(net: nn.Module) -> list[Problem]:
+    """Why forward cannot be called with the sample alone."""
+    try:
+        parameters = inspect.signature(net.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []  # it says nothing
+    named = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+    places = [p for p in parameters if p.kind not in named]
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in VARIABLE]
+    if places and len(needed) <= 1 and needed in ([], [places[0].name]):
+        return []
+    takes = f"needs the arguments {', '.join(needed)}" if needed else "takes no argument"
+    what = f"{takes}; it is called with the sample alone"
+    remedy = "let it take the sample, and give other arguments a default"
+    return [Problem("forward", what, remedy)]
+
+
 def _one_step(trace: Trace, options: nir_graph.Options) -> tuple[Diagnostic, ...]:
-    """A note where a loop over time ran once, as it does where batch and time are mixed up."""
-    reads = {at for calls in trace.calls.values() for c in calls for at in _steps_read(c.given)}
-    if options.timesteps is not None or reads != {0}:
+    """A note where nothing says T: forward is one step, or a loop that ran once.
+
+    The latter also happens where batch and time are mixed up.
+    """
+    if options.timesteps is not None or max(map(len, trace.calls.values())) > 1:
         return ()
+    reads = {at for calls in trace.calls.values() for c in calls for at in _steps_read(c.given)}
+    if reads != {0}:
+        return nir_graph.steps(options)
     what = (
         "has one step on the axis that forward takes apart as time, so that nothing says how many"
     )
@@ -133,7 +159,7 @@ def _is_neuron(module: nn.Module) -> bool:
 def _all_at_once(net: nn.Module) -> list[Problem]:
     """Neurons of snnTorch that are none of its steps in time."""
     return [
-        Problem(name, why_not(type(m).__name__))
+        why_not(name, type(m).__name__)
         for name, m in net.named_modules()
         if type(m).__module__.startswith("snntorch.")
         and type(m).__name__ in WHY
@@ -420,11 +446,13 @@ class _Builder:
         shape = call.given.shape[1:]
         source = self._node(call.given)
         self.edges.append((source, name))
+        made = Neurons(G.Dropout((), ()), {})
         try:
-            made = neuron(module, shape, membrane)
+            made = neuron(name, module, shape, membrane)
+        except LoweringError as error:
+            self.problems += error.problems
         except ValueError as error:
-            self.problems += [Problem(name, text) for text in str(error).splitlines()]
-            made = Neurons(G.Dropout((), ()), {})
+            self.problems.append(Problem(name, str(error)))
         self.nodes[name] = made.node
         for delay, weight in made.own.items():
             self._connect_back(

@@ -50,6 +50,21 @@ DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
 RECORDS = {"stack", "cat", "concat", "concatenate"}
 PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
 READOUTS = {"sum": "sum", "mean": "mean", "max": "max", "amax": "max"}
+INSTEAD = "use what docs/import-snntorch.md lists (How it is read), or do it outside the network"
+REMEDIES = {
+    **dict.fromkeys(
+        ("softmax", "log_softmax", "argmax", "softmin"),
+        "return what goes into it; the class with the largest value is chosen",
+    ),
+    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm", "linear", "einsum"), "use nn.Linear"),
+    **dict.fromkeys(("conv1d", "conv2d"), "use nn.Conv1d or nn.Conv2d"),
+    **dict.fromkeys(("sub", "__sub__", "subtract"), "add the second times -1: a + (-1) * b"),
+    **dict.fromkeys(
+        RECORDS - {"stack"},
+        "join channels by torch.cat(..., dim=1) of tensors [batch, channels, ...], or the steps that "
+        "are returned by torch.stack",
+    ),
+}
 STATES = (
     "spk",
     "syn_exc",
@@ -183,10 +198,8 @@ class Recorder(TorchFunctionMode):
         several = len(results) > 1 and name != "max"  # which also says where the maximum is
         value = None if several else self._known_op(name, results[0], args, kwargs, used)
         if value is None:
-            self.complain(
-                f"{name} of a tensor that depends on the input is not understood",
-                "use a module of torch.nn that is, or do it outside the network",
-            )
+            what = f"{name} of a tensor that depends on the input is not understood"
+            self.complain(what, REMEDIES.get(name, INSTEAD))
             value = Value("unknown", tuple(results[0].shape))
         for i, tensor in enumerate(results):
             self.know(tensor, value if i == 0 else Value("unknown", tuple(tensor.shape)))
