@@ -202,6 +202,9 @@ def test_spikes_weighted_by_step():
         (lambda o, _: torch.stack(o).amax(0), "does not return the spikes"),
         (lambda o, m: torch.stack(o) + torch.stack(m), "does not return the spikes"),
         (lambda _, m: torch.cat(m), "does not return the spikes"),
+        (lambda _, m: -1.0 * m[-1], "weights the membrane of lif2 by step"),
+        (lambda _, m: -1.0 * torch.stack(m).sum(0), "weights the membrane of lif2 by step"),
+        (lambda o, m: o[-1] + m[-1], "does not return the spikes"),
     ],
 )
 def test_what_is_no_readout(back, text):
