@@ -170,6 +170,21 @@ def test_spikes_come_before_membranes():
     assert floats.decode(graph).readout.rule == "votes"
 
 
+class Normalized(Net):
+    """A batch norm with a mean of its own behind the sum of the linear layer."""
+
+    def __init__(self):
+        super().__init__(lambda s, o: s.norm(s.fc2(torch.stack(o).sum(0))), None)
+        self.norm = nn.BatchNorm1d(6)
+
+
+def test_a_batch_norm_behind_the_sum():
+    net = made(Normalized)
+    with torch.no_grad():
+        net.norm.running_mean.copy_(torch.linspace(-2, 3, 6))
+    readout(net)
+
+
 def test_spikes_weighted_by_step():
     net = made(Net, lambda o, _: (torch.stack(o) * WEIGHTS).sum(0), snn.Leaky)
     network = readout(net)
@@ -187,6 +202,9 @@ def test_spikes_weighted_by_step():
         (lambda o, _: torch.stack(o).amax(0), "does not return the spikes"),
         (lambda o, m: torch.stack(o) + torch.stack(m), "does not return the spikes"),
         (lambda _, m: torch.cat(m), "does not return the spikes"),
+        (lambda _, m: -1.0 * m[-1], "weights the membrane of lif2 by step"),
+        (lambda _, m: -1.0 * torch.stack(m).sum(0), "weights the membrane of lif2 by step"),
+        (lambda o, m: o[-1] + m[-1], "does not return the spikes"),
     ],
 )
 def test_what_is_no_readout(back, text):
