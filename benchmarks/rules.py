@@ -231,7 +231,7 @@ def _speech(
     of both currents to spikes.
     """
     rng = np.random.default_rng(seed)
-    inputs, hidden, classes, steps, dv, last_vth = 700, 256, 20, 100, 600, 250
+    inputs, hidden, classes, steps, dv, last_vth = 700, 256, 20, 100, 600, 120
     up, down = rng.integers(0, 41, (hidden, inputs)), rng.integers(-36, 1, (hidden, inputs))
     up, down = (w.astype(np.int8) for w in (up, down))
     two = "du2" in fields

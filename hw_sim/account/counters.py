@@ -28,7 +28,7 @@ Int32 = NDArray[np.int32]
 Key = tuple[str, str]  # what is counted, and of which target or connection where that matters
 Table = dict[Key, Int32]
 
-STRIP = 64  # neurons whose spikes are brought into another order at a time
+WORD = 8  # bytes
 SHORT = 8  # neurons; shorter runs are counted spike by spike
 FEW = 4  # Kinds are few where so many neurons or more are of each.
 
@@ -122,9 +122,7 @@ class SpikeCounters:
         steps = len(spikes)
         total = self.alike.add(spikes)
         if self.rest.nnz or self.missing.nnz:
-            marks = np.zeros((spikes.shape[1], total.shape[1]), np.int8)
-            for at in range(0, len(marks), STRIP):  # A strip stays in the first-level cache.
-                marks[at : at + STRIP, :steps] = (spikes[:, at : at + STRIP] != 0).T
+            marks = _turned(spikes, total.shape[1])
             rest, missing = self.rest, self.missing
             kernels.multiply(rest.indptr, rest.indices, rest.data, marks, total)
             np.negative(marks, out=marks)
@@ -184,6 +182,17 @@ class _Alike:
         atoms = np.zeros((found.shape[1], steps), np.int32)
         atoms[:, : len(found)] = found.T
         return _product(self.matrix, _product(self.kinds, atoms))
+
+
+def _turned(spikes: Bytes, steps: int) -> NDArray[np.int8]:
+    """Where there are spikes uint8 [S, neurons], as ones [neurons, steps], filled up with zeros."""
+    neurons, rows = spikes.shape[1], len(spikes) // WORD * WORD
+    if neurons % WORD:
+        spikes = np.pad(spikes, ((0, 0), (0, -neurons % WORD)))
+    marks = np.zeros((spikes.shape[1], steps), np.int8)
+    kernels.transpose(spikes.view(np.uint64), marks.view(np.uint64))
+    marks[:, rows : len(spikes)] = (spikes[rows:] != 0).T
+    return marks[:neurons]
 
 
 def _product(matrix: csr_array, x: Int32) -> Int32:

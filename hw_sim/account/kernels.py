@@ -1,8 +1,10 @@
 """Compiled loops that count and price the spikes of a run."""
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
+from typing import Any
+
 import numpy as np
-from numba import uintp
+from numba import uint64, uintp
 
 from stl_deploy.hw_sim.compiled import LANES, Array, compiled
 from stl_deploy.hw_sim.lanes import add_runs, lowest, marked
@@ -35,6 +37,47 @@ def count_marks(marks: Array, kind: Array, counts: Array) -> None:
         out = counts[row]
         for i in range(list_marks(marks[row], found)):
             out[uintp(kind[uintp(found[uintp(i)])])] += 1
+
+
+@compiled
+def swapped(high: Any, low: Any, shift: int, mask: Any) -> Any:
+    """Two words, of which each gave the other those bits that lie under ``mask`` in the second."""
+    moved = ((high >> uint64(shift)) ^ low) & mask
+    return high ^ (moved << uint64(shift)), low ^ moved
+
+
+@compiled
+def ones(word: Any) -> Any:
+    """A word whose bytes are 1 where those of ``word`` are not 0."""
+    word = (word | (word >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
+    word = (word | (word >> uint64(2))) & uint64(0x0303030303030303)
+    return (word | (word >> uint64(1))) & uint64(0x0101010101010101)
+
+
+@compiled
+def transpose(words: Array, out: Array) -> None:
+    """Turn marks, eight by eight bytes at a time, into ones and zeros.
+
+    ``words`` uint64 [rows, neurons / 8] hold marks uint8, which ``out`` uint64 [neurons, rows / 8] gets with
+    rows and neurons exchanged. Rows that no whole block holds are left out.
+    """
+    whole, half = uint64(0x00000000FFFFFFFF), uint64(0x0000FFFF0000FFFF)
+    byte = uint64(0x00FF00FF00FF00FF)
+    for j in range(words.shape[1]):
+        for block in range(len(words) // 8):
+            s, n = 8 * block, 8 * j
+            a, b, c, d = words[s, j], words[s + 1, j], words[s + 2, j], words[s + 3, j]
+            e, f, g, h = words[s + 4, j], words[s + 5, j], words[s + 6, j], words[s + 7, j]
+            (a, e), (b, f) = swapped(a, e, 32, whole), swapped(b, f, 32, whole)
+            (c, g), (d, h) = swapped(c, g, 32, whole), swapped(d, h, 32, whole)
+            (a, c), (b, d) = swapped(a, c, 16, half), swapped(b, d, 16, half)
+            (e, g), (f, h) = swapped(e, g, 16, half), swapped(f, h, 16, half)
+            (a, b), (c, d) = swapped(a, b, 8, byte), swapped(c, d, 8, byte)
+            (e, f), (g, h) = swapped(e, f, 8, byte), swapped(g, h, 8, byte)
+            out[n, block], out[n + 1, block] = ones(a), ones(b)
+            out[n + 2, block], out[n + 3, block] = ones(c), ones(d)
+            out[n + 4, block], out[n + 5, block] = ones(e), ones(f)
+            out[n + 6, block], out[n + 7, block] = ones(g), ones(h)
 
 
 @compiled

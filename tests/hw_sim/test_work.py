@@ -13,7 +13,7 @@ import stl_deploy
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.hw_sim import reference
-from stl_deploy.hw_sim.account import neurobench
+from stl_deploy.hw_sim.account import counters, neurobench
 from stl_deploy.hw_sim.account.counters import Columns, SpikeCounters, kinds_of
 from stl_deploy.hw_sim.account.energy import Assessment
 from stl_deploy.hw_sim.account.mesh import Mesh
@@ -400,3 +400,14 @@ def test_binary_input_has_no_multiplications():
     )
     assert (got.effective_acs, got.effective_macs, got.dense) == (1, 0, 4)
     assert (got.activation_sparsity, got.connection_sparsity) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("rows", "neurons"), [(1, 8), (7, 16), (13, 21), (40, 64)])
+def test_spikes_are_turned_whatever_their_number_and_value(rows, neurons):
+    """Also graded ones, of which any bit may be set."""
+    rng = np.random.default_rng(rows)
+    values = rng.integers(0, 256, (rows, neurons)) * (rng.random((rows, neurons)) < 0.5)
+    turned = counters._turned(values.astype(np.uint8), 64)
+    assert (turned[:, :rows] == (values != 0).T).all()
+    assert turned.shape == (neurons, 64)
+    assert not turned[:, rows:].any()
