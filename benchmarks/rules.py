@@ -231,7 +231,7 @@ def _speech(
     of both currents to spikes.
     """
     rng = np.random.default_rng(seed)
-    inputs, hidden, classes, steps, dv, last_vth = 700, 256, 20, 100, 600, 120
+    inputs, hidden, classes, steps, dv, last_vth = 700, 256, 20, 100, 600, 250
     up, down = rng.integers(0, 41, (hidden, inputs)), rng.integers(-36, 1, (hidden, inputs))
     up, down = (w.astype(np.int8) for w in (up, down))
     two = "du2" in fields
@@ -303,7 +303,7 @@ def adaptive(samples: int = 256) -> Case:
             q = q * (1 - dq / DECAY_ONE) + adapt * step
         return above
 
-    return _speech(4, vth, {"dq": dq, "adapt": adapt * (1 << FRACTION_BITS)}, floats, samples)
+    return _speech(6, vth, {"dq": dq, "adapt": adapt * (1 << FRACTION_BITS)}, floats, samples)
 
 
 def once(samples: int = 256) -> Case:
