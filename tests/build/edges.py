@@ -164,6 +164,9 @@ REGISTERS: dict[str, Case] = {
     "rest for good": Case(
         {"hold": ONCE}, [1] * STEPS, {"rest": {0: -1, STEPS - 1: -1}, "spikes": {1: 0}}, vth=0
     ),
+    "rest alone": Case({"hold": ONCE, "v0": 1}, [], {"rest": {0: -1, 5: -1}}, vth=0),
+    # Only the sum leaves its register.
+    "accumulator": Case({"v0": -64, "reset": "none"}, [131_072], {"u": {0: M}, "v": {0: M - 64}}),
     "sent": Case(
         {"graded": Graded(0, 32_767), "reset": "none"},
         [511, 1, 131_000],
