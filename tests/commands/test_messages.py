@@ -94,26 +94,28 @@ def shown(capsys, error):
     return capsys.readouterr().err.splitlines()
 
 
-def test_problems_that_say_the_same_are_one_line(capsys):
+def test_problems_that_say_the_same_are_said_once(capsys):
     rows = [Problem(f"a.nir: n{i}", "is odd", "mend it") for i in range(10)]
     rows += [Problem("a.nir: m", "is even", "mend it"), Problem("--dt", "is odd", "omit it")]
     assert shown(capsys, StlError(rows)) == [
-        "stl-export: 3 problems",
-        "  a.nir: n0, n1, n2, n3, n4, n5, n6, n7 and 2 more: is odd",
+        "stl-export: 12 problems",
+        "  a.nir: n0: is odd",
+        "      also: n1, n2, n3, n4, n5, n6, n7, n8 and 1 more",
         "  a.nir: m: is even",
         "      remedy (for these 2): mend it",
         "  --dt: is odd",
         "      remedy: omit it",
     ]
     rows = [Problem("a.nir: n", "is odd"), Problem("b.nir: n", "is odd")]
-    assert shown(capsys, StlError(rows))[1:] == ["  a.nir: n, b.nir: n: is odd"]
+    assert shown(capsys, StlError(rows))[1:] == ["  a.nir: n: is odd", "      also: b.nir: n"]
 
 
-def test_notes_that_say_the_same_are_one_line(capsys):
+def test_notes_that_say_the_same_are_said_once(capsys):
     note = {"what": "decay 0.8 is rounded", "remedy": "train with that value"}
     common.complain_diagnostics([note | {"where": "a"}, note | {"where": "b"}])
     assert capsys.readouterr().err.splitlines() == [
-        "note a, b: decay 0.8 is rounded",
+        "note a: decay 0.8 is rounded",
+        "      also: b",
         "      remedy: train with that value",
     ]
 
