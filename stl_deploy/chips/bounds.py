@@ -70,6 +70,18 @@ def voltage_range(
 
     With ``anywhere`` it holds for thresholds anywhere between the population's lowest and highest.
     """
+    down, up = _before_floor(network, population, timesteps, anywhere)
+    floor = population.neurons.floor
+    if floor is None:
+        return down, up
+    lowest = np.minimum(floor, np.minimum(population.neurons.v0, 0))
+    return np.maximum(down, lowest), np.maximum(up, floor)
+
+
+def _before_floor(
+    network: IntegerNetwork, population: Population, timesteps: int, anywhere: bool
+) -> tuple[Int64, Int64]:
+    """The same before the floor, where v must already be within the register."""
     n = population.neurons
     sums, _ = one_sided_sums(network, population)
     gain = None if n.gain is None else n.gain[0]
@@ -92,9 +104,9 @@ def voltage_range(
         up = decay(left_up, n.dv) + sum(high for _, high in currents) + bias
         if n.hold:
             down, up = np.minimum(down, left_down), np.maximum(up, left_up)
+        worst_down, worst_up = np.minimum(worst_down, down), np.maximum(worst_up, up)
         if n.floor is not None:
             down, up = np.maximum(down, n.floor), np.maximum(up, n.floor)
-        worst_down, worst_up = np.minimum(worst_down, down), np.maximum(worst_up, up)
     return worst_down, worst_up
 
 
@@ -141,7 +153,7 @@ def excess(
     if chip.state_limit is not None:
         for low, high in (
             current_range(network, population, timesteps),
-            voltage_range(network, population, timesteps, anywhere),
+            _before_floor(network, population, timesteps, anywhere),
         ):
             most = np.maximum(most, np.maximum(-low, high) / (chip.state_limit - 1))
     return most

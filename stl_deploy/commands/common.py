@@ -395,11 +395,12 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
 
 
-def asked(context: typer.Context) -> set[str]:
-    """The parameters that were given on the command line."""
+def asked(context: typer.Context) -> list[str]:
+    """The parameters that were given on the command line, in the order of the help."""
     # By name: typer brings a click of its own, or not.
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+    given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+    return [parameter.name for parameter in context.command.params if parameter.name in given]
 
 
 def data_folder(dataset: str, data: Path | None) -> Path:
@@ -414,7 +415,7 @@ def data_folder(dataset: str, data: Path | None) -> Path:
 
 
 def refuse_options_of_the_other(
-    dataset: str, given: set[str], of_images: Collection[str] = ("encoding",)
+    dataset: str, given: Collection[str], of_images: Collection[str] = ("encoding",)
 ) -> None:
     """Raise InputError for options that images have and events lack, or the other way round."""
     foreign = {"size", "binning", "levels"} if dataset in IMAGES else set(of_images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -289,7 +289,7 @@ def train(
         say(f"{out}: training accuracy {100 * last.accuracy:.2f} %{tested} (last epoch)")
 
 
-def _from_file(path: Path, given: Inputs, asked: set[str]) -> Architecture:
+def _from_file(path: Path, given: Inputs, asked: Collection[str]) -> Architecture:
     """The network of ``path``, for the inputs that are given."""
     from stl_deploy.formats import arch_file
 
@@ -383,7 +383,7 @@ def _check_usage(context: typer.Context, qat: bool, init: Path | None) -> None:
         raise InputError(problems)
 
 
-def _check_data_usage(dataset: str, raster: Path | None, given: set[str]) -> None:
+def _check_data_usage(dataset: str, raster: Path | None, given: Collection[str]) -> None:
     """Raise InputError for options that say what to train on and do not go together."""
     if raster is None:
         refuse_options_of_the_other(dataset, given)

@@ -219,6 +219,10 @@ def test_bounds_are_sound_for_every_rule(seed, steps):
     if neurons.reset != "subtract" or (neurons.vth >= 0).all():
         low, high = bounds.voltage_range(network, population, steps)
         ends = [neurons.v_reset] if neurons.reset == "constant" else []
+        # v above a threshold that adaptation has lowered falls below zero with the whole threshold taken.
+        ends += (
+            [bounds.threshold_range(population, steps)[0]] if neurons.reset == "subtract" else []
+        )
         ends += [] if neurons.floor is None else [neurons.floor]
         ends = [np.broadcast_to(x, NEURONS) for x in ends]
         states["v"] = (
@@ -242,6 +246,20 @@ def test_what_is_proved_does_not_overflow(seed):
     for population in network.populations:
         if (bounds.excess(network, population, chip, network.timesteps) <= 1).all():
             assert not trace.layers[population.name].overflow.any()
+
+
+def test_v_leaves_its_register_before_it_meets_the_floor():
+    bias = np.full(1, -4000, np.int32)
+    neurons = Lif(np.full(1, 100), bias, np.ones(1), bias_exp=7, du=2047, floor=-1000)
+    ways = [("input", Dense(np.full((1, 8), -121, np.int8)), 6, 0)]
+    network = replace(network_of(neurons, ways, (1,), 20, input=Input((8,))), chip="loihi2")
+    (population,), chip = network.populations, chips.of(network)
+    layer = reference.run(network, np.ones((1, 20, 8), np.uint8), states=True).layers["n"]
+    assert layer.overflow.any()
+    assert layer.v.min() == bounds.voltage_range(network, population, 20)[0].min() == -1000
+    low, high = bounds.current_range(network, population, 20)
+    assert max(-low.min(), high.max()) < chip.state_limit
+    assert bounds.excess(network, population, chip, 20).max() > 1
 
 
 UNBOUNDED = replace(random_graphs.TABLE, chips=("ideal",))

@@ -407,7 +407,10 @@ def test_check_can_insist(exported, command):
     [
         (("--need", "brian"), "'brian' is not one of norse, "),
         ((), "is missing"),
-        (("--rules", "--need", "norse", "--json"), "--json: has no effect with --rules"),
+        (
+            ("--rules", "--need", "norse", "--json"),
+            "--need: has no effect with --rules\n      also: --json",
+        ),
         (("x.nir", "--limit", "3"), "--limit: has no effect without --input"),
         ((ROOT / "Makefile",), "is not a NIR file"),
         ((ROOT / "nothing.nir",), "does not exist"),
