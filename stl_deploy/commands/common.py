@@ -426,7 +426,7 @@ def refuse_options_of_the_other(
             f"does not go with --dataset {dataset}",
             remedies.get(name, "omit it"),
         )
-        for name in sorted(foreign & given)
+        for name in sorted(foreign.intersection(given))
     ]
     if problems:
         raise InputError(problems)
