@@ -82,6 +82,8 @@ def test_traces_hold_every_state_that_neurons_have(tmp_path, command, seed, stat
     assert [row["neuron"] for row in result["layers"]] == [
         rows.neuron_words(p) for p in network.populations
     ]
+    matrix = result["readout"].pop("neurobench")
+    assert (matrix is None) == (network.readout.matrix is None)
     assert result["readout"] == rows.readout_row(network.readout)
     arrays = {f"spikes/{name}": did.spikes for name, did in want.layers.items()}
     if states:
