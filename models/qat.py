@@ -315,6 +315,7 @@ class QatNet(STLNet):
             (Population(name, shape, record),),
             tuple(into),
             Readout(1, record.vth.size, name),
+            chip_facts=chips.carried(self.chip),
         )
 
     def _connections(

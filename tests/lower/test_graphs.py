@@ -8,7 +8,7 @@ import pytest
 
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.hw_sim import engine, reference
-from stl_deploy.ir import execute, floats
+from stl_deploy.ir import execute, floats, slices
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Input
 from stl_deploy.ir.units import MAX_STEPS
@@ -513,6 +513,15 @@ def test_a_trained_graph_that_branches():
     raster = made.raster()
     want = execute.run(graph, raster)["a"]
     np.testing.assert_array_equal(engine.run(network, raster).layers["a"].spikes, want)
-    graph.nodes["input_a_w_"].scale[2] = 8 * unit[0]
-    with pytest.raises(LoweringError, match="its weight input_a_w_ goes from 1 to 8; at most 7"):
+    # Spikes that are added as they are may have the finer grid of two slices; other weights may not.
+    most = slices.largest("2x8", slices.SLICE_BITS)
+    graph.nodes["input_a_w_"].scale[2] = most * unit[0]
+    (two,) = (c for c in quantize(graph, "loihi2").into("a") if c.name == "input_a_w_")
+    assert two.synapses.weight.tolist() == [most if i == 2 else k for i, k in enumerate(skip)]
+    graph.nodes["input_a_w_"].scale[2] = (most + 1) * unit[0]
+    with pytest.raises(LoweringError, match=f"its weight input_a_w_ .* at most {most:,}"):
+        quantize(graph, "loihi2")
+    graph.nodes["input_a_w_"].scale[2] = unit[0]
+    graph.nodes["input_a_w"].weight[1, 1] = 8 * unit[0]
+    with pytest.raises(LoweringError, match="its weight input_a_w goes from -7 to 8; at most 7"):
         quantize(graph, "loihi2")
