@@ -12,12 +12,13 @@ from stl_deploy.errors import InputError, Problem
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.neurons import MAX_HOLD, MAX_SHIFT, ONCE, Reset
 from stl_deploy.ir.notes import Limit, Lowering
+from stl_deploy.ir.read_as import ReadAs
 from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.units import FRACTION_BITS, MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 
 FORMAT = "stl-deploy/integer"
-VERSION: Literal[5] = 5
+VERSION: Literal[6] = 6
 MOST = 5000  # populations, and connections: their checks grow with the square
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -139,7 +140,7 @@ class IntegerMeta(_Meta):
     """
 
     format: Literal["stl-deploy/integer"] = "stl-deploy/integer"
-    version: Literal[5] = VERSION
+    version: Literal[6] = VERSION
     chip: str
     timesteps: int = Field(ge=1, le=MAX_STEPS)
     compare: Literal[">"] = ">"
@@ -154,6 +155,7 @@ class IntegerMeta(_Meta):
     rounding: dict[str, RoundingMeta] = Field(default_factory=dict)
     placement: PlacementMeta | None = None
     diagnostics: list[tuple[str, str, str]] = Field(default_factory=list)
+    read_as: tuple[ReadAs, ...] = Field(default=(), max_length=MOST)
     chip_facts: dict[str, Any] | None = None
 
 

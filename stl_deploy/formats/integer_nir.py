@@ -127,6 +127,7 @@ def from_nir(graph: nir.NIRGraph, where: str = "graph") -> IntegerNetwork:
             rounding={n: Rounding(**r.model_dump()) for n, r in meta.rounding.items()},
             precision={n: Precision(**p.model_dump()) for n, p in meta.precision.items()},
             diagnostics=tuple(Diagnostic(*d) for d in meta.diagnostics),
+            read_as=meta.read_as,
         )
     except ValueError as error:
         raise InputError(Problem(f"{where}: metadata", str(error))) from None

@@ -280,6 +280,7 @@ class Writer:
             rounding={n: M.RoundingMeta(**vars(r)) for n, r in network.rounding.items()},
             placement=None if placed is None else integer_placement.to_meta(placed),
             diagnostics=[(d.where, d.what, d.remedy) for d in network.diagnostics],
+            read_as=network.read_as,
         )
 
 

@@ -97,7 +97,7 @@ def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
         input_levels=architecture.input.levels,
         classes=architecture.classes,
         population=architecture.population,
-        version=version if read is None else G.NEWEST,
+        version=version if read is None else G.RULES,
         trained=trained,
         readout=read,
     )

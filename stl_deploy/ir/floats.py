@@ -228,8 +228,8 @@ class FloatNetwork:
         return None if self.meta is None else self.meta.trained
 
     @property
-    def newest(self) -> bool:
-        """Whether only the newest version of ``meta`` can say all of the network."""
+    def newer(self) -> bool:
+        """Whether versions of ``meta`` before ``nir_graph.RULES`` cannot say all of the network."""
         read = self.readout
         votes = read is None or (
             read.rule == "votes" and read.steps is None and read.matrix is None
@@ -347,9 +347,9 @@ class _Decoder:
                 problems.append(Problem(name, what))
         if problems:
             raise InputError(problems)
-        if meta is not None and meta.version < G.NEWEST and made.newest:
+        if meta is not None and meta.version < G.RULES and made.newer:
             what = f"version {meta.version} has no such neurons, connections or readouts"
-            raise InputError(Problem(f"metadata.{G.KEY}", f"{what}; version {G.NEWEST} has"))
+            raise InputError(Problem(f"metadata.{G.KEY}", f"{what}; version {G.RULES} has"))
         return made
 
     def _readout(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stl_deploy.ir import cut, order, slices
 from stl_deploy.ir.neurons import Neurons, misfit
 from stl_deploy.ir.notes import Diagnostic, Lowering, Placement, Precision, Rounding
+from stl_deploy.ir.read_as import ReadAs
 from stl_deploy.ir.readouts import Readout
 from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import IntArray, Shape, Synapses
@@ -138,6 +139,7 @@ class IntegerNetwork:
     Populations stand in an order in which connections without a delay lead forward. ``lowering`` says how
     thresholds were brought to the chip, ``lowering_reason`` why so, and ``rounding`` what it cost each
     population (``grouped``). ``placement`` is that on ``chip``, None where the chip has no cores.
+    ``read_as`` says how the populations were read from the model file, where an importer said so.
     ``chip_facts`` is the JSON of a chip's facts where the chip does not come with the package
     (``chips/facts.py``).
     """
@@ -153,6 +155,7 @@ class IntegerNetwork:
     rounding: dict[str, Rounding] = field(default_factory=dict)
     precision: dict[str, Precision] = field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
+    read_as: tuple[ReadAs, ...] = ()
     placement: Placement | None = None
     chip_facts: str | None = None
 
@@ -320,6 +323,7 @@ class IntegerNetwork:
             rounding={},
             precision={},
             diagnostics=(),
+            read_as=(),
             placement=None,
         )
 

@@ -27,13 +27,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.ir.read_as import ReadAs
 from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.synapses import Pair, Shape
 from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
 
 KEY = "stl_deploy"  # of the JSON string in NIRGraph.metadata
 DT = 1e-4  # the time step that NIR's readers assume
-NEWEST = 4  # version of the JSON string of a float graph
+NEWEST = 5  # version of the JSON string of a float graph
+RULES = 4  # the first version with all rules of neurons and readouts
 Stated = Literal["zero", "subtract", "none"]  # resets that a node states
 Array = NDArray[Any]
 Neurons: TypeAlias = nir.LIF | nir.IF | nir.CubaLIF
@@ -69,6 +71,7 @@ class FloatMeta(BaseModel):
     ``input_levels``, ``signed`` and ``held`` are those of its input (``network.Input``). Version 2 has
     ``trained``; version 3 may have it, and is signed or held. Version 4 may have all of them and ``readout``,
     without which spikes vote; its nodes may be any that ``FloatNeurons`` and ``FloatReadout`` can say.
+    Version 5 may have ``read_as`` too: how its populations were read from the file that it was made of.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,11 +85,14 @@ class FloatMeta(BaseModel):
     population: int = Field(ge=1)
     trained: Trained | None = None
     readout: Read | None = None
+    read_as: tuple[ReadAs, ...] = ()
 
     @model_validator(mode="after")
     def _versioned(self) -> FloatMeta:
-        if self.version < NEWEST and self.readout is not None:
+        if self.version < RULES and self.readout is not None:
             raise ValueError(f"version {self.version} with a readout")
+        if self.version < NEWEST and self.read_as:
+            raise ValueError(f"version {self.version} with read_as")
         if self.version <= 3 and (self.version == 3) != (self.signed or self.held):
             raise ValueError(
                 f"version {self.version} {'without' if self.version == 3 else 'with'} signed or held"
@@ -102,6 +108,7 @@ class FloatMeta(BaseModel):
     def text(self) -> str:
         """The string."""
         newer = {"signed", "held"} if self.version < 3 else set()
+        newer |= set() if self.read_as else {"read_as"}
         return self.model_dump_json(exclude_none=True, exclude=newer)
 
 

@@ -91,6 +91,7 @@ class Assembly:
             readout=self.readout,
             precision=self.precision,
             diagnostics=tuple(self.diagnostics),
+            read_as=meta.read_as,
         )
 
     def _read_out(self, read: FloatReadout) -> None:

@@ -61,14 +61,14 @@ class Lowered:
     unit: Array | None = None
 
     def graph(self, meta: G.FloatMeta) -> nir.NIRGraph:
-        """The graph with ``meta`` as its JSON string, of the newest version where it must be; verified.
+        """The graph with ``meta`` as its JSON string, of a newer version where it must be; verified.
 
         The readout of ``meta``, where it has one, adds steps and factors to that of ``end``.
         """
         read = self._read(meta.readout)
-        newest = meta.model_copy(update={"version": G.NEWEST, "readout": read})
-        network = floats.decode(self._with(newest))
-        return self._with(newest if network.newest else meta)
+        newer = meta.model_copy(update={"version": max(meta.version, G.RULES), "readout": read})
+        network = floats.decode(self._with(newer))
+        return self._with(newer if network.newer else meta)
 
     def _read(self, said: G.Read | None) -> G.Read | None:
         """How ``end`` is read, None for votes. Raises LoweringError where v has units of its own."""

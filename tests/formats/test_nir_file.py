@@ -70,7 +70,7 @@ def test_the_file_is_plain_nir_in_the_documented_units(path):
     assert not node.v_reset.any()
     np.testing.assert_array_equal(conv.bias, lif.bias_mant.reshape(-1))
     meta = json.loads(graph.metadata[KEY])
-    assert (meta["format"], meta["version"]) == ("stl-deploy/integer", 5)
+    assert (meta["format"], meta["version"]) == ("stl-deploy/integer", 6)
     assert meta["inputs"] == [{"name": "input", "levels": 1, "signed": False, "held": False}]
     assert meta["populations"][1] == {
         "name": "pool1",
@@ -201,7 +201,7 @@ NODES = "node/nodes"
         (put(f"{NODES}/input/shape", np.array([1, 1 << 20, 1 << 20])), "at most 67,108,864 values"),
         (put(f"{NODES}/output/shape", np.array([7])), "declared as (7,)"),
         (meta(chip="tpu"), "'tpu' is not one of"),
-        (meta(version=4), "is of version 4 of the format; this stl-deploy reads version 5"),
+        (meta(version=5), "is of version 5 of the format; this stl-deploy reads version 6"),
         (meta(version=None), "is of version None"),
         (meta(resets="same-step, to zero"), "resets"),
         (meta(surprise=1), "surprise"),
@@ -435,12 +435,12 @@ def test_all_that_is_off_is_said_at_once(newer):
     assert "lif2: tau is not" in said
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 6, "5"])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 7, "6"])
 def test_other_versions_are_refused_with_the_remedy(path, version):
     edit(path, meta(version=version))
     newer = "install the stl-deploy version that wrote it"
     again = "export the model again (stl-export) with this stl-deploy"
-    assert (newer if version == 6 else again) in refused(path)
+    assert (newer if version == 7 else again) in refused(path)
 
 
 def test_links_out_of_the_file_are_refused(path, tmp_path):

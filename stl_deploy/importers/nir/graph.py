@@ -118,7 +118,7 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
     steps = None if options.steps is None else G.Read(steps=options.steps)
     newer = 3 if options.signed or options.held else 1
     meta = G.FloatMeta(
-        version=newer if steps is None else G.NEWEST,
+        version=newer if steps is None else G.RULES,
         timesteps=options.timesteps or DEFAULT_STEPS,
         input_levels=options.levels,
         signed=options.signed,
