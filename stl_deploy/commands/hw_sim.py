@@ -93,7 +93,8 @@ def simulate(
     if (problem := unscheduled(network)) is not None:
         warn(str(problem))
     if report is not None:
-        write(report, render(model.name, network, activity=activity).encode())
+        text = render(model.name, network, activity=activity)
+        write(report, text.encode(errors="backslashreplace"))
     result = to_json(network, counts, activity.energies, activity.accuracy)
     if as_json:
         print_json(result)
