@@ -442,12 +442,6 @@ def refuse_options_of_the_other(
         raise InputError(problems)
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise InputError when ``path`` exists and ``--force`` was not given."""
-    if path.exists() and not force:
-        raise InputError(Problem(str(path), "exists already", "give --force to replace it"))
-
-
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress]:
     """A progress bar on a terminal's stderr, nothing in a pipe."""
