@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.nir.graph import Options
+from stl_deploy.importers.torch.classes import computes_as
+from stl_deploy.importers.torch.modules import STEPS as LAYERS
 from stl_deploy.importers.torch.readings import Reading, given_back
 from stl_deploy.importers.torch.trace import Trace, Value, tensors
 from stl_deploy.ir import cut
@@ -367,7 +369,8 @@ def _doubled(net: nn.Module, moved: float, trace: Trace) -> nn.Module:
             own = any_module.spike_grad
             any_module.spike_grad = lambda x, own=own: own(x).to(x.dtype)
     for module in copied.modules():
-        if not list(module.children()) or isinstance(getattr(module, "threshold", None), Tensor):
+        leaf = not list(module.children()) or computes_as(module, LAYERS)
+        if leaf or isinstance(getattr(module, "threshold", None), Tensor):
             module.register_forward_pre_hook(_to_double)
     return copied
 
@@ -377,7 +380,8 @@ def _to_double(_module: nn.Module, args: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """All modules in evaluation mode, without gradients."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
@@ -417,7 +421,7 @@ def _run(
     ]
     reset(net)
     try:
-        with _evaluating(net):
+        with evaluating(net):
             for x in given:
                 out = net(x.clone())
                 run.returned.append([y.detach().cpu().double().numpy() for y in tensors(out)])
