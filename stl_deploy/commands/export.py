@@ -35,6 +35,7 @@ from stl_deploy.commands.common import (
     table,
     warn_overflows,
 )
+from stl_deploy.commands.reading import Reset, print_reading
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.exporters import TARGETS, NirDialect
 from stl_deploy.ir.slices import WeightPrecision
@@ -153,6 +154,7 @@ def export(
         ),
     ] = "spec",
     dt: Dt = None,
+    reset: Reset = None,
     levels: Annotated[
         int | None,
         typer.Option(
@@ -193,6 +195,7 @@ def export(
         timesteps=timesteps,
         classes=classes,
         dt=dt,
+        reset=reset,
         levels=levels,
         signed=signed or None,
         normalize=None if normalize is None else Normalize.parsed(normalize),
@@ -254,6 +257,7 @@ def export(
     if as_json:
         print_json({"out": str(out), **manifest})
         return
+    print_reading(model.name, network.read_as, found.takes)
     _print(out, manifest, parity)
     if activity is not None:
         warn_overflows(activity.counts.overflows)
