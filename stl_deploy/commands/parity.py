@@ -33,6 +33,7 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
+from stl_deploy.commands.reading import Reset, print_reading
 
 if TYPE_CHECKING:
     from stl_deploy.verify.budgets import Table
@@ -98,6 +99,7 @@ def parity(
     ] = None,
     tau: Tau = None,
     dt: Dt = None,
+    reset: Reset = None,
     normalize: Normalized = None,
     model_class: ModelClass = None,
     sample_shape: SampleShape = None,
@@ -138,6 +140,7 @@ def parity(
             "limit": limit,
             "tau": tau,
             "dt": dt,
+            "reset": reset,
             "normalize": normalize,
             "model_class": model_class,
             "sample_shape": list(shape(sample_shape) or ()) or None,
@@ -156,6 +159,7 @@ def parity(
     if as_json:
         print_json(outcome.to_json())
     else:
+        print_reading(settings.model.name, outcome.read_as)
         _print(outcome)
     for failure in outcome.failures:
         stderr.print("[bold red]failed[/]", end=" ")

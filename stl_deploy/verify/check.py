@@ -24,12 +24,15 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.formats.raster import Raster
 from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.importers import read as models
-from stl_deploy.importers.given import File, Given, Model, Normalize
+from stl_deploy.importers.given import File, Given, Model, Normalize, Reset
+from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.read_as import ReadAs
 from stl_deploy.models.net import STLNet, from_params
 from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify import budgets as B
+from stl_deploy.verify import reading
 from stl_deploy.verify.against_float import ParityReport, compare
 from stl_deploy.verify.against_reference import Agreement, measure
 
@@ -59,6 +62,7 @@ class Settings:
     limit: int | None = None
     tau: float | None = None
     dt: float | None = None
+    reset: Reset | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
     normalize: str | None = None
@@ -72,7 +76,7 @@ class Outcome:
     """What came out: ``failures`` in words, empty where parity holds.
 
     ``by_model``: the reference was a PyTorch model, else a float NIR graph; ``notes``: what the user should
-    know of how it was read.
+    know of it; ``read_as``: how it was read.
     """
 
     report: ParityReport
@@ -81,6 +85,7 @@ class Outcome:
     budgets: B.Budgets
     by_model: bool
     notes: tuple[Diagnostic, ...] = ()
+    read_as: tuple[ReadAs, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -101,6 +106,7 @@ class Outcome:
             "overflows": self.report.overflows,
             "failures": list(self.failures),
             "budgets": self.budgets.to_json(),
+            "read_as": [record.model_dump() for record in self.read_as],
             "diagnostics": [asdict(note) for note in self.notes],
             "comparisons": self._comparisons(),
         }
@@ -226,6 +232,7 @@ def settings(
         limit=said.get("limit") if "input" in said else value("limit"),
         tau=value("tau"),
         dt=value("dt"),
+        reset=value("reset"),
         model_class=value("model_class"),
         sample_shape=tuple(value("sample_shape") or ()) or None,
         normalize=value("normalize"),
@@ -276,8 +283,21 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
         *(_difference(name, a) for name, a in agreements.items() if not a.exact),
         *what.budgets.judge(report),
     )
-    notes = (*found.notes, *_far(what, found, report))
-    return Outcome(report, agreements, failures, what.budgets, model is not None, notes)
+    read_as = G.float_meta(graph).read_as
+    notes = (
+        *found.notes,
+        *reading.differences(read_as, network, what.lowered),
+        *_far(what, found, report),
+    )
+    return Outcome(
+        report,
+        agreements,
+        failures,
+        what.budgets,
+        model is not None,
+        notes,
+        reading.shown(read_as, network),
+    )
 
 
 def _spread(address: str | None) -> AbstractContextManager[Spread]:
@@ -290,12 +310,13 @@ def _floats(what: Settings, network: IntegerNetwork) -> Model:
     steps, classes = network.timesteps, network.readout.classes
     is_nir = what.model_class is None and what.model.suffix == ".nir"
     foreign = what.model_class is not None or is_nir
+    file = File(what.model, Given(model_class=what.model_class))
+    said = {name: getattr(what, name) for name in reading.KNOWN}
     # The lowered network holds what an official state_dict or another tool's file does not.
     given = Given(
-        tau=what.tau,
+        **reading.settled(said, network, what.lowered, models.of(file).options),
         timesteps=steps,
         classes=classes,
-        dt=what.dt,
         levels=max(port.levels for port in network.inputs.values()) if foreign else None,
         signed=any(port.signed for port in network.inputs.values()) if foreign else None,
         model_class=what.model_class,
@@ -306,12 +327,9 @@ def _floats(what: Settings, network: IntegerNetwork) -> Model:
     try:
         found = models.read(what.model, given)
     except InputError as error:
-        if {p.where for p in error.problems} <= {
-            "--timesteps",
-            "--classes",
-            "--levels",
-            "--signed",
-        }:
+        unsaid = {"timesteps", "classes", "levels", "signed"}
+        unsaid |= {name for name, value in said.items() if value is None}
+        if {p.where for p in error.problems} <= {f"--{name}" for name in unsaid}:
             text = f"is not what the network was made from, which has T = {steps}"
             raise InputError(
                 Problem(str(what.model), f"{text} and {classes} classes", "export this model")
@@ -333,17 +351,14 @@ def _far(what: Settings, found: Model, report: ParityReport) -> tuple[Diagnostic
     worst = max(report.layers, key=lambda layer: layer.mismatch_forced)
     if worst.mismatch_forced <= FAR:
         return ()
-    given = Given(model_class=what.model_class)
-    options = models.of(File(what.model, given)).options & {"dt", "normalize"}
-    if not options:
+    if "normalize" not in found.takes:
         return ()
-    said = " and ".join(f"--{name}" for name in sorted(options))
     return (
         Diagnostic(
             worst.name,
             f"{worst.mismatch_forced:.0%} of its spikes differ with equal inputs, far more than rounding "
             "does; perhaps it was exported with other options",
-            f"give the {said} that stl-export was given",
+            "give the --normalize that stl-export was given",
         ),
     )
 

@@ -45,7 +45,8 @@ class Options:
 
     dt: seconds of a time step, for neurons with time constants; reset: of populations that do not state
     theirs; timesteps: T, and ``steps_from`` who said so; classes: the last population is read as that many
-    groups of neurons, each voting for a class (default: as many as neurons); levels: inputs are whole numbers 0..levels, 1 for spikes, signed: -levels..levels;
+    groups of neurons, each voting for a class (default: as many as neurons); levels: inputs are whole
+    numbers 0..levels, 1 for spikes, signed: -levels..levels;
     normalize: what was done to them before the network; held: one frame is read in every step.
     readout: the rule by which classes are scored (default: the last v of neurons without a threshold, else
     votes); steps: the weight of each step in votes.

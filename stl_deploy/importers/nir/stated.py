@@ -1,7 +1,7 @@
 """What a NIR file states of its neurons, and how those were read of which it leaves something open.
 
-NIR's equations reset v to ``v_reset`` in the step of a spike. Tools whose neurons subtract the threshold write
-the same file, so that a reset counts as stated only where a node's metadata say it.
+NIR's equations reset v to ``v_reset`` in the step of a spike. Tools whose neurons subtract the threshold
+write the same file, so that a reset counts as stated only where a node's metadata say it.
 """
 
 from __future__ import annotations
