@@ -33,6 +33,7 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
+from stl_deploy.commands.expected import Expect, print_expected
 
 if TYPE_CHECKING:
     from stl_deploy.verify.budgets import Table
@@ -76,6 +77,7 @@ def parity(
             "with commas, e.g. --backend hw_sim,lava. [default: hw_sim]",
         ),
     ] = None,
+    expect: Expect = None,
     limit: Limit = None,
     max_mismatch: Annotated[
         float | None, _rate("Fail above this mismatch of a layer, e.g. --max-mismatch 0.02.")
@@ -134,6 +136,7 @@ def parity(
             "model": model,
             "lowered": lowered,
             "input": data,
+            "expect": expect,
             "backend": backend,
             "limit": limit,
             "tau": tau,
@@ -191,6 +194,8 @@ def _print(outcome: Outcome) -> None:
     """The three comparisons, each under its name."""
     report = outcome.report
     complain_diagnostics([asdict(note) for note in outcome.notes])
+    if report.expected is not None:
+        print_expected(report.expected)
     if report.nir_differing is None:
         say("(a) Float against float: not compared, the float NIR graph is itself the reference")
     else:

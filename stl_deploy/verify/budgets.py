@@ -80,6 +80,7 @@ class Table(LayerBudgets):
     dt: (
         Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, above 0")] | None
     ) = None
+    expect: Text | None = None
     model_class: Text | None = None
     normalize: Text | None = None
     sample_shape: list[Annotated[int, Field(ge=1)]] | None = Field(
