@@ -17,8 +17,8 @@ Expect = Annotated[
     typer.Option(
         "--expect",
         metavar="NPZ",
-        help="Recording of the network in its own tool on this raster, spikes/<population> or outputs. The model "
-        "as it was read must equal it, e.g. --expect recording.npz (docs/recordings.md).",
+        help="Recording of the network in its own tool on this raster (spikes/<population>, outputs), which "
+        "the model as read must equal, e.g. --expect recording.npz (docs/recordings.md).",
     ),
 ]
 
@@ -39,7 +39,7 @@ def print_expected(expected: Expected) -> None:
     ]
     if rows:
         table(
-            f"The model as it was read and {expected.where}, {expected.samples:,} samples; nothing may differ",
+            f"The model as read and {expected.where}, {expected.samples:,} samples; nothing may differ",
             (
                 "population",
                 "entries",

@@ -49,7 +49,8 @@ class Parity(Protocol):
 
     Accuracies are None without labels; ``layers`` are rows of figures by population, ``not_certified``
     says of populations why not, ``first_divergence`` is None where no spike differs. ``voltages`` are the
-    errors of those that the readout reads, None where it reads none.
+    errors of those that the readout reads, None where it reads none. ``expected`` is the comparison with a
+    recording of the network in its own tool, None without one.
     """
 
     @property
@@ -68,6 +69,8 @@ class Parity(Protocol):
     def first_divergence(self) -> object: ...  # noqa: D102
     @property
     def voltages(self) -> object: ...  # noqa: D102
+    @property
+    def expected(self) -> object: ...  # noqa: D102
 
 
 def render(
