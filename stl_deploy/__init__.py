@@ -244,6 +244,7 @@ def parity(
     """
     import nir
 
+    from stl_deploy import errors
     from stl_deploy.formats import recording as recordings
     from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.ir.network import IntegerNetwork
@@ -252,15 +253,17 @@ def parity(
     from stl_deploy.verify.against_float import compare
 
     remedy = "give the graph that from_torch(net, sample) or from_nir makes"
-    expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
-    expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
+    errors.expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
+    errors.expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
     raster = Raster(spikes, labels)
     check_fits(raster, "spikes", network)
     own = None if isinstance(model, nir.NIRGraph) else model
     graph = model if isinstance(model, nir.NIRGraph) else from_torch(model)
     expected = None
     if expect is not None:
-        is_file = isinstance(expect, str | Path)
-        recording = recordings.load(Path(expect)) if is_file else recordings.of(expect)
+        if isinstance(expect, str | Path):
+            recording = recordings.load(Path(expect))
+        else:
+            recording = recordings.of(expect)
         expected = against_recording.compare(graph, raster.spikes, recording)
     return replace(compare(own, graph, network, raster), expected=expected)

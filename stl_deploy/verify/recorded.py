@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stl_deploy.errors import Problem, StlError
-from stl_deploy.ir.read_as import ReadAs
+from stl_deploy.ir.float_neurons import FloatReset
+from stl_deploy.ir.read_as import Property, ReadAs
 from stl_deploy.ir.synapses import Shape
 
 PAGE = "docs/recordings.md"
-SAID = ("reset", "when", "dt", "spikes")  # of how a population was read, what a message says
-OTHER = {"zero": "subtract", "subtract": "zero"}
+# Of how a population was read, what a message says.
+SAID: tuple[Property, ...] = ("reset", "when", "dt", "spikes")
+OTHER: dict[str, FloatReset] = {"zero": "subtract", "subtract": "zero"}
 
 
 class ReadingError(StlError):
@@ -83,7 +85,7 @@ class RecordedPopulation:
         """How it was read, and what of that was assumed."""
         if self.read is None:
             return ""
-        words = {
+        words: dict[Property, str] = {
             "reset": f"reset {self.read.reset}",
             "when": self.read.when,
             "dt": "" if self.read.dt is None else f"dt {self.read.dt:g}",
