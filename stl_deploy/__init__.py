@@ -261,9 +261,6 @@ def parity(
     graph = model if isinstance(model, nir.NIRGraph) else from_torch(model)
     expected = None
     if expect is not None:
-        if isinstance(expect, str | Path):
-            recording = recordings.load(Path(expect))
-        else:
-            recording = recordings.of(expect)
+        recording = recordings.given(expect)
         expected = against_recording.compare(graph, raster.spikes, recording)
     return replace(compare(own, graph, network, raster), expected=expected)

@@ -70,6 +70,11 @@ def load(path: Path) -> Recording:
             return of({name: data[name] for name in data.files}, str(path))
 
 
+def given(what: str | Path | Mapping[str, Any]) -> Recording:
+    """That of a file, or of arrays by name. Raises InputError naming everything that is wrong."""
+    return load(Path(what)) if isinstance(what, str | Path) else of(what)
+
+
 def of(arrays: Mapping[str, Any], where: str = "expect") -> Recording:
     """The recording that arrays by name are. Raises InputError naming everything that is wrong."""
     problems = [
