@@ -33,6 +33,7 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
+from stl_deploy.commands.expected import Expect, print_expected
 from stl_deploy.commands.reading import Reset, print_reading
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def parity(
             "with commas, e.g. --backend hw_sim,lava. [default: hw_sim]",
         ),
     ] = None,
+    expect: Expect = None,
     limit: Limit = None,
     max_mismatch: Annotated[
         float | None, _rate("Fail above this mismatch of a layer, e.g. --max-mismatch 0.02.")
@@ -136,6 +138,7 @@ def parity(
             "model": model,
             "lowered": lowered,
             "input": data,
+            "expect": expect,
             "backend": backend,
             "limit": limit,
             "tau": tau,
@@ -195,6 +198,8 @@ def _print(outcome: Outcome) -> None:
     """The three comparisons, each under its name."""
     report = outcome.report
     complain_diagnostics([asdict(note) for note in outcome.notes])
+    if report.expected is not None:
+        print_expected(report.expected)
     if report.nir_differing is None:
         say("(a) Float against float: not compared, the float NIR graph is itself the reference")
     else:
