@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
-from stl_deploy.importers.torch.trace import Value
+from stl_deploy.importers.torch.values import Value
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import FloatNeurons
 from stl_deploy.ir.synapses import Shape
@@ -37,6 +37,7 @@ STEPS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
     nn.MaxPool2d,
     nn.Flatten,
     nn.Dropout,
@@ -111,6 +112,13 @@ def _module(value: Value) -> nir.ir.NIRNode:
             stride = module.kernel_size if module.stride is None else module.stride
             sizes = (np.array(G.pair(v)) for v in (module.kernel_size, stride, padding))
             return nir.AvgPool2d(*sizes)
+        case nn.AdaptiveAvgPool2d():
+            if any(n % k for n, k in zip(before[1:], after[1:], strict=True)):
+                raise ValueError(
+                    f"pools {before[1:]} to {after[1:]}, of which no windows are alike"
+                )
+            windows = np.array(before[1:]) // np.array(after[1:])
+            return nir.AvgPool2d(windows, windows, np.zeros(2, np.int64))
         case nn.MaxPool2d():
             kernel = G.pair(module.kernel_size)
             stride = kernel if module.stride is None else G.pair(module.stride)
