@@ -151,7 +151,7 @@ def at_a_time(first: Value, index: Any, shape: Shape) -> Value | None:
     """The input at one time step: ``x[t]`` or ``x[:, t]``."""
 
     def step(at: int, axis: int) -> Value:
-        return Value("input", shape, at=at % first.shape[axis], call=axis, facts=first.facts)
+        return Value("input", shape, at=at, call=axis, facts=first.facts)
 
     if isinstance(index, int):
         return step(index, 0)
