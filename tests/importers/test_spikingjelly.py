@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import nn
 import stl_deploy
 from stl_deploy.backends import tool_env
 from stl_deploy.backends.consumers import run as runs
-from stl_deploy.errors import BackendError, LoweringError
+from stl_deploy.errors import BackendError
 from stl_deploy.importers.torch import families
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
@@ -155,10 +154,13 @@ def test_containers(sj, kind):
     agrees(made(nets.Containers(sj, kind)), sj, (2, 8, 8))
 
 
+@pytest.mark.parametrize("cnf", ["ADD", "AND", "IAND"])
 @pytest.mark.parametrize("shortcut", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_block_that_adds_spikes(sj, mode, shortcut):
-    net = made(nets.Block(sj, mode, shortcut=shortcut))
+def test_a_block_of_spikes(sj, mode, shortcut, cnf):
+    net = made(nets.Block(sj, mode, cnf, shortcut), gain=6.0)
+    net.fc.weight.data *= 6
+    net.fc.bias.data += 1
     agrees(net, sj, (2, 6, 6), one_step=mode == "s")
 
 

@@ -77,7 +77,27 @@ def _op(value: Value) -> nir.ir.NIRNode:
         return nir.Scale(scale=np.full(value.shape[1:], facts[0]))
     if kind == "flatten":
         return G.flatten(value.args[0].shape[1:])
+    if kind == "and":  # of spikes, from which those behind a "not" are taken off
+        positive = sum(not is_not(part) for part in value.args)
+        return nir.Threshold(threshold=np.full(value.shape[1:], positive - 0.5))
+    if kind == "not":
+        return nir.Scale(scale=np.full(value.shape[1:], -1.0))
     return G.Dropout((), ())  # several in-edges add up
+
+
+def is_not(value: Value) -> bool:
+    """Whether it is 1 - x of another value x."""
+    return value.kind == "op" and bool(value.facts[0] == "not")
+
+
+def are_spikes(value: Value) -> bool:
+    """Whether it can be told that all of a value is 0 or 1."""
+    if value.kind == "neuron":
+        return value.at == 0
+    if value.kind == "op" and value.facts[0] in ("and", "not", "flatten"):
+        return all(map(are_spikes, value.args))
+    silent = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.MaxPool2d)
+    return value.kind == "module" and isinstance(value.facts, silent) and are_spikes(value.args[0])
 
 
 def _module(value: Value) -> nir.ir.NIRNode:

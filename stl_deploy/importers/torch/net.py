@@ -25,7 +25,9 @@ from stl_deploy.importers.torch.modules import (
     STEPS,
     WHY,
     Neurons,
+    are_spikes,
     factor_of,
+    is_not,
     neuron,
     recurrent,
     stateless,
@@ -387,6 +389,7 @@ class _Builder:
             name += "_again"
         self.made[id(value)] = name
         sources = [self._node(part) for part in value.args]
+        self.problems += self._logic(value)
         try:
             node = stateless(value)
         except ValueError as error:
@@ -404,6 +407,20 @@ class _Builder:
             else:
                 self.edges.append((source, name))
         return name
+
+    def _logic(self, value: Value) -> list[Problem]:
+        """What is wrong with a product, which must be of spikes, and with 1 - x outside of one."""
+        if value.kind != "op":
+            return []
+        remedy = "multiply spikes with spikes, or with 1 - spikes"
+        if value.facts[0] == "and":
+            made = {name for part in value.args for name in _sources(part)}
+            scaled = any(self._scaled_name(name) for name in made)
+            if scaled or not all(map(are_spikes, value.args)):
+                return [Problem("forward", "multiplies tensors that are not spikes", remedy)]
+        elif any(map(is_not, value.args)):
+            return [Problem("forward", "computes 1 - x outside of a product of spikes", remedy)]
+        return []
 
     def _input(self, value: Value) -> str:
         """The input, whose values must come in the order of the sample's."""

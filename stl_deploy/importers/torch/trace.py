@@ -64,6 +64,7 @@ FACTS |= {
 FACTS |= {"element_size", "data_ptr", "is_pinned", "register_hook", "__hash__", "is_nonzero_static"}
 ADDS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
 SCALES = {"mul", "__mul__", "__rmul__", "multiply"}
+FROM = {"rsub", "__rsub__"}
 DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
 REPEATS = {"repeat", "expand", "expand_as", "broadcast_to"}
 RECORDS = {"stack", "cat", "concat", "concatenate"}
@@ -223,14 +224,18 @@ class Recorder(TorchFunctionMode):
             return self._of_steps(name, first, args, kwargs, shape)
         if name in ADDS and kwargs.get("alpha", 1) != 1:
             return None
-        if name in ADDS and len(used) == 2 and all(map(has_parts, used)):
-            return self._added(used[0], used[1], shape)
+        if name in ADDS | SCALES and len(used) == 2 and all(map(has_parts, used)):
+            return self._each_step("add" if name in ADDS else "and", used[0], used[1], shape)
         if name in ADDS and len(used) == 2 and used[0].shape == used[1].shape == shape:
             return Value("op", shape, self._name("add"), tuple(used), facts=("add",))
         if name in ADDS and alone and numbers == [0]:
             return first
         if name in ADDS and len(used) == 1 and shape == first.shape and self._zeros(args):
             return first
+        if name in SCALES and len(used) == 2 and used[0].shape == used[1].shape == shape:
+            return Value("op", shape, self._name("and"), tuple(used), facts=("and",))
+        if name in FROM and alone and numbers == [1]:
+            return Value("op", shape, self._name("not"), (first,), facts=("not",))
         if name in SCALES and alone and len(numbers) == 1:
             return self._op("scale", first, shape, float(numbers[0]))
         rounded = kwargs.get("rounding_mode") is not None
@@ -243,12 +248,12 @@ class Recorder(TorchFunctionMode):
             return first
         return None
 
-    def _added(self, one: Value, other: Value, shape: Shape) -> Value | None:
-        """The sum of two records, step by step."""
+    def _each_step(self, kind: str, one: Value, other: Value, shape: Shape) -> Value | None:
+        """The sum or product of two records, step by step."""
         if one.shape != other.shape or one.at != other.at or len(one.args) != len(other.args):
             return None
         parts = tuple(
-            Value("op", a.shape, self._name("add"), (a, b), facts=("add",))
+            Value("op", a.shape, self._name(kind), (a, b), facts=(kind,))
             for a, b in zip(one.args, other.args, strict=True)
         )
         return Value("record", shape, args=parts, at=one.at)
@@ -352,6 +357,13 @@ class Recorder(TorchFunctionMode):
             return Value("record", shape, args=first.args, facts=READOUTS[name]) if over else None
         if name == "__getitem__" and len(found) == 1:
             return steps_of(first, args[1], shape)
+        numbers = [x for x in (*args, *kwargs.values()) if isinstance(x, int | float)]
+        if name in FROM and len(found) == 1 and numbers == [1]:
+            parts = [
+                Value("op", part.shape, self._name("not"), (part,), facts=("not",))
+                for part in first.args
+            ]
+            return Value("record", shape, args=tuple(parts), at=first.at)
         if name not in SCALES | DIVIDES or kwargs.get("rounding_mode") is not None:
             return None
         other = next((x for x in (*args, *kwargs.values()) if self.value(x) is None), None)
