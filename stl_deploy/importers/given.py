@@ -27,10 +27,14 @@ EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An STL-SNN: its description and its parameters, checked against each other."""
+    """An STL-SNN: its description and its parameters, checked against each other.
+
+    ``notes``: what the user should know of how they were found in a file.
+    """
 
     arch: Architecture
     params: Params
+    notes: tuple[Diagnostic, ...] = ()
 
 
 class Normalize(NamedTuple):
