@@ -1,8 +1,9 @@
 """The state_dict in a checkpoint: out of the dictionaries and names that training scripts wrap it in.
 
-Scripts save ``{"net": state_dict, "epoch": 3, ...}`` under names of their own, and DataParallel, torch.compile,
-Lightning and averaged models put prefixes before the names of parameters. Nothing but the structure says which
-dictionary is meant: it is the one that holds weights by name. Where two do, nobody but the user knows.
+Scripts save ``{"net": state_dict, "epoch": 3, ...}`` under names of their own, and DataParallel,
+torch.compile, Lightning and averaged models put prefixes before the names of parameters. Nothing but the
+structure says which dictionary is meant: it is the one that holds weights by name. Where two do, nobody but
+the user knows.
 """
 
 from __future__ import annotations

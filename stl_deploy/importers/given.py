@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickletools
+import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +25,7 @@ from stl_deploy.ir.readouts import Rule
 
 Params = dict[str, NDArray[Any]]
 Numbers = float | Sequence[float]
+MAX_NAMES = 1 << 24  # bytes of a checkpoint that are searched for names
 EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
 
@@ -100,6 +104,8 @@ class Given:
     readout: Rule | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
+    threshold: float | None = None
+    input_shape: tuple[int, ...] | None = None
     raster: Path | None = None
 
     @property
@@ -126,6 +132,21 @@ class File:
     def graph(self) -> nir.NIRGraph:
         """The graph of a NIR file. Raises InputError for a broken one."""
         return nir_io.read(self.path)
+
+    @cached_property
+    def strings(self) -> frozenset[str]:
+        """All texts in a checkpoint, names of parameters among them. Nothing is unpickled."""
+        with (
+            suppress(Exception),
+            zipfile.ZipFile(self.path) as archive,
+        ):  # whatever a broken one raises
+            for info in archive.infolist():
+                if info.filename.endswith("/data.pkl") and info.file_size <= MAX_NAMES:
+                    data = archive.read(info)
+                    return frozenset(
+                        text for _, text, _ in pickletools.genops(data) if isinstance(text, str)
+                    )
+        return frozenset()
 
     def agree(self, **held: Any) -> None:
         """Raise InputError where an option contradicts what the file says."""

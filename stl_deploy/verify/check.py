@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Settings:
     backends: tuple[str, ...] = ("hw_sim",)
     limit: int | None = None
     tau: float | None = None
+    threshold: float | None = None
     dt: float | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
@@ -225,6 +226,7 @@ def settings(
         # The table's limit is about the table's input.
         limit=said.get("limit") if "input" in said else value("limit"),
         tau=value("tau"),
+        threshold=value("threshold"),
         dt=value("dt"),
         model_class=value("model_class"),
         sample_shape=tuple(value("sample_shape") or ()) or None,
@@ -288,23 +290,26 @@ def _spread(address: str | None) -> AbstractContextManager[Spread]:
 def _floats(what: Settings, network: IntegerNetwork) -> Model:
     """The model with its float NIR graph, read as the network says that it was."""
     steps, classes = network.timesteps, network.readout.classes
-    is_nir = what.model_class is None and what.model.suffix == ".nir"
-    foreign = what.model_class is not None or is_nir
-    # The lowered network holds what an official state_dict or another tool's file does not.
-    given = Given(
+    said = Given(
         tau=what.tau,
-        timesteps=steps,
-        classes=classes,
+        threshold=what.threshold,
         dt=what.dt,
-        levels=max(port.levels for port in network.inputs.values()) if foreign else None,
-        signed=any(port.signed for port in network.inputs.values()) if foreign else None,
         model_class=what.model_class,
         sample_shape=what.sample_shape,
         normalize=None if what.normalize is None else Normalize.parsed(what.normalize),
-        readout=network.readout.rule if network.readout.by_voltage and is_nir else None,
     )
+    # The lowered network holds what an official state_dict or another tool's file does not.
+    ports = list(network.inputs.values())
+    held = {
+        "levels": max(port.levels for port in ports),
+        "signed": any(port.signed for port in ports),
+        "readout": network.readout.rule if network.readout.by_voltage else None,
+        "input_shape": ports[0].shape,
+    }
+    known = models.of(File(what.model, said)).options
+    more = {name: value for name, value in held.items() if name in known}
     try:
-        found = models.read(what.model, given)
+        found = models.read(what.model, replace(said, timesteps=steps, classes=classes, **more))
     except InputError as error:
         if {p.where for p in error.problems} <= {
             "--timesteps",
@@ -334,7 +339,7 @@ def _far(what: Settings, found: Model, report: ParityReport) -> tuple[Diagnostic
     if worst.mismatch_forced <= FAR:
         return ()
     given = Given(model_class=what.model_class)
-    options = models.of(File(what.model, given)).options & {"dt", "normalize"}
+    options = models.of(File(what.model, given)).options & {"dt", "normalize", "threshold"}
     if not options:
         return ()
     said = " and ".join(f"--{name}" for name in sorted(options))
