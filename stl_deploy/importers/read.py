@@ -19,7 +19,7 @@ def read(path: Path, given: Given) -> Model:
     """
     file = File(path, given)
     importer = of(file)
-    if importer is IMPORTERS["stl"]:
+    if not file.is_nir and importer is not IMPORTERS["model-class"]:
         refuse_snntorch(path)
     _refuse(file.given, importer)
     return importer.load()(file)

@@ -1,8 +1,8 @@
 """A float graph in the making, from the tensors of a state_dict whose class is known.
 
-A system (``ltmd.py`` and the like) says in which order its class runs what; each call here takes the tensors
-that it needs by their names, checks their shapes and adds a node. Names that nothing took at the end belong to
-no layer, and are an error: the class is then another than the one that was recognised.
+A system (``ltmd.py`` and the like) says in which order its class runs what. Each call here takes the tensors
+that it needs by their names, checks their shapes and adds a node. Names that nothing took in the end belong
+to no layer, and are an error: the class is then another than the one that was recognised.
 """
 
 from __future__ import annotations
@@ -245,6 +245,25 @@ class Draft:
         if not values.any():
             return at
         return At(self.put(name, G.Shift(at.shape, at.shape, values), at), at.shape)
+
+    def corner(self, at: At, name: str, size: int, which: int) -> At:
+        """Of each window of ``size`` x ``size`` values, the one at place ``which``."""
+        channels = at.shape[0]
+        kernel = np.zeros((channels, 1, size, size))
+        kernel[:, 0, which // size, which % size] = 1
+        pads = 0, 0
+        node = G.conv2d(kernel, np.zeros(channels), at.shape, (size, size), pads, channels)
+        return At(self.put(name, node, at), G.node_output(name, node, at.shape))
+
+    def scaled(self, at: At, name: str, factor: float) -> At:
+        """All values times ``factor``."""
+        return At(self.put(name, nir.Scale(np.full(at.shape, factor)), at), at.shape)
+
+    def above_zero(self, at: At, name: str) -> At:
+        """Neurons without memory that send what arrives where it is above 0."""
+        made = self.put(name, Rules(0.0, 0.0, graded=True).neurons(at.shape).node(), at)
+        self.carriers.append(made)
+        return At(made, at.shape)
 
     def spikes(self, at: At, name: str, rules: Rules) -> At:
         """Neurons."""
