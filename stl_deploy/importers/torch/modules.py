@@ -27,6 +27,7 @@ from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.torch.values import Value
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import FloatNeurons
+from stl_deploy.ir.read_as import Origin, ReadAs
 from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
@@ -233,6 +234,22 @@ def neuron(name: str, module: Any, shape: Shape, membrane: bool = False) -> Neur
         **fields,
     )
     return Neurons(made.node(), own)
+
+
+def read_as(name: str, module: Any, silent: bool, timesteps: int, steps_from: Origin) -> ReadAs:
+    """How the layer ``name`` is read; ``silent`` where its membrane is read out and its spikes are not."""
+    reset = RESETS[int(module.reset_mechanism_val)]
+    late = reset != "none" and _is_late(module)
+    return ReadAs(
+        population=name,
+        neuron=f"snntorch.{type(module).__name__}",
+        reset=reset,
+        when="" if reset == "none" else "next step" if late else "same step",
+        timesteps=timesteps,
+        spikes=None if silent else 1,
+        source=name,
+        origin={"timesteps": steps_from},
+    )
 
 
 def why_not(name: str, kind: str) -> Problem:

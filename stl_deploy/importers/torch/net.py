@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
-from stl_deploy.importers.torch import spikingjelly
+from stl_deploy.importers.torch import modules, spikingjelly
 from stl_deploy.importers.torch.families import family_of, is_neuron, reset
 from stl_deploy.importers.torch.modules import (
     RECURRENT,
@@ -43,6 +43,9 @@ from stl_deploy.ir.synapses import Shape
 
 VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 AXES = "give it as forward takes it: [batch, ...], or with time where it loops over x[t] or x[:, t]"
+
+
+READ_AS = {"snnTorch": modules.read_as, "SpikingJelly": spikingjelly.read_as}
 
 
 def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.NIRGraph:
@@ -128,15 +131,12 @@ def _arguments(net: nn.Module) -> list[Problem]:
 
 
 def _one_step(trace: Trace, options: nir_graph.Options) -> tuple[Diagnostic, ...]:
-    """A note where nothing says T: forward is one step, or a loop that ran once.
-
-    The latter also happens where batch and time are mixed up.
-    """
+    """A note where a loop ran once, as also happens where batch and time are mixed up."""
     if options.timesteps is not None or max(map(len, trace.calls.values())) > 1:
         return ()
     reads = {at for calls in trace.calls.values() for c in calls for at in _steps_read(c.given)}
     if reads != {0}:
-        return nir_graph.steps(options)
+        return ()
     what = (
         "has one step on the axis that forward takes apart as time, so that nothing says how many"
     )
@@ -211,7 +211,19 @@ class _Builder:
         graph = nir.NIRGraph(nodes=self.nodes, edges=self.edges, type_check=False)
         steps = options.timesteps or (self.steps if self.steps > 1 else None)
         how = replace(options, timesteps=steps, held=self._held(), **self._rule(out, options))
-        return nir_graph.to_float(graph, how)
+        steps_from = options.steps_from if options.timesteps else "file" if steps else "assumed"
+        read_as = tuple(
+            READ_AS[family.name](
+                name,
+                module,
+                silent=name == out.name and out.at > 0,
+                timesteps=steps or nir_graph.DEFAULT_STEPS,
+                steps_from=steps_from,
+            )
+            for name, module in self.trace.modules.items()
+            if name in self.trace.calls and (family := family_of(module))
+        )
+        return nir_graph.to_float(graph, how, read_as)
 
     def _read_out(self, out: Reading) -> tuple[str, Shape]:
         """The node before the output, made where there is none, and its shape."""

@@ -30,6 +30,7 @@ from torch import nn
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.torch.families import NEURONS_OF_SPIKINGJELLY
 from stl_deploy.ir.float_neurons import FloatNeurons
+from stl_deploy.ir.read_as import Origin, ReadAs
 from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
@@ -154,6 +155,23 @@ def neuron(
         v0=np.full(1, start) if start else None,
         amplify=None if factors is None else np.reshape(factors, (-1, *[1] * len(shape))),
     ).node()
+
+
+def read_as(name: str, module: Any, silent: bool, timesteps: int, steps_from: Origin) -> ReadAs:
+    """How the neurons ``name`` are read; ``silent`` where v is read out and spikes are not."""
+    reset = "subtract"
+    if module.v_reset is not None:
+        reset = f"to {module.v_reset:g}" if module.v_reset else "zero"
+    return ReadAs(
+        population=name,
+        neuron=f"spikingjelly.{type(module).__name__}",
+        reset=reset,
+        when="same step",
+        timesteps=timesteps,
+        spikes=None if silent else 1,
+        source=name,
+        origin={"timesteps": steps_from},
+    )
 
 
 def _start(module: Any) -> float:
