@@ -94,15 +94,14 @@ def export(
         nir_io.write(nir_file.to_nir(network), temporary / "model.nir")
         if graph is not None:
             nir_io.write(graph, temporary / "model.float.nir")
+        noted: list[Diagnostic] = []
         if nir_dialect == "portable":
             nir_portable.write_beside(network, graph, temporary)
         elif nir_dialect == "spinnaker2":
-            nir_spinnaker2.write_beside(network, temporary)
-        notes = [
-            asdict(note)
-            for name in targets
-            for note in write_target(network, name, temporary, origin)
-        ]
+            noted += nir_spinnaker2.write_beside(network, temporary)
+        for name in targets:
+            noted += write_target(network, name, temporary, origin)
+        notes = [asdict(note) for note in noted]
         text = report() if report is not None else render(out.name, network)
         write_file(temporary / "report.html", text.encode())
         manifest = {**describe(network), "targets": list(targets)}

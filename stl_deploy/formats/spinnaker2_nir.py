@@ -39,6 +39,7 @@ from stl_deploy.formats import portable_nir as portable
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_walk as walk
 from stl_deploy.ir.network import IntegerNetwork, Population
+from stl_deploy.ir.notes import Diagnostic
 
 NAME = "model.spinnaker2.nir"
 MOST = 127  # of a weight
@@ -73,22 +74,26 @@ def from_network(network: IntegerNetwork) -> nir.NIRGraph:
         held=port.held,
         classes=network.readout.classes,
         population=network.readout.population,
-        inexact=portable.inexact(network) | early(network),
+        inexact=portable.inexact(network),
         reset=reset,
     )
     return _Rewriting(nir_file.to_nir(network), reset).graph(meta)
 
 
-def early(network: IntegerNetwork) -> dict[str, str]:
-    """The populations that may act before their inputs arrive, each with the reason."""
-    depth, found = network.depth or {}, {}
+def notes(network: IntegerNetwork) -> list[Diagnostic]:
+    """The populations that act before their inputs arrive, whose spikes on the chip may be others."""
+    depth, found = network.depth or {}, []
     for p in network.weighted:
         steps = f"{depth[p.name]} step{'s' if depth[p.name] > 1 else ''}"
-        late = f"before the first input, which arrives {steps} late"
+        late = f"before the first input of py-spinnaker2, which arrives {steps} late"
+        what = ""
         if p.neurons.bias.any():
-            found[p.name] = f"its bias acts {late}"
+            what = f"its bias acts {late}"
         elif (p.neurons.vth < 0).any():
-            found[p.name] = f"its neurons fire without input, also {late}"
+            what = f"its neurons fire without input, also {late}"
+        if what:
+            remedy = "compare the accuracy on the chip; the first steps differ"
+            found.append(Diagnostic(p.name, what, remedy))
     return found
 
 
@@ -282,6 +287,10 @@ def _spread(weight: NDArray[Any], dilation: tuple[int, int]) -> NDArray[Any]:
     return spread
 
 
-def write_beside(network: IntegerNetwork, folder: Path) -> None:
-    """Write model.spinnaker2.nir. Raises LoweringError naming all that the dialect cannot say."""
+def write_beside(network: IntegerNetwork, folder: Path) -> list[Diagnostic]:
+    """Write model.spinnaker2.nir, and give the notes on it.
+
+    Raises LoweringError naming all that the dialect cannot say.
+    """
     portable.write(from_network(network), folder / NAME)
+    return notes(network)

@@ -26,6 +26,10 @@ class CannotReadError(Exception):
     """What its importer raises."""
 
 
+class MisfitError(Exception):
+    """Weights beyond 8 bits, or that give another number of values than there are neurons."""
+
+
 @dataclass
 class Neurons:
     """The parameters of a population [n], and its state."""
@@ -53,7 +57,11 @@ class Chip:
         for name, node in self.graph.nodes.items():
             if isinstance(node, nir.LIF):
                 self.populations[name] = self._lif(name, node, scale_weights)
+            elif isinstance(node, nir.IF):
+                self.populations[name] = _if(node)
             elif isinstance(node, nir.Input):
+                if len(node.input_type["input"]) not in (1, 3):
+                    raise CannotReadError(f"{name}: neither flat nor an image")
                 self.inputs.append(name)
             elif isinstance(node, WEIGHTS):
                 around = [*self.into.get(name, []), *self.out.get(name, [])]
@@ -103,6 +111,8 @@ class Chip:
             if isinstance(nodes[after], NEURONS):
                 found.append((source, after, [name]))
             elif isinstance(nodes[after], nir.Conv2d):
+                if np.any(node.kernel_size != node.stride) or np.any(node.padding):
+                    raise CannotReadError(f"{name}: windows that do not tile the plane")
                 found += [(source, end, [name, after]) for end in self._ends(after)]
             elif isinstance(nodes[after], nir.Flatten):
                 for last in self.out.get(after, []):
@@ -127,16 +137,20 @@ class Chip:
         for name in between:
             node = self.graph.nodes[name]
             if isinstance(node, nir.SumPool2d):
-                size, step = tuple(node.kernel_size), tuple(node.stride)
-                x = torch.nn.functional.avg_pool2d(x, size, step, divisor_override=1)
+                size, step, pad = map(tuple, (node.kernel_size, node.stride, node.padding))
+                x = torch.nn.functional.avg_pool2d(x, size, step, pad, divisor_override=1)
             elif isinstance(node, nir.Conv2d):
                 # Neither groups nor dilation; int8, cut off toward 0.
                 weight = torch.from_numpy((node.weight * scale).astype(np.int8).astype(np.float32))
+                if weight.shape[1] != x.shape[1]:
+                    raise MisfitError(f"{name}: kernels of {weight.shape[1]} channels")
                 x = torch.nn.functional.conv2d(
                     x, weight, stride=tuple(node.stride), padding=tuple(node.padding)
                 )
             else:
                 weight = np.rint(node.weight * scale).astype(np.float32)
+                if np.abs(weight).max() > 127:
+                    raise MisfitError(f"{name}: weights beyond 127")
                 x = x.reshape(1, -1) @ torch.from_numpy(weight.T.copy())
         return x.reshape(-1).numpy()
 
@@ -153,7 +167,10 @@ class Chip:
         for t in range(steps):
             arriving = {name: p.offset.copy() for name, p in self.populations.items()}
             for source, target, between in self.projections:
-                arriving[target] += self._sums(sent[source], target, between)
+                sums = self._sums(sent[source], target, between)
+                if sums.shape != arriving[target].shape:
+                    raise MisfitError(f"{source} to {target}: {sums.shape}")
+                arriving[target] += sums
             for name, p in self.populations.items():
                 p.v = p.keep * p.v + arriving[name]
                 fires = p.v > p.threshold
@@ -164,3 +181,10 @@ class Chip:
             now = spikes[t] if t < len(spikes) else np.zeros_like(spikes[0])
             sent[port] = now.astype(np.float32)
         return found
+
+
+def _if(node: nir.IF) -> Neurons:
+    """Neurons that keep all of v; the importer takes r for the whole factor of their input."""
+    threshold = (node.v_threshold / node.r).reshape(-1).astype(np.float32)
+    ones = np.ones_like(threshold)
+    return Neurons(node.v_threshold.shape, threshold, ones, 0 * ones, 1.0)

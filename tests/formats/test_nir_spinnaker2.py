@@ -189,7 +189,7 @@ def test_the_scale_of_a_population_is_one_where_its_largest_weight_is_127(tmp_pa
     assert found[101] > 0
 
 
-def test_what_acts_before_the_first_input_is_inexact(tmp_path):
+def test_what_acts_before_the_first_input_is_noted(tmp_path):
     biased = Lif(np.full(6, 150, np.int32), np.full(6, 60, np.int32), np.ones(6))
     below = Lif(np.full(6, -5, np.int32), np.zeros(6, np.int32), np.ones(6))
     ways = [way("input", "a", 12, 6), way("a", "b", 6, 6), way("b", "c", 6, 6)]
@@ -200,10 +200,10 @@ def test_what_acts_before_the_first_input_is_inexact(tmp_path):
     }
     network = graph(populations, ways)
     path = written(network, tmp_path)
-    meta = nir_portable.read_meta(nir_io.read(path))
-    assert meta.inexact == {
-        "b": "its bias acts before the first input, which arrives 2 steps late",
-        "c": "its neurons fire without input, also before the first input, which arrives 3 steps late",
+    late = "before the first input of py-spinnaker2, which arrives"
+    assert {note.where: note.what for note in dialect.notes(network)} == {
+        "b": f"its bias acts {late} 2 steps late",
+        "c": f"its neurons fire without input, also {late} 3 steps late",
     }
     assert differing(network, values((4, 6, 12), seed=1), path)[0] > 0
 
@@ -261,7 +261,8 @@ def test_an_export_of_a_trained_model_has_its_spikes_on_the_chip(tmp_path):
     assert manifest["nir_dialect"] == "spinnaker2"
     assert dialect.NAME in manifest["files"]
     path = out / dialect.NAME
-    assert set(nir_portable.read_meta(nir_io.read(path)).inexact) == {"lif1", "lif2"}  # biases
+    noted = [d["where"] for d in manifest["diagnostics"] if "bias acts" in d["what"]]
+    assert noted == ["lif1", "lif2"]
     unbiased = [
         replace(p, neurons=replace(p.neurons, bias_mant=np.zeros_like(p.neurons.bias_mant)))
         for p in network.weighted
