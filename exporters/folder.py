@@ -212,6 +212,7 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
         "timesteps": network.timesteps,
         "thresholds": {"lowering": network.lowering, "reason": network.lowering_reason},
         "weights": _weights(network, placed),
+        "read_as": [record.model_dump() for record in network.read_as],
         "inputs": {name: _input(port) for name, port in network.inputs.items()},
         "layers": [
             _row(network, p) | {"assumed": assumed.get(p.name, [])} | _cores(placed, p.name, chip)

@@ -348,8 +348,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 def print_parity(parity: ParityReport) -> None:
     """Mismatch and certificates of every population, accuracies, agreement, first divergence."""
+    own = parity.nir_differing is not None  # else the graph that was read is all there is
+    reference = "the float64 model" if own else "the model as read, in float64"
     table(
-        f"Spike mismatch against the float64 model, {parity.samples:,} samples",
+        f"Spike mismatch against {reference}, {parity.samples:,} samples",
         ("population", "integer", "forced", "certified", "of spiking", "float32", "float NIR"),
         [
             (

@@ -63,7 +63,7 @@ IMPORTERS: dict[str, Importer] = {
         "NIR files of other tools",
         lambda file: file.is_nir,
         "nir.graph:read_model",
-        frozenset({"dt", "levels", "signed", "normalize", "readout"}),
+        frozenset({"dt", "reset", "levels", "signed", "normalize", "readout"}),
     ),
     "stl": Importer(
         "a state_dict of STL-SNN",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from stl_deploy.errors import InputError, Problem
@@ -25,7 +25,10 @@ def read(path: Path, given: Given) -> Model:
     if importer is IMPORTERS["stl"]:
         refuse_snntorch(path)
     _refuse(file.given, importer)
-    return importer.load()(file)
+    model = importer.load()(file)
+    return replace(
+        model, takes=importer.options.union(READ) if model.network is None else frozenset()
+    )
 
 
 def of(file: File) -> Importer:
