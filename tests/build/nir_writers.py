@@ -157,11 +157,16 @@ def rockpool(folder: Path) -> None:
         return LinearTorch((inputs, n), weight=torch.randn(inputs, n) * scale, has_bias=False)
 
     def few(inputs: int, n: int) -> torch.nn.Module:
-        return LinearTorch((inputs, n), weight=torch.rand(inputs, n) * 0.07, has_bias=False)
+        return LinearTorch((inputs, n), weight=torch.rand(inputs, n) * 0.054, has_bias=False)
 
     once = {"max_spikes_per_dt": torch.tensor(1.0)}
     for name, net in (
-        ("once", Sequential(weights(INPUTS, 20, 0.6), lif(20, **once), weights(20, 8, 0.6), lif(8, **once))),
+        (
+            "once",
+            Sequential(
+                weights(INPUTS, 20, 0.6), lif(20, **once), weights(20, 8, 0.6), lif(8, **once)
+            ),
+        ),
         ("several", Sequential(weights(INPUTS, 20, 0.9), lif(20))),
         ("one at most", Sequential(few(INPUTS, 20), lif(20))),
     ):
