@@ -157,7 +157,8 @@ def export(
     nir_dialect: Annotated[
         NirDialect,
         typer.Option(
-            help="portable: also write model.portable.nir, for Norse and others (docs/nir.md)."
+            help="portable: also write model.portable.nir, for Norse and others; spinnaker2: "
+            "model.spinnaker2.nir, for py-spinnaker2 (docs/nir.md)."
         ),
     ] = "spec",
     dt: Dt = None,
