@@ -221,8 +221,8 @@ def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> T
     from stl_deploy.ir.network import IntegerNetwork
 
     expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
-    check_fits(Raster(spikes), "spikes", network)
-    return engine.run(network, spikes, states)
+    raster = check_fits(Raster.given(spikes), "spikes", network)
+    return engine.run(network, raster.spikes, states)
 
 
 def parity(
@@ -245,8 +245,7 @@ def parity(
     remedy = "give the graph that from_torch(net, sample) or from_nir makes"
     expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
     expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
-    raster = Raster(spikes, labels)
-    check_fits(raster, "spikes", network)
+    raster = check_fits(Raster.given(spikes, labels), "spikes", network)
     if isinstance(model, nir.NIRGraph):
         return compare(None, model, network, raster)
     return compare(model, from_torch(model), network, raster)
