@@ -132,7 +132,7 @@ class Raster:
             port, values = inputs[name], self.arrays[given]
             some = _value_problems(values, _where(where, given), (port.lowest, port.levels))
             problems += some
-            found[given] = values if problems else _laid_out(values, port.shape)
+            found[given] = values if problems else laid_out(values, port.shape)
         if problems:
             raise InputError(problems)
         return replace(self, spikes=found.get(ONLY, found))
@@ -499,7 +499,7 @@ def as_input(size: Shape, shape: Shape) -> bool:
     return given == read or (flat and math.prod(size) == math.prod(shape))
 
 
-def _laid_out(values: IntArray, shape: Shape) -> IntArray:
+def laid_out(values: IntArray, shape: Shape) -> IntArray:
     """``values`` [N, T, ...] as [N, T, *shape]."""
     return values if values.shape[2:] == shape else values.reshape(*values.shape[:2], *shape)
 
