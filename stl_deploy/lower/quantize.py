@@ -102,7 +102,11 @@ def quantize(
     facts = chips.find(chip)
     if not isinstance(graph, nir.NIRGraph | FloatNetwork):
         raise InputError(
-            Problem("graph", f"is a {type(graph).__name__}, not a NIR graph", "see from_torch")
+            Problem(
+                "graph",
+                f"is of type {type(graph).__name__}, not a float NIR graph",
+                "give the graph that from_torch(model) or from_nir(path) makes",
+            )
         )
     floats = graph if isinstance(graph, FloatNetwork) else decode(graph)
     meta = floats.meta if isinstance(graph, FloatNetwork) else G.float_meta(graph)

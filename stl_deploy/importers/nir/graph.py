@@ -21,6 +21,7 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.given import File, Model, Normalize
+from stl_deploy.importers.nir import inputs
 from stl_deploy.importers.nir.nodes import faults, flat, misfits
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
@@ -136,7 +137,15 @@ def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
     binary = options.levels == 1 and not options.signed
     flow = Flow(nodes, edges, Reading(options.dt, binary), broken=problems)
     for name, node in nodes.items():
-        flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+        if not isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+    if not flow.broken:
+        steps = inputs.of_one_step(nodes, edges)
+        flow = replace(flow, nodes=steps.nodes, dropped=frozenset(steps.dropped.values()))
+        flow.broken += inputs.misfits(flow.nodes, edges)
+    for name, node in flow.nodes.items():
+        if isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
     flow.done()
     for kind in (nir.Input, nir.Output):
         found = sum(isinstance(node, kind) for node in nodes.values())
@@ -171,7 +180,12 @@ def notes(
 ) -> tuple[Diagnostic, ...]:
     """What was assumed in reading ``graph`` as ``lowered``: what is not stated of steps, resets, readout."""
     options = options or Options()
-    return steps(options) + resets(graph, options.dt) + _readouts(graph, lowered, options)
+    return (
+        steps(options)
+        + _axes(graph)
+        + resets(graph, options.dt)
+        + _readouts(graph, lowered, options)
+    )
 
 
 def steps(options: Options) -> tuple[Diagnostic, ...]:
@@ -181,6 +195,20 @@ def steps(options: Options) -> tuple[Diagnostic, ...]:
     what = f"nothing says how many time steps a sample has; {DEFAULT_STEPS} are assumed"
     remedy = "give --timesteps, or a raster by --eval or --calib (in Python timesteps=...)"
     return (Diagnostic("timesteps", what, remedy),)
+
+
+def _axes(graph: nir.NIRGraph) -> tuple[Diagnostic, ...]:
+    """Notes of the Inputs that count batch or time, which were read as one step."""
+    nodes, edges, _ = flat(graph)
+    read = inputs.of_one_step(nodes, edges)
+    found = []
+    for name, axes in read.dropped.items():
+        declared, step = (G.shape_of(n[name].input_type["input"]) for n in (nodes, read.nodes))
+        what = f"the shape {declared} counts batch or time; a step is read as {step}"
+        remedy = "nothing need be done if that is so; else correct the Input in the file"
+        if math.prod(axes) > 1:
+            found.append(Diagnostic(f"input {name}", what, remedy))
+    return tuple(found)
 
 
 def _readouts(
