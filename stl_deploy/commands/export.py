@@ -336,8 +336,7 @@ def _spikes(path: Path, graph: nir.NIRGraph) -> Raster:
         name: Input(shape, meta.input_levels, meta.signed, meta.held)
         for name, shape in decode(graph).inputs.items()
     }
-    rasters.check_input(raster, str(path), inputs, meta.timesteps)
-    return raster.spikes
+    return raster.as_inputs(str(path), inputs, meta.timesteps).spikes
 
 
 def _expected(graph: nir.NIRGraph, raster: Path, recording: Path, quiet: bool) -> Expected:
@@ -370,8 +369,7 @@ def _evaluate(
     from stl_deploy.models.net import from_params
     from stl_deploy.verify.against_float import compare
 
-    raster = rasters.load(path)
-    rasters.check_fits(raster, str(path), network)
+    raster = rasters.check_fits(rasters.load(path), str(path), network)
     recorder = Recorder(network)
     with progress(quiet) as bar:
         task = bar.add_task("float and integer", total=raster.shape[0], note="samples")

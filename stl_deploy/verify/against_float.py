@@ -35,6 +35,7 @@ from stl_deploy.ir.synapses import IntArray
 from stl_deploy.ir.units import UNIT
 from stl_deploy.lower import graded
 from stl_deploy.models.net import STLNet, converted, from_params
+from stl_deploy.report.numbers import percent
 from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify import pairs
 from stl_deploy.verify.audit import Audit, Findings
@@ -105,6 +106,19 @@ class ParityReport:
     overflows: int = 0
     voltages: Voltages | None = None
     expected: Expected | None = None
+
+    def __repr__(self) -> str:
+        same = percent(self.prediction_agreement)
+        told = f"ParityReport of {self.samples:,} samples: {same} equal predictions"
+        if self.accuracy_float is not None and self.accuracy_lowered is not None:
+            of_float, of_integers = map(percent, (self.accuracy_float, self.accuracy_lowered))
+            told += f", accuracy {of_float} float, {of_integers} integer"
+        lines = [
+            f"  {layer.name}: {percent(layer.mismatch)} of {layer.entries:,} spikes differ, "
+            f"{percent(layer.mismatch_forced)} by this population alone"
+            for layer in self.layers
+        ]
+        return "\n".join([told, *lines])
 
     @property
     def entries(self) -> int:

@@ -278,8 +278,7 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     Raises InputError, LoweringError, BackendError, CertificateError.
     """
     network = nir_file.read_network(what.lowered)
-    raster = rasters.load(what.data).first(what.limit)
-    rasters.check_fits(raster, str(what.data), network)
+    raster = rasters.check_fits(rasters.load(what.data).first(what.limit), str(what.data), network)
     names = [population.name for population in network.populations]
     what.budgets.check(names, raster.labels is not None, str(what.data))
     found = _floats(what, network)
