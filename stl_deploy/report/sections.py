@@ -50,8 +50,8 @@ class Parity(Protocol):
 
     Accuracies are None without labels; ``layers`` are rows of figures by population, ``not_certified``
     says of populations why not, ``first_divergence`` is None where no spike differs. ``voltages`` are the
-    errors of those that the readout reads, None where it reads none. ``nir_differing`` is None where the model
-    is what was read from a file, and no network of its own.
+    errors of those that the readout reads, None where it reads none. ``nir_differing`` is None where the
+    model is what was read from a file, and no network of its own.
     """
 
     @property
