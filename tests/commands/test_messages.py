@@ -258,7 +258,7 @@ def test_parity_reads_a_model_as_the_export_did(run, tmp_path):
     # Another model than that of the export is compared, and the difference is said.
     _, out, err = run(parity, "out/model.float.nir", "plain/model.nir", "--input", "x.npz")
     here = "read with reset subtract, same step, dt = 0.00015 s"
-    assert f"note lif: {here}; plain/model.nir was made with reset zero, same step" in err
+    assert f"note lif, last: {here}; plain/model.nir was made with reset zero, same step" in err
 
 
 def test_signed_inputs_from_the_command_line(run, tmp_path):
