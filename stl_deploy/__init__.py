@@ -13,6 +13,7 @@ Importing this module is light: torch, h5py and the rest are loaded by the first
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import nir
     import numpy as np
@@ -267,23 +268,36 @@ def parity(
     network: IntegerNetwork,
     spikes: Spikes,
     labels: NDArray[np.int64] | None = None,
+    *,
+    expect: str | Path | Mapping[str, NDArray[Any]] | None = None,
 ) -> ParityReport:
     """Measure how far ``network`` is from ``model`` on a raster, given as to ``simulate``.
 
-    ``model`` may also be a lowered float graph, of ``from_torch`` or ``from_nir``.
+    Args:
+        model: an ``STLNet``, or a lowered float graph of ``from_torch`` or ``from_nir``.
+        expect: what the network sent on these spikes in its own tool: a file, or arrays by the names of
+            docs/recordings.md. The float graph must equal it; ``expected.check()`` of the report raises
+            ReadingError where it does not.
     """
     import nir
 
+    from stl_deploy import errors
+    from stl_deploy.formats import recording as recordings
     from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.models.net import STLNet
+    from stl_deploy.verify import against_recording
     from stl_deploy.verify.against_float import compare
 
     remedy = "give the graph that from_torch(net, sample) or from_nir makes"
-    expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
-    expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
+    errors.expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
+    errors.expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
     raster = Raster(spikes, labels)
     check_fits(raster, "spikes", network)
-    if isinstance(model, nir.NIRGraph):
-        return compare(None, model, network, raster)
-    return compare(model, from_torch(model), network, raster)
+    own = None if isinstance(model, nir.NIRGraph) else model
+    graph = model if isinstance(model, nir.NIRGraph) else from_torch(model)
+    expected = None
+    if expect is not None:
+        recording = recordings.given(expect)
+        expected = against_recording.compare(graph, raster.spikes, recording)
+    return replace(compare(own, graph, network, raster), expected=expected)

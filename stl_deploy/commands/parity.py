@@ -22,6 +22,7 @@ from stl_deploy.commands.common import (
     Normalized,
     SampleShape,
     Tau,
+    Threshold,
     complain_diagnostics,
     print_json,
     print_parity,
@@ -33,6 +34,7 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
+from stl_deploy.commands.expected import Expect, print_expected
 from stl_deploy.commands.reading import Reset, print_reading
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def parity(
             "with commas, e.g. --backend hw_sim,lava. [default: hw_sim]",
         ),
     ] = None,
+    expect: Expect = None,
     limit: Limit = None,
     max_mismatch: Annotated[
         float | None, _rate("Fail above this mismatch of a layer, e.g. --max-mismatch 0.02.")
@@ -98,6 +101,7 @@ def parity(
         typer.Option(metavar="PCT", min=0, max=100, help="Fail above this drop, in points."),
     ] = None,
     tau: Tau = None,
+    threshold: Threshold = None,
     dt: Dt = None,
     reset: Reset = None,
     normalize: Normalized = None,
@@ -136,9 +140,11 @@ def parity(
             "model": model,
             "lowered": lowered,
             "input": data,
+            "expect": expect,
             "backend": backend,
             "limit": limit,
             "tau": tau,
+            "threshold": threshold,
             "dt": dt,
             "reset": reset,
             "normalize": normalize,
@@ -195,6 +201,8 @@ def _print(outcome: Outcome) -> None:
     """The three comparisons, each under its name."""
     report = outcome.report
     complain_diagnostics([asdict(note) for note in outcome.notes])
+    if report.expected is not None:
+        print_expected(report.expected)
     if report.nir_differing is None:
         say("(a) Float against float: not compared, the float NIR graph is itself the reference")
     else:

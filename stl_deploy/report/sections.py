@@ -51,7 +51,8 @@ class Parity(Protocol):
     Accuracies are None without labels; ``layers`` are rows of figures by population, ``not_certified``
     says of populations why not, ``first_divergence`` is None where no spike differs. ``voltages`` are the
     errors of those that the readout reads, None where it reads none. ``nir_differing`` is None where the
-    model is what was read from a file, and no network of its own.
+    model is what was read from a file, and no network of its own. ``expected`` is the comparison with a
+    recording of the network in its own tool, None without one.
     """
 
     @property
@@ -72,6 +73,8 @@ class Parity(Protocol):
     def voltages(self) -> object: ...  # noqa: D102
     @property
     def nir_differing(self) -> int | None: ...  # noqa: D102
+    @property
+    def expected(self) -> object: ...  # noqa: D102
 
 
 def render(

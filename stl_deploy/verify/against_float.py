@@ -39,6 +39,7 @@ from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify import pairs
 from stl_deploy.verify.audit import Audit, Findings
 from stl_deploy.verify.divergence import Divergence, differ
+from stl_deploy.verify.recorded import Expected
 
 Float = NDArray[np.float64]
 Spikes = dict[str, NDArray[Any]]  # uint8, or values that neurons send
@@ -89,7 +90,8 @@ class ParityReport:
     ``first_divergence`` is None where no spike differs. ``not_certified`` says of populations why not.
     ``nir_differing`` are the entries in which the float NIR graph differs from the PyTorch model, None
     without one; ``overflows`` the neuron steps of the integer network outside a register. ``voltages`` are
-    those of the readout, None where it does not read any.
+    those of the readout, None where it does not read any. ``expected`` is the comparison of the float
+    graph with a recording of the network in its own tool, None without one.
     """
 
     samples: int
@@ -102,6 +104,7 @@ class ParityReport:
     nir_differing: int | None = None
     overflows: int = 0
     voltages: Voltages | None = None
+    expected: Expected | None = None
 
     @property
     def entries(self) -> int:

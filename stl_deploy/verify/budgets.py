@@ -77,10 +77,14 @@ class Table(LayerBudgets):
         ]
         | None
     ) = None
+    threshold: (
+        Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")] | None
+    ) = None
     dt: (
         Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, above 0")] | None
     ) = None
     reset: Literal["zero", "subtract"] | None = None
+    expect: Text | None = None
     model_class: Text | None = None
     normalize: Text | None = None
     sample_shape: list[Annotated[int, Field(ge=1)]] | None = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from stl_deploy.backends.cluster import connect
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import raster as rasters
+from stl_deploy.formats import recording as recordings
 from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.recording import Recording
 from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.importers import read as models
 from stl_deploy.importers.given import File, Given, Model, Normalize, Reset
@@ -31,10 +33,11 @@ from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.read_as import ReadAs
 from stl_deploy.models.net import STLNet, from_params
 from stl_deploy.spread import Spread, Threads
+from stl_deploy.verify import against_recording, reading
 from stl_deploy.verify import budgets as B
-from stl_deploy.verify import reading
 from stl_deploy.verify.against_float import ParityReport, compare
 from stl_deploy.verify.against_reference import Agreement, measure
+from stl_deploy.verify.recorded import Expected
 
 FAR = 0.05  # of a population's spikes that differ with equal inputs; rounding makes less than 0.02
 BATCH = 25  # samples; fixed, so that who works on them changes nothing
@@ -53,7 +56,10 @@ def unwatched(_what: str, _total: int, _unit: str) -> AbstractContextManager[Cal
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared: a checkpoint or float graph, model.nir, a raster; and within what limits."""
+    """What is compared: a checkpoint or float graph, model.nir, a raster; and within what limits.
+
+    ``expect`` is a recording of the network in its own tool, on the raster.
+    """
 
     model: Path
     lowered: Path
@@ -61,11 +67,13 @@ class Settings:
     backends: tuple[str, ...] = ("hw_sim",)
     limit: int | None = None
     tau: float | None = None
+    threshold: float | None = None
     dt: float | None = None
     reset: Reset | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
     normalize: str | None = None
+    expect: Path | None = None
     timeout: float = STALL_S
     dask: str | None = None
     budgets: B.Budgets = field(default_factory=B.Budgets)
@@ -99,6 +107,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``stl-parity --json`` prints."""
+        expected = self.report.expected
         return {
             "passed": self.passed,
             **self.report.to_json(),
@@ -109,6 +118,7 @@ class Outcome:
             "read_as": [record.model_dump() for record in self.read_as],
             "diagnostics": [asdict(note) for note in self.notes],
             "comparisons": self._comparisons(),
+            "expected": None if expected is None else expected.to_json(),
         }
 
     def _comparisons(self) -> dict[str, Any]:
@@ -163,6 +173,9 @@ class Outcome:
             "prediction_agreement": report.prediction_agreement,
             "float_nir.differing": report.nir_differing,
         }
+        if report.expected is not None:
+            found["expected.differing"] = report.expected.differing
+            found["expected.passed"] = report.expected.passed
         if report.voltages is not None:
             found["readout_voltages.largest_error"] = report.voltages.largest_error
             found["readout_voltages.mean_error"] = report.voltages.mean_error
@@ -201,12 +214,12 @@ def settings(
     base = Path() if config is None else config.parent
     problems = []
     paths = {}
-    for key in ("model", "lowered", "input"):
+    for key in ("model", "lowered", "input", "expect"):
         if key in said:
             paths[key] = Path(said[key])
         elif table is not None and getattr(table, key) is not None:
             paths[key] = base / getattr(table, key)
-        else:
+        elif key != "expect":
             remedy = f'give it, or set {key} = "..." in [{B.TABLE}] of pyproject.toml'
             problems.append(Problem(name(key), "is missing", remedy))
 
@@ -231,11 +244,13 @@ def settings(
         # The table's limit is about the table's input.
         limit=said.get("limit") if "input" in said else value("limit"),
         tau=value("tau"),
+        threshold=value("threshold"),
         dt=value("dt"),
         reset=value("reset"),
         model_class=value("model_class"),
         sample_shape=tuple(value("sample_shape") or ()) or None,
         normalize=value("normalize"),
+        expect=paths.get("expect"),
         timeout=value("timeout") or STALL_S,
         dask=value("dask"),
         budgets=B.merge(table, str(config), limits),
@@ -271,14 +286,22 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     graph, checkpoint = found.graph, found.checkpoint
     assert graph is not None
     model = None if checkpoint is None else from_params(checkpoint.arch, checkpoint.params)
+    recording = None
+    if what.expect is not None:
+        recording = against_recording.check(
+            graph, raster.spikes, recordings.load(what.expect).first(what.limit)
+        )
     # What cannot work is said before anything long begins.
     backends.check(what.backends, network)
     for name in what.backends:
         backends.load(name).set_up()
     with _spread(what.dask) as spread:
+        expected = _expected(graph, recording, raster, spread, watch)
         report = _against_float(model, graph, network, raster, spread, watch)
+        report = replace(report, expected=expected)
         agreements = _agreements(what, network, raster, spread, watch)
     failures = (
+        *(() if expected is None else map(str, expected.problems())),
         *_float_differs(report),
         *(_difference(name, a) for name, a in agreements.items() if not a.exact),
         *what.budgets.judge(report),
@@ -308,27 +331,29 @@ def _spread(address: str | None) -> AbstractContextManager[Spread]:
 def _floats(what: Settings, network: IntegerNetwork) -> Model:
     """The model with its float NIR graph, read as the network says that it was."""
     steps, classes = network.timesteps, network.readout.classes
-    is_nir = what.model_class is None and what.model.suffix == ".nir"
-    foreign = what.model_class is not None or is_nir
-    file = File(what.model, Given(model_class=what.model_class))
-    said = {name: getattr(what, name) for name in reading.KNOWN}
-    # The lowered network holds what an official state_dict or another tool's file does not.
-    given = Given(
-        **reading.settled(said, network, what.lowered, models.of(file).options),
-        timesteps=steps,
-        classes=classes,
-        levels=max(port.levels for port in network.inputs.values()) if foreign else None,
-        signed=any(port.signed for port in network.inputs.values()) if foreign else None,
+    words: dict[str, Any] = {name: getattr(what, name) for name in reading.KNOWN}
+    known = models.of(File(what.model, Given(model_class=what.model_class))).options
+    said = Given(
+        **reading.settled(words, network, what.lowered, known),
+        threshold=what.threshold,
         model_class=what.model_class,
         sample_shape=what.sample_shape,
         normalize=None if what.normalize is None else Normalize.parsed(what.normalize),
-        readout=network.readout.rule if network.readout.by_voltage and is_nir else None,
     )
+    # The lowered network holds what an official state_dict or another tool's file does not.
+    ports = list(network.inputs.values())
+    held: dict[str, Any] = {
+        "levels": max(port.levels for port in ports),
+        "signed": any(port.signed for port in ports),
+        "readout": network.readout.rule if network.readout.by_voltage else None,
+        "input_shape": ports[0].shape,
+    }
+    more = {name: value for name, value in held.items() if name in known}
     try:
-        found = models.read(what.model, given)
+        found = models.read(what.model, replace(said, timesteps=steps, classes=classes, **more))
     except InputError as error:
         unsaid = {"timesteps", "classes", "levels", "signed"}
-        unsaid |= {name for name, value in said.items() if value is None}
+        unsaid |= {name for name, value in words.items() if value is None}
         if {p.where for p in error.problems} <= {f"--{name}" for name in unsaid}:
             text = f"is not what the network was made from, which has T = {steps}"
             raise InputError(
@@ -351,16 +376,33 @@ def _far(what: Settings, found: Model, report: ParityReport) -> tuple[Diagnostic
     worst = max(report.layers, key=lambda layer: layer.mismatch_forced)
     if worst.mismatch_forced <= FAR:
         return ()
-    if "normalize" not in found.takes:
+    options = sorted(found.takes & {"normalize", "threshold"})
+    if not options:
         return ()
     return (
         Diagnostic(
             worst.name,
             f"{worst.mismatch_forced:.0%} of its spikes differ with equal inputs, far more than rounding "
             "does; perhaps it was exported with other options",
-            "give the --normalize that stl-export was given",
+            f"give the {' and '.join(f'--{name}' for name in options)} that stl-export was given",
         ),
     )
+
+
+def _expected(
+    graph: nir.NIRGraph,
+    recording: Recording | None,
+    raster: Raster,
+    spread: Spread,
+    watch: Watch,
+) -> Expected | None:
+    """The float graph against a recording."""
+    if recording is None:
+        return None
+    with watch("float and recording", recording.samples, "samples") as tell:
+        return against_recording.compare(
+            graph, raster.spikes, recording, on_progress=tell, spread=spread
+        )
 
 
 def _against_float(

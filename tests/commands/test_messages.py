@@ -218,7 +218,10 @@ def test_a_t_that_was_assumed_can_be_said_later(run, tmp_path, said):
     who = {"--eval": "raster", "--timesteps": "option"}[said[0]]
     assert (code, record["timesteps"], record["origin"]["timesteps"]) == (0, 9, who)
     code, out, err = run(hw_sim, "o2/model.nir", "--input", "nine.npz")
-    assert (code, "assumed when the model was read: reset of lif, last (zero, same step), " in err) == (0, True)
+    assert (
+        code,
+        "assumed when the model was read: reset of lif, last (zero, same step), " in err,
+    ) == (0, True)
     for model in ("n.nir", "out/model.float.nir", "o2/model.float.nir"):
         code, out, _ = run(parity, model, "o2/model.nir", "--input", "nine.npz", "--json")
         assert (code, json.loads(out)["read_as"][0]["timesteps"]) == (0, 9)

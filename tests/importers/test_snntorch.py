@@ -267,7 +267,7 @@ ALWAYS = {"beta": 0.5, "init_hidden": True}
         (Small(lambda s, x: s.lif(s.fc(x) * s.fc(x))), "mul"),
         (Small(lambda s, x: s.lif(nn.functional.linear(x, s.fc.weight))), "linear of a tensor"),
         (Small(lambda s, x: (s.lif(s.fc(x)), x)[1]), "does not return the spikes"),
-        (Small(lambda s, x: s.fc(x)), "has no snnTorch neurons that spike"),
+        (Small(lambda s, x: s.fc(x)), "has no neurons of snnTorch or SpikingJelly that spike"),
         (Small(lambda s, x: s.lif(s.fc(x + 1))), "add"),
         (Small(neurons=snn.Leaky(**ALWAYS, inhibition=True)), "inhibition is set"),
         (Small(neurons=snn.Leaky(**ALWAYS, spike_grad=torch.sigmoid)), "not spikes above 0"),
