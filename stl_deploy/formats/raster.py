@@ -488,8 +488,8 @@ def _shape_problems(
             Problem(
                 where,
                 f"has {size[1]} time steps, the network was made for {timesteps}",
-                f"give a raster of {timesteps} steps, or export a model that does not say its steps "
-                f"with --timesteps {size[1]}",
+                f"give a raster of {timesteps} steps; a model that does not say its steps: export it again "
+                f"with --timesteps {size[1]} (or --eval {where})",
             )
         ]
     return []

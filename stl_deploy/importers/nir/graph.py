@@ -138,6 +138,7 @@ def to_float(
             steps_from="assumed" if options.timesteps is None else options.steps_from,
             ours=stated.is_ours(graph),
         )
+    records = {record.population: record for record in read_as}
     meta = G.FloatMeta(
         version=G.NEWEST,
         timesteps=timesteps,
@@ -147,7 +148,7 @@ def to_float(
         classes=classes,
         population=made.outputs // classes,
         readout=steps,
-        read_as=tuple(record for record in read_as if record.population in made.nodes),
+        read_as=tuple(records[name] for name in made.nodes if name in records),
     )
     return made.graph(meta)
 
