@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import nir
 import numpy as np
@@ -21,6 +21,7 @@ from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.readouts import Rule
 
 Params = dict[str, NDArray[Any]]
+Sent = dict[str, NDArray[Any]]  # spikes [N, T, *shape] by population
 Numbers = float | Sequence[float]
 EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
@@ -136,15 +137,26 @@ class File:
             raise InputError(problems)
 
 
+class Live(Protocol):
+    """A network that runs in the tool that it was made with."""
+
+    def run(self, raster: NDArray[Any]) -> tuple[Sent, Sent | None]:
+        """Spikes [N, T, *shape] of its populations, as it is and in float64, None where it cannot be.
+
+        Raises ValueError where it does not take a raster [N, T, *input shape] of these steps.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A model that was read: its lowered float ``graph``, None where the file holds integers.
 
     ``checkpoint`` is that of an STL-SNN, ``network`` that of a model.nir; ``notes`` are what the user should
-    know of the import.
+    know of the import. ``live`` is the user's own network, None where there is none to run.
     """
 
     graph: nir.NIRGraph | None = None
     checkpoint: Checkpoint | None = None
     network: IntegerNetwork | None = None
     notes: tuple[Diagnostic, ...] = ()
+    live: Live | None = None

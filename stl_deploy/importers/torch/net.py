@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
+from stl_deploy.importers.torch.live import Live
 from stl_deploy.importers.torch.modules import (
     RECURRENT,
     STEPS,
@@ -50,16 +51,22 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
 
     Raises InputError and LoweringError naming everything that is wrong.
     """
-    graph, notes = lowered(net, sample, options)
-    for note in notes:
+    found = lowered(net, sample, options)
+    for note in found.notes:
         text = f"{note.where}: {note.what} -> {note.remedy}"
         warnings.warn(text, UncheckedWarning, stacklevel=3)
-    return graph
+    return found.graph
 
 
-def lowered(
-    net: nn.Module, sample: Tensor, options: nir_graph.Options
-) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+class Lowered(NamedTuple):
+    """The float graph of a network, ``notes`` on what was hardly checked, and the network itself to run."""
+
+    graph: nir.NIRGraph
+    notes: tuple[Diagnostic, ...]
+    live: Live
+
+
+def lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
     """See ``from_net``; and of which layers the check of the graph says little."""
     nir_graph.check(options)
     is_tensor = isinstance(sample, Tensor)
@@ -102,7 +109,9 @@ def lowered(
     notes = torch_check.check(
         net, sample, trace, graph, options, builder.reading, lambda m: _reset(_neurons_of(m))
     )
-    return graph, (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    live = Live(net, sample, trace, graph, options, lambda m: _reset(_neurons_of(m)))
+    every = (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    return Lowered(graph, every, live)
 
 
 def _arguments(net: nn.Module) -> list[Problem]:
