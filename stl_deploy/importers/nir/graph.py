@@ -93,15 +93,19 @@ def read_model(file: File) -> Model:
 
 
 def read(
-    path: Path, options: Options | None = None, graph: nir.NIRGraph | None = None
+    path: Path,
+    options: Options | None = None,
+    graph: nir.NIRGraph | None = None,
+    read_as: tuple[ReadAs, ...] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float graph of a NIR file, which may have been read as ``graph`` already.
 
+    ``read_as`` says how its populations were read; None where that is NIR itself.
     Raises InputError for a broken file and LoweringError for a network that cannot be lowered, each
     naming everything that it met.
     """
     try:
-        return to_float(nir_io.read(path) if graph is None else graph, options)
+        return to_float(nir_io.read(path) if graph is None else graph, options, read_as)
     except (InputError, LoweringError) as error:
         raise type(error)(
             [
