@@ -792,7 +792,7 @@ def test_a_fault_of_one_step_with_the_batch_first(step):
 def test_a_raster_with_its_axes_mixed_up_is_seen(monkeypatch):
     """A planted fault of the check's own, where time and batch are as long."""
     monkeypatch.setattr(
-        torch_check, "_raster", lambda given, *_: given[0].double().numpy().swapaxes(0, 1)
+        torch_check, "raster_of", lambda given, *_: given[0].double().numpy().swapaxes(0, 1)
     )
     net = loop(batch_first, lambda o: torch.stack(o, 1))
     assert "l1: " in refused(net, torch.zeros(10, 10, 20))
