@@ -18,8 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stl_deploy import errors
 from stl_deploy.checkout import find_rooms
-from stl_deploy.errors import InputError, Problem, UncheckedWarning, expect
+from stl_deploy.errors import InputError, Problem, UncheckedWarning
 from stl_deploy.version import __version__
 
 __all__ = [
@@ -81,7 +82,7 @@ def load(path: str | Path) -> STLNet | IntegerNetwork:
 
     Raises InputError naming every problem of the file.
     """
-    expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
+    errors.expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
     if Path(path).suffix == ".nir":
         from stl_deploy.formats.integer_nir import read_network
 
@@ -127,7 +128,9 @@ def from_torch(
         from stl_deploy.importers.nir import graph as nir_graph
         from stl_deploy.importers.torch import net as torch_net
 
-        expect("model", model, torch.nn.Module, "a torch.nn.Module", "give the network itself")
+        errors.expect(
+            "model", model, torch.nn.Module, "a torch.nn.Module", "give the network itself"
+        )
         options = nir_graph.Options(
             timesteps=timesteps,
             classes=classes,
@@ -178,7 +181,7 @@ def from_nir(
     from stl_deploy.importers.nir import graph as nir_graph
     from stl_deploy.ir.nir_graph import KEY
 
-    expect(
+    errors.expect(
         "source", source, (str, Path, nir.NIRGraph), "a path or a NIR graph", "give one of these"
     )
     options = nir_graph.Options(
@@ -226,7 +229,9 @@ def read_as(source: nir.NIRGraph | IntegerNetwork) -> tuple[ReadAs, ...]:
     from stl_deploy.ir.nir_graph import float_meta
 
     remedy = "give what from_nir, from_torch, quantize or load makes"
-    expect("source", source, (nir.NIRGraph, IntegerNetwork), "a float graph or a network", remedy)
+    errors.expect(
+        "source", source, (nir.NIRGraph, IntegerNetwork), "a float graph or a network", remedy
+    )
     return source.read_as if isinstance(source, IntegerNetwork) else float_meta(source).read_as
 
 
@@ -258,9 +263,9 @@ def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> T
     from stl_deploy.hw_sim import engine
     from stl_deploy.ir.network import IntegerNetwork
 
-    expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
-    check_fits(Raster(spikes), "spikes", network)
-    return engine.run(network, spikes, states)
+    errors.expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
+    raster = check_fits(Raster.given(spikes), "spikes", network)
+    return engine.run(network, raster.spikes, states)
 
 
 def parity(
@@ -281,7 +286,6 @@ def parity(
     """
     import nir
 
-    from stl_deploy import errors
     from stl_deploy.formats import recording as recordings
     from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.ir.network import IntegerNetwork
@@ -292,8 +296,7 @@ def parity(
     remedy = "give the graph that from_torch(net, sample) or from_nir makes"
     errors.expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
     errors.expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
-    raster = Raster(spikes, labels)
-    check_fits(raster, "spikes", network)
+    raster = check_fits(Raster.given(spikes, labels), "spikes", network)
     own = None if isinstance(model, nir.NIRGraph) else model
     graph = model if isinstance(model, nir.NIRGraph) else from_torch(model)
     expected = None

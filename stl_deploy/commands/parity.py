@@ -22,6 +22,7 @@ from stl_deploy.commands.common import (
     Normalized,
     SampleShape,
     Tau,
+    Threshold,
     complain_diagnostics,
     print_json,
     print_parity,
@@ -33,7 +34,7 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
-from stl_deploy.commands.expected import Expect, print_expected
+from stl_deploy.commands.expected import Expect, itself_words, print_expected
 from stl_deploy.commands.reading import Reset, print_reading
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def parity(
         typer.Option(metavar="PCT", min=0, max=100, help="Fail above this drop, in points."),
     ] = None,
     tau: Tau = None,
+    threshold: Threshold = None,
     dt: Dt = None,
     reset: Reset = None,
     normalize: Normalized = None,
@@ -142,6 +144,7 @@ def parity(
             "backend": backend,
             "limit": limit,
             "tau": tau,
+            "threshold": threshold,
             "dt": dt,
             "reset": reset,
             "normalize": normalize,
@@ -202,6 +205,8 @@ def _print(outcome: Outcome) -> None:
         print_expected(report.expected)
     if report.nir_differing is None:
         say("(a) Float against float: not compared, the float NIR graph is itself the reference")
+    elif report.itself is not None:
+        say(f"(a) Float against float: {itself_words(report.itself)}")
     else:
         say(
             "(a) Float against float: the float NIR graph differs from PyTorch in "

@@ -33,9 +33,10 @@ from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.read_as import ReadAs
 from stl_deploy.models.net import STLNet, from_params
 from stl_deploy.spread import Spread, Threads
-from stl_deploy.verify import against_recording, reading
+from stl_deploy.verify import against_network, against_recording, reading
 from stl_deploy.verify import budgets as B
 from stl_deploy.verify.against_float import ParityReport, compare
+from stl_deploy.verify.against_network import Itself
 from stl_deploy.verify.against_reference import Agreement, measure
 from stl_deploy.verify.recorded import Expected
 
@@ -43,6 +44,7 @@ FAR = 0.05  # of a population's spikes that differ with equal inputs; rounding m
 BATCH = 25  # samples; fixed, so that who works on them changes nothing
 REFERENCE = "hw_sim/reference.py"
 PYTORCH = "PyTorch in float64"
+ITSELF = "the network itself, in PyTorch"
 GRAPH = "float NIR graph in float64"
 
 # ``watch(what, total, unit)`` shows a bar and gives what is to be called with the amount done.
@@ -67,6 +69,7 @@ class Settings:
     backends: tuple[str, ...] = ("hw_sim",)
     limit: int | None = None
     tau: float | None = None
+    threshold: float | None = None
     dt: float | None = None
     reset: Reset | None = None
     model_class: str | None = None
@@ -122,16 +125,17 @@ class Outcome:
 
     def _comparisons(self) -> dict[str, Any]:
         """The three comparisons, each with its reference, its rule and whether it holds."""
-        differing = self.report.nir_differing
+        differing, itself = self.report.nir_differing, self.report.itself
         return {
             "float_nir": None
             if differing is None
             else {
-                "reference": PYTORCH,
+                "reference": PYTORCH if itself is None else ITSELF,
                 "compared": GRAPH,
-                "rule": "exact",
-                "entries": self.report.entries,
+                "rule": "exact" if itself is None else "exact but for ties",
+                "entries": self.report.entries if itself is None else itself.entries,
                 "differing": differing,
+                "tied": 0 if itself is None else itself.tied,
                 "passed": differing == 0,
             },
             "backends": {
@@ -243,6 +247,7 @@ def settings(
         # The table's limit is about the table's input.
         limit=said.get("limit") if "input" in said else value("limit"),
         tau=value("tau"),
+        threshold=value("threshold"),
         dt=value("dt"),
         reset=value("reset"),
         model_class=value("model_class"),
@@ -276,8 +281,7 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     Raises InputError, LoweringError, BackendError, CertificateError.
     """
     network = nir_file.read_network(what.lowered)
-    raster = rasters.load(what.data).first(what.limit)
-    rasters.check_fits(raster, str(what.data), network)
+    raster = rasters.check_fits(rasters.load(what.data).first(what.limit), str(what.data), network)
     names = [population.name for population in network.populations]
     what.budgets.check(names, raster.labels is not None, str(what.data))
     found = _floats(what, network)
@@ -298,15 +302,19 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
         report = _against_float(model, graph, network, raster, spread, watch)
         report = replace(report, expected=expected)
         agreements = _agreements(what, network, raster, spread, watch)
+    itself = _itself(found, raster, watch)
+    report = report.with_network(itself)
     failures = (
         *(() if expected is None else map(str, expected.problems())),
         *_float_differs(report),
         *(_difference(name, a) for name, a in agreements.items() if not a.exact),
         *what.budgets.judge(report),
     )
+    own = () if itself is None else itself.notes
     read_as = G.float_meta(graph).read_as
     notes = (
         *found.notes,
+        *own,
         *reading.differences(read_as, network, what.lowered),
         *_far(what, found, report),
     )
@@ -329,27 +337,29 @@ def _spread(address: str | None) -> AbstractContextManager[Spread]:
 def _floats(what: Settings, network: IntegerNetwork) -> Model:
     """The model with its float NIR graph, read as the network says that it was."""
     steps, classes = network.timesteps, network.readout.classes
-    is_nir = what.model_class is None and what.model.suffix == ".nir"
-    foreign = what.model_class is not None or is_nir
-    file = File(what.model, Given(model_class=what.model_class))
-    said = {name: getattr(what, name) for name in reading.KNOWN}
-    # The lowered network holds what an official state_dict or another tool's file does not.
-    given = Given(
-        **reading.settled(said, network, what.lowered, models.of(file).options),
-        timesteps=steps,
-        classes=classes,
-        levels=max(port.levels for port in network.inputs.values()) if foreign else None,
-        signed=any(port.signed for port in network.inputs.values()) if foreign else None,
+    words: dict[str, Any] = {name: getattr(what, name) for name in reading.KNOWN}
+    known = models.of(File(what.model, Given(model_class=what.model_class))).options
+    said = Given(
+        **reading.settled(words, network, what.lowered, known),
+        threshold=what.threshold,
         model_class=what.model_class,
         sample_shape=what.sample_shape,
         normalize=None if what.normalize is None else Normalize.parsed(what.normalize),
-        readout=network.readout.rule if network.readout.by_voltage and is_nir else None,
     )
+    # The lowered network holds what an official state_dict or another tool's file does not.
+    ports = list(network.inputs.values())
+    held: dict[str, Any] = {
+        "levels": max(port.levels for port in ports),
+        "signed": any(port.signed for port in ports),
+        "readout": network.readout.rule if network.readout.by_voltage else None,
+        "input_shape": ports[0].shape,
+    }
+    more = {name: value for name, value in held.items() if name in known}
     try:
-        found = models.read(what.model, given)
+        found = models.read(what.model, replace(said, timesteps=steps, classes=classes, **more))
     except InputError as error:
         unsaid = {"timesteps", "classes", "levels", "signed"}
-        unsaid |= {name for name, value in said.items() if value is None}
+        unsaid |= {name for name, value in words.items() if value is None}
         if {p.where for p in error.problems} <= {f"--{name}" for name in unsaid}:
             text = f"is not what the network was made from, which has T = {steps}"
             raise InputError(
@@ -372,14 +382,15 @@ def _far(what: Settings, found: Model, report: ParityReport) -> tuple[Diagnostic
     worst = max(report.layers, key=lambda layer: layer.mismatch_forced)
     if worst.mismatch_forced <= FAR:
         return ()
-    if "normalize" not in found.takes:
+    options = sorted(found.takes & {"normalize", "threshold"})
+    if not options:
         return ()
     return (
         Diagnostic(
             worst.name,
             f"{worst.mismatch_forced:.0%} of its spikes differ with equal inputs, far more than rounding "
             "does; perhaps it was exported with other options",
-            "give the --normalize that stl-export was given",
+            f"give the {' and '.join(f'--{name}' for name in options)} that stl-export was given",
         ),
     )
 
@@ -398,6 +409,16 @@ def _expected(
         return against_recording.compare(
             graph, raster.spikes, recording, on_progress=tell, spread=spread
         )
+
+
+def _itself(found: Model, raster: Raster, watch: Watch) -> Itself | None:
+    """The float graph against the user's own network, None where there is none."""
+    if found.live is None:
+        return None
+    assert found.graph is not None
+    with watch("the network itself", raster.shape[0], "samples") as tell:
+        only = raster.only("the raster")
+        return against_network.compare(found.live, found.graph, only, on_progress=tell)
 
 
 def _against_float(
@@ -429,6 +450,8 @@ def _agreements(
 
 def _float_differs(report: ParityReport) -> list[str]:
     """What the float NIR graph does otherwise than PyTorch, which is to be nothing."""
+    if report.itself is not None:
+        return [str(problem) for problem in report.itself.problems()]
     if not report.nir_differing:
         return []
     where = [layer.name for layer in report.layers if layer.nir_mismatch]

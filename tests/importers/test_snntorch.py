@@ -815,7 +815,7 @@ def test_inputs_of_a_pool_stay_spikes():
     )
     with torch.no_grad():
         net[1].weight.fill_(0.2)
-    assert set(unchecked(net, 100 * torch.rand(1, 1, 6, 6))) == {"2", "timesteps"}
+    assert set(unchecked(net, 100 * torch.rand(1, 1, 6, 6))) == {"2", "Sequential"}
 
 
 def doubled(spikes):

@@ -21,7 +21,7 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.given import File, Model, Normalize, Reset
-from stl_deploy.importers.nir import stated
+from stl_deploy.importers.nir import inputs, stated
 from stl_deploy.importers.nir.nodes import faults, flat, misfits
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
@@ -93,15 +93,19 @@ def read_model(file: File) -> Model:
 
 
 def read(
-    path: Path, options: Options | None = None, graph: nir.NIRGraph | None = None
+    path: Path,
+    options: Options | None = None,
+    graph: nir.NIRGraph | None = None,
+    read_as: tuple[ReadAs, ...] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float graph of a NIR file, which may have been read as ``graph`` already.
 
+    ``read_as`` says how its populations were read; None where that is NIR itself.
     Raises InputError for a broken file and LoweringError for a network that cannot be lowered, each
     naming everything that it met.
     """
     try:
-        return to_float(nir_io.read(path) if graph is None else graph, options)
+        return to_float(nir_io.read(path) if graph is None else graph, options, read_as)
     except (InputError, LoweringError) as error:
         raise type(error)(
             [
@@ -138,6 +142,7 @@ def to_float(
             steps_from="assumed" if options.timesteps is None else options.steps_from,
             ours=stated.is_ours(graph),
         )
+    records = {record.population: record for record in read_as}
     meta = G.FloatMeta(
         version=G.NEWEST,
         timesteps=timesteps,
@@ -147,7 +152,7 @@ def to_float(
         classes=classes,
         population=made.outputs // classes,
         readout=steps,
-        read_as=tuple(record for record in read_as if record.population in made.nodes),
+        read_as=tuple(records[name] for name in made.nodes if name in records),
     )
     return made.graph(meta)
 
@@ -161,7 +166,15 @@ def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
         nodes = stated.with_reset(nodes, options.reset, dt, stated.is_ours(graph))
     flow = Flow(nodes, edges, Reading(dt, binary), broken=problems)
     for name, node in nodes.items():
-        flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+        if not isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+    if not flow.broken:
+        steps = inputs.of_one_step(nodes, edges)
+        flow = replace(flow, nodes=steps.nodes, dropped=frozenset(steps.dropped.values()))
+        flow.broken += inputs.misfits(flow.nodes, edges)
+    for name, node in flow.nodes.items():
+        if isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
     flow.done()
     for kind in (nir.Input, nir.Output):
         found = sum(isinstance(node, kind) for node in nodes.values())
@@ -178,24 +191,49 @@ def _normalized(flow: Flow, options: Options, how: Normalize) -> Flow:
     nodes, edges = dict(flow.nodes), flow.edges
     for name in flow.inputs:
         shape = G.shape_of(nodes[name].input_type["input"])
-        if len(how.mean) not in (1, shape[0]):
-            what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
-            raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
-        mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
-        zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
         divided, normalized = f"{name}.levels", f"{name}.normalized"
         nodes[divided] = G.InputScale(shape, shape, options.levels)
-        nodes[normalized] = G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
+        nodes[normalized] = normalizing(shape, how)
         edges = [(normalized if a == name else a, b) for a, b in edges]
         edges += [(name, divided), (divided, normalized)]
     return replace(flow, nodes=nodes, edges=edges)
 
 
+def normalizing(shape: Shape, how: Normalize) -> G.BatchNorm:
+    """(x - mean) / std of an input of ``shape``. Raises InputError for another number of channels."""
+    if len(how.mean) not in (1, shape[0]):
+        what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
+        raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
+    mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
+    zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
+    return G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
+
+
 def notes(
     graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options | None = None
 ) -> tuple[Diagnostic, ...]:
+    """What was assumed in reading ``graph`` as ``lowered`` in addition to what ``read_as`` says."""
+    return _axes(graph) + _readouts(graph, lowered, options or Options())
+
+
+def _axes(graph: nir.NIRGraph) -> tuple[Diagnostic, ...]:
+    """Notes of the Inputs that count batch or time, which were read as one step."""
+    nodes, edges, _ = flat(graph)
+    read = inputs.of_one_step(nodes, edges)
+    found = []
+    for name, axes in read.dropped.items():
+        declared, step = (G.shape_of(n[name].input_type["input"]) for n in (nodes, read.nodes))
+        what = f"the shape {declared} counts batch or time; a step is read as {step}"
+        remedy = "nothing need be done if that is so; else correct the Input in the file"
+        if math.prod(axes) > 1:
+            found.append(Diagnostic(f"input {name}", what, remedy))
+    return tuple(found)
+
+
+def _readouts(
+    graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options
+) -> tuple[Diagnostic, ...]:
     """The readout that was taken, where spikes of the last neurons do not vote and nothing was said."""
-    options = options or Options()
     read = floats.decode(lowered).readout
     if read is None or options.readout is not None or options.steps is not None:
         return ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -20,6 +20,7 @@ from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
 from stl_deploy.importers.torch import modules, spikingjelly
 from stl_deploy.importers.torch.families import family_of, is_neuron, reset
+from stl_deploy.importers.torch.live import Live
 from stl_deploy.importers.torch.modules import (
     RECURRENT,
     STEPS,
@@ -59,16 +60,22 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
 
     Raises InputError and LoweringError naming everything that is wrong.
     """
-    graph, notes = lowered(net, sample, options)
-    for note in notes:
+    found = lowered(net, sample, options)
+    for note in found.notes:
         text = f"{note.where}: {note.what} -> {note.remedy}"
         warnings.warn(text, UncheckedWarning, stacklevel=3)
-    return graph
+    return found.graph
 
 
-def lowered(
-    net: nn.Module, sample: Tensor, options: nir_graph.Options
-) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+class Lowered(NamedTuple):
+    """The float graph of a network, ``notes`` on what was hardly checked, and the network itself to run."""
+
+    graph: nir.NIRGraph
+    notes: tuple[Diagnostic, ...]
+    live: Live
+
+
+def lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
     """See ``from_net``; and of which layers the check of the graph says little."""
     nir_graph.check(options)
     is_tensor = isinstance(sample, Tensor)
@@ -110,7 +117,9 @@ def lowered(
     graph = builder.graph(options)
     assert builder.reading is not None
     notes = torch_check.check(net, sample, trace, graph, options, builder.reading, reset)
-    return graph, (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    live = Live(net, sample, trace, graph, options, reset)
+    every = (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    return Lowered(graph, every, live)
 
 
 def _arguments(net: nn.Module) -> list[Problem]:
