@@ -174,6 +174,15 @@ Levels = Annotated[
     ),
 ]
 
+Sort = Annotated[
+    bool,
+    typer.Option(
+        "--sort",
+        help="Events: sort them by time, whatever their order in the file. Those at most 1 ms late always "
+        "are.",
+    ),
+]
+
 # Lines are wrapped at words on a terminal, and never in a pipe.
 stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 stderr = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
@@ -340,6 +349,21 @@ def warn_overflows(overflows: Mapping[str, int]) -> None:
     )
 
 
+def warn_events(origin: Mapping[str, Any]) -> None:
+    """Say on stderr what was done to the events of a dataset, by the counts in the raster's ``origin``."""
+    for key, what in {
+        "late": "events come after the window and are left out",
+        "early": "events come before the window and are left out",
+        "reordered": "events stood behind a later one in their file; they were sorted by time",
+    }.items():
+        if origin.get(key):
+            warn(f"{origin[key]:,} of {origin['events']:,} {what}")
+    if wrapped := origin.get("wrapped"):
+        warn(f"clocks wrapped around {wrapped:,} times; times go on there")
+    if empty := origin.get("empty"):
+        warn(f"{empty:,} of {origin['samples']:,} samples have no events; their frames are zeros")
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage, fine enough for small mismatches; only zero is 0, only one 100.
 
@@ -370,8 +394,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 def print_parity(parity: ParityReport) -> None:
     """Mismatch and certificates of every population, accuracies, agreement, first divergence."""
+    own = parity.nir_differing is not None  # else the graph that was read is all there is
+    reference = "the float64 model" if own else "the model as read, in float64"
     table(
-        f"Spike mismatch against the float64 model, {parity.samples:,} samples",
+        f"Spike mismatch against {reference}, {parity.samples:,} samples",
         ("population", "integer", "forced", "certified", "of spiking", "float32", "float NIR"),
         [
             (
@@ -440,7 +466,7 @@ def refuse_options_of_the_other(
     dataset: str, given: Collection[str], of_images: Collection[str] = ("encoding",)
 ) -> None:
     """Raise InputError for options that images have and events lack, or the other way round."""
-    foreign = {"size", "binning", "levels"} if dataset in IMAGES else set(of_images)
+    foreign = {"size", "binning", "levels", "sort"} if dataset in IMAGES else set(of_images)
     remedies = {"encoding": "omit it; --levels gives graded input"}
     problems = [
         Problem(

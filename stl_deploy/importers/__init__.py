@@ -74,7 +74,7 @@ IMPORTERS: dict[str, Importer] = {
         "NIR files of other tools",
         lambda file: file.is_nir,
         "nir.graph:read_model",
-        frozenset({"dt", "levels", "signed", "normalize", "readout"}),
+        frozenset({"dt", "reset", "levels", "signed", "normalize", "readout"}),
     ),
     **{name: _official(system) for name, system in SYSTEMS.items()},
     "stl": Importer(

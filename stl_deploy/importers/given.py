@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nir
 import numpy as np
@@ -21,10 +21,13 @@ from stl_deploy.formats import raster as rasters
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.read_as import Origin, Property
 from stl_deploy.ir.readouts import Rule
+from stl_deploy.ir.units import MAX_STEPS
 
 Params = dict[str, NDArray[Any]]
 Numbers = float | Sequence[float]
+Reset = Literal["zero", "subtract"]  # what a user can say of neurons whose file leaves it open
 MAX_NAMES = 1 << 24  # bytes of a checkpoint that are searched for names
 EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
@@ -33,11 +36,13 @@ EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 class Checkpoint:
     """An STL-SNN: its description and its parameters, checked against each other.
 
-    ``notes``: what the user should know of how they were found in a file.
+    ``origin`` says who stated what the file does not; empty where it states everything.
+    ``notes`` is what the user should know of how they were found in a file.
     """
 
     arch: Architecture
     params: Params
+    origin: Mapping[Property, Origin] = field(default_factory=dict)
     notes: tuple[Diagnostic, ...] = ()
 
 
@@ -98,6 +103,7 @@ class Given:
     timesteps: int | None = None
     classes: int | None = None
     dt: float | None = None
+    reset: Reset | None = None
     levels: int | None = None
     signed: bool | None = None
     normalize: Normalize | None = None
@@ -110,10 +116,24 @@ class Given:
 
     @property
     def steps(self) -> int | None:
-        """T of a model whose file does not say: what was given, else that of the raster."""
+        """T of a model whose file does not say: what was given, else that of the raster.
+
+        Raises InputError for a raster of more steps than any network has.
+        """
         if self.timesteps is not None or self.raster is None:
             return self.timesteps
-        return rasters.stream(self.raster).steps
+        steps = rasters.stream(self.raster).steps
+        if steps is not None and steps > MAX_STEPS:
+            what = f"has {steps} time steps; a network has at most {MAX_STEPS}"
+            raise InputError(Problem(str(self.raster), what, "make one of fewer steps"))
+        return steps
+
+    @property
+    def steps_from(self) -> Origin:
+        """Who said ``steps``."""
+        if self.timesteps is not None:
+            return "option"
+        return "assumed" if self.steps is None else "raster"
 
 
 @dataclass(frozen=True)
@@ -166,10 +186,11 @@ class Model:
     """A model that was read: its lowered float ``graph``, None where the file holds integers.
 
     ``checkpoint`` is that of an STL-SNN, ``network`` that of a model.nir; ``notes`` are what the user should
-    know of the import.
+    know of the import; ``takes`` are the fields of ``Given`` that can say what the file leaves open.
     """
 
     graph: nir.NIRGraph | None = None
     checkpoint: Checkpoint | None = None
     network: IntegerNetwork | None = None
     notes: tuple[Diagnostic, ...] = ()
+    takes: frozenset[str] = frozenset()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from stl_deploy.errors import InputError, Problem
@@ -22,7 +22,10 @@ def read(path: Path, given: Given) -> Model:
     if not file.is_nir and importer is not IMPORTERS["model-class"]:
         refuse_snntorch(path)
     _refuse(file.given, importer)
-    return importer.load()(file)
+    model = importer.load()(file)
+    return replace(
+        model, takes=importer.options.union(READ) if model.network is None else frozenset()
+    )
 
 
 def of(file: File) -> Importer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
 from stl_deploy.formats.state import arrays, unwrapped
 from stl_deploy.importers import stl_integers, stl_neurons
-from stl_deploy.importers.given import Checkpoint, File, Model, Params
+from stl_deploy.importers.given import Checkpoint, File, Given, Model, Params
 from stl_deploy.ir import arch as A
 from stl_deploy.ir import arch_neurons
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.read_as import Origin, Property
 from stl_deploy.lower.graph import lower
 
 
@@ -30,15 +31,18 @@ def read(
     tau: float | None = None,
     timesteps: int | None = None,
     classes: int | None = None,
+    raster: Path | None = None,
 ) -> Checkpoint:
     """Read ``path``. Raises InputError naming every problem of the file at once.
 
     ``tau``, ``timesteps`` and ``classes`` complete an official state_dict, which stores none of
-    them (defaults 0.5, 4 and 10); our own checkpoints hold them, and a contradiction is an error.
+    them (defaults 0.5, that of ``raster`` or 4, and 10); our own checkpoints hold them, and a contradiction
+    is an error.
     """
     if tau is not None and not 0 <= tau < 1:
         raise InputError(Problem("--tau", f"{tau} is not in 0 <= tau < 1"))
     data = read_tensors(path)
+    origin: dict[Property, Origin] = {}
     notes: tuple[Diagnostic, ...] = ()
     if "format" in data or "arch" in data:
         if data.get("format") != FORMAT:
@@ -54,23 +58,28 @@ def read(
         params = arrays(path, data.get("state_dict"), integers)
         _refuse_contradictions(path, architecture, tau, timesteps, classes)
     else:
+        given = Given(timesteps=timesteps, raster=raster)
+        origin = {
+            "tau": "assumed" if tau is None else "option",
+            "timesteps": given.steps_from,
+        }
         state = unwrapped(path, data)
         notes = state.notes(str(path))
         params = arrays(path, state.tensors)
         architecture = infer_architecture(
-            path, params, 0.5 if tau is None else tau, timesteps or 4, classes or 10
+            path, params, 0.5 if tau is None else tau, given.steps or 4, classes or 10
         )
     _check_params(path, architecture, params)
     stl_integers.check(path, architecture, params)
-    return Checkpoint(architecture, params, notes)
+    return Checkpoint(architecture, params, origin, notes)
 
 
 def read_model(file: File) -> Model:
     """The checkpoint and its lowered graph. Raises InputError and LoweringError with every problem."""
     given = file.given
-    checkpoint = read(file.path, given.tau, given.timesteps, given.classes)
-    graph = lower(to_graph(checkpoint.arch, checkpoint.params))
-    return Model(graph, checkpoint, notes=checkpoint.notes)
+    checkpoint = read(file.path, given.tau, given.timesteps, given.classes, given.raster)
+    graph = to_graph(checkpoint.arch, checkpoint.params, checkpoint.origin)
+    return Model(lower(graph), checkpoint, notes=checkpoint.notes)
 
 
 def params_of(model: torch.nn.Module) -> Params:
@@ -87,25 +96,35 @@ def params_of(model: torch.nn.Module) -> Params:
     return arrays(Path(type(model).__name__), dict(model.state_dict()))
 
 
-def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
+def to_graph(
+    architecture: A.Architecture, params: Params, origin: Mapping[Property, Origin] | None = None
+) -> nir.NIRGraph:
     """The float graph of a network, before it is lowered. Values keep the checkpoint's precision.
 
-    Integers become what they stand for, multiples of their unit, in float64.
+    Integers become what they stand for, multiples of their unit, in float64. ``origin`` says who stated
+    what a checkpoint may leave open.
     """
     trained = None
     if architecture.quantized is not None:
         trained, params = stl_integers.in_units(architecture, params)
     nodes, edges = _nodes(architecture, params, trained is None)
     read = None if architecture.readout == "votes" else G.Read(rule=architecture.readout)
-    version = 1 if trained is None else 2
+    origin = origin or {}
     meta = G.FloatMeta(
         timesteps=architecture.timesteps,
         input_levels=architecture.input.levels,
         classes=architecture.classes,
         population=architecture.population,
-        version=version if read is None else G.RULES,
+        version=G.NEWEST,
         trained=trained,
         readout=read,
+        read_as=tuple(
+            stl_neurons.read_as(
+                layer.name, layer, nodes[layer.name], architecture.timesteps, origin
+            )
+            for layer in architecture.layers
+            if layer.kind == "lif"
+        ),
     )
     return nir.NIRGraph(nodes, edges, metadata={G.KEY: meta.text()}, type_check=False)
 

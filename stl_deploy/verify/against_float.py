@@ -35,10 +35,12 @@ from stl_deploy.ir.synapses import IntArray
 from stl_deploy.ir.units import UNIT
 from stl_deploy.lower import graded
 from stl_deploy.models.net import STLNet, converted, from_params
+from stl_deploy.report.numbers import percent
 from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify import pairs
 from stl_deploy.verify.audit import Audit, Findings
 from stl_deploy.verify.divergence import Divergence, differ
+from stl_deploy.verify.recorded import Expected
 
 Float = NDArray[np.float64]
 Spikes = dict[str, NDArray[Any]]  # uint8, or values that neurons send
@@ -89,7 +91,8 @@ class ParityReport:
     ``first_divergence`` is None where no spike differs. ``not_certified`` says of populations why not.
     ``nir_differing`` are the entries in which the float NIR graph differs from the PyTorch model, None
     without one; ``overflows`` the neuron steps of the integer network outside a register. ``voltages`` are
-    those of the readout, None where it does not read any.
+    those of the readout, None where it does not read any. ``expected`` is the comparison of the float
+    graph with a recording of the network in its own tool, None without one.
     """
 
     samples: int
@@ -102,6 +105,20 @@ class ParityReport:
     nir_differing: int | None = None
     overflows: int = 0
     voltages: Voltages | None = None
+    expected: Expected | None = None
+
+    def __repr__(self) -> str:
+        same = percent(self.prediction_agreement)
+        told = f"ParityReport of {self.samples:,} samples: {same} equal predictions"
+        if self.accuracy_float is not None and self.accuracy_lowered is not None:
+            of_float, of_integers = map(percent, (self.accuracy_float, self.accuracy_lowered))
+            told += f", accuracy {of_float} float, {of_integers} integer"
+        lines = [
+            f"  {layer.name}: {percent(layer.mismatch)} of {layer.entries:,} spikes differ, "
+            f"{percent(layer.mismatch_forced)} by this population alone"
+            for layer in self.layers
+        ]
+        return "\n".join([told, *lines])
 
     @property
     def entries(self) -> int:

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.nir.graph import Options
+from stl_deploy.importers.torch.families import Family, family_of
 from stl_deploy.importers.torch.readings import Reading, given_back
-from stl_deploy.importers.torch.trace import Trace, Value, tensors
+from stl_deploy.importers.torch.trace import Trace
+from stl_deploy.importers.torch.values import Value, tensors
 from stl_deploy.ir import cut
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
@@ -362,12 +364,11 @@ def _doubled(net: nn.Module, moved: float, trace: Trace) -> nn.Module:
     copied = copy.deepcopy(net).double()
     for name, module in copied.named_modules():
         if name in trace.calls:
-            any_module: Any = module
-            any_module.threshold.data.mul_(1 + moved)
-            own = any_module.spike_grad
-            any_module.spike_grad = lambda x, own=own: own(x).to(x.dtype)
-    for module in copied.modules():
-        if not list(module.children()) or isinstance(getattr(module, "threshold", None), Tensor):
+            family = family_of(module)
+            assert family is not None
+            family.move(module, 1 + moved)
+    for name, module in copied.named_modules():
+        if not list(module.children()) or name in trace.calls:
             module.register_forward_pre_hook(_to_double)
     return copied
 
@@ -398,20 +399,23 @@ def _run(
     """The network's own spikes on ``given``, one tensor a call; ``held`` are handed on in their place."""
     run = _Run()
 
-    def watch(name: str) -> Any:
+    def watch(name: str, family: Family | None) -> Any:
         def after(_module: nn.Module, _args: Any, out: Any) -> Any:
             spikes = next(tensors(out))
             calls = run.spikes.setdefault(name, [])
-            calls.append(spikes.detach().cpu().double().numpy().copy())
+            found = spikes.detach().cpu().double().numpy().copy()
+            every = family is not None and family.all_steps(_module)
+            calls += [*found] if every else [found]
             if held is None:
                 return None
-            other = torch.as_tensor(held[name][len(calls) - 1]).to(spikes)
+            own = held[name][len(calls) - (len(found) if every else 1) : len(calls)]
+            other = torch.as_tensor(np.stack(own) if every else own[0]).to(spikes)
             return (other, *out[1:]) if isinstance(out, tuple) else other
 
         return after
 
     handles = [
-        m.register_forward_hook(watch(name))
+        m.register_forward_hook(watch(name, family_of(m)))
         for name, m in net.named_modules()
         if name in trace.calls
     ]

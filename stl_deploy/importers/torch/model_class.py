@@ -77,6 +77,7 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
         ) from None
     options = Options(
         timesteps=given.steps,
+        steps_from=given.steps_from,
         classes=given.classes,
         levels=given.levels or 1,
         signed=bool(given.signed),
