@@ -99,7 +99,27 @@ InputOrTable = Annotated[Path | None, _RASTER]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first N samples only.")]
 Tau = Annotated[
     float | None,
-    typer.Option("--tau", help="Decay of an official state_dict. \\[default: 0.5]"),
+    typer.Option(
+        "--tau",
+        help="What a step leaves of v in an official state_dict. \\[default: that of the official code]",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        metavar="V",
+        help="Thresholds of an official state_dict that does not hold them. \\[default: 1]",
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="C,H,W",
+        help="Shape of the images that an official state_dict reads. \\[default: that of --eval or --calib, "
+        "else that of MNIST or CIFAR]",
+    ),
 ]
 CheckpointOut = Annotated[
     Path, typer.Option("-o", "--out", metavar="PT", help="Checkpoint to write.")
@@ -239,7 +259,9 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def shape(text: str | None) -> tuple[int, ...] | None:
+def shape(
+    text: str | None, option: str = "--sample-shape", example: str = SHAPES
+) -> tuple[int, ...] | None:
     """The numbers of an option such as 1,28,28. Raises InputError for anything else."""
     if text is None:
         return None
@@ -251,11 +273,11 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     if not found or min(found) < 1:
         what = f"{text!r} is not a list of positive integers separated by commas"
     elif len(found) == 1:
-        what = f"{text!r} has one axis; the batch takes one, a sample at least another"
+        what = f"{text!r} has one axis; more are needed"
     elif math.prod(found) > MAX_SAMPLE:
         what = f"{text!r} has {math.prod(found):,} values; the limit is {MAX_SAMPLE:,}"
     if what:
-        raise InputError(Problem("--sample-shape", what, f"e.g. {SHAPES}"))
+        raise InputError(Problem(option, what, f"e.g. {example}"))
     return found
 
 

@@ -17,12 +17,14 @@ from stl_deploy.commands.common import (
     Debug,
     Dt,
     Force,
+    InputShape,
     Json,
     ModelClass,
     Normalized,
     Readout,
     SampleShape,
     Tau,
+    Threshold,
     chip_option,
     complain_diagnostics,
     find_chip,
@@ -136,6 +138,8 @@ def export(
         bool, typer.Option("--clamp-thresholds", help="Move thresholds that the chip cannot hold.")
     ] = False,
     tau: Tau = None,
+    threshold: Threshold = None,
+    input_shape: InputShape = None,
     timesteps: Annotated[
         int | None,
         typer.Option(
@@ -196,6 +200,8 @@ def export(
     check_out(out, force, [model, calib, evaluate, expect])
     given = Given(
         tau=tau,
+        threshold=threshold,
+        input_shape=shape(input_shape, "--input-shape", "1,28,28"),
         timesteps=timesteps,
         classes=classes,
         dt=dt,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickletools
+import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +28,7 @@ from stl_deploy.ir.units import MAX_STEPS
 Params = dict[str, NDArray[Any]]
 Numbers = float | Sequence[float]
 Reset = Literal["zero", "subtract"]  # what a user can say of neurons whose file leaves it open
+MAX_NAMES = 1 << 24  # bytes of a checkpoint that are searched for names
 EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
 
@@ -33,11 +37,13 @@ class Checkpoint:
     """An STL-SNN: its description and its parameters, checked against each other.
 
     ``origin`` says who stated what the file does not; empty where it states everything.
+    ``notes`` is what the user should know of how they were found in a file.
     """
 
     arch: Architecture
     params: Params
     origin: Mapping[Property, Origin] = field(default_factory=dict)
+    notes: tuple[Diagnostic, ...] = ()
 
 
 class Normalize(NamedTuple):
@@ -104,6 +110,8 @@ class Given:
     readout: Rule | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
+    threshold: float | None = None
+    input_shape: tuple[int, ...] | None = None
     raster: Path | None = None
 
     @property
@@ -144,6 +152,21 @@ class File:
     def graph(self) -> nir.NIRGraph:
         """The graph of a NIR file. Raises InputError for a broken one."""
         return nir_io.read(self.path)
+
+    @cached_property
+    def strings(self) -> frozenset[str]:
+        """All texts in a checkpoint, names of parameters among them. Nothing is unpickled."""
+        with (
+            suppress(Exception),
+            zipfile.ZipFile(self.path) as archive,
+        ):  # whatever a broken one raises
+            for info in archive.infolist():
+                if info.filename.endswith("/data.pkl") and info.file_size <= MAX_NAMES:
+                    data = archive.read(info)
+                    return frozenset(
+                        text for _, text, _ in pickletools.genops(data) if isinstance(text, str)
+                    )
+        return frozenset()
 
     def agree(self, **held: Any) -> None:
         """Raise InputError where an option contradicts what the file says."""

@@ -413,7 +413,12 @@ class _Decoder:
                 if words.read(self.graph.nodes[source]).port and np.any(given):
                     raise LoweringError(Problem(source, *NO_SECOND_BIAS))
                 bias = bias + of_channels(_float(given), shape)
-        return FloatPopulation(name, shape, decode_neurons(self.graph.nodes[name]), bias)
+        neurons = decode_neurons(self.graph.nodes[name])
+        if neurons.amplify is not None and not neurons.has_current and neurons.leak.any():
+            # A bias that the gain of each step multiplies: that of a convolution is one per channel.
+            bias = bias + neurons.leak / neurons.gain
+            neurons = replace(neurons, leak=np.zeros(1))
+        return FloatPopulation(name, shape, neurons, bias)
 
     def _arriving(self, name: str) -> Iterator[FloatConnection]:
         """The connections into a population."""

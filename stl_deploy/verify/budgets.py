@@ -77,6 +77,9 @@ class Table(LayerBudgets):
         ]
         | None
     ) = None
+    threshold: (
+        Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")] | None
+    ) = None
     dt: (
         Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, above 0")] | None
     ) = None

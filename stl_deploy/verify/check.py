@@ -67,6 +67,7 @@ class Settings:
     backends: tuple[str, ...] = ("hw_sim",)
     limit: int | None = None
     tau: float | None = None
+    threshold: float | None = None
     dt: float | None = None
     reset: Reset | None = None
     model_class: str | None = None
@@ -243,6 +244,7 @@ def settings(
         # The table's limit is about the table's input.
         limit=said.get("limit") if "input" in said else value("limit"),
         tau=value("tau"),
+        threshold=value("threshold"),
         dt=value("dt"),
         reset=value("reset"),
         model_class=value("model_class"),
@@ -329,27 +331,29 @@ def _spread(address: str | None) -> AbstractContextManager[Spread]:
 def _floats(what: Settings, network: IntegerNetwork) -> Model:
     """The model with its float NIR graph, read as the network says that it was."""
     steps, classes = network.timesteps, network.readout.classes
-    is_nir = what.model_class is None and what.model.suffix == ".nir"
-    foreign = what.model_class is not None or is_nir
-    file = File(what.model, Given(model_class=what.model_class))
-    said = {name: getattr(what, name) for name in reading.KNOWN}
-    # The lowered network holds what an official state_dict or another tool's file does not.
-    given = Given(
-        **reading.settled(said, network, what.lowered, models.of(file).options),
-        timesteps=steps,
-        classes=classes,
-        levels=max(port.levels for port in network.inputs.values()) if foreign else None,
-        signed=any(port.signed for port in network.inputs.values()) if foreign else None,
+    words: dict[str, Any] = {name: getattr(what, name) for name in reading.KNOWN}
+    known = models.of(File(what.model, Given(model_class=what.model_class))).options
+    said = Given(
+        **reading.settled(words, network, what.lowered, known),
+        threshold=what.threshold,
         model_class=what.model_class,
         sample_shape=what.sample_shape,
         normalize=None if what.normalize is None else Normalize.parsed(what.normalize),
-        readout=network.readout.rule if network.readout.by_voltage and is_nir else None,
     )
+    # The lowered network holds what an official state_dict or another tool's file does not.
+    ports = list(network.inputs.values())
+    held: dict[str, Any] = {
+        "levels": max(port.levels for port in ports),
+        "signed": any(port.signed for port in ports),
+        "readout": network.readout.rule if network.readout.by_voltage else None,
+        "input_shape": ports[0].shape,
+    }
+    more = {name: value for name, value in held.items() if name in known}
     try:
-        found = models.read(what.model, given)
+        found = models.read(what.model, replace(said, timesteps=steps, classes=classes, **more))
     except InputError as error:
         unsaid = {"timesteps", "classes", "levels", "signed"}
-        unsaid |= {name for name, value in said.items() if value is None}
+        unsaid |= {name for name, value in words.items() if value is None}
         if {p.where for p in error.problems} <= {f"--{name}" for name in unsaid}:
             text = f"is not what the network was made from, which has T = {steps}"
             raise InputError(
@@ -372,14 +376,15 @@ def _far(what: Settings, found: Model, report: ParityReport) -> tuple[Diagnostic
     worst = max(report.layers, key=lambda layer: layer.mismatch_forced)
     if worst.mismatch_forced <= FAR:
         return ()
-    if "normalize" not in found.takes:
+    options = sorted(found.takes & {"normalize", "threshold"})
+    if not options:
         return ()
     return (
         Diagnostic(
             worst.name,
             f"{worst.mismatch_forced:.0%} of its spikes differ with equal inputs, far more than rounding "
             "does; perhaps it was exported with other options",
-            "give the --normalize that stl-export was given",
+            f"give the {' and '.join(f'--{name}' for name in options)} that stl-export was given",
         ),
     )
 

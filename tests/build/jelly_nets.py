@@ -22,8 +22,7 @@ class CSNN(nn.Module):
             node(sj, kind, **fields), pools(2, 2),
             layer.Conv2d(4, 6, 3, padding=1), layer.BatchNorm2d(6), node(sj, kind, **fields),
             layer.Dropout(0.2), pools(2), layer.Flatten(), layer.Linear(24, 12, bias=False),
-            node(sj, kind, **fields), layer.Linear(12, 10), layer.BatchNorm1d(10), node(sj, kind, **fields),
-            layer.VotingLayer(2),
+            node(sj, kind, **fields), layer.Linear(12, 10), node(sj, kind, **fields), layer.VotingLayer(2),
         )  # fmt: skip
         sj.functional.set_step_mode(self, mode)
 
@@ -128,3 +127,39 @@ def dense(sj, mode, kind, size=12, between=20, **fields):
         if hasattr(module, "step_mode"):
             module.step_mode = mode
     return net
+
+
+class Voltage(nn.Module):
+    """The last neurons never fire, and their voltage is returned: at the end, or of all steps."""
+
+    def __init__(self, sj, every=False, **fields):
+        super().__init__()
+        self.every = every
+        self.body = dense(sj, "m", "LIFNode")
+        self.fc = nn.Linear(6, 4)
+        self.out = node(
+            sj, v_threshold=float("inf"), step_mode="m", store_v_seq=every, tau=4.0, **fields
+        )
+
+    def forward(self, x):
+        self.out(self.fc(self.body(x)))
+        return self.out.v_seq.mean(0) if self.every else self.out.v
+
+
+class Normed(nn.Module):
+    """BatchNorm whose output is multiplied by a number of each step, and one of thresholds."""
+
+    def __init__(self, sj, steps=6):
+        super().__init__()
+        layer = sj.layer
+        self.effective = layer.TemporalEffectiveBatchNorm1d(steps, 10)
+        self.body = nn.Sequential(
+            layer.Linear(12, 10), self.effective, node(sj, "LIFNode", v_reset=None),
+            layer.Linear(10, 8), layer.ThresholdDependentBatchNorm1d(1.0, 1.0, 8), node(sj, "IFNode"),
+            layer.WSLinear(8, 6), node(sj, "LIFNode"),
+        )  # fmt: skip
+        sj.functional.set_step_mode(self, "m")
+        self.effective.scale.data = torch.linspace(0.5, 2.0, steps)
+
+    def forward(self, x):
+        return self.body(x)

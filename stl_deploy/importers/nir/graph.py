@@ -178,17 +178,22 @@ def _normalized(flow: Flow, options: Options, how: Normalize) -> Flow:
     nodes, edges = dict(flow.nodes), flow.edges
     for name in flow.inputs:
         shape = G.shape_of(nodes[name].input_type["input"])
-        if len(how.mean) not in (1, shape[0]):
-            what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
-            raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
-        mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
-        zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
         divided, normalized = f"{name}.levels", f"{name}.normalized"
         nodes[divided] = G.InputScale(shape, shape, options.levels)
-        nodes[normalized] = G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
+        nodes[normalized] = normalizing(shape, how)
         edges = [(normalized if a == name else a, b) for a, b in edges]
         edges += [(name, divided), (divided, normalized)]
     return replace(flow, nodes=nodes, edges=edges)
+
+
+def normalizing(shape: Shape, how: Normalize) -> G.BatchNorm:
+    """(x - mean) / std of an input of ``shape``. Raises InputError for another number of channels."""
+    if len(how.mean) not in (1, shape[0]):
+        what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
+        raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
+    mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
+    zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
+    return G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
 
 
 def notes(

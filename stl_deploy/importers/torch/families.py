@@ -24,6 +24,8 @@ class Family:
         reset: puts the states of a neuron to those before the first step.
         move: multiplies the threshold of a neuron, of a copy in float64.
         all_steps: whether one call of a neuron is all steps, along axis 0.
+        amplifies: whether the node of its neurons takes all that they do from what arrives in a step, so
+            that this may be multiplied by a number of the step.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Family:
     reset: Callable[[Any], None]
     move: Callable[[Any, float], None]
     all_steps: Callable[[Any], bool]
+    amplifies: bool
 
     def held(self, module: nn.Module) -> tuple[str, ...]:
         """Those of ``states`` that a neuron has."""
@@ -85,6 +88,7 @@ FAMILIES = (
         _reset_snntorch,
         _move_snntorch,
         lambda module: False,
+        False,
     ),
     Family(
         "SpikingJelly",
@@ -93,6 +97,7 @@ FAMILIES = (
         _reset_spikingjelly,
         _move_spikingjelly,
         lambda module: module.step_mode == "m",
+        True,
     ),
 )
 

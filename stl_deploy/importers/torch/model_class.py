@@ -19,6 +19,7 @@ from torch import nn
 
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats.checkpoint import read_tensors
+from stl_deploy.formats.state import unwrapped
 from stl_deploy.importers.given import File, Given, Model
 from stl_deploy.importers.nir.graph import Options
 from stl_deploy.importers.torch.net import lowered
@@ -62,11 +63,10 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
                 "give e.g. --sample-shape 1,784, or name a function that returns (net, sample)",
             )
         )
-    data = read_tensors(path)
-    state = data.get("state_dict", data)
+    state = unwrapped(path, read_tensors(path), net.state_dict().keys())
     try:
         with redirect_stdout(sys.stderr):
-            net.load_state_dict(state)
+            net.load_state_dict(dict(state.tensors))
     except (Exception, SystemExit) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise InputError(
@@ -85,7 +85,8 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
     )
     try:
         with redirect_stdout(sys.stderr):
-            return lowered(net, sample, options)
+            graph, notes = lowered(net, sample, options)
+            return graph, (*state.notes(str(path)), *notes)
     except (InputError, LoweringError) as error:
         where = {"sample": "--sample-shape"} if given.sample_shape is not None else {}
         raise type(error)(

@@ -177,13 +177,19 @@ class _Builder:
         self.input_shapes: set[Shape] = set()
         self.steps = max(len(calls) for calls in trace.calls.values())
         self.reading: Reading | None = None
+        self.factors: dict[str, list[float]] = {}  # of what arrives at neurons, where steps differ
 
     def graph(self, options: nir_graph.Options) -> nir.NIRGraph:
         """The lowered graph. Raises LoweringError naming everything that is wrong."""
         for name, calls in self.trace.calls.items():
+            self._take_factors(name, calls)
             self._check_calls(name, calls)
         out = self._output()
         self.reading = out
+        if self.factors and options.timesteps not in (None, self.steps):
+            what = f"multiplies the input of neurons by numbers for {self.steps} steps"
+            remedy = f"say {self.steps} steps (timesteps=, --timesteps)"
+            self.problems.append(Problem("forward", what, remedy))
         if any(len(call.given.shape) < 2 for calls in self.trace.calls.values() for call in calls):
             shape = tuple(self.sample.shape)
             what = f"has the shape {shape}, which leaves nothing in addition to batch and time"
@@ -253,6 +259,16 @@ class _Builder:
             raise LoweringError(self.problems)
 
     # What a forward does at each step
+
+    def _take_factors(self, name: str, calls: list[Call]) -> None:
+        """Set aside by what each step multiplies the input of neurons, where steps differ in it alone."""
+        family = family_of(self.trace.modules[name])
+        if family is None or not family.amplifies or not all(_is_scaled(c.given) for c in calls):
+            return
+        factors = [float(call.given.facts[1]) for call in calls]
+        if len(set(factors)) > 1:
+            self.factors[name] = factors
+            calls[:] = [Call(call.given.args[0], call.states) for call in calls]
 
     def _check_calls(self, name: str, calls: list[Call]) -> None:
         """Every step must be like the others, and states be those of the step before."""
@@ -462,7 +478,7 @@ class _Builder:
         self.edges.append((source, name))
         made = Neurons(G.Dropout((), ()), {})
         try:
-            made = _neurons(name, module, shape, membrane)
+            made = _neurons(name, module, shape, membrane, self.factors.get(name))
         except LoweringError as error:
             self.problems += error.problems
         except ValueError as error:
@@ -494,12 +510,21 @@ class _Builder:
         self.edges += [(source, name), (name, neurons)]
 
 
-def _neurons(name: str, module: nn.Module, shape: Shape, membrane: bool) -> Neurons:
-    """The neurons of a layer, by the library that they are of; they may be read out by ``membrane``."""
+def _is_scaled(value: Value) -> bool:
+    return value.kind == "op" and bool(value.facts[0] == "scale")
+
+
+def _neurons(
+    name: str, module: nn.Module, shape: Shape, membrane: bool, factors: list[float] | None
+) -> Neurons:
+    """The neurons of a layer, by the library that they are of; they may be read out by ``membrane``.
+
+    ``factors`` multiply what arrives in each step.
+    """
     family = family_of(module)
     assert family is not None
     if family.name == "SpikingJelly":
-        return Neurons(spikingjelly.neuron(name, module, shape), {})
+        return Neurons(spikingjelly.neuron(name, module, shape, factors), {})
     return neuron(name, module, shape, membrane)
 
 

@@ -18,7 +18,7 @@ A threshold is put one float64 lower, as NIR's compare is strict and this one is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import nir
@@ -101,11 +101,11 @@ LEAKY = "use a LIFNode, IFNode or ParametricLIFNode"
 LATER = "computes a step from several steps of its input at once, and nothing is reset"
 GRADED = "sends several spikes a step, or numbers, where a spike is 0 or 1"
 NOISE = "draws noise in every step"
-NONLINEAR = "v enters its equation in another way than times a constant"
+NONLINEAR = "charges by an equation that is not linear in v"
 TWO = "has two states that drive each other"
 NAMED = {
     **dict.fromkeys(("QIFNode", "EIFNode"), NONLINEAR),
-    "IzhikevichNode": f"{NONLINEAR}, and {TWO}",
+    "IzhikevichNode": f"{NONLINEAR} and {TWO}",
     "AdaptBaseNode": TWO,
     "RAFNode": TWO,
     "ComplementaryLIFNode": TWO,
@@ -124,8 +124,13 @@ NAMED = {
 }
 
 
-def neuron(name: str, module: Any, shape: Shape) -> nir.ir.NIRNode:
-    """The node of the neurons ``name``. Raises LoweringError with everything that is not exact."""
+def neuron(
+    name: str, module: Any, shape: Shape, factors: Sequence[float] | None = None
+) -> nir.ir.NIRNode:
+    """The node of the neurons ``name``; ``factors`` multiply what arrives in each step.
+
+    Raises LoweringError with everything that is not exact.
+    """
     wrong = problems(name, module)
     if wrong:
         raise LoweringError(wrong)
@@ -148,6 +153,7 @@ def neuron(name: str, module: Any, shape: Shape) -> nir.ir.NIRNode:
         fires=not silent,
         floor=None if charge.floor is None else np.full(1, charge.floor),
         v0=np.full(1, start) if start else None,
+        amplify=None if factors is None else np.reshape(factors, (-1, *[1] * len(shape))),
     ).node()
 
 
@@ -201,15 +207,15 @@ def all_at_once(net: nn.Module) -> list[Problem]:
 def why_not(name: str, module: nn.Module) -> Problem:
     """Why the neurons ``name`` are refused."""
     kind = kind_of(module)
-    if kind.startswith("NonSpiking"):
-        what = f"a {kind} of SpikingJelly returns its voltage, not spikes"
-        return Problem(name, what, "use an IFNode or LIFNode with v_threshold=float('inf')")
-    if kind.startswith("Noisy"):
-        return Problem(name, f"a {kind} of SpikingJelly {NOISE}", LEAKY)
     if not type(module).__module__.startswith(NEURONS_OF_SPIKINGJELLY):
-        what = f"a {kind} changes what a neuron of SpikingJelly computes"
-        return Problem(name, what, LEAKY)
-    return Problem(name, f"a {kind} of SpikingJelly {NAMED.get(kind, 'is not supported')}", LEAKY)
+        return Problem(name, f"{kind} changes what a neuron of SpikingJelly computes", LEAKY)
+    if kind.startswith("NonSpiking"):
+        what = f"SpikingJelly's {kind} returns its voltage, not spikes"
+        return Problem(
+            name, what, "use an IFNode or LIFNode with v_threshold=float('inf'), and its v"
+        )
+    why = NOISE if kind.startswith("Noisy") else NAMED.get(kind, "is not supported")
+    return Problem(name, f"SpikingJelly's {kind} {why}", LEAKY)
 
 
 def problems(name: str, module: Any) -> list[Problem]:

@@ -69,6 +69,8 @@ LAYERS: dict[str, Make] = {
     "BatchNorm2d": _as(nn.BatchNorm2d),
     "ThresholdDependentBatchNorm1d": _as(nn.BatchNorm1d),
     "ThresholdDependentBatchNorm2d": _as(nn.BatchNorm2d),
+    "TemporalEffectiveBatchNorm1d": _as(nn.BatchNorm1d),
+    "TemporalEffectiveBatchNorm2d": _as(nn.BatchNorm2d),
     "MaxPool2d": _as(nn.MaxPool2d),
     "AvgPool2d": _as(nn.AvgPool2d),
     "AdaptiveAvgPool2d": _as(nn.AdaptiveAvgPool2d),
@@ -91,6 +93,13 @@ def is_layer(module: nn.Module) -> bool:
 def all_steps(module: Any) -> bool:
     """Whether one call is all steps, along axis 0."""
     return is_layer(module) and getattr(module, "step_mode", "s") == "m"
+
+
+def factors(module: Any) -> list[float] | None:
+    """By what a layer multiplies what it gives in each step; None for a layer that does not."""
+    if not type(module).__name__.startswith("TemporalEffectiveBatchNorm") or not is_layer(module):
+        return None
+    return [float(factor) for factor in module.scale.detach().double()]
 
 
 def plain(module: nn.Module, before: Shape) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from stl_deploy.errors import Problem
 from stl_deploy.importers.torch.families import Family, family_of, is_neuron
-from stl_deploy.importers.torch.spikingjelly_layers import all_steps, plain
+from stl_deploy.importers.torch.spikingjelly_layers import all_steps, factors, plain
 from stl_deploy.importers.torch.values import (
     MADE_HERE,
     Moved,
@@ -64,12 +64,14 @@ FACTS |= {
 FACTS |= {"element_size", "data_ptr", "is_pinned", "register_hook", "__hash__", "is_nonzero_static"}
 ADDS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
 SCALES = {"mul", "__mul__", "__rmul__", "multiply"}
+EACH = (nn.Linear, nn.Identity, nn.Dropout)  # work on the last axis, or on each number
+READOUTS = {"sum": "sum", "mean": "mean", "max": "max", "amax": "max"}
+APART = {"__getitem__", "select", "flatten", "view", "reshape", *READOUTS}
 FROM = {"rsub", "__rsub__"}
 DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
 REPEATS = {"repeat", "expand", "expand_as", "broadcast_to"}
 RECORDS = {"stack", "cat", "concat", "concatenate"}
 PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
-READOUTS = {"sum": "sum", "mean": "mean", "max": "max", "amax": "max"}
 INSTEAD = "use what docs/import-snntorch.md lists (How it is read), or do it outside the network"
 REMEDIES = {
     **dict.fromkeys(
@@ -167,6 +169,8 @@ class Recorder(TorchFunctionMode):
                 self.know(tensor, Value("unknown", tuple(tensor.shape)))
             return out
         axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        if name == "unbind":
+            used = [self.with_steps(value) if value.kind == "module" else value for value in used]
         if name == "unbind" and len(used) == 1 and has_steps(used[0]) and axis == used[0].at:
             for part, tensor in zip(used[0].args, results, strict=True):
                 self.know(tensor, part)
@@ -194,6 +198,9 @@ class Recorder(TorchFunctionMode):
         self, name: str, out: Tensor, args: Any, kwargs: Any, used: list[Value]
     ) -> Value | None:
         shape, first = tuple(out.shape), used[0]
+        if name in APART and first.kind == "module":
+            first = self.with_steps(first)
+            used = [first, *used[1:]]
         numbers = [x for x in (*args, *kwargs.values()) if isinstance(x, int | float)]
         alone = len(used) == 1 and len(list(tensors((args, kwargs)))) == 1
         if name in SAME and alone and keeps_values(out, args[0]):
@@ -318,13 +325,12 @@ class Recorder(TorchFunctionMode):
         """What a module with a meaning of its own makes of ``first``; of a record, step by step."""
         if first.kind == "unknown":
             return Value("unknown", shape)
-        if all_steps(module) and first.kind == "input" and first.at is None:
-            first = by_steps(first)
+        if all_steps(module):
+            first = self.with_steps(first)
         if not has_parts(first):
             before = first.shape[1:]
             return Value("module", shape, name, (first,), facts=self._plain(module, name, before))
-        each = (nn.Linear, nn.Identity, nn.Dropout)
-        if not all_steps(module) and not along_batch(first) and not isinstance(module, each):
+        if not all_steps(module) and not along_batch(first) and not isinstance(module, EACH):
             return Value("module", shape, name, (first,), facts=module)
         steps = len(first.args)
         if first.at is None:
@@ -332,8 +338,34 @@ class Recorder(TorchFunctionMode):
         else:
             size = *shape[: first.at], *shape[first.at + 1 :]
         facts = self._plain(module, name, first.args[0].shape[1:])
-        parts = tuple(Value("module", size, name, (part,), facts=facts) for part in first.args)
-        return Value("record", shape, args=parts, at=first.at)
+        parts = [Value("module", size, name, (part,), facts=facts) for part in first.args]
+        by_step = factors(module)
+        if by_step is not None:
+            pairs = zip(parts, by_step, strict=True)
+            parts = [self._op("scale", part, size, factor) for part, factor in pairs]
+        return Value("record", shape, args=tuple(parts), at=first.at)
+
+    def with_steps(self, value: Value) -> Value:
+        """``value`` with its steps along the first axis taken apart; as it is where they cannot be.
+
+        Layers that work on the last axis, or on each number, may have been given a whole sample.
+        """
+        if value.kind == "input" and value.at is None:
+            return by_steps(value)
+        if value.kind != "module" or not isinstance(value.facts, EACH):
+            return value
+        key = id(value), -1
+        if key not in self.apart:
+            first = self.with_steps(value.args[0])
+            made = None
+            if has_steps(first) and first.at == 0:
+                parts = tuple(
+                    Value("module", value.shape[1:], value.name, (part,), facts=value.facts)
+                    for part in first.args
+                )
+                made = Value("record", value.shape, args=parts, at=0)
+            self.apart[key] = value, made
+        return self.apart[key][1] or value
 
     def _plain(self, module: nn.Module, name: str, before: Shape) -> nn.Module:
         """The layer of PyTorch that ``module`` is, one object for all steps."""
@@ -531,10 +563,10 @@ def _all_steps_called(
 ) -> None:
     """Note the calls of a neuron that runs all steps in one, along axis 0; the states are the last ones."""
     calls = recorder.trace.calls[name]
+    before = len(calls)
     spikes, *left = results.values()
     size = tuple(spikes.shape[1:])
-    if given.kind == "input" and given.at is None:
-        given = by_steps(given)
+    given = recorder.with_steps(given)
     if not has_steps(given) or given.at != 0:
         recorder.where.append(name)
         if given.kind != "unknown":
@@ -555,3 +587,9 @@ def _all_steps_called(
     for tensor, state in zip(left, states, strict=True):
         if isinstance(tensor, Tensor):
             recorder.know(tensor, state)  # type: ignore[arg-type]
+    kept = getattr(recorder.trace.modules[name], "v_seq", None)  # v after every step
+    if isinstance(kept, Tensor):
+        every = tuple(
+            Value("neuron", size, name, at=1, call=before + t) for t in range(len(given.args))
+        )
+        recorder.know(kept, Value("record", tuple(kept.shape), args=every, at=0))
