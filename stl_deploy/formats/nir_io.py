@@ -72,7 +72,10 @@ def read(path: Path) -> nir.NIRGraph:
 
 def _packed(path: Path) -> Problem:
     """What to do about a zip archive, which is a checkpoint of PyTorch or a raster."""
-    with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one is no checkpoint either
+    with (
+        suppress(Exception),
+        zipfile.ZipFile(path) as archive,
+    ):  # a damaged one is no checkpoint either
         if any(name.endswith("/data.pkl") for name in archive.namelist()):
             remedy = (
                 f"export it first: stl-export {path} --target nir -o out, then name out/model.nir"
