@@ -518,15 +518,16 @@ def _other_axes(size: Shape, shape: Shape, steps: int) -> str | None:
     fits = len(size) > 2 and as_input(size[2:], shape)
     if fits and size[1] == steps:
         return None
-    if size[:1] == (steps,) and size[1:] == shape:
+    untimed = len(size) > 1 and (size[1:] == shape or (not fits and as_input(size[1:], shape)))
+    if untimed and size[0] == steps:
         return "add the axis of samples: spikes[None]"
     if fits and size[0] == steps:
         return "samples come first: give spikes.swapaxes(0, 1)"
-    if fits:
-        return None
-    if len(size) > 1 and as_input(size[1:], shape):
+    if untimed:
         add = "spikes[:, None]" if steps == 1 else f"np.repeat(spikes[:, None], {steps}, axis=1)"
         return f"add the axis of time: {add}, or encode each step by stl-raster ({PAGE})"
+    if fits:
+        return None
     if len(size) > 3 and (size[-1], *size[2:-1]) == shape:
         return "channels come first: give np.moveaxis(spikes, -1, 2)"
     what = f"{shape}" if len(shape) == 1 else f"{shape} or ({math.prod(shape)},)"
