@@ -99,7 +99,27 @@ InputOrTable = Annotated[Path | None, _RASTER]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first N samples only.")]
 Tau = Annotated[
     float | None,
-    typer.Option("--tau", help="Decay of an official state_dict. \\[default: 0.5]"),
+    typer.Option(
+        "--tau",
+        help="What a step leaves of v in an official state_dict. \\[default: that of the official code]",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        metavar="V",
+        help="Thresholds of an official state_dict that does not hold them. \\[default: 1]",
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="C,H,W",
+        help="Shape of the images that an official state_dict reads. \\[default: that of --eval or --calib, "
+        "else that of MNIST or CIFAR]",
+    ),
 ]
 CheckpointOut = Annotated[
     Path, typer.Option("-o", "--out", metavar="PT", help="Checkpoint to write.")
@@ -151,6 +171,15 @@ Levels = Annotated[
         help="Events: cut counts off at N; 1 gives spikes, more a graded input. \\[default: 1]",
         metavar="N",
         show_default=False,
+    ),
+]
+
+Sort = Annotated[
+    bool,
+    typer.Option(
+        "--sort",
+        help="Events: sort them by time, whatever their order in the file. Those at most 1 ms late always "
+        "are.",
     ),
 ]
 
@@ -249,7 +278,9 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def shape(text: str | None) -> tuple[int, ...] | None:
+def shape(
+    text: str | None, option: str = "--sample-shape", example: str = SHAPES
+) -> tuple[int, ...] | None:
     """The numbers of an option such as 1,28,28. Raises InputError for anything else."""
     if text is None:
         return None
@@ -261,11 +292,11 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     if not found or min(found) < 1:
         what = f"{text!r} is not a list of positive integers separated by commas"
     elif len(found) == 1:
-        what = f"{text!r} has one axis; the batch takes one, a sample at least another"
+        what = f"{text!r} has one axis; more are needed"
     elif math.prod(found) > MAX_SAMPLE:
         what = f"{text!r} has {math.prod(found):,} values; the limit is {MAX_SAMPLE:,}"
     if what:
-        raise InputError(Problem("--sample-shape", what, f"e.g. {SHAPES}"))
+        raise InputError(Problem(option, what, f"e.g. {example}"))
     return found
 
 
@@ -328,6 +359,21 @@ def warn_overflows(overflows: Mapping[str, int]) -> None:
     )
 
 
+def warn_events(origin: Mapping[str, Any]) -> None:
+    """Say on stderr what was done to the events of a dataset, by the counts in the raster's ``origin``."""
+    for key, what in {
+        "late": "events come after the window and are left out",
+        "early": "events come before the window and are left out",
+        "reordered": "events stood behind a later one in their file; they were sorted by time",
+    }.items():
+        if origin.get(key):
+            warn(f"{origin[key]:,} of {origin['events']:,} {what}")
+    if wrapped := origin.get("wrapped"):
+        warn(f"clocks wrapped around {wrapped:,} times; times go on there")
+    if empty := origin.get("empty"):
+        warn(f"{empty:,} of {origin['samples']:,} samples have no events; their frames are zeros")
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage, fine enough for small mismatches; only zero is 0, only one 100.
 
@@ -358,8 +404,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 def print_parity(parity: ParityReport) -> None:
     """Mismatch and certificates of every population, accuracies, agreement, first divergence."""
+    own = parity.nir_differing is not None  # else the graph that was read is all there is
+    reference = "the float64 model" if own else "the model as read, in float64"
     table(
-        f"Spike mismatch against the float64 model, {parity.samples:,} samples",
+        f"Spike mismatch against {reference}, {parity.samples:,} samples",
         ("population", "integer", "forced", "certified", "of spiking", "float32", "float NIR"),
         [
             (
@@ -428,7 +476,7 @@ def refuse_options_of_the_other(
     dataset: str, given: Collection[str], of_images: Collection[str] = ("encoding",)
 ) -> None:
     """Raise InputError for options that images have and events lack, or the other way round."""
-    foreign = {"size", "binning", "levels"} if dataset in IMAGES else set(of_images)
+    foreign = {"size", "binning", "levels", "sort"} if dataset in IMAGES else set(of_images)
     remedies = {"encoding": "omit it; --levels gives graded input"}
     problems = [
         Problem(

@@ -68,6 +68,7 @@ def simulate(
     from stl_deploy.formats import raster as rasters
     from stl_deploy.hw_sim import simulate as sim
     from stl_deploy.hw_sim.account.energy import unscheduled
+    from stl_deploy.report import reading
     from stl_deploy.report.sections import render
 
     if states and out is None:
@@ -89,6 +90,8 @@ def simulate(
             raster, out, states, lambda n: bar.update(task, completed=n), spread, replace=force
         )
     activity, counts = sim.summarize(network, done, raster), done.counts
+    if assumed := reading.assumed(network.read_as):
+        warn(f"{model}: assumed when the model was read: {assumed}")
     if (problem := unscheduled(network)) is not None:
         warn(str(problem))
     if report is not None:

@@ -18,6 +18,7 @@ from stl_deploy.commands.common import (
     Levels,
     Limit,
     Size,
+    Sort,
     asked,
     data_folder,
     print_json,
@@ -25,7 +26,7 @@ from stl_deploy.commands.common import (
     refuse_options_of_the_other,
     run,
     say,
-    warn,
+    warn_events,
 )
 from stl_deploy.data.catalogue import IMAGES
 from stl_deploy.errors import InputError, Problem
@@ -69,6 +70,7 @@ def raster(
     size: Size = None,
     binning: Binning = None,
     levels: Levels = None,
+    sort: Sort = False,
     limit: Limit = None,
     force: Force = False,
     as_json: Json = False,
@@ -95,7 +97,7 @@ def raster(
         made = replace(made, held=frozenset({rasters.ONLY}) if held else None)
         how = f"{encoding}, held" if held else f"{encoding}, seed {seed}"
     else:
-        wanted = Wanted(timesteps, size, binning, levels or 1, limit)
+        wanted = Wanted(timesteps, size, binning, levels or 1, limit, sort)
         made, source = _events(dataset, folder, split, wanted, as_json)
         how = f"frames by {source['binning']}"
     rasters.save(out, made, source, replace=force)
@@ -158,8 +160,7 @@ def _events(
             wanted,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if source["late"]:
-        warn(f"{source['late']:,} of {source['events']:,} events come after the window")
+    warn_events(source)
     return made, source
 
 

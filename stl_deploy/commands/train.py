@@ -23,6 +23,7 @@ from stl_deploy.commands.common import (
     Json,
     Levels,
     Size,
+    Sort,
     asked,
     chip_option,
     data_folder,
@@ -34,6 +35,7 @@ from stl_deploy.commands.common import (
     say,
     stderr,
     warn,
+    warn_events,
 )
 from stl_deploy.data.catalogue import EVENT_SETS, IMAGES
 from stl_deploy.errors import InputError, LoweringError, Problem
@@ -69,6 +71,7 @@ def train(
     size: Size = None,
     binning: Binning = None,
     levels: Levels = None,
+    sort: Sort = False,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -179,7 +182,7 @@ def train(
     check_writable(out)
     check_writable(snapshot)
     check_distinct([init, raster], [out, snapshot])
-    wanted = Wanted(timesteps, size, binning, levels or 1, limit)
+    wanted = Wanted(timesteps, size, binning, levels or 1, limit, sort)
     given = _inputs(dataset, data, raster, encoding, wanted, as_json)
     defaults = EVENT_SETS[given.dataset] if given.dataset else None
     model = None
@@ -387,7 +390,7 @@ def _check_data_usage(dataset: str, raster: Path | None, given: Collection[str])
     if raster is None:
         refuse_options_of_the_other(dataset, given)
         return
-    foreign = ("dataset", "data", "size", "binning", "levels", "encoding", "timesteps")
+    foreign = ("dataset", "data", "size", "binning", "levels", "sort", "encoding", "timesteps")
     problems = [
         Problem(f"--{name}", "comes from the raster of --raster", "omit it")
         for name in foreign
@@ -420,13 +423,15 @@ def _inputs(
         return inputs.images(folder, encoding, wanted.limit, split)
     with progress(quiet) as bar:
         task = bar.add_task("sample", total=None, note="")
-        return inputs.events(
+        given = inputs.events(
             dataset,
             folder,
             wanted,
             lambda done, total: bar.update(task, completed=done, total=total),
             split,
         )
+    warn_events(given.origin)
+    return given
 
 
 def _integers(init: Path, bits: int, chip: str, given: Inputs) -> QatNet:

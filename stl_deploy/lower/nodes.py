@@ -277,6 +277,10 @@ def _place(node: G.Place, shape: Shape, _reading: Reading) -> Linear:
     return Linear(L.IDENTITY, node.out_shape, place=place)
 
 
+def _shift(node: G.Shift, shape: Shape, _reading: Reading) -> Linear:
+    return Linear(L.IDENTITY, shape, node.values)
+
+
 def _delay(node: nir.Delay, shape: Shape, reading: Reading) -> Linear:
     steps = parameter(node, "delay", shape) / reading.dt
     whole = np.rint(steps)
@@ -309,6 +313,7 @@ LINEAR: dict[type, Callable[[Any, Shape, Reading], Linear]] = {
     G.InputScale: _input_scale,
     G.Dropout: _nothing,
     G.Place: _place,
+    G.Shift: _shift,
 }
 # Of nodes that change it. Other shapes are looked at where the node is read.
 SHAPES: dict[type, Callable[[Any, Shape], Shape]] = {

@@ -569,8 +569,10 @@ def test_values_are_looked_at_when_they_are_read(saved, tmp_path):
     with pytest.raises(InputError, match=r"values 0\.\.3, the network reads 0\.\.2"):
         list(raster.batches(4))
     assert len(list(raster.first(9).batches(4))) == 3
-    with pytest.raises(InputError, match=r"has inputs \(2, 4\)"):
-        check_fits(stream(path), str(path), replace(network, inputs={"input": Input((8,), 2)}))
+    with pytest.raises(
+        InputError, match=r"has shape \(\d+, 3, 2, 4\), the network reads \[N, 3, 4, 2\]"
+    ):
+        check_fits(stream(path), str(path), replace(network, inputs={"input": Input((4, 2), 2)}))
     with pytest.raises(InputError, match="3 time steps"):
         check_fits(stream(path), str(path), replace(network, timesteps=4))
 

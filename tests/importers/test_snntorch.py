@@ -267,7 +267,7 @@ ALWAYS = {"beta": 0.5, "init_hidden": True}
         (Small(lambda s, x: s.lif(s.fc(x) * s.fc(x))), "mul"),
         (Small(lambda s, x: s.lif(nn.functional.linear(x, s.fc.weight))), "linear of a tensor"),
         (Small(lambda s, x: (s.lif(s.fc(x)), x)[1]), "does not return the spikes"),
-        (Small(lambda s, x: s.fc(x)), "has no snnTorch neurons that spike"),
+        (Small(lambda s, x: s.fc(x)), "has no neurons of snnTorch or SpikingJelly that spike"),
         (Small(lambda s, x: s.lif(s.fc(x + 1))), "add"),
         (Small(neurons=snn.Leaky(**ALWAYS, inhibition=True)), "inhibition is set"),
         (Small(neurons=snn.Leaky(**ALWAYS, spike_grad=torch.sigmoid)), "not spikes above 0"),
@@ -792,7 +792,7 @@ def test_a_fault_of_one_step_with_the_batch_first(step):
 def test_a_raster_with_its_axes_mixed_up_is_seen(monkeypatch):
     """A planted fault of the check's own, where time and batch are as long."""
     monkeypatch.setattr(
-        torch_check, "_raster", lambda given, *_: given[0].double().numpy().swapaxes(0, 1)
+        torch_check, "raster_of", lambda given, *_: given[0].double().numpy().swapaxes(0, 1)
     )
     net = loop(batch_first, lambda o: torch.stack(o, 1))
     assert "l1: " in refused(net, torch.zeros(10, 10, 20))
@@ -815,7 +815,7 @@ def test_inputs_of_a_pool_stay_spikes():
     )
     with torch.no_grad():
         net[1].weight.fill_(0.2)
-    assert set(unchecked(net, 100 * torch.rand(1, 1, 6, 6))) == {"2", "timesteps"}
+    assert set(unchecked(net, 100 * torch.rand(1, 1, 6, 6))) == {"2", "Sequential"}
 
 
 def doubled(spikes):

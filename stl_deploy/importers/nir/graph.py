@@ -20,11 +20,13 @@ import numpy as np
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.importers.given import File, Model, Normalize
+from stl_deploy.importers.given import File, Model, Normalize, Reset
+from stl_deploy.importers.nir import inputs, stated
 from stl_deploy.importers.nir.nodes import faults, flat, misfits
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.read_as import Origin, ReadAs
 from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
@@ -35,23 +37,25 @@ from stl_deploy.lower.linear import MAX_NEURONS
 from stl_deploy.lower.nodes import Reading
 
 DEFAULT_STEPS = 4
-NAMED = 8  # populations that a note names
 
 
 @dataclass(frozen=True)
 class Options:
     """What NIR does not say.
 
-    dt: seconds of a time step, for neurons with time constants; timesteps: T; classes: the last
-    population is read as that many groups of neurons, each voting for a class (default: as many as
-    neurons); levels: inputs are whole numbers 0..levels, 1 for spikes, signed: -levels..levels;
+    dt: seconds of a time step, for neurons with time constants; reset: of populations that do not state
+    theirs; timesteps: T, and ``steps_from`` who said so; classes: the last population is read as that many
+    groups of neurons, each voting for a class (default: as many as neurons); levels: inputs are whole
+    numbers 0..levels, 1 for spikes, signed: -levels..levels;
     normalize: what was done to them before the network; held: one frame is read in every step.
     readout: the rule by which classes are scored (default: the last v of neurons without a threshold, else
     votes); steps: the weight of each step in votes.
     """
 
-    dt: float = G.DT
+    dt: float | None = None
+    reset: Reset | None = None
     timesteps: int | None = None
+    steps_from: Origin = "option"
     classes: int | None = None
     levels: int = 1
     signed: bool = False
@@ -74,8 +78,10 @@ def read_model(file: File) -> Model:
             )
         )
     options = Options(
-        dt=G.DT if given.dt is None else given.dt,
+        dt=given.dt,
+        reset=given.reset,
         timesteps=given.steps,
+        steps_from=given.steps_from,
         classes=given.classes,
         levels=given.levels or 1,
         signed=bool(given.signed),
@@ -87,15 +93,19 @@ def read_model(file: File) -> Model:
 
 
 def read(
-    path: Path, options: Options | None = None, graph: nir.NIRGraph | None = None
+    path: Path,
+    options: Options | None = None,
+    graph: nir.NIRGraph | None = None,
+    read_as: tuple[ReadAs, ...] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float graph of a NIR file, which may have been read as ``graph`` already.
 
+    ``read_as`` says how its populations were read; None where that is NIR itself.
     Raises InputError for a broken file and LoweringError for a network that cannot be lowered, each
     naming everything that it met.
     """
     try:
-        return to_float(nir_io.read(path) if graph is None else graph, options)
+        return to_float(nir_io.read(path) if graph is None else graph, options, read_as)
     except (InputError, LoweringError) as error:
         raise type(error)(
             [
@@ -107,8 +117,13 @@ def read(
         ) from None
 
 
-def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGraph:
-    """See ``read``; ``graph`` may also hold the nodes of ``ir/nir_graph.py`` that NIR does not know."""
+def to_float(
+    graph: nir.NIRGraph, options: Options | None = None, read_as: tuple[ReadAs, ...] | None = None
+) -> nir.NIRGraph:
+    """See ``read``; ``graph`` may also hold the nodes of ``ir/nir_graph.py`` that NIR does not know.
+
+    ``read_as`` says how its populations were read; None where that is NIR itself.
+    """
     options = options or Options()
     check(options)
     flow = _flow(graph, options)
@@ -116,16 +131,28 @@ def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGrap
     made = lowered(flow, wanted)
     classes = classes_of(made.outputs, wanted)
     steps = None if options.steps is None else G.Read(steps=options.steps)
-    newer = 3 if options.signed or options.held else 1
+    timesteps = options.timesteps or DEFAULT_STEPS
+    if read_as is None:
+        read_as = stated.records(
+            flat(graph)[0],
+            made.nodes,
+            dt=options.dt,
+            reset=options.reset,
+            timesteps=timesteps,
+            steps_from="assumed" if options.timesteps is None else options.steps_from,
+            ours=stated.is_ours(graph),
+        )
+    records = {record.population: record for record in read_as}
     meta = G.FloatMeta(
-        version=newer if steps is None else G.RULES,
-        timesteps=options.timesteps or DEFAULT_STEPS,
+        version=G.NEWEST,
+        timesteps=timesteps,
         input_levels=options.levels,
         signed=options.signed,
         held=options.held,
         classes=classes,
         population=made.outputs // classes,
         readout=steps,
+        read_as=tuple(records[name] for name in made.nodes if name in records),
     )
     return made.graph(meta)
 
@@ -134,9 +161,20 @@ def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
     """The graph laid flat, its nodes looked at. Raises InputError naming what is broken."""
     nodes, edges, problems = flat(graph)
     binary = options.levels == 1 and not options.signed
-    flow = Flow(nodes, edges, Reading(options.dt, binary), broken=problems)
+    dt = G.DT if options.dt is None else options.dt
+    if not problems:
+        nodes = stated.with_reset(nodes, options.reset, dt, stated.is_ours(graph))
+    flow = Flow(nodes, edges, Reading(dt, binary), broken=problems)
     for name, node in nodes.items():
-        flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+        if not isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+    if not flow.broken:
+        steps = inputs.of_one_step(nodes, edges)
+        flow = replace(flow, nodes=steps.nodes, dropped=frozenset(steps.dropped.values()))
+        flow.broken += inputs.misfits(flow.nodes, edges)
+    for name, node in flow.nodes.items():
+        if isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
     flow.done()
     for kind in (nir.Input, nir.Output):
         found = sum(isinstance(node, kind) for node in nodes.values())
@@ -153,34 +191,43 @@ def _normalized(flow: Flow, options: Options, how: Normalize) -> Flow:
     nodes, edges = dict(flow.nodes), flow.edges
     for name in flow.inputs:
         shape = G.shape_of(nodes[name].input_type["input"])
-        if len(how.mean) not in (1, shape[0]):
-            what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
-            raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
-        mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
-        zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
         divided, normalized = f"{name}.levels", f"{name}.normalized"
         nodes[divided] = G.InputScale(shape, shape, options.levels)
-        nodes[normalized] = G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
+        nodes[normalized] = normalizing(shape, how)
         edges = [(normalized if a == name else a, b) for a, b in edges]
         edges += [(name, divided), (divided, normalized)]
     return replace(flow, nodes=nodes, edges=edges)
 
 
+def normalizing(shape: Shape, how: Normalize) -> G.BatchNorm:
+    """(x - mean) / std of an input of ``shape``. Raises InputError for another number of channels."""
+    if len(how.mean) not in (1, shape[0]):
+        what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
+        raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
+    mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
+    zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
+    return G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
+
+
 def notes(
     graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options | None = None
 ) -> tuple[Diagnostic, ...]:
-    """What was assumed in reading ``graph`` as ``lowered``: what is not stated of steps, resets, readout."""
-    options = options or Options()
-    return steps(options) + resets(graph, options.dt) + _readouts(graph, lowered, options)
+    """What was assumed in reading ``graph`` as ``lowered`` in addition to what ``read_as`` says."""
+    return _axes(graph) + _readouts(graph, lowered, options or Options())
 
 
-def steps(options: Options) -> tuple[Diagnostic, ...]:
-    """A note where nobody said how many steps a sample has."""
-    if options.timesteps is not None:
-        return ()
-    what = f"nothing says how many time steps a sample has; {DEFAULT_STEPS} are assumed"
-    remedy = "give --timesteps, or a raster by --eval or --calib (in Python timesteps=...)"
-    return (Diagnostic("timesteps", what, remedy),)
+def _axes(graph: nir.NIRGraph) -> tuple[Diagnostic, ...]:
+    """Notes of the Inputs that count batch or time, which were read as one step."""
+    nodes, edges, _ = flat(graph)
+    read = inputs.of_one_step(nodes, edges)
+    found = []
+    for name, axes in read.dropped.items():
+        declared, step = (G.shape_of(n[name].input_type["input"]) for n in (nodes, read.nodes))
+        what = f"the shape {declared} counts batch or time; a step is read as {step}"
+        remedy = "nothing need be done if that is so; else correct the Input in the file"
+        if math.prod(axes) > 1:
+            found.append(Diagnostic(f"input {name}", what, remedy))
+    return tuple(found)
 
 
 def _readouts(
@@ -205,36 +252,6 @@ def _readouts(
     remedy = "choose another by --readout last, mean or max (in Python readout=...)"
     where = f"readout of {read.source}" if own else "readout"
     return (Diagnostic(where, taken, remedy),)
-
-
-def resets(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
-    """A note of the neurons in ``graph`` whose reset is not stated.
-
-    Neurons that forget v in every step (tau = ``dt``) need none, and files of stl-deploy state theirs.
-    """
-    if {G.KEY, nir_portable.KEY} & graph.metadata.keys():
-        return ()
-    nodes, _, _ = flat(graph)
-    names = [
-        name
-        for name, node in nodes.items()
-        if isinstance(node, nir.LIF | nir.IF | nir.CubaLIF)
-        and "reset" not in node.metadata
-        and not (isinstance(node, nir.LIF) and np.all(node.tau == dt))
-    ]
-    if not names:
-        return ()
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return (
-        Diagnostic(
-            f"population{'s' if len(names) > 1 else ''} {', '.join(names[:NAMED])}{more}",
-            "the reset is not stated and is read as in NIR's equations: to v_reset in the step of "
-            "the spike. Files of snnTorch and sinabs do not state that their neurons subtract the "
-            "threshold by default",
-            "import a network of snnTorch by --model-class; otherwise set "
-            """metadata["reset"] of these nodes to "zero" or "subtract" (docs/import-nir.md)""",
-        ),
-    )
 
 
 def examine(graph: nir.NIRGraph) -> None:
@@ -291,9 +308,12 @@ def check(options: Options) -> None:
     if options.readout not in (None, *get_args(Rule)):
         what = f"{options.readout!r} is not a known readout"
         problems.append(Problem("--readout", what, f"choose from {', '.join(get_args(Rule))}"))
-    known = isinstance(options.dt, int | float)
-    if not (known and math.isfinite(options.dt) and options.dt > 0):
-        problems.append(Problem("--dt", f"{options.dt} is not a time in seconds above zero"))
+    dt = G.DT if options.dt is None else options.dt
+    if not (isinstance(dt, int | float) and math.isfinite(dt) and dt > 0):
+        problems.append(Problem("--dt", f"{dt} is not a time in seconds above zero"))
+    if options.reset not in (None, *get_args(Reset)):
+        what = f"{options.reset!r} is not a reset that can be chosen"
+        problems.append(Problem("--reset", what, f"choose from {', '.join(get_args(Reset))}"))
     for name, value, high in (
         ("--timesteps", options.timesteps, MAX_STEPS),
         ("--classes", options.classes, MAX_NEURONS),

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.torch.classes import neuron_kind, overridden
-from stl_deploy.importers.torch.trace import Value
+from stl_deploy.importers.torch.values import Value
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import FloatNeurons
+from stl_deploy.ir.read_as import Origin, ReadAs
 from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
@@ -38,6 +39,7 @@ STEPS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
     nn.MaxPool2d,
     nn.Flatten,
     nn.Dropout,
@@ -77,7 +79,27 @@ def _op(value: Value) -> nir.ir.NIRNode:
         return nir.Scale(scale=np.full(value.shape[1:], facts[0]))
     if kind == "flatten":
         return G.flatten(value.args[0].shape[1:])
+    if kind == "and":  # of spikes, from which those behind a "not" are taken off
+        positive = sum(not is_not(part) for part in value.args)
+        return nir.Threshold(threshold=np.full(value.shape[1:], positive - 0.5))
+    if kind == "not":
+        return nir.Scale(scale=np.full(value.shape[1:], -1.0))
     return G.Dropout((), ())  # several in-edges add up
+
+
+def is_not(value: Value) -> bool:
+    """Whether it is 1 - x of another value x."""
+    return value.kind == "op" and bool(value.facts[0] == "not")
+
+
+def are_spikes(value: Value) -> bool:
+    """Whether it can be told that all of a value is 0 or 1."""
+    if value.kind == "neuron":
+        return value.at == 0
+    if value.kind == "op" and value.facts[0] in ("and", "not", "flatten"):
+        return all(map(are_spikes, value.args))
+    silent = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.MaxPool2d)
+    return value.kind == "module" and isinstance(value.facts, silent) and are_spikes(value.args[0])
 
 
 def _module(value: Value) -> nir.ir.NIRNode:
@@ -116,6 +138,13 @@ def _module(value: Value) -> nir.ir.NIRNode:
                     f"ceil_mode, and windows {kernel} that leave a part of {before}; crop or pad it"
                 )
             return nir.AvgPool2d(*map(np.array, (kernel, stride, padding)))
+        case nn.AdaptiveAvgPool2d():
+            if any(n % k for n, k in zip(before[1:], after[1:], strict=True)):
+                raise ValueError(
+                    f"pools {before[1:]} to {after[1:]}, of which no windows are alike"
+                )
+            windows = np.array(before[1:]) // np.array(after[1:])
+            return nir.AvgPool2d(windows, windows, np.zeros(2, np.int64))
         case nn.MaxPool2d():
             kernel = G.pair(module.kernel_size)
             stride = kernel if module.stride is None else G.pair(module.stride)
@@ -222,6 +251,22 @@ def neuron(name: str, module: Any, shape: Shape, membrane: bool = False) -> Neur
         **fields,
     )
     return Neurons(made.node(), own)
+
+
+def read_as(name: str, module: Any, silent: bool, timesteps: int, steps_from: Origin) -> ReadAs:
+    """How the layer ``name`` is read; ``silent`` where its membrane is read out and its spikes are not."""
+    reset = RESETS[int(module.reset_mechanism_val)]
+    late = reset != "none" and _is_late(module)
+    return ReadAs(
+        population=name,
+        neuron=f"snntorch.{neuron_kind(module)}",
+        reset=reset,
+        when="" if reset == "none" else "next step" if late else "same step",
+        timesteps=timesteps,
+        spikes=None if silent else 1,
+        source=name,
+        origin={"timesteps": steps_from},
+    )
 
 
 def why_not(name: str, kind: str) -> Problem:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -18,26 +18,36 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
+from stl_deploy.importers.torch import modules, spikingjelly
 from stl_deploy.importers.torch.classes import computes_as, neuron_kind
 from stl_deploy.importers.torch.explained import AXES, explained, not_run
+from stl_deploy.importers.torch.families import family_of, is_neuron, reset
+from stl_deploy.importers.torch.live import Live
 from stl_deploy.importers.torch.modules import (
     RECURRENT,
     STEPS,
     WHY,
     Neurons,
+    are_spikes,
     factor_of,
+    is_not,
     neuron,
     recurrent,
     stateless,
     why_not,
 )
 from stl_deploy.importers.torch.readings import Reading, matrix, read
-from stl_deploy.importers.torch.trace import MADE_HERE, STATES, Call, Trace, Value, record
+from stl_deploy.importers.torch.spikingjelly_layers import is_layer
+from stl_deploy.importers.torch.trace import Call, Trace, record
+from stl_deploy.importers.torch.values import MADE_HERE, Value
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
 
 VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
+READ_AS = {"snnTorch": modules.read_as, "SpikingJelly": spikingjelly.read_as}
 
 
 def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.NIRGraph:
@@ -51,27 +61,31 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
 
     Raises InputError and LoweringError naming everything that is wrong.
     """
-    graph, notes = lowered(net, sample, options)
-    for note in notes:
+    found = lowered(net, sample, options)
+    for note in found.notes:
         text = f"{note.where}: {note.what} -> {note.remedy}"
         warnings.warn(text, UncheckedWarning, stacklevel=3)
-    return graph
+    return found.graph
 
 
-def lowered(
-    net: nn.Module, sample: Tensor, options: nir_graph.Options
-) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+class Lowered(NamedTuple):
+    """The float graph of a network, ``notes`` on what was hardly checked, and the network itself to run."""
+
+    graph: nir.NIRGraph
+    notes: tuple[Diagnostic, ...]
+    live: Live
+
+
+def lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
     """See ``from_net``; and of which layers the check of the graph says little."""
     try:
         return _lowered(net, sample, options)
     except (InputError, LoweringError) as error:
-        modules = dict(net.named_modules()) if isinstance(net, nn.Module) else {}
-        raise type(error)([explained(p, modules.get(p.where)) for p in error.problems]) from None
+        named = dict(net.named_modules()) if isinstance(net, nn.Module) else {}
+        raise type(error)([explained(p, named.get(p.where)) for p in error.problems]) from None
 
 
-def _lowered(
-    net: nn.Module, sample: Tensor, options: nir_graph.Options
-) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+def _lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
     """See ``lowered``."""
     nir_graph.check(options)
     is_tensor = isinstance(sample, Tensor)
@@ -86,19 +100,20 @@ def _lowered(
         )
     if wrong := _arguments(net):
         raise LoweringError(wrong)
-    neurons = _neurons_of(net)
-    if others := _all_at_once(net):
+    if others := [*_all_at_once(net), *spikingjelly.all_at_once(net)]:
         raise LoweringError(others)
-    _reset(neurons)
+    reset(net)
     try:
-        trace = record(net, sample, _is_neuron, lambda m: computes_as(m, STEPS))
+        trace = record(net, sample, lambda m: computes_as(m, STEPS) or is_layer(m))
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
         raise InputError(not_run(net, sample, error)) from None
     finally:
-        _reset(neurons)
+        reset(net)
     problems = list(trace.problems)
     if not problems and not trace.calls:
-        problems.append(Problem(type(net).__name__, "has no snnTorch neurons that spike"))
+        problems.append(
+            Problem(type(net).__name__, "has no neurons of snnTorch or SpikingJelly that spike")
+        )
     if problems:
         raise LoweringError(problems)
     builder = _Builder(trace, sample)
@@ -106,10 +121,10 @@ def _lowered(
     with torch_check.evaluating(net):
         graph = builder.graph(options)
     assert builder.reading is not None
-    notes = torch_check.check(
-        net, sample, trace, graph, options, builder.reading, lambda m: _reset(_neurons_of(m))
-    )
-    return graph, (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    notes = torch_check.check(net, sample, trace, graph, options, builder.reading, reset)
+    live = Live(net, sample, trace, graph, options, reset)
+    every = (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    return Lowered(graph, every, live)
 
 
 def _arguments(net: nn.Module) -> list[Problem]:
@@ -130,15 +145,12 @@ def _arguments(net: nn.Module) -> list[Problem]:
 
 
 def _one_step(trace: Trace, options: nir_graph.Options) -> tuple[Diagnostic, ...]:
-    """A note where nothing says T: forward is one step, or a loop that ran once.
-
-    The latter also happens where batch and time are mixed up.
-    """
+    """A note where a loop ran once, as also happens where batch and time are mixed up."""
     if options.timesteps is not None or max(map(len, trace.calls.values())) > 1:
         return ()
     reads = {at for calls in trace.calls.values() for c in calls for at in _steps_read(c.given)}
     if reads != {0}:
-        return nir_graph.steps(options)
+        return ()
     what = (
         "has one step on the axis that forward takes apart as time, so that nothing says how many"
     )
@@ -155,14 +167,6 @@ def _mean(reading: Reading, options: nir_graph.Options) -> tuple[Diagnostic, ...
     return (Diagnostic(reading.name, f"the membrane of {reading.name} {what}", remedy),)
 
 
-def _is_neuron(module: nn.Module) -> bool:
-    """Whether it is one of snnTorch's neurons, told by the classes' names and module."""
-    return any(
-        cls.__name__ == "SpikingNeuron" and cls.__module__.startswith("snntorch.")
-        for cls in type(module).__mro__
-    )
-
-
 def _all_at_once(net: nn.Module) -> list[Problem]:
     """Neurons of snnTorch that are none of its steps in time."""
     return [
@@ -170,18 +174,8 @@ def _all_at_once(net: nn.Module) -> list[Problem]:
         for name, m in net.named_modules()
         if any(cls.__module__.startswith("snntorch.") for cls in type(m).__mro__)
         and neuron_kind(m) in WHY
-        and not _is_neuron(m)
+        and not is_neuron(m)
     ]
-
-
-def _neurons_of(net: nn.Module) -> dict[str, nn.Module]:
-    return {name: m for name, m in net.named_modules() if _is_neuron(m)}
-
-
-def _reset(neurons: dict[str, nn.Module]) -> None:
-    for module in neurons.values():
-        if callable(getattr(module, "reset_mem", None)):
-            module.reset_mem()  # type: ignore[operator]
 
 
 class _Builder:
@@ -197,13 +191,19 @@ class _Builder:
         self.input_shapes: set[Shape] = set()
         self.steps = max(len(calls) for calls in trace.calls.values())
         self.reading: Reading | None = None
+        self.factors: dict[str, list[float]] = {}  # of what arrives at neurons, where steps differ
 
     def graph(self, options: nir_graph.Options) -> nir.NIRGraph:
         """The lowered graph. Raises LoweringError naming everything that is wrong."""
         for name, calls in self.trace.calls.items():
+            self._take_factors(name, calls)
             self._check_calls(name, calls)
         out = self._output()
         self.reading = out
+        if self.factors and options.timesteps not in (None, self.steps):
+            what = f"multiplies the input of neurons by numbers for {self.steps} steps"
+            remedy = f"say {self.steps} steps (timesteps=, --timesteps)"
+            self.problems.append(Problem("forward", what, remedy))
         if any(len(call.given.shape) < 2 for calls in self.trace.calls.values() for call in calls):
             shape = tuple(self.sample.shape)
             what = f"has the shape {shape}, which leaves nothing in addition to batch and time"
@@ -225,7 +225,19 @@ class _Builder:
         graph = nir.NIRGraph(nodes=self.nodes, edges=self.edges, type_check=False)
         steps = options.timesteps or (self.steps if self.steps > 1 else None)
         how = replace(options, timesteps=steps, held=self._held(), **self._rule(out, options))
-        return nir_graph.to_float(graph, how)
+        steps_from = options.steps_from if options.timesteps else "file" if steps else "assumed"
+        read_as = tuple(
+            READ_AS[family.name](
+                name,
+                module,
+                silent=name == out.name and out.at > 0,
+                timesteps=steps or nir_graph.DEFAULT_STEPS,
+                steps_from=steps_from,
+            )
+            for name, module in self.trace.modules.items()
+            if name in self.trace.calls and (family := family_of(module))
+        )
+        return nir_graph.to_float(graph, how, read_as)
 
     def _read_out(self, out: Reading) -> tuple[str, Shape]:
         """The node before the output, made where there is none, and its shape."""
@@ -261,6 +273,16 @@ class _Builder:
             raise LoweringError(self.problems)
 
     # What a forward does at each step
+
+    def _take_factors(self, name: str, calls: list[Call]) -> None:
+        """Set aside by what each step multiplies the input of neurons, where steps differ in it alone."""
+        family = family_of(self.trace.modules[name])
+        if family is None or not family.amplifies or not all(_is_scaled(c.given) for c in calls):
+            return
+        factors = [float(call.given.facts[1]) for call in calls]
+        if len(set(factors)) > 1:
+            self.factors[name] = factors
+            calls[:] = [Call(call.given.args[0], call.states) for call in calls]
 
     def _check_calls(self, name: str, calls: list[Call]) -> None:
         """Every step must be like the others, and states be those of the step before."""
@@ -426,6 +448,7 @@ class _Builder:
             name += "_again"
         self.made[id(value)] = name
         sources = [self._node(part) for part in value.args]
+        self.problems += self._logic(value)
         try:
             node = stateless(value)
         except ValueError as error:
@@ -443,6 +466,20 @@ class _Builder:
             else:
                 self.edges.append((source, name))
         return name
+
+    def _logic(self, value: Value) -> list[Problem]:
+        """What is wrong with a product, which must be of spikes, and with 1 - x outside of one."""
+        if value.kind != "op":
+            return []
+        remedy = "multiply spikes with spikes, or with 1 - spikes"
+        if value.facts[0] == "and":
+            made = {name for part in value.args for name in _sources(part)}
+            scaled = any(self._scaled_name(name) for name in made)
+            if scaled or not all(map(are_spikes, value.args)):
+                return [Problem("forward", "multiplies tensors that are not spikes", remedy)]
+        elif any(map(is_not, value.args)):
+            return [Problem("forward", "computes 1 - x outside of a product of spikes", remedy)]
+        return []
 
     def _input(self, value: Value) -> str:
         """The input, whose values must come in the order of the sample's."""
@@ -472,7 +509,7 @@ class _Builder:
         self.edges.append((source, name))
         made = Neurons(G.Dropout((), ()), {})
         try:
-            made = neuron(name, module, shape, membrane)
+            made = _neurons(name, module, shape, membrane, self.factors.get(name))
         except LoweringError as error:
             self.problems += error.problems
         except ValueError as error:
@@ -502,6 +539,24 @@ class _Builder:
             self.nodes[source] = nir.Delay(delay=np.full(shape, delay * G.DT))
             self.edges.append((neurons, source))
         self.edges += [(source, name), (name, neurons)]
+
+
+def _is_scaled(value: Value) -> bool:
+    return value.kind == "op" and bool(value.facts[0] == "scale")
+
+
+def _neurons(
+    name: str, module: nn.Module, shape: Shape, membrane: bool, factors: list[float] | None
+) -> Neurons:
+    """The neurons of a layer, by the library that they are of; they may be read out by ``membrane``.
+
+    ``factors`` multiply what arrives in each step.
+    """
+    family = family_of(module)
+    assert family is not None
+    if family.name == "SpikingJelly":
+        return Neurons(spikingjelly.neuron(name, module, shape, factors), {})
+    return neuron(name, module, shape, membrane)
 
 
 def _form(value: Value, t: int) -> Any:
@@ -539,6 +594,7 @@ def _sources(value: Value) -> set[str]:
 
 def _places(module: nn.Module) -> list[int]:
     """Of each state of a neuron, which of its outputs it is; the spikes come first."""
-    keys = [key for key in STATES if hasattr(module, key)]
+    family = family_of(module)
+    keys = [] if family is None else family.held(module)
     results = ["spk", *(key for key in keys if key != "spk")]
     return [results.index(key) for key in keys]

@@ -17,13 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stl_deploy.importers.torch.trace import Value
+from stl_deploy.importers.torch.values import Value
 from stl_deploy.ir.readouts import FloatReadout, Rule
 from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
-LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.AvgPool2d, nn.Flatten)
+LINEAR = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Flatten,
+)
 SILENT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 Over = Literal["steps", "cat", "sum", "max"]
 
