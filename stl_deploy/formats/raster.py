@@ -269,14 +269,17 @@ def encode(
     return out
 
 
-def save(path: Path, raster: Raster, source: dict[str, Any]) -> None:
-    """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON."""
+def save(path: Path, raster: Raster, source: dict[str, Any], *, replace: bool = True) -> None:
+    """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON.
+
+    Raises InputError when ``path`` cannot be written, and without ``replace`` when it exists.
+    """
     arrays: dict[str, Any] = {key(SPIKES, name): x for name, x in raster.arrays.items()}
     arrays |= {key(HELD, name): np.array(True) for name in sorted(raster.held or ())}
     arrays["source"] = np.array(json.dumps(source))
     if raster.labels is not None:
         arrays["labels"] = raster.labels
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(path, replace=replace) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
