@@ -127,13 +127,17 @@ def _module(value: Value) -> nir.ir.NIRNode:
             return G.BatchNorm(before, after, gamma, beta, *statistics, module.eps)
         case nn.AvgPool2d():
             padding = G.pair(module.padding)
-            if module.ceil_mode or module.divisor_override is not None:
-                raise ValueError("ceil_mode or divisor_override of a pool are not supported")
+            kernel = G.pair(module.kernel_size)
+            stride = kernel if module.stride is None else G.pair(module.stride)
+            if module.divisor_override not in (None, math.prod(kernel)):
+                raise ValueError("divisor_override of a pool is not supported; scale its output")
             if padding != (0, 0) and not module.count_include_pad:
                 raise ValueError("a padded pool with count_include_pad=False is not supported")
-            stride = module.kernel_size if module.stride is None else module.stride
-            sizes = (np.array(G.pair(v)) for v in (module.kernel_size, stride, padding))
-            return nir.AvgPool2d(*sizes)
+            if module.ceil_mode and not _exactly(before[1:], kernel, stride, padding):
+                raise ValueError(
+                    f"ceil_mode, and windows {kernel} that leave a part of {before}; crop or pad it"
+                )
+            return nir.AvgPool2d(*map(np.array, (kernel, stride, padding)))
         case nn.AdaptiveAvgPool2d():
             if any(n % k for n, k in zip(before[1:], after[1:], strict=True)):
                 raise ValueError(
@@ -156,6 +160,12 @@ def _module(value: Value) -> nir.ir.NIRNode:
                 raise ValueError(f"flattens {before} to {after}; only a whole sample can be")
             return G.flatten(before)
     return G.Dropout((), ())
+
+
+def _exactly(plane: Shape, kernel: Shape, stride: Shape, padding: Shape) -> bool:
+    """Whether windows at all their strides end with the plane, so that rounding up changes nothing."""
+    sizes = zip(plane, kernel, stride, padding, strict=True)
+    return all((n + 2 * p - k) % s == 0 for n, k, s, p in sizes)
 
 
 def _axes(before: Shape, remedy: str) -> str:
