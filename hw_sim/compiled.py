@@ -101,7 +101,7 @@ def uncounted(function: Function) -> Function:
 
 
 def merged(function: Function) -> Function:
-    """``inner`` and ``uncounted``, and compiled into whoever calls it: calls with dozens of arrays are slow."""
+    """As ``inner`` and ``uncounted``, and part of whoever calls it: calls with dozens of arrays are slow."""
     return _compiled(function, _nrt=False, forceinline=True, no_cpython_wrapper=True)
 
 
