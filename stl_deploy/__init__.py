@@ -306,7 +306,7 @@ def parity(
         found = _imported(cast("torch.nn.Module", model), sample, network, normalize)
         model, live = found.graph, found.live
     errors.expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
-    own = None if isinstance(model, nir.NIRGraph) else model
+    own = None if isinstance(model, nir.NIRGraph) else cast("STLNet", model)
     graph = model if isinstance(model, nir.NIRGraph) else from_torch(model)
     itself = expected = None
     if live is not None:

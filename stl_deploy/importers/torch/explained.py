@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stl_deploy.errors import Problem
 from stl_deploy.importers.torch.classes import computes_as, neuron_kind, parent
 from stl_deploy.importers.torch.modules import STEPS
+from stl_deploy.importers.torch.spikingjelly_layers import is_layer
 
 AXES = "give it as forward takes it: [batch, ...], or with time where it loops over x[t] or x[:, t]"
 
@@ -22,7 +23,7 @@ def explained(problem: Problem, module: nn.Module | None) -> Problem:
     if where.rpartition(".")[2].isdigit():
         where = f"{where} ({kind})"
     base = parent(module, STEPS)
-    if base is not None and not computes_as(module, STEPS):
+    if base is not None and not (computes_as(module, STEPS) or is_layer(module)):
         what = f"its class {kind} overrides forward of nn.{base.__name__}; {problem.what}"
         return Problem(where, what, f"use nn.{base.__name__} with its own forward")
     return replace(problem, where=where)
