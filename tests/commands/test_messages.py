@@ -151,8 +151,11 @@ def test_what_is_not_the_file_that_is_asked_for(run, tmp_path):
     np.savez(tmp_path / "in.npz", spikes=np.zeros((1, 4, 12), np.uint8))
     code, _, err = run(hw_sim, "net.pt", "--input", "in.npz")
     assert code == 2
-    assert "net.pt: is not a NIR file but a zip archive" in err
-    assert "stl-export makes model.nir of a checkpoint" in err
+    assert "net.pt: is a checkpoint, not a NIR file" in err
+    assert "export it first: stl-export net.pt --target nir -o out, then name out/model.nir" in err
+    code, _, err = run(hw_sim, "in.npz", "--input", "in.npz")
+    assert code == 2
+    assert "in.npz: is a zip archive, as rasters are, not a NIR file" in err
     code, _, err = run(export, "in.npz", "--target", "nir")
     assert (code, "in.npz: is a zip archive, but not a PyTorch checkpoint" in err) == (2, True)
     nir.write(tmp_path / "n.nir", graph())

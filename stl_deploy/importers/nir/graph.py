@@ -21,7 +21,7 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.given import File, Model, Normalize, Reset
-from stl_deploy.importers.nir import stated
+from stl_deploy.importers.nir import inputs, stated
 from stl_deploy.importers.nir.nodes import faults, flat, misfits
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
@@ -166,7 +166,15 @@ def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
         nodes = stated.with_reset(nodes, options.reset, dt, stated.is_ours(graph))
     flow = Flow(nodes, edges, Reading(dt, binary), broken=problems)
     for name, node in nodes.items():
-        flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+        if not isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+    if not flow.broken:
+        steps = inputs.of_one_step(nodes, edges)
+        flow = replace(flow, nodes=steps.nodes, dropped=frozenset(steps.dropped.values()))
+        flow.broken += inputs.misfits(flow.nodes, edges)
+    for name, node in flow.nodes.items():
+        if isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
     flow.done()
     for kind in (nir.Input, nir.Output):
         found = sum(isinstance(node, kind) for node in nodes.values())
@@ -204,8 +212,28 @@ def normalizing(shape: Shape, how: Normalize) -> G.BatchNorm:
 def notes(
     graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options | None = None
 ) -> tuple[Diagnostic, ...]:
+    """What was assumed in reading ``graph`` as ``lowered`` in addition to what ``read_as`` says."""
+    return _axes(graph) + _readouts(graph, lowered, options or Options())
+
+
+def _axes(graph: nir.NIRGraph) -> tuple[Diagnostic, ...]:
+    """Notes of the Inputs that count batch or time, which were read as one step."""
+    nodes, edges, _ = flat(graph)
+    read = inputs.of_one_step(nodes, edges)
+    found = []
+    for name, axes in read.dropped.items():
+        declared, step = (G.shape_of(n[name].input_type["input"]) for n in (nodes, read.nodes))
+        what = f"the shape {declared} counts batch or time; a step is read as {step}"
+        remedy = "nothing need be done if that is so; else correct the Input in the file"
+        if math.prod(axes) > 1:
+            found.append(Diagnostic(f"input {name}", what, remedy))
+    return tuple(found)
+
+
+def _readouts(
+    graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options
+) -> tuple[Diagnostic, ...]:
     """The readout that was taken, where spikes of the last neurons do not vote and nothing was said."""
-    options = options or Options()
     read = floats.decode(lowered).readout
     if read is None or options.readout is not None or options.steps is not None:
         return ()
