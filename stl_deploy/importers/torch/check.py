@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.nir.graph import Options
+from stl_deploy.importers.torch.classes import computes_as
 from stl_deploy.importers.torch.families import Family, family_of
+from stl_deploy.importers.torch.modules import STEPS as LAYERS
 from stl_deploy.importers.torch.readings import Reading, given_back
 from stl_deploy.importers.torch.trace import Trace
 from stl_deploy.importers.torch.values import Value, tensors
@@ -373,7 +375,8 @@ def doubled(net: nn.Module, moved: float, trace: Trace) -> nn.Module:
             assert family is not None
             family.move(module, 1 + moved)
     for name, module in copied.named_modules():
-        if not list(module.children()) or name in trace.calls:
+        leaf = not list(module.children()) or computes_as(module, LAYERS)
+        if leaf or name in trace.calls:
             module.register_forward_pre_hook(_to_double)
     return copied
 
@@ -383,7 +386,8 @@ def _to_double(_module: nn.Module, args: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """All modules in evaluation mode, without gradients."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
@@ -426,7 +430,7 @@ def own_run(
     ]
     reset(net)
     try:
-        with _evaluating(net):
+        with evaluating(net):
             for x in given:
                 out = net(x.clone())
                 run.returned.append([y.detach().cpu().double().numpy() for y in tensors(out)])
