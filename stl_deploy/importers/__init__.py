@@ -76,6 +76,12 @@ IMPORTERS: dict[str, Importer] = {
         "nir.graph:read_model",
         frozenset({"dt", "reset", "levels", "signed", "normalize", "readout"}),
     ),
+    "arrays": Importer(
+        "weights.npy",
+        lambda file: file.path.suffix == ".npy",
+        "official.arrays:read_model",
+        frozenset({"input_shape"}),
+    ),
     **{name: _official(system) for name, system in SYSTEMS.items()},
     "stl": Importer(
         "a state_dict of STL-SNN",
