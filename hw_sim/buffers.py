@@ -3,7 +3,7 @@
 # No ``from __future__ import annotations``: numba reads the functions as they are.
 import numpy as np
 
-from stl_deploy.hw_sim.compiled import Array, Int, compiled
+from stl_deploy.hw_sim.compiled import Array, Int, compiled, inner
 from stl_deploy.hw_sim.kernels import (
     Did,
     Neurons,
@@ -20,7 +20,7 @@ from stl_deploy.hw_sim.kernels import (
 )
 
 
-@compiled
+@inner
 def add_pieces(acc: Array, pieces: Pieces, block: int, factor: Int, sums: Array) -> None:
     """Add the sums of a block, ``acc`` [phases, accumulators], times ``factor`` to ``sums`` [neurons].
 
@@ -84,7 +84,7 @@ def add_listed(
                         to[neurons[k]] += (value * weights[k]) << exp
 
 
-@compiled
+@inner
 def add_own(neurons: Neurons, did: Did, n: int, t: int, sums: Array) -> None:
     """Add what the spikes of a sample's step ``t - delay`` bring their own neurons to ``sums`` [neurons]."""
     if len(neurons.own) and t >= neurons.delay:

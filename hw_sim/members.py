@@ -273,11 +273,10 @@ class RuleNeurons:
         )
         rules.run(self.parameters, back, sums, first, last, states, scratch, results)
         if last == sums.shape[2] and self.states:
-            rooms = {"u": done.did.u, "v": done.did.v, **done.more}
             by_name = kept.reshape(len(rules.STATES), *done.did.spikes.shape)
             for name, values in zip(rules.STATES, by_name, strict=True):
-                if name in rooms:
-                    rooms[name][:] = values
+                if name in done.states:
+                    done.states[name][:] = values
 
 
 def _layout(way: Way) -> Layout:

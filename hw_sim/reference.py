@@ -60,6 +60,14 @@ class LayerTrace:
     active_by_core: Int64 | None = None
     more: dict[str, IntArray] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        kept = [name for name, x in (("u", self.u), ("v", self.v)) if x is not None] + [*self.more]
+        states = f", with {', '.join(kept)}" if kept else ""
+        return (
+            f"LayerTrace(spikes {self.spikes.shape}: {np.count_nonzero(self.spikes):,} are not 0, "
+            f"{int(self.overflow.sum()):,} overflows{states})"
+        )
+
     @classmethod
     def zeros(
         cls, population: Population, size: tuple[int, int], states: bool, wide: bool
@@ -222,6 +230,12 @@ class Trace:
 
     layers: dict[str, LayerTrace] = field(default_factory=dict)
     predictions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Trace of {len(self.predictions):,} samples, predictions {self.predictions.shape}"
+        ]
+        return "\n".join(lines + [f"  {name}: {layer!r}" for name, layer in self.layers.items()])
 
 
 def run(

@@ -18,8 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stl_deploy import errors
 from stl_deploy.checkout import find_rooms
-from stl_deploy.errors import InputError, Problem, UncheckedWarning, expect
+from stl_deploy.errors import InputError, Problem, UncheckedWarning
 from stl_deploy.version import __version__
 
 __all__ = [
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from stl_deploy.hw_sim.reference import Trace
     from stl_deploy.importers.given import Reset, Tool
     from stl_deploy.importers.given import Spikes as SpikesAStep
+    from stl_deploy.importers.torch.net import Lowered
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.ir.network import Raster as Spikes
     from stl_deploy.ir.notes import Diagnostic
@@ -82,7 +84,7 @@ def load(path: str | Path) -> STLNet | IntegerNetwork:
 
     Raises InputError naming every problem of the file.
     """
-    expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
+    errors.expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
     if Path(path).suffix == ".nir":
         from stl_deploy.formats.integer_nir import read_network
 
@@ -128,7 +130,9 @@ def from_torch(
         from stl_deploy.importers.nir import graph as nir_graph
         from stl_deploy.importers.torch import net as torch_net
 
-        expect("model", model, torch.nn.Module, "a torch.nn.Module", "give the network itself")
+        errors.expect(
+            "model", model, torch.nn.Module, "a torch.nn.Module", "give the network itself"
+        )
         options = nir_graph.Options(
             timesteps=timesteps,
             classes=classes,
@@ -185,7 +189,7 @@ def from_nir(
     from stl_deploy.importers.nir import graph as nir_graph
     from stl_deploy.ir.nir_graph import KEY
 
-    expect(
+    errors.expect(
         "source", source, (str, Path, nir.NIRGraph), "a path or a NIR graph", "give one of these"
     )
     options = nir_graph.Options(
@@ -237,7 +241,9 @@ def read_as(source: nir.NIRGraph | IntegerNetwork) -> tuple[ReadAs, ...]:
     from stl_deploy.ir.nir_graph import float_meta
 
     remedy = "give what from_nir, from_torch, quantize or load makes"
-    expect("source", source, (nir.NIRGraph, IntegerNetwork), "a float graph or a network", remedy)
+    errors.expect(
+        "source", source, (nir.NIRGraph, IntegerNetwork), "a float graph or a network", remedy
+    )
     return source.read_as if isinstance(source, IntegerNetwork) else float_meta(source).read_as
 
 
@@ -269,46 +275,79 @@ def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> T
     from stl_deploy.hw_sim import engine
     from stl_deploy.ir.network import IntegerNetwork
 
-    expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
-    check_fits(Raster(spikes), "spikes", network)
-    return engine.run(network, spikes, states)
+    errors.expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
+    raster = check_fits(Raster.given(spikes), "spikes", network)
+    return engine.run(network, raster.spikes, states)
 
 
 def parity(
-    model: STLNet | nir.NIRGraph,
+    model: STLNet | nir.NIRGraph | torch.nn.Module,
     network: IntegerNetwork,
     spikes: Spikes,
     labels: NDArray[np.int64] | None = None,
     *,
+    sample: torch.Tensor | None = None,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     expect: str | Path | Mapping[str, NDArray[Any]] | None = None,
 ) -> ParityReport:
     """Measure how far ``network`` is from ``model`` on a raster, given as to ``simulate``.
 
     Args:
-        model: an ``STLNet``, or a lowered float graph of ``from_torch`` or ``from_nir``.
+        model: an ``STLNet``, a lowered float graph of ``from_torch`` or ``from_nir``, or with ``sample`` a
+            module with neurons of another library, which then runs on the spikes itself.
+        sample, normalize: as in ``from_torch``.
         expect: what the network sent on these spikes in its own tool: a file, or arrays by the names of
             docs/recordings.md. The float graph must equal it; ``expected.check()`` of the report raises
             ReadingError where it does not.
     """
     import nir
 
-    from stl_deploy import errors
     from stl_deploy.formats import recording as recordings
     from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.models.net import STLNet
-    from stl_deploy.verify import against_recording
+    from stl_deploy.verify import against_network, against_recording
     from stl_deploy.verify.against_float import compare
 
     remedy = "give the graph that from_torch(net, sample) or from_nir makes"
-    errors.expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
     errors.expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
-    raster = Raster(spikes, labels)
-    check_fits(raster, "spikes", network)
-    own = None if isinstance(model, nir.NIRGraph) else model
+    raster = check_fits(Raster.given(spikes, labels), "spikes", network)
+    live = None
+    if sample is not None:
+        found = _imported(cast("torch.nn.Module", model), sample, network, normalize)
+        model, live = found.graph, found.live
+    errors.expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
+    own = None if isinstance(model, nir.NIRGraph) else cast("STLNet", model)
     graph = model if isinstance(model, nir.NIRGraph) else from_torch(model)
-    expected = None
+    itself = expected = None
+    if live is not None:
+        itself = against_network.compare(live, graph, raster.only("spikes"))
+        for note in itself.notes:
+            text = f"{note.where}: {note.what} -> {note.remedy}"
+            warnings.warn(text, UncheckedWarning, stacklevel=2)
     if expect is not None:
-        recording = recordings.given(expect)
-        expected = against_recording.compare(graph, raster.spikes, recording)
-    return replace(compare(own, graph, network, raster), expected=expected)
+        expected = against_recording.compare(graph, raster.spikes, recordings.given(expect))
+    report = compare(own, graph, network, raster)
+    return replace(report, expected=expected).with_network(itself)
+
+
+def _imported(
+    model: torch.nn.Module,
+    sample: torch.Tensor,
+    network: IntegerNetwork,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None,
+) -> Lowered:
+    """A module of another library, read with the steps, classes and inputs of ``network``."""
+    from stl_deploy.importers.given import Normalize
+    from stl_deploy.importers.nir.graph import Options
+    from stl_deploy.importers.torch.net import lowered
+
+    ports = network.inputs.values()
+    options = Options(
+        timesteps=network.timesteps,
+        classes=network.readout.classes,
+        levels=max(port.levels for port in ports),
+        signed=any(port.signed for port in ports),
+        normalize=None if normalize is None else Normalize.given(normalize),
+    )
+    return lowered(model, sample, options)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,15 @@ class BackendError(StlError):
     """A tool that was to run the network failed, or could not be set up (exit 1)."""
 
     exit_code = 1
+
+
+@contextmanager
+def collected(problems: list[Problem]) -> Iterator[None]:
+    """Add what is raised inside to ``problems``, so that several parts are looked at."""
+    try:
+        yield
+    except StlError as error:
+        problems += error.problems
 
 
 def expect(

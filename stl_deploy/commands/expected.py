@@ -63,3 +63,12 @@ def print_expected(expected: Expected) -> None:
             f"{expected.where} has no spike of {', '.join(expected.silent)}, so that it proves "
             "nothing of them: record samples on which they spike"
         )
+
+
+def itself_words(itself: Expected) -> str:
+    """What came of running the user's own network."""
+    ties = f"; {itself.tied:,} are ties and do not count" if itself.tied else ""
+    return (
+        f"the float NIR graph differs from {itself.where} in {itself.differing:,} of {itself.entries:,} "
+        f"spikes; it must be 0{ties}"
+    )

@@ -34,7 +34,7 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
-from stl_deploy.commands.expected import Expect, print_expected
+from stl_deploy.commands.expected import Expect, itself_words, print_expected
 from stl_deploy.commands.reading import Reset, Spikes, WrittenBy, print_reading
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ def _print(outcome: Outcome) -> None:
         print_expected(report.expected)
     if report.nir_differing is None:
         say("(a) Float against float: not compared, the float NIR graph is itself the reference")
+    elif report.itself is not None:
+        say(f"(a) Float against float: {itself_words(report.itself)}")
     else:
         say(
             "(a) Float against float: the float NIR graph differs from PyTorch in "

@@ -18,19 +18,19 @@ from stl_deploy.commands.common import (
     Levels,
     Limit,
     Size,
+    Sort,
     asked,
     data_folder,
     print_json,
     progress,
-    refuse_existing,
     refuse_options_of_the_other,
     run,
     say,
-    warn,
+    warn_events,
 )
 from stl_deploy.data.catalogue import IMAGES
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import check_writable, sha256
+from stl_deploy.files import check_writable, refuse_existing, sha256
 from stl_deploy.ir.units import MAX_STEPS
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def raster(
     size: Size = None,
     binning: Binning = None,
     levels: Levels = None,
+    sort: Sort = False,
     limit: Limit = None,
     force: Force = False,
     as_json: Json = False,
@@ -88,7 +89,7 @@ def raster(
     refuse_options_of_the_other(dataset, asked(context), ("encoding", "seed", "held"))
     _check_held(held, encoding, timesteps)
     folder = data_folder(dataset, data)
-    refuse_existing(out, force)
+    refuse_existing(out, replace=force)
     check_writable(out)
     if dataset in IMAGES:
         steps = 1 if held else timesteps or IMAGE_STEPS
@@ -96,10 +97,10 @@ def raster(
         made = replace(made, held=frozenset({rasters.ONLY}) if held else None)
         how = f"{encoding}, held" if held else f"{encoding}, seed {seed}"
     else:
-        wanted = Wanted(timesteps, size, binning, levels or 1, limit)
+        wanted = Wanted(timesteps, size, binning, levels or 1, limit, sort)
         made, source = _events(dataset, folder, split, wanted, as_json)
         how = f"frames by {source['binning']}"
-    rasters.save(out, made, source)
+    rasters.save(out, made, source, replace=force)
     rate = float((made.only(str(out)) != 0).mean())
     if as_json:
         print_json({"out": str(out), "shape": list(made.shape), "rate": rate, **source})
@@ -159,8 +160,7 @@ def _events(
             wanted,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if source["late"]:
-        warn(f"{source['late']:,} of {source['events']:,} events come after the window")
+    warn_events(source)
     return made, source
 
 

@@ -23,22 +23,23 @@ from stl_deploy.commands.common import (
     Json,
     Levels,
     Size,
+    Sort,
     asked,
     chip_option,
     data_folder,
     find_chip,
     print_json,
     progress,
-    refuse_existing,
     refuse_options_of_the_other,
     run,
     say,
     stderr,
     warn,
+    warn_events,
 )
 from stl_deploy.data.catalogue import EVENT_SETS, IMAGES
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.files import check_distinct, check_writable, sha256
+from stl_deploy.files import check_distinct, check_writable, refuse_existing, sha256
 from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture
 from stl_deploy.ir.units import MAX_STEPS
 from stl_deploy.models import memory
@@ -70,6 +71,7 @@ def train(
     size: Size = None,
     binning: Binning = None,
     levels: Levels = None,
+    sort: Sort = False,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -175,12 +177,12 @@ def train(
 
     _check_usage(context, qat, init)
     _check_data_usage(dataset, raster, asked(context))
-    refuse_existing(out, force)
+    refuse_existing(out, replace=force)
     snapshot = out.with_suffix(".resume.pt")
     check_writable(out)
     check_writable(snapshot)
     check_distinct([init, raster], [out, snapshot])
-    wanted = Wanted(timesteps, size, binning, levels or 1, limit)
+    wanted = Wanted(timesteps, size, binning, levels or 1, limit, sort)
     given = _inputs(dataset, data, raster, encoding, wanted, as_json)
     defaults = EVENT_SETS[given.dataset] if given.dataset else None
     model = None
@@ -278,7 +280,7 @@ def train(
         "processes": parallel.world(),
         "history": [asdict(e) for e in trainer.history],
     }
-    parallel.from_first(lambda: save_checkpoint(trainer.trained(), out, record))
+    parallel.from_first(lambda: save_checkpoint(trainer.trained(), out, record, replace=force))
     parallel.from_first(lambda: snapshot.unlink(missing_ok=True))
     last = trainer.history[-1]
     if as_json:
@@ -388,7 +390,7 @@ def _check_data_usage(dataset: str, raster: Path | None, given: Collection[str])
     if raster is None:
         refuse_options_of_the_other(dataset, given)
         return
-    foreign = ("dataset", "data", "size", "binning", "levels", "encoding", "timesteps")
+    foreign = ("dataset", "data", "size", "binning", "levels", "sort", "encoding", "timesteps")
     problems = [
         Problem(f"--{name}", "comes from the raster of --raster", "omit it")
         for name in foreign
@@ -421,13 +423,15 @@ def _inputs(
         return inputs.images(folder, encoding, wanted.limit, split)
     with progress(quiet) as bar:
         task = bar.add_task("sample", total=None, note="")
-        return inputs.events(
+        given = inputs.events(
             dataset,
             folder,
             wanted,
             lambda done, total: bar.update(task, completed=done, total=total),
             split,
         )
+    warn_events(given.origin)
+    return given
 
 
 def _integers(init: Path, bits: int, chip: str, given: Inputs) -> QatNet:

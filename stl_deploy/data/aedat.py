@@ -16,6 +16,7 @@ from stl_deploy.data.events import REMEDY, Events, events, read_bytes
 from stl_deploy.errors import InputError, Problem
 
 MAX_BYTES = 1 << 30
+CLOCK = 1 << 32  # microseconds after which a time of 2.0 begins again at zero
 POLARITY = 1  # the type of a 3.1 packet that holds what the pixels saw
 PACKET = struct.Struct("<HHIIIIII")
 
@@ -37,15 +38,31 @@ def _body(path: Path, version: str) -> memoryview:
     return memoryview(raw)[at:]
 
 
-def read_2(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Times in microseconds and addresses, int64 [E] each, of an AEDAT 2.0 file."""
+def read_2(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Times in microseconds and addresses, int64 [E] each, of an AEDAT 2.0 file.
+
+    The third is how often its clock wrapped around; times go on there.
+    """
     body = _body(path, "2.0")
     if len(body) % 8:
         raise InputError(
             Problem(str(path), f"has {len(body)} bytes of events, not a multiple of 8", REMEDY)
         )
     pairs = np.frombuffer(body, ">u4").reshape(-1, 2).astype(np.int64)
-    return pairs[:, 1], pairs[:, 0]
+    turns = _turns(pairs[:, 1])
+    return pairs[:, 1] + turns * CLOCK, pairs[:, 0], int(turns.max(initial=0))
+
+
+def _turns(t: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often the clock has wrapped around before each of the times ``t`` [E].
+
+    It has where a time is lower than the one before by more than half of what the clock counts. An event that
+    is late there stands behind the wrap and belongs before it.
+    """
+    step = np.diff(t, prepend=t[:1])
+    turns = np.cumsum((step < -(CLOCK >> 1)).astype(np.int64) - (step > CLOCK >> 1))
+    # A leap forward is a late event only where the clock wrapped before it.
+    return turns - np.minimum(np.minimum.accumulate(turns), 0)
 
 
 def read_31(path: Path) -> Events:

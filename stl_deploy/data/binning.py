@@ -4,7 +4,8 @@
 ``time``: frames of equal duration, floor((t_last - t_first)/T) each, and the last one has the rest.
 These are the two rules of SpikingJelly's datasets (``split_by="number"`` and ``"time"``), with which
 the results of the literature were made. ``window`` begins at zero instead and ends at a fixed time,
-so that a frame means the same time in every sample; what comes later is left out, and counted.
+so that a frame means the same time in every sample; what comes before or later is left out, and counted.
+A sample without events has frames of zeros.
 
 An entry counts the events of its place and frame, and is cut off at ``levels``; 1 gives spikes.
 """
@@ -12,7 +13,8 @@ An entry counts the events of its place and frame, and is cut off at ``levels``;
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import operator
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
@@ -41,7 +43,7 @@ class Frames:
     def make(self, events: Events) -> tuple[NDArray[np.uint8], Tally]:
         """Frames uint8 [T, *shape] of one sample, and what was cut off or left out."""
         step = self.steps(events.t)
-        inside = step < self.timesteps
+        inside = (step >= 0) & (step < self.timesteps)
         address = [step] + [
             values.astype(np.int64) * new // old
             for values, old, new in zip(events.address, self.sensor, self.shape, strict=True)
@@ -51,12 +53,21 @@ class Frames:
         places, counts = np.unique(flat, return_counts=True)
         kept = np.minimum(counts, self.levels)
         out.reshape(-1)[places] = kept
-        late = len(events) - int(inside.sum())
-        return out, Tally(len(events), int((counts - kept).sum()), late)
+        return out, Tally(
+            len(events),
+            int((counts - kept).sum()),
+            late=int((step >= self.timesteps).sum()),
+            early=int((step < 0).sum()),
+            empty=int(not len(events)),
+            reordered=events.reordered,
+            wrapped=events.wraps,
+        )
 
     def steps(self, t: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The frame of each event, by its time or its place in the order; T or more: in none."""
+        """The frame of each event, by its time or its place in the order; below 0, T or more: in none."""
         last = self.timesteps - 1
+        if not len(t):
+            return t
         if self.binning == "window":
             return np.asarray(t * self.timesteps // self.window, np.int64)
         if self.binning == "count":
@@ -73,13 +84,19 @@ class Frames:
 
 @dataclass(frozen=True)
 class Tally:
-    """Events of some samples: all, those cut off by ``levels``, those after the window."""
+    """Events of some samples: all, those cut off by ``levels``, those after and before the window.
+
+    ``empty`` samples have no events; ``reordered`` events stood behind a later one in their file, and
+    ``wrapped`` is how often clocks began again at zero.
+    """
 
     events: int = 0
     clipped: int = 0
     late: int = 0
+    early: int = 0
+    empty: int = 0
+    reordered: int = 0
+    wrapped: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.events + other.events, self.clipped + other.clipped, self.late + other.late
-        )
+        return Tally(*map(operator.add, astuple(self), astuple(other)))

@@ -6,6 +6,7 @@ ten images of every class are for training; which ones is drawn once, by numpy's
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,9 @@ def read(path: Path) -> Events:
     the pixel; turned as SpikingJelly turns it, (x, y) = (127 - bits 8-14, 127 - bits 1-7)."""
     if path.suffix == ".aedat4":
         return aedat4.read(path).checked(SENSOR)
-    t, address = aedat.read_2(path)
+    t, address, wraps = aedat.read_2(path)
     if (address >> 15).any():
         what = f"holds address {int(address.max())}, a DVS128 has 0..32767"
         raise InputError(Problem(str(path), what, "fetch the file again"))
     x, y = 127 - (address >> 8 & 127), 127 - (address >> 1 & 127)
-    return events(path, t, 1 - (address & 1), y, x).checked(SENSOR)
+    return replace(events(path, t, 1 - (address & 1), y, x), wraps=wraps).checked(SENSOR)

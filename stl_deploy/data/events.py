@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -16,25 +16,28 @@ from stl_deploy.files import check_readable
 
 Split = Literal["train", "test"]
 REMEDY = "fetch the file again, or take it out of the folder"
+SLACK = 1000  # microseconds that an event may come late in its file, as cameras write them
 
 
 @dataclass(frozen=True)
 class Events:
     """E events: ``t`` int64 [E] in microseconds, ``address`` of (polarity, y, x), or of (channel,).
 
-    ``where`` names the file they came from.
+    ``where`` names the file they came from. ``reordered`` of them stood behind a later one there;
+    ``wraps`` is how often the clock of the file began again at zero.
     """
 
     where: str
     t: NDArray[np.int64]
     address: tuple[NDArray[np.int32], ...]
+    reordered: int = 0
+    wraps: int = 0
 
     def __len__(self) -> int:
         return len(self.t)
 
-    def checked(self, sensor: tuple[int, ...], ordered: bool = True) -> Events:
-        """These events. Raises InputError where there are none, one lies outside ``sensor``, or,
-        with ``ordered``, time goes backwards."""
+    def checked(self, sensor: tuple[int, ...]) -> Events:
+        """These events. Raises InputError where there are none, or one lies outside ``sensor``."""
         names = ("polarity", "y", "x") if len(sensor) == 3 else ("channel",)
         problems = [] if len(self) else [Problem(self.where, "holds no events", REMEDY)]
         for name, values, size in zip(names, self.address, sensor, strict=True):
@@ -49,25 +52,37 @@ class Events:
                         REMEDY,
                     )
                 )
-        back = np.flatnonzero(np.diff(self.t) < 0) if ordered else np.empty(0, np.int64)
-        if back.size:
-            first = int(back[0]) + 1
-            problems.append(
-                Problem(
-                    self.where,
-                    f"time goes backwards {back.size} times, first at event {first}: "
-                    f"{int(self.t[first])} us after {int(self.t[first - 1])} us",
-                    REMEDY,
-                )
-            )
         if problems:
             raise InputError(problems)
         return self
 
+    def in_order(self, whatever: bool = False) -> Events:
+        """These events by time; those of the same time stay in the order of the file.
+
+        Raises InputError where one stands behind another that is later by more than SLACK, unless
+        ``whatever`` the order is.
+        """
+        late = np.maximum.accumulate(self.t) - self.t
+        reordered = int(np.count_nonzero(late))
+        if not reordered:
+            return self
+        if late.max() > SLACK and not whatever:
+            first = int(np.argmax(late > SLACK))
+            what = (
+                f"time goes backwards: event {first} at {int(self.t[first])} us stands behind one that is "
+                f"{int(late[first])} us later; up to {SLACK} us are put in order"
+            )
+            remedy = "sort events of any disorder by --sort, or fetch the file again"
+            raise InputError(Problem(self.where, what, remedy))
+        order = np.argsort(self.t, kind="stable")
+        address = tuple(a[order] for a in self.address)
+        return replace(self, t=self.t[order], address=address, reordered=reordered)
+
     def between(self, start: int, end: int, where: str) -> Events:
         """Those with ``start`` <= t < ``end``, microseconds."""
         inside = (self.t >= start) & (self.t < end)
-        return Events(where, self.t[inside], tuple(a[inside] for a in self.address))
+        address = tuple(a[inside] for a in self.address)
+        return replace(self, where=where, t=self.t[inside], address=address)
 
 
 @dataclass(frozen=True)

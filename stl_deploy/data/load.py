@@ -20,13 +20,14 @@ from stl_deploy.formats import raster as rasters
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for; None is the default of the dataset."""
+    """What is asked for; None is the default of the dataset. ``sort``: events of any order are sorted."""
 
     timesteps: int | None = None
     size: int | None = None
     binning: Binning | None = None
     levels: int = 1
     limit: int | None = None
+    sort: bool = False
 
 
 def frames(dataset: EventSet, wanted: Wanted) -> Frames:
@@ -65,7 +66,7 @@ def load(
     spikes = np.empty((total, how.timesteps, *how.shape), np.uint8)
     tally = Tally()
     for i in range(total):
-        spikes[i], one = how.make(listing.read(i))
+        spikes[i], one = how.make(listing.read(i).in_order(wanted.sort))
         tally += one
         if on_sample is not None:
             on_sample(i + 1, total)

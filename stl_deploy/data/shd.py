@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stl_deploy.data.events import REMEDY, Events, Listing, Split, events, first_folder
+from stl_deploy.data.events import Events, Listing, Split, events, first_folder
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
 
@@ -21,6 +21,8 @@ CLASSES = 20
 MAX_BYTES = 4 << 30
 MAX_SAMPLES = 1 << 20
 MAX_SPIKES = 1 << 24  # of one sample
+MAX_SECONDS = 1e6  # before and after zero
+AGAIN = "fetch the file again"  # one has all samples of a split
 FIELDS = ("spikes/times", "spikes/units")
 
 
@@ -35,13 +37,13 @@ def listing(folder: Path, split: Split, remedy: str) -> Listing:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise InputError(Problem(str(path), f"cannot be read: {error}", REMEDY)) from None
+        raise InputError(Problem(str(path), f"cannot be read: {error}", AGAIN)) from None
     try:
         labels, times, units = (_plain(file, key) for key in ("labels", *FIELDS))
         return _checked(path, labels[()], times, units)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         file.close()
-        raise InputError(Problem(str(path), f"cannot be read: {error}", REMEDY)) from None
+        raise InputError(Problem(str(path), f"cannot be read: {error}", AGAIN)) from None
     except InputError:
         file.close()
         raise
@@ -70,12 +72,12 @@ def _checked(path: Path, labels: Any, times: Any, units: Any) -> Listing:
     problems = []
     if len(set(lengths)) != 1 or not len(labels):
         what = "holds {} labels, {} arrays of times and {} of units".format(*lengths)
-        problems.append(Problem(str(path), what, REMEDY))
+        problems.append(Problem(str(path), what, AGAIN))
     if labels.dtype.kind not in "iu":
-        problems.append(Problem(f"{path}: labels", f"have type {labels.dtype}", REMEDY))
+        problems.append(Problem(f"{path}: labels", f"have type {labels.dtype}", AGAIN))
     elif len(labels) and (labels.min() < 0 or labels.max() >= CLASSES):
         what = f"{labels.min()}..{labels.max()}, allowed are 0..{CLASSES - 1}"
-        problems.append(Problem(f"{path}: labels", what, REMEDY))
+        problems.append(Problem(f"{path}: labels", what, AGAIN))
     if problems:
         raise InputError(problems)
 
@@ -84,19 +86,21 @@ def _checked(path: Path, labels: Any, times: Any, units: Any) -> Listing:
         try:
             return _events(where, times[i], units[i])
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(Problem(where, f"cannot be read: {error}", REMEDY)) from None
+            raise InputError(Problem(where, f"cannot be read: {error}", AGAIN)) from None
 
     return Listing(labels.astype(np.int64), read)
 
 
 def _events(where: str, seconds: Any, units: Any) -> Events:
-    """One sample's spikes. They are a set: their order in the file says nothing."""
+    """One sample's spikes. They are a set: their order in the file says nothing, and it may be empty."""
     if len(seconds) != len(units) or len(units) > MAX_SPIKES:
         what = f"has {len(seconds)} times for {len(units)} units, at most {MAX_SPIKES}"
-        raise InputError(Problem(where, what, REMEDY))
+        raise InputError(Problem(where, what, AGAIN))
     t = np.asarray(seconds, np.float64)
-    if not ((t >= 0) & (t < 1e6)).all() or np.asarray(units).dtype.kind not in "iu":
-        raise InputError(Problem(where, "has times below zero or none, or odd units", REMEDY))
+    if not (np.abs(t) < MAX_SECONDS).all() or np.asarray(units).dtype.kind not in "iu":
+        what = f"has times that are not finite or beyond {MAX_SECONDS:g} s, or units that are not whole"
+        raise InputError(Problem(where, what, AGAIN))
     order = np.argsort(t, kind="stable")
     microseconds = np.rint(t * 1e6)[order]
-    return events(where, microseconds, np.asarray(units)[order]).checked((CHANNELS,))
+    sample = events(where, microseconds, np.asarray(units)[order])
+    return sample.checked((CHANNELS,)) if len(sample) else sample

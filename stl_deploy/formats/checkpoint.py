@@ -88,9 +88,16 @@ def _has_data(path: Path) -> bool:
 
 
 def save_checkpoint(
-    model: Model, path: str | Path, training: Mapping[str, Any] | None = None
+    model: Model,
+    path: str | Path,
+    training: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = True,
 ) -> None:
-    """Write ``model`` as ``model.pt``; ``training`` is plain data for the reader."""
+    """Write ``model`` as ``model.pt``; ``training`` is plain data for the reader.
+
+    Raises InputError when ``path`` cannot be written, and without ``replace`` when it exists.
+    """
     if not hasattr(model, "arch"):
         what = f"is of type {type(model).__name__}, not an STLNet"
         raise InputError(
@@ -102,14 +109,14 @@ def save_checkpoint(
         "state_dict": _state(model),
         "training": dict(training or {}),
     }
-    write_tensors(Path(path), data)
+    write_tensors(Path(path), data, replace=replace)
 
 
-def write_tensors(path: Path, data: Mapping[str, Any]) -> None:
-    """What ``read_tensors`` reads. Raises InputError when ``path`` cannot be written."""
+def write_tensors(path: Path, data: Mapping[str, Any], *, replace: bool = True) -> None:
+    """What ``read_tensors`` reads. Raises InputError as ``save_checkpoint`` does."""
     memory = io.BytesIO()  # PyTorch's own writer raises a RuntimeError when the disk is full
     torch.save(dict(data), memory)
-    write_file(path, memory.getvalue())
+    write_file(path, memory.getvalue(), replace=replace)
 
 
 def _state(model: Model) -> dict[str, torch.Tensor]:

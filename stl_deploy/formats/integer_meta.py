@@ -183,7 +183,8 @@ def read_meta(graph: nir.NIRGraph, where: str) -> IntegerMeta:
             Problem(
                 where,
                 "is not an integer network (no stl-deploy metadata)",
-                "give the model.nir that stl-export wrote, not model.float.nir or a portable one",
+                "export it first: stl-export MODEL --target nir -o out, then name out/model.nir, not "
+                "model.float.nir or a portable file",
             )
         )
     if (version := data.get("version")) != VERSION:

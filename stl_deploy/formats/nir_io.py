@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,28 @@ def read(path: Path) -> nir.NIRGraph:
             remedy = "rename the node without '/', and write the file again"
             raise InputError([Problem(f"{path}: {n}", what, remedy) for n in slashed]) from None
         if is_zip(path):
-            what = "is not a NIR file but a zip archive, as checkpoints and rasters are"
-            remedy = "name a NIR file; stl-export makes model.nir of a checkpoint"
-            raise InputError(Problem(str(path), what, remedy)) from None
+            raise InputError(_packed(path)) from None
         raise InputError(
             Problem(str(path), f"is not a NIR file that nir can read ({reason})", "write it again")
         ) from None
     if not isinstance(graph, nir.NIRGraph):
         raise InputError(Problem(str(path), f"holds a {type(graph).__name__}, not a NIRGraph"))
     return graph
+
+
+def _packed(path: Path) -> Problem:
+    """What to do about a zip archive, which is a checkpoint of PyTorch or a raster."""
+    with (
+        suppress(Exception),
+        zipfile.ZipFile(path) as archive,
+    ):  # a damaged one is no checkpoint either
+        if any(name.endswith("/data.pkl") for name in archive.namelist()):
+            remedy = (
+                f"export it first: stl-export {path} --target nir -o out, then name out/model.nir"
+            )
+            return Problem(str(path), "is a checkpoint, not a NIR file", remedy)
+    what = "is a zip archive, as rasters are, not a NIR file"
+    return Problem(str(path), what, "name the model.nir that stl-export wrote")
 
 
 def _names_with_slashes(path: Path) -> list[str]:

@@ -1,8 +1,11 @@
 """Spike rasters: recorded inputs ``*.npz`` with ``spikes`` [N, T, *shape] and ``labels``.
 
-``spikes`` are uint8, or with a sign int8 or int16; other types are read if all values fit. A network with
-several inputs reads ``spikes/<input>`` for each. If ``held`` (``held/<input>``) is true, there is one frame
-[N, 1, *shape], which the network reads in every step.
+``spikes`` are uint8, or with a sign int8 or int16; other types are read if all values fit
+(``raster_values.py``). A network with several inputs reads ``spikes/<input>`` for each. If ``held``
+(``held/<input>``) is true, there is one frame [N, 1, *shape], which the network reads in every step.
+
+One step may be laid out in another way than the network's input where no value moves: flat, or with axes of
+one (``as_input``). docs/rasters.md says all of that to users.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from stl_deploy.errors import InputError, Problem
+from stl_deploy.errors import InputError, Problem, collected
 from stl_deploy.files import atomic, check_readable
+from stl_deploy.formats.raster_values import KINDS, PAGE, array_of, first, labels_of, whole
 from stl_deploy.ir import network as integers
 from stl_deploy.ir.network import Input, IntegerNetwork
 from stl_deploy.ir.synapses import IntArray, Shape
@@ -31,7 +35,6 @@ Encoding = Literal["bernoulli", "graded"]
 MAX_BYTES = 8 << 30  # of one array, decompressed
 SPIKES, HELD = "spikes", "held"
 ONLY = ""  # the name of an input that the file does not name
-KINDS: tuple[np.dtype[Any], ...] = tuple(map(np.dtype, (np.uint8, np.int8, np.int16)))
 READ_IN_ORDER = (*KINDS, np.dtype(np.bool_))
 Labels = NDArray[np.int64] | None
 
@@ -52,6 +55,32 @@ class Raster:
     spikes: integers.Raster
     labels: Labels = None
     held: frozenset[str] | None = None
+
+    @classmethod
+    def given(
+        cls,
+        spikes: ArrayLike | Mapping[str, ArrayLike],
+        labels: ArrayLike | None = None,
+        where: str = SPIKES,
+    ) -> Raster:
+        """The raster of arrays, torch tensors or lists, which messages call ``where``.
+
+        Raises InputError for what is not whole numbers.
+        """
+        by_name = spikes if isinstance(spikes, Mapping) else {ONLY: spikes}
+        problems: list[Problem] = []
+        found: dict[str, IntArray] = {}
+        labelled: Labels = None
+        for name, values in by_name.items():
+            place = _where(where, name)
+            with collected(problems):
+                found[name] = whole(array_of(values, place), place)
+        if labels is not None:
+            with collected(problems):
+                labelled = labels_of(labels, "labels")
+        if problems:
+            raise InputError(problems)
+        return cls(found.get(ONLY, found), labelled)
 
     @property
     def arrays(self) -> dict[str, IntArray]:
@@ -88,10 +117,30 @@ class Raster:
             self, spikes=some, labels=None if self.labels is None else self.labels[:limit]
         )
 
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """[N, T, *shape] by the name of the input."""
+        return _shapes(self.arrays)
+
     def fitting(self, where: str, network: IntegerNetwork) -> Raster:
-        """The raster. Raises InputError unless its spikes are an input of ``network``."""
-        check_input(self, where, network.inputs, network.timesteps)
-        return self
+        """The raster in the shapes of the inputs of ``network``. Raises InputError unless it is an input."""
+        return self.as_inputs(where, network.inputs, network.timesteps)
+
+    def as_inputs(self, where: str, inputs: Mapping[str, Input], timesteps: int) -> Raster:
+        """The raster in the shapes of ``inputs``, which are read in ``timesteps`` steps.
+
+        Raises InputError unless it is one of them, naming everything that is wrong.
+        """
+        names, problems = _matched(_shapes(self.arrays), self.held, where, inputs, timesteps)
+        found = {}
+        for given, name in names.items():
+            port, values = inputs[name], self.arrays[given]
+            some = _value_problems(values, _where(where, given), (port.lowest, port.levels))
+            problems += some
+            found[given] = values if problems else laid_out(values, port.shape)
+        if problems:
+            raise InputError(problems)
+        return replace(self, spikes=found.get(ONLY, found))
 
     def batches(self, size: int) -> Iterator[integers.Raster]:
         """The spikes, ``size`` samples at a time."""
@@ -108,8 +157,8 @@ class Raster:
 class RasterFile:
     """A raster that stays on disk and is read batch by batch: it need not fit into memory.
 
-    ``shapes`` are [N, T, *shape] by the name of the input. Values are looked at when they are read: they lie
-    within ``spans``, once ``check_fits`` has said which.
+    ``shapes`` are [N, T, *shape] by the name of the input, in which values are handed out. Values are looked
+    at when they are read: they lie within ``spans``, once ``check_fits`` has said which.
     """
 
     path: Path
@@ -136,14 +185,18 @@ class RasterFile:
         return replace(self, shapes=shapes, labels=labels)
 
     def fitting(self, where: str, network: IntegerNetwork) -> RasterFile:
-        """The raster, whose values will be checked when they are read.
+        """The raster in the shapes of the inputs, whose values will be checked when they are read.
 
         Raises InputError unless its shapes are those of the inputs of ``network``.
         """
         names, problems = _matched(self.shapes, self.held, where, network.inputs, network.timesteps)
         if problems:
             raise InputError(problems)
-        return replace(self, spans={given: network.span(name) for given, name in names.items()})
+        shapes = {
+            given: (*self.shapes[given][:2], *network.shape(name)) for given, name in names.items()
+        }
+        spans = {given: network.span(name) for given, name in names.items()}
+        return replace(self, shapes=shapes, spans=spans)
 
     def batches(self, size: int) -> Iterator[integers.Raster]:
         """The spikes, ``size`` samples at a time. Raises InputError where they cannot be read."""
@@ -163,13 +216,14 @@ class RasterFile:
                     batch[name] = _read(file, kinds[name], (count, *self.shapes[name][1:]))
                     where = _where(str(self.path), name)
                     if name in self.spans:
-                        problems += _value_problems(batch[name], where, self.spans[name])
+                        problems += _value_problems(batch[name], where, self.spans[name], start)
                 if problems:
                     raise InputError(problems)
                 yield batch.get(ONLY, batch)
 
 
 Source = Raster | RasterFile
+Fits = TypeVar("Fits", bound=Source)
 
 
 def _read(file: IO[bytes], kind: np.dtype[Any], shape: Shape) -> IntArray:
@@ -215,14 +269,17 @@ def encode(
     return out
 
 
-def save(path: Path, raster: Raster, source: dict[str, Any]) -> None:
-    """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON."""
+def save(path: Path, raster: Raster, source: dict[str, Any], *, replace: bool = True) -> None:
+    """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON.
+
+    Raises InputError when ``path`` cannot be written, and without ``replace`` when it exists.
+    """
     arrays: dict[str, Any] = {key(SPIKES, name): x for name, x in raster.arrays.items()}
     arrays |= {key(HELD, name): np.array(True) for name in sorted(raster.held or ())}
     arrays["source"] = np.array(json.dumps(source))
     if raster.labels is not None:
         arrays["labels"] = raster.labels
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(path, replace=replace) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -238,17 +295,16 @@ def load(path: Path) -> Raster:
             arrays = {name: data[key(SPIKES, name)] for name in names}
             labels = data["labels"] if "labels" in data.files else None
             held = _held(path, data, names)
-    _check_arrays(path, _shapes(arrays), labels, held)
-    found, problems = {}, []
+    found: dict[str, IntArray] = {}
+    problems: list[Problem] = []
+    with collected(problems):
+        labels = _checked(path, _shapes(arrays), labels, held)
     for name, values in arrays.items():
-        try:
-            found[name] = whole(values)
-        except ValueError as error:
-            problems.append(Problem(f"{path}: {key(SPIKES, name)}", str(error)))
+        with collected(problems):
+            found[name] = whole(values, f"{path}: {key(SPIKES, name)}")
     if problems:
         raise InputError(problems)
-    spikes = found.get(ONLY, found)
-    return Raster(spikes, None if labels is None else labels.astype(np.int64), held)
+    return Raster(found.get(ONLY, found), labels, held)
 
 
 def stream(path: Path) -> Raster | RasterFile:
@@ -270,8 +326,7 @@ def stream(path: Path) -> Raster | RasterFile:
         with np.load(path, allow_pickle=False) as data:
             labels = data["labels"] if "labels" in data.files else None
             held = _held(path, data, names)
-    _check_arrays(path, shapes, labels, held)
-    return RasterFile(path, shapes, None if labels is None else labels.astype(np.int64), held)
+    return RasterFile(path, shapes, _checked(path, shapes, labels, held), held)
 
 
 def _inputs(keys: list[str]) -> list[str]:
@@ -283,7 +338,7 @@ def _inputs(keys: list[str]) -> list[str]:
 
 def _no_spikes(path: Path, keys: list[str]) -> Problem:
     what = f"holds no array 'spikes' or 'spikes/<input>' (only {', '.join(keys)})"
-    return Problem(str(path), what, "see stl-raster")
+    return Problem(str(path), what, f"save the array as {SPIKES} ({PAGE})")
 
 
 def _held(path: Path, data: Any, names: list[str]) -> frozenset[str]:
@@ -297,25 +352,6 @@ def _held(path: Path, data: Any, names: list[str]) -> frozenset[str]:
     if problems:
         raise InputError(problems)
     return frozenset(name for name, value in found.items() if value)
-
-
-def whole(values: NDArray[Any]) -> IntArray:
-    """Whole numbers in the first of uint8, int8 and int16 that holds them all; those as they are.
-
-    Raises ValueError for what none of them holds.
-    """
-    if values.dtype in KINDS:
-        return values
-    if values.dtype.kind not in "uifb":
-        raise ValueError(f"has type {values.dtype}, not whole numbers")
-    if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
-        raise ValueError(f"holds {values.dtype} values that are not whole numbers")
-    low, high = int(values.min(initial=0)), int(values.max(initial=0))
-    for kind in KINDS:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            found: IntArray = values.astype(kind)
-            return found
-    raise ValueError(f"holds values {low}..{high}, beyond int16")
 
 
 def _header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:
@@ -343,19 +379,20 @@ def _damage_explained(path: Path) -> Iterator[None]:
         *(SyntaxError, tokenize.TokenError),  # of numpy, which parses a header as Python
     ) as error:
         raise InputError(
-            Problem(str(path), f"is not a raster: {error}", "make one with stl-raster")
+            Problem(str(path), f"is not a raster: {error}", f"make one with stl-raster ({PAGE})")
         ) from None
 
 
-def _check_arrays(
+def _checked(
     path: Path, shapes: Mapping[str, Shape], labels: NDArray[Any] | None, held: frozenset[str]
-) -> None:
-    """Raise InputError unless spikes of these shapes, and the labels, make a raster."""
+) -> Labels:
+    """The labels. Raises InputError unless spikes of these shapes, and the labels, make a raster."""
     problems: list[Problem] = []
     for name, shape in shapes.items():
         where = f"{path}: {key(SPIKES, name)}"
         if len(shape) < 3:
-            problems.append(Problem(where, f"has shape {shape}, not [N, T, ...]"))
+            remedy = f"add the axes of samples and of time steps ({PAGE})"
+            problems.append(Problem(where, f"has shape {shape}, not [N, T, ...]", remedy))
         if 0 in shape:
             problems.append(Problem(where, f"is empty: {shape}"))
         if name in held and shape[1:2] != (1,):
@@ -365,57 +402,38 @@ def _check_arrays(
     if len(samples) > 1:
         counts = ", ".join(f"{shape[:1]} of {name}" for name, shape in shapes.items())
         problems.append(Problem(str(path), f"holds different numbers of samples: {counts}"))
-    first = next(iter(shapes.values()))[:1]
-    integer = labels is not None and labels.dtype.kind in "iu" and (labels < 2**31).all()
-    if labels is not None and (labels.shape != first or not integer):
-        problems.append(
-            Problem(f"{path}: labels", f"{labels.dtype} {labels.shape}, not int64 {first}")
-        )
+    count, checked = next(iter(shapes.values()))[:1], None
+    if labels is not None:
+        where = f"{path}: labels"
+        with collected(problems):
+            checked = labels_of(labels, where)
+            if checked.shape != count:
+                remedy = "give one label for each sample"
+                what = f"has shape {checked.shape} for samples {count}"
+                problems.append(Problem(where, what, remedy))
     if problems:
         raise InputError(problems)
+    return checked
 
 
-def check_fits(raster: Source, where: str, network: IntegerNetwork) -> Source:
-    """The raster, an input of ``network``, labels included. Raises InputError unless it is one.
+def check_fits(raster: Fits, where: str, network: IntegerNetwork) -> Fits:
+    """The raster in the shapes of the inputs of ``network``, with labels of its classes.
 
-    The values of a RasterFile are looked at when they are read.
+    Raises InputError unless it is an input. The values of a RasterFile are looked at when they are read.
     """
-    raster = raster.fitting(where, network)
+    raster = cast(Fits, raster.fitting(where, network))
     classes, labels = network.readout.classes, raster.labels
     if labels is None:
         return raster
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-        kind = getattr(labels, "dtype", type(labels).__name__)
-        raise InputError(
-            Problem("labels", f"is {kind}, not an array of whole numbers", "use int64")
-        )
     if labels.shape != raster.shape[:1]:
-        raise InputError(Problem(where, f"labels {labels.shape} for {raster.shape[0]} samples"))
-    if ((labels < 0) | (labels >= classes)).any():
-        raise InputError(
-            Problem(where, f"labels {labels.min()}..{labels.max()} for {classes} classes")
-        )
+        what = f"labels {labels.shape} for {raster.shape[0]} samples"
+        raise InputError(Problem(where, what, "give one label for each sample"))
+    beyond = (labels < 0) | (labels >= classes)
+    if beyond.any():
+        what = f"labels {labels.min()}..{labels.max()} for {classes} classes"
+        remedy = f"give labels from 0 to {classes - 1}; {first('labels', labels, beyond)}"
+        raise InputError(Problem(where, what, remedy))
     return raster
-
-
-def check_input(raster: Raster, where: str, inputs: Mapping[str, Input], timesteps: int) -> None:
-    """Raise InputError unless the spikes are whole numbers that these inputs read in ``timesteps`` steps."""
-    arrays = raster.arrays
-    problems = []
-    for name, spikes in arrays.items():
-        if not isinstance(spikes, np.ndarray) or spikes.dtype.kind not in "uib":
-            kind = getattr(spikes, "dtype", type(spikes).__name__)
-            what = f"is {kind}, not an array of whole numbers"
-            problems.append(Problem(_where(where, name), what, "use uint8, or with a sign int16"))
-    if problems:
-        raise InputError(problems)
-    names, problems = _matched(_shapes(arrays), raster.held, where, inputs, timesteps)
-    for given, name in names.items():
-        port = inputs[name]
-        span = port.lowest, port.levels
-        problems += _value_problems(arrays[given], _where(where, given), span)
-    if problems:
-        raise InputError(problems)
 
 
 def _where(where: str, name: str) -> str:
@@ -436,7 +454,8 @@ def _matched(
     if set(names.values()) != set(inputs):
         has = ", ".join(key(SPIKES, name) for name in shapes)
         what = f"has {has}, the network reads {', '.join(inputs)}"
-        remedy = f"save {', '.join(key(SPIKES, name) for name in inputs)}"
+        wanted = ", ".join(key(SPIKES, name) for name in inputs)
+        remedy = f"save {wanted}; in Python give a dictionary by these names"
         return {}, [Problem(where, what, remedy)]
     problems: list[Problem] = []
     samples = {name: shape[0] for name, shape in shapes.items() if shape}
@@ -455,8 +474,12 @@ def _shape_problems(
     size: Shape, where: str, port: Input, held: bool | None, timesteps: int
 ) -> list[Problem]:
     """What is wrong with a raster of ``size``; ``held`` is what is said of it, None for nothing."""
-    if len(size) < 2 or size[2:] != port.shape:
-        return [Problem(where, f"has inputs {size[2:]}, the network reads {port.shape}")]
+    steps = 1 if port.held else timesteps
+    if (remedy := _other_axes(size, port.shape, steps)) is not None:
+        what = (
+            f"has shape {size}, the network reads [N, {', '.join(map(str, (steps, *port.shape)))}]"
+        )
+        return [Problem(where, what, remedy)]
     if port.held and (size[1] != 1 or held is False):
         what = f"has {size[1]} time steps, the network reads one frame in every step (held)"
         return [Problem(where, what, "make it with stl-raster --held, or save it with held = True")]
@@ -468,27 +491,72 @@ def _shape_problems(
             Problem(
                 where,
                 f"has {size[1]} time steps, the network was made for {timesteps}",
-                f"give a raster of {timesteps} steps, or export a model that does not say its steps "
-                f"with --timesteps {size[1]}",
+                f"give a raster of {timesteps} steps; a model that does not say its steps: export it again "
+                f"with --timesteps {size[1]} (or --eval {where})",
             )
         ]
     return []
 
 
-def _value_problems(spikes: NDArray[Any], where: str, span: tuple[int, int]) -> list[Problem]:
-    """What is wrong with spikes that should lie within ``span``."""
+def as_input(size: Shape, shape: Shape) -> bool:
+    """Whether a step of ``size`` is one of ``shape`` with every value in its place, in C order.
+
+    They differ in axes of one, or but for these one of them is flat.
+    """
+    given, read = ([n for n in axes if n != 1] for axes in (size, shape))
+    flat = min(len(given), len(read)) < 2
+    return given == read or (flat and math.prod(size) == math.prod(shape))
+
+
+def laid_out(values: IntArray, shape: Shape) -> IntArray:
+    """``values`` [N, T, ...] as [N, T, *shape]."""
+    return values if values.shape[2:] == shape else values.reshape(*values.shape[:2], *shape)
+
+
+def _other_axes(size: Shape, shape: Shape, steps: int) -> str | None:
+    """What to do about a raster of ``size`` whose axes are not [N, ``steps``, *``shape``]; None: nothing.
+
+    Another number of steps alone is not about axes.
+    """
+    fits = len(size) > 2 and as_input(size[2:], shape)
+    if fits and size[1] == steps:
+        return None
+    untimed = len(size) > 1 and (size[1:] == shape or (not fits and as_input(size[1:], shape)))
+    if untimed and size[0] == steps:
+        return "add the axis of samples: spikes[None]"
+    if fits and size[0] == steps:
+        return "samples come first: give spikes.swapaxes(0, 1)"
+    if untimed:
+        add = "spikes[:, None]" if steps == 1 else f"np.repeat(spikes[:, None], {steps}, axis=1)"
+        return f"add the axis of time: {add}, or encode each step by stl-raster ({PAGE})"
+    if fits:
+        return None
+    if len(size) > 3 and (size[-1], *size[2:-1]) == shape:
+        return "channels come first: give np.moveaxis(spikes, -1, 2)"
+    what = f"{shape}" if len(shape) == 1 else f"{shape} or ({math.prod(shape)},)"
+    return f"give samples, steps, and {what} values in each ({PAGE})"
+
+
+def _value_problems(
+    spikes: NDArray[Any], where: str, span: tuple[int, int], start: int = 0
+) -> list[Problem]:
+    """What is wrong with spikes [N, ...] that should lie within ``span``; the first is sample ``start``."""
     if not spikes.size:
-        return [Problem(where, f"is empty: {spikes.shape}")]
+        return [Problem(where, f"is empty: {spikes.shape}", "give at least one sample")]
     low, high = span
-    if spikes.min() < low or spikes.max() > high:
-        return [
-            Problem(
-                where,
-                f"holds values {spikes.min()}..{spikes.max()}, the network reads {low}..{high}",
-                "encode it as the network was trained (--encoding)",
-            )
-        ]
-    return []
+    least, most = int(spikes.min()), int(spikes.max())
+    if low <= least and most <= high:
+        return []
+    remedy = "encode it as the network was trained (--encoding)"
+    if least < 0 <= low:
+        remedy = (
+            "give values from 0, or import a model that reads a sign with --signed (signed=True)"
+        )
+    elif high == 1 and low == 0:
+        remedy = "give spikes 0 and 1, or import a model that reads counts with --levels (levels=N)"
+    at = first("spikes", spikes, (spikes < low) | (spikes > high), start)
+    what = f"holds values {least}..{most}, the network reads {low}..{high}; {at}"
+    return [Problem(where, what, remedy)]
 
 
 def _check_sizes(path: Path, but: tuple[str, ...] | list[str]) -> None:

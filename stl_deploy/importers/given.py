@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import nir
 import numpy as np
@@ -26,6 +26,7 @@ from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.units import MAX_STEPS
 
 Params = dict[str, NDArray[Any]]
+Sent = dict[str, NDArray[Any]]  # spikes [N, T, *shape] by population
 Numbers = float | Sequence[float]
 Reset = Literal["zero", "subtract"]  # what a user can say of neurons whose file leaves it open
 Spikes = Literal["one", "many"]  # in a step
@@ -185,12 +186,23 @@ class File:
             raise InputError(problems)
 
 
+class Live(Protocol):
+    """A network that runs in the tool that it was made with."""
+
+    def run(self, raster: NDArray[Any]) -> tuple[Sent, Sent | None]:
+        """Spikes [N, T, *shape] of its populations, as it is and in float64, None where it cannot be.
+
+        Raises ValueError where it does not take a raster [N, T, *input shape] of these steps.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A model that was read: its lowered float ``graph``, None where the file holds integers.
 
     ``checkpoint`` is that of an STL-SNN, ``network`` that of a model.nir; ``notes`` are what the user should
-    know of the import; ``takes`` are the fields of ``Given`` that can say what the file leaves open.
+    know of the import; ``takes`` are the fields of ``Given`` that can say what the file leaves open. ``live``
+    is the user's own network, None where there is none to run.
     """
 
     graph: nir.NIRGraph | None = None
@@ -198,3 +210,4 @@ class Model:
     network: IntegerNetwork | None = None
     notes: tuple[Diagnostic, ...] = ()
     takes: frozenset[str] = frozenset()
+    live: Live | None = None

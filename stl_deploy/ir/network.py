@@ -25,6 +25,7 @@ from stl_deploy.ir.slices import WeightPrecision
 from stl_deploy.ir.synapses import IntArray, Shape, Synapses
 
 Raster = IntArray | Mapping[str, IntArray]
+SHOWN = 12  # inputs and populations in the text of a network
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,16 @@ class IntegerNetwork:
             if p.kind == "lif" and (what := misfit(p.neurons, p.shape, self.timesteps)) is not None:
                 raise ValueError(f"{p.name}: {what}")
         self._check_readout()
+
+    def __repr__(self) -> str:
+        named = [f"{name} {port.shape}" for name, port in self.inputs.items()]
+        named += [f"{population.name} {population.shape}" for population in self.populations]
+        if len(named) > SHOWN:
+            named[SHOWN - 1 : -1] = [f"{len(named) - SHOWN} more"]
+        return (
+            f"IntegerNetwork for {self.chip}, {self.timesteps} steps, {self.readout.classes} classes: "
+            + ", ".join(named)
+        )
 
     def _check_readout(self) -> None:
         """Raise ValueError for a readout that does not fit its source; one in the making may lack it."""

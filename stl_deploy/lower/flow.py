@@ -121,6 +121,7 @@ class Flow:
 
     It has one Output, and every node is finite in its numbers. Problems are collected:
     ``broken`` for what means nothing, ``problems`` for what has a meaning, but no place on a chip.
+    ``dropped`` are axes before those of a step that an Input had, and an Output may have.
     """
 
     nodes: Mapping[str, nir.ir.NIRNode]
@@ -129,6 +130,7 @@ class Flow:
     shapes: dict[str, Shape] = field(default_factory=dict)
     broken: list[Problem] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    dropped: frozenset[Shape] = frozenset()
 
     def done(self) -> None:
         """Raise what has been collected."""
@@ -181,7 +183,8 @@ class Flow:
         end = self.end
         declared = self._shape_of(self.nodes[end].output_type["output"])
         arrives = self.shapes.get(end)
-        if arrives and math.prod(declared) != math.prod(arrives):
+        possible = {declared, *(declared[len(axes) :] for axes in self.dropped)}
+        if arrives and math.prod(arrives) not in map(math.prod, possible):
             self.broken.append(Problem(end, f"is declared as {declared} and gets {arrives}"))
 
     def check_cycles(self) -> None:

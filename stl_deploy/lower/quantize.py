@@ -27,15 +27,17 @@ from pathlib import Path
 
 import nir
 import numpy as np
+from numpy.typing import ArrayLike
 
 from stl_deploy.chips import facts as chips
 from stl_deploy.chips import placement
 from stl_deploy.chips.rules import refused
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import float_nir
+from stl_deploy.formats.raster import ONLY, Raster
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.floats import FloatNetwork, decode
-from stl_deploy.ir.network import IntegerNetwork
+from stl_deploy.ir.network import Input, IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic, Lowering
 from stl_deploy.ir.readouts import FloatReadout
 from stl_deploy.ir.slices import WeightPrecision
@@ -45,7 +47,7 @@ from stl_deploy.lower.assembly import Assembly
 from stl_deploy.lower.checks import check as check_floats
 from stl_deploy.lower.options import Options, Overflow, Skips, Thresholds, check_options
 
-Calib = IntArray | Mapping[str, IntArray]
+Calib = ArrayLike | Mapping[str, ArrayLike]
 
 
 def quantize(
@@ -100,7 +102,11 @@ def quantize(
     facts = chips.find(chip)
     if not isinstance(graph, nir.NIRGraph | FloatNetwork):
         raise InputError(
-            Problem("graph", f"is a {type(graph).__name__}, not a NIR graph", "see from_torch")
+            Problem(
+                "graph",
+                f"is of type {type(graph).__name__}, not a float NIR graph",
+                "give the graph that from_torch(model) or from_nir(path) makes",
+            )
         )
     floats = graph if isinstance(graph, FloatNetwork) else decode(graph)
     meta = floats.meta if isinstance(graph, FloatNetwork) else G.float_meta(graph)
@@ -181,25 +187,12 @@ def _rasters(
     """
     if calib is None:
         return None
-    names = list(floats.inputs)
-    by_name = calib if isinstance(calib, Mapping) else dict.fromkeys(names, calib)
-    if set(by_name) != set(names) or (by_name is not calib and len(names) != 1):
-        what = (
-            f"has rasters for {', '.join(by_name)}, the network has the inputs {', '.join(names)}"
-        )
-        if by_name is not calib:
-            what = f"is one raster, the network has the inputs {', '.join(names)}"
-        raise InputError(Problem("calib", what, "give a raster for each input, by name"))
-    for x in by_name.values():
-        if not isinstance(x, np.ndarray) or x.dtype.kind not in "uib":
-            what = f"is {getattr(x, 'dtype', type(x).__name__)}, not an array of whole numbers"
-            raise InputError(Problem("calib", what, "use uint8, or with a sign int16"))
-    for name, shape in floats.inputs.items():
-        if by_name[name].shape[2:] != shape:
-            what = f"has inputs {by_name[name].shape[2:]}, the network {shape}"
-            raise InputError(Problem("calib", what))
-    if not all(len(x) for x in by_name.values()):
-        raise InputError(Problem("calib", "holds no samples", "give a raster with some inputs"))
+    inputs = {
+        name: Input(shape, meta.input_levels, meta.signed, meta.held)
+        for name, shape in floats.inputs.items()
+    }
+    given = Raster.given(calib, where="calib").as_inputs("calib", inputs, meta.timesteps).arrays
+    by_name = given if ONLY not in given else dict.fromkeys(inputs, given[ONLY])
     if not meta.held:
         return dict(by_name)
     return {

@@ -48,9 +48,10 @@ def settled(
     ]
     if problems:
         raise InputError(problems)
-    chosen = {"reset"} if any(r.origin.get("reset") == "option" for r in network.read_as) else set()
-    usable = takes & {"tau", "dt", "written_by", "spikes", *chosen}
-    return {n: found[n] if given[n] is None and n in usable else given[n] for n in KNOWN}
+    # What was assumed then is assumed again.
+    chosen = {n for r in network.read_as for n, who in r.origin.items() if who == "option"}
+    chosen = (chosen | {"written_by"}) & takes
+    return {n: found[n] if given[n] is None and n in chosen else given[n] for n in KNOWN}
 
 
 def _open_reset(record: ReadAs) -> str | None:

@@ -98,8 +98,8 @@ class RecordedPopulation:
         ]
         return f"{self.read.neuron}: {', '.join(said)}"
 
-    def problem(self, where: str, missing: tuple[str, ...]) -> Problem | None:
-        """What is wrong, None where nothing is; ``missing`` are populations that were not recorded."""
+    def problem(self, where: str, missing: tuple[str, ...], remedy: str) -> Problem | None:
+        """What is wrong, None where nothing is; see ``Expected``."""
         if self.first is None:
             return None
         what = (
@@ -107,7 +107,7 @@ class RecordedPopulation:
         )
         if self.how:
             what += f". Read as {self.how}"
-        return Problem(self.name, what, self._remedy(missing))
+        return Problem(self.name, what, remedy or self._remedy(missing))
 
     def _remedy(self, missing: tuple[str, ...]) -> str:
         limit = 1 if self.read is None else self.read.spikes
@@ -152,11 +152,11 @@ class RecordedOutputs:
     differing: int
     first: OutputMiss | None
 
-    def problem(self, where: str, missing: tuple[str, ...]) -> Problem | None:
-        """What is wrong, None where nothing is; ``missing`` are populations that were not recorded."""
+    def problem(self, where: str, missing: tuple[str, ...], remedy: str) -> Problem | None:
+        """What is wrong, None where nothing is; see ``Expected``."""
         if self.first is None:
             return None
-        remedy = f"see {PAGE}, and --readout for how outputs are read"
+        remedy = remedy or f"see {PAGE}, and --readout for how outputs are read"
         if missing:
             names = ", ".join(missing)
             remedy = f"record the spikes of {names} too, which shows where the reading parts"
@@ -166,13 +166,18 @@ class RecordedOutputs:
 
 @dataclass(frozen=True)
 class Expected:
-    """The whole comparison with the recording ``where``; ``missing`` are populations that it lacks."""
+    """The whole comparison with the recording ``where``.
+
+    ``missing`` are populations that it lacks; ``remedy`` is what helps where something differs, empty where
+    that depends on what differs.
+    """
 
     where: str
     samples: int
     populations: tuple[RecordedPopulation, ...]
     outputs: RecordedOutputs | None
     missing: tuple[str, ...] = ()
+    remedy: str = ""
 
     @property
     def passed(self) -> bool:
@@ -202,7 +207,7 @@ class Expected:
     def problems(self) -> Iterator[Problem]:
         """What is wrong, population by population."""
         for part in (*self.populations, *(() if self.outputs is None else (self.outputs,))):
-            if (problem := part.problem(self.where, self.missing)) is not None:
+            if (problem := part.problem(self.where, self.missing, self.remedy)) is not None:
                 yield problem
 
     def check(self) -> None:

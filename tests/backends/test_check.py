@@ -398,6 +398,13 @@ def test_a_raster_of_another_shape_is_refused(tmp_path, command):
     code, out, err = command("stl-check", path, "--input", where)
     assert (code, out) == (2, "")
     assert "has inputs of shape (4,), the graph (3,)" in err
+    assert "docs/rasters.md" in err
+
+
+def test_a_raster_with_axes_of_one_is_laid_out_as_the_graph_reads_it(tmp_path):
+    file = consumer_file.read(written(tmp_path, nodes()))
+    spikes = np.arange(12, dtype=np.uint8).reshape(2, 2, 1, 3)
+    np.testing.assert_array_equal(runs.steps(file, spikes), spikes.reshape(2, 2, 3))
 
 
 # What only the metadata say

@@ -16,6 +16,24 @@ from torch import Tensor, nn
 T = 4
 
 
+class Fire(torch.autograd.Function):
+    """1 where x > 0, or where x is 0 too if that is ``reached``; a triangle is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reached: bool) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x >= 0 if reached else x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grad[0] * (1 - x.abs()).clamp(0), None
+
+
+def fire(x: Tensor, reached: bool = False) -> Tensor:
+    return Fire.apply(x, reached)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class Noting(nn.Module):
     """A network whose neurons note what they send."""
 
@@ -71,7 +89,7 @@ class Threshold(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         self.u = 0.25 * self.u * (1 - self.s) + current
-        self.s = (self.u - torch.tanh(self.w) > 0).to(current.dtype)
+        self.s = fire(self.u - torch.tanh(self.w))
         return self.s
 
 
@@ -206,7 +224,7 @@ class WeightedLayer(nn.Module):
         sent = []
         for t in range(T):
             v = 0.25 * v + y[t]
-            sent.append(note(v, 1.0, (v > 1).to(y.dtype)))
+            sent.append(note(v, 1.0, fire(v - 1)))
             v = v * (1 - sent[-1])
         return torch.stack(sent)
 
@@ -222,7 +240,7 @@ class RateBased(Noting):
     def lif(self, name: str, current: Tensor) -> Tensor:
         v = self.v.get(name, 0.0)
         h = v - v / 1.25 + current
-        s = (h >= 1).to(h.dtype)
+        s = fire(h - 1, reached=True)
         self.v[name] = h - s
         return self.note(name, h, 1.0, s)
 

@@ -381,7 +381,7 @@ def test_rasters_that_do_not_fit(command, here, model, net):
     command("stl-export", model, "--target", "nir", "-o", "o")
     good = random_spikes(net, 2)
     for spikes, labels, what in (
-        (good[:, :, :, :4], None, "the network reads (1, 8, 8)"),
+        (good[:, :, :, :4], None, "has shape (2, 4, 1, 4, 8), the network reads [N, 4, 1, 8, 8]"),
         (good[:, :3], None, "has 3 time steps"),
         (good * 2, None, "holds values 0..2"),
         (good + np.float32(0.5), None, "float32"),
@@ -538,7 +538,7 @@ def test_calibration_data_must_fit(command, here, model, net):
     for spikes, what in (
         (good * 200, "holds values 0..200"),
         (good[:, :3], "has 3 time steps"),
-        (good[:, :, :, :4], "has inputs (1, 4, 8)"),
+        (good[:, :, :, :4], "has shape (2, 4, 1, 4, 8)"),
     ):
         np.savez("c.npz", spikes=spikes)
         code, _, err = command("stl-export", model, "--target", "loihi", "--calib", "c.npz")
@@ -552,7 +552,7 @@ def test_the_python_interface_refuses_what_is_not_a_raster(net):
 
     network = stl_deploy.quantize(stl_deploy.from_torch(net))
     spikes = random_spikes(net, 2)
-    for bad in (spikes * 0.5, -spikes.astype(np.int8), spikes.tolist(), spikes[:0], spikes[0]):
+    for bad in (spikes * 0.5, -spikes.astype(np.int8), spikes[:0], spikes[0], [spikes, 1]):
         with pytest.raises(InputError):
             stl_deploy.simulate(network, bad)
     with pytest.raises(InputError, match=r"labels \(5,\) for 2 samples"):

@@ -18,7 +18,7 @@ import pytest
 
 from stl_deploy.backends import tool_env
 from stl_deploy.backends.consumers import run as runs
-from stl_deploy.data import aedat, aedat4, cifar10dvs, gesture
+from stl_deploy.data import aedat, aedat4, cifar10dvs, gesture, nmnist
 from stl_deploy.data.binning import Frames, Tally
 from stl_deploy.data.catalogue import EVENT_SETS
 from stl_deploy.data.events import events
@@ -124,7 +124,7 @@ def test_gestures_of_two_recordings_are_read_once_each(tmp_path, monkeypatch):
 
 # What is refused: a fault in one file, and what the error says of it.
 EVENT = event_files.nmnist_event(10, 1, 3, 3)
-LATER = event_files.nmnist_event(20, 1, 3, 3)
+LATER = event_files.nmnist_event(1011, 1, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,11 @@ LATER = event_files.nmnist_event(20, 1, 3, 3)
         (EVENT + b"12", "has 7 bytes, not a multiple of 5"),
         (event_files.nmnist_event(0, 0, 0, 34), "x = 34, allowed are 0..33"),
         (EVENT + event_files.nmnist_event(11, 0, 99, 0), "event 1 with y = 99"),
-        (LATER + EVENT, "time goes backwards 1 times, first at event 1: 10 us after 20 us"),
+        (
+            LATER + EVENT,
+            "time goes backwards: event 1 at 10 us stands behind one that is 1001 us later; up to 1000 us "
+            "are put in order -> sort events of any disorder by --sort, or fetch the file again",
+        ),
         (event_files.nmnist_event(0, 0, 240, 0), "holds no events"),
     ],
 )
@@ -166,7 +170,7 @@ ABORTS = bytes(ABORTS)
         (event_files.aedat_31(GOOD), "does not begin with #!AER-DAT2.0"),
         (event_files.aedat_2(GOOD)[:-3], "not a multiple of 8"),
         (event_files.aedat_2([]), "holds no events"),
-        (event_files.aedat_2(GOOD[::-1]), "time goes backwards 23 times"),
+        (event_files.aedat_2(GOOD[::-1]), "time goes backwards: event 1 at"),
         (b"#!AER-DAT2.0\r\n" + struct.pack(">II", 1 << 15, 0), "holds address 32768"),
     ],
 )
@@ -338,9 +342,8 @@ def shd(times=(0.1, 0.2), units=(1, 2), labels=(0,), **more):
     [
         (shd(times=(0.1,)), "has 1 times for 2 units"),
         (shd(units=(1, 700)), "channel = 700, allowed are 0..699"),
-        (shd(times=(0.1, -0.1)), "times below zero"),
-        (shd(times=(0.1, np.nan)), "times below zero or none"),
-        (shd(times=(), units=()), "holds no events"),
+        (shd(times=(0.1, np.nan)), "times that are not finite or beyond 1e+06 s"),
+        (shd(times=(0.1, -np.inf)), "times that are not finite"),
         (shd(labels=(20,)), "20..20, allowed are 0..19"),
         (shd(labels=(0, 1)), "2 labels, 1 arrays of times"),
     ],
@@ -383,11 +386,130 @@ def test_broken_files_of_shd(tmp_path):
     refused("shd", tmp_path, path, "more than 1048576")
 
 
-def test_spikes_after_the_window_are_left_out_and_counted(tmp_path):
-    made = shd(times=(0.1, 1.5))
+def test_spikes_outside_the_window_are_left_out_and_counted(tmp_path):
+    made = shd(times=(0.1, 1.5, -0.001), units=(1, 2, 3))
     event_files.shd_file(tmp_path / "shd_test.h5", made["times"], made["units"], made["labels"])
     raster, source = load("shd", tmp_path, "test", Wanted(14))
-    assert (int(raster.spikes.sum()), source["late"], source["events"]) == (1, 1, 2)
+    assert (int(raster.spikes.sum()), source["late"], source["early"]) == (1, 1, 1)
+    assert (source["events"], source["reordered"]) == (3, 0)
+    raster, source = load("shd", tmp_path, "test", Wanted(14, binning="time"))
+    assert (int(raster.spikes.sum()), source["late"], source["early"]) == (3, 0, 0)
+
+
+@pytest.mark.parametrize("binning", ["window", "time", "count"])
+def test_a_word_without_spikes_has_frames_of_zeros(binning, tmp_path):
+    word = [np.array([0.1, 0.2]), np.array([])]
+    event_files.shd_file(tmp_path / "shd_test.h5", word, [10 * w for w in word], (0, 1))
+    raster, source = load("shd", tmp_path, "test", Wanted(14, binning=binning))
+    assert raster.spikes.reshape(2, -1).sum(1).tolist() == [2, 0]
+    assert (source["empty"], source["samples"]) == (1, 2)
+
+
+# Events that are late in their files, and clocks that wrap.
+
+
+def nmnist_file(path, sample):
+    path.write_bytes(b"".join(event_files.nmnist_event(*e) for e in sample))
+    return nmnist.read(path)
+
+
+def aedat_file(path, sample, write, read):
+    path.write_bytes(write(sample))
+    return read(path)
+
+
+def cut_file(path, sample):
+    np.save(path, np.array([(x, y, p, t // 1000) for t, p, y, x in sample], float))
+    return gesture.read_cut(path)
+
+
+FILES = {
+    "a.bin": nmnist_file,
+    "a.aedat": lambda *a: aedat_file(*a, event_files.aedat_2, cifar10dvs.read),
+    "b.aedat": lambda *a: aedat_file(*a, event_files.aedat_31, aedat.read_31),
+    "a.aedat4": lambda *a: aedat_file(*a, event_files.aedat_4, cifar10dvs.read),
+    "a.npy": cut_file,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("late", [1000, 1001])
+def test_events_that_are_slightly_late_are_sorted_and_counted(name, late, tmp_path):
+    """In every format: up to 1 ms; beyond, only where that is asked for."""
+    times = [0, 2000, 2000, 4000, 5000, 6000, 6000, 9000]
+    if name != "a.npy":  # whose times are milliseconds
+        times[4] = 4000 + late
+    elif late > 1000:
+        times[4] = 6000
+    sample = [(t, i % 2, i, 2 * i) for i, t in enumerate(times)]
+    stored = [*sample[:3], sample[4], sample[3], *sample[5:]]
+    read = FILES[name](tmp_path / name, stored)
+    if late > 1000:
+        with pytest.raises(InputError, match=r"event 4 at 4000 us stands behind one .* --sort"):
+            read.in_order()
+    found = read.in_order(whatever=late > 1000)
+    # Events of the same time stay as they stand in the file.
+    expected = sorted(stored, key=lambda e: e[0])
+    assert list(zip(found.t, *found.address, strict=True)) == expected
+    assert found.reordered == 1
+    again = FILES[name](tmp_path / name, expected).in_order()
+    assert again.reordered == 0
+    np.testing.assert_array_equal(again.t, found.t)
+
+
+CLOCK = 1 << 32
+
+
+@pytest.mark.parametrize(
+    ("stored", "times", "wraps"),
+    [
+        ([CLOCK - 2, CLOCK - 1, 0, 3], [-2, -1, 0, 3], 1),
+        # An event that is late behind the wrap belongs before it.
+        ([CLOCK - 5, 1, CLOCK - 4, 2], [-5, 1, -4, 2], 1),
+        ([CLOCK - 1, 0, CLOCK // 2, CLOCK - 1, 0], [-1, 0, CLOCK // 2, CLOCK - 1, CLOCK], 2),
+        # A leap forward is a long break where nothing wrapped, and no wrap backward.
+        ([1, CLOCK - 9, CLOCK - 8], [1 - CLOCK, -9, -8], 0),
+        ([1, CLOCK - 9, 3], [1 - CLOCK, -9, 3], 1),
+        ([0, 5, 4], [0, 5, 4], 0),
+    ],
+)
+def test_the_clock_of_aedat_2_goes_on_where_it_wraps(stored, times, wraps, tmp_path):
+    path = tmp_path / "a.aedat"
+    path.write_bytes(event_files.aedat_2([(t, 1, 2, 3) for t in stored]))
+    t, _, found = aedat.read_2(path)
+    assert found == wraps
+    assert (t - t[0]).tolist() == [time - times[0] for time in times]
+
+
+def test_commands_say_what_was_sorted(tmp_path, command):
+    """stl-raster and stl-train: with a count, in --json too; --sort where the disorder is large."""
+    event_files.write_nmnist(tmp_path)
+    path = tmp_path / "Train" / "7" / "00002.bin"
+    good = path.read_bytes()
+    how = ["--dataset", "nmnist", "--data", tmp_path, "--size", 8, "--timesteps", 4]
+    small, large = (event_files.nmnist_event(t, 1, 3, 3) for t in (0x7FFFF, 10))
+    near = event_files.nmnist_event(0x7FFFF - 600, 1, 3, 3)
+    train = ["--arch", "4C3-BN-LIF-P4-FC20-LIF-AvgPool2", "--epochs", 1, "--batch", 8]
+    commands = {"stl-raster": ["--split", "train"], "stl-train": train}
+    for name, options in commands.items():
+        path.write_bytes(good + small + near)
+        out = tmp_path / f"{name}.near"
+        code, _, err = command(name, *how, *options, "-o", out)
+        assert code == 0, err
+        assert "1 of 802 events stood behind a later one in their file; they were sorted" in err
+        path.write_bytes(good + small + large)
+        out = tmp_path / f"{name}.far"
+        code, _, err = command(name, *how, *options, "-o", out)
+        assert (code, out.exists()) == (2, False)
+        assert f"{path}: time goes backwards: event 41 at 10 us" in err
+        assert "--sort" in err
+        code, said, err = command(name, *how, *options, "--sort", "-o", out, "--json")
+        assert code == 0, err
+        told = json.loads(said)
+        assert told.get("data", told)["reordered"] == 1
+    code, _, err = command("stl-raster", "--sort", "-o", tmp_path / "x")
+    assert code == 2
+    assert "--sort: does not go with --dataset fashion-mnist" in err
 
 
 @pytest.mark.parametrize("name", EVENT_SETS)

@@ -87,7 +87,7 @@ def test_tonic_reads_the_same_words_of_aedat(tmp_path):
     path.write_bytes(event_files.aedat_2(sample))
     version, start, _ = tonic.io.read_aedat_header_from_file(str(path))
     theirs = tonic.io.get_aer_events_from_file(str(path), version, start)
-    t, address = aedat.read_2(path)
+    t, address, _ = aedat.read_2(path)
     np.testing.assert_array_equal(t, theirs["timeStamp"])
     np.testing.assert_array_equal(address, theirs["address"])
     data = event_files.aedat_31(sample, packet=64)

@@ -27,6 +27,8 @@ from stl_deploy.backends.consumers.file import File
 from stl_deploy.backends.consumers.rules import Consumer
 from stl_deploy.errors import BackendError, InputError, LoweringError, Problem
 from stl_deploy.files import atomic, write
+from stl_deploy.formats import raster as rasters
+from stl_deploy.formats.raster_values import PAGE
 from stl_deploy.hw_sim import reference
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import execute as float_exec
@@ -114,10 +116,11 @@ def steps(file: File, spikes: IntArray) -> IntArray:
         what = f"has {len(file.inputs)} inputs; tools are given one"
         raise LoweringError(Problem(str(file.path), what))
     shape = G.in_shape(file.graph)
-    if spikes.shape[2:] != shape:
-        raise InputError(
-            Problem("raster", f"has inputs of shape {spikes.shape[2:]}, the graph {shape}")
-        )
+    if not rasters.as_input(spikes.shape[2:], shape):
+        what = f"has inputs of shape {spikes.shape[2:]}, the graph {shape}"
+        remedy = f"give samples, steps and {shape} values in each ({PAGE})"
+        raise InputError(Problem("raster", what, remedy))
+    spikes = rasters.laid_out(spikes, shape)
     if not file.held:
         return spikes
     if spikes.shape[1] != 1:
@@ -210,18 +213,18 @@ def run(jobs: Sequence[Job], say: tool_env.Say | None = None) -> list[Seen]:
 def _run(jobs: Sequence[Job], python: Path) -> list[Seen]:
     with tempfile.TemporaryDirectory(prefix="stl-consumer-") as name:
         folder = Path(name)
-        rasters: dict[int, str] = {}
+        saved: dict[int, str] = {}
         listed = []
         for i, job in enumerate(jobs):
-            if id(job.spikes) not in rasters:
-                rasters[id(job.spikes)] = str(folder / f"{i}.in.npz")
-                with atomic(Path(rasters[id(job.spikes)])) as temporary:
+            if id(job.spikes) not in saved:
+                saved[id(job.spikes)] = str(folder / f"{i}.in.npz")
+                with atomic(Path(saved[id(job.spikes)])) as temporary:
                     np.savez(temporary, spikes=job.spikes)
             listed.append(
                 {
                     "tool": job.consumer.name,
                     "file": str(job.path.resolve()),
-                    "raster": rasters[id(job.spikes)],
+                    "raster": saved[id(job.spikes)],
                     "out": str(folder / f"{i}.out.npz"),
                 }
             )

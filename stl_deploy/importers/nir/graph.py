@@ -21,7 +21,7 @@ from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.importers.given import File, Model, Normalize, Reset, Spikes, Tool
-from stl_deploy.importers.nir import several, stated, written
+from stl_deploy.importers.nir import inputs, several, stated, written
 from stl_deploy.importers.nir.nodes import faults, flat, misfits
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
@@ -98,15 +98,19 @@ def read_model(file: File) -> Model:
 
 
 def read(
-    path: Path, options: Options | None = None, graph: nir.NIRGraph | None = None
+    path: Path,
+    options: Options | None = None,
+    graph: nir.NIRGraph | None = None,
+    read_as: tuple[ReadAs, ...] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float graph of a NIR file, which may have been read as ``graph`` already.
 
+    ``read_as`` says how its populations were read; None where that is NIR itself.
     Raises InputError for a broken file and LoweringError for a network that cannot be lowered, each
     naming everything that it met.
     """
     try:
-        return to_float(nir_io.read(path) if graph is None else graph, options)
+        return to_float(nir_io.read(path) if graph is None else graph, options, read_as)
     except (InputError, LoweringError) as error:
         raise type(error)(
             [
@@ -146,6 +150,7 @@ def to_float(
             spikes=options.spikes,
             tool=options.written_by,
         )
+    records = {record.population: record for record in read_as}
     meta = G.FloatMeta(
         version=G.NEWEST,
         timesteps=timesteps,
@@ -155,7 +160,7 @@ def to_float(
         classes=classes,
         population=made.outputs // classes,
         readout=steps,
-        read_as=tuple(record for record in read_as if record.population in made.nodes),
+        read_as=tuple(records[name] for name in made.nodes if name in records),
     )
     result = made.graph(meta)
     if options.spikes == "many":
@@ -188,7 +193,15 @@ def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
         nodes = stated.with_reset(nodes, options.reset, dt, stated.is_ours(graph))
     flow = Flow(nodes, edges, Reading(dt, binary), broken=problems)
     for name, node in nodes.items():
-        flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+        if not isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
+    if not flow.broken:
+        steps = inputs.of_one_step(nodes, edges)
+        flow = replace(flow, nodes=steps.nodes, dropped=frozenset(steps.dropped.values()))
+        flow.broken += inputs.misfits(flow.nodes, edges)
+    for name, node in flow.nodes.items():
+        if isinstance(node, nir.Input | nir.Output):
+            flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
     flow.done()
     for kind in (nir.Input, nir.Output):
         found = sum(isinstance(node, kind) for node in nodes.values())
@@ -228,7 +241,7 @@ def notes(
 ) -> tuple[Diagnostic, ...]:
     """What was assumed in reading ``graph`` as ``lowered`` in addition to what ``read_as`` says."""
     options = options or Options()
-    return _writer(graph, options) + _readouts(graph, lowered, options)
+    return _writer(graph, options) + _axes(graph) + _readouts(graph, lowered, options)
 
 
 def _writer(graph: nir.NIRGraph, options: Options) -> tuple[Diagnostic, ...]:
@@ -239,6 +252,20 @@ def _writer(graph: nir.NIRGraph, options: Options) -> tuple[Diagnostic, ...]:
     what = f"has the names of a file by {tool.capitalize()}, and is read by NIR's equations"
     remedy = f"give --written-by {tool} if it is one (in Python written_by=...)"
     return (Diagnostic("graph", what, remedy),)
+
+
+def _axes(graph: nir.NIRGraph) -> tuple[Diagnostic, ...]:
+    """Notes of the Inputs that count batch or time, which were read as one step."""
+    nodes, edges, _ = flat(graph)
+    read = inputs.of_one_step(nodes, edges)
+    found = []
+    for name, axes in read.dropped.items():
+        declared, step = (G.shape_of(n[name].input_type["input"]) for n in (nodes, read.nodes))
+        what = f"the shape {declared} counts batch or time; a step is read as {step}"
+        remedy = "nothing need be done if that is so; else correct the Input in the file"
+        if math.prod(axes) > 1:
+            found.append(Diagnostic(f"input {name}", what, remedy))
+    return tuple(found)
 
 
 def _readouts(

@@ -54,9 +54,7 @@ class Rules:
     def neurons(self, shape: Shape) -> FloatNeurons:
         """A population of ``shape``."""
         theta = np.nextafter(self.threshold, -np.inf) if self.reached else self.threshold
-        gains = None
-        if self.gains is not None:
-            gains = self.gains.astype(np.float64).reshape(-1, *[1] * len(shape))
+        gains = None if self.gains is None else self.gains.reshape(-1, *[1] * len(shape))
         one = np.ones(shape)
         return FloatNeurons(
             kind="lif",
@@ -94,7 +92,7 @@ class Draft:
         return key in self.params
 
     def take(self, key: str, *shape: int) -> Array:
-        """A tensor of the file, of ``shape`` where one is given. Raises InputError for another."""
+        """A tensor of the file in float64, of ``shape`` where one is given. Raises InputError for another."""
         where = f"{self.path}: {key}"
         if key not in self.params:
             raise InputError(Problem(where, "is missing"))
@@ -103,7 +101,7 @@ class Draft:
             what = f"has shape {values.shape}, expected {shape}"
             raise InputError(Problem(where, what, "give the input's as --input-shape C,H,W"))
         self.used.add(key)
-        return values
+        return values.astype(np.float64)
 
     def put(self, name: str, node: nir.ir.NIRNode, *sources: At) -> str:
         """A node behind ``sources``, which add up."""
@@ -131,7 +129,7 @@ class Draft:
         if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
             what = f"has a kernel of {weight.shape[2]} x {weight.shape[3]}; odd ones are expected"
             raise InputError(Problem(f"{self.path}: {key}.weight", what))
-        bias = np.zeros(len(weight), weight.dtype)
+        bias = np.zeros(len(weight))
         if self.has(f"{key}.bias"):
             bias = self.take(f"{key}.bias", len(weight))
         pads = weight.shape[2] // 2, weight.shape[3] // 2

@@ -75,14 +75,14 @@ def _neurons(draft: Draft, keep: float, at: At, name: str, graded: bool = False)
     if w.size != 1:
         what = f"has shape {w.shape}; one number for all neurons is expected"
         raise InputError(Problem(f"{draft.path}: {name}.w", what))
-    threshold = float(np.tanh(w.astype(np.float64).reshape(())))
+    threshold = float(np.tanh(w.reshape(())))
     return draft.spikes(at, name, Rules(keep, threshold, graded=graded))
 
 
 def _with_lateral(draft: Draft, key: str, lateral: str) -> tuple[Array, Array | None]:
     """Weights and bias of y + (k * y), where y are the outputs of the linear layer ``key``."""
-    weight = draft.take(f"{key}.weight").astype(np.float64)
-    kernel = draft.take(f"{lateral}.weight").astype(np.float64)
+    weight = draft.take(f"{key}.weight")
+    kernel = draft.take(f"{lateral}.weight")
     if weight.ndim != 2 or kernel.ndim != 3 or kernel.shape[:2] != (1, 1) or not kernel.size % 2:
         what = f"has shape {kernel.shape}; (1, 1, K) with an odd K is expected"
         raise InputError(Problem(f"{draft.path}: {lateral}.weight", what))
@@ -90,7 +90,7 @@ def _with_lateral(draft: Draft, key: str, lateral: str) -> tuple[Array, Array | 
     mix = np.eye(size) + sum(k * np.eye(size, k=i - half) for i, k in enumerate(kernel.flat))
     if not draft.has(f"{key}.bias"):
         return mix @ weight, None
-    return mix @ weight, mix @ draft.take(f"{key}.bias", size).astype(np.float64)
+    return mix @ weight, mix @ draft.take(f"{key}.bias", size)
 
 
 SYSTEM = System(

@@ -3,7 +3,8 @@
 Every step: h = 0.2 v + I, a spike where h >= 1, v = h - s. Four families are told apart by their names:
 
 - VGG (``feature.N``): convolution, BatchNorm and neurons; a number more is an average pool of 2 x 2.
-- ResNet (``layerL.B.conv1``): conv1, bn1, neurons, conv2, bn2; the shortcut is added before the second neurons.
+- ResNet (``layerL.B.conv1``): conv1, bn1, neurons, conv2, bn2; the shortcut is added before the second
+  neurons.
 - SEW (``layerL.B.convNeuron1``): the same, and spikes are added behind the second neurons.
 - pre-activation (bn1 has the channels that conv1 reads): BatchNorm and neurons stand before each convolution,
   currents are added up, and the stem's are max-pooled.
@@ -98,8 +99,10 @@ def _stem(draft: Draft, at: At) -> At:
     conv = "conv0" if plain else "conv0.0"
     weight = draft.take(f"{conv}.weight")
     if weight.ndim == 4 and weight.shape[2] > 3:
-        what = f"has a kernel of {weight.shape[2]} x {weight.shape[3]}, as for ImageNet; strides and pools of "
-        what += "that stem are not in the file"
+        what = (
+            f"has a kernel of {weight.shape[2]} x {weight.shape[3]}, as for ImageNet; the strides and "
+            "pools of that stem are not in the file"
+        )
         remedy = "export the live network: stl_deploy.from_torch(net, sample)"
         raise InputError(Problem(f"{draft.path}: {conv}.weight", what, remedy))
     at = draft.conv(at, conv)

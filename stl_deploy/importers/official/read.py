@@ -80,7 +80,7 @@ class _Reading:
         """What was assumed."""
         found = [Diagnostic(str(self.file.path), what) for what in self.system.notes]
         if self.assumed:
-            what = f"does not say, and assumed are: {'; '.join(self.assumed.values())}"
+            what = f"is assumed, as the file does not say: {'; '.join(self.assumed.values())}"
             remedy = f"say otherwise by {', '.join(self.assumed)}"
             found.append(Diagnostic(str(self.file.path), what, remedy))
         return tuple(found)

@@ -1,9 +1,9 @@
 """TEBN: a BatchNorm whose output has a learned weight for each step, p[t], in front of the membrane.
 
-Every step: v = 0.25 v + p[t] BN(conv(s)), a spike where v > 1. A layer is a convolution (``fwd.module``), its
-``bn.bn`` and its ``bn.p``. In the numbered layers of a Sequential a number without tensors is an average pool of
-2 x 2. Behind the last one stand linear layers without neurons; where there are several, groups of the last
-one's outputs are averaged, one group for a class.
+Every step: v = 0.25 v + p[t] BN(conv(s)), a spike where v > 1. A layer is a convolution (``fwd.module``),
+its ``bn.bn`` and its ``bn.p``. In the numbered layers of a Sequential a number without tensors is an average
+pool of 2 x 2. Behind the last one stand linear layers without neurons; where there are several, groups of the
+last one's outputs are averaged, one group for a class.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ def _pooled(draft: Draft, at: At, name: str) -> At:
     """``at`` averaged to as many values as the linear layer ``name`` reads."""
     columns = draft.take(f"{name}.weight").shape[1]
     channels, height, width = at.shape
-    for size in range(1, min(height, width) + 1):
-        if height % size == width % size == 0:
-            if channels * (height // size) * (width // size) == columns:
-                return draft.average(at, (size, size), f"{name}.pool")
-    return draft.global_average(at, f"{name}.pool") if columns == channels else at
+    if columns == channels:
+        return draft.global_average(at, f"{name}.pool")
+    sizes = (n for n in range(1, min(height, width) + 1) if height % n == width % n == 0)
+    size = next((n for n in sizes if channels * (height // n) * (width // n) == columns), 1)
+    return draft.average(at, (size, size), f"{name}.pool")
 
 
 def _first(params: dict[str, Array]) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import nir
 import torch
 from torch import nn
 
@@ -22,8 +21,7 @@ from stl_deploy.formats.checkpoint import read_tensors
 from stl_deploy.formats.state import unwrapped
 from stl_deploy.importers.given import File, Given, Model
 from stl_deploy.importers.nir.graph import Options
-from stl_deploy.importers.torch.net import lowered
-from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.importers.torch.net import Lowered, lowered
 
 NAMED = 8  # classes that a message names
 HOW = "pip install 'stl-deploy[snntorch]'"
@@ -32,11 +30,11 @@ HOW = "pip install 'stl-deploy[snntorch]'"
 def read_model(file: File) -> Model:
     """See ``read``."""
     assert file.given.model_class is not None
-    graph, notes = read(file.path, file.given.model_class, file.given)
-    return Model(graph, notes=notes)
+    found = read(file.path, file.given.model_class, file.given)
+    return Model(found.graph, notes=found.notes, live=found.live)
 
 
-def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+def read(path: Path, model_class: str, given: Given) -> Lowered:
     """The graph of a state_dict in ``path`` and the class (or function) ``package.module:Name``.
 
     With it come the layers that could hardly be checked. The class is imported, from the current folder
@@ -85,8 +83,8 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
     )
     try:
         with redirect_stdout(sys.stderr):
-            graph, notes = lowered(net, sample, options)
-            return graph, (*state.notes(str(path)), *notes)
+            found = lowered(net, sample, options)
+        return found._replace(notes=(*state.notes(str(path)), *found.notes))
     except (InputError, LoweringError) as error:
         where = {"sample": "--sample-shape"} if given.sample_shape is not None else {}
         raise type(error)(

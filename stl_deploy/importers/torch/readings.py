@@ -115,8 +115,10 @@ def read(value: Value | None, steps: int) -> Reading | None:
     terms = _terms(value, outer=True)
     if not terms or len({_form(term) for term in terms}) > 1:
         return None
-    if over != "sum" and any(term.neurons.call == terms[0].neurons.call for term in terms[1:]):
-        return None
+    if over != "sum" and value.kind == "record":
+        calls = [{term.neurons.call for term in _terms(part)} for part in value.args]
+        if sum(map(len, calls)) > len(calls) or len(set.union(*calls)) < len(calls):
+            return None  # a part that is no single step, or a step that comes twice
     factors: dict[int, float] = {}
     constants = np.zeros(len(terms[0].way))
     for term in terms:
@@ -232,4 +234,5 @@ def given_back(reading: Reading, readout: FloatReadout, sent: Array, v: Array) -
     if reading.over == "sum":
         total: Float = np.einsum("t,nti->ni", by_step, flat)
         return total
-    return flat
+    each: Float = flat * by_step[:, None]
+    return each
