@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from stl_deploy.exporters.folder import export
     from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.hw_sim.reference import Trace
-    from stl_deploy.importers.given import Reset
+    from stl_deploy.importers.given import Reset, Tool
+    from stl_deploy.importers.given import Spikes as SpikesAStep
     from stl_deploy.importers.torch.net import Lowered
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.ir.network import Raster as Spikes
@@ -151,6 +152,8 @@ def from_nir(
     *,
     dt: float | None = None,
     reset: Reset | None = None,
+    written_by: Tool | None = None,
+    spikes: SpikesAStep | None = None,
     timesteps: int | None = None,
     classes: int | None = None,
     levels: int = 1,
@@ -164,6 +167,10 @@ def from_nir(
         source: a file, read as untrusted data, or a graph.
         dt: seconds of a time step, by which time constants are read (forward Euler), default 1e-4.
         reset: "zero" (to v_reset) or "subtract", for populations that do not state theirs; default "zero".
+        written_by: "norse", "rockpool" or "sinabs", for a file of theirs to be read as they compute it
+            (docs/import-nir.md); default: as NIR's equations have it.
+        spikes: "one" or "many" in a step; "many" is refused unless the weights exclude it. Default "one", or
+            what the tool does by default that wrote the file.
         timesteps: T of the network, default 4.
         readout: how classes are scored: by "votes" of spikes, the "first" spike, or v of the "last" step, its
             "mean" or its "max" over time. Default: the last v of neurons without a threshold, the mean
@@ -188,6 +195,8 @@ def from_nir(
     options = nir_graph.Options(
         dt=dt,
         reset=reset,
+        written_by=written_by,
+        spikes=spikes,
         timesteps=timesteps,
         classes=classes,
         levels=levels,
@@ -204,6 +213,8 @@ def from_nir(
             given = Given(
                 dt=dt,
                 reset=reset,
+                written_by=written_by,
+                spikes=spikes,
                 timesteps=timesteps,
                 classes=classes,
                 levels=None if levels == 1 else levels,

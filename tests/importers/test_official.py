@@ -120,8 +120,9 @@ def test_how_it_was_read_is_said(tmp_path: Path) -> None:
         1,
         4,
     )
-    assert neurons.assumed == ("reset", "when", "timesteps")
-    assert (carrier.reset, carrier.when, carrier.spikes) == ("none", "", None)
+    assert neurons.tau == 0.2
+    assert neurons.assumed == ("tau", "timesteps")
+    assert (carrier.neuron, carrier.spikes) == ("none: it carries currents", None)
     said = read_as(imported(path, timesteps=6))["bn.neurons"]
     assert (said.timesteps, said.origin["timesteps"]) == (6, "option")
 
@@ -129,13 +130,7 @@ def test_how_it_was_read_is_said(tmp_path: Path) -> None:
 def test_what_is_assumed_is_said_and_options_say_otherwise(tmp_path: Path) -> None:
     path = saved(tmp_path / "net.pt", net_of("resnet"))
     text = " ".join(map(str, models.read(path, Given()).notes))
-    for part in (
-        "a decay of 0.2",
-        "thresholds of 1",
-        "(1, 28, 28)",
-        "pixels 0..255",
-        "4 time steps",
-    ):
+    for part in ("thresholds of 1", "(1, 28, 28)", "pixels 0..255", "not normalized"):
         assert part in text
     model = imported(path, tau=0.5, threshold=2.0, levels=15, timesteps=3)
     assert "is assumed" not in " ".join(map(str, model.notes))
@@ -209,7 +204,7 @@ def test_files_of_other_classes_are_refused_by_name(
         ("resnet", {"input_shape": (3, 28, 28)}, "reads 1 channels .* --input-shape 1,H,W"),
         ("resnet", {"normalize": Normalize.of((0.1, 0.2), (1, 1))}, "2 means for the 1 channels"),
         ("vgg", {"input_shape": (1, 28, 28)}, "classifier.0.weight: has shape .* --input-shape"),
-        ("preact", {"input_shape": (1, 15, 15)}, "conv0.pool.* 2 x 2"),
+        ("vgg", {"input_shape": (1, 15, 15)}, r"plane \(15, 15\).* tile"),
         ("tebn", {"classes": 7}, "100 outputs, which do not divide into 7 classes"),
     ],
 )
