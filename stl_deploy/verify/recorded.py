@@ -122,8 +122,8 @@ class RecordedPopulation:
                 return f"{better}, but the model states {self.read.reset}: is this its recording?"
             return f"{better}: give --reset {self.reset}"
         if missing:
-            return f"record {', '.join(missing)} too: rounding there may explain it; else {PAGE}"
-        return f"{PAGE} says what else a file may leave open"
+            return f"record {', '.join(missing)} too: rounding there may explain it ({PAGE})"
+        return f"try what a file may leave open, such as --dt, --reset or --written-by: {PAGE}"
 
 
 @dataclass(frozen=True)
