@@ -215,6 +215,24 @@ def test_options_that_do_not_fit_are_named(
         imported(saved(tmp_path / "net.pt", net_of(name)), **given)
 
 
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("net.0.weight", "net.0.norm_weight", "net.0.norm_bias"), "thresholds, time constants"),
+        (
+            ("con1.op.weight", "con2.op.weight"),
+            "stork; time constants, kernels and strides are not in",
+        ),
+    ],
+)
+def test_files_that_lack_too_much_say_what(
+    tmp_path: Path, names: tuple[str, ...], what: str
+) -> None:
+    torch.save({"net": {name: torch.ones(3, 3) for name in names}, "epoch": 1}, tmp_path / "net.pt")
+    with pytest.raises(InputError, match=rf"{what}.*export the live network"):
+        models.read(tmp_path / "net.pt", Given())
+
+
 def test_by_the_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
