@@ -80,12 +80,14 @@ def __getattr__(name: str) -> Any:
 
 
 def load(path: str | Path) -> STLNet | IntegerNetwork:
-    """A PyTorch model from ``*.pt`` (evaluation mode), an integer network from ``*.nir``.
+    """A PyTorch model from a checkpoint (evaluation mode), an integer network from a NIR file.
 
     Raises InputError naming every problem of the file.
     """
     errors.expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
-    if Path(path).suffix == ".nir":
+    from stl_deploy.formats import signatures
+
+    if signatures.is_nir(Path(path)):
         from stl_deploy.formats.integer_nir import read_network
 
         return read_network(Path(path))
