@@ -29,6 +29,8 @@ Params = dict[str, NDArray[Any]]
 Sent = dict[str, NDArray[Any]]  # spikes [N, T, *shape] by population
 Numbers = float | Sequence[float]
 Reset = Literal["zero", "subtract"]  # what a user can say of neurons whose file leaves it open
+Spikes = Literal["one", "many"]  # in a step
+Tool = Literal["norse", "rockpool", "sinabs"]  # whose NIR files are read as it computes them
 MAX_NAMES = 1 << 24  # bytes of a checkpoint that are searched for names
 EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
@@ -105,6 +107,8 @@ class Given:
     classes: int | None = None
     dt: float | None = None
     reset: Reset | None = None
+    written_by: Tool | None = None
+    spikes: Spikes | None = None
     levels: int | None = None
     signed: bool | None = None
     normalize: Normalize | None = None

@@ -25,7 +25,7 @@ from stl_deploy.importers.nir.graph import Options
 from stl_deploy.importers.torch.net import Lowered, lowered
 
 NAMED = 8  # classes that a message names
-HOW = "pip install 'stl-deploy[snntorch]'"
+HOW = {"snntorch": "pip install 'stl-deploy[snntorch]'", "spikingjelly": "pip install spikingjelly"}
 
 
 def read_model(file: File) -> Model:
@@ -136,7 +136,7 @@ def made_by(model_class: str) -> Any:
         raise
     except ImportError as error:
         remedy = "is it in the current folder, or on PYTHONPATH?"
-        remedy = HOW if (error.name or "").startswith("snntorch") else remedy
+        remedy = HOW.get((error.name or "").split(".")[0], remedy)
         raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]
