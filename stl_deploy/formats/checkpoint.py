@@ -45,8 +45,8 @@ class Model(Protocol):
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """The dictionary in a checkpoint. Raises InputError for anything but tensors and plain data."""
-    if (found := signatures.other(path)) is not None:
-        raise InputError(Problem(str(path), *found))
+    if (other := signatures.other(path)) is not None:
+        raise InputError(Problem(str(path), *other))
     check_readable(path, MAX_BYTES)
     if not is_zip(path):
         raise InputError(
