@@ -284,3 +284,27 @@ def test_in_python():
     with pytest.warns(UncheckedWarning, match="cannot be run on the raster"):
         report = stl_deploy.parity(held, network, image, sample=sample[0])
     assert report.itself is None
+
+
+class Talking(TimeFirst):
+    """Prints, and ends the process where it is told to."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        print("forward was here")
+        if (x > 1).any() and x.shape[1] > 2:
+            raise SystemExit("no more")
+        return super().forward(x)
+
+
+def test_a_network_that_prints_or_ends_the_process(capsys):
+    net, inputs = made(Talking), raster((12,), 60, STEPS)
+    found = lowered(net, in_form(TimeFirst, inputs), Options(timesteps=STEPS, levels=2))
+    capsys.readouterr()
+    assert against_network.compare(found.live, found.graph, inputs).expected.passed
+    out, err = capsys.readouterr()
+    assert "forward was here" in err
+    assert out == ""
+    inputs[30, 0] = 2  # a later batch
+    itself = against_network.compare(found.live, found.graph, inputs)
+    assert itself.expected is None
+    assert "SystemExit: no more" in itself.why
