@@ -47,7 +47,7 @@ def _official(system: Official) -> Importer:
         system.what,
         lambda file: system.recognises(file.strings),
         "official.read:read_model",
-        frozenset({*ANY, *system.options}),
+        frozenset({*ANY, *system.options} if not system.missing else ()),
     )
 
 

@@ -240,6 +240,40 @@ def test_weights_after_the_last_neurons(sj):
     assert G.float_meta(graph).classes == 3
 
 
+@pytest.mark.parametrize("cnf", ["ADD", "IAND"])
+@pytest.mark.parametrize("how", ["steps", "mean"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_that_is_read_out(sj, mode, how, cnf):
+    """As SEW-ResNet ends: a linear layer behind the sum of two layers of spikes."""
+    if (mode, how) == ("s", "mean"):
+        pytest.skip("is returned step by step")
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nets.Block(sj, mode, cnf, final=False)
+
+        def forward(self, x):
+            return self.block(x).mean(0) if how == "mean" else self.block(x)
+
+    net = made(Whole())
+    graph = agrees(net, sj, (2, 6, 6), one_step=mode == "s")
+    meta = G.float_meta(graph)
+    assert (meta.readout.rule, meta.classes) == ("mean", 6)
+    x = values((10, 6, 2, 6, 6), 0.4, seed=5)
+    sj.functional.reset_net(net.double())
+    given = torch.tensor(x, dtype=torch.float64).transpose(0, 1)
+    with torch.no_grad():
+        want = [net(step) for step in given] if mode == "s" else net(given)
+    got = float_exec.trace(graph, x.astype(np.float64)).v
+    if how == "mean":
+        np.testing.assert_allclose(got.mean(1), want.numpy(), atol=1e-9)
+    else:
+        want = torch.stack(want) if mode == "s" else want
+        np.testing.assert_allclose(got, want.transpose(0, 1).numpy(), atol=1e-9)
+    assert stl_deploy.quantize(graph, chip="ideal").timesteps == 6
+
+
 def test_batch_norms_of_its_own(sj):
     if is_old(sj):
         pytest.skip("tests of its own are in the newer version")
@@ -405,7 +439,7 @@ def test_products_are_of_spikes(sj):
 
 def test_the_old_package_is_refused_by_name():
     old = type("LIFNode", (nn.Module,), {"__module__": "spikingjelly.clock_driven.neuron"})
-    with pytest.raises(LoweringError, match=r"0 \(LIFNode\): is a LIFNode of spikingjelly"):
+    with pytest.raises(LoweringError, match="is a LIFNode of spikingjelly"):
         stl_deploy.from_torch(nn.Sequential(old()), torch.rand(2, 3))
 
 

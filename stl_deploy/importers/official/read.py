@@ -35,6 +35,15 @@ PLANES = {1: (28, 28), 3: (32, 32)}
 def read_model(file: File) -> Model:
     """The lowered graph, and what was assumed. Raises InputError and LoweringError with every problem."""
     known = next(one for one in SYSTEMS.values() if one.recognises(file.strings))
+    if known.missing:
+        raise InputError(
+            Problem(
+                str(file.path),
+                f"is {known.what}; {known.missing} are not in this file",
+                "export the live network: write it as a NIR graph in Python, for stl_deploy.from_nir "
+                "(docs/official.md)",
+            )
+        )
     module = import_module(f"{__package__}.{known.module}")
     system = cast(System, module.SYSTEM)
     state = unwrapped(file.path, read_tensors(file.path))
