@@ -506,3 +506,11 @@ def test_broken_bytes_end_in_an_error_of_ours(tmp_path):
             places += [problem.where for problem in error.problems]
     assert len(places) > 100
     assert all(str(path) in place for place in places)
+
+
+def test_the_table_of_a_project(command, here):
+    assert command(*EXPORT)[0] == 0
+    table = '[tool.stl-deploy.parity]\nmodel = "net.nir"\nlowered = "out/model.nir"\ninput = "test.npz"\n'
+    for reset, code in (("zero", 0), ("subtract", 1)):
+        Path("pyproject.toml").write_text(f'{table}expect = "{reset}.npz"\n')
+        assert command("stl-parity")[0] == code
