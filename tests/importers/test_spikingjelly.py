@@ -347,17 +347,17 @@ def test_a_subclass_that_computes_nothing_else(sj):
 
 
 @pytest.mark.parametrize("reset", [0.0, None, -0.5])
-@pytest.mark.parametrize(("kind", "fields"), [("IFNode", {}), ("LIFNode", {"tau": 2.0})])
-def test_a_voltage_at_the_threshold_fires(sj, kind, fields, reset):
+@pytest.mark.parametrize(
+    ("kind", "fields", "drawn"), [("IFNode", {}, (-3, 4)), ("LIFNode", {"tau": 2.0}, (-2, 5))]
+)
+def test_a_voltage_at_the_threshold_fires(sj, kind, fields, drawn, reset):
     """Weights are multiples of 1/4, so that voltages meet thresholds exactly; snnTorch would not fire."""
     net = nets.dense(sj, "m", kind, v_reset=reset, **fields)
     torch.manual_seed(0)
     with torch.no_grad():
         for module in net:
             if isinstance(module, nn.Linear):
-                module.weight.copy_(
-                    torch.randint(-3, 5 if kind == "LIFNode" else 4, module.weight.shape) / 4
-                )
+                module.weight.copy_(torch.randint(*drawn, module.weight.shape) / 4)
                 module.bias.zero_()
     graph = agrees(net.eval(), sj, (12,))
     x = values((30, 6, 12), 0.4, seed=1).astype(np.float64)
