@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from stl_deploy.exporters.folder import export
     from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.hw_sim.reference import Trace
-    from stl_deploy.importers.given import Reset
+    from stl_deploy.importers.given import Reset, Tool
+    from stl_deploy.importers.given import Spikes as SpikesAStep
     from stl_deploy.importers.torch.net import Lowered
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.ir.network import Raster as Spikes
@@ -79,12 +80,14 @@ def __getattr__(name: str) -> Any:
 
 
 def load(path: str | Path) -> STLNet | IntegerNetwork:
-    """A PyTorch model from ``*.pt`` (evaluation mode), an integer network from ``*.nir``.
+    """A PyTorch model from a checkpoint (evaluation mode), an integer network from a NIR file.
 
     Raises InputError naming every problem of the file.
     """
     errors.expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
-    if Path(path).suffix == ".nir":
+    from stl_deploy.formats import signatures
+
+    if signatures.is_nir(Path(path)):
         from stl_deploy.formats.integer_nir import read_network
 
         return read_network(Path(path))
@@ -151,12 +154,15 @@ def from_nir(
     *,
     dt: float | None = None,
     reset: Reset | None = None,
+    written_by: Tool | None = None,
+    spikes: SpikesAStep | None = None,
     timesteps: int | None = None,
     classes: int | None = None,
     levels: int = 1,
     signed: bool = False,
     normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     readout: Rule | None = None,
+    steps: Sequence[float] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float NIR graph of a NIR file or graph of any tool; of a model.float.nir, what it holds.
 
@@ -164,10 +170,15 @@ def from_nir(
         source: a file, read as untrusted data, or a graph.
         dt: seconds of a time step, by which time constants are read (forward Euler), default 1e-4.
         reset: "zero" (to v_reset) or "subtract", for populations that do not state theirs; default "zero".
+        written_by: "norse", "rockpool" or "sinabs", for a file of theirs to be read as they compute it
+            (docs/import-nir.md); default: as NIR's equations have it.
+        spikes: "one" or "many" in a step; "many" is refused unless the weights exclude it. Default "one", or
+            what the tool does by default that wrote the file.
         timesteps: T of the network, default 4.
         readout: how classes are scored: by "votes" of spikes, the "first" spike, or v of the "last" step, its
             "mean" or its "max" over time. Default: the last v of neurons without a threshold, the mean
             of weights behind the last neurons, else votes.
+        steps: the weight of each time step in votes, default 1; of a graph by another tool.
         classes, levels, signed, normalize: as in ``from_torch``.
 
     ``read_as`` says how each population was read. Warns (UncheckedWarning) of resets, T and readouts that the
@@ -188,12 +199,15 @@ def from_nir(
     options = nir_graph.Options(
         dt=dt,
         reset=reset,
+        written_by=written_by,
+        spikes=spikes,
         timesteps=timesteps,
         classes=classes,
         levels=levels,
         signed=signed,
         normalize=None if normalize is None else Normalize.given(normalize),
         readout=readout,
+        steps=None if steps is None else tuple(map(float, steps)),
     )
     if isinstance(source, str | Path):
         graph = nir_io.read(Path(source))
@@ -201,9 +215,14 @@ def from_nir(
             what = "contains integers, which need no lowering"
             raise InputError(Problem(str(source), what, "read it with stl_deploy.load"))
         if KEY in graph.metadata:
+            if steps is not None:
+                what = "goes with graphs of other tools; this one says how its steps count"
+                raise InputError(Problem("steps", what, "omit it"))
             given = Given(
                 dt=dt,
                 reset=reset,
+                written_by=written_by,
+                spikes=spikes,
                 timesteps=timesteps,
                 classes=classes,
                 levels=None if levels == 1 else levels,

@@ -38,7 +38,7 @@ from stl_deploy.commands.common import (
     warn_overflows,
 )
 from stl_deploy.commands.expected import Expect, itself_words, print_expected
-from stl_deploy.commands.reading import Reset, print_reading
+from stl_deploy.commands.reading import Reset, Spikes, WrittenBy, print_reading
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.exporters import TARGETS, NirDialect
 from stl_deploy.ir.slices import WeightPrecision
@@ -164,6 +164,8 @@ def export(
     ] = "spec",
     dt: Dt = None,
     reset: Reset = None,
+    written_by: WrittenBy = None,
+    spikes: Spikes = None,
     levels: Annotated[
         int | None,
         typer.Option(
@@ -207,6 +209,8 @@ def export(
         classes=classes,
         dt=dt,
         reset=reset,
+        written_by=written_by,
+        spikes=spikes,
         levels=levels,
         signed=signed or None,
         normalize=None if normalize is None else Normalize.parsed(normalize),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.formats import nir_io
+from stl_deploy.formats import nir_io, signatures
 from stl_deploy.formats import raster as rasters
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.network import IntegerNetwork
@@ -29,6 +29,8 @@ Params = dict[str, NDArray[Any]]
 Sent = dict[str, NDArray[Any]]  # spikes [N, T, *shape] by population
 Numbers = float | Sequence[float]
 Reset = Literal["zero", "subtract"]  # what a user can say of neurons whose file leaves it open
+Spikes = Literal["one", "many"]  # in a step
+Tool = Literal["norse", "rockpool", "sinabs"]  # whose NIR files are read as it computes them
 MAX_NAMES = 1 << 24  # bytes of a checkpoint that are searched for names
 EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
@@ -105,6 +107,8 @@ class Given:
     classes: int | None = None
     dt: float | None = None
     reset: Reset | None = None
+    written_by: Tool | None = None
+    spikes: Spikes | None = None
     levels: int | None = None
     signed: bool | None = None
     normalize: Normalize | None = None
@@ -146,8 +150,8 @@ class File:
 
     @property
     def is_nir(self) -> bool:
-        """Whether its name says that it is a NIR file."""
-        return self.path.suffix == ".nir"
+        """Whether its first bytes say that it is a NIR file; where they say nothing, its name."""
+        return signatures.is_nir(self.path)
 
     @cached_property
     def graph(self) -> nir.NIRGraph:

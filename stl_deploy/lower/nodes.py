@@ -192,14 +192,14 @@ def _conv_of(node: nir.Conv1d | nir.Conv2d, shape: Shape) -> L.Conv:
         (1, G.pair(v)[0]) if flat else G.pair(v) for v in (node.stride, node.dilation)
     )
     padding = node.padding.decode() if isinstance(node.padding, bytes) else node.padding
-    if padding == "same":
+    if not isinstance(padding, str):
+        padding = (0, G.pair(padding)[0]) if flat else G.pair(padding)
+    elif padding == "same":
         weight, padding, dilation = _same(weight, stride, dilation)
     elif padding == "valid":
         padding = (0, 0)
-    elif isinstance(padding, str):
-        raise ValueError(f"padding {padding!r} is not 'same', 'valid' or a number")
     else:
-        padding = (0, G.pair(padding)[0]) if flat else G.pair(padding)
+        raise ValueError(f"padding {padding!r} is not 'same', 'valid' or a number")
     return L.conv(weight, stride, padding, dilation, G.pair(node.groups)[0], shape)
 
 

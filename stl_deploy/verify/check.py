@@ -26,7 +26,7 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.recording import Recording
 from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.importers import read as models
-from stl_deploy.importers.given import File, Given, Model, Normalize, Reset
+from stl_deploy.importers.given import File, Given, Model, Normalize, Reset, Spikes, Tool
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
@@ -72,6 +72,8 @@ class Settings:
     threshold: float | None = None
     dt: float | None = None
     reset: Reset | None = None
+    written_by: Tool | None = None
+    spikes: Spikes | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
     normalize: str | None = None
@@ -250,6 +252,8 @@ def settings(
         threshold=value("threshold"),
         dt=value("dt"),
         reset=value("reset"),
+        written_by=value("written_by"),
+        spikes=value("spikes"),
         model_class=value("model_class"),
         sample_shape=tuple(value("sample_shape") or ()) or None,
         normalize=value("normalize"),

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats import signatures
 from stl_deploy.formats.checkpoint import read_tensors
 from stl_deploy.formats.state import unwrapped
 from stl_deploy.importers.given import File, Given, Model
@@ -48,7 +49,7 @@ def read(path: Path, model_class: str, given: Given) -> Lowered:
     if not isinstance(net, nn.Module):
         remedy = "let it return the module, or (module, sample)"
         raise InputError(Problem(named, f"gives a {type(net).__name__}, not an nn.Module", remedy))
-    if path.suffix == ".nir":
+    if signatures.is_nir(path):
         what = f"makes a PyTorch model, and {path} is a NIR file"
         raise InputError(Problem(named, what, "omit it, or name the state_dict of the model"))
     if given.sample_shape is not None:

@@ -78,8 +78,8 @@ def lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lower
     try:
         return _lowered(net, sample, options)
     except (InputError, LoweringError) as error:
-        modules = dict(net.named_modules()) if isinstance(net, nn.Module) else {}
-        raise type(error)([explained(p, modules.get(p.where)) for p in error.problems]) from None
+        named = dict(net.named_modules()) if isinstance(net, nn.Module) else {}
+        raise type(error)([explained(p, named.get(p.where)) for p in error.problems]) from None
 
 
 def _lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
