@@ -103,7 +103,7 @@ def export(
             noted += write_target(network, name, temporary, origin)
         notes = [asdict(note) for note in noted]
         text = report() if report is not None else render(out.name, network)
-        write_file(temporary / "report.html", text.encode())
+        write_file(temporary / "report.html", text.encode(errors="backslashreplace"))
         manifest = {**describe(network), "targets": list(targets)}
         manifest |= {"nir_dialect": nir_dialect, **(extra or {})}
         manifest["diagnostics"] += notes

@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from stl_deploy.exporters.folder import export
     from stl_deploy.formats.checkpoint import save_checkpoint
     from stl_deploy.hw_sim.reference import Trace
-    from stl_deploy.importers.given import Reset
+    from stl_deploy.importers.given import Reset, Tool
+    from stl_deploy.importers.given import Spikes as SpikesAStep
+    from stl_deploy.importers.torch.net import Lowered
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.ir.network import Raster as Spikes
     from stl_deploy.ir.notes import Diagnostic
@@ -78,12 +80,14 @@ def __getattr__(name: str) -> Any:
 
 
 def load(path: str | Path) -> STLNet | IntegerNetwork:
-    """A PyTorch model from ``*.pt`` (evaluation mode), an integer network from ``*.nir``.
+    """A PyTorch model from a checkpoint (evaluation mode), an integer network from a NIR file.
 
     Raises InputError naming every problem of the file.
     """
     errors.expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
-    if Path(path).suffix == ".nir":
+    from stl_deploy.formats import signatures
+
+    if signatures.is_nir(Path(path)):
         from stl_deploy.formats.integer_nir import read_network
 
         return read_network(Path(path))
@@ -150,6 +154,8 @@ def from_nir(
     *,
     dt: float | None = None,
     reset: Reset | None = None,
+    written_by: Tool | None = None,
+    spikes: SpikesAStep | None = None,
     timesteps: int | None = None,
     classes: int | None = None,
     levels: int = 1,
@@ -164,6 +170,10 @@ def from_nir(
         source: a file, read as untrusted data, or a graph.
         dt: seconds of a time step, by which time constants are read (forward Euler), default 1e-4.
         reset: "zero" (to v_reset) or "subtract", for populations that do not state theirs; default "zero".
+        written_by: "norse", "rockpool" or "sinabs", for a file of theirs to be read as they compute it
+            (docs/import-nir.md); default: as NIR's equations have it.
+        spikes: "one" or "many" in a step; "many" is refused unless the weights exclude it. Default "one", or
+            what the tool does by default that wrote the file.
         timesteps: T of the network, default 4.
         readout: how classes are scored: by "votes" of spikes, the "first" spike, or v of the "last" step, its
             "mean" or its "max" over time. Default: the last v of neurons without a threshold, the mean
@@ -189,6 +199,8 @@ def from_nir(
     options = nir_graph.Options(
         dt=dt,
         reset=reset,
+        written_by=written_by,
+        spikes=spikes,
         timesteps=timesteps,
         classes=classes,
         levels=levels,
@@ -209,6 +221,8 @@ def from_nir(
             given = Given(
                 dt=dt,
                 reset=reset,
+                written_by=written_by,
+                spikes=spikes,
                 timesteps=timesteps,
                 classes=classes,
                 levels=None if levels == 1 else levels,
@@ -275,17 +289,21 @@ def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> T
 
 
 def parity(
-    model: STLNet | nir.NIRGraph,
+    model: STLNet | nir.NIRGraph | torch.nn.Module,
     network: IntegerNetwork,
     spikes: Spikes,
     labels: NDArray[np.int64] | None = None,
     *,
+    sample: torch.Tensor | None = None,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     expect: str | Path | Mapping[str, NDArray[Any]] | None = None,
 ) -> ParityReport:
     """Measure how far ``network`` is from ``model`` on a raster, given as to ``simulate``.
 
     Args:
-        model: an ``STLNet``, or a lowered float graph of ``from_torch`` or ``from_nir``.
+        model: an ``STLNet``, a lowered float graph of ``from_torch`` or ``from_nir``, or with ``sample`` a
+            module with neurons of another library, which then runs on the spikes itself.
+        sample, normalize: as in ``from_torch``.
         expect: what the network sent on these spikes in its own tool: a file, or arrays by the names of
             docs/recordings.md. The float graph must equal it; ``expected.check()`` of the report raises
             ReadingError where it does not.
@@ -296,17 +314,48 @@ def parity(
     from stl_deploy.formats.raster import Raster, check_fits
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.models.net import STLNet
-    from stl_deploy.verify import against_recording
+    from stl_deploy.verify import against_network, against_recording
     from stl_deploy.verify.against_float import compare
 
     remedy = "give the graph that from_torch(net, sample) or from_nir makes"
-    errors.expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
     errors.expect("network", network, IntegerNetwork, "an integer network", FLOAT_FIRST)
     raster = check_fits(Raster.given(spikes, labels), "spikes", network)
-    own = None if isinstance(model, nir.NIRGraph) else model
+    live = None
+    if sample is not None:
+        found = _imported(cast("torch.nn.Module", model), sample, network, normalize)
+        model, live = found.graph, found.live
+    errors.expect("model", model, (nir.NIRGraph, STLNet), "a float graph or an STLNet", remedy)
+    own = None if isinstance(model, nir.NIRGraph) else cast("STLNet", model)
     graph = model if isinstance(model, nir.NIRGraph) else from_torch(model)
-    expected = None
+    itself = expected = None
+    if live is not None:
+        itself = against_network.compare(live, graph, raster.only("spikes"))
+        for note in itself.notes:
+            text = f"{note.where}: {note.what} -> {note.remedy}"
+            warnings.warn(text, UncheckedWarning, stacklevel=2)
     if expect is not None:
-        recording = recordings.given(expect)
-        expected = against_recording.compare(graph, raster.spikes, recording)
-    return replace(compare(own, graph, network, raster), expected=expected)
+        expected = against_recording.compare(graph, raster.spikes, recordings.given(expect))
+    report = compare(own, graph, network, raster)
+    return replace(report, expected=expected).with_network(itself)
+
+
+def _imported(
+    model: torch.nn.Module,
+    sample: torch.Tensor,
+    network: IntegerNetwork,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None,
+) -> Lowered:
+    """A module of another library, read with the steps, classes and inputs of ``network``."""
+    from stl_deploy.importers.given import Normalize
+    from stl_deploy.importers.nir.graph import Options
+    from stl_deploy.importers.torch.net import lowered
+
+    ports = network.inputs.values()
+    options = Options(
+        timesteps=network.timesteps,
+        classes=network.readout.classes,
+        levels=max(port.levels for port in ports),
+        signed=any(port.signed for port in ports),
+        normalize=None if normalize is None else Normalize.given(normalize),
+    )
+    return lowered(model, sample, options)

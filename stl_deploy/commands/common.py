@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stl_deploy import chips
+from stl_deploy.commands import streams
 from stl_deploy.data.catalogue import IMAGES, Name
 from stl_deploy.errors import InputError, Problem, StlError
 from stl_deploy.ir.readouts import Rule
@@ -184,8 +184,8 @@ Sort = Annotated[
 ]
 
 # Lines are wrapped at words on a terminal, and never in a pipe.
-stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-stderr = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+stdout = Console(highlight=False, soft_wrap=not streams.is_terminal(sys.stdout))
+stderr = Console(stderr=True, highlight=False, soft_wrap=not streams.is_terminal(sys.stderr))
 
 
 def chip_option(default: str) -> Any:
@@ -226,31 +226,41 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
             raise typer.Exit(INTERRUPTED) from None
 
     app.command(epilog=EPILOG)(interruptible)
+    streams.prepare()
+    # A polite kill runs the same clean-up as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = _code(app, name)
+    if (failed := streams.failure()) is not None:
+        stderr.print(
+            f"{name}: stdout: cannot be written: {failed.strerror or failed}", markup=False
+        )
+        code = code or InputError.exit_code
+    sys.exit(code)
+
+
+def _code(app: typer.Typer, name: str) -> int:
+    """The exit code of a command line that is run; what goes wrong is said on stderr."""
     debug = "--debug" in sys.argv
     if sys.argv[1:] == ["--version"]:
         print(f"{name} (stl-deploy) {__version__}")
-        sys.exit(0)
-    # A polite kill runs the same clean-up as Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
+        return 0
     try:
         app(prog_name=name)
+    except SystemExit as stop:  # typer's end, in any case
+        return int(stop.code or 0)
     except StlError as error:
         if debug:
             raise
         complain(name, error)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read stdout has seen enough; what was to be written is written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return error.exit_code
     except MemoryError:
         stderr.print(f"{name}: out of memory; use fewer samples (--limit) or a larger machine")
-        sys.exit(1)
+        return 1
     except OSError as error:
         if debug:
             raise
         stderr.print(f"{name}: {error.filename or 'file system'}: {error.strerror or error}")
-        sys.exit(2)
+        return 2
     except Exception as error:
         if debug:
             raise
@@ -260,8 +270,8 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
             "and --debug.",
             soft_wrap=True,
         )
-        sys.exit(1)
-    sys.exit(0)
+        return 1
+    return 0
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
@@ -478,12 +488,6 @@ def refuse_options_of_the_other(
     ]
     if problems:
         raise InputError(problems)
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise InputError when ``path`` exists and ``--force`` was not given."""
-    if path.exists() and not force:
-        raise InputError(Problem(str(path), "exists already", "give --force to replace it"))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ Expect = Annotated[
     typer.Option(
         "--expect",
         metavar="NPZ",
-        help="Recording of the network in its own tool on this raster (spikes/<population>, outputs), which "
+        help="Recording of the network in its own tool on this raster (spikes/NAME, outputs), which "
         "the model as read must equal, e.g. --expect recording.npz (docs/recordings.md).",
     ),
 ]
@@ -63,3 +63,12 @@ def print_expected(expected: Expected) -> None:
             f"{expected.where} has no spike of {', '.join(expected.silent)}, so that it proves "
             "nothing of them: record samples on which they spike"
         )
+
+
+def itself_words(itself: Expected) -> str:
+    """What came of running the user's own network."""
+    ties = f"; {itself.tied:,} are ties and do not count" if itself.tied else ""
+    return (
+        f"the float NIR graph differs from {itself.where} in {itself.differing:,} of {itself.entries:,} "
+        f"spikes; it must be 0{ties}"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -37,8 +37,8 @@ from stl_deploy.commands.common import (
     table,
     warn_overflows,
 )
-from stl_deploy.commands.expected import Expect, print_expected
-from stl_deploy.commands.reading import Reset, print_reading
+from stl_deploy.commands.expected import Expect, itself_words, print_expected
+from stl_deploy.commands.reading import Reset, Spikes, WrittenBy, print_reading
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.exporters import TARGETS, NirDialect
 from stl_deploy.ir.slices import WeightPrecision
@@ -49,9 +49,10 @@ if TYPE_CHECKING:
     import nir
 
     from stl_deploy.hw_sim.simulate import Activity
-    from stl_deploy.importers.given import Checkpoint
+    from stl_deploy.importers.given import Checkpoint, Live
     from stl_deploy.ir.network import IntegerNetwork, Raster
     from stl_deploy.verify.against_float import ParityReport
+    from stl_deploy.verify.against_network import Itself
     from stl_deploy.verify.recorded import Expected
 else:
     # The values that typer lists and accepts; of several it takes members of an Enum alone.
@@ -163,6 +164,8 @@ def export(
     ] = "spec",
     dt: Dt = None,
     reset: Reset = None,
+    written_by: WrittenBy = None,
+    spikes: Spikes = None,
     levels: Annotated[
         int | None,
         typer.Option(
@@ -206,6 +209,8 @@ def export(
         classes=classes,
         dt=dt,
         reset=reset,
+        written_by=written_by,
+        spikes=spikes,
         levels=levels,
         signed=signed or None,
         normalize=None if normalize is None else Normalize.parsed(normalize),
@@ -218,7 +223,10 @@ def export(
         what = "is what the network sent on a raster, which is missing"
         raise InputError(Problem("--expect", what, "give that raster: --eval NPZ"))
     found = models.read(model, given)
-    expected = None
+    expected = itself = None
+    if evaluate is not None and found.live is not None and found.graph is not None:
+        itself = _itself(found.live, found.graph, evaluate, as_json)
+        found = replace(found, notes=(*found.notes, *itself.notes))
     if expect is not None and evaluate is not None and found.graph is not None:
         expected = _expected(found.graph, evaluate, expect, as_json)
     if found.network is not None:
@@ -259,7 +267,7 @@ def export(
     activity = parity = None
     if evaluate is not None and found.graph is not None:
         activity, parity = _evaluate(found.checkpoint, found.graph, network, evaluate, as_json)
-        parity = replace(parity, expected=expected)
+        parity = replace(parity, expected=expected).with_network(itself)
     manifest = write(
         network,
         targets,
@@ -337,6 +345,24 @@ def _spikes(path: Path, graph: nir.NIRGraph) -> Raster:
         for name, shape in decode(graph).inputs.items()
     }
     return raster.as_inputs(str(path), inputs, meta.timesteps).spikes
+
+
+def _itself(live: Live, graph: nir.NIRGraph, raster: Path, quiet: bool) -> Itself:
+    """The model as it was read, against the user's own network. Raises ReadingError where they differ."""
+    from stl_deploy.verify.against_network import compare
+
+    spikes = _spikes(raster, graph)
+    assert not isinstance(spikes, Mapping)  # a network of PyTorch has one input
+    with progress(quiet) as bar:
+        task = bar.add_task("the network itself", total=len(spikes), note="samples")
+        itself = compare(
+            live, graph, spikes, on_progress=lambda done: bar.update(task, completed=done)
+        )
+    if itself.expected is not None:
+        itself.expected.check()
+        if not quiet:
+            say(itself_words(itself.expected))
+    return itself
 
 
 def _expected(graph: nir.NIRGraph, raster: Path, recording: Path, quiet: bool) -> Expected:

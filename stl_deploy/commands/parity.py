@@ -34,8 +34,8 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
-from stl_deploy.commands.expected import Expect, print_expected
-from stl_deploy.commands.reading import Reset, print_reading
+from stl_deploy.commands.expected import Expect, itself_words, print_expected
+from stl_deploy.commands.reading import Reset, Spikes, WrittenBy, print_reading
 
 if TYPE_CHECKING:
     from stl_deploy.verify.budgets import Table
@@ -104,6 +104,8 @@ def parity(
     threshold: Threshold = None,
     dt: Dt = None,
     reset: Reset = None,
+    written_by: WrittenBy = None,
+    spikes: Spikes = None,
     normalize: Normalized = None,
     model_class: ModelClass = None,
     sample_shape: SampleShape = None,
@@ -147,6 +149,8 @@ def parity(
             "threshold": threshold,
             "dt": dt,
             "reset": reset,
+            "written_by": written_by,
+            "spikes": spikes,
             "normalize": normalize,
             "model_class": model_class,
             "sample_shape": list(shape(sample_shape) or ()) or None,
@@ -205,6 +209,8 @@ def _print(outcome: Outcome) -> None:
         print_expected(report.expected)
     if report.nir_differing is None:
         say("(a) Float against float: not compared, the float NIR graph is itself the reference")
+    elif report.itself is not None:
+        say(f"(a) Float against float: {itself_words(report.itself)}")
     else:
         say(
             "(a) Float against float: the float NIR graph differs from PyTorch in "

@@ -16,16 +16,35 @@ if TYPE_CHECKING:
     from stl_deploy.ir.read_as import ReadAs
 
     Word = Literal["zero", "subtract"]
+    ToolName = Literal["norse", "rockpool", "sinabs"]
+    Count = Literal["one", "many"]
 else:
     from enum import StrEnum
 
     Word = StrEnum("Word", {"zero": "zero", "subtract": "subtract"})
+    ToolName = StrEnum("ToolName", {name: name for name in ("norse", "rockpool", "sinabs")})
+    Count = StrEnum("Count", {"one": "one", "many": "many"})
 
 Reset = Annotated[
     Word | None,
     typer.Option(
         help="What a spike does to v in another tool's NIR file, for populations that do not state it: "
         "zero sets it to v_reset, subtract takes the threshold. \\[default: zero]",
+    ),
+]
+
+WrittenBy = Annotated[
+    ToolName | None,
+    typer.Option(
+        help="Tool that wrote the NIR file, which is then read as this tool computes it: time constants, "
+        "reset and spikes per step (docs/import-nir.md). \\[default: NIR's equations]",
+    ),
+]
+Spikes = Annotated[
+    Count | None,
+    typer.Option(
+        help="Spikes that neurons of another tool's NIR file can send in a step; many is refused unless the "
+        "weights exclude it. \\[default: one; many with --written-by sinabs or rockpool]",
     ),
 ]
 

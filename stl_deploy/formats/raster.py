@@ -269,14 +269,17 @@ def encode(
     return out
 
 
-def save(path: Path, raster: Raster, source: dict[str, Any]) -> None:
-    """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON."""
+def save(path: Path, raster: Raster, source: dict[str, Any], *, replace: bool = True) -> None:
+    """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON.
+
+    Raises InputError when ``path`` cannot be written, and without ``replace`` when it exists.
+    """
     arrays: dict[str, Any] = {key(SPIKES, name): x for name, x in raster.arrays.items()}
     arrays |= {key(HELD, name): np.array(True) for name in sorted(raster.held or ())}
     arrays["source"] = np.array(json.dumps(source))
     if raster.labels is not None:
         arrays["labels"] = raster.labels
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(path, replace=replace) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -488,7 +491,7 @@ def _shape_problems(
             Problem(
                 where,
                 f"has {size[1]} time steps, the network was made for {timesteps}",
-                f"give a raster of {timesteps} steps; a model that does not say its steps: export it again "
+                f"give a raster of {timesteps} steps, or if the model does not say its steps, export again "
                 f"with --timesteps {size[1]} (or --eval {where})",
             )
         ]
@@ -518,15 +521,16 @@ def _other_axes(size: Shape, shape: Shape, steps: int) -> str | None:
     fits = len(size) > 2 and as_input(size[2:], shape)
     if fits and size[1] == steps:
         return None
-    if size[:1] == (steps,) and size[1:] == shape:
+    untimed = len(size) > 1 and (size[1:] == shape or (not fits and as_input(size[1:], shape)))
+    if untimed and size[0] == steps:
         return "add the axis of samples: spikes[None]"
     if fits and size[0] == steps:
         return "samples come first: give spikes.swapaxes(0, 1)"
-    if fits:
-        return None
-    if len(size) > 1 and as_input(size[1:], shape):
+    if untimed:
         add = "spikes[:, None]" if steps == 1 else f"np.repeat(spikes[:, None], {steps}, axis=1)"
         return f"add the axis of time: {add}, or encode each step by stl-raster ({PAGE})"
+    if fits:
+        return None
     if len(size) > 3 and (size[-1], *size[2:-1]) == shape:
         return "channels come first: give np.moveaxis(spikes, -1, 2)"
     what = f"{shape}" if len(shape) == 1 else f"{shape} or ({math.prod(shape)},)"

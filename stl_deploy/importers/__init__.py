@@ -74,7 +74,9 @@ IMPORTERS: dict[str, Importer] = {
         "NIR files of other tools",
         lambda file: file.is_nir,
         "nir.graph:read_model",
-        frozenset({"dt", "reset", "levels", "signed", "normalize", "readout"}),
+        frozenset(
+            {"dt", "reset", "written_by", "spikes", "levels", "signed", "normalize", "readout"}
+        ),
     ),
     "arrays": Importer(
         "weights.npy",

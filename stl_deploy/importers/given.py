@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.formats import nir_io
+from stl_deploy.formats import nir_io, signatures
 from stl_deploy.formats import raster as rasters
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.network import IntegerNetwork
@@ -26,8 +26,11 @@ from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.units import MAX_STEPS
 
 Params = dict[str, NDArray[Any]]
+Sent = dict[str, NDArray[Any]]  # spikes [N, T, *shape] by population
 Numbers = float | Sequence[float]
 Reset = Literal["zero", "subtract"]  # what a user can say of neurons whose file leaves it open
+Spikes = Literal["one", "many"]  # in a step
+Tool = Literal["norse", "rockpool", "sinabs"]  # whose NIR files are read as it computes them
 MAX_NAMES = 1 << 24  # bytes of a checkpoint that are searched for names
 EXAMPLE = "(0.5, 0.5), or (means, deviations) of all channels"
 
@@ -104,6 +107,8 @@ class Given:
     classes: int | None = None
     dt: float | None = None
     reset: Reset | None = None
+    written_by: Tool | None = None
+    spikes: Spikes | None = None
     levels: int | None = None
     signed: bool | None = None
     normalize: Normalize | None = None
@@ -145,8 +150,8 @@ class File:
 
     @property
     def is_nir(self) -> bool:
-        """Whether its name says that it is a NIR file."""
-        return self.path.suffix == ".nir"
+        """Whether its first bytes say that it is a NIR file; where they say nothing, its name."""
+        return signatures.is_nir(self.path)
 
     @cached_property
     def graph(self) -> nir.NIRGraph:
@@ -181,12 +186,23 @@ class File:
             raise InputError(problems)
 
 
+class Live(Protocol):
+    """A network that runs in the tool that it was made with."""
+
+    def run(self, raster: NDArray[Any]) -> tuple[Sent, Sent | None]:
+        """Spikes [N, T, *shape] of its populations, as it is and in float64, None where it cannot be.
+
+        Raises ValueError where it does not take a raster [N, T, *input shape] of these steps.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A model that was read: its lowered float ``graph``, None where the file holds integers.
 
     ``checkpoint`` is that of an STL-SNN, ``network`` that of a model.nir; ``notes`` are what the user should
-    know of the import; ``takes`` are the fields of ``Given`` that can say what the file leaves open.
+    know of the import; ``takes`` are the fields of ``Given`` that can say what the file leaves open. ``live``
+    is the user's own network, None where there is none to run.
     """
 
     graph: nir.NIRGraph | None = None
@@ -194,3 +210,4 @@ class Model:
     network: IntegerNetwork | None = None
     notes: tuple[Diagnostic, ...] = ()
     takes: frozenset[str] = frozenset()
+    live: Live | None = None

@@ -135,7 +135,7 @@ class Column(NamedTuple):
     @staticmethod
     def mark(who: Origin, what: Property) -> str:
         """How the table says who said a value."""
-        return OPTIONS[what][0] if who == "option" else "" if who == "file" else who
+        return f"--{what}" if who == "option" else "" if who == "file" else who
 
 
 COLUMNS = (

@@ -131,14 +131,26 @@ def compare(
     """
     network = decode(graph)
     fitting = check(graph, raster, recording)
-    job = Comparison(network, SINGLE)
+    batches = _batches(raster, fitting, batch)
+    total = tally_of(network, SINGLE, batches, spread or Threads(), on_progress)
+    return expected(network, recording.where, total)
+
+
+def tally_of(
+    network: FloatNetwork,
+    unit: float,
+    batches: Iterator[Batch],
+    spread: Spread,
+    on_progress: Callable[[int], None] | None = None,
+) -> Tally:
+    """All batches compared; ``unit`` is half a unit in the last place of the numbers that were recorded."""
     total = Tally()
-    with closing((spread or Threads()).run(job, _batches(raster, fitting, batch))) as results:
+    with closing(spread.run(Comparison(network, unit), batches)) as results:
         for tally in results:
             total.add(tally)
             if on_progress is not None:
                 on_progress(total.samples)
-    return _expected(network, fitting, total)
+    return total
 
 
 def _extent(network: FloatNetwork, raster: Raster) -> tuple[int, int]:
@@ -172,8 +184,8 @@ def _batches(raster: Raster, recording: Recording, size: int) -> Iterator[Batch]
         yield Batch(start, inputs, spikes, outputs)
 
 
-def _expected(network: FloatNetwork, recording: Recording, total: Tally) -> Expected:
-    """The result of all batches."""
+def expected(network: FloatNetwork, where: str, total: Tally, remedy: str = "") -> Expected:
+    """The result of all batches; see ``Expected``."""
     meta = network.meta
     read = {} if meta is None else {record.population: record for record in meta.read_as}
     populations = []
@@ -200,13 +212,13 @@ def _expected(network: FloatNetwork, recording: Recording, total: Tally) -> Expe
     missing = tuple(
         p.name
         for p in network.populations
-        if p.name not in recording.spikes and p.neurons.fires and not network.pools(p.name)
+        if p.name not in total.populations and p.neurons.fires and not network.pools(p.name)
     )
     outputs = None
     if total.outputs:
         what, values = min(total.outputs.items(), key=lambda item: item[1].differing)
         outputs = RecordedOutputs(what, values.entries, values.differing, values.first)
-    return Expected(recording.where, total.samples, tuple(populations), outputs, missing)
+    return Expected(where, total.samples, tuple(populations), outputs, missing, remedy)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,6 +84,8 @@ class Table(LayerBudgets):
         Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, above 0")] | None
     ) = None
     reset: Literal["zero", "subtract"] | None = None
+    written_by: Literal["norse", "rockpool", "sinabs"] | None = None
+    spikes: Literal["one", "many"] | None = None
     expect: Text | None = None
     model_class: Text | None = None
     normalize: Text | None = None

@@ -26,16 +26,17 @@ from stl_deploy.formats.raster import Raster
 from stl_deploy.formats.recording import Recording
 from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.importers import read as models
-from stl_deploy.importers.given import File, Given, Model, Normalize, Reset
+from stl_deploy.importers.given import File, Given, Model, Normalize, Reset, Spikes, Tool
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.read_as import ReadAs
 from stl_deploy.models.net import STLNet, from_params
 from stl_deploy.spread import Spread, Threads
-from stl_deploy.verify import against_recording, reading
+from stl_deploy.verify import against_network, against_recording, reading
 from stl_deploy.verify import budgets as B
 from stl_deploy.verify.against_float import ParityReport, compare
+from stl_deploy.verify.against_network import Itself
 from stl_deploy.verify.against_reference import Agreement, measure
 from stl_deploy.verify.recorded import Expected
 
@@ -43,6 +44,7 @@ FAR = 0.05  # of a population's spikes that differ with equal inputs; rounding m
 BATCH = 25  # samples; fixed, so that who works on them changes nothing
 REFERENCE = "hw_sim/reference.py"
 PYTORCH = "PyTorch in float64"
+ITSELF = "the network itself, in PyTorch"
 GRAPH = "float NIR graph in float64"
 
 # ``watch(what, total, unit)`` shows a bar and gives what is to be called with the amount done.
@@ -70,6 +72,8 @@ class Settings:
     threshold: float | None = None
     dt: float | None = None
     reset: Reset | None = None
+    written_by: Tool | None = None
+    spikes: Spikes | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
     normalize: str | None = None
@@ -123,16 +127,17 @@ class Outcome:
 
     def _comparisons(self) -> dict[str, Any]:
         """The three comparisons, each with its reference, its rule and whether it holds."""
-        differing = self.report.nir_differing
+        differing, itself = self.report.nir_differing, self.report.itself
         return {
             "float_nir": None
             if differing is None
             else {
-                "reference": PYTORCH,
+                "reference": PYTORCH if itself is None else ITSELF,
                 "compared": GRAPH,
-                "rule": "exact",
-                "entries": self.report.entries,
+                "rule": "exact" if itself is None else "exact but for ties",
+                "entries": self.report.entries if itself is None else itself.entries,
                 "differing": differing,
+                "tied": 0 if itself is None else itself.tied,
                 "passed": differing == 0,
             },
             "backends": {
@@ -247,6 +252,8 @@ def settings(
         threshold=value("threshold"),
         dt=value("dt"),
         reset=value("reset"),
+        written_by=value("written_by"),
+        spikes=value("spikes"),
         model_class=value("model_class"),
         sample_shape=tuple(value("sample_shape") or ()) or None,
         normalize=value("normalize"),
@@ -299,15 +306,19 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
         report = _against_float(model, graph, network, raster, spread, watch)
         report = replace(report, expected=expected)
         agreements = _agreements(what, network, raster, spread, watch)
+    itself = _itself(found, raster, watch)
+    report = report.with_network(itself)
     failures = (
         *(() if expected is None else map(str, expected.problems())),
         *_float_differs(report),
         *(_difference(name, a) for name, a in agreements.items() if not a.exact),
         *what.budgets.judge(report),
     )
+    own = () if itself is None else itself.notes
     read_as = G.float_meta(graph).read_as
     notes = (
         *found.notes,
+        *own,
         *reading.differences(read_as, network, what.lowered),
         *_far(what, found, report),
     )
@@ -404,6 +415,16 @@ def _expected(
         )
 
 
+def _itself(found: Model, raster: Raster, watch: Watch) -> Itself | None:
+    """The float graph against the user's own network, None where there is none."""
+    if found.live is None:
+        return None
+    assert found.graph is not None
+    with watch("the network itself", raster.shape[0], "samples") as tell:
+        only = raster.only("the raster")
+        return against_network.compare(found.live, found.graph, only, on_progress=tell)
+
+
 def _against_float(
     model: STLNet | None,
     graph: nir.NIRGraph,
@@ -433,6 +454,8 @@ def _agreements(
 
 def _float_differs(report: ParityReport) -> list[str]:
     """What the float NIR graph does otherwise than PyTorch, which is to be nothing."""
+    if report.itself is not None:
+        return [str(problem) for problem in report.itself.problems()]
     if not report.nir_differing:
         return []
     where = [layer.name for layer in report.layers if layer.nir_mismatch]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.importers.given import Tool
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.read_as import ReadAs
 
-KNOWN = ("tau", "dt", "reset")  # options that a network knows of the model that it was made of
+KNOWN = (
+    "tau",
+    "dt",
+    "reset",
+    "written_by",
+    "spikes",
+)  # options that a network knows of the model that it was made of
 NAMED = 8  # populations that a note names
 
 
@@ -26,13 +33,15 @@ def settled(
         "tau": (record.tau for record in network.read_as),
         "dt": (record.dt for record in network.read_as),
         "reset": map(_open_reset, network.read_as),
+        "written_by": map(_tool, network.read_as),
+        "spikes": map(_spikes, network.read_as),
     }
     found = {name: next((v for v in of if v is not None), None) for name, of in values.items()}
     problems = [
         Problem(
-            f"--{name}",
+            option := f"--{name.replace('_', '-')}",
             f"{given[name]}, but {path} was made with {found[name]}",
-            f"omit it, or export again with --{name} {given[name]}",
+            f"omit it, or export again with {option} {given[name]}",
         )
         for name in KNOWN
         if None not in (given[name], found[name]) and given[name] != found[name]
@@ -40,7 +49,8 @@ def settled(
     if problems:
         raise InputError(problems)
     # What was assumed then is assumed again.
-    chosen = {n for r in network.read_as for n, who in r.origin.items() if who == "option"} & takes
+    chosen = {n for r in network.read_as for n, who in r.origin.items() if who == "option"}
+    chosen = (chosen | {"written_by"}) & takes
     return {n: found[n] if given[n] is None and n in chosen else given[n] for n in KNOWN}
 
 
@@ -49,6 +59,17 @@ def _open_reset(record: ReadAs) -> str | None:
     if record.origin.get("reset", "file") == "file":
         return None
     return "subtract" if record.reset == "subtract" else "zero"
+
+
+def _tool(record: ReadAs) -> str | None:
+    """The tool whose file it was read from, where the user said that."""
+    tool = record.neuron.partition(".")[0]
+    return tool if tool in get_args(Tool) else None
+
+
+def _spikes(record: ReadAs) -> str | None:
+    """How many spikes a step the user said it sends; where the weights decide, nobody need say it again."""
+    return "one" if record.origin.get("spikes") == "option" else None
 
 
 def differences(

@@ -92,14 +92,14 @@ class RecordedPopulation:
             "spikes": "" if self.read.spikes is None else f"{self.read.spikes} per step",
         }
         said = [
-            f"{words[name]} ({origin})" if (origin := self.read.origin.get(name)) else words[name]
+            f"{words[name]} (assumed)" if name in self.read.assumed else words[name]
             for name in SAID
             if words[name]
         ]
         return f"{self.read.neuron}: {', '.join(said)}"
 
-    def problem(self, where: str, missing: tuple[str, ...]) -> Problem | None:
-        """What is wrong, None where nothing is; ``missing`` are populations that were not recorded."""
+    def problem(self, where: str, missing: tuple[str, ...], remedy: str) -> Problem | None:
+        """What is wrong, None where nothing is; see ``Expected``."""
         if self.first is None:
             return None
         what = (
@@ -107,7 +107,7 @@ class RecordedPopulation:
         )
         if self.how:
             what += f". Read as {self.how}"
-        return Problem(self.name, what, self._remedy(missing))
+        return Problem(self.name, what, remedy or self._remedy(missing))
 
     def _remedy(self, missing: tuple[str, ...]) -> str:
         limit = 1 if self.read is None else self.read.spikes
@@ -117,10 +117,13 @@ class RecordedPopulation:
                 "per step at most"
             )
         if self.reset is not None:
-            return f"with reset {self.reset} far fewer differ: give --reset {self.reset}"
+            better = f"with reset {self.reset} far fewer differ"
+            if self.read is not None and self.read.origin.get("reset", "file") == "file":
+                return f"{better}, but the model states {self.read.reset}: is this its recording?"
+            return f"{better}: give --reset {self.reset}"
         if missing:
-            return f"record {', '.join(missing)} too: rounding there may explain it; else {PAGE}"
-        return f"{PAGE} says what else a file may leave open"
+            return f"record {', '.join(missing)} too: rounding there may explain it ({PAGE})"
+        return f"try what a file may leave open, such as --dt, --reset or --written-by: {PAGE}"
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,11 @@ class RecordedOutputs:
     differing: int
     first: OutputMiss | None
 
-    def problem(self, where: str, missing: tuple[str, ...]) -> Problem | None:
-        """What is wrong, None where nothing is; ``missing`` are populations that were not recorded."""
+    def problem(self, where: str, missing: tuple[str, ...], remedy: str) -> Problem | None:
+        """What is wrong, None where nothing is; see ``Expected``."""
         if self.first is None:
             return None
-        remedy = f"see {PAGE}, and --readout for how outputs are read"
+        remedy = remedy or f"see {PAGE}, and --readout for how outputs are read"
         if missing:
             names = ", ".join(missing)
             remedy = f"record the spikes of {names} too, which shows where the reading parts"
@@ -166,13 +169,18 @@ class RecordedOutputs:
 
 @dataclass(frozen=True)
 class Expected:
-    """The whole comparison with the recording ``where``; ``missing`` are populations that it lacks."""
+    """The whole comparison with the recording ``where``.
+
+    ``missing`` are populations that it lacks; ``remedy`` is what helps where something differs, empty where
+    that depends on what differs.
+    """
 
     where: str
     samples: int
     populations: tuple[RecordedPopulation, ...]
     outputs: RecordedOutputs | None
     missing: tuple[str, ...] = ()
+    remedy: str = ""
 
     @property
     def passed(self) -> bool:
@@ -202,7 +210,7 @@ class Expected:
     def problems(self) -> Iterator[Problem]:
         """What is wrong, population by population."""
         for part in (*self.populations, *(() if self.outputs is None else (self.outputs,))):
-            if (problem := part.problem(self.where, self.missing)) is not None:
+            if (problem := part.problem(self.where, self.missing, self.remedy)) is not None:
                 yield problem
 
     def check(self) -> None:

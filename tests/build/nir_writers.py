@@ -1,4 +1,4 @@
-"""Networks of Norse, Rockpool, sinabs and snnTorch that these write as NIR files, with the spikes that they have.
+"""NIR files that Norse, Rockpool, sinabs and snnTorch write of their networks, with the spikes these have.
 
 Usage, with the Python of an environment of stl_deploy.consumers.run:
 nir_writers.py {norse,rockpool,sinabs,snntorch} FOLDER.

@@ -75,6 +75,8 @@ def test_a_step_may_be_flat_or_have_axes_of_one(tmp_path, reads, given):
         ((1, 2, 3), (STEPS, 5, 1, 2, 3), "samples come first: give spikes.swapaxes(0, 1)"),
         ((6,), (STEPS, 5, 2, 3), "samples come first: give spikes.swapaxes(0, 1)"),
         ((1, 2, 3), (5, 2, 3), "add the axis of time: np.repeat(spikes[:, None], 4, axis=1)"),
+        ((1, 2, 3), (5, 1, 2, 3), "add the axis of time: np.repeat(spikes[:, None], 4, axis=1)"),
+        ((1, 2, 3), (STEPS, 6), "add the axis of samples: spikes[None]"),
         ((6,), (5, 6), "add the axis of time: np.repeat(spikes[:, None], 4, axis=1)"),
         ((3, 1, 2), (5, STEPS, 1, 2, 3), "channels come first: give np.moveaxis(spikes, -1, 2)"),
         # Not the same in C order, whatever their sizes: another order of axes is another network.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
+import re
+import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,11 +20,12 @@ from torch import nn
 import stl_deploy
 from stl_deploy.backends import tool_env
 from stl_deploy.backends.consumers import run as runs
-from stl_deploy.errors import BackendError, LoweringError
-from stl_deploy.importers.torch import families
+from stl_deploy.errors import BackendError, InputError, LoweringError, UncheckedWarning
+from stl_deploy.importers.torch import families, model_class
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from tests.build import jelly_nets as nets
+from tests.build.nets import ROOT
 from tests.build.networks import values
 
 PACKAGES = "STL_SPIKINGJELLY"  # where it lies, if not in its environment
@@ -27,18 +33,35 @@ PARTS = ("neuron", "layer", "functional", "surrogate")
 MODES = ["s", "m"]
 
 
+def packages_of(environment):
+    """The folder of an environment's packages; the environment is made if it is not there."""
+    try:
+        tool_env.ensure(environment)
+    except BackendError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run the tools: {error}")
+        pytest.skip(str(error))
+    (packages,) = environment.folder.glob("lib/python*/site-packages")
+    return str(packages)
+
+
+def environment_of_14():
+    """An environment with SpikingJelly 0.0.0.0.14 alone."""
+    current = runs.environment("current")
+    requirements = (ROOT / "tests" / "build" / "spikingjelly14.txt").read_text("utf-8")
+    key = hashlib.sha256((sys.version + requirements).encode()).hexdigest()
+    return replace(
+        current,
+        subject="SpikingJelly 0.0.0.0.14",
+        folder=current.cache / f"spikingjelly14-{key[:16]}",
+        requirements=lambda: requirements,
+    )
+
+
 @pytest.fixture(scope="module")
 def sj():
     """SpikingJelly's modules, of the environment that stl-check runs it in."""
-    packages = os.environ.get(PACKAGES)
-    if packages is None:
-        try:
-            tool_env.ensure(runs.environment("current"))
-        except BackendError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"CI must run the tools: {error}")
-            pytest.skip(str(error))
-        (packages,) = map(str, runs.environment("current").folder.glob("lib/python*/site-packages"))
+    packages = os.environ.get(PACKAGES) or packages_of(runs.environment("current"))
     sys.path.append(packages)
     found = {
         part: importlib.import_module(f"spikingjelly.activation_based.{part}") for part in PARTS
@@ -202,26 +225,59 @@ def test_a_voltage(sj, every):
 
 
 def test_weights_after_the_last_neurons(sj):
-    """Which the mean over time of what they give is returned of."""
-    net = made(nets.Block(sj, "m", final=False))
-    sample = torch.tensor(values((4, 6, 2, 6, 6), 0.4, seed=2), dtype=torch.float32).transpose(0, 1)
+    """The mean over time of what they give is returned."""
 
     class Mean(nn.Module):
         def __init__(self):
             super().__init__()
-            self.net = net
+            self.body, self.fc = nets.dense(sj, "m", "IFNode"), sj.layer.Linear(6, 3, step_mode="m")
 
         def forward(self, x):
-            return self.net(x).mean(0)
+            return self.fc(self.body(x)).mean(0)
 
-    meta = G.float_meta(stl_deploy.from_torch(Mean(), sample))
-    assert meta.classes == 6
+    net = made(Mean())
+    graph = agrees(net, sj, (12,))
+    assert G.float_meta(graph).classes == 3
+
+
+@pytest.mark.parametrize("cnf", ["ADD", "IAND"])
+@pytest.mark.parametrize("how", ["steps", "mean"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_that_is_read_out(sj, mode, how, cnf):
+    """As SEW-ResNet ends: a linear layer behind the sum of two layers of spikes."""
+    if (mode, how) == ("s", "mean"):
+        pytest.skip("is returned step by step")
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nets.Block(sj, mode, cnf, final=False)
+
+        def forward(self, x):
+            return self.block(x).mean(0) if how == "mean" else self.block(x)
+
+    net = made(Whole())
+    graph = agrees(net, sj, (2, 6, 6), one_step=mode == "s")
+    meta = G.float_meta(graph)
+    assert (meta.readout.rule, meta.classes) == ("mean", 6)
+    x = values((10, 6, 2, 6, 6), 0.4, seed=5)
+    sj.functional.reset_net(net.double())
+    given = torch.tensor(x, dtype=torch.float64).transpose(0, 1)
+    with torch.no_grad():
+        want = [net(step) for step in given] if mode == "s" else net(given)
+    got = float_exec.trace(graph, x.astype(np.float64)).v
+    if how == "mean":
+        np.testing.assert_allclose(got.mean(1), want.numpy(), atol=1e-9)
+    else:
+        want = torch.stack(want) if mode == "s" else want
+        np.testing.assert_allclose(got, want.transpose(0, 1).numpy(), atol=1e-9)
+    assert stl_deploy.quantize(graph, chip="ideal").timesteps == 6
 
 
 def test_batch_norms_of_its_own(sj):
     if is_old(sj):
         pytest.skip("tests of its own are in the newer version")
-    agrees(made(nets.Normed(sj)), sj, (12,))
+    agrees(made(nets.Normed(sj), seed=1), sj, (12,))
 
 
 def test_factors_by_step_need_their_steps(sj):
@@ -275,7 +331,8 @@ REFUSED = {
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_has_no_exact_graph_is_refused(sj, why):
     name = why.split()[0]
-    if is_old(sj) and name.endswith(("Node", "PSN")) and not hasattr(sj.neuron, name):
+    absent = name == "LIAFNode" or not hasattr(sj.neuron, name)  # which 0.0.0.0.14 cannot make
+    if is_old(sj) and name.endswith(("Node", "PSN")) and absent:
         pytest.skip("not in this version")
     with pytest.raises(LoweringError) as error:
         stl_deploy.from_torch(made(dense_of(sj, REFUSED[why](sj))), torch.rand(6, 2, 12))
@@ -287,6 +344,58 @@ def test_a_subclass_that_computes_nothing_else(sj):
         sj, __init__=lambda self, step_mode: sj.neuron.LIFNode.__init__(self, 3.0, step_mode="m")
     )
     agrees(made(dense_of(sj, mine)), sj, (12,))
+
+
+def front(sj, layers, after, last="IFNode"):
+    """A network whose first layers are these, for inputs of 2 x 8 x 8."""
+    body = [
+        *layers,
+        nets.node(sj, last),
+        sj.layer.Flatten(),
+        sj.layer.Linear(after, 6),
+        nets.node(sj, last),
+    ]
+    return nn.Sequential(*body)
+
+
+LAYERS = {
+    "average pool": lambda sj: ([sj.layer.Conv2d(2, 3, 3), sj.layer.AvgPool2d(2)], 27),
+    "adaptive pool": lambda sj: ([sj.layer.Conv2d(2, 3, 3), sj.layer.AdaptiveAvgPool2d((3, 2))], 18),
+    "stride": lambda sj: ([sj.layer.Conv2d(2, 4, 3, stride=2, padding=1, groups=2)], 64),
+    "printed": lambda sj: ([sj.layer.PrintShapeModule(), sj.layer.Conv2d(2, 3, 3)], 108),
+    "standardized": lambda sj: ([sj.layer.WSConv2d(2, 3, 3)], 108),
+    "max pool": lambda sj: (
+        [sj.layer.Conv2d(2, 3, 3), nets.node(sj, "IFNode"), sj.layer.MaxPool2d(2)], 27,
+    ),
+    "dropout": lambda sj: ([sj.layer.Conv2d(2, 3, 3), sj.layer.Dropout2d(0.5)], 108),
+    "of PyTorch": lambda sj: (
+        [sj.layer.SeqToANNContainer(nn.Conv2d(2, 3, 3), nn.AvgPool2d(2), nn.Dropout2d())], 27,
+    ),
+    "stateless container": lambda sj: (
+        [sj.layer.StepModeContainer(False, "s", nn.Conv2d(2, 3, 3), nn.AvgPool2d(2))], 27,
+    ),
+    "stateful container": lambda sj: (
+        [sj.layer.StepModeContainer(True, "s", nn.Conv2d(2, 3, 3), nets.node(sj, "IFNode"))], 108,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", LAYERS)
+def test_layers(sj, which, mode):
+    if which == "of PyTorch" and mode == "s":
+        pytest.skip("a container of all steps")
+    if is_old(sj) and which in ("standardized", "stateless container", "stateful container"):
+        pytest.skip("not in this version, or made otherwise")
+    net = made(front(sj, *LAYERS[which](sj)))
+    sj.functional.set_step_mode(net, mode)
+    agrees(net, sj, (2, 8, 8), one_step=mode == "s")
+
+
+def test_a_pool_whose_windows_differ(sj):
+    layers = [sj.layer.Conv2d(2, 3, 3), sj.layer.AdaptiveAvgPool2d(4)]
+    with pytest.raises(LoweringError, match="of which no windows are alike"):
+        stl_deploy.from_torch(made(front(sj, layers, 48)), torch.rand(2, 2, 8, 8))
 
 
 def test_a_reset_between_steps_is_refused(sj):
@@ -314,8 +423,9 @@ def test_products_are_of_spikes(sj):
     class Gated(nn.Module):
         def __init__(self, other):
             super().__init__()
-            self.body, self.fc = nets.dense(sj, "m", "IFNode"), nn.Linear(12, 6)
+            self.body = nets.dense(sj, "m", "IFNode")
             self.out, self.other = nets.node(sj, step_mode="m"), other
+            self.fc = sj.layer.Linear(12, 6, step_mode="m")
 
         def forward(self, x):
             return self.out(self.other(self.body(x), self.fc(x)))
@@ -329,7 +439,7 @@ def test_products_are_of_spikes(sj):
 
 def test_the_old_package_is_refused_by_name():
     old = type("LIFNode", (nn.Module,), {"__module__": "spikingjelly.clock_driven.neuron"})
-    with pytest.raises(LoweringError, match="0: is a LIFNode of spikingjelly"):
+    with pytest.raises(LoweringError, match="is a LIFNode of spikingjelly"):
         stl_deploy.from_torch(nn.Sequential(old()), torch.rand(2, 3))
 
 
@@ -345,3 +455,71 @@ def test_integers(sj):
 def agrees_on_spikes(net, shape):
     sample = torch.tensor(values((6, 2, *shape), 0.4, seed=2), dtype=torch.float32)
     return stl_deploy.from_torch(net, sample)
+
+
+def test_how_it_was_read(sj):
+    """Every population says its neuron, its reset, and where T is from."""
+    neurons = [
+        nets.node(sj, "LIFNode", v_reset=None, step_mode="m"),
+        nets.node(sj, "IFNode", v_reset=-0.5, step_mode="m"),
+        nets.node(sj, "ParametricLIFNode", step_mode="m"),
+    ]
+    parts = [part for node in neurons for part in (sj.layer.Linear(6, 6, step_mode="m"), node)]
+    graph = stl_deploy.from_torch(made(nn.Sequential(*parts)), torch.rand(4, 2, 6))
+    found = G.float_meta(graph).read_as
+    assert [(r.neuron, r.reset, r.when, r.timesteps, r.spikes) for r in found] == [
+        ("spikingjelly.LIFNode", "subtract", "same step", 4, 1),
+        ("spikingjelly.IFNode", "to -0.5", "same step", 4, 1),
+        ("spikingjelly.ParametricLIFNode", "zero", "same step", 4, 1),
+    ]
+    graph = stl_deploy.from_torch(made(nets.Voltage(sj)), torch.rand(4, 2, 12))
+    assert G.float_meta(graph).read_as[-1].reset == "none"
+
+
+def test_the_recipe(sj, tmp_path, monkeypatch, command):
+    """Its code and its command, as they stand."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynets", raising=False)
+    text = (ROOT / "docs" / "recipes" / "spikingjelly.md").read_text("utf-8")
+    first, *others = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "mynets.py").write_text(first)
+    names = {"__name__": "recipe"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UncheckedWarning)
+        exec(compile("\n".join([first, *others]), "recipe", "exec"), names)
+    (words,) = re.findall(r"stl-export (csnn\.pt .*?)\n", text)
+    code, out, err = command("stl-export", *words.split())
+    assert code == 0, err
+    assert "spikingjelly.LIFNode" in out
+    assert (tmp_path / "out" / "model.nir").exists()
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "usesjelly.py").write_text("import spikingjelly.nowhere.at_all\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "spikingjelly", None)
+    with pytest.raises(InputError, match=r"cannot be imported: .* -> pip install spikingjelly"):
+        model_class.made_by("usesjelly:Net")
+
+
+def test_the_older_version(sj):
+    """All of this, in 0.0.0.0.14; its neurons are fewer."""
+    if PACKAGES in os.environ:
+        return
+    packages = packages_of(environment_of_14())
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore",
+        __file__,
+    ]
+    ran = subprocess.run(
+        words, cwd=ROOT, env={**os.environ, PACKAGES: packages}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", ran.stdout)[1]) > 60

@@ -20,8 +20,8 @@ import numpy as np
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.importers.given import File, Model, Normalize, Reset
-from stl_deploy.importers.nir import inputs, stated
+from stl_deploy.importers.given import File, Model, Normalize, Reset, Spikes, Tool
+from stl_deploy.importers.nir import inputs, several, stated, written
 from stl_deploy.importers.nir.nodes import faults, flat, misfits
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
@@ -44,7 +44,8 @@ class Options:
     """What NIR does not say.
 
     dt: seconds of a time step, for neurons with time constants; reset: of populations that do not state
-    theirs; timesteps: T, and ``steps_from`` who said so; classes: the last population is read as that many
+    theirs; written_by: the tool whose file is read as it computes it; spikes: how many a neuron can send in
+    a step; timesteps: T, and ``steps_from`` who said so; classes: the last population is read as that many
     groups of neurons, each voting for a class (default: as many as neurons); levels: inputs are whole
     numbers 0..levels, 1 for spikes, signed: -levels..levels;
     normalize: what was done to them before the network; held: one frame is read in every step.
@@ -54,6 +55,8 @@ class Options:
 
     dt: float | None = None
     reset: Reset | None = None
+    written_by: Tool | None = None
+    spikes: Spikes | None = None
     timesteps: int | None = None
     steps_from: Origin = "option"
     classes: int | None = None
@@ -80,6 +83,8 @@ def read_model(file: File) -> Model:
     options = Options(
         dt=given.dt,
         reset=given.reset,
+        written_by=given.written_by,
+        spikes=given.spikes,
         timesteps=given.steps,
         steps_from=given.steps_from,
         classes=given.classes,
@@ -93,15 +98,19 @@ def read_model(file: File) -> Model:
 
 
 def read(
-    path: Path, options: Options | None = None, graph: nir.NIRGraph | None = None
+    path: Path,
+    options: Options | None = None,
+    graph: nir.NIRGraph | None = None,
+    read_as: tuple[ReadAs, ...] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float graph of a NIR file, which may have been read as ``graph`` already.
 
+    ``read_as`` says how its populations were read; None where that is NIR itself.
     Raises InputError for a broken file and LoweringError for a network that cannot be lowered, each
     naming everything that it met.
     """
     try:
-        return to_float(nir_io.read(path) if graph is None else graph, options)
+        return to_float(nir_io.read(path) if graph is None else graph, options, read_as)
     except (InputError, LoweringError) as error:
         raise type(error)(
             [
@@ -122,6 +131,7 @@ def to_float(
     """
     options = options or Options()
     check(options)
+    graph, options = _as_written(graph, options)
     flow = _flow(graph, options)
     wanted = Wanted(options.readout, options.classes)
     made = lowered(flow, wanted)
@@ -137,6 +147,8 @@ def to_float(
             timesteps=timesteps,
             steps_from="assumed" if options.timesteps is None else options.steps_from,
             ours=stated.is_ours(graph),
+            spikes=options.spikes,
+            tool=options.written_by,
         )
     records = {record.population: record for record in read_as}
     meta = G.FloatMeta(
@@ -150,7 +162,26 @@ def to_float(
         readout=steps,
         read_as=tuple(records[name] for name in made.nodes if name in records),
     )
-    return made.graph(meta)
+    result = made.graph(meta)
+    if options.spikes == "many":
+        fire = [name for name, node in flat(graph)[0].items() if stated.fires(node)]
+        several.check(floats.decode(result), fire)
+    return result
+
+
+def _as_written(graph: nir.NIRGraph, options: Options) -> tuple[nir.NIRGraph, Options]:
+    """``graph`` as the tool computes it that wrote it, with the options that this comes with."""
+    if options.written_by is None:
+        return graph, options
+    reading = written.read(graph, options.written_by, options.dt)
+    nodes = flat(reading.graph)[0].values()
+    is_open = any(stated.leaves_open(node, reading.dt) for node in nodes)
+    return reading.graph, replace(
+        options,
+        dt=reading.dt,
+        reset=reading.reset if options.reset is None and is_open else options.reset,
+        spikes=options.spikes or reading.spikes,
+    )
 
 
 def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
@@ -209,7 +240,18 @@ def notes(
     graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options | None = None
 ) -> tuple[Diagnostic, ...]:
     """What was assumed in reading ``graph`` as ``lowered`` in addition to what ``read_as`` says."""
-    return _axes(graph) + _readouts(graph, lowered, options or Options())
+    options = options or Options()
+    return _writer(graph, options) + _axes(graph) + _readouts(graph, lowered, options)
+
+
+def _writer(graph: nir.NIRGraph, options: Options) -> tuple[Diagnostic, ...]:
+    """The tool that the names in a graph are those of, where it is read by NIR's equations."""
+    tool = None if options.written_by is not None else written.likely(graph)
+    if tool is None:
+        return ()
+    what = f"has the names of a file by {tool.capitalize()}, and is read by NIR's equations"
+    remedy = f"give --written-by {tool} if it is one (in Python written_by=...)"
+    return (Diagnostic("graph", what, remedy),)
 
 
 def _axes(graph: nir.NIRGraph) -> tuple[Diagnostic, ...]:
@@ -307,9 +349,14 @@ def check(options: Options) -> None:
     dt = G.DT if options.dt is None else options.dt
     if not (isinstance(dt, int | float) and math.isfinite(dt) and dt > 0):
         problems.append(Problem("--dt", f"{dt} is not a time in seconds above zero"))
-    if options.reset not in (None, *get_args(Reset)):
-        what = f"{options.reset!r} is not a reset that can be chosen"
-        problems.append(Problem("--reset", what, f"choose from {', '.join(get_args(Reset))}"))
+    for name, word, known in (
+        ("--reset", options.reset, get_args(Reset)),
+        ("--spikes", options.spikes, get_args(Spikes)),
+        ("--written-by", options.written_by, get_args(Tool)),
+    ):
+        if word not in (None, *known):
+            what = f"{word!r} cannot be chosen"
+            problems.append(Problem(name, what, f"choose from {', '.join(known)}"))
     for name, value, high in (
         ("--timesteps", options.timesteps, MAX_STEPS),
         ("--classes", options.classes, MAX_NEURONS),

@@ -15,7 +15,7 @@ import numpy as np
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.importers.given import Reset
+from stl_deploy.importers.given import Reset, Spikes, Tool
 from stl_deploy.importers.records import record
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import NEURONS, decode
@@ -29,12 +29,17 @@ def is_ours(graph: nir.NIRGraph) -> bool:
     return bool({G.KEY, nir_portable.KEY} & graph.metadata.keys())
 
 
+def fires(node: nir.ir.NIRNode) -> bool:
+    """Whether these are neurons with a threshold of their own; a Threshold stands for a pool."""
+    return isinstance(node, nir.LIF | nir.IF | nir.CubaLIF)
+
+
 def leaves_open(node: nir.ir.NIRNode, dt: float) -> bool:
     """Whether a spike of these neurons resets v, and the node does not say how.
 
     It does not matter to neurons that forget v in every step (tau = ``dt``).
     """
-    if not isinstance(node, nir.LIF | nir.IF | nir.CubaLIF) or "reset" in node.metadata:
+    if not fires(node) or "reset" in node.metadata:
         return False
     return not (isinstance(node, nir.LIF) and np.all(node.tau == dt))
 
@@ -68,11 +73,15 @@ def records(
     timesteps: int,
     steps_from: Origin,
     ours: bool,
+    spikes: Spikes | None = None,
+    tool: Tool | None = None,
 ) -> tuple[ReadAs, ...]:
     """How the populations of a graph ``lowered`` were read from ``nodes``, as they stand in the file.
 
-    ``dt`` and ``reset`` are what the user said, None for nothing.
+    ``dt``, ``reset``, ``spikes`` and ``tool``, which wrote the file, are what the user said; None: nothing.
+    Neurons that might spike several times in a step, and never do, spike once by their file.
     """
+    prefix = "" if tool is None else f"{tool}."
     nobody: Origin = "file" if ours else "assumed"
     made = []
     for name, node in nodes.items():
@@ -86,13 +95,13 @@ def records(
             "when": said,
             "dt": nobody if dt is None else "option",
             "timesteps": steps_from,
-            "spikes": nobody,
+            "spikes": {"one": "option", "many": "file"}.get(spikes or "", nobody),
         }
         made.append(
             record(
                 name,
                 decode(lowered[name]),
-                type(node).__name__,
+                f"{prefix}{type(node).__name__}",
                 timesteps,
                 origin,
                 v_reset=getattr(node, "v_reset", 0.0),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import nir
 import numpy as np
@@ -24,26 +24,24 @@ from numpy.typing import NDArray
 from scipy.special import lambertw
 
 from stl_deploy.errors import InputError, Problem
+from stl_deploy.importers.given import Reset, Spikes, Tool
 from stl_deploy.importers.nir.nodes import flat
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_words as words
 
-Tool = Literal["norse", "rockpool", "sinabs"]
-Spikes = Literal["one", "many"]
-Reset = Literal["zero", "subtract"]
 Float = NDArray[np.float64]
 CLOSE = 1e-3  # of time steps that neurons agree on; a file has float32
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A graph in NIR's own terms: ``dt`` None where nothing in it is counted in seconds.
+    """A graph in NIR's own terms, with the ``dt`` that its neurons are read by.
 
     ``reset`` and ``spikes`` are what its neurons do where nobody says otherwise.
     """
 
     graph: nir.NIRGraph
-    dt: float | None
+    dt: float
     reset: Reset
     spikes: Spikes
 
@@ -78,7 +76,7 @@ class _Made:
     """The nodes that are others, and the rest of a ``Reading``."""
 
     nodes: dict[str, nir.ir.NIRNode]
-    dt: float | None
+    dt: float
     reset: Reset
     spikes: Spikes
 
@@ -96,7 +94,7 @@ def _sinabs(nodes: Nodes, dt: float | None) -> _Made:
             raise InputError(_unwritten(name, node, "sinabs"))
         if isinstance(node, nir.LIF | nir.LI):
             made[name] = _with(node, tau=step / -np.expm1(-1 / _array(node.tau)))
-    return _Made(made, dt, "subtract", "many")
+    return _Made(made, step, "subtract", "many")
 
 
 def _rockpool(nodes: Nodes, dt: float | None) -> _Made:
@@ -149,17 +147,18 @@ def _norse(nodes: Nodes, dt: float | None) -> _Made:
     if dt is None and timed:
         what = f"is needed for a file of Norse, whose neurons ({timed[0]}) count seconds"
         raise InputError(Problem("--dt", what, "give the dt of its cells, 1e-3 by default"))
+    step = G.DT if dt is None else dt
     made: Nodes = {}
     for name, node in _neurons(nodes):
         if isinstance(node, nir.IF | nir.I):
             continue
         changes: dict[str, Any] = {}
         if isinstance(node, nir.CubaLIF | nir.CubaLI) and np.all(_array(node.w_in) == 1):
-            changes["w_in"] = _array(node.tau_syn) / dt
+            changes["w_in"] = _array(node.tau_syn) / step
         made[name] = _with(node, **changes)
         if np.any(node.v_leak):
             made[name].metadata[f"{words.KEY}.v0"] = np.atleast_1d(_array(node.v_leak))
-    return _Made(made, dt, "zero", "one")
+    return _Made(made, step, "zero", "one")
 
 
 TOOLS: dict[Tool, Callable[[Nodes, float | None], _Made]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
-from stl_deploy.importers.torch import modules, spikingjelly
+from stl_deploy.importers.torch import spikingjelly
+from stl_deploy.importers.torch.classes import computes_as, neuron_kind
+from stl_deploy.importers.torch.explained import AXES, explained, not_run
 from stl_deploy.importers.torch.families import family_of, is_neuron, reset
+from stl_deploy.importers.torch.live import Live
 from stl_deploy.importers.torch.modules import (
     RECURRENT,
     STEPS,
@@ -28,12 +31,12 @@ from stl_deploy.importers.torch.modules import (
     are_spikes,
     factor_of,
     is_not,
-    neuron,
     recurrent,
     stateless,
     why_not,
 )
-from stl_deploy.importers.torch.readings import Reading, matrix, read
+from stl_deploy.importers.torch.neurons import READ_AS, neurons
+from stl_deploy.importers.torch.readings import Reading, matrix, of_several, read
 from stl_deploy.importers.torch.spikingjelly_layers import is_layer
 from stl_deploy.importers.torch.trace import Call, Trace, record
 from stl_deploy.importers.torch.values import MADE_HERE, Value
@@ -42,10 +45,6 @@ from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
 
 VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-AXES = "give it as forward takes it: [batch, ...], or with time where it loops over x[t] or x[:, t]"
-
-
-READ_AS = {"snnTorch": modules.read_as, "SpikingJelly": spikingjelly.read_as}
 
 
 def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.NIRGraph:
@@ -59,17 +58,32 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
 
     Raises InputError and LoweringError naming everything that is wrong.
     """
-    graph, notes = lowered(net, sample, options)
-    for note in notes:
+    found = lowered(net, sample, options)
+    for note in found.notes:
         text = f"{note.where}: {note.what} -> {note.remedy}"
         warnings.warn(text, UncheckedWarning, stacklevel=3)
-    return graph
+    return found.graph
 
 
-def lowered(
-    net: nn.Module, sample: Tensor, options: nir_graph.Options
-) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+class Lowered(NamedTuple):
+    """The float graph of a network, ``notes`` on what was hardly checked, and the network itself to run."""
+
+    graph: nir.NIRGraph
+    notes: tuple[Diagnostic, ...]
+    live: Live
+
+
+def lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
     """See ``from_net``; and of which layers the check of the graph says little."""
+    try:
+        return _lowered(net, sample, options)
+    except (InputError, LoweringError) as error:
+        named = dict(net.named_modules()) if isinstance(net, nn.Module) else {}
+        raise type(error)([explained(p, named.get(p.where)) for p in error.problems]) from None
+
+
+def _lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
+    """See ``lowered``."""
     nir_graph.check(options)
     is_tensor = isinstance(sample, Tensor)
     if not is_tensor or sample.ndim < 2:
@@ -87,16 +101,9 @@ def lowered(
         raise LoweringError(others)
     reset(net)
     try:
-        trace = record(net, sample, lambda m: type(m) in STEPS or is_layer(m))
+        trace = record(net, sample, lambda m: computes_as(m, STEPS) or is_layer(m))
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
-        raise InputError(
-            Problem(
-                type(net).__name__,
-                f"cannot run on a sample of shape {tuple(sample.shape)}: {type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else ''}",
-                AXES,
-            )
-        ) from None
+        raise InputError(not_run(net, sample, error)) from None
     finally:
         reset(net)
     problems = list(trace.problems)
@@ -107,10 +114,14 @@ def lowered(
     if problems:
         raise LoweringError(problems)
     builder = _Builder(trace, sample)
-    graph = builder.graph(options)
+    # In training, parametrizations such as spectral_norm change with every look at a weight.
+    with torch_check.evaluating(net):
+        graph = builder.graph(options)
     assert builder.reading is not None
     notes = torch_check.check(net, sample, trace, graph, options, builder.reading, reset)
-    return graph, (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    live = Live(net, sample, trace, graph, options, reset)
+    every = (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    return Lowered(graph, every, live)
 
 
 def _arguments(net: nn.Module) -> list[Problem]:
@@ -156,10 +167,10 @@ def _mean(reading: Reading, options: nir_graph.Options) -> tuple[Diagnostic, ...
 def _all_at_once(net: nn.Module) -> list[Problem]:
     """Neurons of snnTorch that are none of its steps in time."""
     return [
-        why_not(name, type(m).__name__)
+        why_not(name, neuron_kind(m))
         for name, m in net.named_modules()
-        if type(m).__module__.startswith("snntorch.")
-        and type(m).__name__ in WHY
+        if any(cls.__module__.startswith("snntorch.") for cls in type(m).__mro__)
+        and neuron_kind(m) in WHY
         and not is_neuron(m)
     ]
 
@@ -327,7 +338,22 @@ class _Builder:
             wrong = self._not_read(others)
             self.problems += [Problem("forward", *wrong)] if wrong else []
             return others[0]
+        if not found and (made := self._added_up()) is not None:
+            return made
         self.problems.append(problem or Problem("forward", *self._nothing(last)))
+        return None
+
+    def _added_up(self) -> Reading | None:
+        """What is returned of the spikes of several layers, read of neurons that are made for it."""
+        for i, value in enumerate(self.trace.returned):
+            made = of_several(value, self.steps)
+            if made is not None:
+                name = "readout"
+                while name in self.trace.modules:
+                    name += "_again"
+                self.trace.calls[name] = [Call(part, ()) for part in made[1]]
+                self.trace.modules[name] = nn.Identity()
+                return replace(made[0], name=name, place=i)
         return None
 
     def _nothing(self, last: list[Reading]) -> tuple[str, str]:
@@ -346,6 +372,8 @@ class _Builder:
             what = "does not return the spikes of its last neurons, which a chip's readout counts "
             remedy = "let forward return the spikes of the last layer, or torch.stack of them"
             return Problem("forward", f"{what}(found: {listed})", remedy)
+        if wrong := self._not_positive(spikes[0], "the spikes"):
+            return Problem("forward", *wrong)
         steps = list(range(self.steps))
         # Spikes may also come one step a tensor.
         single = [step for r in spikes if r.over == "sum" for step in r.factors]
@@ -356,6 +384,17 @@ class _Builder:
             f"does not return the spikes of {names.pop()} at all {self.steps} steps in order, all of "
             "which a chip's readout counts",
             "return torch.stack of the spikes of every step, or its sum or mean over time",
+        )
+
+    def _not_positive(self, out: Reading, what: str) -> tuple[str, str] | None:
+        """That a single number, by which all of ``what`` is multiplied, changes which class is largest."""
+        (factor, *others) = set(out.factors.values())
+        if factor > 0 or others or (not out.at and self.steps > 1):
+            return None
+        remedy = "multiply it by a number above 0, or take the smallest outside the network"
+        return (
+            f"returns {what} {'the spikes of ' if out.way else 'of '}{out.name} times {factor:g}",
+            remedy,
         )
 
     def _not_read(self, others: list[Reading]) -> tuple[str, str] | None:
@@ -372,6 +411,10 @@ class _Builder:
         if first.at and first.way:
             what = f"returns what layers make of the membrane of {first.name}"
             return what, "let it return the membrane, or give the layers spikes"
+        if wrong := self._not_positive(
+            first, "what layers make of" if first.way else "the membrane"
+        ):
+            return wrong
         if first.at and first.rule(self.steps) is None:
             what = f"weights the membrane of {first.name} by step"
             return what, "return its last step, or its sum, mean or maximum over time"
@@ -478,7 +521,7 @@ class _Builder:
         self.edges.append((source, name))
         made = Neurons(G.Dropout((), ()), {})
         try:
-            made = _neurons(name, module, shape, membrane, self.factors.get(name))
+            made = neurons(name, module, shape, membrane, self.factors.get(name))
         except LoweringError as error:
             self.problems += error.problems
         except ValueError as error:
@@ -488,7 +531,7 @@ class _Builder:
             self._connect_back(
                 name, f"{name}.reset{delay if delay > 1 else ''}", nir.Scale(scale=weight), delay
             )
-        if type(module).__name__ in RECURRENT:
+        if neuron_kind(module) in RECURRENT:
             try:
                 self._connect_back(name, f"{name}.recurrent", recurrent(module, shape))
             except ValueError as error:
@@ -512,20 +555,6 @@ class _Builder:
 
 def _is_scaled(value: Value) -> bool:
     return value.kind == "op" and bool(value.facts[0] == "scale")
-
-
-def _neurons(
-    name: str, module: nn.Module, shape: Shape, membrane: bool, factors: list[float] | None
-) -> Neurons:
-    """The neurons of a layer, by the library that they are of; they may be read out by ``membrane``.
-
-    ``factors`` multiply what arrives in each step.
-    """
-    family = family_of(module)
-    assert family is not None
-    if family.name == "SpikingJelly":
-        return Neurons(spikingjelly.neuron(name, module, shape, factors), {})
-    return neuron(name, module, shape, membrane)
 
 
 def _form(value: Value, t: int) -> Any:

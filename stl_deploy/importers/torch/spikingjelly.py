@@ -159,14 +159,15 @@ def neuron(
 
 def read_as(name: str, module: Any, silent: bool, timesteps: int, steps_from: Origin) -> ReadAs:
     """How the neurons ``name`` are read; ``silent`` where v is read out and spikes are not."""
-    reset = "subtract"
-    if module.v_reset is not None:
+    fires = module.v_threshold != np.inf
+    reset = "subtract" if fires else "none"
+    if fires and module.v_reset is not None:
         reset = f"to {module.v_reset:g}" if module.v_reset else "zero"
     return ReadAs(
         population=name,
         neuron=f"spikingjelly.{type(module).__name__}",
         reset=reset,
-        when="same step",
+        when="same step" if fires else "",
         timesteps=timesteps,
         spikes=None if silent else 1,
         source=name,
