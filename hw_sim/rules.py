@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 from numba import int32, uintp
 
-from stl_deploy.hw_sim.buffers import add_pieces
+from stl_deploy.hw_sim.buffers import Back, hear
 from stl_deploy.hw_sim.compiled import Array, Int, merged, uncounted
-from stl_deploy.hw_sim.kernels import Pieces, Wiring, clear, find_events, scatter
 from stl_deploy.hw_sim.lanes import count_rows
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS
 
@@ -103,24 +102,6 @@ class Scratch(NamedTuple):
     fired: Array
     over: Array
     busy: Array
-
-
-class Back(NamedTuple):
-    """A way back: synapses that bring spikes to the current ``port`` ``delay`` steps later, times 2^exp.
-
-    A ``delay`` of 0 stands for none. ``acc`` [phases, accumulators] is zero; ``pointers`` and ``found`` are
-    room for the list of events.
-    """
-
-    delay: Int
-    exp: Int
-    port: Int
-    weights: Array
-    wiring: Wiring
-    pieces: Pieces
-    acc: Array
-    pointers: Array
-    found: Array
 
 
 @merged
@@ -388,19 +369,6 @@ def start(rules: Rules, states: States, at: Int, neurons: Int) -> None:
     for state in (states.u2, states.q, states.rest):
         for i in range(neurons * (len(state) > 0)):
             state[uintp(at + i)] = 0
-
-
-@merged
-def hear(back: Back, sent: Array, sums: Array) -> None:
-    """Add what ``sent`` uint8 [neurons], spikes of one step, bring back to the ``sums`` of another."""
-    channels = len(back.wiring.channel_at)
-    find_events(sent.reshape(-1, channels), back.wiring.phases, back.pointers, back.found, None)
-    for block in range(len(back.pieces.block_first) - 1):
-        for phase in range(len(back.acc)):
-            at = back.pointers[phase:]
-            scatter(back.wiring, back.weights, block, at, back.found, None, back.acc[phase])
-        add_pieces(back.acc, back.pieces, block, 1 << back.exp, sums)
-        clear(back.acc)
 
 
 @uncounted

@@ -80,12 +80,14 @@ def __getattr__(name: str) -> Any:
 
 
 def load(path: str | Path) -> STLNet | IntegerNetwork:
-    """A PyTorch model from ``*.pt`` (evaluation mode), an integer network from ``*.nir``.
+    """A PyTorch model from a checkpoint (evaluation mode), an integer network from a NIR file.
 
     Raises InputError naming every problem of the file.
     """
     errors.expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
-    if Path(path).suffix == ".nir":
+    from stl_deploy.formats import signatures
+
+    if signatures.is_nir(Path(path)):
         from stl_deploy.formats.integer_nir import read_network
 
         return read_network(Path(path))
@@ -160,6 +162,7 @@ def from_nir(
     signed: bool = False,
     normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     readout: Rule | None = None,
+    steps: Sequence[float] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float NIR graph of a NIR file or graph of any tool; of a model.float.nir, what it holds.
 
@@ -175,6 +178,7 @@ def from_nir(
         readout: how classes are scored: by "votes" of spikes, the "first" spike, or v of the "last" step, its
             "mean" or its "max" over time. Default: the last v of neurons without a threshold, the mean
             of weights behind the last neurons, else votes.
+        steps: the weight of each time step in votes, default 1; of a graph by another tool.
         classes, levels, signed, normalize: as in ``from_torch``.
 
     ``read_as`` says how each population was read. Warns (UncheckedWarning) of resets, T and readouts that the
@@ -203,6 +207,7 @@ def from_nir(
         signed=signed,
         normalize=None if normalize is None else Normalize.given(normalize),
         readout=readout,
+        steps=None if steps is None else tuple(map(float, steps)),
     )
     if isinstance(source, str | Path):
         graph = nir_io.read(Path(source))
@@ -210,6 +215,9 @@ def from_nir(
             what = "contains integers, which need no lowering"
             raise InputError(Problem(str(source), what, "read it with stl_deploy.load"))
         if KEY in graph.metadata:
+            if steps is not None:
+                what = "goes with graphs of other tools; this one says how its steps count"
+                raise InputError(Problem("steps", what, "omit it"))
             given = Given(
                 dt=dt,
                 reset=reset,

@@ -159,5 +159,7 @@ def check_readable(path: Path, limit: int) -> None:
     if not path.is_file():
         raise InputError(Problem(str(path), "is not a file" if path.exists() else "does not exist"))
     size = path.stat().st_size
-    if not 0 < size <= limit:
-        raise InputError(Problem(str(path), f"has {size} bytes; 1 to {limit} are accepted"))
+    if not size:
+        raise InputError(Problem(str(path), "is empty", "write or download it again"))
+    if size > limit:
+        raise InputError(Problem(str(path), f"has {size:,} bytes; the limit is {limit:,}"))

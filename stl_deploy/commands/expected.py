@@ -17,7 +17,7 @@ Expect = Annotated[
     typer.Option(
         "--expect",
         metavar="NPZ",
-        help="Recording of the network in its own tool on this raster (spikes/<population>, outputs), which "
+        help="Recording of the network in its own tool on this raster (spikes/NAME, outputs), which "
         "the model as read must equal, e.g. --expect recording.npz (docs/recordings.md).",
     ),
 ]

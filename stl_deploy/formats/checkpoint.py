@@ -21,6 +21,7 @@ import torch
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable, is_zip
 from stl_deploy.files import write as write_file
+from stl_deploy.formats import signatures
 from stl_deploy.ir.arch import Architecture
 
 FORMAT = "stl-deploy/1"
@@ -44,6 +45,8 @@ class Model(Protocol):
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """The dictionary in a checkpoint. Raises InputError for anything but tensors and plain data."""
+    if (found := signatures.other(path)) is not None:
+        raise InputError(Problem(str(path), *found))
     check_readable(path, MAX_BYTES)
     if not is_zip(path):
         raise InputError(

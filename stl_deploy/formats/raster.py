@@ -491,7 +491,7 @@ def _shape_problems(
             Problem(
                 where,
                 f"has {size[1]} time steps, the network was made for {timesteps}",
-                f"give a raster of {timesteps} steps; a model that does not say its steps: export it again "
+                f"give a raster of {timesteps} steps, or if the model does not say its steps, export again "
                 f"with --timesteps {size[1]} (or --eval {where})",
             )
         ]

@@ -47,7 +47,7 @@ def _official(system: Official) -> Importer:
         system.what,
         lambda file: system.recognises(file.strings),
         "official.read:read_model",
-        frozenset({*ANY, *system.options}),
+        frozenset({*ANY, *system.options} if not system.missing else ()),
     )
 
 
@@ -77,6 +77,12 @@ IMPORTERS: dict[str, Importer] = {
         frozenset(
             {"dt", "reset", "written_by", "spikes", "levels", "signed", "normalize", "readout"}
         ),
+    ),
+    "arrays": Importer(
+        "weights.npy",
+        lambda file: file.path.suffix == ".npy",
+        "official.arrays:read_model",
+        frozenset({"input_shape"}),
     ),
     **{name: _official(system) for name, system in SYSTEMS.items()},
     "stl": Importer(

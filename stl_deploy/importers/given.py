@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.formats import nir_io
+from stl_deploy.formats import nir_io, signatures
 from stl_deploy.formats import raster as rasters
 from stl_deploy.ir.arch import Architecture
 from stl_deploy.ir.network import IntegerNetwork
@@ -150,8 +150,8 @@ class File:
 
     @property
     def is_nir(self) -> bool:
-        """Whether its name says that it is a NIR file."""
-        return self.path.suffix == ".nir"
+        """Whether its first bytes say that it is a NIR file; where they say nothing, its name."""
+        return signatures.is_nir(self.path)
 
     @cached_property
     def graph(self) -> nir.NIRGraph:

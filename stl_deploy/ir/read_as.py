@@ -42,7 +42,7 @@ class ReadAs(BaseModel):
     dt: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     tau: Annotated[float, Field(ge=0, lt=1)] | None = None
     timesteps: int = Field(ge=1)
-    spikes: int | None = Field(default=1, ge=1)
+    spikes: int | None = Field(default=None, ge=1)
     source: Annotated[str, Field(max_length=5000)]
     origin: dict[Property, Origin] = Field(default_factory=dict)
 

@@ -198,7 +198,8 @@ def _max_pool(flow: Flow, name: str, node: G.MaxPool2d, total: Sum) -> Draft | N
             Problem(
                 name,
                 f"max pooling of {what}, which are not binary spikes",
-                "place it behind the neurons, or use average pooling or a strided convolution",
+                "place it behind the neurons, or use average pooling or a strided convolution "
+                "(docs/recipes/snntorch-tutorial-6.md)",
             )
         )
         return None

@@ -92,7 +92,7 @@ class RecordedPopulation:
             "spikes": "" if self.read.spikes is None else f"{self.read.spikes} per step",
         }
         said = [
-            f"{words[name]} ({origin})" if (origin := self.read.origin.get(name)) else words[name]
+            f"{words[name]} (assumed)" if name in self.read.assumed else words[name]
             for name in SAID
             if words[name]
         ]
@@ -117,10 +117,13 @@ class RecordedPopulation:
                 "per step at most"
             )
         if self.reset is not None:
-            return f"with reset {self.reset} far fewer differ: give --reset {self.reset}"
+            better = f"with reset {self.reset} far fewer differ"
+            if self.read is not None and self.read.origin.get("reset", "file") == "file":
+                return f"{better}, but the model states {self.read.reset}: is this its recording?"
+            return f"{better}: give --reset {self.reset}"
         if missing:
-            return f"record {', '.join(missing)} too: rounding there may explain it; else {PAGE}"
-        return f"{PAGE} says what else a file may leave open"
+            return f"record {', '.join(missing)} too: rounding there may explain it ({PAGE})"
+        return f"try what a file may leave open, such as --dt, --reset or --written-by: {PAGE}"
 
 
 @dataclass(frozen=True)

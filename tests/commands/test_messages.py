@@ -213,7 +213,7 @@ def test_a_t_that_was_assumed_can_be_said_later(run, tmp_path, said):
     np.savez(tmp_path / "nine.npz", spikes=np.ones((2, 9, 12), np.uint8))
     assert run(export, "n.nir", "--target", "nir", "-o", "out")[0] == 0
     code, _, err = run(hw_sim, "out/model.nir", "--input", "nine.npz")
-    assert (code, "export it again with --timesteps 9 (or --eval nine.npz)" in err) == (2, True)
+    assert (code, "export again with --timesteps 9 (or --eval nine.npz)" in err) == (2, True)
     code, out, _ = run(
         export, "out/model.float.nir", "--target", "nir", "-o", "o2", "--json", *said
     )

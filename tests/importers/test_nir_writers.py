@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,12 @@ from stl_deploy.backends.consumers import run as runs
 from stl_deploy.backends.consumers.rules import CONSUMERS, Verdict
 from stl_deploy.errors import BackendError, InputError, LoweringError, UncheckedWarning
 from stl_deploy.formats import nir_io
+from stl_deploy.formats import recording as recordings
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.nir import written as written_by
 from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir.floats import decode
+from stl_deploy.verify import against_recording
 from tests.build.nets import ROOT
 
 ENVIRONMENTS = {
@@ -217,6 +221,61 @@ def test_the_note_on_snntorchs_reset_is_true(written):
 def test_what_nir_cannot_say_is_lost_in_their_file(written, tool, name, dt):
     """docs/import-nir.md names these."""
     assert mismatches(written[tool], name, dt) > 0
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "change", "wrong"),
+    [
+        ("norse", "box", None, _subtracts),
+        ("norse", "image", None, _subtracts),
+        ("sinabs", "resets", None, _subtracts),
+        ("sinabs", "subtracts once", _subtracts, None),  # what its file does not say
+        ("snntorch", "resets", None, _subtracts),
+    ],
+)
+def test_a_recording_of_theirs_tells_the_readings_apart(written, tool, name, change, wrong):
+    """--expect: the spikes of their last layer are those of the right reading, and of no other."""
+    right, other = (compared(written[tool], name, DT[tool], how) for how in (change, wrong))
+    assert right.passed
+    assert right.tied == 0
+    (last,) = right.populations
+    assert 0.05 < last.spikes / last.entries < 0.97
+    assert not other.passed
+    (problem,) = other.problems()
+    assert problem.where == last.name
+    miss = other.populations[0].first
+    with np.load(written[tool] / f"{name}.npz") as arrays:
+        theirs = arrays["spikes"].reshape(*arrays["spikes"].shape[:2], -1)
+    flat = np.ravel_multi_index(miss.neuron, last_shape(written[tool], name))
+    assert miss.recorded == theirs[miss.sample, miss.step, flat] != miss.gives
+
+
+def test_several_spikes_a_step_are_named(written):
+    """sinabs' default, of which its file says nothing."""
+    found = compared(written["sinabs"], "subtracts", DT["sinabs"], _subtracts)
+    assert not found.passed
+    (problem,) = found.problems()
+    assert re.search(r"the recording has up to \d+ spikes in a step", problem.remedy)
+
+
+def compared(folder, name, dt, change=None):
+    """What came of comparing a file, after ``change`` of its neurons, with the recording next to it."""
+    graph = nir_io.read(folder / f"{name}.nir")
+    for node in graph.nodes.values():
+        if change is not None and isinstance(node, nir.LIF | nir.IF | nir.CubaLIF):
+            change(node)
+    with np.load(folder / f"{name}.npz") as arrays:
+        inputs, theirs = arrays["inputs"], arrays["spikes"]
+    lowered = nir_graph.to_float(graph, nir_graph.Options(dt=dt, timesteps=inputs.shape[1]))
+    last = decode(lowered).output
+    return against_recording.compare(lowered, inputs, recordings.of({f"spikes/{last}": theirs}))
+
+
+def last_shape(folder, name):
+    """The shape of the last neurons of a file."""
+    lowered = nir_graph.to_float(nir_io.read(folder / f"{name}.nir"), nir_graph.Options())
+    network = decode(lowered)
+    return network.by_name[network.output].shape
 
 
 @pytest.mark.parametrize("tool", ENVIRONMENTS)

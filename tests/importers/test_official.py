@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from stl_deploy.importers.given import Given, Model, Normalize
 from stl_deploy.ir import execute, floats
 from stl_deploy.ir import nir_graph as G
 from tests.build import official_nets as nets
+from tests.build import seeds
+from tests.build.nets import ROOT
 from tests.build.onnx_models import compared
+from tests.build.seeds import Ran, Watch
 from tests.build.traces import assert_same
 
 SIDE, NEAR = 16, 1e-9
@@ -120,8 +124,9 @@ def test_how_it_was_read_is_said(tmp_path: Path) -> None:
         1,
         4,
     )
-    assert neurons.assumed == ("reset", "when", "timesteps")
-    assert (carrier.reset, carrier.when, carrier.spikes) == ("none", "", None)
+    assert neurons.tau == 0.2
+    assert neurons.assumed == ("tau", "timesteps")
+    assert (carrier.neuron, carrier.spikes) == ("none: it carries currents", None)
     said = read_as(imported(path, timesteps=6))["bn.neurons"]
     assert (said.timesteps, said.origin["timesteps"]) == (6, "option")
 
@@ -129,13 +134,7 @@ def test_how_it_was_read_is_said(tmp_path: Path) -> None:
 def test_what_is_assumed_is_said_and_options_say_otherwise(tmp_path: Path) -> None:
     path = saved(tmp_path / "net.pt", net_of("resnet"))
     text = " ".join(map(str, models.read(path, Given()).notes))
-    for part in (
-        "a decay of 0.2",
-        "thresholds of 1",
-        "(1, 28, 28)",
-        "pixels 0..255",
-        "4 time steps",
-    ):
+    for part in ("thresholds of 1", "(1, 28, 28)", "pixels 0..255", "not normalized"):
         assert part in text
     model = imported(path, tau=0.5, threshold=2.0, levels=15, timesteps=3)
     assert "is assumed" not in " ".join(map(str, model.notes))
@@ -209,7 +208,7 @@ def test_files_of_other_classes_are_refused_by_name(
         ("resnet", {"input_shape": (3, 28, 28)}, "reads 1 channels .* --input-shape 1,H,W"),
         ("resnet", {"normalize": Normalize.of((0.1, 0.2), (1, 1))}, "2 means for the 1 channels"),
         ("vgg", {"input_shape": (1, 28, 28)}, "classifier.0.weight: has shape .* --input-shape"),
-        ("preact", {"input_shape": (1, 15, 15)}, "conv0.pool.* 2 x 2"),
+        ("vgg", {"input_shape": (1, 15, 15)}, r"plane \(15, 15\).* tile"),
         ("tebn", {"classes": 7}, "100 outputs, which do not divide into 7 classes"),
     ],
 )
@@ -218,6 +217,59 @@ def test_options_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(InputError, match=what):
         imported(saved(tmp_path / "net.pt", net_of(name)), **given)
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("net.0.weight", "net.0.norm_weight", "net.0.norm_bias"), "thresholds, time constants"),
+        (
+            ("con1.op.weight", "con2.op.weight"),
+            "stork; time constants, kernels and strides are not in",
+        ),
+    ],
+)
+def test_files_that_lack_too_much_say_what(
+    tmp_path: Path, names: tuple[str, ...], what: str
+) -> None:
+    torch.save({"net": {name: torch.ones(3, 3) for name in names}, "epoch": 1}, tmp_path / "net.pt")
+    with pytest.raises(InputError, match=rf"{what}.*export the live network"):
+        models.read(tmp_path / "net.pt", Given())
+
+
+def test_the_live_network_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its neurons are those of time-based losses, and its steps count as their readout weighs them."""
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "official.md").read_text("utf-8"), re.S
+    )
+    page: dict[str, Any] = {}
+    exec(compile(example, "official", "exec"), page)
+    x = np.random.default_rng(2).integers(-127, 128, (6, 1, 1, 28, 28))
+    x = np.repeat(x, 5, axis=1).astype(np.int16)
+    ran = Ran(watch=Watch())
+    assert ran.watch is not None
+    state = {name: (0.0, 0.0) for name in ("lif1", "lif2")}
+    score = np.zeros((len(x), 10))
+
+    def fired(name: str, arriving: Any, theta: np.ndarray) -> Any:
+        c, u = state[name]
+        c = (1 - 1 / 3) * c + arriving
+        u = (1 - 1 / 5) * u + c / 3
+        assert ran.watch is not None
+        sent = ran.watch.above(u, theta)
+        state[name] = c * (1 - sent), u * (1 - sent)
+        return ran.note(name, sent)
+
+    for t in range(5):
+        y = fired(
+            "lif1", seeds.conv2d(x[:, t].astype(float), page["conv"], padding=1), page["theta1"]
+        )
+        y = seeds.avg_pool(y, 2).reshape(len(x), -1)
+        score += (11 * 5 - t) * fired("lif2", y @ page["fc"].T, page["theta2"])
+    ran.classes = score.argmax(axis=1)
+    seeds.agree(floats.decode(page["float_graph"]), x, ran)
+    assert 0.05 < ran.spikes["lif2"].mean() < 0.6
 
 
 def test_by_the_commands(

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,8 +20,8 @@ from torch import nn
 import stl_deploy
 from stl_deploy.backends import tool_env
 from stl_deploy.backends.consumers import run as runs
-from stl_deploy.errors import BackendError, LoweringError
-from stl_deploy.importers.torch import families
+from stl_deploy.errors import BackendError, InputError, LoweringError, UncheckedWarning
+from stl_deploy.importers.torch import families, model_class
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
 from tests.build import jelly_nets as nets
@@ -239,6 +240,40 @@ def test_weights_after_the_last_neurons(sj):
     assert G.float_meta(graph).classes == 3
 
 
+@pytest.mark.parametrize("cnf", ["ADD", "IAND"])
+@pytest.mark.parametrize("how", ["steps", "mean"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_that_is_read_out(sj, mode, how, cnf):
+    """As SEW-ResNet ends: a linear layer behind the sum of two layers of spikes."""
+    if (mode, how) == ("s", "mean"):
+        pytest.skip("is returned step by step")
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nets.Block(sj, mode, cnf, final=False)
+
+        def forward(self, x):
+            return self.block(x).mean(0) if how == "mean" else self.block(x)
+
+    net = made(Whole())
+    graph = agrees(net, sj, (2, 6, 6), one_step=mode == "s")
+    meta = G.float_meta(graph)
+    assert (meta.readout.rule, meta.classes) == ("mean", 6)
+    x = values((10, 6, 2, 6, 6), 0.4, seed=5)
+    sj.functional.reset_net(net.double())
+    given = torch.tensor(x, dtype=torch.float64).transpose(0, 1)
+    with torch.no_grad():
+        want = [net(step) for step in given] if mode == "s" else net(given)
+    got = float_exec.trace(graph, x.astype(np.float64)).v
+    if how == "mean":
+        np.testing.assert_allclose(got.mean(1), want.numpy(), atol=1e-9)
+    else:
+        want = torch.stack(want) if mode == "s" else want
+        np.testing.assert_allclose(got, want.transpose(0, 1).numpy(), atol=1e-9)
+    assert stl_deploy.quantize(graph, chip="ideal").timesteps == 6
+
+
 def test_batch_norms_of_its_own(sj):
     if is_old(sj):
         pytest.skip("tests of its own are in the newer version")
@@ -311,6 +346,58 @@ def test_a_subclass_that_computes_nothing_else(sj):
     agrees(made(dense_of(sj, mine)), sj, (12,))
 
 
+def front(sj, layers, after, last="IFNode"):
+    """A network whose first layers are these, for inputs of 2 x 8 x 8."""
+    body = [
+        *layers,
+        nets.node(sj, last),
+        sj.layer.Flatten(),
+        sj.layer.Linear(after, 6),
+        nets.node(sj, last),
+    ]
+    return nn.Sequential(*body)
+
+
+LAYERS = {
+    "average pool": lambda sj: ([sj.layer.Conv2d(2, 3, 3), sj.layer.AvgPool2d(2)], 27),
+    "adaptive pool": lambda sj: ([sj.layer.Conv2d(2, 3, 3), sj.layer.AdaptiveAvgPool2d((3, 2))], 18),
+    "stride": lambda sj: ([sj.layer.Conv2d(2, 4, 3, stride=2, padding=1, groups=2)], 64),
+    "printed": lambda sj: ([sj.layer.PrintShapeModule(), sj.layer.Conv2d(2, 3, 3)], 108),
+    "standardized": lambda sj: ([sj.layer.WSConv2d(2, 3, 3)], 108),
+    "max pool": lambda sj: (
+        [sj.layer.Conv2d(2, 3, 3), nets.node(sj, "IFNode"), sj.layer.MaxPool2d(2)], 27,
+    ),
+    "dropout": lambda sj: ([sj.layer.Conv2d(2, 3, 3), sj.layer.Dropout2d(0.5)], 108),
+    "of PyTorch": lambda sj: (
+        [sj.layer.SeqToANNContainer(nn.Conv2d(2, 3, 3), nn.AvgPool2d(2), nn.Dropout2d())], 27,
+    ),
+    "stateless container": lambda sj: (
+        [sj.layer.StepModeContainer(False, "s", nn.Conv2d(2, 3, 3), nn.AvgPool2d(2))], 27,
+    ),
+    "stateful container": lambda sj: (
+        [sj.layer.StepModeContainer(True, "s", nn.Conv2d(2, 3, 3), nets.node(sj, "IFNode"))], 108,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", LAYERS)
+def test_layers(sj, which, mode):
+    if which == "of PyTorch" and mode == "s":
+        pytest.skip("a container of all steps")
+    if is_old(sj) and which in ("standardized", "stateless container", "stateful container"):
+        pytest.skip("not in this version, or made otherwise")
+    net = made(front(sj, *LAYERS[which](sj)))
+    sj.functional.set_step_mode(net, mode)
+    agrees(net, sj, (2, 8, 8), one_step=mode == "s")
+
+
+def test_a_pool_whose_windows_differ(sj):
+    layers = [sj.layer.Conv2d(2, 3, 3), sj.layer.AdaptiveAvgPool2d(4)]
+    with pytest.raises(LoweringError, match="of which no windows are alike"):
+        stl_deploy.from_torch(made(front(sj, layers, 48)), torch.rand(2, 2, 8, 8))
+
+
 def test_a_reset_between_steps_is_refused(sj):
     class Forgets(nets.Loop):
         def forward(self, x):
@@ -352,7 +439,7 @@ def test_products_are_of_spikes(sj):
 
 def test_the_old_package_is_refused_by_name():
     old = type("LIFNode", (nn.Module,), {"__module__": "spikingjelly.clock_driven.neuron"})
-    with pytest.raises(LoweringError, match="0: is a LIFNode of spikingjelly"):
+    with pytest.raises(LoweringError, match="is a LIFNode of spikingjelly"):
         stl_deploy.from_torch(nn.Sequential(old()), torch.rand(2, 3))
 
 
@@ -387,6 +474,32 @@ def test_how_it_was_read(sj):
     ]
     graph = stl_deploy.from_torch(made(nets.Voltage(sj)), torch.rand(4, 2, 12))
     assert G.float_meta(graph).read_as[-1].reset == "none"
+
+
+def test_the_recipe(sj, tmp_path, monkeypatch, command):
+    """Its code and its command, as they stand."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynets", raising=False)
+    text = (ROOT / "docs" / "recipes" / "spikingjelly.md").read_text("utf-8")
+    first, *others = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "mynets.py").write_text(first)
+    names = {"__name__": "recipe"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UncheckedWarning)
+        exec(compile("\n".join([first, *others]), "recipe", "exec"), names)
+    (words,) = re.findall(r"stl-export (csnn\.pt .*?)\n", text)
+    code, out, err = command("stl-export", *words.split())
+    assert code == 0, err
+    assert "spikingjelly.LIFNode" in out
+    assert (tmp_path / "out" / "model.nir").exists()
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "usesjelly.py").write_text("import spikingjelly.nowhere.at_all\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "spikingjelly", None)
+    with pytest.raises(InputError, match=r"cannot be imported: .* -> pip install spikingjelly"):
+        model_class.made_by("usesjelly:Net")
 
 
 def test_the_older_version(sj):

@@ -16,13 +16,15 @@ class Official:
     """One system: what its files are, the ``module`` that reads them, and how they are known.
 
     ``names``: patterns, each of which the end of some name in the file matches. ``options``: the fields of
-    ``Given`` that it has a use for, in addition to ``ANY``.
+    ``Given`` that it has a use for, in addition to ``ANY``. ``missing``: what files lack and no option says;
+    they are refused.
     """
 
     what: str
     module: str
     names: tuple[str, ...]
-    options: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    missing: str = ""
 
     def recognises(self, strings: frozenset[str]) -> bool:
         """Whether a file with these names is one."""
@@ -53,5 +55,17 @@ SYSTEMS = {
             r"feature\.\d+\.running_var|layer\d+\.\d+\.(bn1|convNeuron1\.1)\.running_var",
         ),
         ("tau", "threshold"),
+    ),
+    "time-based": Official(
+        "a state_dict of time-based training losses",
+        "",
+        (r"\d+\.norm_weight", r"\d+\.norm_bias"),
+        missing="thresholds, time constants and strides",
+    ),
+    "stork": Official(
+        "a state_dict of stork",
+        "",
+        (r"con\d+\.op\.weight",),
+        missing="time constants, kernels and strides",
     ),
 }

@@ -22,6 +22,7 @@ from stl_deploy.importers.given import Normalize
 from stl_deploy.importers.nir.graph import normalizing
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import FloatNeurons, FloatReset
+from stl_deploy.ir.neurons import ONCE
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.lower.flow import Flow
 from stl_deploy.lower.nodes import Reading
@@ -41,19 +42,22 @@ class At(NamedTuple):
 class Rules:
     """Neurons of a system: v = ``keep`` v + I, a spike where v > ``threshold`` (>= if ``reached``).
 
-    ``gains`` [T] multiply what arrives in each step; ``graded`` neurons send v instead of spikes.
+    ``gains`` [T] multiply what arrives in each step; ``graded`` neurons send v instead of spikes; ``once``:
+    they fire once, and then keep v.
     """
 
     keep: float
-    threshold: float
+    threshold: Array | float
     reset: FloatReset = "zero"
     reached: bool = False
     gains: Array | None = None
     graded: bool = False
+    once: bool = False
 
     def neurons(self, shape: Shape) -> FloatNeurons:
         """A population of ``shape``."""
-        theta = np.nextafter(self.threshold, -np.inf) if self.reached else self.threshold
+        theta = np.asarray(self.threshold, np.float64)
+        theta = np.nextafter(theta, -np.inf) if self.reached else theta
         gains = None if self.gains is None else self.gains.reshape(-1, *[1] * len(shape))
         one = np.ones(shape)
         return FloatNeurons(
@@ -65,7 +69,8 @@ class Rules:
             v_reset=0 * one,
             current=one,
             drive=one,
-            reset=self.reset,
+            reset="none" if self.once else self.reset,
+            hold=ONCE if self.once else 0,
             amplify=gains,
             graded=self.graded,
         )
@@ -114,6 +119,8 @@ class Draft:
     def input(self, shape: Shape, levels: int, how: Normalize | None) -> At:
         """The input as the class receives it: x / levels, normalized where that was said."""
         at = At(self.put("input", nir.Input(input_type={"input": np.array(shape)})), shape)
+        if levels == 1 and how is None:
+            return at
         scale = G.InputScale(shape, shape, levels)
         at = At(self.put("input.levels", scale, at), shape)
         if how is None:
@@ -133,9 +140,25 @@ class Draft:
         if self.has(f"{key}.bias"):
             bias = self.take(f"{key}.bias", len(weight))
         pads = weight.shape[2] // 2, weight.shape[3] // 2
-        node = G.conv2d(weight, bias, at.shape, (stride, stride), pads)
-        shape = G.node_output(key, node, at.shape)
-        return At(self.put(key, node, at), shape)
+        return self.convolved(at, key, weight, stride, pads, bias)
+
+    def convolved(
+        self,
+        at: At,
+        name: str,
+        weight: Array,
+        stride: int,
+        pads: tuple[int, int],
+        bias: Array | None = None,
+    ) -> At:
+        """A convolution with these weights [O, C, kh, kw]. Raises InputError where they do not fit."""
+        made = np.zeros(len(weight)) if bias is None else bias
+        try:
+            node = G.conv2d(weight, made, at.shape, (stride, stride), pads)
+            shape = G.node_output(name, node, at.shape)
+        except ValueError as error:
+            raise InputError(Problem(f"{self.path}: {name}", str(error))) from None
+        return At(self.put(name, node, at), shape)
 
     def carried(self, at: At, name: str) -> At:
         """The same values, carried by neurons that send what arrives.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TypeVar, cast
 
@@ -16,8 +17,8 @@ from stl_deploy.importers.nir.graph import Options, to_float
 from stl_deploy.importers.official import SYSTEMS
 from stl_deploy.importers.official.draft import Array, Draft
 from stl_deploy.importers.official.system import Said, System
-from stl_deploy.ir import floats
-from stl_deploy.ir import nir_graph as G
+from stl_deploy.importers.records import record
+from stl_deploy.ir.float_neurons import decode
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.read_as import Origin, Property, ReadAs
 from stl_deploy.ir.synapses import Shape
@@ -25,6 +26,7 @@ from stl_deploy.ir.synapses import Shape
 T = TypeVar("T")
 STEPS = 4  # of all official configurations
 CLASSES = 10
+CARRIER = "none: it carries currents"
 PIXELS = 255
 # Of images whose size nothing says, by their channels: those of (Fashion-)MNIST and of CIFAR.
 PLANES = {1: (28, 28), 3: (32, 32)}
@@ -33,6 +35,15 @@ PLANES = {1: (28, 28), 3: (32, 32)}
 def read_model(file: File) -> Model:
     """The lowered graph, and what was assumed. Raises InputError and LoweringError with every problem."""
     known = next(one for one in SYSTEMS.values() if one.recognises(file.strings))
+    if known.missing:
+        raise InputError(
+            Problem(
+                str(file.path),
+                f"is {known.what}; {known.missing} are not in this file",
+                "export the live network: write it as a NIR graph in Python, for stl_deploy.from_nir "
+                "(docs/official.md)",
+            )
+        )
     module = import_module(f"{__package__}.{known.module}")
     system = cast(System, module.SYSTEM)
     state = unwrapped(file.path, read_tensors(file.path))
@@ -55,26 +66,25 @@ class _Reading:
         self.file, self.system, self.params = file, system, params
         self.assumed: dict[str, str] = {}
         _check(file.given)
-        self.origin: dict[Property, Origin] = {"reset": "assumed", "when": "assumed"}
 
     def graph(self) -> nir.NIRGraph:
         """The lowered graph with how it was read."""
         given, system = self.file.given, self.system
         draft = Draft(self.file.path, self.params)
         levels = self._or(given.levels, PIXELS, "--levels", f"pixels 0..{PIXELS}")
-        keep = self._or(given.tau, system.keep, "--tau", f"a decay of {system.keep:g}")
+        keep = system.keep if given.tau is None else given.tau
         threshold = 0.0
         if system.threshold is not None:
             words = f"thresholds of {system.threshold:g}"
             threshold = self._or(given.threshold, system.threshold, "--threshold", words)
         if given.normalize is None:
             self.assumed["--normalize"] = "inputs that were not normalized"
-        steps, shape = self._steps(), self._shape()
+        (steps, _), shape = self._steps(), self._shape()
         at = draft.input(shape, levels, given.normalize)
         said = Said(at, keep, threshold, steps, given.classes or CLASSES)
         graph = draft.graph(system.build(draft, said))
         options = Options(timesteps=steps, classes=given.classes, levels=levels)
-        return self._with_read_as(to_float(graph, options), draft, steps)
+        return to_float(graph, options, tuple(self._records(draft, said)))
 
     def notes(self) -> tuple[Diagnostic, ...]:
         """What was assumed."""
@@ -92,18 +102,14 @@ class _Reading:
         self.assumed[option] = words
         return default
 
-    def _steps(self) -> int:
+    def _steps(self) -> tuple[int, Origin]:
+        """T, and who says it."""
         held = self.system.steps(self.params)
         if held is not None:
             self.file.agree(timesteps=held)
-            self.origin["timesteps"] = "file"
-            return held
+            return held, "file"
         given = self.file.given
-        said = given.timesteps is not None
-        self.origin["timesteps"] = "option" if said else "raster"
-        if given.steps is None:
-            self.origin["timesteps"] = "assumed"
-        return self._or(given.steps, STEPS, "--timesteps", f"{STEPS} time steps")
+        return given.steps or STEPS, given.steps_from
 
     def _shape(self) -> Shape:
         """The shape of the input, whose channels the first weights have."""
@@ -125,28 +131,16 @@ class _Reading:
             raise InputError(Problem(where, what, f"give --input-shape {channels},H,W"))
         return shape
 
-    def _with_read_as(self, graph: nir.NIRGraph, draft: Draft, steps: int) -> nir.NIRGraph:
-        """``graph``, whose metadata says how each population was read."""
-        system, meta = self.system, G.float_meta(graph)
-        records = []
-        for population in floats.decode(graph).populations:
-            rules = draft.populations.get(population.name)
-            own = rules is not None
-            records.append(
-                ReadAs(
-                    population=population.name,
-                    neuron=system.neuron if own else "carries values between layers of weights",
-                    reset=system.reset if own else "none",
-                    when="same step" if own else "",
-                    timesteps=steps,
-                    spikes=None if rules is None or rules.graded else 1,
-                    source=f"{self.file.path.name}: {population.name}",
-                    origin=self.origin if own else {"timesteps": self.origin["timesteps"]},
-                )
-            )
-        new = meta.model_copy(update={"version": G.NEWEST, "read_as": tuple(records)})
-        metadata = {**graph.metadata, G.KEY: new.text()}
-        return nir.NIRGraph(graph.nodes, graph.edges, metadata=metadata, type_check=False)
+    def _records(self, draft: Draft, said: Said) -> Iterator[ReadAs]:
+        """How the populations were read; the class says their reset."""
+        tau: Origin = "assumed" if self.file.given.tau is None else "option"
+        origin: dict[Property, Origin] = {"tau": tau, "timesteps": self._steps()[1]}
+        for name, rules in draft.populations.items():
+            neurons = rules.neurons((1,))
+            yield record(name, neurons, self.system.neuron, said.timesteps, origin, tau=said.keep)
+        for name in draft.carriers:
+            neurons = decode(draft.nodes[name])
+            yield record(name, neurons, CARRIER, said.timesteps, origin)
 
 
 def _check(given: Given) -> None:

@@ -258,7 +258,8 @@ class _Guard:
         """The layers that run must be those of the record, and as often."""
         problems = [
             _problem(name, f"does not run on {what}")
-            for name in self.trace.calls.keys() - steps.keys()
+            for name, module in self.trace.modules.items()
+            if name in self.trace.calls.keys() - steps.keys() and family_of(module) is not None
         ]
         problems += [
             _problem(name, f"runs {spikes.shape[1]} times on {what}, for {size[1]} steps")

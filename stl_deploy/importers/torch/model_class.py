@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats import signatures
 from stl_deploy.formats.checkpoint import read_tensors
 from stl_deploy.formats.state import unwrapped
 from stl_deploy.importers.given import File, Given, Model
@@ -24,7 +25,7 @@ from stl_deploy.importers.nir.graph import Options
 from stl_deploy.importers.torch.net import Lowered, lowered
 
 NAMED = 8  # classes that a message names
-HOW = "pip install 'stl-deploy[snntorch]'"
+HOW = {"snntorch": "pip install 'stl-deploy[snntorch]'", "spikingjelly": "pip install spikingjelly"}
 
 
 def read_model(file: File) -> Model:
@@ -48,7 +49,7 @@ def read(path: Path, model_class: str, given: Given) -> Lowered:
     if not isinstance(net, nn.Module):
         remedy = "let it return the module, or (module, sample)"
         raise InputError(Problem(named, f"gives a {type(net).__name__}, not an nn.Module", remedy))
-    if path.suffix == ".nir":
+    if signatures.is_nir(path):
         what = f"makes a PyTorch model, and {path} is a NIR file"
         raise InputError(Problem(named, what, "omit it, or name the state_dict of the model"))
     if given.sample_shape is not None:
@@ -135,7 +136,7 @@ def made_by(model_class: str) -> Any:
         raise
     except ImportError as error:
         remedy = "is it in the current folder, or on PYTHONPATH?"
-        remedy = HOW if (error.name or "").startswith("snntorch") else remedy
+        remedy = HOW.get((error.name or "").split(".")[0], remedy)
         raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]

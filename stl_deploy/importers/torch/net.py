@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
-from stl_deploy.importers.torch import modules, spikingjelly
+from stl_deploy.importers.torch import spikingjelly
 from stl_deploy.importers.torch.classes import computes_as, neuron_kind
 from stl_deploy.importers.torch.explained import AXES, explained, not_run
 from stl_deploy.importers.torch.families import family_of, is_neuron, reset
@@ -31,12 +31,12 @@ from stl_deploy.importers.torch.modules import (
     are_spikes,
     factor_of,
     is_not,
-    neuron,
     recurrent,
     stateless,
     why_not,
 )
-from stl_deploy.importers.torch.readings import Reading, matrix, read
+from stl_deploy.importers.torch.neurons import READ_AS, neurons
+from stl_deploy.importers.torch.readings import Reading, matrix, of_several, read
 from stl_deploy.importers.torch.spikingjelly_layers import is_layer
 from stl_deploy.importers.torch.trace import Call, Trace, record
 from stl_deploy.importers.torch.values import MADE_HERE, Value
@@ -45,9 +45,6 @@ from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
 
 VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-
-
-READ_AS = {"snnTorch": modules.read_as, "SpikingJelly": spikingjelly.read_as}
 
 
 def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.NIRGraph:
@@ -81,8 +78,8 @@ def lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lower
     try:
         return _lowered(net, sample, options)
     except (InputError, LoweringError) as error:
-        modules = dict(net.named_modules()) if isinstance(net, nn.Module) else {}
-        raise type(error)([explained(p, modules.get(p.where)) for p in error.problems]) from None
+        named = dict(net.named_modules()) if isinstance(net, nn.Module) else {}
+        raise type(error)([explained(p, named.get(p.where)) for p in error.problems]) from None
 
 
 def _lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
@@ -341,7 +338,22 @@ class _Builder:
             wrong = self._not_read(others)
             self.problems += [Problem("forward", *wrong)] if wrong else []
             return others[0]
+        if not found and (made := self._added_up()) is not None:
+            return made
         self.problems.append(problem or Problem("forward", *self._nothing(last)))
+        return None
+
+    def _added_up(self) -> Reading | None:
+        """What is returned of the spikes of several layers, read of neurons that are made for it."""
+        for i, value in enumerate(self.trace.returned):
+            made = of_several(value, self.steps)
+            if made is not None:
+                name = "readout"
+                while name in self.trace.modules:
+                    name += "_again"
+                self.trace.calls[name] = [Call(part, ()) for part in made[1]]
+                self.trace.modules[name] = nn.Identity()
+                return replace(made[0], name=name, place=i)
         return None
 
     def _nothing(self, last: list[Reading]) -> tuple[str, str]:
@@ -509,7 +521,7 @@ class _Builder:
         self.edges.append((source, name))
         made = Neurons(G.Dropout((), ()), {})
         try:
-            made = _neurons(name, module, shape, membrane, self.factors.get(name))
+            made = neurons(name, module, shape, membrane, self.factors.get(name))
         except LoweringError as error:
             self.problems += error.problems
         except ValueError as error:
@@ -543,20 +555,6 @@ class _Builder:
 
 def _is_scaled(value: Value) -> bool:
     return value.kind == "op" and bool(value.facts[0] == "scale")
-
-
-def _neurons(
-    name: str, module: nn.Module, shape: Shape, membrane: bool, factors: list[float] | None
-) -> Neurons:
-    """The neurons of a layer, by the library that they are of; they may be read out by ``membrane``.
-
-    ``factors`` multiply what arrives in each step.
-    """
-    family = family_of(module)
-    assert family is not None
-    if family.name == "SpikingJelly":
-        return Neurons(spikingjelly.neuron(name, module, shape, factors), {})
-    return neuron(name, module, shape, membrane)
 
 
 def _form(value: Value, t: int) -> Any:

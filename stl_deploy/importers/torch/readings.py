@@ -168,6 +168,46 @@ def _terms(value: Value, outer: bool = False) -> list[Term]:
     return []
 
 
+def of_several(value: Value | None, steps: int) -> tuple[Reading, tuple[Value, ...]] | None:
+    """How ``value`` is read of neurons without memory, and what these are given in each step.
+
+    Those are not the network's: a value that comes from the spikes of several layers, such as of a block that
+    adds its input to them, has none of its own. None where it comes in another way.
+    """
+    if value is None:
+        return None
+    parts = value.args if value.kind == "record" else (value,)
+    if len(parts) != steps or not all(_from_several(part) for part in parts):
+        return None
+    factors = dict.fromkeys(range(steps), 1 / steps if value.facts == "mean" else 1.0)
+    over: Over = "steps"
+    if value.kind == "record" and value.at is None:
+        over = {None: "cat", "max": "max"}.get(value.facts, "sum")  # type: ignore[assignment]
+    if over == "cat":
+        return None
+    axis = value.at if value.kind == "record" else None
+    return Reading("", 1, parts[0].shape[1:], (), factors, (), over, axis), parts
+
+
+def _from_several(value: Value) -> bool:
+    """Whether a value of one step is linear in the spikes of several layers, or in products of spikes."""
+    names = _spikes_of(value)
+    return len({name for name, _ in names}) > 1 or any(product for _, product in names)
+
+
+def _spikes_of(value: Value) -> set[tuple[str, bool]]:
+    """The layers in whose spikes a value is linear, and the products of spikes; none where it is not."""
+    if value.kind == "neuron":
+        return {(value.name, False)} if value.at == 0 else set()
+    if value.kind == "op" and value.facts[0] == "and":
+        return {(value.name, True)}
+    linear = value.kind == "op" and value.facts[0] in ("add", "scale", "flatten")
+    if not linear and not (value.kind == "module" and isinstance(value.facts, (*LINEAR, *SILENT))):
+        return set()
+    parts = [_spikes_of(part) for part in value.args]
+    return set.union(*parts) if all(parts) else set()
+
+
 # The modules as a matrix
 
 

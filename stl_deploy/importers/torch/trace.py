@@ -21,7 +21,6 @@ from stl_deploy.importers.torch.families import Family, family_of, is_neuron
 from stl_deploy.importers.torch.spikingjelly_layers import all_steps, factors, plain
 from stl_deploy.importers.torch.values import (
     MADE_HERE,
-    Moved,
     Value,
     along_batch,
     at_a_time,
@@ -30,6 +29,7 @@ from stl_deploy.importers.torch.values import (
     has_parts,
     has_steps,
     keeps_values,
+    moved_to,
     permuted,
     repeated,
     reshaped,
@@ -309,8 +309,7 @@ class Recorder(TorchFunctionMode):
     def _made_step(self, value: Value, t: int, steps: int) -> Value | None:
         shape = (value.shape[0] // steps, *value.shape[1:])
         if value.kind == "input" and value.at is None:
-            facts = (*(value.facts or ()), Moved("reshape", (steps, *shape)))
-            return Value("input", shape, at=t, call=0, facts=facts)
+            return Value("input", shape, at=t, call=0, facts=moved_to(value, (steps, *shape)))
         if value.kind == "record" and along_batch(value):
             return value.args[t] if len(value.args) == steps else None
         if value.kind not in ("module", "op"):

@@ -19,12 +19,14 @@ MADE_HERE = -1  # ``at`` of a module that stands for a function, and is none of 
 class Moved(NamedTuple):
     """A step from the sample to what is read of it: its axes in another order, or another shape.
 
-    ``ordered`` says whether all values behind the first axis keep their order.
+    ``ordered`` says whether all values behind the first axis keep their order, ``before`` what shape is
+    given another one.
     """
 
     kind: Literal["permute", "reshape"]
     sizes: tuple[int, ...]
     ordered: bool = True
+    before: tuple[int, ...] = ()
 
     def apply(self, x: NDArray[Any]) -> NDArray[Any]:
         """``x`` after it."""
@@ -58,6 +60,14 @@ def keeps_values(out: Tensor, before: Any) -> bool:
     return same or out.dtype in (torch.float32, torch.float64)
 
 
+def moved_to(whole: Value, shape: Shape) -> tuple[Moved, ...] | None:
+    """The facts of a whole input in another shape; a reshape that this undoes is none."""
+    facts = whole.facts or ()
+    if facts and facts[-1].kind == "reshape" and facts[-1].before == shape:
+        return facts[:-1] or None
+    return (*facts, Moved("reshape", shape, before=whole.shape))
+
+
 def reshaped(first: Value, shape: Shape) -> Value | None:
     """A reshape that leaves the batch alone; None for another."""
     if first.shape == shape:
@@ -66,7 +76,7 @@ def reshaped(first: Value, shape: Shape) -> Value | None:
         # What comes in may be given in any shape of the same values.
         facts = first.facts
         if first.at is None:
-            facts = (*(facts or ()), Moved("reshape", shape))
+            facts = moved_to(first, shape)
         return Value("input", shape, at=first.at, call=first.call, facts=facts)
     if len(shape) < 1 or not first.shape or shape[0] != first.shape[0]:
         return None
@@ -114,7 +124,7 @@ def repeated(first: Value, shape: Shape) -> Value | None:
         if first.shape[at] != 1:
             return None
         if first.kind == "input" and first.at is None:
-            part = Value("input", size, facts=(*(first.facts or ()), Moved("reshape", size)))
+            part = Value("input", size, facts=moved_to(first, size))
         elif has_steps(first) and first.at == at:
             part = first.args[0]
         else:
