@@ -56,7 +56,7 @@ GRAPHS = {"rockpool": rockpool, "sinabs": sinabs}
 
 @pytest.mark.parametrize("tool", GRAPHS)
 def test_what_the_weights_exclude_never_happens(tool):
-    """Every network that is let through sends one spike a step at most, those of its tool; others are refused."""
+    """Every network that is let through sends what it sends in its tool, one spike a step at most."""
     rng = np.random.default_rng(4)
     taken, refused, several = 0, [], 0
     for _ in range(60):

@@ -21,6 +21,7 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import NEURONS, decode
 from stl_deploy.ir.read_as import Origin, Property, ReadAs
 
+SPIKES: dict[Spikes | None, Origin] = {"one": "option", "many": "file"}  # who says that one is sent
 Nodes = Mapping[str, nir.ir.NIRNode]
 
 
@@ -98,7 +99,7 @@ def records(
             "when": said,
             "dt": nobody if dt is None else "option",
             "timesteps": steps_from,
-            "spikes": {"one": "option", "many": "file"}.get(spikes or "", nobody),
+            "spikes": SPIKES.get(spikes, nobody),
         }
         made.append(
             record(

@@ -27,7 +27,6 @@ from stl_deploy.errors import InputError, Problem
 from stl_deploy.importers.given import Reset, Spikes, Tool
 from stl_deploy.importers.nir.nodes import faults, flat
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir import nir_words as words
 
 Float = NDArray[np.float64]
 CLOSE = 1e-3  # of time steps that neurons agree on; a file has float32
@@ -112,7 +111,7 @@ def _rockpool(nodes: Nodes, dt: float | None) -> _Made:
         if isinstance(node, nir.IF | nir.I) or np.any(node.v_leak):
             raise InputError(_unwritten(name, node, "Rockpool"))
         tau = _array(node.tau_mem if hasattr(node, "tau_mem") else node.tau)
-        steps[name] = tau * lambertw(1 / _array(node.r)).real
+        steps[name] = tau * lambertw((1 / _array(node.r)).tolist()).real
     step = _one_step(steps, dt)
     for name, node in _neurons(nodes):
         tau = _array(node.tau_mem if hasattr(node, "tau_mem") else node.tau)
@@ -163,7 +162,7 @@ def _norse(nodes: Nodes, dt: float | None) -> _Made:
             changes["w_in"] = _array(node.tau_syn) / step
         made[name] = _with(node, **changes)
         if np.any(node.v_leak):
-            made[name].metadata[f"{words.KEY}.v0"] = np.atleast_1d(_array(node.v_leak))
+            made[name].metadata[f"{G.KEY}.v0"] = np.atleast_1d(_array(node.v_leak))
     return _Made(made, step, "zero", "one")
 
 
