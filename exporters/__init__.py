@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from stl_deploy.ir.network import IntegerNetwork
     from stl_deploy.ir.notes import Diagnostic
 
-# Which nodes model.nir is written in: those that say most, or also those that most readers know.
-NirDialect = Literal["spec", "portable"]
+# Which nodes the network is written in: those that say most, or also those that most readers know, or those
+# that py-spinnaker2 takes.
+NirDialect = Literal["spec", "portable", "spinnaker2"]
 
 
 @dataclass(frozen=True)

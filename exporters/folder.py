@@ -26,6 +26,7 @@ from stl_deploy.files import write as write_file
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
+from stl_deploy.formats import spinnaker2_nir as nir_spinnaker2
 from stl_deploy.ir.kinds import entry
 from stl_deploy.ir.network import (
     Connection,
@@ -68,7 +69,8 @@ def export(
         report: gives the text of report.html; without it the hardware sections alone.
         extra: more entries for the manifest.
         nir_dialect: with "portable" model.portable.nir and, with ``graph``, model.float.portable.nir
-            are written too, for other tools (``nir_portable``).
+            are written too, for other tools (``nir_portable``); with "spinnaker2" model.spinnaker2.nir,
+            for py-spinnaker2 (``nir_spinnaker2``).
 
     Raises:
         InputError: ``out`` exists, is not an export, or cannot be written. LoweringError: the target
@@ -92,15 +94,16 @@ def export(
         nir_io.write(nir_file.to_nir(network), temporary / "model.nir")
         if graph is not None:
             nir_io.write(graph, temporary / "model.float.nir")
+        noted: list[Diagnostic] = []
         if nir_dialect == "portable":
             nir_portable.write_beside(network, graph, temporary)
-        notes = [
-            asdict(note)
-            for name in targets
-            for note in write_target(network, name, temporary, origin)
-        ]
+        elif nir_dialect == "spinnaker2":
+            noted += nir_spinnaker2.write_beside(network, temporary)
+        for name in targets:
+            noted += write_target(network, name, temporary, origin)
+        notes = [asdict(note) for note in noted]
         text = report() if report is not None else render(out.name, network)
-        write_file(temporary / "report.html", text.encode())
+        write_file(temporary / "report.html", text.encode(errors="backslashreplace"))
         manifest = {**describe(network), "targets": list(targets)}
         manifest |= {"nir_dialect": nir_dialect, **(extra or {})}
         manifest["diagnostics"] += notes
@@ -209,6 +212,7 @@ def describe(network: IntegerNetwork) -> dict[str, Any]:
         "timesteps": network.timesteps,
         "thresholds": {"lowering": network.lowering, "reason": network.lowering_reason},
         "weights": _weights(network, placed),
+        "read_as": [record.model_dump() for record in network.read_as],
         "inputs": {name: _input(port) for name, port in network.inputs.items()},
         "layers": [
             _row(network, p) | {"assumed": assumed.get(p.name, [])} | _cores(placed, p.name, chip)

@@ -1,9 +1,11 @@
 """Compiled loops of populations whose sums are added up in a buffer before their neurons step."""
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
+from typing import NamedTuple
+
 import numpy as np
 
-from stl_deploy.hw_sim.compiled import Array, Int, compiled
+from stl_deploy.hw_sim.compiled import Array, Int, compiled, inner, merged
 from stl_deploy.hw_sim.kernels import (
     Did,
     Neurons,
@@ -20,7 +22,28 @@ from stl_deploy.hw_sim.kernels import (
 )
 
 
-@compiled
+class Back(NamedTuple):
+    """A way back: synapses that bring spikes to the current ``port`` ``delay`` steps later, times 2^exp.
+
+    A ``delay`` of 0 stands for none. Weights are int8, with sums int16, or ``wide_weights`` int16, with sums
+    int32; the others are empty. The sums ``acc`` or ``wide_acc`` [phases, accumulators] are zero.
+    ``pointers`` and ``found`` are room for the list of events.
+    """
+
+    delay: Int
+    exp: Int
+    port: Int
+    weights: Array
+    wide_weights: Array
+    wiring: Wiring
+    pieces: Pieces
+    acc: Array
+    wide_acc: Array
+    pointers: Array
+    found: Array
+
+
+@inner
 def add_pieces(acc: Array, pieces: Pieces, block: int, factor: Int, sums: Array) -> None:
     """Add the sums of a block, ``acc`` [phases, accumulators], times ``factor`` to ``sums`` [neurons].
 
@@ -84,7 +107,7 @@ def add_listed(
                         to[neurons[k]] += (value * weights[k]) << exp
 
 
-@compiled
+@inner
 def add_own(neurons: Neurons, did: Did, n: int, t: int, sums: Array) -> None:
     """Add what the spikes of a sample's step ``t - delay`` bring their own neurons to ``sums`` [neurons]."""
     if len(neurons.own) and t >= neurons.delay:
@@ -131,42 +154,41 @@ def sums_wide(
             count_active(neurons, 0, active, did.active[n, t])
 
 
+@inner
+def bring(back: Back, weights: Array, acc: Array, sums: Array) -> None:
+    """Add what the listed events bring by weights of one type to ``sums``."""
+    for block in range(len(back.pieces.block_first) - 1):
+        for phase in range(len(acc)):
+            at = back.pointers[phase:]
+            scatter(back.wiring, weights, block, at, back.found, None, acc[phase])
+        add_pieces(acc, back.pieces, block, 1 << back.exp, sums)
+        clear(acc)
+
+
+@merged
+def hear(back: Back, sent: Array, sums: Array) -> None:
+    """Add what ``sent`` uint8 [neurons], spikes of one step, bring back to the ``sums`` of another."""
+    channels = len(back.wiring.channel_at)
+    find_events(sent.reshape(-1, channels), back.wiring.phases, back.pointers, back.found, None)
+    if len(back.acc):
+        bring(back, back.weights, back.acc, sums)
+    else:
+        bring(back, back.wide_weights, back.wide_acc, sums)
+
+
 @compiled
 def run_recurrent(
-    sums: Array,
-    weights: Array,
-    wiring: Wiring,
-    pieces: Pieces,
-    exp: int,
-    delay: int,
-    neurons: Neurons,
-    acc: Array,
-    active: Array,
-    u: Array,
-    v: Array,
-    did: Did,
+    sums: Array, back: Back, neurons: Neurons, active: Array, u: Array, v: Array, did: Did
 ) -> None:
-    """Run a population as ``sums_wide`` does all steps, with recurrent weights that count 2^exp.
+    """Run a population as ``sums_wide`` does all steps, with what comes ``back``.
 
-    The spikes of a step are heard ``delay`` steps later. ``acc`` [phases, accumulators] (zero), ``u`` and
-    ``v`` int64 [neurons] are scratch.
+    ``u`` and ``v`` int64 [neurons] are scratch.
     """
-    steps, phases = did.spikes.shape[1], len(wiring.phases) - 1
-    channels = len(wiring.channel_at)
-    pixels = did.spikes.shape[2] // channels
-    pointers = np.empty(pixels * phases + 1, np.int64)
-    found = np.empty(did.spikes.shape[2] + 1, np.int32)
+    steps = did.spikes.shape[1]
     for row in range(len(sums) * steps):
         n, t = row // steps, row % steps
-        if t >= delay:
-            before = did.spikes[n, t - delay].reshape(pixels, channels)
-            find_events(before, wiring.phases, pointers, found, None)
-            for block in range(len(pieces.block_first) - 1):
-                for phase in range(phases):
-                    at = pointers[phase:]
-                    scatter(wiring, weights, block, at, found, None, acc[phase])
-                add_pieces(acc, pieces, block, 1 << exp, sums[n, t])
-                clear(acc)
+        if t >= back.delay:
+            hear(back, did.spikes[n, t - back.delay], sums[n, t])
         add_own(neurons, did, n, t, sums[n, t])
         update_wide(neurons, 0, sums[n, t], u, v, did, row, active)
         count_active(neurons, 0, active, did.active[n, t])

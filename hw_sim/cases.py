@@ -22,15 +22,15 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Done:
-    """Where a run writes what a population does: ``more`` [N, T, neurons] as in ``LayerTrace``."""
+    """Where a run writes what a population does, all ``states`` [N, T, neurons] that are wanted by name."""
 
     did: kernels.Did
-    more: Mapping[str, IntArray]
+    states: Mapping[str, IntArray]
 
     def of(self, some: slice) -> Done:
         """Where the results of some samples go."""
-        more = {name: values[some] for name, values in self.more.items()}
-        return Done(kernels.Did(*(array[some] for array in self.did)), more)
+        states = {name: values[some] for name, values in self.states.items()}
+        return Done(kernels.Did(*(array[some] for array in self.did)), states)
 
 
 @dataclass(frozen=True)

@@ -81,24 +81,34 @@ def compiled(function: Function) -> Function:
     file has changed. What the function calls in other files is compiled into the result and not looked
     at, so the qualified name tells the form.
     """
-    return _compiled(function, njit(nogil=True))
+    return _compiled(function)
+
+
+def inner(function: Function) -> Function:
+    """``function`` compiled for other compiled functions only; Python cannot call it.
+
+    What unpacks the arguments of a call from Python can take longer to compile than the function.
+    """
+    return _compiled(function, no_cpython_wrapper=True)
 
 
 def uncounted(function: Function) -> Function:
-    """``function`` compiled without counts of references to arrays, and into whoever calls it.
+    """``function`` compiled without counts of references to arrays.
 
-    Both the counts and calls with dozens of arrays cost more than short loops. It makes and returns no arrays
-    but views, which no one keeps. numba does not document the options, so the plain form does without.
+    The counts cost more than short loops. It makes and returns no arrays but views, which no one keeps.
     """
-    options: dict[str, Any] = {"nogil": True}
-    if not PLAIN:
-        options |= {"_nrt": False, "forceinline": True}
-    return _compiled(function, njit(**options))
+    return _compiled(function, _nrt=False)
 
 
-def _compiled(function: Function, compiler: Any) -> Function:
+def merged(function: Function) -> Function:
+    """As ``inner`` and ``uncounted``, and part of whoever calls it: calls with dozens of arrays are slow."""
+    return _compiled(function, _nrt=False, forceinline=True, no_cpython_wrapper=True)
+
+
+def _compiled(function: Function, **undocumented: bool) -> Function:
+    """``function`` compiled with options that numba does not document; the plain form does without them."""
     function.__qualname__ = f"{function.__qualname__}.{FORM}"
-    made = compiler(function)
+    made: Any = njit(nogil=True, **({} if PLAIN else undocumented))(function)
     with suppress(RuntimeError):  # No folder that numba could write to: compile in every process.
         if PLAIN:
             made.enable_caching()

@@ -242,6 +242,12 @@ def _alone(network: IntegerNetwork, part: tuple[Population, ...]) -> IntegerNetw
     )
 
 
+def _only(values: IntArray | None, kind: type[np.signedinteger[Any]]) -> IntArray:
+    """States [N, T, neurons] that are there and of the ``kind``, or none."""
+    none: IntArray = np.zeros((0, 0, 0), kind)
+    return none if values is None or values.dtype != kind else values
+
+
 @dataclass
 class _Out:
     """The results of a population for all samples, in memory order."""
@@ -286,16 +292,17 @@ class _Out:
 
     def part(self, part: slice) -> Done:
         """Where to write the results of some samples."""
-        none = np.zeros((0, 0, 0), np.int32)
         size = (*self.spikes[part].shape[:2], self.population.size)
+        kept = {"u": self.u, "v": self.v, **self.more}
+        states = {n: x[part].reshape(size) for n, x in kept.items() if x is not None}
         did = kernels.Did(
             self.spikes[part].reshape(size),
             self.active[part],
             self.overflow[part],
-            none if self.u is None else self.u[part].reshape(size),
-            none if self.v is None else self.v[part].reshape(size),
+            *(_only(states.get(name), np.int32) for name in ("u", "v")),
+            *(_only(states.get(name), np.int64) for name in ("u", "v")),
         )
-        return Done(did, {name: values[part].reshape(size) for name, values in self.more.items()})
+        return Done(did, states)
 
     def put(self, part: slice, did: LayerTrace) -> None:
         """Take over what the reference did on some samples."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import int32, uintp
 
-from stl_deploy.hw_sim.compiled import LANES, Array, Int, compiled
+from stl_deploy.hw_sim.compiled import LANES, Array, Int, compiled, inner
 from stl_deploy.hw_sim.lanes import Lanes, Steps, add_runs, count_runs, lowest, marked, step
 from stl_deploy.ir.units import DECAY_BITS, FRACTION_BITS
 
@@ -90,7 +90,8 @@ class Neurons(NamedTuple):
 class Did(NamedTuple):
     """Where a run writes: spikes uint8 [N, T, neurons], counts int64 [N, T, cores] and [N, T].
 
-    ``u`` and ``v`` are [N, T, neurons], or empty where nobody wants them.
+    ``u`` and ``v`` int32 are [N, T, neurons], or empty where nobody wants them. So are ``wide_u`` and
+    ``wide_v`` int64, for chips without limits.
     """
 
     spikes: Array
@@ -98,9 +99,11 @@ class Did(NamedTuple):
     overflow: Array
     u: Array
     v: Array
+    wide_u: Array
+    wide_v: Array
 
 
-@compiled
+@inner
 def find_events(
     x: Array, phases: Array, pointers: Array, channels: Array, values: Array | None
 ) -> None:
@@ -141,7 +144,7 @@ def find_events(
     pointers[j] = found
 
 
-@compiled
+@inner
 def scatter(
     wiring: Wiring,
     weights: Array,
@@ -185,7 +188,7 @@ def scatter(
                     add_runs(acc, at, weights, base, channels, first, last, size, run, None)
 
 
-@compiled
+@inner
 def add_phases(acc: Array, sums: Array) -> None:
     """Move the sums of all phases, ``acc`` [phases, accumulators], into ``sums``, int32."""
     for i in range(len(sums)):
@@ -197,7 +200,7 @@ def add_phases(acc: Array, sums: Array) -> None:
     clear(acc)
 
 
-@compiled
+@inner
 def clear(acc: Array) -> None:
     """Set all accumulators to zero."""
     flat = acc.reshape(-1)
@@ -205,7 +208,7 @@ def clear(acc: Array) -> None:
         flat[i] = 0
 
 
-@compiled
+@inner
 def fire_wide(
     acc: Array,
     u: Array,
@@ -261,7 +264,7 @@ def fire_wide(
     return overflow
 
 
-@compiled
+@inner
 def update_plain(
     neurons: Neurons, block: int, acc: Array, v: Array, did: Did, row: int, active: Array
 ) -> None:
@@ -308,7 +311,7 @@ def update_plain(
             step(lanes, where)
 
 
-@compiled
+@inner
 def update_wide(
     neurons: Neurons,
     block: int,
@@ -349,9 +352,13 @@ def update_wide(
             for i in range(first, first + size):
                 did.u[n, t, i] = u[i]
                 did.v[n, t, i] = v[i]
+        if did.wide_u.size:
+            for i in range(first, first + size):
+                did.wide_u[n, t, i] = u[i]
+                did.wide_v[n, t, i] = v[i]
 
 
-@compiled
+@inner
 def count_active(neurons: Neurons, block: int, active: Array, counts: Array) -> None:
     """Add the ``active`` neurons [neurons] of a block to the ``counts`` of their cores."""
     runs = slice(neurons.block_run[block], neurons.block_run[block + 1])
@@ -360,7 +367,7 @@ def count_active(neurons: Neurons, block: int, active: Array, counts: Array) -> 
     )
 
 
-@compiled
+@inner
 def list_events(x: Array, wiring: Wiring, values: Array | None) -> tuple[Array, Array]:
     """``find_events`` of inputs x uint8 [N, T, pixels, channels], with new lists."""
     pointers = np.empty(x.size // x.shape[3] * (len(wiring.phases) - 1) + 1, np.int64)
@@ -369,7 +376,7 @@ def list_events(x: Array, wiring: Wiring, values: Array | None) -> tuple[Array, 
     return pointers, channels
 
 
-@compiled
+@inner
 def collect(
     wiring: Wiring,
     weights: Array,

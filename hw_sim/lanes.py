@@ -8,7 +8,7 @@ import numba
 from numba import uintp
 
 from stl_deploy.errors import BackendError, Problem
-from stl_deploy.hw_sim.compiled import LANES, PLAIN, SWITCH, Array, Int, compiled
+from stl_deploy.hw_sim.compiled import LANES, PLAIN, SWITCH, Array, Int, compiled, inner
 
 __all__ = [
     "Lanes",
@@ -82,7 +82,7 @@ class Steps(NamedTuple):
     marks_step: Int
 
 
-@compiled
+@inner
 def count_runs(marks: Array, first: Array, length: Array, kind: Array, counts: Array) -> None:
     """Add the marks uint8 [neurons] of each run to the counts int64 [kinds] of its kind.
 

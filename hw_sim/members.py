@@ -23,7 +23,6 @@ from stl_deploy.hw_sim.cases import (
     takes_the_plain_step,
 )
 from stl_deploy.hw_sim.compiled import LANES
-from stl_deploy.hw_sim.layouts import Layout
 from stl_deploy.ir import kinds
 from stl_deploy.ir.network import Connection
 from stl_deploy.ir.synapses import IntArray
@@ -189,10 +188,9 @@ class LifNeurons:
 
     def recurrent(self, way: Way, state: Any, sums: IntArray, done: Done) -> None:
         """See ``Stepped``."""
-        layout, (active, u, v) = _layout(way), state
-        acc = np.zeros((layout.phases, layout.accumulators), layout.sum_type)
-        weights = layout.weights, layout.wiring, layout.pieces, way.exp, way.delay
-        buffers.run_recurrent(sums[0], *weights, self.neurons, acc, active, u[0], v[0], done.did)
+        active, u, v = state
+        back = _back(way, len(self.neurons.bias))
+        buffers.run_recurrent(sums[0], back, self.neurons, active, u[0], v[0], done.did)
 
 
 @dataclass(frozen=True)
@@ -237,29 +235,16 @@ class RuleNeurons:
 
     def recurrent(self, way: Way, state: Any, sums: IntArray, done: Done) -> None:
         """See ``Stepped``."""
-        layout = _layout(way)
-        pixels = self.size // len(layout.wiring.channel_at)
-        back = rules.Back(
-            way.delay,
-            way.exp,
-            way.port,
-            layout.weights,
-            layout.wiring,
-            layout.pieces,
-            np.zeros((layout.phases, layout.accumulators), layout.sum_type),
-            np.zeros(pixels * layout.phases + 1, np.int64),
-            np.zeros(self.size + 1, np.int32),
-        )
-        self._all(back, state, sums, done)
+        self._all(_back(way, self.size), state, sums, done)
 
-    def _all(self, back: rules.Back, state: Any, sums: IntArray, done: Done) -> None:
+    def _all(self, back: buffers.Back, state: Any, sums: IntArray, done: Done) -> None:
         """Run all steps of samples that share their states."""
         samples, steps = sums.shape[1:3]
         states, scratch, _ = state
         self._run(back, (states, scratch, self._kept(samples * steps)), 0, steps, sums, done)
 
     def _run(
-        self, back: rules.Back, state: Any, first: int, last: int, sums: IntArray, done: Done
+        self, back: buffers.Back, state: Any, first: int, last: int, sums: IntArray, done: Done
     ) -> None:
         states, scratch, kept = state
         sent, graded = done.did.spikes.reshape(-1), self.parameters.graded
@@ -273,29 +258,50 @@ class RuleNeurons:
         )
         rules.run(self.parameters, back, sums, first, last, states, scratch, results)
         if last == sums.shape[2] and self.states:
-            rooms = {"u": done.did.u, "v": done.did.v, **done.more}
             by_name = kept.reshape(len(rules.STATES), *done.did.spikes.shape)
             for name, values in zip(rules.STATES, by_name, strict=True):
-                if name in rooms:
-                    rooms[name][:] = values
+                if name in done.states:
+                    done.states[name][:] = values
 
 
-def _layout(way: Way) -> Layout:
-    """The layout of a way that has one."""
+def _back(way: Way, size: int) -> buffers.Back:
+    """The way back of a population of ``size`` neurons, which has a layout."""
     layout = way.synapses.layout
     if layout is None:
         raise ValueError(f"{way.source}: synapses without a layout")
-    return layout
+    pixels = size // len(layout.wiring.channel_at)
+    acc: NDArray[Any] = np.zeros((layout.phases, layout.accumulators), layout.sum_type)
+    narrow = layout.sum_type == np.int16
+    return NOTHING._replace(
+        delay=way.delay,
+        exp=way.exp,
+        port=way.port,
+        wiring=layout.wiring,
+        pieces=layout.pieces,
+        pointers=np.zeros(pixels * layout.phases + 1, np.int64),
+        found=np.zeros(size + 1, np.int32),
+        **{"weights" if narrow else "wide_weights": layout.weights},
+        **{"acc" if narrow else "wide_acc": acc},
+    )
 
 
-def _nothing() -> rules.Back:
-    """No way back, of the types of one with weights of 8 bits."""
+def _nothing() -> buffers.Back:
+    """No way back."""
     none = np.zeros(0, np.int64)
     tables = none, none, none, none, none, none, none
-    wiring = kernels.Wiring(*tables, 0, 0, False, none)
-    pieces = kernels.Pieces(none, none, none, none)
-    weights, acc = np.zeros(0, np.int8), np.zeros((0, 0), np.int16)
-    return rules.Back(0, 0, 0, weights, wiring, pieces, acc, none, np.zeros(0, np.int32))
+    return buffers.Back(
+        delay=0,
+        exp=0,
+        port=0,
+        weights=np.zeros(0, np.int8),
+        wide_weights=np.zeros(0, np.int16),
+        wiring=kernels.Wiring(*tables, 0, 0, False, none),
+        pieces=kernels.Pieces(none, none, none, none),
+        acc=np.zeros((0, 0), np.int16),
+        wide_acc=np.zeros((0, 0), np.int32),
+        pointers=none,
+        found=np.zeros(0, np.int32),
+    )
 
 
 NOTHING = _nothing()

@@ -8,11 +8,11 @@ from typing import Any
 
 from numba import int32, int64, uintp
 
-from stl_deploy.hw_sim.compiled import LANES, Array, Int, compiled
+from stl_deploy.hw_sim.compiled import LANES, Array, Int, inner
 from stl_deploy.ir.units import DECAY_BITS
 
 
-@compiled
+@inner
 def add_runs(
     to: Array,
     at: Int,
@@ -41,7 +41,7 @@ def add_runs(
                 to[uintp(at + i)] += factor * values[uintp(start + i)]
 
 
-@compiled
+@inner
 def marked(marks: Array, at: Int) -> Any:
     """Which of ``marks[at:at + LANES]``, uint8, are not zero: bit i of an int64 for the i-th."""
     bits = int64(0)
@@ -50,7 +50,7 @@ def marked(marks: Array, at: Int) -> Any:
     return bits
 
 
-@compiled
+@inner
 def how_many(bits: Int) -> Any:
     """How many of the LANES bits of ``bits`` are set: sums of neighbours, in 2, 4 and 8 bits."""
     pairs = bits - ((bits >> 1) & 0x55555555)
@@ -59,13 +59,13 @@ def how_many(bits: Int) -> Any:
     return ((bytes_ * 0x01010101) >> 24) & 0xFF
 
 
-@compiled
+@inner
 def lowest(bits: Int) -> Any:
     """The number of the lowest of the LANES bits of ``bits`` that is set, of those that are not zero."""
     return how_many((bits & -bits) - 1)
 
 
-@compiled
+@inner
 def step(lanes: Any, steps: Any) -> None:
     """Step neurons without current memory in 32 bits, ``lanes.Lanes`` as ``lanes.Steps`` says.
 

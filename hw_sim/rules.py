@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 from numba import int32, uintp
 
-from stl_deploy.hw_sim.buffers import add_pieces
-from stl_deploy.hw_sim.compiled import Array, Int, uncounted
-from stl_deploy.hw_sim.kernels import Pieces, Wiring, clear, find_events, scatter
+from stl_deploy.hw_sim.buffers import Back, hear
+from stl_deploy.hw_sim.compiled import Array, Int, merged, uncounted
 from stl_deploy.hw_sim.lanes import count_rows
 from stl_deploy.ir.units import DECAY_BITS, DECAY_ONE, FRACTION_BITS
 
@@ -105,31 +104,13 @@ class Scratch(NamedTuple):
     busy: Array
 
 
-class Back(NamedTuple):
-    """A way back: synapses that bring spikes to the current ``port`` ``delay`` steps later, times 2^exp.
-
-    A ``delay`` of 0 stands for none. ``acc`` [phases, accumulators] is zero; ``pointers`` and ``found`` are
-    room for the list of events.
-    """
-
-    delay: Int
-    exp: Int
-    port: Int
-    weights: Array
-    wiring: Wiring
-    pieces: Pieces
-    acc: Array
-    pointers: Array
-    found: Array
-
-
-@uncounted
+@merged
 def place(values: Array, first: Int, size: Int) -> Int:
     """Where the values of ``size`` neurons from ``first`` on begin in a parameter."""
     return first if first + size <= len(values) else 0
 
 
-@uncounted
+@merged
 def decayed(x: Any, keep: Any) -> Any:
     """x * keep / 4096, truncated toward zero, cut off at the kind; keep is positive, x not the lowest number.
 
@@ -141,14 +122,14 @@ def decayed(x: Any, keep: Any) -> Any:
     return kind(-left) if x < 0 else left
 
 
-@uncounted
+@merged
 def load(sums: Array, start: Int, size: Int, a: Array) -> None:
     """The sums of a chunk."""
     for i in range(size):
         a[uintp(i)] = sums[uintp(start + i)]
 
 
-@uncounted
+@merged
 def mark_busy(
     rules: Rules, first: Int, size: Int, states: States, at: Int, busy: Array, row: Int
 ) -> None:
@@ -163,7 +144,7 @@ def mark_busy(
         busy[uintp(row + i)] |= rest[uintp(at + i)] != 0
 
 
-@uncounted
+@merged
 def amplify(rules: Rules, t: Int, first: Int, size: Int, port: Int, a: Array) -> None:
     """What comes to a current times the gain of step t, in place; the bias comes to the first."""
     b, kind = place(rules.bias, first, size), type(a[0])
@@ -182,7 +163,7 @@ def amplify(rules: Rules, t: Int, first: Int, size: Int, port: Int, a: Array) ->
         a[uintp(i)] = -x if gain < 0 else x
 
 
-@uncounted
+@merged
 def add_current(
     rules: Rules,
     t: Int,
@@ -223,7 +204,7 @@ def add_current(
         u[uintp(at + i)] = x
 
 
-@uncounted
+@merged
 def add_voltage(
     rules: Rules, first: Int, size: Int, states: States, at: Int, new: Array, over: Array
 ) -> None:
@@ -256,7 +237,7 @@ def add_voltage(
         new[uintp(i)] = max(new[uintp(i)], rules.floor[uintp(f + i)])
 
 
-@uncounted
+@merged
 def fire(
     rules: Rules, first: Int, size: Int, states: States, at: Int, v: Array, fired: Array
 ) -> None:
@@ -273,7 +254,7 @@ def fire(
         fired[uintp(i)] = 0
 
 
-@uncounted
+@merged
 def send(rules: Rules, size: Int, of: Array, fired: Array, values: Array, to: Int) -> None:
     """Write what a chunk sends, int16: ``of``, shifted and cut off; only of those that fire, where any do."""
     for i in range(size):
@@ -281,7 +262,7 @@ def send(rules: Rules, size: Int, of: Array, fired: Array, values: Array, to: In
         values[uintp(to + i)] = value if fired[uintp(i)] or not rules.fires else 0
 
 
-@uncounted
+@merged
 def after_spikes(
     rules: Rules, first: Int, size: Int, states: States, at: Int, fired: Array, new: Array
 ) -> None:
@@ -318,7 +299,7 @@ def after_spikes(
         q[uintp(at + i)] = min(max(q[uintp(at + i)], -most), most)
 
 
-@uncounted
+@merged
 def keep_states(states: States, at: Int, size: Int, kept: Array, to: Int) -> None:
     """Write the states of a chunk, each a fifth of ``kept`` after the one before."""
     each = len(kept) // 5
@@ -333,7 +314,7 @@ def keep_states(states: States, at: Int, size: Int, kept: Array, to: Int) -> Non
         kept[uintp(to + 4 * each + i)] = states.rest[uintp(at + i)]
 
 
-@uncounted
+@merged
 def step_chunk(
     rules: Rules,
     t: Int,
@@ -376,7 +357,7 @@ def step_chunk(
     return count
 
 
-@uncounted
+@merged
 def start(rules: Rules, states: States, at: Int, neurons: Int) -> None:
     """Set the states of a sample, which begin ``at``, to those before the first step."""
     for first in range(0, neurons, CHUNK):
@@ -388,19 +369,6 @@ def start(rules: Rules, states: States, at: Int, neurons: Int) -> None:
     for state in (states.u2, states.q, states.rest):
         for i in range(neurons * (len(state) > 0)):
             state[uintp(at + i)] = 0
-
-
-@uncounted
-def hear(back: Back, sent: Array, sums: Array) -> None:
-    """Add what ``sent`` uint8 [neurons], spikes of one step, bring back to the ``sums`` of another."""
-    channels = len(back.wiring.channel_at)
-    find_events(sent.reshape(-1, channels), back.wiring.phases, back.pointers, back.found, None)
-    for block in range(len(back.pieces.block_first) - 1):
-        for phase in range(len(back.acc)):
-            at = back.pointers[phase:]
-            scatter(back.wiring, back.weights, block, at, back.found, None, back.acc[phase])
-        add_pieces(back.acc, back.pieces, block, 1 << back.exp, sums)
-        clear(back.acc)
 
 
 @uncounted

@@ -107,13 +107,16 @@ class Simulator:
         states: bool = False,
         on_progress: Callable[[int], None] | None = None,
         spread: Spread | None = None,
+        *,
+        replace: bool = True,
     ) -> Run:
         """Run ``raster`` batch by batch, count and price events, and with ``out`` write the whole trace.
 
         The trace holds ``spikes/<population>`` [N, T, *shape], uint8, or int16 values where neurons send
         these; with ``states`` also ``v/``, ``u/`` and the others of ``Lif.states``. ``on_progress(done)`` is
         called with the number of samples done. With ``spread`` others run and count the batches; they are
-        priced here, in order, and nothing changes.
+        priced here, in order, and nothing changes. Raises InputError without ``replace`` when ``out``
+        exists by the end.
         """
         self.recorder.reset()
         done = 0
@@ -133,7 +136,7 @@ class Simulator:
                         on_progress(done)
             if out is not None:
                 arrays: dict[str, Any] = {k: np.load(f, mmap_mode="r") for k, f in files.items()}
-                with atomic(out) as temporary, temporary.open("wb") as file:
+                with atomic(out, replace=replace) as temporary, temporary.open("wb") as file:
                     np.savez_compressed(file, **arrays)
         return self.recorder.done()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import secrets
 import shutil
 import zipfile
@@ -83,23 +84,45 @@ def check_distinct(inputs: Sequence[Path | None], outputs: Sequence[Path | None]
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path next to ``path`` that replaces it when the block ends well, else vanishes.
+def atomic(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary path next to ``path`` that takes its place when the block ends well, else vanishes.
 
-    The block only writes. Raises InputError naming ``path`` when that fails.
+    The block only writes. Raises InputError naming ``path`` when that fails, and without ``replace`` when
+    the file exists by then.
     """
     temporary = _temporary(path)
     with refusals(path):
         try:
             yield temporary
-            temporary.replace(path)
+            if replace:
+                temporary.replace(path)
+            else:
+                _place(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write ``data`` whole or not at all. Raises InputError naming ``path`` when that fails."""
-    with atomic(path) as temporary:
+def _place(temporary: Path, path: Path) -> None:
+    """Give a file its name. Raises InputError where another has it: of two runs at once, one fails."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        refuse_existing(path, replace=False)
+        raise
+    except OSError:  # a file system without hard links
+        refuse_existing(path, replace=False)
+        temporary.replace(path)
+
+
+def refuse_existing(path: Path, *, replace: bool) -> None:
+    """Raise InputError where ``path`` exists and may not be replaced."""
+    if path.exists() and not replace:
+        raise InputError(Problem(str(path), "exists already", "give --force to replace it"))
+
+
+def write(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Write ``data`` whole or not at all. Raises InputError as ``atomic`` does."""
+    with atomic(path, replace=replace) as temporary:
         temporary.write_bytes(data)
 
 
@@ -136,5 +159,7 @@ def check_readable(path: Path, limit: int) -> None:
     if not path.is_file():
         raise InputError(Problem(str(path), "is not a file" if path.exists() else "does not exist"))
     size = path.stat().st_size
-    if not 0 < size <= limit:
-        raise InputError(Problem(str(path), f"has {size} bytes; 1 to {limit} are accepted"))
+    if not size:
+        raise InputError(Problem(str(path), "is empty", "write or download it again"))
+    if size > limit:
+        raise InputError(Problem(str(path), f"has {size:,} bytes; the limit is {limit:,}"))

@@ -91,6 +91,10 @@ def test_an_importer(monkeypatch, tmp_path):
     got = execute.run(graph, x)
     assert got["lif1"][0].tolist() == [[1, 0], [0, 1], [0, 1]]  # at the threshold, not above it
     assert got["lif2"][0].tolist() == [[1], [1], [1]]
+    assert [(r.source, r.assumed) for r in stl_deploy.read_as(graph)] == [
+        ("layers.0", ()),
+        ("layers.1", ()),
+    ]
     path.write_text(json.dumps({"timesteps": 0, "layers": layers}), "utf-8")
     with pytest.raises(InputError, match=r"net\.snn\.json: timesteps"):
         importers_read(path)

@@ -14,6 +14,7 @@ from stl_deploy.importers import Importer
 from stl_deploy.importers.given import File, Model
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.read_as import ReadAs
 
 MOST_BYTES = 1 << 28
 
@@ -40,7 +41,21 @@ def read_model(file: File) -> Model:
     made = _parsed(file)
     file.agree(timesteps=made.timesteps)
     options = nir_graph.Options(timesteps=made.timesteps, classes=file.given.classes)
-    return Model(nir_graph.read(file.path, options, _graph(file, made)))
+    return Model(nir_graph.read(file.path, options, _graph(file, made), _read_as(made)))
+
+
+def _read_as(network: Network) -> tuple[ReadAs, ...]:
+    return tuple(
+        ReadAs(
+            population=f"lif{i}",
+            neuron="LIF",
+            reset="zero",
+            when="same step",
+            timesteps=network.timesteps,
+            source=f"layers.{i - 1}",
+        )
+        for i, _ in enumerate(network.layers, 1)
+    )
 
 
 def _parsed(file: File) -> Network:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 4  # names of nodes in a line
 LIMIT = 10  # samples of --input
-EXPORT = "export with --nir-dialect portable, or see docs/nir.md"
+EXPORT = "export with --nir-dialect {}, or see docs/nir.md"
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,19 @@ def _problems(answer: Answer, file: Path, file_kind: str, ran: Ran) -> Iterator[
     where = f"{file}: {answer.consumer.title} {answer.consumer.version}"
     if answer.verdict != "exact":
         what = f"{_word(answer)}: {answer.reasons[0].text}"
-        portable = file_kind.startswith("portable")
-        remedy = "see docs/nir.md" if portable or file_kind == "other" else EXPORT
+        own = file_kind in ("integer", "float")
+        remedy = EXPORT.format(_dialect(answer)) if own else "see docs/nir.md"
         if answer.contradicted:
             remedy = "report it with the file and the raster"
         yield Problem(where, what, remedy)
     elif ran.impossible:
         what = f"was not run: {ran.impossible[0]}"
         yield Problem(where, what, "omit --input to rely on the rules alone")
+
+
+def _dialect(answer: Answer) -> str:
+    """The dialect that is meant for a tool."""
+    return "spinnaker2" if answer.consumer.name == "spinnaker2" else "portable"
 
 
 def _known(names: str) -> list[str]:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stl_deploy import chips
+from stl_deploy.commands import streams
 from stl_deploy.data.catalogue import IMAGES, Name
 from stl_deploy.errors import InputError, Problem, StlError
 from stl_deploy.ir.readouts import Rule
@@ -99,7 +99,27 @@ InputOrTable = Annotated[Path | None, _RASTER]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first N samples only.")]
 Tau = Annotated[
     float | None,
-    typer.Option("--tau", help="Decay of an official state_dict. \\[default: 0.5]"),
+    typer.Option(
+        "--tau",
+        help="What a step leaves of v in an official state_dict. \\[default: that of the official code]",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        metavar="V",
+        help="Thresholds of an official state_dict that does not hold them. \\[default: 1]",
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="C,H,W",
+        help="Shape of the images that an official state_dict reads. \\[default: that of --eval or --calib, "
+        "else that of MNIST or CIFAR]",
+    ),
 ]
 CheckpointOut = Annotated[
     Path, typer.Option("-o", "--out", metavar="PT", help="Checkpoint to write.")
@@ -164,8 +184,8 @@ Sort = Annotated[
 ]
 
 # Lines are wrapped at words on a terminal, and never in a pipe.
-stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-stderr = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+stdout = Console(highlight=False, soft_wrap=not streams.is_terminal(sys.stdout))
+stderr = Console(stderr=True, highlight=False, soft_wrap=not streams.is_terminal(sys.stderr))
 
 
 def chip_option(default: str) -> Any:
@@ -206,31 +226,41 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
             raise typer.Exit(INTERRUPTED) from None
 
     app.command(epilog=EPILOG)(interruptible)
+    streams.prepare()
+    # A polite kill runs the same clean-up as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = _code(app, name)
+    if (failed := streams.failure()) is not None:
+        stderr.print(
+            f"{name}: stdout: cannot be written: {failed.strerror or failed}", markup=False
+        )
+        code = code or InputError.exit_code
+    sys.exit(code)
+
+
+def _code(app: typer.Typer, name: str) -> int:
+    """The exit code of a command line that is run; what goes wrong is said on stderr."""
     debug = "--debug" in sys.argv
     if sys.argv[1:] == ["--version"]:
         print(f"{name} (stl-deploy) {__version__}")
-        sys.exit(0)
-    # A polite kill runs the same clean-up as Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
+        return 0
     try:
         app(prog_name=name)
+    except SystemExit as stop:  # typer's end, in any case
+        return int(stop.code or 0)
     except StlError as error:
         if debug:
             raise
         complain(name, error)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read stdout has seen enough; what was to be written is written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return error.exit_code
     except MemoryError:
         stderr.print(f"{name}: out of memory; use fewer samples (--limit) or a larger machine")
-        sys.exit(1)
+        return 1
     except OSError as error:
         if debug:
             raise
         stderr.print(f"{name}: {error.filename or 'file system'}: {error.strerror or error}")
-        sys.exit(2)
+        return 2
     except Exception as error:
         if debug:
             raise
@@ -240,15 +270,17 @@ def run(command: Callable[..., None], name: str) -> NoReturn:
             "and --debug.",
             soft_wrap=True,
         )
-        sys.exit(1)
-    sys.exit(0)
+        return 1
+    return 0
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def shape(text: str | None) -> tuple[int, ...] | None:
+def shape(
+    text: str | None, option: str = "--sample-shape", example: str = SHAPES
+) -> tuple[int, ...] | None:
     """The numbers of an option such as 1,28,28. Raises InputError for anything else."""
     if text is None:
         return None
@@ -260,11 +292,11 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     if not found or min(found) < 1:
         what = f"{text!r} is not a list of positive integers separated by commas"
     elif len(found) == 1:
-        what = f"{text!r} has one axis; the batch takes one, a sample at least another"
+        what = f"{text!r} has one axis; more are needed"
     elif math.prod(found) > MAX_SAMPLE:
         what = f"{text!r} has {math.prod(found):,} values; the limit is {MAX_SAMPLE:,}"
     if what:
-        raise InputError(Problem("--sample-shape", what, f"e.g. {SHAPES}"))
+        raise InputError(Problem(option, what, f"e.g. {example}"))
     return found
 
 
@@ -372,8 +404,10 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 def print_parity(parity: ParityReport) -> None:
     """Mismatch and certificates of every population, accuracies, agreement, first divergence."""
+    own = parity.nir_differing is not None  # else the graph that was read is all there is
+    reference = "the float64 model" if own else "the model as read, in float64"
     table(
-        f"Spike mismatch against the float64 model, {parity.samples:,} samples",
+        f"Spike mismatch against {reference}, {parity.samples:,} samples",
         ("population", "integer", "forced", "certified", "of spiking", "float32", "float NIR"),
         [
             (
@@ -454,12 +488,6 @@ def refuse_options_of_the_other(
     ]
     if problems:
         raise InputError(problems)
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise InputError when ``path`` exists and ``--force`` was not given."""
-    if path.exists() and not force:
-        raise InputError(Problem(str(path), "exists already", "give --force to replace it"))
 
 
 @contextmanager

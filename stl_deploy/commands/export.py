@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -17,12 +17,14 @@ from stl_deploy.commands.common import (
     Debug,
     Dt,
     Force,
+    InputShape,
     Json,
     ModelClass,
     Normalized,
     Readout,
     SampleShape,
     Tau,
+    Threshold,
     chip_option,
     complain_diagnostics,
     find_chip,
@@ -35,6 +37,8 @@ from stl_deploy.commands.common import (
     table,
     warn_overflows,
 )
+from stl_deploy.commands.expected import Expect, itself_words, print_expected
+from stl_deploy.commands.reading import Reset, Spikes, WrittenBy, print_reading
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.exporters import TARGETS, NirDialect
 from stl_deploy.ir.slices import WeightPrecision
@@ -45,9 +49,11 @@ if TYPE_CHECKING:
     import nir
 
     from stl_deploy.hw_sim.simulate import Activity
-    from stl_deploy.importers.given import Checkpoint
+    from stl_deploy.importers.given import Checkpoint, Live
     from stl_deploy.ir.network import IntegerNetwork, Raster
     from stl_deploy.verify.against_float import ParityReport
+    from stl_deploy.verify.against_network import Itself
+    from stl_deploy.verify.recorded import Expected
 else:
     # The values that typer lists and accepts; of several it takes members of an Enum alone.
     Target = StrEnum("Target", {name: name for name in TARGETS})
@@ -128,10 +134,13 @@ def export(
         Path | None,
         typer.Option("--eval", metavar="NPZ", help="Raster to measure parity and energy on."),
     ] = None,
+    expect: Expect = None,
     clamp_thresholds: Annotated[
         bool, typer.Option("--clamp-thresholds", help="Move thresholds that the chip cannot hold.")
     ] = False,
     tau: Tau = None,
+    threshold: Threshold = None,
+    input_shape: InputShape = None,
     timesteps: Annotated[
         int | None,
         typer.Option(
@@ -149,10 +158,14 @@ def export(
     nir_dialect: Annotated[
         NirDialect,
         typer.Option(
-            help="portable: also write model.portable.nir, for Norse and others (docs/nir.md)."
+            help="portable: also write model.portable.nir, for Norse and others; spinnaker2: "
+            "model.spinnaker2.nir, for py-spinnaker2 (docs/nir.md)."
         ),
     ] = "spec",
     dt: Dt = None,
+    reset: Reset = None,
+    written_by: WrittenBy = None,
+    spikes: Spikes = None,
     levels: Annotated[
         int | None,
         typer.Option(
@@ -187,12 +200,17 @@ def export(
     out = out if out is not None else Path(model.stem + "-export")
     targets = tuple(dict.fromkeys(map(str, target)))
     exporters.check(targets)
-    check_out(out, force, [model, calib, evaluate])
+    check_out(out, force, [model, calib, evaluate, expect])
     given = Given(
         tau=tau,
+        threshold=threshold,
+        input_shape=shape(input_shape, "--input-shape", "1,28,28"),
         timesteps=timesteps,
         classes=classes,
         dt=dt,
+        reset=reset,
+        written_by=written_by,
+        spikes=spikes,
         levels=levels,
         signed=signed or None,
         normalize=None if normalize is None else Normalize.parsed(normalize),
@@ -201,12 +219,21 @@ def export(
         sample_shape=shape(sample_shape),
         raster=evaluate or calib,
     )
+    if expect is not None and evaluate is None:
+        what = "is what the network sent on a raster, which is missing"
+        raise InputError(Problem("--expect", what, "give that raster: --eval NPZ"))
     found = models.read(model, given)
+    expected = itself = None
+    if evaluate is not None and found.live is not None and found.graph is not None:
+        itself = _itself(found.live, found.graph, evaluate, as_json)
+        found = replace(found, notes=(*found.notes, *itself.notes))
+    if expect is not None and evaluate is not None and found.graph is not None:
+        expected = _expected(found.graph, evaluate, expect, as_json)
     if found.network is not None:
         network = found.network
         asked = (
             *(calib, evaluate, weight_bits, weight_exp, thresholds, overflow),
-            *(clamp_thresholds, weight_precision, skips),
+            *(clamp_thresholds, weight_precision, skips, expect),
         )
         _check_unasked(model, network, chip, asked)
     else:
@@ -216,7 +243,7 @@ def export(
                 network = quantize(
                     found.graph,
                     chip or ("ideal" if set(targets) == {"nir"} else "loihi2"),
-                    None if calib is None else _calibration(calib, found.graph),
+                    None if calib is None else _spikes(calib, found.graph),
                     weight_bits=weight_bits,
                     weight_exp=weight_exp,
                     thresholds=thresholds,
@@ -240,6 +267,7 @@ def export(
     activity = parity = None
     if evaluate is not None and found.graph is not None:
         activity, parity = _evaluate(found.checkpoint, found.graph, network, evaluate, as_json)
+        parity = replace(parity, expected=expected).with_network(itself)
     manifest = write(
         network,
         targets,
@@ -248,12 +276,16 @@ def export(
         source=model,
         force=force,
         report=lambda: render(model.name, network, activity=activity, parity=parity),
-        extra={} if parity is None else {"parity": parity.to_json()},
+        extra={
+            **({} if parity is None else {"parity": parity.to_json()}),
+            **({} if expected is None else {"expected": expected.to_json()}),
+        },
         nir_dialect=nir_dialect,
     )
     if as_json:
         print_json({"out": str(out), **manifest})
         return
+    print_reading(model.name, network.read_as, found.takes)
     _print(out, manifest, parity)
     if activity is not None:
         warn_overflows(activity.counts.overflows)
@@ -287,8 +319,8 @@ def _check_unasked(
     what = []
     if chip is not None and find_chip(chip) != facts.of(network):
         what.append(f"--chip {chip} does not apply to a network for {network.chip}")
-    if asked != (None, None, None, 0, "auto", "auto", False, "8", "auto"):
-        what.append("options of quantization, --calib and --eval do not apply")
+    if asked != (None, None, None, 0, "auto", "auto", False, "8", "auto", None):
+        what.append("options of quantization, --calib, --eval and --expect do not apply")
     if what:
         raise InputError(
             Problem(
@@ -299,8 +331,8 @@ def _check_unasked(
         )
 
 
-def _calibration(path: Path, graph: nir.NIRGraph) -> Raster:
-    """The spikes of a calibration raster; its labels are not looked at."""
+def _spikes(path: Path, graph: nir.NIRGraph) -> Raster:
+    """The spikes of a raster that ``graph`` reads; its labels are not looked at."""
     from stl_deploy.formats import raster as rasters
     from stl_deploy.ir import nir_graph as G
     from stl_deploy.ir.floats import decode
@@ -313,6 +345,41 @@ def _calibration(path: Path, graph: nir.NIRGraph) -> Raster:
         for name, shape in decode(graph).inputs.items()
     }
     return raster.as_inputs(str(path), inputs, meta.timesteps).spikes
+
+
+def _itself(live: Live, graph: nir.NIRGraph, raster: Path, quiet: bool) -> Itself:
+    """The model as it was read, against the user's own network. Raises ReadingError where they differ."""
+    from stl_deploy.verify.against_network import compare
+
+    spikes = _spikes(raster, graph)
+    assert not isinstance(spikes, Mapping)  # a network of PyTorch has one input
+    with progress(quiet) as bar:
+        task = bar.add_task("the network itself", total=len(spikes), note="samples")
+        itself = compare(
+            live, graph, spikes, on_progress=lambda done: bar.update(task, completed=done)
+        )
+    if itself.expected is not None:
+        itself.expected.check()
+        if not quiet:
+            say(itself_words(itself.expected))
+    return itself
+
+
+def _expected(graph: nir.NIRGraph, raster: Path, recording: Path, quiet: bool) -> Expected:
+    """The model as it was read, against a recording. Raises ReadingError where they differ."""
+    from stl_deploy.formats import recording as recordings
+    from stl_deploy.verify.against_recording import compare
+
+    spikes, recorded = _spikes(raster, graph), recordings.load(recording)
+    with progress(quiet) as bar:
+        task = bar.add_task("float and recording", total=recorded.samples, note="samples")
+        expected = compare(
+            graph, spikes, recorded, on_progress=lambda done: bar.update(task, completed=done)
+        )
+    if not quiet:
+        print_expected(expected)
+    expected.check()
+    return expected
 
 
 def _evaluate(

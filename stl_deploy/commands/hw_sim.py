@@ -19,7 +19,6 @@ from stl_deploy.commands.common import (
     Limit,
     print_json,
     progress,
-    refuse_existing,
     run,
     say,
     table,
@@ -27,7 +26,7 @@ from stl_deploy.commands.common import (
     warn_overflows,
 )
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import check_distinct, check_writable, write
+from stl_deploy.files import check_distinct, check_writable, refuse_existing, write
 
 if TYPE_CHECKING:
     from stl_deploy.hw_sim.account.counts import Counts
@@ -69,6 +68,7 @@ def simulate(
     from stl_deploy.formats import raster as rasters
     from stl_deploy.hw_sim import simulate as sim
     from stl_deploy.hw_sim.account.energy import unscheduled
+    from stl_deploy.report import reading
     from stl_deploy.report.sections import render
 
     if states and out is None:
@@ -76,7 +76,7 @@ def simulate(
     check_distinct((model, data), (out, report))
     for path in (out, report):
         if path is not None:
-            refuse_existing(path, force)
+            refuse_existing(path, replace=force)
             check_writable(path)
     network = nir_file.read_network(model)
     models = chips.profiles(chips.of(network))
@@ -87,13 +87,16 @@ def simulate(
     with _spread(dask) as spread, progress(as_json) as bar:
         task = bar.add_task("simulate", total=raster.shape[0], note="samples")
         done = sim.Simulator(network, energy_model=energy_model).run(
-            raster, out, states, lambda n: bar.update(task, completed=n), spread
+            raster, out, states, lambda n: bar.update(task, completed=n), spread, replace=force
         )
     activity, counts = sim.summarize(network, done, raster), done.counts
+    if assumed := reading.assumed(network.read_as):
+        warn(f"{model}: assumed when the model was read: {assumed}")
     if (problem := unscheduled(network)) is not None:
         warn(str(problem))
     if report is not None:
-        write(report, render(model.name, network, activity=activity).encode())
+        text = render(model.name, network, activity=activity)
+        write(report, text.encode(errors="backslashreplace"), replace=force)
     result = to_json(network, counts, activity.energies, activity.accuracy)
     if as_json:
         print_json(result)

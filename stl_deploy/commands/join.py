@@ -14,13 +14,12 @@ from stl_deploy.commands.common import (
     Json,
     Tau,
     print_json,
-    refuse_existing,
     run,
     say,
     warn,
 )
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import check_distinct, check_writable, sha256
+from stl_deploy.files import check_distinct, check_writable, refuse_existing, sha256
 
 if TYPE_CHECKING:
     from stl_deploy.importers.given import Checkpoint
@@ -54,7 +53,7 @@ def join(
     from stl_deploy.models import joint
     from stl_deploy.models.net import from_params
 
-    refuse_existing(out, force)
+    refuse_existing(out, replace=force)
     check_distinct(models, [out])
     check_writable(out)
     checkpoints = _read(models, tau, timesteps, classes)
@@ -62,7 +61,7 @@ def join(
     merged = joint.join(checkpoints, [str(path) for path in models])
     if len({source["sha256"] for source in sources}) < len(sources):
         warn("a checkpoint that is given twice votes twice")
-    save_checkpoint(from_params(merged.arch, merged.params), out, {"joint": sources})
+    save_checkpoint(from_params(merged.arch, merged.params), out, {"joint": sources}, replace=force)
     record: dict[str, Any] = {
         "out": str(out),
         "members": merged.arch.members,

@@ -22,6 +22,7 @@ from stl_deploy.commands.common import (
     Normalized,
     SampleShape,
     Tau,
+    Threshold,
     complain_diagnostics,
     print_json,
     print_parity,
@@ -33,6 +34,8 @@ from stl_deploy.commands.common import (
     table,
     warn,
 )
+from stl_deploy.commands.expected import Expect, itself_words, print_expected
+from stl_deploy.commands.reading import Reset, Spikes, WrittenBy, print_reading
 
 if TYPE_CHECKING:
     from stl_deploy.verify.budgets import Table
@@ -76,6 +79,7 @@ def parity(
             "with commas, e.g. --backend hw_sim,lava. [default: hw_sim]",
         ),
     ] = None,
+    expect: Expect = None,
     limit: Limit = None,
     max_mismatch: Annotated[
         float | None, _rate("Fail above this mismatch of a layer, e.g. --max-mismatch 0.02.")
@@ -97,7 +101,11 @@ def parity(
         typer.Option(metavar="PCT", min=0, max=100, help="Fail above this drop, in points."),
     ] = None,
     tau: Tau = None,
+    threshold: Threshold = None,
     dt: Dt = None,
+    reset: Reset = None,
+    written_by: WrittenBy = None,
+    spikes: Spikes = None,
     normalize: Normalized = None,
     model_class: ModelClass = None,
     sample_shape: SampleShape = None,
@@ -134,10 +142,15 @@ def parity(
             "model": model,
             "lowered": lowered,
             "input": data,
+            "expect": expect,
             "backend": backend,
             "limit": limit,
             "tau": tau,
+            "threshold": threshold,
             "dt": dt,
+            "reset": reset,
+            "written_by": written_by,
+            "spikes": spikes,
             "normalize": normalize,
             "model_class": model_class,
             "sample_shape": list(shape(sample_shape) or ()) or None,
@@ -156,6 +169,7 @@ def parity(
     if as_json:
         print_json(outcome.to_json())
     else:
+        print_reading(settings.model.name, outcome.read_as)
         _print(outcome)
     for failure in outcome.failures:
         stderr.print("[bold red]failed[/]", end=" ")
@@ -191,8 +205,12 @@ def _print(outcome: Outcome) -> None:
     """The three comparisons, each under its name."""
     report = outcome.report
     complain_diagnostics([asdict(note) for note in outcome.notes])
+    if report.expected is not None:
+        print_expected(report.expected)
     if report.nir_differing is None:
         say("(a) Float against float: not compared, the float NIR graph is itself the reference")
+    elif report.itself is not None:
+        say(f"(a) Float against float: {itself_words(report.itself)}")
     else:
         say(
             "(a) Float against float: the float NIR graph differs from PyTorch in "

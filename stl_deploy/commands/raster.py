@@ -23,7 +23,6 @@ from stl_deploy.commands.common import (
     data_folder,
     print_json,
     progress,
-    refuse_existing,
     refuse_options_of_the_other,
     run,
     say,
@@ -31,7 +30,7 @@ from stl_deploy.commands.common import (
 )
 from stl_deploy.data.catalogue import IMAGES
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.files import check_writable, sha256
+from stl_deploy.files import check_writable, refuse_existing, sha256
 from stl_deploy.ir.units import MAX_STEPS
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def raster(
     refuse_options_of_the_other(dataset, asked(context), ("encoding", "seed", "held"))
     _check_held(held, encoding, timesteps)
     folder = data_folder(dataset, data)
-    refuse_existing(out, force)
+    refuse_existing(out, replace=force)
     check_writable(out)
     if dataset in IMAGES:
         steps = 1 if held else timesteps or IMAGE_STEPS
@@ -101,7 +100,7 @@ def raster(
         wanted = Wanted(timesteps, size, binning, levels or 1, limit, sort)
         made, source = _events(dataset, folder, split, wanted, as_json)
         how = f"frames by {source['binning']}"
-    rasters.save(out, made, source)
+    rasters.save(out, made, source, replace=force)
     rate = float((made.only(str(out)) != 0).mean())
     if as_json:
         print_json({"out": str(out), "shape": list(made.shape), "rate": rate, **source})

@@ -30,7 +30,6 @@ from stl_deploy.commands.common import (
     find_chip,
     print_json,
     progress,
-    refuse_existing,
     refuse_options_of_the_other,
     run,
     say,
@@ -40,7 +39,7 @@ from stl_deploy.commands.common import (
 )
 from stl_deploy.data.catalogue import EVENT_SETS, IMAGES
 from stl_deploy.errors import InputError, LoweringError, Problem
-from stl_deploy.files import check_distinct, check_writable, sha256
+from stl_deploy.files import check_distinct, check_writable, refuse_existing, sha256
 from stl_deploy.ir.arch import OFFICIAL_MNIST, Architecture
 from stl_deploy.ir.units import MAX_STEPS
 from stl_deploy.models import memory
@@ -178,7 +177,7 @@ def train(
 
     _check_usage(context, qat, init)
     _check_data_usage(dataset, raster, asked(context))
-    refuse_existing(out, force)
+    refuse_existing(out, replace=force)
     snapshot = out.with_suffix(".resume.pt")
     check_writable(out)
     check_writable(snapshot)
@@ -281,7 +280,7 @@ def train(
         "processes": parallel.world(),
         "history": [asdict(e) for e in trainer.history],
     }
-    parallel.from_first(lambda: save_checkpoint(trainer.trained(), out, record))
+    parallel.from_first(lambda: save_checkpoint(trainer.trained(), out, record, replace=force))
     parallel.from_first(lambda: snapshot.unlink(missing_ok=True))
     last = trainer.history[-1]
     if as_json:

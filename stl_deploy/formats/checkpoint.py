@@ -21,6 +21,7 @@ import torch
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable, is_zip
 from stl_deploy.files import write as write_file
+from stl_deploy.formats import signatures
 from stl_deploy.ir.arch import Architecture
 
 FORMAT = "stl-deploy/1"
@@ -44,6 +45,8 @@ class Model(Protocol):
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """The dictionary in a checkpoint. Raises InputError for anything but tensors and plain data."""
+    if (found := signatures.other(path)) is not None:
+        raise InputError(Problem(str(path), *found))
     check_readable(path, MAX_BYTES)
     if not is_zip(path):
         raise InputError(
@@ -88,9 +91,16 @@ def _has_data(path: Path) -> bool:
 
 
 def save_checkpoint(
-    model: Model, path: str | Path, training: Mapping[str, Any] | None = None
+    model: Model,
+    path: str | Path,
+    training: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = True,
 ) -> None:
-    """Write ``model`` as ``model.pt``; ``training`` is plain data for the reader."""
+    """Write ``model`` as ``model.pt``; ``training`` is plain data for the reader.
+
+    Raises InputError when ``path`` cannot be written, and without ``replace`` when it exists.
+    """
     if not hasattr(model, "arch"):
         what = f"is of type {type(model).__name__}, not an STLNet"
         raise InputError(
@@ -102,14 +112,14 @@ def save_checkpoint(
         "state_dict": _state(model),
         "training": dict(training or {}),
     }
-    write_tensors(Path(path), data)
+    write_tensors(Path(path), data, replace=replace)
 
 
-def write_tensors(path: Path, data: Mapping[str, Any]) -> None:
-    """What ``read_tensors`` reads. Raises InputError when ``path`` cannot be written."""
+def write_tensors(path: Path, data: Mapping[str, Any], *, replace: bool = True) -> None:
+    """What ``read_tensors`` reads. Raises InputError as ``save_checkpoint`` does."""
     memory = io.BytesIO()  # PyTorch's own writer raises a RuntimeError when the disk is full
     torch.save(dict(data), memory)
-    write_file(path, memory.getvalue())
+    write_file(path, memory.getvalue(), replace=replace)
 
 
 def _state(model: Model) -> dict[str, torch.Tensor]:

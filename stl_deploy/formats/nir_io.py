@@ -15,10 +15,15 @@ import nir
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable, is_zip
 from stl_deploy.files import write as write_file
+from stl_deploy.formats import signatures
 
 MAX_BYTES = 4 << 30
 MAX_OBJECTS = 20_000
 MAX_RATIO = 1100
+NAMED = 5  # parts of a file that a message names
+NOT_NIR = (
+    "name the NIR file or the PyTorch checkpoint of the model, not a netx file or a Keras model"
+)
 
 
 def write(graph: nir.NIRGraph, path: Path) -> None:
@@ -46,6 +51,8 @@ def name_fault(name: str) -> tuple[str, str] | None:
 
 def read(path: Path) -> nir.NIRGraph:
     """Read a NIR file as untrusted data. Raises InputError for anything that is not one."""
+    if not signatures.is_hdf5(path) and (other := signatures.other(path)) is not None:
+        raise InputError(Problem(str(path), *other))
     check_readable(path, MAX_BYTES)
     try:
         _check_contents(path)
@@ -62,6 +69,9 @@ def read(path: Path) -> nir.NIRGraph:
             raise InputError([Problem(f"{path}: {n}", what, remedy) for n in slashed]) from None
         if is_zip(path):
             raise InputError(_packed(path)) from None
+        if (keys := _keys(path)) and not {"node", "version"} & keys:
+            what = f"is an HDF5 file, but not one of NIR: it contains {', '.join(sorted(keys)[:NAMED])}"
+            raise InputError(Problem(str(path), what, NOT_NIR)) from None
         raise InputError(
             Problem(str(path), f"is not a NIR file that nir can read ({reason})", "write it again")
         ) from None
@@ -83,6 +93,13 @@ def _packed(path: Path) -> Problem:
             return Problem(str(path), "is a checkpoint, not a NIR file", remedy)
     what = "is a zip archive, as rasters are, not a NIR file"
     return Problem(str(path), what, "name the model.nir that stl-export wrote")
+
+
+def _keys(path: Path) -> set[str]:
+    """What an HDF5 file contains at its top."""
+    with suppress(Exception), h5py.File(path, "r") as file:  # whatever a broken one raises
+        return {str(key) for key in file}
+    return set()
 
 
 def _names_with_slashes(path: Path) -> list[str]:

@@ -73,14 +73,15 @@ Float = NDArray[np.float64]
 
 
 class PortableMeta(BaseModel):
-    """The JSON string of a portable file.
+    """The JSON string of a file in this dialect or in that of ``spinnaker2_nir``, which ``format`` says.
 
     ``of`` says what it was made from; ``inexact``, by population, why the chip's integers may leave these
     nodes' equations. ``input_levels``, ``signed`` and ``held`` are those of the input (``network.Input``).
+    ``reset`` is what all neurons do where the reader has to be told, None where the nodes say it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format: Literal["stl-deploy/portable"] = "stl-deploy/portable"
+    format: Literal["stl-deploy/portable", "stl-deploy/spinnaker2"] = "stl-deploy/portable"
     version: Literal[2] = 2
     of: Literal["integer", "float"]
     timesteps: int = Field(ge=1, le=MAX_STEPS)
@@ -90,15 +91,20 @@ class PortableMeta(BaseModel):
     classes: int = Field(ge=1)
     population: int = Field(ge=1)
     inexact: dict[str, str] = Field(default_factory=dict)
+    reset: Literal["zero", "subtract"] | None = None
+
+    def text(self) -> str:
+        """The JSON string."""
+        return self.model_dump_json(exclude_none=True)
 
 
 def from_network(network: IntegerNetwork) -> nir.NIRGraph:
     """The portable graph of ``network``. Raises LoweringError naming all that it cannot say."""
     problems = nir_file.unsupported(network)
     if not problems:
-        problems = list(_inputs(list(network.inputs)))
-        problems += [p for name in network.by_name for p in _unsayable(network, name)]
-        problems += _unread(network.readout)
+        problems = list(one_input(list(network.inputs)))
+        problems += [p for name in network.by_name for p in unsayable(network, name)]
+        problems += unread(network.readout)
     if problems:
         raise LoweringError(problems)
     (port,) = network.inputs.values()
@@ -129,11 +135,11 @@ def from_float(graph: nir.NIRGraph) -> nir.NIRGraph:
         population=1 if _ends_in_a_matrix(network) else known.population,
         inexact=inexact_trained(graph),
     )
-    problems = list(_inputs(list(network.inputs)))
+    problems = list(one_input(list(network.inputs)))
     for p in network.populations:
         problems += [_ruled(p.name, rule) for rule in float_rules(p.neurons)]
         problems += [] if p.neurons.fires else [_silent(p.name)]
-    problems += [] if network.readout is None else _unread(network.readout)
+    problems += [] if network.readout is None else unread(network.readout)
     problems += [_delays(name) for name, n in graph.nodes.items() if isinstance(n, nir.Delay)]
     if problems:
         raise LoweringError(problems)
@@ -232,17 +238,24 @@ def _bits(kept: NDArray[Any]) -> NDArray[np.int64]:
     return DECAY_BITS - np.round(np.log2(lowest)).astype(np.int64)
 
 
-def _inputs(names: list[str]) -> Iterator[Problem]:
+def one_input(names: list[str]) -> Iterator[Problem]:
+    """The problem of several inputs."""
     if len(names) > 1:
         what = "are several inputs; no tool that is known runs a graph with more than one"
         yield Problem(", ".join(names), what, SPEC)
 
 
-def _unsayable(network: IntegerNetwork, name: str) -> Iterator[Problem]:
-    """What of a population, and of the connections into it, the dialect has no words for."""
+def unsayable(
+    network: IntegerNetwork, name: str, said: frozenset[str] = frozenset()
+) -> Iterator[Problem]:
+    """What of a population, and of the connections into it, the dialect has no words for.
+
+    ``said`` are rules of neurons that it can express in addition to those of NIR.
+    """
     population, into = network.by_name[name], network.into(name)
     for rule in rules.unsaid(population.neurons):
-        yield _ruled(name, rule)
+        if rule not in said:
+            yield _ruled(name, rule)
     if not population.neurons.fires:
         yield _silent(name)
     if not into:
@@ -296,7 +309,8 @@ def _silent(name: str) -> Problem:
     return Problem(name, what, SPEC)
 
 
-def _unread(readout: Readout) -> Iterator[Problem]:
+def unread(readout: Readout) -> Iterator[Problem]:
+    """What no node says of how classes are read."""
     for word in readouts.unsaid(readout):
         what = f"classes are scored by {word}, which no node of NIR says"
         yield Problem("readout", what, f"{SPEC}, whose metadata states it")
@@ -326,7 +340,7 @@ class _Rewriting:
             self.nodes[name] = self._reworded(name, node)
         if self.problems:
             raise LoweringError(self.problems)
-        metadata = {KEY: meta.model_dump_json()}
+        metadata = {KEY: meta.text()}
         return nir.NIRGraph(self.nodes, self._ordered(), metadata=metadata, type_check=False)
 
     def _without_r(self, name: str, r: Float) -> None:
@@ -359,16 +373,16 @@ class _Rewriting:
     def _diagonal(self, where: str, factor: Float) -> nir.ir.NIRNode:
         """What multiplies each value by its ``factor``."""
         if factor.ndim == 1 and len(factor) <= MOST_DIAGONAL:
-            return nir.Linear(weight=_short(np.diag(factor)))
+            return nir.Linear(weight=short(np.diag(factor)))
         try:
-            channels = _by_channel(factor, factor.shape[0])
+            channels = by_channel(factor, factor.shape[0])
         except ValueError:
             channels = None
         if channels is None or factor.ndim != 3:
             what = f"factors of its own for each of {factor.size} neurons of shape {factor.shape}"
             self.problems.append(Problem(where, f"{what}, which most tools have no node for", SPEC))
             return nir.Scale(scale=factor)
-        kernel = _short(np.diag(channels)[:, :, None, None])
+        kernel = short(np.diag(channels)[:, :, None, None])
         return G.conv2d(kernel, np.zeros(len(kernel)), factor.shape, (1, 1), (0, 0))
 
     def _reworded(self, name: str, node: nir.ir.NIRNode) -> nir.ir.NIRNode:
@@ -399,17 +413,17 @@ class _Rewriting:
         by = np.ones(len(node.weight))
         if name in self.gains:
             try:
-                by = _by_channel(self.gains[name], len(node.weight))
+                by = by_channel(self.gains[name], len(node.weight))
             except ValueError as error:
                 self.problems.append(Problem(name, str(error), SPEC))
-        weight = _short(node.weight * by.reshape(-1, *[1] * (node.weight.ndim - 1)))
+        weight = short(node.weight * by.reshape(-1, *[1] * (node.weight.ndim - 1)))
         if isinstance(node, nir.Linear):
             return nir.Linear(weight=weight)
         bias = np.asarray(node.bias, np.float64) * by
         if isinstance(node, nir.Affine):
             return nir.Affine(weight=weight, bias=bias)
         stride, padding, dilation = G.conv_geometry(node)
-        weight = _one_group(weight, int(node.groups))
+        weight = one_group(weight, int(node.groups))
         before = self.shapes[self.before[name][0]]
         return G.conv2d(weight, bias, before, stride, padding, 1, dilation)
 
@@ -426,13 +440,13 @@ class _Rewriting:
         return sorted(self.edges, key=lambda edge: reached.get(edge[1], 0))
 
 
-def _short(weight: NDArray[Any]) -> NDArray[Any]:
+def short(weight: NDArray[Any]) -> NDArray[Any]:
     """``weight`` in float32 where that loses nothing."""
     short = weight.astype(np.float32)
     return short if (short == weight).all() else weight
 
 
-def _by_channel(values: NDArray[Any], channels: int) -> Float:
+def by_channel(values: NDArray[Any], channels: int) -> Float:
     """One value for each of ``channels`` outputs. Raises ValueError where they differ within one."""
     flat = values.astype(np.float64).reshape(channels, -1)
     if (flat != flat[:, :1]).any():
@@ -441,7 +455,7 @@ def _by_channel(values: NDArray[Any], channels: int) -> Float:
     return first
 
 
-def _one_group(weight: NDArray[Any], groups: int) -> NDArray[Any]:
+def one_group(weight: NDArray[Any], groups: int) -> NDArray[Any]:
     """The kernels [O, C/groups, kh, kw] as [O, C, kh, kw], zero for the channels of other groups."""
     outputs, per_group = weight.shape[:2]
     full = np.zeros((outputs, per_group * groups, *weight.shape[2:]), weight.dtype)

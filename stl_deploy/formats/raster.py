@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -116,6 +116,11 @@ class Raster:
         return replace(
             self, spikes=some, labels=None if self.labels is None else self.labels[:limit]
         )
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """[N, T, *shape] by the name of the input."""
+        return _shapes(self.arrays)
 
     def fitting(self, where: str, network: IntegerNetwork) -> Raster:
         """The raster in the shapes of the inputs of ``network``. Raises InputError unless it is an input."""
@@ -218,6 +223,7 @@ class RasterFile:
 
 
 Source = Raster | RasterFile
+Fits = TypeVar("Fits", bound=Source)
 
 
 def _read(file: IO[bytes], kind: np.dtype[Any], shape: Shape) -> IntArray:
@@ -263,14 +269,17 @@ def encode(
     return out
 
 
-def save(path: Path, raster: Raster, source: dict[str, Any]) -> None:
-    """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON."""
+def save(path: Path, raster: Raster, source: dict[str, Any], *, replace: bool = True) -> None:
+    """Write a raster; ``source`` (seed, encoding, sha256 of the images ...) goes in as JSON.
+
+    Raises InputError when ``path`` cannot be written, and without ``replace`` when it exists.
+    """
     arrays: dict[str, Any] = {key(SPIKES, name): x for name, x in raster.arrays.items()}
     arrays |= {key(HELD, name): np.array(True) for name in sorted(raster.held or ())}
     arrays["source"] = np.array(json.dumps(source))
     if raster.labels is not None:
         arrays["labels"] = raster.labels
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(path, replace=replace) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -407,12 +416,12 @@ def _checked(
     return checked
 
 
-def check_fits(raster: Source, where: str, network: IntegerNetwork) -> Source:
+def check_fits(raster: Fits, where: str, network: IntegerNetwork) -> Fits:
     """The raster in the shapes of the inputs of ``network``, with labels of its classes.
 
     Raises InputError unless it is an input. The values of a RasterFile are looked at when they are read.
     """
-    raster = raster.fitting(where, network)
+    raster = cast(Fits, raster.fitting(where, network))
     classes, labels = network.readout.classes, raster.labels
     if labels is None:
         return raster
@@ -482,8 +491,8 @@ def _shape_problems(
             Problem(
                 where,
                 f"has {size[1]} time steps, the network was made for {timesteps}",
-                f"give a raster of {timesteps} steps, or export a model that does not say its steps "
-                f"with --timesteps {size[1]}",
+                f"give a raster of {timesteps} steps, or if the model does not say its steps, export again "
+                f"with --timesteps {size[1]} (or --eval {where})",
             )
         ]
     return []

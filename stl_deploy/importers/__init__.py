@@ -12,6 +12,7 @@ from typing import cast
 
 from stl_deploy.formats import integer_meta
 from stl_deploy.importers.given import File, Model
+from stl_deploy.importers.official import ANY, SYSTEMS, Official
 from stl_deploy.ir.nir_graph import KEY
 
 READ = "timesteps", "classes", "raster"  # what any importer has a use for
@@ -40,6 +41,16 @@ class Importer:
         return cast(Reader, getattr(import_module(f"{__name__}.{module}"), function))
 
 
+def _official(system: Official) -> Importer:
+    """The entry of a system whose official checkpoints are read."""
+    return Importer(
+        system.what,
+        lambda file: system.recognises(file.strings),
+        "official.read:read_model",
+        frozenset({*ANY, *system.options} if not system.missing else ()),
+    )
+
+
 IMPORTERS: dict[str, Importer] = {
     "model-class": Importer(
         "--model-class",
@@ -63,8 +74,17 @@ IMPORTERS: dict[str, Importer] = {
         "NIR files of other tools",
         lambda file: file.is_nir,
         "nir.graph:read_model",
-        frozenset({"dt", "levels", "signed", "normalize", "readout"}),
+        frozenset(
+            {"dt", "reset", "written_by", "spikes", "levels", "signed", "normalize", "readout"}
+        ),
     ),
+    "arrays": Importer(
+        "weights.npy",
+        lambda file: file.path.suffix == ".npy",
+        "official.arrays:read_model",
+        frozenset({"input_shape"}),
+    ),
+    **{name: _official(system) for name, system in SYSTEMS.items()},
     "stl": Importer(
         "a state_dict of STL-SNN",
         lambda file: True,

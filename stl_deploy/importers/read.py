@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
-from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.importers import IMPORTERS, READ, Importer
 from stl_deploy.importers.given import File, Given, Model
 
-MARK = b"reset_mechanism_val"  # a buffer of every neuron of snnTorch
-MAX_NAMES = 1 << 24  # bytes that are searched for it
+MARK = "reset_mechanism_val"  # a buffer of every neuron of snnTorch
 
 
 def read(path: Path, given: Given) -> Model:
@@ -22,10 +19,13 @@ def read(path: Path, given: Given) -> Model:
     """
     file = File(path, given)
     importer = of(file)
-    if importer is IMPORTERS["stl"]:
+    if not file.is_nir and importer is not IMPORTERS["model-class"]:
         refuse_snntorch(path)
     _refuse(file.given, importer)
-    return importer.load()(file)
+    model = importer.load()(file)
+    return replace(
+        model, takes=importer.options.union(READ) if model.network is None else frozenset()
+    )
 
 
 def of(file: File) -> Importer:
@@ -50,7 +50,7 @@ def _refuse(given: Given, importer: Importer) -> None:
 
 def refuse_snntorch(path: Path) -> None:
     """Raise InputError, with what is needed, where the names in a file are those of snnTorch's neurons."""
-    if _has_mark(path):
+    if any(text.endswith(MARK) for text in File(path, Given()).strings):
         raise InputError(
             Problem(
                 str(path),
@@ -59,13 +59,3 @@ def refuse_snntorch(path: Path) -> None:
                 "(in Python from_torch(net, sample); docs/import-snntorch.md)",
             )
         )
-
-
-def _has_mark(path: Path) -> bool:
-    """Whether the names are there. Nothing is unpickled."""
-    with suppress(Exception), zipfile.ZipFile(path) as archive:  # whatever a broken file raises
-        for info in archive.infolist():
-            if info.filename.endswith("/data.pkl") and info.file_size <= MAX_NAMES:
-                with archive.open(info) as names:
-                    return MARK in names.read(MAX_NAMES)
-    return False

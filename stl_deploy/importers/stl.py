@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
+from stl_deploy.formats.state import arrays, unwrapped
 from stl_deploy.importers import stl_integers, stl_neurons
-from stl_deploy.importers.given import Checkpoint, File, Model, Params
+from stl_deploy.importers.given import Checkpoint, File, Given, Model, Params
 from stl_deploy.ir import arch as A
 from stl_deploy.ir import arch_neurons
 from stl_deploy.ir import nir_graph as G
+from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.read_as import Origin, Property
 from stl_deploy.lower.graph import lower
 
 
@@ -28,15 +31,19 @@ def read(
     tau: float | None = None,
     timesteps: int | None = None,
     classes: int | None = None,
+    raster: Path | None = None,
 ) -> Checkpoint:
     """Read ``path``. Raises InputError naming every problem of the file at once.
 
     ``tau``, ``timesteps`` and ``classes`` complete an official state_dict, which stores none of
-    them (defaults 0.5, 4 and 10); our own checkpoints hold them, and a contradiction is an error.
+    them (defaults 0.5, that of ``raster`` or 4, and 10); our own checkpoints hold them, and a contradiction
+    is an error.
     """
     if tau is not None and not 0 <= tau < 1:
         raise InputError(Problem("--tau", f"{tau} is not in 0 <= tau < 1"))
     data = read_tensors(path)
+    origin: dict[Property, Origin] = {}
+    notes: tuple[Diagnostic, ...] = ()
     if "format" in data or "arch" in data:
         if data.get("format") != FORMAT:
             raise InputError(
@@ -48,23 +55,31 @@ def read(
             )
         architecture = A.Architecture.from_dict(data.get("arch"), f"{path}: arch")
         integers = architecture.quantized is not None
-        params = _arrays(path, data.get("state_dict"), integers)
+        params = arrays(path, data.get("state_dict"), integers)
         _refuse_contradictions(path, architecture, tau, timesteps, classes)
     else:
-        params = _arrays(path, data.get("state_dict", data))
+        given = Given(timesteps=timesteps, raster=raster)
+        origin = {
+            "tau": "assumed" if tau is None else "option",
+            "timesteps": given.steps_from,
+        }
+        state = unwrapped(path, data)
+        notes = state.notes(str(path))
+        params = arrays(path, state.tensors)
         architecture = infer_architecture(
-            path, params, 0.5 if tau is None else tau, timesteps or 4, classes or 10
+            path, params, 0.5 if tau is None else tau, given.steps or 4, classes or 10
         )
     _check_params(path, architecture, params)
     stl_integers.check(path, architecture, params)
-    return Checkpoint(architecture, params)
+    return Checkpoint(architecture, params, origin, notes)
 
 
 def read_model(file: File) -> Model:
     """The checkpoint and its lowered graph. Raises InputError and LoweringError with every problem."""
     given = file.given
-    checkpoint = read(file.path, given.tau, given.timesteps, given.classes)
-    return Model(lower(to_graph(checkpoint.arch, checkpoint.params)), checkpoint)
+    checkpoint = read(file.path, given.tau, given.timesteps, given.classes, given.raster)
+    graph = to_graph(checkpoint.arch, checkpoint.params, checkpoint.origin)
+    return Model(lower(graph), checkpoint, notes=checkpoint.notes)
 
 
 def params_of(model: torch.nn.Module) -> Params:
@@ -78,28 +93,38 @@ def params_of(model: torch.nn.Module) -> Params:
                 "state_dict and load that, if its layers are named as the official code's",
             )
         )
-    return _arrays(Path(type(model).__name__), dict(model.state_dict()))
+    return arrays(Path(type(model).__name__), dict(model.state_dict()))
 
 
-def to_graph(architecture: A.Architecture, params: Params) -> nir.NIRGraph:
+def to_graph(
+    architecture: A.Architecture, params: Params, origin: Mapping[Property, Origin] | None = None
+) -> nir.NIRGraph:
     """The float graph of a network, before it is lowered. Values keep the checkpoint's precision.
 
-    Integers become what they stand for, multiples of their unit, in float64.
+    Integers become what they stand for, multiples of their unit, in float64. ``origin`` says who stated
+    what a checkpoint may leave open.
     """
     trained = None
     if architecture.quantized is not None:
         trained, params = stl_integers.in_units(architecture, params)
     nodes, edges = _nodes(architecture, params, trained is None)
     read = None if architecture.readout == "votes" else G.Read(rule=architecture.readout)
-    version = 1 if trained is None else 2
+    origin = origin or {}
     meta = G.FloatMeta(
         timesteps=architecture.timesteps,
         input_levels=architecture.input.levels,
         classes=architecture.classes,
         population=architecture.population,
-        version=version if read is None else G.RULES,
+        version=G.NEWEST,
         trained=trained,
         readout=read,
+        read_as=tuple(
+            stl_neurons.read_as(
+                layer.name, layer, nodes[layer.name], architecture.timesteps, origin
+            )
+            for layer in architecture.layers
+            if layer.kind == "lif"
+        ),
     )
     return nir.NIRGraph(nodes, edges, metadata={G.KEY: meta.text()}, type_check=False)
 
@@ -323,9 +348,24 @@ def infer_architecture(
         if (key := f"{name}{i}.weight") in params and params[key].ndim != rank
     ]
     wrong += [
-        Problem(f"{path}: {key}", f"has shape {params[key].shape}, not (C, H, W)")
-        for key in (f"lif{i}.thresh" for i in range(1, convs + 1))
-        if key in params and params[key].ndim != 3
+        Problem(
+            f"{path}: lif{i}.thresh",
+            f"has shape {thresholds.shape}, not (C, H, W), a threshold for each neuron",
+            f"save lif{i}.thresh.expand(C, H, W) with the plane that conv{i} gives",
+        )
+        for i in range(1, convs + 1)
+        if (thresholds := params.get(f"lif{i}.thresh")) is not None and thresholds.ndim != 3
+    ]
+    wrong += [
+        Problem(
+            f"{path}: lif{convs + j}.thresh",
+            f"has shape {thresholds.shape}, not {(rows,)}, a threshold for each neuron",
+            f"save lif{convs + j}.thresh.expand({rows})",
+        )
+        for j in range(1, fcs + 1)
+        if (thresholds := params.get(f"lif{convs + j}.thresh")) is not None
+        and (weights := params.get(f"fc{j}.weight")) is not None
+        and thresholds.shape != (rows := len(weights),)
     ]
     if problems or wrong:
         raise InputError(problems + wrong)
@@ -406,6 +446,8 @@ def _conv_block(path: Path, params: Params, i: int, convs: int, tau: float) -> l
                     f"{path}: fc1.weight",
                     f"has {params['fc1.weight'].shape[1]} columns; no square pooling of lif{i} "
                     f"{(channels, *here)} gives that many",
+                    f"the plane is read from lif{i}.thresh; if that is one per channel, save "
+                    f"lif{i}.thresh.expand({channels}, H, W)",
                 )
             )
     if kernel != (1, 1):
@@ -447,59 +489,6 @@ def _refuse_contradictions(
     ]
     if problems:
         raise InputError(problems)
-
-
-def _arrays(path: Path, state: Any, integers: bool = False) -> Params:
-    """Tensors as arrays in their own precision; integers where they may be.
-
-    Raises InputError naming all that are not.
-    """
-    if not isinstance(state, dict) or not state:
-        raise InputError(Problem(f"{path}: state_dict", "is missing or empty", HOW_TO_CONVERT))
-    if all(isinstance(key, str) and key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    problems: list[Problem] = []
-    params: Params = {}
-    for key, value in state.items():
-        where = f"{path}: {key}"
-        if not isinstance(key, str):
-            problems.append(Problem(where, f"is a key of type {type(key).__name__}, not a name"))
-        elif not isinstance(value, torch.Tensor):
-            problems.append(
-                Problem(where, f"is a {type(value).__name__}, not a tensor", HOW_TO_CONVERT)
-            )
-        elif value.is_meta:
-            problems.append(Problem(where, "is a meta tensor without values", "save real tensors"))
-        elif value.layout != torch.strided or value.is_quantized:
-            problems.append(Problem(where, "is sparse or quantized", "save plain tensors"))
-        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            problems.append(
-                Problem(where, f"claims {tuple(value.shape)} but stores less", "save a copy of it")
-            )
-        elif key.endswith("num_batches_tracked"):
-            continue
-        elif integers and value.dtype in (torch.int8, torch.int32):
-            params[key] = value.detach().numpy()
-        elif not value.is_floating_point():
-            wanted = "int8 or int32 for an integer" if integers else "a floating one"
-            problems.append(Problem(where, f"has type {value.dtype}, not {wanted}"))
-        else:
-            wide = value if value.dtype == torch.float64 else value.float()
-            params[key] = wide.detach().numpy()
-            bad = int((~np.isfinite(params[key])).sum())
-            if bad:
-                problems.append(
-                    Problem(
-                        where,
-                        f"{bad} of {value.numel()} values are NaN or infinite",
-                        "training diverged: use an earlier checkpoint",
-                    )
-                )
-            elif key.endswith("running_var") and (params[key] < 0).any():
-                problems.append(Problem(where, "holds negative variances"))
-    if problems:
-        raise InputError(problems)
-    return params
 
 
 def _check_params(path: Path, architecture: A.Architecture, params: Params) -> None:

@@ -10,11 +10,13 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from stl_deploy.importers.records import record
 from stl_deploy.ir import arch_neurons
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir import nir_words as words
 from stl_deploy.ir.arch_neurons import NeuronRules
-from stl_deploy.ir.float_neurons import FloatNeurons, FloatReset
+from stl_deploy.ir.float_neurons import FloatNeurons, FloatReset, decode
+from stl_deploy.ir.read_as import Origin, Property, ReadAs
 from stl_deploy.ir.synapses import Shape
 
 Params = Mapping[str, NDArray[Any]]
@@ -57,6 +59,25 @@ def node(rules: NeuronRules, shape: Shape, params: Params) -> nir.ir.NIRNode:
         drive2=_all(None if rules.current2 is None else 1.0),
         amplify=amplify,
     ).node()
+
+
+def read_as(
+    name: str,
+    rules: NeuronRules,
+    node: nir.ir.NIRNode,
+    timesteps: int,
+    origin: Mapping[Property, Origin],
+) -> ReadAs:
+    """How neurons ``name`` with these rules were read, which became ``node``."""
+    return record(
+        name,
+        decode(node),
+        f"{'' if rules.current is None else 'Cuba'}{'LIF' if rules.fires else 'LI'}",
+        timesteps,
+        origin,
+        v_reset=rules.v_reset,
+        tau=rules.tau if "tau" in origin else None,
+    )
 
 
 def ways_back(

@@ -24,6 +24,9 @@ from stl_deploy.ir.units import DECAY_ONE, UNIT
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Observe = Callable[[str, Float], None]
+# Called with (name of a population, step, v before a reset, the threshold that it must exceed), both
+# [N, *shape] in the units of the graph; the threshold of neurons that cannot spike is infinite.
+Watch = Callable[[str, int, Float, Float], None]
 
 
 def run(
@@ -50,6 +53,7 @@ def trace(
     graph: nir.NIRGraph | FloatNetwork,
     raster: Array | Mapping[str, Array],
     observe: Observe | None = None,
+    watch: Watch | None = None,
 ) -> Ran:
     """Run a float network in float64.
 
@@ -59,6 +63,7 @@ def trace(
             may be given once.
         observe: called with (name of a population, what arrives at it over all connections, without the
             bias, [N, T, *shape]).
+        watch: see ``Watch``.
 
     Raises LoweringError naming every node that a float network cannot have.
     """
@@ -73,6 +78,7 @@ def trace(
     for part in network.parts:
         runs = [_run_of(network, population, size) for population in part]
         for run_ in runs:
+            run_.watched = watch is not None
             sent[run_.population.name] = run_.sent
             ran.sent[run_.population.name] = run_.sent
         for run_ in runs:
@@ -80,6 +86,9 @@ def trace(
         for t in range(size[1]):
             for run_ in runs:
                 run_.step(t, sent)
+                if watch is not None:
+                    v, threshold = run_.compared
+                    watch(run_.population.name, t, v * run_.least, threshold * run_.least)
         if observe is not None:
             for run_ in runs:
                 observe(run_.population.name, run_.arrived[0])
@@ -103,10 +112,12 @@ class _Run:
 
     ``arrived`` float64 [2, N, T, *shape] is what its connections bring to each current, those from outside
     the part that it runs with before the first step, those ``within`` step by step. ``neurons`` are those of
-    the population in the units of the state, ``least`` is what 1 of these is in the graph's.
+    the population in the units of the state, ``least`` is what 1 of these is in the graph's. Where it is
+    ``watched``, ``compared`` are the v and the threshold of its last step.
     """
 
     least: Float | float = 1.0
+    watched = False
 
     def __init__(
         self,
@@ -122,6 +133,7 @@ class _Run:
         self.v = np.zeros(shape) if neurons.v0 is None else np.broadcast_to(neurons.v0, shape)
         self.moved = np.zeros(shape)
         self.rest = np.zeros(shape, np.int64)
+        self.compared: tuple[Float, Float] = (self.v, self.v)
         self.within: list[FloatConnection] = []
         self.sent = np.zeros((*size, *population.shape), np.float64 if neurons.graded else np.uint8)
         self.voltages = np.zeros(self.sent.shape if population.name == network.output else 0)
@@ -182,7 +194,10 @@ class _Run:
             v = np.where(resting, self.v, v)
         if neurons.floor is not None:
             v = np.maximum(v, neurons.floor)
-        s: NDArray[np.bool_] = (v > neurons.threshold + self.moved) & ~resting & neurons.fires
+        threshold = neurons.threshold + self.moved
+        s: NDArray[np.bool_] = (v > threshold) & ~resting & neurons.fires
+        if self.watched:
+            self.compared = v, np.where(resting | (not neurons.fires), np.inf, threshold)
         self._after(v, s)
         return np.where(s, v, 0.0) if neurons.graded else s
 

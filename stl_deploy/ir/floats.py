@@ -58,6 +58,12 @@ class Weights:
             return product
         return conv.convolve(x, weight, *self.geometry)
 
+    def most(self, shape: Shape, low: float, high: float) -> Float:
+        """The most that arrives [1, *target] where every value of ``shape`` is one of low..high."""
+        ones = np.ones((1, *shape))
+        above = self.sums(high * ones, np.maximum(self.weight, 0))
+        return above + self.sums(low * ones, np.minimum(self.weight, 0))
+
     def output(self, shape: Shape) -> Shape:
         """The shape of what arrives from a source of ``shape``. Raises ValueError where it does not fit."""
         if self.geometry is None:
@@ -84,6 +90,11 @@ class OneToOne:
     def apply(self, x: Float) -> Float:
         """x [N, *source], each value times its factor."""
         return x.reshape(len(x), *self.weight.shape) * self.weight
+
+    def most(self, _shape: Shape, low: float, high: float) -> Float:
+        """The most that arrives [1, *target] where every value is one of low..high."""
+        found: Float = np.maximum(self.weight * low, self.weight * high)[None]
+        return found
 
     def output(self, shape: Shape) -> Shape:
         """The shape of what arrives from a source of ``shape``. Raises ValueError where it does not fit."""
@@ -121,6 +132,10 @@ class Window:
         for i, j in np.ndindex(self.kernel):
             total += x[:, :, i :: self.stride[0], j :: self.stride[1]][:, :, :rows, :columns]
         return total
+
+    def most(self, shape: Shape, _low: float, high: float) -> Float:
+        """The most that arrives [1, *target] where every value of ``shape`` is at most ``high``."""
+        return self.apply(np.full((1, *shape), high))
 
     def output(self, shape: Shape) -> Shape:
         """The shape of what arrives from a source of ``shape``. Raises ValueError where it does not fit."""
@@ -398,7 +413,12 @@ class _Decoder:
                 if words.read(self.graph.nodes[source]).port and np.any(given):
                     raise LoweringError(Problem(source, *NO_SECOND_BIAS))
                 bias = bias + of_channels(_float(given), shape)
-        return FloatPopulation(name, shape, decode_neurons(self.graph.nodes[name]), bias)
+        neurons = decode_neurons(self.graph.nodes[name])
+        if neurons.amplify is not None and not neurons.has_current and neurons.leak.any():
+            # A bias that the gain of each step multiplies: that of a convolution is one per channel.
+            bias = bias + neurons.leak / neurons.gain
+            neurons = replace(neurons, leak=np.zeros(1))
+        return FloatPopulation(name, shape, neurons, bias)
 
     def _arriving(self, name: str) -> Iterator[FloatConnection]:
         """The connections into a population."""

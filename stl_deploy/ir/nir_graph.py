@@ -161,6 +161,13 @@ class Place(_Foreign):
     first: int
 
 
+@dataclass(eq=False)
+class Shift(_Foreign):
+    """y = x + values, which have the full shape: a bias for each value."""
+
+    values: Array
+
+
 def conv2d(
     weight: Array,
     bias: Array,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 # Who said it: the file (or the class that the user named), an option of the user's, a raster that was
 # given with it, or nobody.
 Origin = Literal["file", "option", "raster", "assumed"]
-Property = Literal["reset", "when", "dt", "timesteps", "spikes"]
+Property = Literal["reset", "when", "dt", "tau", "timesteps", "spikes"]
 Words = Annotated[str, Field(max_length=200)]
 
 
@@ -27,10 +27,11 @@ class ReadAs(BaseModel):
         reset: what a spike does to v, such as "zero", "subtract", "to -0.5" or "none".
         when: when that happens, such as "same step" or "next step"; empty where nothing is reset.
         dt: seconds of a step, None for neurons that count steps.
+        tau: what a step leaves of v, where the file does not say it; None where it does.
         timesteps: T, the steps of a sample.
         spikes: how many spikes a neuron can send in a step, None where it sends values.
         source: where it stood in what was read, such as "net.nir: 3 (LIF)".
-        origin: who said it, of every property that is not None or empty; "file" where a key is missing.
+        origin: who said each property; "file" where a key is missing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,8 +40,9 @@ class ReadAs(BaseModel):
     reset: Words
     when: Words
     dt: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    tau: Annotated[float, Field(ge=0, lt=1)] | None = None
     timesteps: int = Field(ge=1)
-    spikes: int | None = Field(default=1, ge=1)
+    spikes: int | None = Field(default=None, ge=1)
     source: Annotated[str, Field(max_length=5000)]
     origin: dict[Property, Origin] = Field(default_factory=dict)
 

@@ -182,32 +182,49 @@ def _conv(node: nir.Conv1d | nir.Conv2d, shape: Shape, _reading: Reading) -> Lin
 
 
 def _conv_of(node: nir.Conv1d | nir.Conv2d, shape: Shape) -> L.Conv:
-    groups = G.pair(node.groups)[0]
-    if isinstance(node, nir.Conv1d):
-        weight, stride, padding, dilation = _as_2d(node)
-    else:
-        if node.weight.ndim != 4:
-            raise ValueError(f"the kernel has shape {node.weight.shape}, not rank 4")
-        weight = node.weight
-        stride, padding, dilation = G.conv_geometry(node)
-    return L.conv(weight, stride, padding, dilation, groups, shape)
-
-
-def _as_2d(node: nir.Conv1d) -> tuple[Array, Pair, Pair, Pair]:
-    """A Conv1d on [C, 1, L]: weight, stride, padding, dilation."""
-    if node.weight.ndim != 3:
-        raise ValueError(f"the kernel has shape {node.weight.shape}, not rank 3")
-    (stride, _), (dilation, _) = G.pair(node.stride), G.pair(node.dilation)
-    weight = node.weight[:, :, None]
+    """The convolution; a Conv1d is one of [C, 1, L]. Raises ValueError where it does not fit."""
+    flat = isinstance(node, nir.Conv1d)
+    rank = 3 if flat else 4
+    if node.weight.ndim != rank:
+        raise ValueError(f"the kernel has shape {node.weight.shape}, not rank {rank}")
+    weight = node.weight[:, :, None] if flat else node.weight
+    stride, dilation = (
+        (1, G.pair(v)[0]) if flat else G.pair(v) for v in (node.stride, node.dilation)
+    )
     padding = node.padding.decode() if isinstance(node.padding, bytes) else node.padding
-    if isinstance(padding, str):
-        reach = dilation * (weight.shape[3] - 1)
-        if padding == "valid":
-            reach = 0
-        elif padding != "same" or reach % 2 or stride != 1:
-            raise ValueError(f"padding {padding!r} of a kernel of {weight.shape[3]}")
-        return weight, (1, stride), (0, reach // 2), (1, dilation)
-    return weight, (1, stride), (0, G.pair(padding)[0]), (1, dilation)
+    if not isinstance(padding, str):
+        padding = (0, G.pair(padding)[0]) if flat else G.pair(padding)
+    elif padding == "same":
+        weight, padding, dilation = _same(weight, stride, dilation)
+    elif padding == "valid":
+        padding = (0, 0)
+    else:
+        raise ValueError(f"padding {padding!r} is not 'same', 'valid' or a number")
+    return L.conv(weight, stride, padding, dilation, G.pair(node.groups)[0], shape)
+
+
+def _same(weight: Array, stride: Pair, dilation: Pair) -> tuple[Array, Pair, Pair]:
+    """Kernel, padding and dilation of a convolution whose outputs are as many as its inputs.
+
+    Where that takes an odd number of zeros, PyTorch puts one more behind the input than before it. A kernel
+    with one more row or column of zeros in front needs as many on both sides.
+    """
+    if stride != (1, 1):
+        raise ValueError(
+            f"padding 'same' with strides {stride}; it is defined for strides of 1 only"
+        )
+    padding, steps = [], []
+    for axis, step in zip((2, 3), dilation, strict=True):
+        reach = step * (weight.shape[axis] - 1)
+        if reach % 2:
+            size = list(weight.shape)
+            size[axis] = reach + 2
+            wider = np.zeros(size, weight.dtype)
+            np.moveaxis(wider, axis, 0)[1::step] = np.moveaxis(weight, axis, 0)
+            weight, reach, step = wider, reach + 1, 1
+        padding.append(reach // 2)
+        steps.append(step)
+    return weight, (padding[0], padding[1]), (steps[0], steps[1])
 
 
 def _pool(node: nir.SumPool2d | nir.AvgPool2d, shape: Shape, _reading: Reading) -> Linear:
@@ -260,6 +277,10 @@ def _place(node: G.Place, shape: Shape, _reading: Reading) -> Linear:
     return Linear(L.IDENTITY, node.out_shape, place=place)
 
 
+def _shift(node: G.Shift, shape: Shape, _reading: Reading) -> Linear:
+    return Linear(L.IDENTITY, shape, node.values)
+
+
 def _delay(node: nir.Delay, shape: Shape, reading: Reading) -> Linear:
     steps = parameter(node, "delay", shape) / reading.dt
     whole = np.rint(steps)
@@ -292,6 +313,7 @@ LINEAR: dict[type, Callable[[Any, Shape, Reading], Linear]] = {
     G.InputScale: _input_scale,
     G.Dropout: _nothing,
     G.Place: _place,
+    G.Shift: _shift,
 }
 # Of nodes that change it. Other shapes are looked at where the node is read.
 SHAPES: dict[type, Callable[[Any, Shape], Shape]] = {

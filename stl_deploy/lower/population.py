@@ -211,11 +211,10 @@ def _wired(draft: Draft, read: Read, shape: Shape, shapes: Shapes) -> Population
     first = [way for one, way in zip(arriving, ways, strict=True) if not one.term.port]
     bias = _bias(first, constant, shape)
     if constant is not None and bias is None:
-        if made.has_current or made.amplify is not None:
-            through = "a current" if made.has_current else "a gain in each step"
+        if made.has_current:
             raise L.CannotFold(
-                "its constant input differs between the neurons of a channel and passes through "
-                f"{through}; a convolution has one bias per channel"
+                "its constant input differs between the neurons of a channel and passes through a "
+                "current; a convolution has one bias per channel"
             )
         made, node = replace(made, leak=constant * made.gain), None
     connections = [

@@ -23,6 +23,7 @@ from stl_deploy.hw_sim.account.energy import Bound, Energy
 from stl_deploy.hw_sim.simulate import Activity
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import LayerPlacement, Placement
+from stl_deploy.report import reading
 from stl_deploy.report import rows as R
 from stl_deploy.report.drawing import draw
 from stl_deploy.report.figures import (
@@ -49,7 +50,9 @@ class Parity(Protocol):
 
     Accuracies are None without labels; ``layers`` are rows of figures by population, ``not_certified``
     says of populations why not, ``first_divergence`` is None where no spike differs. ``voltages`` are the
-    errors of those that the readout reads, None where it reads none.
+    errors of those that the readout reads, None where it reads none. ``nir_differing`` is None where the
+    model is what was read from a file, and no network of its own. ``expected`` is the comparison with a
+    recording of the network in its own tool, None without one.
     """
 
     @property
@@ -68,6 +71,10 @@ class Parity(Protocol):
     def first_divergence(self) -> object: ...  # noqa: D102
     @property
     def voltages(self) -> object: ...  # noqa: D102
+    @property
+    def nir_differing(self) -> int | None: ...  # noqa: D102
+    @property
+    def expected(self) -> object: ...  # noqa: D102
 
 
 def render(
@@ -91,6 +98,8 @@ def render(
         placed=placed,
         placement=None if placed is None else _placement_section(placed, chip),
         drawing=draw(network),
+        read_as=reading.table(network.read_as),
+        assumed=reading.assumed(network.read_as),
         rows=rows,
         connections=R.connections(network),
         inputs=R.inputs(network),

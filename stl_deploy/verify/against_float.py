@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import nir
@@ -38,8 +38,10 @@ from stl_deploy.models.net import STLNet, converted, from_params
 from stl_deploy.report.numbers import percent
 from stl_deploy.spread import Spread, Threads
 from stl_deploy.verify import pairs
+from stl_deploy.verify.against_network import Itself
 from stl_deploy.verify.audit import Audit, Findings
 from stl_deploy.verify.divergence import Divergence, differ
+from stl_deploy.verify.recorded import Expected
 
 Float = NDArray[np.float64]
 Spikes = dict[str, NDArray[Any]]  # uint8, or values that neurons send
@@ -90,7 +92,9 @@ class ParityReport:
     ``first_divergence`` is None where no spike differs. ``not_certified`` says of populations why not.
     ``nir_differing`` are the entries in which the float NIR graph differs from the PyTorch model, None
     without one; ``overflows`` the neuron steps of the integer network outside a register. ``voltages`` are
-    those of the readout, None where it does not read any.
+    those of the readout, None where it does not read any. ``expected`` is the comparison of the float
+    graph with a recording of the network in its own tool, None without one; ``itself`` that with the user's
+    own network, which the other figures of a PyTorch model then are about.
     """
 
     samples: int
@@ -103,6 +107,28 @@ class ParityReport:
     nir_differing: int | None = None
     overflows: int = 0
     voltages: Voltages | None = None
+    expected: Expected | None = None
+    itself: Expected | None = None
+
+    def with_network(self, itself: Itself | None) -> ParityReport:
+        """The report with what came of running the user's own network; None where there is none."""
+        if itself is None or itself.expected is None:
+            return self
+        found = {p.name: p for p in itself.expected.populations}
+        layers = tuple(
+            replace(
+                layer,
+                nir_mismatch=found[layer.name].differing / found[layer.name].entries,
+                float32_mismatch=None
+                if itself.float32 is None
+                else itself.float32[layer.name] / found[layer.name].entries,
+            )
+            if layer.name in found
+            else layer
+            for layer in self.layers
+        )
+        differing = itself.expected.differing
+        return replace(self, layers=layers, nir_differing=differing, itself=itself.expected)
 
     def __repr__(self) -> str:
         same = percent(self.prediction_agreement)

@@ -20,7 +20,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -77,9 +77,16 @@ class Table(LayerBudgets):
         ]
         | None
     ) = None
+    threshold: (
+        Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")] | None
+    ) = None
     dt: (
         Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds, above 0")] | None
     ) = None
+    reset: Literal["zero", "subtract"] | None = None
+    written_by: Literal["norse", "rockpool", "sinabs"] | None = None
+    spikes: Literal["one", "many"] | None = None
+    expect: Text | None = None
     model_class: Text | None = None
     normalize: Text | None = None
     sample_shape: list[Annotated[int, Field(ge=1)]] | None = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,30 @@ from stl_deploy.backends.cluster import connect
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.formats import integer_nir as nir_file
 from stl_deploy.formats import raster as rasters
+from stl_deploy.formats import recording as recordings
 from stl_deploy.formats.raster import Raster
+from stl_deploy.formats.recording import Recording
 from stl_deploy.hw_sim.simulate import batch_size
 from stl_deploy.importers import read as models
-from stl_deploy.importers.given import File, Given, Model, Normalize
+from stl_deploy.importers.given import File, Given, Model, Normalize, Reset, Spikes, Tool
+from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.read_as import ReadAs
 from stl_deploy.models.net import STLNet, from_params
 from stl_deploy.spread import Spread, Threads
+from stl_deploy.verify import against_network, against_recording, reading
 from stl_deploy.verify import budgets as B
 from stl_deploy.verify.against_float import ParityReport, compare
+from stl_deploy.verify.against_network import Itself
 from stl_deploy.verify.against_reference import Agreement, measure
+from stl_deploy.verify.recorded import Expected
 
 FAR = 0.05  # of a population's spikes that differ with equal inputs; rounding makes less than 0.02
 BATCH = 25  # samples; fixed, so that who works on them changes nothing
 REFERENCE = "hw_sim/reference.py"
 PYTORCH = "PyTorch in float64"
+ITSELF = "the network itself, in PyTorch"
 GRAPH = "float NIR graph in float64"
 
 # ``watch(what, total, unit)`` shows a bar and gives what is to be called with the amount done.
@@ -50,7 +58,10 @@ def unwatched(_what: str, _total: int, _unit: str) -> AbstractContextManager[Cal
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared: a checkpoint or float graph, model.nir, a raster; and within what limits."""
+    """What is compared: a checkpoint or float graph, model.nir, a raster; and within what limits.
+
+    ``expect`` is a recording of the network in its own tool, on the raster.
+    """
 
     model: Path
     lowered: Path
@@ -58,10 +69,15 @@ class Settings:
     backends: tuple[str, ...] = ("hw_sim",)
     limit: int | None = None
     tau: float | None = None
+    threshold: float | None = None
     dt: float | None = None
+    reset: Reset | None = None
+    written_by: Tool | None = None
+    spikes: Spikes | None = None
     model_class: str | None = None
     sample_shape: tuple[int, ...] | None = None
     normalize: str | None = None
+    expect: Path | None = None
     timeout: float = STALL_S
     dask: str | None = None
     budgets: B.Budgets = field(default_factory=B.Budgets)
@@ -72,7 +88,7 @@ class Outcome:
     """What came out: ``failures`` in words, empty where parity holds.
 
     ``by_model``: the reference was a PyTorch model, else a float NIR graph; ``notes``: what the user should
-    know of how it was read.
+    know of it; ``read_as``: how it was read.
     """
 
     report: ParityReport
@@ -81,6 +97,7 @@ class Outcome:
     budgets: B.Budgets
     by_model: bool
     notes: tuple[Diagnostic, ...] = ()
+    read_as: tuple[ReadAs, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -94,6 +111,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``stl-parity --json`` prints."""
+        expected = self.report.expected
         return {
             "passed": self.passed,
             **self.report.to_json(),
@@ -101,22 +119,25 @@ class Outcome:
             "overflows": self.report.overflows,
             "failures": list(self.failures),
             "budgets": self.budgets.to_json(),
+            "read_as": [record.model_dump() for record in self.read_as],
             "diagnostics": [asdict(note) for note in self.notes],
             "comparisons": self._comparisons(),
+            "expected": None if expected is None else expected.to_json(),
         }
 
     def _comparisons(self) -> dict[str, Any]:
         """The three comparisons, each with its reference, its rule and whether it holds."""
-        differing = self.report.nir_differing
+        differing, itself = self.report.nir_differing, self.report.itself
         return {
             "float_nir": None
             if differing is None
             else {
-                "reference": PYTORCH,
+                "reference": PYTORCH if itself is None else ITSELF,
                 "compared": GRAPH,
-                "rule": "exact",
-                "entries": self.report.entries,
+                "rule": "exact" if itself is None else "exact but for ties",
+                "entries": self.report.entries if itself is None else itself.entries,
                 "differing": differing,
+                "tied": 0 if itself is None else itself.tied,
                 "passed": differing == 0,
             },
             "backends": {
@@ -157,6 +178,9 @@ class Outcome:
             "prediction_agreement": report.prediction_agreement,
             "float_nir.differing": report.nir_differing,
         }
+        if report.expected is not None:
+            found["expected.differing"] = report.expected.differing
+            found["expected.passed"] = report.expected.passed
         if report.voltages is not None:
             found["readout_voltages.largest_error"] = report.voltages.largest_error
             found["readout_voltages.mean_error"] = report.voltages.mean_error
@@ -195,12 +219,12 @@ def settings(
     base = Path() if config is None else config.parent
     problems = []
     paths = {}
-    for key in ("model", "lowered", "input"):
+    for key in ("model", "lowered", "input", "expect"):
         if key in said:
             paths[key] = Path(said[key])
         elif table is not None and getattr(table, key) is not None:
             paths[key] = base / getattr(table, key)
-        else:
+        elif key != "expect":
             remedy = f'give it, or set {key} = "..." in [{B.TABLE}] of pyproject.toml'
             problems.append(Problem(name(key), "is missing", remedy))
 
@@ -225,10 +249,15 @@ def settings(
         # The table's limit is about the table's input.
         limit=said.get("limit") if "input" in said else value("limit"),
         tau=value("tau"),
+        threshold=value("threshold"),
         dt=value("dt"),
+        reset=value("reset"),
+        written_by=value("written_by"),
+        spikes=value("spikes"),
         model_class=value("model_class"),
         sample_shape=tuple(value("sample_shape") or ()) or None,
         normalize=value("normalize"),
+        expect=paths.get("expect"),
         timeout=value("timeout") or STALL_S,
         dask=value("dask"),
         budgets=B.merge(table, str(config), limits),
@@ -263,20 +292,45 @@ def run(what: Settings, watch: Watch = unwatched) -> Outcome:
     graph, checkpoint = found.graph, found.checkpoint
     assert graph is not None
     model = None if checkpoint is None else from_params(checkpoint.arch, checkpoint.params)
+    recording = None
+    if what.expect is not None:
+        recording = against_recording.check(
+            graph, raster.spikes, recordings.load(what.expect).first(what.limit)
+        )
     # What cannot work is said before anything long begins.
     backends.check(what.backends, network)
     for name in what.backends:
         backends.load(name).set_up()
     with _spread(what.dask) as spread:
+        expected = _expected(graph, recording, raster, spread, watch)
         report = _against_float(model, graph, network, raster, spread, watch)
+        report = replace(report, expected=expected)
         agreements = _agreements(what, network, raster, spread, watch)
+    itself = _itself(found, raster, watch)
+    report = report.with_network(itself)
     failures = (
+        *(() if expected is None else map(str, expected.problems())),
         *_float_differs(report),
         *(_difference(name, a) for name, a in agreements.items() if not a.exact),
         *what.budgets.judge(report),
     )
-    notes = (*found.notes, *_far(what, found, report))
-    return Outcome(report, agreements, failures, what.budgets, model is not None, notes)
+    own = () if itself is None else itself.notes
+    read_as = G.float_meta(graph).read_as
+    notes = (
+        *found.notes,
+        *own,
+        *reading.differences(read_as, network, what.lowered),
+        *_far(what, found, report),
+    )
+    return Outcome(
+        report,
+        agreements,
+        failures,
+        what.budgets,
+        model is not None,
+        notes,
+        reading.shown(read_as, network),
+    )
 
 
 def _spread(address: str | None) -> AbstractContextManager[Spread]:
@@ -287,30 +341,30 @@ def _spread(address: str | None) -> AbstractContextManager[Spread]:
 def _floats(what: Settings, network: IntegerNetwork) -> Model:
     """The model with its float NIR graph, read as the network says that it was."""
     steps, classes = network.timesteps, network.readout.classes
-    is_nir = what.model_class is None and what.model.suffix == ".nir"
-    foreign = what.model_class is not None or is_nir
-    # The lowered network holds what an official state_dict or another tool's file does not.
-    given = Given(
-        tau=what.tau,
-        timesteps=steps,
-        classes=classes,
-        dt=what.dt,
-        levels=max(port.levels for port in network.inputs.values()) if foreign else None,
-        signed=any(port.signed for port in network.inputs.values()) if foreign else None,
+    words: dict[str, Any] = {name: getattr(what, name) for name in reading.KNOWN}
+    known = models.of(File(what.model, Given(model_class=what.model_class))).options
+    said = Given(
+        **reading.settled(words, network, what.lowered, known),
+        threshold=what.threshold,
         model_class=what.model_class,
         sample_shape=what.sample_shape,
         normalize=None if what.normalize is None else Normalize.parsed(what.normalize),
-        readout=network.readout.rule if network.readout.by_voltage and is_nir else None,
     )
+    # The lowered network holds what an official state_dict or another tool's file does not.
+    ports = list(network.inputs.values())
+    held: dict[str, Any] = {
+        "levels": max(port.levels for port in ports),
+        "signed": any(port.signed for port in ports),
+        "readout": network.readout.rule if network.readout.by_voltage else None,
+        "input_shape": ports[0].shape,
+    }
+    more = {name: value for name, value in held.items() if name in known}
     try:
-        found = models.read(what.model, given)
+        found = models.read(what.model, replace(said, timesteps=steps, classes=classes, **more))
     except InputError as error:
-        if {p.where for p in error.problems} <= {
-            "--timesteps",
-            "--classes",
-            "--levels",
-            "--signed",
-        }:
+        unsaid = {"timesteps", "classes", "levels", "signed"}
+        unsaid |= {name for name, value in words.items() if value is None}
+        if {p.where for p in error.problems} <= {f"--{name}" for name in unsaid}:
             text = f"is not what the network was made from, which has T = {steps}"
             raise InputError(
                 Problem(str(what.model), f"{text} and {classes} classes", "export this model")
@@ -332,19 +386,43 @@ def _far(what: Settings, found: Model, report: ParityReport) -> tuple[Diagnostic
     worst = max(report.layers, key=lambda layer: layer.mismatch_forced)
     if worst.mismatch_forced <= FAR:
         return ()
-    given = Given(model_class=what.model_class)
-    options = models.of(File(what.model, given)).options & {"dt", "normalize"}
+    options = sorted(found.takes & {"normalize", "threshold"})
     if not options:
         return ()
-    said = " and ".join(f"--{name}" for name in sorted(options))
     return (
         Diagnostic(
             worst.name,
             f"{worst.mismatch_forced:.0%} of its spikes differ with equal inputs, far more than rounding "
             "does; perhaps it was exported with other options",
-            f"give the {said} that stl-export was given",
+            f"give the {' and '.join(f'--{name}' for name in options)} that stl-export was given",
         ),
     )
+
+
+def _expected(
+    graph: nir.NIRGraph,
+    recording: Recording | None,
+    raster: Raster,
+    spread: Spread,
+    watch: Watch,
+) -> Expected | None:
+    """The float graph against a recording."""
+    if recording is None:
+        return None
+    with watch("float and recording", recording.samples, "samples") as tell:
+        return against_recording.compare(
+            graph, raster.spikes, recording, on_progress=tell, spread=spread
+        )
+
+
+def _itself(found: Model, raster: Raster, watch: Watch) -> Itself | None:
+    """The float graph against the user's own network, None where there is none."""
+    if found.live is None:
+        return None
+    assert found.graph is not None
+    with watch("the network itself", raster.shape[0], "samples") as tell:
+        only = raster.only("the raster")
+        return against_network.compare(found.live, found.graph, only, on_progress=tell)
 
 
 def _against_float(
@@ -376,6 +454,8 @@ def _agreements(
 
 def _float_differs(report: ParityReport) -> list[str]:
     """What the float NIR graph does otherwise than PyTorch, which is to be nothing."""
+    if report.itself is not None:
+        return [str(problem) for problem in report.itself.problems()]
     if not report.nir_differing:
         return []
     where = [layer.name for layer in report.layers if layer.nir_mismatch]

@@ -19,7 +19,7 @@ from stl_deploy import from_torch, quantize
 from stl_deploy.backends import consumers
 from stl_deploy.backends.consumers import file as consumer_file
 from stl_deploy.formats import integer_nir as nir_file
-from stl_deploy.formats import nir_io
+from stl_deploy.formats import nir_io, spinnaker2_nir
 from stl_deploy.formats import portable_nir as nir_portable
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import Connection, Input, IntegerNetwork, Population
@@ -163,7 +163,11 @@ IN_DOCS = {
     "float conv one threshold": "one float threshold a layer, `model.float.portable.nir`",
     "spec dense": "linear, one threshold, `model.nir`",
     "dense": "the same, `model.portable.nir`",
+    "for spinnaker2": "linear and recurrent, `model.spinnaker2.nir`",
+    "convolution for spinnaker2": "convolutions, max pooling, no bias, `model.spinnaker2.nir`",
+    "subtracts for spinnaker2": "reset by subtraction, `model.spinnaker2.nir`",
     "bias": "linear with a bias, `model.portable.nir`",
+    "bias for spinnaker2": "the same, `model.spinnaker2.nir`",
     "current": "neurons with a current (CubaLIF)",
     "current and bias": "the same with a bias",
     "hears itself": "recurrent",
@@ -204,6 +208,7 @@ def build(folder: Path) -> dict[str, Case]:
     _integers(builder)
     _graphs(builder, np.random.default_rng(8))
     _changed(builder)
+    _for_spinnaker2(builder, np.random.default_rng(9))
     return builder.cases
 
 
@@ -223,6 +228,14 @@ class _Builder:
             else spikes,
             net,
         )
+
+    def spinnaker2(self, name: str, net: IntegerNetwork, spikes=None) -> None:
+        path = self.folder / f"{name}.nir"
+        nir_portable.write(spinnaker2_nir.from_network(net), path)
+        spikes = (
+            values((4, net.timesteps, *net.shape("input")), seed=9) if spikes is None else spikes
+        )
+        self.cases[name] = Case(path, spikes, net)
 
     def floats(self, name: str, model: STLNet, spikes) -> None:
         path = self.folder / f"{name}.nir"
@@ -308,6 +321,18 @@ def _graphs(b: _Builder, rng: np.random.Generator) -> None:
     b.spec("neurons alone", alone(rng))
     b.portable("decays per neuron", per_neuron(rng))
     b.portable("currents per neuron", per_neuron(rng, current=True))
+
+
+def _for_spinnaker2(b: _Builder, rng: np.random.Generator) -> None:
+    """What stl-export writes for py-spinnaker2."""
+    b.spinnaker2("for spinnaker2", network(dense(rng, 12, 20, own=True)))
+    image = conv(rng, 2, 3, (3, 3), padding=(1, 1), vth=200)
+    flat = dense(rng, 48, 10, "lif2")
+    b.spinnaker2("convolution for spinnaker2", network(image, pool(image.shape, (2, 2)), flat))
+    b.spinnaker2("bias for spinnaker2", network(dense(rng, 12, 20, bias=True)))
+    first, second = dense(rng, 12, 20), dense(rng, 20, 6, "lif2")
+    halves = [replace(layer, reset="subtract") for layer in (first, second)]
+    b.spinnaker2("subtracts for spinnaker2", network(*halves))
 
 
 def _set(node: str, key: str, value) -> Callable[[Graph], None]:

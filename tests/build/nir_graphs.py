@@ -24,10 +24,12 @@ def chain(*nodes, inputs=(4,), outputs=(3,)):
     return nir.NIRGraph(every, list(pairwise(order)), type_check=False)
 
 
-def braille(n=38, biases=False):
+def braille(n=38, biases=False, reset="zero", flat=False):
     """12-38-7 with currents, a recurrent hidden layer and hard resets, in the form of nirtorch.
 
-    With ``biases`` all three layers of weights have one, which passes through the currents.
+    With ``biases`` all three layers of weights have one, which passes through the currents. ``reset`` is
+    stated in the metadata, unless it is None. The recurrent layer is a graph in the graph, or with ``flat``
+    nodes named "lif1.lif" and "lif1.w_rec", as older files of the network have it.
     """
     rng = np.random.default_rng(5)
 
@@ -35,7 +37,8 @@ def braille(n=38, biases=False):
         values = {"tau_syn": 2.5e-4, "tau_mem": 4e-4, "r": 4.0, "v_leak": 0.0, "v_reset": 0.0}
         arrays = {k: np.full(size, v) for k, v in values.items()}
         node = nir.CubaLIF(**arrays, v_threshold=np.ones(size), w_in=np.full(size, 2.5))
-        node.metadata["reset"] = "zero"
+        if reset is not None:
+            node.metadata["reset"] = reset
         return node
 
     hidden = nir.NIRGraph(
@@ -60,6 +63,11 @@ def braille(n=38, biases=False):
         more = np.random.default_rng(6)
         for node in (nodes["fc1"], hidden.nodes["w_rec"], nodes["fc2"]):
             node.bias = more.normal(0, 0.1, len(node.bias))
-    order = list(nodes)
-    graph = nir.NIRGraph(nodes, list(pairwise(order)), type_check=False)
+    edges = list(pairwise(nodes))
+    if flat:
+        nodes |= {f"lif1.{name}": hidden.nodes[name] for name in ("lif", "w_rec")}
+        del nodes["lif1"]
+        edges = [tuple("lif1.lif" if end == "lif1" else end for end in edge) for edge in edges]
+        edges += [("lif1.lif", "lif1.w_rec"), ("lif1.w_rec", "lif1.lif")]
+    graph = nir.NIRGraph(nodes, edges, type_check=False)
     return graph, (rng.random((30, 40, 12)) < 0.3).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Networks of Norse, sinabs and snnTorch that these write as NIR files, with the spikes that they have.
+"""NIR files that Norse, Rockpool, sinabs and snnTorch write of their networks, with the spikes these have.
 
 Usage, with the Python of an environment of stl_deploy.consumers.run:
-nir_writers.py {norse,sinabs,snntorch} FOLDER.
+nir_writers.py {norse,rockpool,sinabs,snntorch} FOLDER.
 Writes for every network NAME.nir and NAME.npz: ``inputs`` and ``spikes`` [N, T, n] of its last neurons.
 Nothing of stl-deploy is imported.
 """
@@ -32,6 +32,14 @@ def linear(outputs: int, inputs: int, bias: bool = True) -> torch.nn.Linear:
     layer = torch.nn.Linear(inputs, outputs, bias=bias)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(outputs, inputs) * 0.8 + 0.3)
+    return layer
+
+
+def small(outputs: int, inputs: int) -> torch.nn.Linear:
+    """Weights whose sums are below a threshold of 1.7, some of them negative."""
+    layer = torch.nn.Linear(inputs, outputs, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.rand(outputs, inputs) * 0.22 - 0.06)
     return layer
 
 
@@ -104,6 +112,7 @@ def sinabs(folder: Path) -> None:
 
     resets = {"spike_fn": A.SingleSpike, "reset_fn": A.MembraneReset()}
     tau = {"tau_mem": torch.full((20,), 3.0), "norm_input": False}
+    leak = {"tau_mem": torch.linspace(2.0, 5.0, 20), "spike_fn": A.SingleSpike}
 
     def after(first: torch.nn.Module, kind: Any = L.IAFSqueeze, **settings: object) -> Any:
         threshold = torch.full((20,), 1.7)
@@ -122,6 +131,8 @@ def sinabs(folder: Path) -> None:
         ("subtracts once", after(linear(20, INPUTS), spike_fn=A.SingleSpike), (INPUTS,)),
         ("subtracts", after(linear(20, INPUTS)), (INPUTS,)),
         ("leaks", after(linear(20, INPUTS), L.LIFSqueeze, **tau, **resets), (INPUTS,)),
+        ("leaks by default", after(linear(20, INPUTS), L.LIFSqueeze, **leak), (INPUTS,)),
+        ("one at most", after(small(20, INPUTS)), (INPUTS,)),
     ):
         net = torch.nn.Sequential(*parts)
         x = raster(*shape)
@@ -130,6 +141,39 @@ def sinabs(folder: Path) -> None:
         graph = to_nir(net, x.flatten(0, 1))
         graph.infer_types()
         _save(folder, name, graph, x, out)
+
+
+def rockpool(folder: Path) -> None:
+    """LIFTorch, by default with several spikes a step."""
+    from rockpool.nn.combinators import Sequential
+    from rockpool.nn.modules import LIFTorch, LinearTorch
+    from rockpool.nn.modules.torch.nir import to_nir
+
+    def lif(n: int, **settings: object) -> torch.nn.Module:
+        taus = {"tau_mem": torch.linspace(4e-3, 9e-3, n), "tau_syn": torch.linspace(2e-3, 6e-3, n)}
+        return LIFTorch(n, dt=1e-3, threshold=torch.full((n,), 1.3), **(taus | settings))
+
+    def weights(inputs: int, n: int, scale: float) -> torch.nn.Module:
+        return LinearTorch((inputs, n), weight=torch.randn(inputs, n) * scale, has_bias=False)
+
+    def few(inputs: int, n: int) -> torch.nn.Module:
+        return LinearTorch((inputs, n), weight=torch.rand(inputs, n) * 0.054, has_bias=False)
+
+    once = {"max_spikes_per_dt": torch.tensor(1.0)}
+    for name, net in (
+        (
+            "once",
+            Sequential(
+                weights(INPUTS, 20, 0.6), lif(20, **once), weights(20, 8, 0.6), lif(8, **once)
+            ),
+        ),
+        ("several", Sequential(weights(INPUTS, 20, 0.9), lif(20))),
+        ("one at most", Sequential(few(INPUTS, 20), lif(20))),
+    ):
+        x = raster(INPUTS)
+        with torch.no_grad():
+            outs = [net(sample[None])[0][0] for sample in x if net.reset_state() is not None]
+        _save(folder, name, to_nir(net, x[:1]), x, torch.stack(outs))
 
 
 def snntorch(folder: Path) -> None:
@@ -164,4 +208,5 @@ def _save(folder: Path, name: str, graph: object, x: torch.Tensor, out: torch.Te
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    {"norse": norse, "sinabs": sinabs, "snntorch": snntorch}[sys.argv[1]](Path(sys.argv[2]))
+    tools = {"norse": norse, "rockpool": rockpool, "sinabs": sinabs, "snntorch": snntorch}
+    tools[sys.argv[1]](Path(sys.argv[2]))

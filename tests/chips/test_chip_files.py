@@ -165,8 +165,8 @@ def test_an_unknown_name_lists_the_chips_and_says_that_a_path_may_be_given(name)
         ),
         ("value = 24", "value = " + 5000 * "9", "is not a TOML file: Exceeds the limit"),
         (MINE, "\xff", "is not a TOML file: "),
-        (MINE, "", "has 0 bytes; 1 to 65536 are accepted"),
-        (MINE, MINE + 65536 * "#", "bytes; 1 to 65536 are accepted"),
+        (MINE, "", "is empty"),
+        (MINE, MINE + 65536 * "#", "bytes; the limit is 65,536"),
         (MINE, 'name = "x"\n', "registers: Field required"),
     ],
 )

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import stl_deploy
 from stl_deploy.errors import InputError
-from stl_deploy.files import new_folder
+from stl_deploy.files import atomic, new_folder, write
 from stl_deploy.formats.checkpoint import save_checkpoint
 from stl_deploy.formats.raster import Raster, save
 from tests.build import full_disk
@@ -37,8 +38,8 @@ COMPLETE = {("hw_sim", "new.html"): ["new.npz"], ("train", "new.pt"): ["new.resu
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """What tests/build/full_disk.py printed."""
+def inputs(tmp_path_factory):
+    """A folder with what the commands read."""
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "images").mkdir()
     net = random_net()
@@ -49,8 +50,14 @@ def rows(tmp_path_factory):
     write_idx(folder / "images" / "t10k-labels-idx1-ubyte.gz", np.arange(10))
     network = stl_deploy.quantize(stl_deploy.from_torch(net), chip="loihi2")
     stl_deploy.export(network, "nir", folder / "o", nir_dialect="portable")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(inputs):
+    """What tests/build/full_disk.py printed."""
     done = subprocess.run(
-        [sys.executable, full_disk.__file__, folder],
+        [sys.executable, full_disk.__file__, inputs],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -128,6 +135,57 @@ def test_compiled_code_that_cannot_be_kept_still_runs(monkeypatch):
 
     monkeypatch.setattr(FunctionCache, "save_overload", full)
     assert kernels.compiled(lambda x: x + 1)(2) == 3
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_runs_into_one_file_the_second_fails(tmp_path, monkeypatch, links):
+    """Also on file systems without hard links."""
+
+    def none(*_):
+        raise OSError(95, "Operation not supported")
+
+    if not links:
+        monkeypatch.setattr(os, "link", none)
+    path = tmp_path / "trace.npz"
+
+    def run():
+        with atomic(path, replace=False) as second:
+            second.write_bytes(b"second")
+            write(path, b"first", replace=False)
+
+    with pytest.raises(InputError, match="exists already -> give --force"):
+        run()
+    assert path.read_bytes() == b"first"
+    write(path, b"third")
+    assert path.read_bytes() == b"third"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "command", [name for name in full_disk.COMMANDS if name not in ("parity", "check", "export")]
+)
+def test_no_command_replaces_a_file_that_came_while_it_ran(
+    tmp_path, inputs, command, monkeypatch, capsys
+):
+    """Without --force; that the file is not there at the start is what the commands look at first."""
+    monkeypatch.chdir(inputs)
+    named = [str(tmp_path / a) if a.startswith("new.") else a for a in full_disk.COMMANDS[command]]
+    made = [Path(a) for a in named if a.startswith(str(tmp_path))]
+
+    def late(path, *, replace):
+        """The other run ends now."""
+        path.write_bytes(b"other")
+
+    for module in ("hw_sim", "raster", "join", "train"):
+        monkeypatch.setattr(f"stl_deploy.commands.{module}.refuse_existing", late)
+    monkeypatch.setattr(sys, "argv", named)
+    (script,) = full_disk.SCRIPTS.select(name=named[0])
+    main = script.load()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"{made[0]}: exists already" in capsys.readouterr().err.replace("\n", "")
+    assert {path.read_bytes() for path in made} == {b"other"}
 
 
 @pytest.mark.parametrize(("mask", "folder", "file"), [(0o077, 0o700, 0o600), (0o002, 0o775, 0o664)])

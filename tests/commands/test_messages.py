@@ -86,6 +86,14 @@ def graph(neurons=None, last=None):
     return nir.NIRGraph(nodes, edges, type_check=False)
 
 
+def silent():
+    """The same graph, whose neurons do not state their reset."""
+    made = graph()
+    for name in ("lif", "last"):
+        made.nodes[name].metadata = {}
+    return made
+
+
 # Said once
 
 
@@ -186,17 +194,77 @@ def test_a_class_that_is_not_there_names_those_that_are(run, tmp_path):
 
 def test_steps_that_nobody_said_are_noted(run, tmp_path):
     nir.write(tmp_path / "n.nir", graph())
-    said = "note timesteps: nothing says how many time steps a sample has; 4 are assumed"
     for options, noted in (((), True), (("--timesteps", "4"), False)):
         line = ("n.nir", "--target", "nir", "-o", "out", "--force", *options)
         code, _, err = run(export, *line)
-        assert (code, said in err) == (0, noted)
+        assert "note n.nir: assumed, as the model does not say: " in err
+        assert (code, ", T (4), " in err, "--timesteps or --eval" in err) == (0, noted, noted)
     net, sample = Net(), torch.zeros(1, 12)
-    with pytest.warns(stl_deploy.errors.UncheckedWarning, match="timesteps: nothing says"):
+    with pytest.warns(stl_deploy.errors.UncheckedWarning, match=r"does not say: T \(4\)"):
         stl_deploy.from_torch(net, sample)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "timesteps")
+        warnings.filterwarnings("error", "does not say")
         stl_deploy.from_torch(net, sample, timesteps=5)
+
+
+@pytest.mark.parametrize("said", [("--timesteps", "9"), ("--eval", "nine.npz")])
+def test_a_t_that_was_assumed_can_be_said_later(run, tmp_path, said):
+    nir.write(tmp_path / "n.nir", silent())
+    np.savez(tmp_path / "nine.npz", spikes=np.ones((2, 9, 12), np.uint8))
+    assert run(export, "n.nir", "--target", "nir", "-o", "out")[0] == 0
+    code, _, err = run(hw_sim, "out/model.nir", "--input", "nine.npz")
+    assert (code, "export again with --timesteps 9 (or --eval nine.npz)" in err) == (2, True)
+    code, out, _ = run(
+        export, "out/model.float.nir", "--target", "nir", "-o", "o2", "--json", *said
+    )
+    (record, *_) = json.loads(out)["read_as"]
+    who = {"--eval": "raster", "--timesteps": "option"}[said[0]]
+    assert (code, record["timesteps"], record["origin"]["timesteps"]) == (0, 9, who)
+    code, out, err = run(hw_sim, "o2/model.nir", "--input", "nine.npz")
+    assert (
+        code,
+        "assumed when the model was read: reset of lif, last (zero, same step), " in err,
+    ) == (0, True)
+    for model in ("n.nir", "out/model.float.nir", "o2/model.float.nir"):
+        code, out, _ = run(parity, model, "o2/model.nir", "--input", "nine.npz", "--json")
+        assert (code, json.loads(out)["read_as"][0]["timesteps"]) == (0, 9)
+    line = ("--target", "nir", "-o", "o3")
+    code, _, err = run(export, "o2/model.float.nir", *line, "--timesteps", "5")
+    stated = "--timesteps: 5, but o2/model.float.nir says 9" in err
+    assert (code == 2, stated) == ((True, True) if who == "option" else (False, False))
+
+
+def test_a_raster_of_too_many_steps_names_no_option_that_was_not_given(run, tmp_path):
+    nir.write(tmp_path / "n.nir", graph())
+    np.savez(tmp_path / "long.npz", spikes=np.zeros((1, 5000, 12), np.uint8))
+    code, _, err = run(export, "n.nir", "--target", "nir", "-o", "out", "--eval", "long.npz")
+    assert (code, "--timesteps" in err) == (2, False)
+    assert "long.npz: has 5000 time steps; a network has at most 4096" in err
+
+
+def test_parity_reads_a_model_as_the_export_did(run, tmp_path):
+    nir.write(tmp_path / "n.nir", silent())
+    np.savez(tmp_path / "x.npz", spikes=np.ones((2, 6, 12), np.uint8))
+    how = ("--reset", "subtract", "--dt", "1.5e-4", "--timesteps", "6")
+    code, out, _ = run(export, "n.nir", "--target", "nir", "-o", "out", *how)
+    assert (code, "--reset" in out, "0.00015 s" in out) == (0, True, True)
+    line = ("n.nir", "out/model.nir", "--input", "x.npz")
+    code, out, err = run(parity, *line, "--json")
+    assert (code, json.loads(out)["diagnostics"]) == (0, [])
+    assert {r["origin"]["reset"] for r in json.loads(out)["read_as"]} == {"option"}
+    code, _, err = run(parity, *line, "--reset", "zero", "--dt", "1e-4")
+    assert code == 2
+    assert "--dt: 0.0001, but out/model.nir was made with 0.00015" in err
+    assert "--reset: zero, but out/model.nir was made with subtract" in err
+    assert run(export, "n.nir", "--target", "nir", "-o", "plain", "--timesteps", "6")[0] == 0
+    code, _, err = run(
+        parity, "n.nir", "plain/model.nir", "--input", "x.npz", "--reset", "subtract"
+    )
+    assert (code, "--reset: subtract, but plain/model.nir was made with zero" in err) == (2, True)
+    # Another model than that of the export is compared, and the difference is said.
+    _, out, err = run(parity, "out/model.float.nir", "plain/model.nir", "--input", "x.npz")
+    here = "read with reset subtract, same step, dt = 0.00015 s"
+    assert f"note lif, last: {here}; plain/model.nir was made with reset zero, same step" in err
 
 
 def test_signed_inputs_from_the_command_line(run, tmp_path):
@@ -228,7 +296,7 @@ def test_parity_with_other_options_than_the_export_had(run, tmp_path):
     spikes = np.random.default_rng(0).integers(0, 16, (4, 6, 12)).astype(np.uint8)
     np.savez(tmp_path / "s.npz", spikes=spikes)
     line = ("n.nir", "out/model.nir", "--input", "s.npz")
-    hint = "give the --dt and --normalize that stl-export was given"
+    hint = "give the --normalize that stl-export was given"
     _, _, err = run(parity, *line)
     assert hint in err
 

@@ -130,7 +130,7 @@ LATER = event_files.nmnist_event(1011, 1, 3, 3)
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"", "has 0 bytes"),
+        (b"", "is empty"),
         (EVENT + b"12", "has 7 bytes, not a multiple of 5"),
         (event_files.nmnist_event(0, 0, 0, 34), "x = 34, allowed are 0..33"),
         (EVENT + event_files.nmnist_event(11, 0, 99, 0), "event 1 with y = 99"),

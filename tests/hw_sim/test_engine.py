@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from stl_deploy.chips import arithmetic, bounds
 from stl_deploy.errors import InputError
@@ -22,6 +23,19 @@ from tests.build.strategies import networks
 from tests.build.traces import assert_layer, assert_same
 
 EXAMPLES = settings(max_examples=200)
+
+
+# Kernels that only compiled functions can call.
+
+
+@njit
+def plain_step(neurons, block, acc, v, did, row, active):
+    kernels.update_plain(neurons, block, acc, v, did, row, active)
+
+
+@njit
+def wide_step(*arguments):
+    return kernels.fire_wide(*arguments)
 
 
 # Random networks
@@ -354,11 +368,12 @@ def plainly(v, a, bias, vth, exp, keep, reset, own, before):
     both = np.stack([v, v]).astype(np.int32)
     spikes, active = np.zeros((1, 3, n), np.uint8), np.zeros((1, n), np.uint8)
     spikes[0, 0], spikes[0, 1] = before, 1 - before
-    none, counts = np.zeros((0, 0, 0), np.int32), np.zeros((1, 3, 1), np.int64)
-    did = kernels.Did(spikes, counts, counts[..., 0], none, none)
+    none, wide = (np.zeros((0, 0, 0), kind) for kind in (np.int32, np.int64))
+    counts = np.zeros((1, 3, 1), np.int64)
+    did = kernels.Did(spikes, counts, counts[..., 0], none, none, wide, wide)
     # Two phases, whose sum is what counts.
     acc = np.stack([a - 7, np.full(n, 7)]).astype(np.int32)[None]
-    kernels.update_plain(neurons, 0, acc, both, did, 2, active)
+    plain_step(neurons, 0, acc, both, did, 2, active)
     assert (both[0] == v).all()
     assert (spikes[0, 0] == before).all()
     return both[1], spikes[0, 2], active[0]
@@ -389,7 +404,7 @@ def test_the_wide_step(limit, du, dv, reset):
     overflow = (abs(a) >= 1 << 17) | wrapped | saturated
     mine_u, mine_v, fired = u.copy(), v.copy(), np.zeros(size, np.uint8)
     busy = np.zeros(size, np.uint8)
-    beyond = kernels.fire_wide(
+    beyond = wide_step(
         a.astype(np.int32),
         mine_u,
         mine_v,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -219,11 +220,11 @@ def resetting(first=None, second=None, **fields):
 
 
 @pytest.mark.parametrize(
-    ("graph", "where"),
+    ("graph", "names"),
     [
-        (resetting(), "populations n1, n3"),
-        (resetting("zero"), "population n3"),
-        (resetting(second="subtract"), "population n1"),
+        (resetting(), "n1, n3"),
+        (resetting("zero"), "n3"),
+        (resetting(second="subtract"), "n1"),
         (resetting("zero", "subtract"), None),
         (resetting("zero", "zero"), None),
         (resetting(tau=G.DT), None),  # v is forgotten in every step, with or without a spike
@@ -231,59 +232,76 @@ def resetting(first=None, second=None, **fields):
     ],
 )
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_reset_that_is_not_stated_is_noted(graph, where, stored, tmp_path):
+def test_a_reset_that_is_not_stated_is_noted(graph, names, stored, tmp_path):
     source = graph
     if stored:
         source = tmp_path / "m.nir"
         nir_io.write(graph, source)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        stl_deploy.from_nir(source)
-    steps, *texts = [str(w.message) for w in caught if w.category is UncheckedWarning]
-    assert steps.startswith(
-        "timesteps: nothing says how many time steps a sample has; 4 are assumed"
+        made = stl_deploy.from_nir(source)
+    (text,) = [str(w.message) for w in caught if w.category is UncheckedWarning]
+    assert text.startswith(
+        f"{'m.nir' if stored else 'graph'}: assumed, as the model does not say: "
     )
-    assert [text.partition(":")[0] for text in texts] == ([] if where is None else [where])
-    for text in texts:
-        assert "v_reset in the step of the spike" in text
-        assert "Files of snnTorch" in text
-        assert "--model-class" in text
-        assert 'metadata["reset"]' in text
+    assert "T (4)" in text
+    assert "timesteps=" in text
+    said = None if names is None else f"reset of {names} (zero, same step)"
+    assert ("reset of" in text, "snnTorch" in text) == (said is not None, said is not None)
+    assert said is None or said in text
     assert all(Path(w.filename) == Path(__file__) for w in caught)
+    open_ = [r.population for r in stl_deploy.read_as(made) if "reset" in r.assumed]
+    assert open_ == ([] if names is None else names.split(", "))
+
+
+def test_nothing_is_said_where_all_that_matters_is_stated():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stl_deploy.from_nir(resetting("zero", "subtract"), timesteps=5)
+        stl_deploy.from_nir(resetting(), timesteps=5, reset="subtract")
 
 
 def test_a_note_names_few_of_many_populations_also_inside_graphs():
     parts = [node for _ in range(6) for node in (nir.Linear(weights(4)), lif(4))]
     inner = chain(*parts, outputs=(4,))
     graph = chain(inner, *parts, outputs=(4,))
-    (note,) = nir_graph.resets(graph)
     named = [f"n0.n{i}" for i in (1, 3, 5, 7, 9, 11)] + ["n2", "n4"]
-    assert note.where == f"populations {', '.join(named)} and 4 more"
+    with pytest.warns(UncheckedWarning, match=f"reset of {', '.join(named)} and 4 more "):
+        stl_deploy.from_nir(graph)
 
 
-def test_the_note_on_the_reset_goes_wherever_the_network_goes(tmp_path, capsys, monkeypatch):
+def test_how_it_was_read_goes_wherever_the_network_goes(tmp_path, capsys, monkeypatch):
     from stl_deploy.commands import parity
 
     monkeypatch.chdir(tmp_path)
     raster = np.random.default_rng(0).integers(0, 2, (4, 6, 4)).astype(np.uint8)
     np.savez("in.npz", spikes=raster)
-    nir_io.write(resetting(), Path("net.nir"))
+    nir_io.write(resetting(second="subtract"), Path("net.nir"))
     run(export.export, "net.nir", "--target", "nir", "--eval", "in.npz", "-o", "out")
-    said = capsys.readouterr().err
-    assert said.count("the reset is not stated") == 1
-    assert "remedy: import a network of snnTorch by --model-class" in said
-    (note,) = nir_graph.resets(nir_io.read(Path("net.nir")))
-    assert note in nir_file.read_network(Path("out/model.nir")).diagnostics
-    assert vars(note) in json.loads(Path("out/manifest.json").read_text())["diagnostics"]
-    assert "the reset is not stated" in Path("out/report.html").read_text()
+    said = capsys.readouterr()
+    assert "How net.nir was read" in said.out
+    note = "reset of n1 (zero, same step), dt (0.0001 s), spikes per step (1)"
+    assert f"assumed, as the model does not say: {note}" in said.err
+    assert "otherwise give --reset or --dt; snnTorch and sinabs subtract by default" in said.err
+    network = nir_file.read_network(Path("out/model.nir"))
+    first, second = stl_deploy.read_as(network)
+    assert (first.reset, first.when, first.timesteps) == ("zero", "same step", 6)
+    assert first.origin == {
+        **{"reset": "assumed", "when": "assumed", "dt": "assumed"},
+        **{"timesteps": "raster", "spikes": "assumed"},
+    }
+    assert (second.reset, second.origin["reset"]) == ("subtract", "file")
+    stored = [first.model_dump(), second.model_dump()]
+    assert json.loads(Path("out/manifest.json").read_text())["read_as"] == stored
+    report = Path("out/report.html").read_text()
+    assert "How the model was read" in report
+    assert note in report
     words = "out/model.nir", "--input", "in.npz", "--json"
-    run(parity.parity, "net.nir", *words)
-    assert vars(note) in json.loads(capsys.readouterr().out)["diagnostics"]
-    # What stl-deploy wrote states the reset by being its own.
-    run(parity.parity, "out/model.float.nir", *words)
-    assert json.loads(capsys.readouterr().out)["diagnostics"] == []
-    for name in ("model.float.nir", "model.nir"):
-        assert nir_graph.resets(nir_io.read(Path("out") / name)) == ()
+    for model in ("net.nir", "out/model.float.nir"):
+        run(parity.parity, model, *words)
+        found = json.loads(capsys.readouterr().out)
+        assert found["read_as"] == stored
+        assert found["diagnostics"] == []
     # As docs/import-nir.md says: state it, and write the file again.
     graph = nir.read("net.nir")
     for node in graph.nodes.values():
@@ -291,7 +309,31 @@ def test_the_note_on_the_reset_goes_wherever_the_network_goes(tmp_path, capsys, 
             node.metadata["reset"] = "zero"
     nir.write("stated.nir", graph)
     run(export.export, "stated.nir", "--target", "nir", "-o", "again", "--json")
-    assert "not stated" not in json.dumps(json.loads(capsys.readouterr().out)["diagnostics"])
+    found = json.loads(capsys.readouterr().out)
+    assert {r["origin"]["reset"] for r in found["read_as"]} == {"file"}
+
+
+def test_a_reset_can_be_given_where_the_file_leaves_it_open():
+    """The same network as where the file states it; the graph that was given stays as it was."""
+    low = {"v_threshold": 0.1, "tau": 1e-3, "r": 10.0}
+    source = resetting("zero", **low)
+    given = stl_deploy.from_nir(source, timesteps=6, reset="subtract")
+    stated = stl_deploy.from_nir(resetting("zero", "subtract", **low), timesteps=6)
+    raster = (np.random.default_rng(0).random((20, 6, 4)) < 0.6).astype(np.uint8)
+    got, want = float_exec.run(given, raster), float_exec.run(stated, raster)
+    other = float_exec.run(
+        stl_deploy.from_nir(resetting("zero", "zero", **low), timesteps=6), raster
+    )
+    for name, spikes in want.items():
+        np.testing.assert_array_equal(got[name], spikes)
+    assert (other["n3"] != want["n3"]).any()
+    assert "reset" not in source.nodes["n3"].metadata
+    assert [r.origin["reset"] for r in stl_deploy.read_as(given)] == ["file", "option"]
+    for graph in (resetting("zero", "subtract"), resetting(tau=G.DT)):
+        with pytest.raises(InputError, match=r"--reset: subtract, but the file states .*omit it"):
+            stl_deploy.from_nir(graph, reset="subtract")
+    with pytest.raises(InputError, match="'none' is not a reset that can be chosen"):
+        stl_deploy.from_nir(source, reset="none")
 
 
 def test_time_step():
@@ -472,6 +514,7 @@ def test_our_own_files_come_back(chip, tmp_path):
     said = {"timesteps": net.arch.timesteps, "classes": net.arch.classes}
     bare = nir.NIRGraph(graph.nodes, graph.edges, type_check=False)
     again = stl_deploy.quantize(stl_deploy.from_nir(bare, **said), chip)
+    again, network = replace(again, read_as=()), replace(network, read_as=())
     for out, one in (("a", network), ("b", again)):
         nir_io.write(nir_file.to_nir(one), tmp_path / out)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -267,7 +267,7 @@ ALWAYS = {"beta": 0.5, "init_hidden": True}
         (Small(lambda s, x: s.lif(s.fc(x) * s.fc(x))), "mul"),
         (Small(lambda s, x: s.lif(nn.functional.linear(x, s.fc.weight))), "linear of a tensor"),
         (Small(lambda s, x: (s.lif(s.fc(x)), x)[1]), "does not return the spikes"),
-        (Small(lambda s, x: s.fc(x)), "has no snnTorch neurons that spike"),
+        (Small(lambda s, x: s.fc(x)), "has no neurons of snnTorch or SpikingJelly that spike"),
         (Small(lambda s, x: s.lif(s.fc(x + 1))), "add"),
         (Small(neurons=snn.Leaky(**ALWAYS, inhibition=True)), "inhibition is set"),
         (Small(neurons=snn.Leaky(**ALWAYS, spike_grad=torch.sigmoid)), "not spikes above 0"),
@@ -280,7 +280,7 @@ ALWAYS = {"beta": 0.5, "init_hidden": True}
         (Small(lambda s, x: s.lif(s.fc(torch.cat([x, x], 0)))), "along batch or time"),
         (Small(lambda s, x: (s.lif(s.fc(x)), s.lif.reset_mem(), s.lif(s.fc(x)))[2]), "its states"),
         (Small(lambda s, x: s.lif(s.lif(s.fc(x)))), "not computed in the same way"),
-        (Small(lambda s, x: s.lif(s.fc(x, 5))), "cannot run on a sample of shape (1, 4): TypeError"),
+        (Small(lambda s, x: s.lif(s.fc(x, 5))), "cannot run on a sample of shape (1, 4) in fc: TypeError"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused(net, text):
@@ -308,8 +308,8 @@ def test_all_problems_at_once_and_the_net_is_left_as_it_was():
         snn.Alpha(alpha=0.6, **ALWAYS),
     ).train()
     text = refused(net, torch.rand(1, 4))
-    assert "1: inhibition" in text
-    assert "3: an Alpha" in text
+    assert "1 (Leaky): inhibition" in text
+    assert "3 (Alpha): an Alpha" in text
     assert net.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
@@ -792,7 +792,7 @@ def test_a_fault_of_one_step_with_the_batch_first(step):
 def test_a_raster_with_its_axes_mixed_up_is_seen(monkeypatch):
     """A planted fault of the check's own, where time and batch are as long."""
     monkeypatch.setattr(
-        torch_check, "_raster", lambda given, *_: given[0].double().numpy().swapaxes(0, 1)
+        torch_check, "raster_of", lambda given, *_: given[0].double().numpy().swapaxes(0, 1)
     )
     net = loop(batch_first, lambda o: torch.stack(o, 1))
     assert "l1: " in refused(net, torch.zeros(10, 10, 20))
@@ -815,7 +815,7 @@ def test_inputs_of_a_pool_stay_spikes():
     )
     with torch.no_grad():
         net[1].weight.fill_(0.2)
-    assert set(unchecked(net, 100 * torch.rand(1, 1, 6, 6))) == {"2", "timesteps"}
+    assert set(unchecked(net, 100 * torch.rand(1, 1, 6, 6))) == {"2", "Sequential"}
 
 
 def doubled(spikes):
@@ -863,7 +863,7 @@ def test_a_sample_of_the_wrong_axes():
     text = refused(loop(plain), torch.zeros(10, 2, 3, 20))
     assert "f1: reads an input of shape (3, 20), batch (and time) left out" in text
     net = nn.Sequential(nn.Conv2d(1, 2, 3), snn.Leaky(**ALWAYS))
-    assert "0: reads an input of shape (8, 8)" in refused(net, torch.zeros(1, 8, 8))
+    assert "0 (Conv2d): reads an input of shape (8, 8)" in refused(net, torch.zeros(1, 8, 8))
 
 
 # The installed command

@@ -202,8 +202,8 @@ def test_spikes_weighted_by_step():
         (lambda o, _: torch.stack(o).amax(0), "does not return the spikes"),
         (lambda o, m: torch.stack(o) + torch.stack(m), "does not return the spikes"),
         (lambda _, m: torch.cat(m), "does not return the spikes"),
-        (lambda _, m: -1.0 * m[-1], "weights the membrane of lif2 by step"),
-        (lambda _, m: -1.0 * torch.stack(m).sum(0), "weights the membrane of lif2 by step"),
+        (lambda _, m: -1.0 * m[-1], "returns the membrane of lif2 times -1"),
+        (lambda _, m: -1.0 * torch.stack(m).sum(0), "returns the membrane of lif2 times -1"),
         (lambda o, m: o[-1] + m[-1], "does not return the spikes"),
     ],
 )
@@ -253,6 +253,62 @@ def test_a_forward_that_is_one_step(membrane):
     x = torch.tensor(raster((12,), samples=3)[:, 0], dtype=torch.float32)
     network = floats.decode(stl_deploy.from_torch(net, x, timesteps=5))
     assert network.readout.rule == ("mean" if membrane else "votes")
+
+
+ONE_STEP = {
+    "spikes": lambda s, x: s.lif(s.fc1(x))[0],
+    "membrane": lambda s, x: s.lif(s.fc1(x))[1],
+    "layers": lambda s, x: s.fc2(s.lif(s.fc1(x))[0]),
+}
+
+
+class Multiple(nn.Module):
+    """One step, or all of them, of which ``times`` something is returned."""
+
+    def __init__(self, what, times, loops=False):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 6), nn.Linear(6, 5)
+        how = {"init_hidden": True, "output": True, "reset_mechanism": "none"}
+        self.lif = snn.Leaky(beta=0.8, threshold=0.5, **how)
+        self.what, self.times, self.loops = ONE_STEP[what], times, loops
+
+    def forward(self, x):
+        if not self.loops:
+            return self.times(self.what(self, x))
+        self.lif.reset_mem()
+        return torch.stack([self.times(self.what(self, step)) for step in x])
+
+
+def doubled(y):
+    return y + y
+
+
+@pytest.mark.parametrize("loops", [False, True])
+@pytest.mark.parametrize("what", ONE_STEP)
+@pytest.mark.parametrize("times", [lambda y: 3 * y, doubled], ids=["3*y", "y+y"])
+@pytest.mark.filterwarnings("ignore::stl_deploy.errors.UncheckedWarning")
+def test_a_multiple_of_what_is_read_out(what, times, loops):
+    """It decides for the same class."""
+    inputs = raster((12,), samples=3, steps=4)
+    x = torch.tensor(inputs, dtype=torch.float32)
+    scores = []
+    for factor in (times, lambda y: y):
+        net = made(Multiple, what, factor, loops)
+        graph = stl_deploy.from_torch(net, x.swapaxes(0, 1) if loops else x[:, 0])
+        network = floats.decode(graph)
+        ran = float_exec.trace(network, inputs)
+        scores.append(network.readout.scores(ran.sent[network.output], ran.v))
+    assert np.ptp(scores[0], axis=1).min() > 0
+    np.testing.assert_array_equal(*(np.argmax(found, axis=1) for found in scores))
+
+
+@pytest.mark.parametrize("what", ONE_STEP)
+@pytest.mark.parametrize("times", [-1, 0])
+def test_a_multiple_that_changes_which_class_is_largest(what, times):
+    net = made(Multiple, what, lambda y: times * y)
+    text = refused(net, torch.rand(2, 12))
+    assert "forward: returns " in text
+    assert f"of lif times {times} -> multiply it by a number above 0" in text
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])

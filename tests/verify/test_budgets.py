@@ -458,7 +458,7 @@ def test_a_model_without_certificates_is_compared_by_its_graph():
     graph = stl_deploy.from_torch(net)
     tau, zero = np.full(10, 2 * G.DT), np.zeros(10)
     graph = with_nodes(graph, lif2=nir.LI(tau=tau, r=np.full(10, 2.0), v_leak=zero))
-    meta = G.float_meta(graph).model_copy(update={"version": 4, "readout": G.Read(rule="max")})
+    meta = G.float_meta(graph).model_copy(update={"readout": G.Read(rule="max")})
     graph.metadata[G.KEY] = meta.text()
     network = quantize(graph, "ideal")
     report = compare(None, graph, network, Raster(random_spikes(net, 10)))

@@ -25,7 +25,9 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.network import IntegerNetwork
 
 NEURONS = (nir.IF, nir.LIF, nir.CubaLIF)
-Kind = Literal["integer", "portable integer", "float", "portable float", "other"]
+Kind = Literal[
+    "integer", "portable integer", "spinnaker2 integer", "float", "portable float", "other"
+]
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,13 @@ def _meaning(graph: nir.NIRGraph, path: Path) -> dict[str, Any]:
     try:
         meta = nir_portable.read_meta(graph)
         if meta is not None:
-            kind = "portable integer" if meta.of == "integer" else "portable float"
-            return {"kind": kind, "inexact": meta.inexact, "held": meta.timesteps * meta.held}
+            dialect = meta.format.removeprefix("stl-deploy/")
+            return {
+                "kind": f"{dialect} {meta.of}",
+                "inexact": meta.inexact,
+                "unsaid": _unsaid(graph),
+                "held": meta.timesteps * meta.held,
+            }
         key = G.KEY
         if integer_meta.holds_integers(graph):
             network = nir_file.from_nir(graph, str(path))

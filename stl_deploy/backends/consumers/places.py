@@ -73,6 +73,11 @@ def splits_wrongly(node: nir.Conv2d) -> bool:
     return bool(node.groups > 1 and node.weight.shape[1] % node.groups)
 
 
+def grouped_or_dilated(node: nir.Conv2d) -> bool:
+    """A convolution with groups or with gaps in its kernel."""
+    return bool(node.groups != 1 or np.any(np.asarray(node.dilation) != 1))
+
+
 def is_close(a: Any, b: Any) -> bool:
     """As SpikingJelly and snnTorch compare."""
     return bool(np.allclose(np.asarray(a, np.float64), b, rtol=1e-6, atol=1e-12))
@@ -80,7 +85,7 @@ def is_close(a: Any, b: Any) -> bool:
 
 def of_integers(file: File) -> bool:
     """Whether the file holds the integers of a network."""
-    return file.kind in ("integer", "portable integer")
+    return file.kind.endswith("integer")
 
 
 def on_a_grid(value: Any) -> bool:
@@ -226,3 +231,162 @@ def input_scale(node: Any) -> NDArray[np.float64]:
 def taus(node: Any) -> list[NDArray[Any]]:
     """The time constants of a node."""
     return [getattr(node, key) for key in ("tau", "tau_mem", "tau_syn") if hasattr(node, key)]
+
+
+WEIGHTS = (nir.Affine, nir.Linear, nir.Conv2d)
+
+
+def sends(file: File, name: str) -> bool:
+    """Whether a node sends spikes: neurons, or an input."""
+    return isinstance(file.graph.nodes[name], (*NEURONS, nir.Input))
+
+
+def straight_to_neurons(file: File) -> list[str]:
+    """Neurons that other neurons or an input lead to without weights."""
+    return [name for name in neurons_of(file) if any(sends(file, a) for a in file.into(name))]
+
+
+def weights_in_a_row(file: File) -> list[str]:
+    """Weights that weights lead to."""
+    return [
+        name
+        for name, _ in file.nodes(*WEIGHTS)
+        if any(isinstance(file.graph.nodes[a], WEIGHTS) for a in file.into(name))
+    ]
+
+
+def weights_to_others(file: File) -> list[str]:
+    """Weights that lead to anything but neurons or weights."""
+    others = (*NEURONS, *WEIGHTS)
+    return list(
+        dict.fromkeys(
+            a
+            for a, b in file.graph.edges
+            if isinstance(file.graph.nodes[a], WEIGHTS)
+            and not isinstance(file.graph.nodes[b], others)
+        )
+    )
+
+
+def flattened_alone(file: File) -> list[str]:
+    """Flattens of what neurons or an input send."""
+    return [
+        name for name, _ in file.nodes(nir.Flatten) if any(sends(file, a) for a in file.into(name))
+    ]
+
+
+def pools_to_others(file: File) -> list[str]:
+    """SumPool2d in front of anything but a Conv2d, neurons, or a Flatten that leads to an Affine alone."""
+    found = []
+    for a, b in file.graph.edges:
+        node = file.graph.nodes[b]
+        if not isinstance(file.graph.nodes[a], nir.SumPool2d):
+            continue
+        behind = [file.graph.nodes[d] for c, d in file.graph.edges if c == b]
+        flat = isinstance(node, nir.Flatten) and all(isinstance(n, nir.Affine) for n in behind)
+        if not (flat or isinstance(node, (nir.Conv2d, *NEURONS))):
+            found.append(a)
+    return list(dict.fromkeys(found))
+
+
+def pools_that_overlap(file: File) -> list[str]:
+    """SumPool2d in front of a Conv2d with windows that do not tile the plane."""
+    return [
+        name
+        for name, node in file.nodes(nir.SumPool2d)
+        if (np.any(np.asarray(node.padding)) or np.any(node.kernel_size != node.stride))
+        and any(
+            a == name and isinstance(file.graph.nodes[b], nir.Conv2d) for a, b in file.graph.edges
+        )
+    ]
+
+
+def behind_kernels(*kinds: type) -> Where:
+    """Neurons of these kinds that a Conv2d leads to."""
+    return lambda file: [
+        name
+        for name, _ in file.nodes(*kinds)
+        if any(isinstance(file.graph.nodes[a], nir.Conv2d) for a in file.into(name))
+    ]
+
+
+def kernels_and_others(file: File) -> list[str]:
+    """Neurons that a Conv2d and something else lead to."""
+    return [
+        name
+        for name in behind_kernels(*NEURONS)(file)
+        if not all(isinstance(file.graph.nodes[a], nir.Conv2d) for a in file.into(name))
+    ]
+
+
+def not_of_eight_bits(file: File) -> list[str]:
+    """Weights that are not whole numbers from -127 to 127."""
+    return [
+        name
+        for name, node in file.nodes(*WEIGHTS)
+        if np.any(np.abs(node.weight) > 127) or np.any(node.weight != np.rint(node.weight))
+    ]
+
+
+def act_without_input(file: File) -> Iterator[str]:
+    """Neurons with a bias or a leak, or with thresholds below 0."""
+    for name, node in file.nodes(*NEURONS):
+        biases = [getattr(file.graph.nodes[a], "bias", 0) for a in file.into(name)]
+        leak = getattr(node, "v_leak", 0)
+        if any(map(np.any, biases)) or np.any(leak) or np.any(np.asarray(node.v_threshold) < 0):
+            yield name
+
+
+def at_two_depths(file: File) -> list[str]:
+    """Neurons that spikes reach over more connections on one way than on another."""
+    following: dict[str, list[str]] = {}
+    for source, target in file.graph.edges:
+        following.setdefault(source, []).append(target)
+
+    def reached(name: str) -> set[str]:
+        """The neurons that a sender's spikes arrive at."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        pending = list(following.get(name, []))
+        while pending:
+            node = pending.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if isinstance(file.graph.nodes[node], NEURONS):
+                found.add(node)
+            else:
+                pending += following.get(node, [])
+        return found - {name}
+
+    depth = dict.fromkeys(file.inputs, 0)
+    pending, several = list(depth), []
+    while pending:
+        name = pending.pop(0)
+        for target in sorted(reached(name)):
+            if target not in depth:
+                depth[target] = depth[name] + 1
+                pending.append(target)
+            elif depth[target] != depth[name] + 1:
+                several.append(target)
+    return list(dict.fromkeys(several))
+
+
+def keeps_nothing(node: Any) -> bool:
+    """Whether neurons forget v in every step, so that their reset means nothing."""
+    return isinstance(node, nir.LIF) and bool((step(node.tau) == 1).all())
+
+
+def other_rules(file: File) -> list[str]:
+    """Neurons whose metadata say more than a reset by subtraction."""
+    return [name for name, said in file.unsaid.items() if set(said) != {SUBTRACTS}]
+
+
+def two_resets(file: File) -> list[str]:
+    """The neurons, where some reset by subtraction and others do not."""
+    lasting = [name for name, node in file.nodes(*NEURONS) if not keeps_nothing(node)]
+    subtracts = [name for name in lasting if SUBTRACTS in file.unsaid.get(name, [])]
+    return lasting if 0 < len(subtracts) < len(lasting) else []
+
+
+SUBTRACTS = "reset by subtraction"

@@ -13,33 +13,50 @@ from enum import StrEnum
 from typing import Literal
 
 import nir
+import numpy as np
 
 from stl_deploy.backends.consumers.file import NEURONS, File
 from stl_deploy.backends.consumers.places import (
+    SUBTRACTS,
+    WEIGHTS,
     Where,
+    act_without_input,
     always_fires,
     any_nonzero,
+    at_two_depths,
+    behind_kernels,
     beyond_float32,
     biases_on_cycles,
     cut,
+    flattened_alone,
+    grouped_or_dilated,
     in_other_shapes,
     input_scale,
     is_close,
+    kernels_and_others,
     may_tie,
     neurons_alone,
     neurons_of,
     nodes,
+    not_of_eight_bits,
     of_integers,
+    other_rules,
     other_than,
     out_of_order,
+    pools_that_overlap,
+    pools_to_others,
     recurrent_neurons,
     scaled_threshold,
     several_inputs,
     several_starts,
     splits_wrongly,
     step,
+    straight_to_neurons,
     taus,
+    two_resets,
     uniform,
+    weights_in_a_row,
+    weights_to_others,
 )
 
 
@@ -431,7 +448,100 @@ LAVA_DL = Consumer(
     seen="read",
 )
 
+SPINNAKER2 = Consumer(
+    "spinnaker2",
+    "SpiNNaker2",
+    "py-spinnaker2",
+    's2_nir.from_nir(nir.read(path), s2_nir.ConversionConfig(dt=1e-4, conn_delay=0, reset="zero", '
+    'integrator="Forward-Euler"))',
+    (
+        unreadable(
+            NO_WORD,
+            other_than(*ENDS, *WEIGHTS, nir.Flatten, nir.SumPool2d, nir.AvgPool2d, *NEURONS),
+        ),
+        unreadable("weights must lie between spikes and neurons", straight_to_neurons),
+        unreadable("weights must not follow weights", weights_in_a_row),
+        unreadable("weights must lead to neurons: pools and Flatten come first", weights_to_others),
+        unreadable(
+            "a SumPool2d must lead to a Conv2d, to neurons, or by a Flatten to an Affine",
+            pools_to_others,
+        ),
+        unreadable(
+            "a SumPool2d in front of a Conv2d must tile the plane, without padding",
+            pools_that_overlap,
+        ),
+        unreadable("a current behind a convolution", behind_kernels(nir.CubaLIF)),
+        unreadable(
+            "an input must be flat or [C, H, W]",
+            nodes(lambda node: len(node.input_type["input"]) not in (1, 3), nir.Input),
+        ),
+        differs("it drops a Flatten that does not follow a SumPool2d", flattened_alone),
+        differs("it knows neither groups nor dilation", nodes(grouped_or_dilated, nir.Conv2d)),
+        differs("its weights are whole numbers from -127 to 127", not_of_eight_bits),
+        differs(
+            "it takes r of an IF for all of its factor",
+            nodes(lambda node: bool((node.r != 1).any()), nir.IF),
+        ),
+        differs(
+            "it resets to 0",
+            nodes(lambda node: bool(np.any(getattr(node, "v_reset", 0))), *NEURONS),
+        ),
+        differs(
+            "a bias, a leak or a threshold below 0 acts before the first input, which arrives one step "
+            "late for every population in front",
+            act_without_input,
+        ),
+        differs(
+            "a spike needs a step for every connection, so that shorter ways arrive earlier",
+            at_two_depths,
+        ),
+        Rule(
+            Verdict.DIFFERS,
+            UNSAID.why,
+            other_rules,
+            lambda file: dict.fromkeys(
+                rule for said in file.unsaid.values() for rule in said if rule != SUBTRACTS
+            ),
+        ),
+        differs("it has one reset for all neurons", two_resets),
+        exact(
+            'neurons reset by subtraction: give reset="subtract"',
+            lambda file: [name for name, said in file.unsaid.items() if SUBTRACTS in said],
+        ),
+        untried(nodes(bool, nir.AvgPool2d)),
+        untried(several_inputs),
+        Rule(
+            Verdict.UNKNOWN,
+            "no public source says in which order its current decays and takes its input",
+            nodes(bool, nir.CubaLIF),
+        ),
+        Rule(
+            Verdict.UNKNOWN,
+            "no public source says that convolutions and other weights add up",
+            kernels_and_others,
+        ),
+        Rule(
+            Verdict.UNKNOWN,
+            "strides that differ: it takes the first, of rows, for x",
+            nodes(lambda node: len(set(np.atleast_1d(node.stride).tolist())) > 1, nir.Conv2d),
+        ),
+        exact(
+            "a population is a step later than those in front of it: run as many steps more",
+            neurons_of,
+        ),
+        exact(
+            "alpha_decay comes as [C, H, W] from forward Euler: flatten it in pop.params",
+            nodes(lambda node: node.v_threshold.ndim > 1, nir.LIF),
+        ),
+        *(INEXACT, NESTED, OTHER_SHAPE, HELD, SCORED, UNCHECKED),
+    ),
+    seen="read",
+)
+
 CONSUMERS = {
     consumer.name: consumer
-    for consumer in (NORSE, SNNTORCH, SPIKINGJELLY, NIRTORCH, SINABS, ROCKPOOL, SPYX, LAVA_DL)
+    for consumer in (
+        *(NORSE, SNNTORCH, SPIKINGJELLY, NIRTORCH, SINABS, ROCKPOOL, SPYX, LAVA_DL),
+        SPINNAKER2,
+    )
 }

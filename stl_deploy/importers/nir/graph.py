@@ -20,12 +20,13 @@ import numpy as np
 from stl_deploy.errors import InputError, LoweringError, Problem
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import portable_nir as nir_portable
-from stl_deploy.importers.given import File, Model, Normalize
-from stl_deploy.importers.nir import inputs
+from stl_deploy.importers.given import File, Model, Normalize, Reset, Spikes, Tool
+from stl_deploy.importers.nir import inputs, several, stated, written
 from stl_deploy.importers.nir.nodes import faults, flat, misfits
 from stl_deploy.ir import floats
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.ir.read_as import Origin, ReadAs
 from stl_deploy.ir.readouts import Rule
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.ir.units import MAX_SIGNED, MAX_STEPS, MAX_UNSIGNED
@@ -36,23 +37,28 @@ from stl_deploy.lower.linear import MAX_NEURONS
 from stl_deploy.lower.nodes import Reading
 
 DEFAULT_STEPS = 4
-NAMED = 8  # populations that a note names
 
 
 @dataclass(frozen=True)
 class Options:
     """What NIR does not say.
 
-    dt: seconds of a time step, for neurons with time constants; timesteps: T; classes: the last
-    population is read as that many groups of neurons, each voting for a class (default: as many as
-    neurons); levels: inputs are whole numbers 0..levels, 1 for spikes, signed: -levels..levels;
+    dt: seconds of a time step, for neurons with time constants; reset: of populations that do not state
+    theirs; written_by: the tool whose file is read as it computes it; spikes: how many a neuron can send in
+    a step; timesteps: T, and ``steps_from`` who said so; classes: the last population is read as that many
+    groups of neurons, each voting for a class (default: as many as neurons); levels: inputs are whole
+    numbers 0..levels, 1 for spikes, signed: -levels..levels;
     normalize: what was done to them before the network; held: one frame is read in every step.
     readout: the rule by which classes are scored (default: the last v of neurons without a threshold, else
     votes); steps: the weight of each step in votes.
     """
 
-    dt: float = G.DT
+    dt: float | None = None
+    reset: Reset | None = None
+    written_by: Tool | None = None
+    spikes: Spikes | None = None
     timesteps: int | None = None
+    steps_from: Origin = "option"
     classes: int | None = None
     levels: int = 1
     signed: bool = False
@@ -75,8 +81,12 @@ def read_model(file: File) -> Model:
             )
         )
     options = Options(
-        dt=G.DT if given.dt is None else given.dt,
+        dt=given.dt,
+        reset=given.reset,
+        written_by=given.written_by,
+        spikes=given.spikes,
         timesteps=given.steps,
+        steps_from=given.steps_from,
         classes=given.classes,
         levels=given.levels or 1,
         signed=bool(given.signed),
@@ -88,15 +98,19 @@ def read_model(file: File) -> Model:
 
 
 def read(
-    path: Path, options: Options | None = None, graph: nir.NIRGraph | None = None
+    path: Path,
+    options: Options | None = None,
+    graph: nir.NIRGraph | None = None,
+    read_as: tuple[ReadAs, ...] | None = None,
 ) -> nir.NIRGraph:
     """The lowered float graph of a NIR file, which may have been read as ``graph`` already.
 
+    ``read_as`` says how its populations were read; None where that is NIR itself.
     Raises InputError for a broken file and LoweringError for a network that cannot be lowered, each
     naming everything that it met.
     """
     try:
-        return to_float(nir_io.read(path) if graph is None else graph, options)
+        return to_float(nir_io.read(path) if graph is None else graph, options, read_as)
     except (InputError, LoweringError) as error:
         raise type(error)(
             [
@@ -108,34 +122,76 @@ def read(
         ) from None
 
 
-def to_float(graph: nir.NIRGraph, options: Options | None = None) -> nir.NIRGraph:
-    """See ``read``; ``graph`` may also hold the nodes of ``ir/nir_graph.py`` that NIR does not know."""
+def to_float(
+    graph: nir.NIRGraph, options: Options | None = None, read_as: tuple[ReadAs, ...] | None = None
+) -> nir.NIRGraph:
+    """See ``read``; ``graph`` may also hold the nodes of ``ir/nir_graph.py`` that NIR does not know.
+
+    ``read_as`` says how its populations were read; None where that is NIR itself.
+    """
     options = options or Options()
     check(options)
+    graph, options = _as_written(graph, options)
     flow = _flow(graph, options)
     wanted = Wanted(options.readout, options.classes)
     made = lowered(flow, wanted)
     classes = classes_of(made.outputs, wanted)
     steps = None if options.steps is None else G.Read(steps=options.steps)
-    newer = 3 if options.signed or options.held else 1
+    timesteps = options.timesteps or DEFAULT_STEPS
+    if read_as is None:
+        read_as = stated.records(
+            flat(graph)[0],
+            made.nodes,
+            dt=options.dt,
+            reset=options.reset,
+            timesteps=timesteps,
+            steps_from="assumed" if options.timesteps is None else options.steps_from,
+            ours=stated.is_ours(graph),
+            spikes=options.spikes,
+            tool=options.written_by,
+        )
+    records = {record.population: record for record in read_as}
     meta = G.FloatMeta(
-        version=newer if steps is None else G.RULES,
-        timesteps=options.timesteps or DEFAULT_STEPS,
+        version=G.NEWEST,
+        timesteps=timesteps,
         input_levels=options.levels,
         signed=options.signed,
         held=options.held,
         classes=classes,
         population=made.outputs // classes,
         readout=steps,
+        read_as=tuple(records[name] for name in made.nodes if name in records),
     )
-    return made.graph(meta)
+    result = made.graph(meta)
+    if options.spikes == "many":
+        fire = [name for name, node in flat(graph)[0].items() if stated.fires(node)]
+        several.check(floats.decode(result), fire)
+    return result
+
+
+def _as_written(graph: nir.NIRGraph, options: Options) -> tuple[nir.NIRGraph, Options]:
+    """``graph`` as the tool computes it that wrote it, with the options that this comes with."""
+    if options.written_by is None:
+        return graph, options
+    reading = written.read(graph, options.written_by, options.dt)
+    nodes = flat(reading.graph)[0].values()
+    is_open = any(stated.leaves_open(node, reading.dt) for node in nodes)
+    return reading.graph, replace(
+        options,
+        dt=reading.dt,
+        reset=reading.reset if options.reset is None and is_open else options.reset,
+        spikes=options.spikes or reading.spikes,
+    )
 
 
 def _flow(graph: nir.NIRGraph, options: Options) -> Flow:
     """The graph laid flat, its nodes looked at. Raises InputError naming what is broken."""
     nodes, edges, problems = flat(graph)
     binary = options.levels == 1 and not options.signed
-    flow = Flow(nodes, edges, Reading(options.dt, binary), broken=problems)
+    dt = G.DT if options.dt is None else options.dt
+    if not problems:
+        nodes = stated.with_reset(nodes, options.reset, dt, stated.is_ours(graph))
+    flow = Flow(nodes, edges, Reading(dt, binary), broken=problems)
     for name, node in nodes.items():
         if not isinstance(node, nir.Input | nir.Output):
             flow.broken += [Problem(f"{name}{key}", what) for key, what in faults(node)]
@@ -162,39 +218,40 @@ def _normalized(flow: Flow, options: Options, how: Normalize) -> Flow:
     nodes, edges = dict(flow.nodes), flow.edges
     for name in flow.inputs:
         shape = G.shape_of(nodes[name].input_type["input"])
-        if len(how.mean) not in (1, shape[0]):
-            what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
-            raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
-        mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
-        zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
         divided, normalized = f"{name}.levels", f"{name}.normalized"
         nodes[divided] = G.InputScale(shape, shape, options.levels)
-        nodes[normalized] = G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
+        nodes[normalized] = normalizing(shape, how)
         edges = [(normalized if a == name else a, b) for a, b in edges]
         edges += [(name, divided), (divided, normalized)]
     return replace(flow, nodes=nodes, edges=edges)
 
 
+def normalizing(shape: Shape, how: Normalize) -> G.BatchNorm:
+    """(x - mean) / std of an input of ``shape``. Raises InputError for another number of channels."""
+    if len(how.mean) not in (1, shape[0]):
+        what = f"{len(how.mean)} means for the {shape[0]} channels of an input of shape {shape}"
+        raise InputError(Problem("--normalize", what, "give one, or one for each channel"))
+    mean, std = (np.resize(np.asarray(v), shape[0]) for v in how)
+    zeros, ones = np.zeros(shape[0]), np.ones(shape[0])
+    return G.BatchNorm(shape, shape, 1 / std, zeros, mean, ones, 0.0)
+
+
 def notes(
     graph: nir.NIRGraph, lowered: nir.NIRGraph, options: Options | None = None
 ) -> tuple[Diagnostic, ...]:
-    """What was assumed in reading ``graph`` as ``lowered``: what is not stated of steps, resets, readout."""
+    """What was assumed in reading ``graph`` as ``lowered`` in addition to what ``read_as`` says."""
     options = options or Options()
-    return (
-        steps(options)
-        + _axes(graph)
-        + resets(graph, options.dt)
-        + _readouts(graph, lowered, options)
-    )
+    return _writer(graph, options) + _axes(graph) + _readouts(graph, lowered, options)
 
 
-def steps(options: Options) -> tuple[Diagnostic, ...]:
-    """A note where nobody said how many steps a sample has."""
-    if options.timesteps is not None:
+def _writer(graph: nir.NIRGraph, options: Options) -> tuple[Diagnostic, ...]:
+    """The tool that the names in a graph are those of, where it is read by NIR's equations."""
+    tool = None if options.written_by is not None else written.likely(graph)
+    if tool is None:
         return ()
-    what = f"nothing says how many time steps a sample has; {DEFAULT_STEPS} are assumed"
-    remedy = "give --timesteps, or a raster by --eval or --calib (in Python timesteps=...)"
-    return (Diagnostic("timesteps", what, remedy),)
+    what = f"has the names of a file by {tool.capitalize()}, and is read by NIR's equations"
+    remedy = f"give --written-by {tool} if it is one (in Python written_by=...)"
+    return (Diagnostic("graph", what, remedy),)
 
 
 def _axes(graph: nir.NIRGraph) -> tuple[Diagnostic, ...]:
@@ -233,36 +290,6 @@ def _readouts(
     remedy = "choose another by --readout last, mean or max (in Python readout=...)"
     where = f"readout of {read.source}" if own else "readout"
     return (Diagnostic(where, taken, remedy),)
-
-
-def resets(graph: nir.NIRGraph, dt: float = G.DT) -> tuple[Diagnostic, ...]:
-    """A note of the neurons in ``graph`` whose reset is not stated.
-
-    Neurons that forget v in every step (tau = ``dt``) need none, and files of stl-deploy state theirs.
-    """
-    if {G.KEY, nir_portable.KEY} & graph.metadata.keys():
-        return ()
-    nodes, _, _ = flat(graph)
-    names = [
-        name
-        for name, node in nodes.items()
-        if isinstance(node, nir.LIF | nir.IF | nir.CubaLIF)
-        and "reset" not in node.metadata
-        and not (isinstance(node, nir.LIF) and np.all(node.tau == dt))
-    ]
-    if not names:
-        return ()
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return (
-        Diagnostic(
-            f"population{'s' if len(names) > 1 else ''} {', '.join(names[:NAMED])}{more}",
-            "the reset is not stated and is read as in NIR's equations: to v_reset in the step of "
-            "the spike. Files of snnTorch and sinabs do not state that their neurons subtract the "
-            "threshold by default",
-            "import a network of snnTorch by --model-class; otherwise set "
-            """metadata["reset"] of these nodes to "zero" or "subtract" (docs/import-nir.md)""",
-        ),
-    )
 
 
 def examine(graph: nir.NIRGraph) -> None:
@@ -319,9 +346,17 @@ def check(options: Options) -> None:
     if options.readout not in (None, *get_args(Rule)):
         what = f"{options.readout!r} is not a known readout"
         problems.append(Problem("--readout", what, f"choose from {', '.join(get_args(Rule))}"))
-    known = isinstance(options.dt, int | float)
-    if not (known and math.isfinite(options.dt) and options.dt > 0):
-        problems.append(Problem("--dt", f"{options.dt} is not a time in seconds above zero"))
+    dt = G.DT if options.dt is None else options.dt
+    if not (isinstance(dt, int | float) and math.isfinite(dt) and dt > 0):
+        problems.append(Problem("--dt", f"{dt} is not a time in seconds above zero"))
+    for name, word, known in (
+        ("--reset", options.reset, get_args(Reset)),
+        ("--spikes", options.spikes, get_args(Spikes)),
+        ("--written-by", options.written_by, get_args(Tool)),
+    ):
+        if word not in (None, *known):
+            what = f"{word!r} cannot be chosen"
+            problems.append(Problem(name, what, f"choose from {', '.join(known)}"))
     for name, value, high in (
         ("--timesteps", options.timesteps, MAX_STEPS),
         ("--classes", options.classes, MAX_NEURONS),

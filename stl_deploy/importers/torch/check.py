@@ -25,8 +25,12 @@ from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
 from stl_deploy.importers.nir.graph import Options
+from stl_deploy.importers.torch.classes import computes_as
+from stl_deploy.importers.torch.families import Family, family_of
+from stl_deploy.importers.torch.modules import STEPS as LAYERS
 from stl_deploy.importers.torch.readings import Reading, given_back
-from stl_deploy.importers.torch.trace import Trace, Value, tensors
+from stl_deploy.importers.torch.trace import Trace
+from stl_deploy.importers.torch.values import Value, tensors
 from stl_deploy.ir import cut
 from stl_deploy.ir import execute as float_exec
 from stl_deploy.ir import nir_graph as G
@@ -139,7 +143,7 @@ class _Guard:
         self.net, self.trace, self.graph, self.reset = net, trace, graph, reset
         self.reading = reading
         self.loop = max(len(calls) for calls in trace.calls.values())
-        self.whole = next(iter(_inputs(trace)))
+        self.whole = next(iter(inputs_of(trace)))
         self.network = decode(graph)
         # What has no threshold in the graph does not spike there; its membrane is compared.
         self.silent = {p.name for p in self.network.populations if not p.neurons.fires}
@@ -182,14 +186,14 @@ class _Guard:
 
     def compare(self, given: list[Tensor], what: str) -> None:
         """Run both on ``given``, one tensor a call. Raises LoweringError where spikes differ."""
-        raster = _raster(given, self.graph, self.whole, self.loop)[:SAMPLES]
+        raster = raster_of(given, self.graph, self.whole, self.loop)[:SAMPLES]
         if self.normalized is not None:
             given = [self.normalized.apply(x) for x in given]
-        own = _run(self.net, given, self.trace, self.reset)
+        own = own_run(self.net, given, self.trace, self.reset)
         steps = {name: np.stack(calls, axis=1) for name, calls in own.spikes.items()}
         self._check_layers(steps, raster.shape[:2], what)
         tied = self._ties(given, own)
-        factors = {name: _factor(self.trace.modules[name]) for name in steps}
+        factors = {name: factor(self.trace.modules[name]) for name in steps}
         sent = {name: spikes[: len(raster)] / factors[name] for name, spikes in steps.items()}
         known = {name: spikes for name, spikes in sent.items() if name in self.network.by_name}
         ran = float_exec.trace(
@@ -254,7 +258,8 @@ class _Guard:
         """The layers that run must be those of the record, and as often."""
         problems = [
             _problem(name, f"does not run on {what}")
-            for name in self.trace.calls.keys() - steps.keys()
+            for name, module in self.trace.modules.items()
+            if name in self.trace.calls.keys() - steps.keys() and family_of(module) is not None
         ]
         problems += [
             _problem(name, f"runs {spikes.shape[1]} times on {what}, for {size[1]} steps")
@@ -271,9 +276,9 @@ class _Guard:
             with suppress(
                 Exception
             ):  # a network that runs in float32 alone has no ties that we know
-                copied = _doubled(self.net, moved, self.trace)
+                copied = doubled(self.net, moved, self.trace)
                 self.reset(self.net)  # of which a copy's replaced methods may still be
-                other = _run(copied, given, self.trace, self.reset, own.spikes)
+                other = own_run(copied, given, self.trace, self.reset, own.spikes)
                 differing.append(
                     {
                         name: np.stack(other.spikes[name], axis=1) != np.stack(calls, axis=1)
@@ -302,7 +307,7 @@ class _Normalized:
         self.levels, self.sample = options.levels, sample
         # Where the values of a raster, whose channels come behind batch and time, stand in a sample.
         at = torch.arange(sample.numel(), dtype=torch.float64).reshape(sample.shape)
-        found = _raster([at], guard.graph, guard.whole, guard.loop).astype(np.int64)
+        found = raster_of([at], guard.graph, guard.whole, guard.loop).astype(np.int64)
         ones = [1] * (found.ndim - 3)
         self.mean, self.std = (torch.empty(sample.numel(), dtype=torch.float64) for _ in range(2))
         for held, values in zip((self.mean, self.std), options.normalize, strict=True):
@@ -320,7 +325,9 @@ class _Normalized:
         return (sample.detach().cpu().double() * self.std + self.mean) * self.levels
 
 
-def _inputs(trace: Trace) -> Iterator[Value]:
+def inputs_of(trace: Trace) -> Iterator[Value]:
+    """What the neurons of a record read of the sample."""
+
     def under(value: Value) -> Iterator[Value]:
         if value.kind == "input":
             yield value
@@ -336,38 +343,41 @@ def _problem(name: str, what: str) -> Problem:
     return Problem(name, f"{what}: forward does something that its record does not explain", REMEDY)
 
 
-def _factor(module: Any) -> float:
+def factor(module: Any) -> float:
+    """What the spikes of a neuron are multiplied with."""
     return float(torch.as_tensor(getattr(module, "graded_spikes_factor", 1.0)).detach())
 
 
-def _raster(given: list[Tensor], graph: nir.NIRGraph, whole: Value, loop: int) -> Array:
-    """What the graph reads, [batch, T, *input shape]."""
+def raster_of(
+    given: list[Tensor], graph: nir.NIRGraph, whole: Value, loop: int, batch: int | None = None
+) -> Array:
+    """What the graph reads, [batch, T, *input shape]; ``batch`` is that of the record, or another."""
+    batch = batch or whole.shape[0]
     shape = tuple(int(n) for n in np.ravel(graph.nodes["input"].input_type["input"]))
     moved = [x.detach().cpu().double().numpy() for x in given]
     for move in whole.facts or ():
         moved = [move.apply(x) for x in moved]
     if whole.at is None:
         # One step a call, or the same input at all steps.
-        parts = [x.reshape(whole.shape[0], *shape) for x in moved]
+        parts = [x.reshape(batch, *shape) for x in moved]
         return np.stack(parts * (loop if len(parts) == 1 else 1), axis=1)
     x = moved[0]
-    batch = whole.shape[0]
     first = whole.call == 0  # time stands before the batch
     x = x.reshape(-1, batch, *shape).swapaxes(0, 1) if first else x.reshape(batch, -1, *shape)
     return np.ascontiguousarray(x[:, :loop])
 
 
-def _doubled(net: nn.Module, moved: float, trace: Trace) -> nn.Module:
+def doubled(net: nn.Module, moved: float, trace: Trace) -> nn.Module:
     """A copy in float64 whose thresholds are moved by that fraction."""
     copied = copy.deepcopy(net).double()
     for name, module in copied.named_modules():
         if name in trace.calls:
-            any_module: Any = module
-            any_module.threshold.data.mul_(1 + moved)
-            own = any_module.spike_grad
-            any_module.spike_grad = lambda x, own=own: own(x).to(x.dtype)
-    for module in copied.modules():
-        if not list(module.children()) or isinstance(getattr(module, "threshold", None), Tensor):
+            family = family_of(module)
+            assert family is not None
+            family.move(module, 1 + moved)
+    for name, module in copied.named_modules():
+        leaf = not list(module.children()) or computes_as(module, LAYERS)
+        if leaf or name in trace.calls:
             module.register_forward_pre_hook(_to_double)
     return copied
 
@@ -377,7 +387,8 @@ def _to_double(_module: nn.Module, args: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """All modules in evaluation mode, without gradients."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
@@ -388,7 +399,7 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _run(
+def own_run(
     net: nn.Module,
     given: list[Tensor],
     trace: Trace,
@@ -398,26 +409,29 @@ def _run(
     """The network's own spikes on ``given``, one tensor a call; ``held`` are handed on in their place."""
     run = _Run()
 
-    def watch(name: str) -> Any:
+    def watch(name: str, family: Family | None) -> Any:
         def after(_module: nn.Module, _args: Any, out: Any) -> Any:
             spikes = next(tensors(out))
             calls = run.spikes.setdefault(name, [])
-            calls.append(spikes.detach().cpu().double().numpy().copy())
+            found = spikes.detach().cpu().double().numpy().copy()
+            every = family is not None and family.all_steps(_module)
+            calls += [*found] if every else [found]
             if held is None:
                 return None
-            other = torch.as_tensor(held[name][len(calls) - 1]).to(spikes)
+            own = held[name][len(calls) - (len(found) if every else 1) : len(calls)]
+            other = torch.as_tensor(np.stack(own) if every else own[0]).to(spikes)
             return (other, *out[1:]) if isinstance(out, tuple) else other
 
         return after
 
     handles = [
-        m.register_forward_hook(watch(name))
+        m.register_forward_hook(watch(name, family_of(m)))
         for name, m in net.named_modules()
         if name in trace.calls
     ]
     reset(net)
     try:
-        with _evaluating(net):
+        with evaluating(net):
             for x in given:
                 out = net(x.clone())
                 run.returned.append([y.detach().cpu().double().numpy() for y in tensors(out)])

@@ -13,29 +13,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import nir
 import torch
 from torch import nn
 
 from stl_deploy.errors import InputError, LoweringError, Problem
+from stl_deploy.formats import signatures
 from stl_deploy.formats.checkpoint import read_tensors
+from stl_deploy.formats.state import unwrapped
 from stl_deploy.importers.given import File, Given, Model
 from stl_deploy.importers.nir.graph import Options
-from stl_deploy.importers.torch.net import lowered
-from stl_deploy.ir.notes import Diagnostic
+from stl_deploy.importers.torch.net import Lowered, lowered
 
 NAMED = 8  # classes that a message names
-HOW = "pip install 'stl-deploy[snntorch]'"
+HOW = {"snntorch": "pip install 'stl-deploy[snntorch]'", "spikingjelly": "pip install spikingjelly"}
 
 
 def read_model(file: File) -> Model:
     """See ``read``."""
     assert file.given.model_class is not None
-    graph, notes = read(file.path, file.given.model_class, file.given)
-    return Model(graph, notes=notes)
+    found = read(file.path, file.given.model_class, file.given)
+    return Model(found.graph, notes=found.notes, live=found.live)
 
 
-def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+def read(path: Path, model_class: str, given: Given) -> Lowered:
     """The graph of a state_dict in ``path`` and the class (or function) ``package.module:Name``.
 
     With it come the layers that could hardly be checked. The class is imported, from the current folder
@@ -49,7 +49,7 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
     if not isinstance(net, nn.Module):
         remedy = "let it return the module, or (module, sample)"
         raise InputError(Problem(named, f"gives a {type(net).__name__}, not an nn.Module", remedy))
-    if path.suffix == ".nir":
+    if signatures.is_nir(path):
         what = f"makes a PyTorch model, and {path} is a NIR file"
         raise InputError(Problem(named, what, "omit it, or name the state_dict of the model"))
     if given.sample_shape is not None:
@@ -62,11 +62,10 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
                 "give e.g. --sample-shape 1,784, or name a function that returns (net, sample)",
             )
         )
-    data = read_tensors(path)
-    state = data.get("state_dict", data)
+    state = unwrapped(path, read_tensors(path), net.state_dict().keys())
     try:
         with redirect_stdout(sys.stderr):
-            net.load_state_dict(state)
+            net.load_state_dict(dict(state.tensors))
     except (Exception, SystemExit) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise InputError(
@@ -77,6 +76,7 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
         ) from None
     options = Options(
         timesteps=given.steps,
+        steps_from=given.steps_from,
         classes=given.classes,
         levels=given.levels or 1,
         signed=bool(given.signed),
@@ -84,7 +84,8 @@ def read(path: Path, model_class: str, given: Given) -> tuple[nir.NIRGraph, tupl
     )
     try:
         with redirect_stdout(sys.stderr):
-            return lowered(net, sample, options)
+            found = lowered(net, sample, options)
+        return found._replace(notes=(*state.notes(str(path)), *found.notes))
     except (InputError, LoweringError) as error:
         where = {"sample": "--sample-shape"} if given.sample_shape is not None else {}
         raise type(error)(
@@ -135,7 +136,7 @@ def made_by(model_class: str) -> Any:
         raise
     except ImportError as error:
         remedy = "is it in the current folder, or on PYTHONPATH?"
-        remedy = HOW if (error.name or "").startswith("snntorch") else remedy
+        remedy = HOW.get((error.name or "").split(".")[0], remedy)
         raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
         text = f"{type(error).__name__}: {error}".splitlines()[0]

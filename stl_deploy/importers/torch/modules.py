@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stl_deploy.errors import LoweringError, Problem
-from stl_deploy.importers.torch.trace import Value
+from stl_deploy.importers.torch.classes import neuron_kind, overridden
+from stl_deploy.importers.torch.values import Value
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import FloatNeurons
+from stl_deploy.ir.read_as import Origin, ReadAs
 from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
@@ -37,6 +39,7 @@ STEPS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
     nn.MaxPool2d,
     nn.Flatten,
     nn.Dropout,
@@ -76,7 +79,27 @@ def _op(value: Value) -> nir.ir.NIRNode:
         return nir.Scale(scale=np.full(value.shape[1:], facts[0]))
     if kind == "flatten":
         return G.flatten(value.args[0].shape[1:])
+    if kind == "and":  # of spikes, from which those behind a "not" are taken off
+        positive = sum(not is_not(part) for part in value.args)
+        return nir.Threshold(threshold=np.full(value.shape[1:], positive - 0.5))
+    if kind == "not":
+        return nir.Scale(scale=np.full(value.shape[1:], -1.0))
     return G.Dropout((), ())  # several in-edges add up
+
+
+def is_not(value: Value) -> bool:
+    """Whether it is 1 - x of another value x."""
+    return value.kind == "op" and bool(value.facts[0] == "not")
+
+
+def are_spikes(value: Value) -> bool:
+    """Whether it can be told that all of a value is 0 or 1."""
+    if value.kind == "neuron":
+        return value.at == 0
+    if value.kind == "op" and value.facts[0] in ("and", "not", "flatten"):
+        return all(map(are_spikes, value.args))
+    silent = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.MaxPool2d)
+    return value.kind == "module" and isinstance(value.facts, silent) and are_spikes(value.args[0])
 
 
 def _module(value: Value) -> nir.ir.NIRNode:
@@ -104,13 +127,24 @@ def _module(value: Value) -> nir.ir.NIRNode:
             return G.BatchNorm(before, after, gamma, beta, *statistics, module.eps)
         case nn.AvgPool2d():
             padding = G.pair(module.padding)
-            if module.ceil_mode or module.divisor_override is not None:
-                raise ValueError("ceil_mode or divisor_override of a pool are not supported")
+            kernel = G.pair(module.kernel_size)
+            stride = kernel if module.stride is None else G.pair(module.stride)
+            if module.divisor_override not in (None, math.prod(kernel)):
+                raise ValueError("divisor_override of a pool is not supported; scale its output")
             if padding != (0, 0) and not module.count_include_pad:
                 raise ValueError("a padded pool with count_include_pad=False is not supported")
-            stride = module.kernel_size if module.stride is None else module.stride
-            sizes = (np.array(G.pair(v)) for v in (module.kernel_size, stride, padding))
-            return nir.AvgPool2d(*sizes)
+            if module.ceil_mode and not _exactly(before[1:], kernel, stride, padding):
+                raise ValueError(
+                    f"ceil_mode, and windows {kernel} that leave a part of {before}; crop or pad it"
+                )
+            return nir.AvgPool2d(*map(np.array, (kernel, stride, padding)))
+        case nn.AdaptiveAvgPool2d():
+            if any(n % k for n, k in zip(before[1:], after[1:], strict=True)):
+                raise ValueError(
+                    f"pools {before[1:]} to {after[1:]}, of which no windows are alike"
+                )
+            windows = np.array(before[1:]) // np.array(after[1:])
+            return nir.AvgPool2d(windows, windows, np.zeros(2, np.int64))
         case nn.MaxPool2d():
             kernel = G.pair(module.kernel_size)
             stride = kernel if module.stride is None else G.pair(module.stride)
@@ -126,6 +160,12 @@ def _module(value: Value) -> nir.ir.NIRNode:
                 raise ValueError(f"flattens {before} to {after}; only a whole sample can be")
             return G.flatten(before)
     return G.Dropout((), ())
+
+
+def _exactly(plane: Shape, kernel: Shape, stride: Shape, padding: Shape) -> bool:
+    """Whether windows at all their strides end with the plane, so that rounding up changes nothing."""
+    sizes = zip(plane, kernel, stride, padding, strict=True)
+    return all((n + 2 * p - k) % s == 0 for n, k, s, p in sizes)
 
 
 def _axes(before: Shape, remedy: str) -> str:
@@ -169,9 +209,15 @@ def neuron(name: str, module: Any, shape: Shape, membrane: bool = False) -> Neur
     Raises LoweringError with everything that cannot be lowered exactly, and ValueError for parameters of
     another shape.
     """
-    kind = type(module).__name__
+    kind = neuron_kind(module)
     if kind not in NEURONS:
         raise LoweringError(why_not(name, kind))
+    if changed := overridden(module):
+        what = (
+            f"its class {type(module).__name__} overrides {', '.join(changed)} of snnTorch's {kind}"
+        )
+        remedy = f"use {kind} itself, or override nothing but __init__"
+        raise LoweringError(Problem(name, what, remedy))
     theta, (keep, gain) = _full(module.threshold, shape), _decay(module, shape)
     current = "Synaptic" in kind
     alpha = np.clip(_full(module.alpha, shape), 0, 1) if current else np.zeros(shape)
@@ -207,6 +253,22 @@ def neuron(name: str, module: Any, shape: Shape, membrane: bool = False) -> Neur
     return Neurons(made.node(), own)
 
 
+def read_as(name: str, module: Any, silent: bool, timesteps: int, steps_from: Origin) -> ReadAs:
+    """How the layer ``name`` is read; ``silent`` where its membrane is read out and its spikes are not."""
+    reset = RESETS[int(module.reset_mechanism_val)]
+    late = reset != "none" and _is_late(module)
+    return ReadAs(
+        population=name,
+        neuron=f"snntorch.{neuron_kind(module)}",
+        reset=reset,
+        when="" if reset == "none" else "next step" if late else "same step",
+        timesteps=timesteps,
+        spikes=None if silent else 1,
+        source=name,
+        origin={"timesteps": steps_from},
+    )
+
+
 def why_not(name: str, kind: str) -> Problem:
     """Why the neurons ``name`` of this class are refused."""
     instead = f"use one of {', '.join(NEURONS)}"
@@ -215,7 +277,7 @@ def why_not(name: str, kind: str) -> Problem:
 
 def _decay(module: Any, shape: Shape) -> tuple[Array, Array]:
     """What a step leaves of a membrane, and by what it multiplies the input."""
-    if type(module).__name__ != "Lapicque":
+    if neuron_kind(module) != "Lapicque":
         return np.clip(_full(module.beta, shape), 0, 1), np.ones(shape)
     # The decay is of a step of Euler's, which is not the beta that the neurons were made with.
     step = module.time_step / (module.R * module.C)
@@ -225,7 +287,7 @@ def _decay(module: Any, shape: Shape) -> tuple[Array, Array]:
 def _is_late(module: Any) -> bool:
     """Whether it resets in the step after a spike, as all do that cannot say otherwise."""
     # snnTorch 1.0's RSynaptic ignores reset_delay=False: the states that it returns are not reset.
-    return type(module).__name__ == "RSynaptic" or getattr(module, "reset_delay", True)
+    return neuron_kind(module) == "RSynaptic" or getattr(module, "reset_delay", True)
 
 
 def _reset_problems(module: Any, reset: str, theta: Array, membrane: bool) -> list[What]:
@@ -242,13 +304,13 @@ def _reset_problems(module: Any, reset: str, theta: Array, membrane: bool) -> li
     if reset == "subtract" and (theta < 0).any():
         what = "thresholds below 0 with a reset by subtraction: snnTorch resets at step 0"
         wrong.append((what, raise_it))
-    if reset == "zero" and (theta < 0).any() and not (late and type(module).__name__ == "Leaky"):
+    if reset == "zero" and (theta < 0).any() and not (late and neuron_kind(module) == "Leaky"):
         what = "thresholds below 0 with reset_mechanism='zero', where snnTorch resets twice"
         wrong.append((what, raise_it))
     if reset == "zero" and late and membrane:
         what = "its membrane is returned as it is before a reset to zero, which comes a step late"
         never = "read out neurons with reset_mechanism='none'"
-        at_once = hasattr(module, "reset_delay") and type(module).__name__ != "RSynaptic"
+        at_once = hasattr(module, "reset_delay") and neuron_kind(module) != "RSynaptic"
         wrong.append((what, f"{never}, or with reset_delay=False" if at_once else never))
     return wrong
 
@@ -274,7 +336,7 @@ def _strange(module: Any, reset: str, theta: Array, alpha: Array, keep: Array) -
         what = f"is made with reset_mechanism={used!r}, and the state_dict says {reset!r}"
         wrong.append((what, f"make it with reset_mechanism={reset!r}"))
     factor = factor_of(module)
-    if type(module).__name__ in RECURRENT and factor != 1:
+    if neuron_kind(module) in RECURRENT and factor != 1:
         what = "graded_spikes_factor of recurrent neurons is not supported"
         wrong.append((what, "give 1, and put the factor into the weights that the spikes meet"))
     if factor is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -18,25 +18,33 @@ from torch import Tensor, nn
 from stl_deploy.errors import InputError, LoweringError, Problem, UncheckedWarning
 from stl_deploy.importers.nir import graph as nir_graph
 from stl_deploy.importers.torch import check as torch_check
+from stl_deploy.importers.torch import spikingjelly
+from stl_deploy.importers.torch.classes import computes_as, neuron_kind
+from stl_deploy.importers.torch.explained import AXES, explained, not_run
+from stl_deploy.importers.torch.families import family_of, is_neuron, reset
+from stl_deploy.importers.torch.live import Live
 from stl_deploy.importers.torch.modules import (
     RECURRENT,
     STEPS,
     WHY,
     Neurons,
+    are_spikes,
     factor_of,
-    neuron,
+    is_not,
     recurrent,
     stateless,
     why_not,
 )
-from stl_deploy.importers.torch.readings import Reading, matrix, read
-from stl_deploy.importers.torch.trace import MADE_HERE, STATES, Call, Trace, Value, record
+from stl_deploy.importers.torch.neurons import READ_AS, neurons
+from stl_deploy.importers.torch.readings import Reading, matrix, of_several, read
+from stl_deploy.importers.torch.spikingjelly_layers import is_layer
+from stl_deploy.importers.torch.trace import Call, Trace, record
+from stl_deploy.importers.torch.values import MADE_HERE, Value
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.notes import Diagnostic
 from stl_deploy.ir.synapses import Shape
 
 VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-AXES = "give it as forward takes it: [batch, ...], or with time where it loops over x[t] or x[:, t]"
 
 
 def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.NIRGraph:
@@ -50,17 +58,32 @@ def from_net(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> nir.
 
     Raises InputError and LoweringError naming everything that is wrong.
     """
-    graph, notes = lowered(net, sample, options)
-    for note in notes:
+    found = lowered(net, sample, options)
+    for note in found.notes:
         text = f"{note.where}: {note.what} -> {note.remedy}"
         warnings.warn(text, UncheckedWarning, stacklevel=3)
-    return graph
+    return found.graph
 
 
-def lowered(
-    net: nn.Module, sample: Tensor, options: nir_graph.Options
-) -> tuple[nir.NIRGraph, tuple[Diagnostic, ...]]:
+class Lowered(NamedTuple):
+    """The float graph of a network, ``notes`` on what was hardly checked, and the network itself to run."""
+
+    graph: nir.NIRGraph
+    notes: tuple[Diagnostic, ...]
+    live: Live
+
+
+def lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
     """See ``from_net``; and of which layers the check of the graph says little."""
+    try:
+        return _lowered(net, sample, options)
+    except (InputError, LoweringError) as error:
+        named = dict(net.named_modules()) if isinstance(net, nn.Module) else {}
+        raise type(error)([explained(p, named.get(p.where)) for p in error.problems]) from None
+
+
+def _lowered(net: nn.Module, sample: Tensor, options: nir_graph.Options) -> Lowered:
+    """See ``lowered``."""
     nir_graph.check(options)
     is_tensor = isinstance(sample, Tensor)
     if not is_tensor or sample.ndim < 2:
@@ -74,35 +97,31 @@ def lowered(
         )
     if wrong := _arguments(net):
         raise LoweringError(wrong)
-    neurons = _neurons_of(net)
-    if others := _all_at_once(net):
+    if others := [*_all_at_once(net), *spikingjelly.all_at_once(net)]:
         raise LoweringError(others)
-    _reset(neurons)
+    reset(net)
     try:
-        trace = record(net, sample, _is_neuron, lambda m: type(m) in STEPS)
+        trace = record(net, sample, lambda m: computes_as(m, STEPS) or is_layer(m))
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
-        raise InputError(
-            Problem(
-                type(net).__name__,
-                f"cannot run on a sample of shape {tuple(sample.shape)}: {type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else ''}",
-                AXES,
-            )
-        ) from None
+        raise InputError(not_run(net, sample, error)) from None
     finally:
-        _reset(neurons)
+        reset(net)
     problems = list(trace.problems)
     if not problems and not trace.calls:
-        problems.append(Problem(type(net).__name__, "has no snnTorch neurons that spike"))
+        problems.append(
+            Problem(type(net).__name__, "has no neurons of snnTorch or SpikingJelly that spike")
+        )
     if problems:
         raise LoweringError(problems)
     builder = _Builder(trace, sample)
-    graph = builder.graph(options)
+    # In training, parametrizations such as spectral_norm change with every look at a weight.
+    with torch_check.evaluating(net):
+        graph = builder.graph(options)
     assert builder.reading is not None
-    notes = torch_check.check(
-        net, sample, trace, graph, options, builder.reading, lambda m: _reset(_neurons_of(m))
-    )
-    return graph, (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    notes = torch_check.check(net, sample, trace, graph, options, builder.reading, reset)
+    live = Live(net, sample, trace, graph, options, reset)
+    every = (*_one_step(trace, options), *_mean(builder.reading, options), *notes)
+    return Lowered(graph, every, live)
 
 
 def _arguments(net: nn.Module) -> list[Problem]:
@@ -123,15 +142,12 @@ def _arguments(net: nn.Module) -> list[Problem]:
 
 
 def _one_step(trace: Trace, options: nir_graph.Options) -> tuple[Diagnostic, ...]:
-    """A note where nothing says T: forward is one step, or a loop that ran once.
-
-    The latter also happens where batch and time are mixed up.
-    """
+    """A note where a loop ran once, as also happens where batch and time are mixed up."""
     if options.timesteps is not None or max(map(len, trace.calls.values())) > 1:
         return ()
     reads = {at for calls in trace.calls.values() for c in calls for at in _steps_read(c.given)}
     if reads != {0}:
-        return nir_graph.steps(options)
+        return ()
     what = (
         "has one step on the axis that forward takes apart as time, so that nothing says how many"
     )
@@ -148,33 +164,15 @@ def _mean(reading: Reading, options: nir_graph.Options) -> tuple[Diagnostic, ...
     return (Diagnostic(reading.name, f"the membrane of {reading.name} {what}", remedy),)
 
 
-def _is_neuron(module: nn.Module) -> bool:
-    """Whether it is one of snnTorch's neurons, told by the classes' names and module."""
-    return any(
-        cls.__name__ == "SpikingNeuron" and cls.__module__.startswith("snntorch.")
-        for cls in type(module).__mro__
-    )
-
-
 def _all_at_once(net: nn.Module) -> list[Problem]:
     """Neurons of snnTorch that are none of its steps in time."""
     return [
-        why_not(name, type(m).__name__)
+        why_not(name, neuron_kind(m))
         for name, m in net.named_modules()
-        if type(m).__module__.startswith("snntorch.")
-        and type(m).__name__ in WHY
-        and not _is_neuron(m)
+        if any(cls.__module__.startswith("snntorch.") for cls in type(m).__mro__)
+        and neuron_kind(m) in WHY
+        and not is_neuron(m)
     ]
-
-
-def _neurons_of(net: nn.Module) -> dict[str, nn.Module]:
-    return {name: m for name, m in net.named_modules() if _is_neuron(m)}
-
-
-def _reset(neurons: dict[str, nn.Module]) -> None:
-    for module in neurons.values():
-        if callable(getattr(module, "reset_mem", None)):
-            module.reset_mem()  # type: ignore[operator]
 
 
 class _Builder:
@@ -190,13 +188,19 @@ class _Builder:
         self.input_shapes: set[Shape] = set()
         self.steps = max(len(calls) for calls in trace.calls.values())
         self.reading: Reading | None = None
+        self.factors: dict[str, list[float]] = {}  # of what arrives at neurons, where steps differ
 
     def graph(self, options: nir_graph.Options) -> nir.NIRGraph:
         """The lowered graph. Raises LoweringError naming everything that is wrong."""
         for name, calls in self.trace.calls.items():
+            self._take_factors(name, calls)
             self._check_calls(name, calls)
         out = self._output()
         self.reading = out
+        if self.factors and options.timesteps not in (None, self.steps):
+            what = f"multiplies the input of neurons by numbers for {self.steps} steps"
+            remedy = f"say {self.steps} steps (timesteps=, --timesteps)"
+            self.problems.append(Problem("forward", what, remedy))
         if any(len(call.given.shape) < 2 for calls in self.trace.calls.values() for call in calls):
             shape = tuple(self.sample.shape)
             what = f"has the shape {shape}, which leaves nothing in addition to batch and time"
@@ -218,7 +222,19 @@ class _Builder:
         graph = nir.NIRGraph(nodes=self.nodes, edges=self.edges, type_check=False)
         steps = options.timesteps or (self.steps if self.steps > 1 else None)
         how = replace(options, timesteps=steps, held=self._held(), **self._rule(out, options))
-        return nir_graph.to_float(graph, how)
+        steps_from = options.steps_from if options.timesteps else "file" if steps else "assumed"
+        read_as = tuple(
+            READ_AS[family.name](
+                name,
+                module,
+                silent=name == out.name and out.at > 0,
+                timesteps=steps or nir_graph.DEFAULT_STEPS,
+                steps_from=steps_from,
+            )
+            for name, module in self.trace.modules.items()
+            if name in self.trace.calls and (family := family_of(module))
+        )
+        return nir_graph.to_float(graph, how, read_as)
 
     def _read_out(self, out: Reading) -> tuple[str, Shape]:
         """The node before the output, made where there is none, and its shape."""
@@ -254,6 +270,16 @@ class _Builder:
             raise LoweringError(self.problems)
 
     # What a forward does at each step
+
+    def _take_factors(self, name: str, calls: list[Call]) -> None:
+        """Set aside by what each step multiplies the input of neurons, where steps differ in it alone."""
+        family = family_of(self.trace.modules[name])
+        if family is None or not family.amplifies or not all(_is_scaled(c.given) for c in calls):
+            return
+        factors = [float(call.given.facts[1]) for call in calls]
+        if len(set(factors)) > 1:
+            self.factors[name] = factors
+            calls[:] = [Call(call.given.args[0], call.states) for call in calls]
 
     def _check_calls(self, name: str, calls: list[Call]) -> None:
         """Every step must be like the others, and states be those of the step before."""
@@ -312,7 +338,22 @@ class _Builder:
             wrong = self._not_read(others)
             self.problems += [Problem("forward", *wrong)] if wrong else []
             return others[0]
+        if not found and (made := self._added_up()) is not None:
+            return made
         self.problems.append(problem or Problem("forward", *self._nothing(last)))
+        return None
+
+    def _added_up(self) -> Reading | None:
+        """What is returned of the spikes of several layers, read of neurons that are made for it."""
+        for i, value in enumerate(self.trace.returned):
+            made = of_several(value, self.steps)
+            if made is not None:
+                name = "readout"
+                while name in self.trace.modules:
+                    name += "_again"
+                self.trace.calls[name] = [Call(part, ()) for part in made[1]]
+                self.trace.modules[name] = nn.Identity()
+                return replace(made[0], name=name, place=i)
         return None
 
     def _nothing(self, last: list[Reading]) -> tuple[str, str]:
@@ -331,6 +372,8 @@ class _Builder:
             what = "does not return the spikes of its last neurons, which a chip's readout counts "
             remedy = "let forward return the spikes of the last layer, or torch.stack of them"
             return Problem("forward", f"{what}(found: {listed})", remedy)
+        if wrong := self._not_positive(spikes[0], "the spikes"):
+            return Problem("forward", *wrong)
         steps = list(range(self.steps))
         # Spikes may also come one step a tensor.
         single = [step for r in spikes if r.over == "sum" for step in r.factors]
@@ -341,6 +384,17 @@ class _Builder:
             f"does not return the spikes of {names.pop()} at all {self.steps} steps in order, all of "
             "which a chip's readout counts",
             "return torch.stack of the spikes of every step, or its sum or mean over time",
+        )
+
+    def _not_positive(self, out: Reading, what: str) -> tuple[str, str] | None:
+        """That a single number, by which all of ``what`` is multiplied, changes which class is largest."""
+        (factor, *others) = set(out.factors.values())
+        if factor > 0 or others or (not out.at and self.steps > 1):
+            return None
+        remedy = "multiply it by a number above 0, or take the smallest outside the network"
+        return (
+            f"returns {what} {'the spikes of ' if out.way else 'of '}{out.name} times {factor:g}",
+            remedy,
         )
 
     def _not_read(self, others: list[Reading]) -> tuple[str, str] | None:
@@ -357,6 +411,10 @@ class _Builder:
         if first.at and first.way:
             what = f"returns what layers make of the membrane of {first.name}"
             return what, "let it return the membrane, or give the layers spikes"
+        if wrong := self._not_positive(
+            first, "what layers make of" if first.way else "the membrane"
+        ):
+            return wrong
         if first.at and first.rule(self.steps) is None:
             what = f"weights the membrane of {first.name} by step"
             return what, "return its last step, or its sum, mean or maximum over time"
@@ -402,6 +460,7 @@ class _Builder:
             name += "_again"
         self.made[id(value)] = name
         sources = [self._node(part) for part in value.args]
+        self.problems += self._logic(value)
         try:
             node = stateless(value)
         except ValueError as error:
@@ -419,6 +478,20 @@ class _Builder:
             else:
                 self.edges.append((source, name))
         return name
+
+    def _logic(self, value: Value) -> list[Problem]:
+        """What is wrong with a product, which must be of spikes, and with 1 - x outside of one."""
+        if value.kind != "op":
+            return []
+        remedy = "multiply spikes with spikes, or with 1 - spikes"
+        if value.facts[0] == "and":
+            made = {name for part in value.args for name in _sources(part)}
+            scaled = any(self._scaled_name(name) for name in made)
+            if scaled or not all(map(are_spikes, value.args)):
+                return [Problem("forward", "multiplies tensors that are not spikes", remedy)]
+        elif any(map(is_not, value.args)):
+            return [Problem("forward", "computes 1 - x outside of a product of spikes", remedy)]
+        return []
 
     def _input(self, value: Value) -> str:
         """The input, whose values must come in the order of the sample's."""
@@ -448,7 +521,7 @@ class _Builder:
         self.edges.append((source, name))
         made = Neurons(G.Dropout((), ()), {})
         try:
-            made = neuron(name, module, shape, membrane)
+            made = neurons(name, module, shape, membrane, self.factors.get(name))
         except LoweringError as error:
             self.problems += error.problems
         except ValueError as error:
@@ -458,7 +531,7 @@ class _Builder:
             self._connect_back(
                 name, f"{name}.reset{delay if delay > 1 else ''}", nir.Scale(scale=weight), delay
             )
-        if type(module).__name__ in RECURRENT:
+        if neuron_kind(module) in RECURRENT:
             try:
                 self._connect_back(name, f"{name}.recurrent", recurrent(module, shape))
             except ValueError as error:
@@ -478,6 +551,10 @@ class _Builder:
             self.nodes[source] = nir.Delay(delay=np.full(shape, delay * G.DT))
             self.edges.append((neurons, source))
         self.edges += [(source, name), (name, neurons)]
+
+
+def _is_scaled(value: Value) -> bool:
+    return value.kind == "op" and bool(value.facts[0] == "scale")
 
 
 def _form(value: Value, t: int) -> Any:
@@ -515,6 +592,7 @@ def _sources(value: Value) -> set[str]:
 
 def _places(module: nn.Module) -> list[int]:
     """Of each state of a neuron, which of its outputs it is; the spikes come first."""
-    keys = [key for key in STATES if hasattr(module, key)]
+    family = family_of(module)
+    keys = [] if family is None else family.held(module)
     results = ["spk", *(key for key in keys if key != "spk")]
     return [results.index(key) for key in keys]

@@ -17,13 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stl_deploy.importers.torch.trace import Value
+from stl_deploy.importers.torch.values import Value
 from stl_deploy.ir.readouts import FloatReadout, Rule
 from stl_deploy.ir.synapses import Shape
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
-LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.AvgPool2d, nn.Flatten)
+LINEAR = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Flatten,
+)
 SILENT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 Over = Literal["steps", "cat", "sum", "max"]
 
@@ -106,8 +115,10 @@ def read(value: Value | None, steps: int) -> Reading | None:
     terms = _terms(value, outer=True)
     if not terms or len({_form(term) for term in terms}) > 1:
         return None
-    if over != "sum" and any(term.neurons.call == terms[0].neurons.call for term in terms[1:]):
-        return None
+    if over != "sum" and value.kind == "record":
+        calls = [{term.neurons.call for term in _terms(part)} for part in value.args]
+        if sum(map(len, calls)) > len(calls) or len(set.union(*calls)) < len(calls):
+            return None  # a part that is no single step, or a step that comes twice
     factors: dict[int, float] = {}
     constants = np.zeros(len(terms[0].way))
     for term in terms:
@@ -155,6 +166,46 @@ def _terms(value: Value, outer: bool = False) -> list[Term]:
     if kind == "flatten":
         return [term.through(value, float(i == 0)) for i, term in enumerate(flat)]
     return []
+
+
+def of_several(value: Value | None, steps: int) -> tuple[Reading, tuple[Value, ...]] | None:
+    """How ``value`` is read of neurons without memory, and what these are given in each step.
+
+    Those are not the network's: a value that comes from the spikes of several layers, such as of a block that
+    adds its input to them, has none of its own. None where it comes in another way.
+    """
+    if value is None:
+        return None
+    parts = value.args if value.kind == "record" else (value,)
+    if len(parts) != steps or not all(_from_several(part) for part in parts):
+        return None
+    factors = dict.fromkeys(range(steps), 1 / steps if value.facts == "mean" else 1.0)
+    over: Over = "steps"
+    if value.kind == "record" and value.at is None:
+        over = {None: "cat", "max": "max"}.get(value.facts, "sum")  # type: ignore[assignment]
+    if over == "cat":
+        return None
+    axis = value.at if value.kind == "record" else None
+    return Reading("", 1, parts[0].shape[1:], (), factors, (), over, axis), parts
+
+
+def _from_several(value: Value) -> bool:
+    """Whether a value of one step is linear in the spikes of several layers, or in products of spikes."""
+    names = _spikes_of(value)
+    return len({name for name, _ in names}) > 1 or any(product for _, product in names)
+
+
+def _spikes_of(value: Value) -> set[tuple[str, bool]]:
+    """The layers in whose spikes a value is linear, and the products of spikes; none where it is not."""
+    if value.kind == "neuron":
+        return {(value.name, False)} if value.at == 0 else set()
+    if value.kind == "op" and value.facts[0] == "and":
+        return {(value.name, True)}
+    linear = value.kind == "op" and value.facts[0] in ("add", "scale", "flatten")
+    if not linear and not (value.kind == "module" and isinstance(value.facts, (*LINEAR, *SILENT))):
+        return set()
+    parts = [_spikes_of(part) for part in value.args]
+    return set.union(*parts) if all(parts) else set()
 
 
 # The modules as a matrix
@@ -223,4 +274,5 @@ def given_back(reading: Reading, readout: FloatReadout, sent: Array, v: Array) -
     if reading.over == "sum":
         total: Float = np.einsum("t,nti->ni", by_step, flat)
         return total
-    return flat
+    each: Float = flat * by_step[:, None]
+    return each

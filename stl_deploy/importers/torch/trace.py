@@ -7,18 +7,36 @@ indexing by time. What is not is a problem, and so is control flow that looks at
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stl_deploy.errors import Problem
+from stl_deploy.importers.torch.families import Family, family_of, is_neuron
+from stl_deploy.importers.torch.spikingjelly_layers import all_steps, factors, plain
+from stl_deploy.importers.torch.values import (
+    MADE_HERE,
+    Value,
+    along_batch,
+    at_a_time,
+    by_step,
+    by_steps,
+    has_parts,
+    has_steps,
+    keeps_values,
+    moved_to,
+    permuted,
+    repeated,
+    reshaped,
+    selected,
+    steps_of,
+    tensors,
+)
 from stl_deploy.ir.synapses import Shape
 
 SAME = {"clone", "detach", "detach_", "contiguous", "float", "double", "to", "type", "type_as"}
@@ -46,10 +64,14 @@ FACTS |= {
 FACTS |= {"element_size", "data_ptr", "is_pinned", "register_hook", "__hash__", "is_nonzero_static"}
 ADDS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
 SCALES = {"mul", "__mul__", "__rmul__", "multiply"}
+EACH = (nn.Linear, nn.Identity, nn.Dropout)  # work on the last axis, or on each number
+READOUTS = {"sum": "sum", "mean": "mean", "max": "max", "amax": "max"}
+APART = {"__getitem__", "select", "flatten", "view", "reshape", *READOUTS}
+FROM = {"rsub", "__rsub__"}
 DIVIDES = {"div", "__truediv__", "true_divide", "divide"}
+REPEATS = {"repeat", "expand", "expand_as", "broadcast_to"}
 RECORDS = {"stack", "cat", "concat", "concatenate"}
 PERMUTES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
-READOUTS = {"sum": "sum", "mean": "mean", "max": "max", "amax": "max"}
 INSTEAD = "use what docs/import-snntorch.md lists (How it is read), or do it outside the network"
 REMEDIES = {
     **dict.fromkeys(
@@ -65,49 +87,6 @@ REMEDIES = {
         "are returned by torch.stack",
     ),
 }
-STATES = (
-    "spk",
-    "syn_exc",
-    "syn_inh",
-    "syn",
-    "mem",
-)  # of a neuron, in the order that forward takes them
-MADE_HERE = -1  # ``at`` of a module that stands for a function, and is none of the network's
-
-
-class Moved(NamedTuple):
-    """A step from the sample to what is read of it: its axes in another order, or another shape.
-
-    ``ordered`` says whether all values behind the first axis keep their order.
-    """
-
-    kind: Literal["permute", "reshape"]
-    sizes: tuple[int, ...]
-    ordered: bool = True
-
-    def apply(self, x: NDArray[Any]) -> NDArray[Any]:
-        """``x`` after it."""
-        return x.transpose(self.sizes) if self.kind == "permute" else x.reshape(self.sizes)
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """Where a tensor is from.
-
-    kind: "input" (``at`` the time step, None for the whole sample), "neuron" (output ``at`` of call
-    ``call`` of ``name``), "module" or "op" (``name``, of ``args``), "record" (``args`` one a step), or
-    "unknown", of which a problem has been noted. ``at`` of a record is the axis of time, None where there
-    is none any more; its ``facts`` then say what was made of the steps, an entry of ``READOUTS``.
-    ``shape`` is that of the tensor. ``facts`` of an input are the ``Moved`` that make it of the sample.
-    """
-
-    kind: str
-    shape: Shape
-    name: str = ""
-    args: tuple[Value, ...] = ()
-    at: int | None = None
-    call: int = 0
-    facts: Any = None
 
 
 @dataclass
@@ -138,6 +117,8 @@ class Recorder(TorchFunctionMode):
         self.inside = 0
         self.where: list[str] = []
         self.count: dict[str, int] = {}
+        self.layers: dict[tuple[str, Shape], nn.Module] = {}
+        self.apart: dict[tuple[int, int], tuple[Value, Value | None]] = {}
 
     def value(self, tensor: Any) -> Value | None:
         """Where a tensor is from, None for what does not depend on the input."""
@@ -187,14 +168,19 @@ class Recorder(TorchFunctionMode):
             for tensor in results:
                 self.know(tensor, Value("unknown", tuple(tensor.shape)))
             return out
-        if name in ("unbind", "split", "chunk") and self._whole_input(used):
-            axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            if name == "unbind" and axis in (0, 1):
-                facts = used[0].facts
-                for t, tensor in enumerate(results):
-                    here = Value("input", tuple(tensor.shape), at=t, call=axis, facts=facts)
-                    self.know(tensor, here)
-                return out
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        if name == "unbind":
+            used = [self.with_steps(value) if value.kind == "module" else value for value in used]
+        if name == "unbind" and len(used) == 1 and has_steps(used[0]) and axis == used[0].at:
+            for part, tensor in zip(used[0].args, results, strict=True):
+                self.know(tensor, part)
+            return out
+        if name == "unbind" and self._whole_input(used) and axis in (0, 1):
+            facts = used[0].facts
+            for t, tensor in enumerate(results):
+                here = Value("input", tuple(tensor.shape), at=t, call=axis, facts=facts)
+                self.know(tensor, here)
+            return out
         several = len(results) > 1 and name != "max"  # which also says where the maximum is
         value = None if several else self._known_op(name, results[0], args, kwargs, used)
         if value is None:
@@ -212,18 +198,25 @@ class Recorder(TorchFunctionMode):
         self, name: str, out: Tensor, args: Any, kwargs: Any, used: list[Value]
     ) -> Value | None:
         shape, first = tuple(out.shape), used[0]
+        if name in APART and first.kind == "module":
+            first = self.with_steps(first)
+            used = [first, *used[1:]]
         numbers = [x for x in (*args, *kwargs.values()) if isinstance(x, int | float)]
         alone = len(used) == 1 and len(list(tensors((args, kwargs)))) == 1
-        if name in SAME and alone and _keeps_values(out, args[0]):
+        if name in SAME and alone and keeps_values(out, args[0]):
             return Value(
                 first.kind, shape, first.name, first.args, first.at, first.call, first.facts
             )
+        if name in REPEATS and alone:
+            return repeated(first, shape)
         if name in RESHAPES and alone:
-            return _reshaped(first, shape)
+            return self._reshaped(name, first, args, kwargs, shape)
+        if name == "select" and alone and len(args) == 3:
+            name, args = "__getitem__", (args[0], selected(first, *args[1:]))
         if name == "__getitem__" and self._whole_input(used):
-            return _at_a_time(first, args[1], shape)
+            return at_a_time(first, args[1], shape)
         if name in PERMUTES and alone and self._whole_input(used):
-            return _permuted(first, name, args[1:], kwargs)
+            return permuted(first, name, args[1:], kwargs)
         axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
         joins = name in RECORDS and name != "stack" and isinstance(axis, int)
         if joins and len(shape) > 1 and axis in (1, 1 - len(shape)):
@@ -234,16 +227,22 @@ class Recorder(TorchFunctionMode):
             together = len(used) == len(list(tensors((args, kwargs))))
             time = (axis or 0) if name == "stack" else None
             return Value("record", shape, args=tuple(used), at=time) if together else None
-        if first.kind == "record" and first.at is not None and len(used) == 1:
+        if has_steps(first) and len(used) == 1:
             return self._of_steps(name, first, args, kwargs, shape)
         if name in ADDS and kwargs.get("alpha", 1) != 1:
             return None
+        if name in ADDS | SCALES and len(used) == 2 and all(map(has_parts, used)):
+            return self._each_step("add" if name in ADDS else "and", used[0], used[1], shape)
         if name in ADDS and len(used) == 2 and used[0].shape == used[1].shape == shape:
             return Value("op", shape, self._name("add"), tuple(used), facts=("add",))
         if name in ADDS and alone and numbers == [0]:
             return first
         if name in ADDS and len(used) == 1 and shape == first.shape and self._zeros(args):
             return first
+        if name in SCALES and len(used) == 2 and used[0].shape == used[1].shape == shape:
+            return Value("op", shape, self._name("and"), tuple(used), facts=("and",))
+        if name in FROM and alone and numbers == [1]:
+            return Value("op", shape, self._name("not"), (first,), facts=("not",))
         if name in SCALES and alone and len(numbers) == 1:
             return self._op("scale", first, shape, float(numbers[0]))
         rounded = kwargs.get("rounding_mode") is not None
@@ -255,6 +254,121 @@ class Recorder(TorchFunctionMode):
         if name.endswith("dropout") and alone and not drops:
             return first
         return None
+
+    def _each_step(self, kind: str, one: Value, other: Value, shape: Shape) -> Value | None:
+        """The sum or product of two records, step by step."""
+        if one.shape != other.shape or one.at != other.at or len(one.args) != len(other.args):
+            return None
+        parts = tuple(
+            Value("op", a.shape, self._name(kind), (a, b), facts=(kind,))
+            for a, b in zip(one.args, other.args, strict=True)
+        )
+        return Value("record", shape, args=parts, at=one.at)
+
+    def _reshaped(
+        self, name: str, first: Value, args: Any, kwargs: Any, shape: Shape
+    ) -> Value | None:
+        """A reshape of what has steps, or of what has none."""
+        steps = shape[0] if shape else 0
+        if name == "unsqueeze" and first.kind != "input":
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            return Value("record", shape, args=(first,), at=axis) if axis in (0, 1) else None
+        if has_steps(first) and first.shape != shape:
+            return self._steps_reshaped(first, shape)
+        apart = len(shape) > 1 and first.shape == (steps * shape[1], *shape[2:])
+        if apart and first.kind != "input":
+            # What stood along the batch, one step behind the other, is taken apart again.
+            parts = [self._step_of(first, t, steps) for t in range(steps)]
+            found = [part for part in parts if part is not None]
+            if len(found) == steps:
+                return Value("record", shape, args=tuple(found), at=0)
+        return reshaped(first, shape)
+
+    def _steps_reshaped(self, first: Value, shape: Shape) -> Value | None:
+        """A record with its steps along the batch, or with each of its steps reshaped."""
+        if first.at == 0 and shape == (first.shape[0] * first.shape[1], *first.shape[2:]):
+            return Value("record", shape, args=first.args)
+        if len(shape) > 1 and shape[:2] == first.shape[:2] and first.at is not None:
+            size = (*shape[: first.at], *shape[first.at + 1 :])
+            parts = [reshaped(part, size) for part in first.args]
+            found = tuple(part for part in parts if part is not None)
+            if len(found) == len(parts):
+                return Value("record", shape, args=found, at=first.at)
+        return None
+
+    def _step_of(self, value: Value, t: int, steps: int) -> Value | None:
+        """Step ``t`` of what was computed of a whole input whose steps stand along the batch.
+
+        None where it comes from something else. What is asked for again is the same value.
+        """
+        key = id(value), t
+        if key not in self.apart:
+            self.apart[key] = value, self._made_step(value, t, steps)
+        return self.apart[key][1]
+
+    def _made_step(self, value: Value, t: int, steps: int) -> Value | None:
+        shape = (value.shape[0] // steps, *value.shape[1:])
+        if value.kind == "input" and value.at is None:
+            return Value("input", shape, at=t, call=0, facts=moved_to(value, (steps, *shape)))
+        if value.kind == "record" and along_batch(value):
+            return value.args[t] if len(value.args) == steps else None
+        if value.kind not in ("module", "op"):
+            return None
+        parts = [self._step_of(part, t, steps) for part in value.args]
+        found = tuple(part for part in parts if part is not None)
+        if len(found) != len(parts):
+            return None
+        return Value(value.kind, shape, value.name, found, value.at, value.call, value.facts)
+
+    def applied(self, module: nn.Module, name: str, first: Value, shape: Shape) -> Value:
+        """What a module with a meaning of its own makes of ``first``; of a record, step by step."""
+        if first.kind == "unknown":
+            return Value("unknown", shape)
+        if all_steps(module):
+            first = self.with_steps(first)
+        if not has_parts(first):
+            before = first.shape[1:]
+            return Value("module", shape, name, (first,), facts=self._plain(module, name, before))
+        if not all_steps(module) and not along_batch(first) and not isinstance(module, EACH):
+            return Value("module", shape, name, (first,), facts=module)
+        steps = len(first.args)
+        if first.at is None:
+            size = (shape[0] // steps, *shape[1:])
+        else:
+            size = *shape[: first.at], *shape[first.at + 1 :]
+        facts = self._plain(module, name, first.args[0].shape[1:])
+        parts = [Value("module", size, name, (part,), facts=facts) for part in first.args]
+        by_step = factors(module)
+        if by_step is not None:
+            pairs = zip(parts, by_step, strict=True)
+            parts = [self._op("scale", part, size, factor) for part, factor in pairs]
+        return Value("record", shape, args=tuple(parts), at=first.at)
+
+    def with_steps(self, value: Value) -> Value:
+        """``value`` with its steps along the first axis taken apart; as it is where they cannot be.
+
+        Layers that work on the last axis, or on each number, may have been given a whole sample.
+        """
+        if value.kind == "input" and value.at is None:
+            return by_steps(value)
+        if value.kind != "module" or not isinstance(value.facts, EACH):
+            return value
+        key = id(value), -1
+        if key not in self.apart:
+            first = self.with_steps(value.args[0])
+            made = None
+            if has_steps(first) and first.at == 0:
+                parts = tuple(
+                    Value("module", value.shape[1:], value.name, (part,), facts=value.facts)
+                    for part in first.args
+                )
+                made = Value("record", value.shape, args=parts, at=0)
+            self.apart[key] = value, made
+        return self.apart[key][1] or value
+
+    def _plain(self, module: nn.Module, name: str, before: Shape) -> nn.Module:
+        """The layer of PyTorch that ``module`` is, one object for all steps."""
+        return self.layers.setdefault((name, before), plain(module, before))
 
     def _zeros(self, args: Any) -> bool:
         """Whether all tensors but one, whose origin is known, are full of zeros."""
@@ -273,11 +387,18 @@ class Recorder(TorchFunctionMode):
             over = isinstance(axes, list | tuple) and [a % ndim for a in axes] == [first.at]
             return Value("record", shape, args=first.args, facts=READOUTS[name]) if over else None
         if name == "__getitem__" and len(found) == 1:
-            return _steps_of(first, args[1], shape)
+            return steps_of(first, args[1], shape)
+        numbers = [x for x in (*args, *kwargs.values()) if isinstance(x, int | float)]
+        if name in FROM and len(found) == 1 and numbers == [1]:
+            parts = [
+                Value("op", part.shape, self._name("not"), (part,), facts=("not",))
+                for part in first.args
+            ]
+            return Value("record", shape, args=tuple(parts), at=first.at)
         if name not in SCALES | DIVIDES or kwargs.get("rounding_mode") is not None:
             return None
         other = next((x for x in (*args, *kwargs.values()) if self.value(x) is None), None)
-        factors = _by_step(other, first)
+        factors = by_step(other, first)
         if factors is None or (name in DIVIDES and 0 in factors):
             return None
         scaled = [
@@ -306,116 +427,9 @@ class Recorder(TorchFunctionMode):
         return name
 
 
-def _keeps_values(out: Tensor, before: Any) -> bool:
-    """Whether a cast rounds nothing away that a float32 holds."""
-    same = isinstance(before, Tensor) and before.dtype == out.dtype
-    return same or out.dtype in (torch.float32, torch.float64)
-
-
-def _reshaped(first: Value, shape: Shape) -> Value | None:
-    """A reshape that leaves the batch alone; None for another."""
-    if first.shape == shape:
-        return first
-    if first.kind == "input":
-        # What comes in may be given in any shape of the same values.
-        facts = first.facts
-        if first.at is None:
-            facts = (*(facts or ()), Moved("reshape", shape))
-        return Value("input", shape, at=first.at, call=first.call, facts=facts)
-    if len(shape) < 1 or not first.shape or shape[0] != first.shape[0]:
-        return None
-    if len(shape) == 2 and shape[1] == math.prod(first.shape[1:]):
-        return Value("op", shape, "flatten", (first,), facts=("flatten", None))
-    return None
-
-
-def _permuted(first: Value, name: str, args: Any, kwargs: Any) -> Value | None:
-    """The sample with time or batch elsewhere; None where the values of a step change their order."""
-    # Which axes go where is what the function does to axes of sizes of their own.
-    probe = torch.empty(tuple(range(2, 2 + len(first.shape))), device="meta")
-    moved = getattr(torch.Tensor, name)(probe, *args, **kwargs)
-    axes = tuple(size - 2 for size in moved.shape)
-    if not _ordered(axes[2:], first.shape):
-        return None
-    shape = tuple(first.shape[axis] for axis in axes)
-    moved_axes = Moved("permute", axes, _ordered(axes[1:], first.shape))
-    return Value("input", shape, facts=(*(first.facts or ()), moved_axes))
-
-
-def _ordered(axes: tuple[int, ...], shape: Shape) -> bool:
-    """Whether values along ``axes`` of a tensor of ``shape`` stand as they did."""
-    long = [axis for axis in axes if shape[axis] > 1]
-    return long == sorted(long)
-
-
-def _at_a_time(first: Value, index: Any, shape: Shape) -> Value | None:
-    """The input at one time step: ``x[t]`` or ``x[:, t]``."""
-
-    def step(at: int, axis: int) -> Value:
-        return Value("input", shape, at=at, call=axis, facts=first.facts)
-
-    if isinstance(index, int):
-        return step(index, 0)
-    rest = isinstance(index, tuple) and len(index) >= 2 and index[0] == slice(None)
-    if rest and isinstance(index[1], int) and all(i in (slice(None), ...) for i in index[2:]):
-        return step(index[1], 1)
-    leads = isinstance(index, tuple) and len(index) > 0 and isinstance(index[0], int)
-    if leads and all(i in (slice(None), ...) for i in index[1:]):
-        return step(index[0], 0)
-    return None
-
-
-def _steps_of(first: Value, index: Any, shape: Shape) -> Value | None:
-    """One step of a record, or some of its steps, as ``x[index]`` takes them along its axis of time."""
-    whole = isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None)
-    along = index[1] if whole and first.at == 1 else index if first.at == 0 else None
-    if isinstance(along, int):
-        return first.args[along]
-    if isinstance(along, slice):
-        return Value("record", shape, args=first.args[along], at=first.at)
-    return None
-
-
-def _by_step(other: Any, first: Value) -> list[float] | None:
-    """The numbers, one for each step of a record, with which ``other`` multiplies it."""
-    steps = len(first.args)
-    if isinstance(other, int | float):
-        return [float(other)] * steps
-    if not isinstance(other, Tensor) or other.ndim > len(first.shape) or first.at is None:
-        return None
-    sizes = [1] * (len(first.shape) - other.ndim) + list(other.shape)
-    if any(n != 1 for axis, n in enumerate(sizes) if axis != first.at):
-        return None
-    values = other.detach().double().flatten().tolist()
-    return values * steps if len(values) == 1 else values if len(values) == steps else None
-
-
-def applied(module: nn.Module, name: str, first: Value, shape: Shape) -> Value:
-    """What a module with a meaning of its own makes of ``first``; of a record, step by step."""
-    if first.kind == "unknown":
-        return Value("unknown", shape)
-    if first.kind == "record" and first.at is not None and isinstance(module, nn.Linear):
-        size = *shape[: first.at], *shape[first.at + 1 :]
-        parts = [Value("module", size, name, (part,), facts=module) for part in first.args]
-        return Value("record", shape, args=tuple(parts), at=first.at)
-    return Value("module", shape, name, (first,), facts=module)
-
-
-def tensors(what: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists, tuples and dicts, in order."""
-    if isinstance(what, Tensor):
-        yield what
-    elif isinstance(what, list | tuple):
-        for part in what:
-            yield from tensors(part)
-    elif isinstance(what, dict):
-        yield from tensors(list(what.values()))
-
-
 def record(
     net: nn.Module,
     sample: Tensor,
-    is_neuron: Callable[[nn.Module], bool],
     is_step: Callable[[nn.Module], bool],
 ) -> Trace:
     """Run ``net`` on ``sample`` in evaluation mode, without gradients, and record it."""
@@ -423,7 +437,7 @@ def record(
     was_training = {module: module.training for module in net.modules()}
     net.eval()
     try:
-        with torch.no_grad(), _hooked(net, recorder, is_neuron, is_step):
+        with torch.no_grad(), _hooked(net, recorder, is_step):
             # A view is a tensor of its own, so that the caller's stays unknown.
             mine = sample.detach().clone()
             recorder.know(mine, Value("input", tuple(mine.shape)))
@@ -440,16 +454,16 @@ def record(
 def _hooked(
     net: nn.Module,
     recorder: Recorder,
-    is_neuron: Callable[[nn.Module], bool],
     is_step: Callable[[nn.Module], bool],
 ) -> Iterator[None]:
     """Hooks on every module that tell the recorder where it is and what steps give."""
     handles = []
     for name, module in net.named_modules():
         leaf = is_neuron(module) or is_step(module)
-        if any(name.startswith(f"{other}.") for other in _leaves(net, is_neuron, is_step)):
+        if any(name.startswith(f"{other}.") for other in _leaves(net, is_step)):
             continue
-        before, after = _watch(name, module, recorder, leaf, is_neuron(module))
+        family = family_of(module)
+        before, after = _watch(name, module, recorder, leaf, family)
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after, with_kwargs=True))
     try:
@@ -459,21 +473,19 @@ def _hooked(
             handle.remove()
 
 
-def _leaves(
-    net: nn.Module, is_neuron: Callable[[nn.Module], bool], is_step: Callable[[nn.Module], bool]
-) -> list[str]:
+def _leaves(net: nn.Module, is_step: Callable[[nn.Module], bool]) -> list[str]:
     return [name for name, m in net.named_modules() if is_neuron(m) or is_step(m)]
 
 
 def _watch(
-    name: str, module: nn.Module, recorder: Recorder, leaf: bool, neuron: bool
+    name: str, module: nn.Module, recorder: Recorder, leaf: bool, family: Family | None
 ) -> tuple[Any, Any]:
     held: list[Any] = []
 
     def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder.where.append(name)
-        if leaf and not recorder.inside and neuron:
-            held.append(_held_states(module))
+        if leaf and not recorder.inside and family is not None:
+            held.append(_held_states(module, family))
         recorder.inside += leaf
 
     def after(_module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
@@ -483,22 +495,28 @@ def _watch(
             inputs = [recorder.value(x) for x in args] + [
                 recorder.value(x) for x in kwargs.values()
             ]
-            if neuron:
-                _neuron_called(name, recorder, args, kwargs, held.pop(), out)
+            if family is not None:
+                _neuron_called(name, family, recorder, args, kwargs, held.pop(), out)
             elif inputs and inputs[0] is not None:
-                recorder.know(out, applied(module, name, inputs[0], tuple(out.shape)))
+                recorder.know(out, recorder.applied(module, name, inputs[0], tuple(out.shape)))
 
     return before, after
 
 
-def _held_states(module: nn.Module) -> dict[str, Tensor]:
-    return {key: getattr(module, key) for key in STATES if hasattr(module, key)}
+def _held_states(module: nn.Module, family: Family) -> dict[str, Any]:
+    return {key: getattr(module, key) for key in family.held(module)}
 
 
 def _neuron_called(
-    name: str, recorder: Recorder, args: Any, kwargs: Any, held: dict[str, Tensor], out: Any
+    name: str,
+    family: Family,
+    recorder: Recorder,
+    args: Any,
+    kwargs: Any,
+    held: dict[str, Any],
+    out: Any,
 ) -> None:
-    """Note a call of a neuron; states that were not given are those that it held."""
+    """Note a call of a neuron, or those of all its steps; states that were not given are those it held."""
     given = recorder.value(args[0]) if args else None
     calls = recorder.trace.calls.setdefault(name, [])
     keys = list(held)
@@ -506,28 +524,71 @@ def _neuron_called(
         k: v for k, v in kwargs.items() if k in held
     }
     states = {key: passed[key] if passed.get(key) is not None else held[key] for key in keys}
+    recorder.where.append(name)
     if given is None:
-        recorder.where.append(name)
         recorder.complain("its input does not depend on the network's input")
-        recorder.where.pop()
         given = Value("unknown", ())
     for state in states.values():
-        if (
-            recorder.value(state) is None
-            and not calls
-            and state.numel()
-            and bool((state != 0).any())
-        ):
-            recorder.where.append(name)
+        if recorder.value(state) is None and not calls and _is_set(state):
             recorder.complain("does not start from states of zero", "reset it before")
-            recorder.where.pop()
-    calls.append(Call(given, tuple(recorder.value(state) for state in states.values())))
+    recorder.where.pop()
+    first = tuple(recorder.value(state) for state in states.values())
     module = recorder.trace.modules[name]
     results = {"spk": next(tensors(out))} | {
         key: getattr(module, key) for key in keys if key != "spk"
     }
     for tensor in tensors(out):
         results |= {"spk": tensor} if tensor is next(tensors(out)) else {}
-    for i, (_key, tensor) in enumerate(results.items()):
+    if family.all_steps(module):
+        _all_steps_called(name, recorder, given, first, results)
+        return
+    calls.append(Call(given, first))
+    for i, tensor in enumerate(results.values()):
         value = Value("neuron", tuple(tensor.shape), name, at=i, call=len(calls) - 1)
         recorder.know(tensor, value)
+
+
+def _is_set(state: Any) -> bool:
+    """Whether a state is something else than the zeros of a neuron that was reset."""
+    return isinstance(state, Tensor) and bool((state != 0).any())
+
+
+def _all_steps_called(
+    name: str,
+    recorder: Recorder,
+    given: Value,
+    first: tuple[Value | None, ...],
+    results: dict[str, Tensor],
+) -> None:
+    """Note the calls of a neuron that runs all steps in one, along axis 0; the states are the last ones."""
+    calls = recorder.trace.calls[name]
+    before = len(calls)
+    spikes, *left = results.values()
+    size = tuple(spikes.shape[1:])
+    given = recorder.with_steps(given)
+    if not has_steps(given) or given.at != 0:
+        recorder.where.append(name)
+        if given.kind != "unknown":
+            recorder.complain(
+                "runs all steps at once, and its input has no steps along its first axis",
+                "give it [T, batch, ...], or make it with step_mode='s'",
+            )
+        recorder.where.pop()
+        given = Value("record", tuple(spikes.shape), args=(Value("unknown", size),) * len(spikes))
+    states, made = first, []
+    for part in given.args:
+        calls.append(Call(part, states))
+        made.append(Value("neuron", size, name, at=0, call=len(calls) - 1))
+        states = tuple(
+            Value("neuron", size, name, at=1 + i, call=len(calls) - 1) for i in range(len(left))
+        )
+    recorder.know(spikes, Value("record", tuple(spikes.shape), args=tuple(made), at=0))
+    for tensor, state in zip(left, states, strict=True):
+        if isinstance(tensor, Tensor):
+            recorder.know(tensor, state)  # type: ignore[arg-type]
+    kept = getattr(recorder.trace.modules[name], "v_seq", None)  # v after every step
+    if isinstance(kept, Tensor):
+        every = tuple(
+            Value("neuron", size, name, at=1, call=before + t) for t in range(len(given.args))
+        )
+        recorder.know(kept, Value("record", tuple(kept.shape), args=every, at=0))
