@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from functools import cached_property
 from typing import Any
 
 import nir
@@ -58,10 +59,14 @@ class Live:
             for name in trace.calls
             if name in populations and populations[name].neurons.fires
         }
-        self.double: nn.Module | None = None
-        with suppress(Exception):  # a network that cannot be copied runs in float32 alone
-            self.double = doubled(net, 0.0, trace)
         self.wide: bool | None = None
+
+    @cached_property
+    def double(self) -> nn.Module | None:
+        """A copy in float64; None of a network that cannot be copied."""
+        with suppress(Exception, SystemExit):
+            return doubled(self.net, 0.0, self.trace)
+        return None
 
     def run(self, raster: Array) -> tuple[Sent, Sent | None]:
         """Spikes [N, T, *shape] of its populations for a raster [N, T, *input shape].
