@@ -249,7 +249,7 @@ def test_the_live_network_of_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
     x = np.repeat(x, 5, axis=1).astype(np.int16)
     ran = Ran(watch=Watch())
     assert ran.watch is not None
-    state = {name: (0.0, 0.0) for name in ("lif1", "lif2")}
+    state = dict.fromkeys(("lif1", "lif2"), (0.0, 0.0))
     score = np.zeros((len(x), 10))
 
     def fired(name: str, arriving: Any, theta: np.ndarray) -> Any:
@@ -262,9 +262,7 @@ def test_the_live_network_of_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
         return ran.note(name, sent)
 
     for t in range(5):
-        y = fired(
-            "lif1", seeds.conv2d(x[:, t].astype(float), page["conv"], padding=1), page["theta1"]
-        )
+        y = fired("lif1", seeds.conv2d(x[:, t] / 64, page["conv"], padding=1), page["theta1"])
         y = seeds.avg_pool(y, 2).reshape(len(x), -1)
         score += (11 * 5 - t) * fired("lif2", y @ page["fc"].T, page["theta2"])
     ran.classes = score.argmax(axis=1)

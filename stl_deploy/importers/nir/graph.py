@@ -131,6 +131,7 @@ def to_float(
     """
     options = options or Options()
     check(options)
+    asked = options
     graph, options = _as_written(graph, options)
     flow = _flow(graph, options)
     wanted = Wanted(options.readout, options.classes)
@@ -142,12 +143,13 @@ def to_float(
         read_as = stated.records(
             flat(graph)[0],
             made.nodes,
-            dt=options.dt,
-            reset=options.reset,
+            dt=asked.dt,
+            step=options.dt,
+            reset=asked.reset,
             timesteps=timesteps,
             steps_from="assumed" if options.timesteps is None else options.steps_from,
             ours=stated.is_ours(graph),
-            spikes=options.spikes,
+            spikes=asked.spikes,
             tool=options.written_by,
         )
     records = {record.population: record for record in read_as}
