@@ -210,6 +210,38 @@ def test_a_loop_behind_a_part_that_is_computed_once(sj):
     agrees(made(nets.Loop(sj)), sj, (2, 8, 8), held=True)
 
 
+@pytest.mark.parametrize("reset", [None, 0.0, -0.2])
+@pytest.mark.parametrize("mode", MODES)
+def test_thresholds_and_offsets_of_channels(sj, mode, reset):
+    if is_old(sj):
+        pytest.skip("not in this version")
+    layers = sj.layer.Conv2d(2, 3, 3), sj.layer.Linear(108, 6)
+    aware = [
+        sj.neuron.ActivationAwareIFNode(
+            torch.linspace(0.5, 1.5, size),
+            torch.linspace(-0.2, 0.3, size),
+            channel_dim=1,
+            v_reset=reset,
+        )
+        for size in (3, 6)
+    ]
+    net = made(nn.Sequential(layers[0], aware[0], sj.layer.Flatten(), layers[1], aware[1]))
+    sj.functional.set_step_mode(net, mode)
+    agrees(net, sj, (2, 8, 8), one_step=mode == "s")
+
+
+def test_thresholds_of_neurons(sj):
+    """A tensor that fits, where the class takes one."""
+    if is_old(sj):
+        pytest.skip("not in this version")
+    net = made(nets.dense(sj, "m", "SimpleLIFNode", tau=2.0, decay_input=True))
+    net[1].v_threshold = torch.linspace(0.3, 1.2, 20)
+    agrees(net, sj, (12,))
+    net[1].v_threshold = torch.ones(7)
+    with pytest.raises((LoweringError, InputError)):
+        stl_deploy.from_torch(net, torch.rand(6, 2, 12))
+
+
 @pytest.mark.parametrize("every", [False, True])
 def test_a_voltage(sj, every):
     net = made(nets.Voltage(sj, every))
