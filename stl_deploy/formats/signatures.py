@@ -101,7 +101,7 @@ def _archive(path: Path) -> tuple[str, str] | None:
         if any(name.endswith("/constants.pkl") for name in names):
             return "is a TorchScript archive, which contains code", SAVE
         if any(name.endswith(".npy") for name in names):
-            return "holds numpy arrays, as rasters do, not a model", READ
+            return "contains numpy arrays, as rasters do, not a model", READ
         if "model.weights.h5" in names:
             return "is a Keras model", READ
     return None

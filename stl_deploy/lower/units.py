@@ -26,6 +26,8 @@ from stl_deploy.lower.rows import Target
 
 Float = NDArray[np.float64]
 MIN_BITS = 4  # effective bits below which (or below weight_bits) a model is refused
+MIN_THRESHOLD_BITS = 4  # below which a note says that thresholds are coarse
+ONE_VALUE = 1e-6  # of the largest threshold: what differs by less was not learned, but rounded
 MAX_LOST_BITS = 2  # above which a note says what they were lost to
 FOLD_MIN_BITS = 2  # the same for a folded neuron: below, its largest weight rounds to 1 or 0
 HEADROOM = 2.0  # of ``checked``: the limit over the largest sum seen in calibration
@@ -112,6 +114,7 @@ class Fit:
             network = self._folded(mode)
         else:
             self._report_thresholds(units)
+            self._report_resolution(units)
             network = self.integers.network(units)
             self._report_bits(network, units, base, least)
         return network, self._precision(network, mode)
@@ -488,6 +491,30 @@ class Fit:
                     "--chip ideal",
                 )
             )
+
+    def _report_resolution(self, units: Float) -> None:
+        """A note where different thresholds come to few whole numbers, down to a single one.
+
+        A step is what thresholds of neighbouring whole numbers differ by, in a neuron of the median channel.
+        """
+        if not self.target.neurons.fires:
+            return
+        theta = self.integers.theta
+        low, high = float(theta.min()), float(theta.max())
+        if high - low <= ONE_VALUE * max(abs(low), abs(high)):
+            return
+        steps = (high - low) / float(np.median(units / self.integers.grid))
+        bits = math.log2(1 + steps)
+        if bits >= MIN_THRESHOLD_BITS:
+            return
+        vth = np.unique(self.integers.vth(units))
+        kept = f"all are {vth[0]:.10g}" if len(vth) == 1 else f"{len(vth):,} whole numbers are left"
+        what = (
+            f"its thresholds from {low:.4g} to {high:.4g} keep {bits:.2f} bits, and {MIN_THRESHOLD_BITS} "
+            f"are wanted: on {self.chip.name} {kept}, next to weights up to {self.integers.peak.max():.4g}"
+        )
+        remedy = "use more --weight-bits or a larger --weight-exp, or train with smaller weights"
+        self.diagnostics.append(Diagnostic(self.target.name, what, remedy))
 
 
 def _slowest(constant: Each) -> int:

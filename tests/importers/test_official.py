@@ -262,9 +262,7 @@ def test_the_live_network_of_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
         return ran.note(name, sent)
 
     for t in range(5):
-        y = fired(
-            "lif1", seeds.conv2d(x[:, t].astype(float), page["conv"], padding=1), page["theta1"]
-        )
+        y = fired("lif1", seeds.conv2d(x[:, t] / 64, page["conv"], padding=1), page["theta1"])
         y = seeds.avg_pool(y, 2).reshape(len(x), -1)
         score += (11 * 5 - t) * fired("lif2", y @ page["fc"].T, page["theta2"])
     ran.classes = score.argmax(axis=1)

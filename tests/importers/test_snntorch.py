@@ -571,7 +571,7 @@ def test_a_state_dict_and_a_class_on_the_command_line(tmp_path, capsys, monkeypa
     for wrong, text in (
         (["--model-class", "nowhere:Net"], "cannot be imported"),
         (["--model-class", "Dense"], "not of the form package.module:Class"),
-        (["--model-class", f"{__name__}:made"], "let it be callable without arguments"),
+        (["--model-class", f"{__name__}:made"], "made needs arguments: cls"),
         (["--model-class", f"{__name__}:Dense"], "--sample-shape"),
         (["--model-class", f"{__name__}:Current", "--sample-shape", "15,1,12"], "Unexpected key"),
         ([*said[:2], "--sample-shape", "15,x"], "not a list of positive integers"),

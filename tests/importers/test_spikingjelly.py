@@ -346,6 +346,34 @@ def test_a_subclass_that_computes_nothing_else(sj):
     agrees(made(dense_of(sj, mine)), sj, (12,))
 
 
+@pytest.mark.parametrize("reset", [0.0, None, -0.5])
+@pytest.mark.parametrize(
+    ("kind", "fields", "drawn"), [("IFNode", {}, (-3, 4)), ("LIFNode", {"tau": 2.0}, (-2, 5))]
+)
+def test_a_voltage_at_the_threshold_fires(sj, kind, fields, drawn, reset):
+    """Weights are multiples of 1/4, so that voltages meet thresholds exactly; snnTorch would not fire."""
+    net = nets.dense(sj, "m", kind, v_reset=reset, **fields)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for module in net:
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(torch.randint(*drawn, module.weight.shape) / 4)
+                module.bias.zero_()
+    graph = agrees(net.eval(), sj, (12,))
+    x = values((30, 6, 12), 0.4, seed=1).astype(np.float64)
+    met = float_exec.run(graph, x)
+    strict = float_exec.run(raised(graph), x)
+    assert all(strict[name].sum() < met[name].sum() for name in met)
+
+
+def raised(graph):
+    """The graph with the thresholds that a compare by > would have."""
+    for node in graph.nodes.values():
+        if hasattr(node, "v_threshold"):
+            node.v_threshold = np.nextafter(node.v_threshold, np.inf)
+    return graph
+
+
 def front(sj, layers, after, last="IFNode"):
     """A network whose first layers are these, for inputs of 2 x 8 x 8."""
     body = [

@@ -451,7 +451,7 @@ def test_files_that_cannot_be_read_are_all_named(command, tmp_path):
         "stl-join", tmp_path / "a.pt", tmp_path / "b.pt", "-o", tmp_path / "c.pt"
     )
     assert code == 2
-    assert "a.pt: is not a complete PyTorch checkpoint" in err
+    assert "a.pt: is a text file" in err
     assert "b.pt: does not exist" in err
 
 

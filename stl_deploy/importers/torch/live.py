@@ -6,8 +6,9 @@ the record says of the sample: every place of it is followed to where the float 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import nir
@@ -68,15 +69,14 @@ class Live:
         They come from the network as it is, and from a copy in float64; None where it runs in float32 alone.
         Raises ValueError where forward does not take a raster of these steps.
         """
-        if self.wide is None:
-            self.wide = self._may_be_wide(raster)
-        single = self._spikes(self.net, raster, self.wide)
-        double = None
-        if self.double is not None:
-            try:
-                double = self._spikes(self.double, raster, self.wide)
-            except Exception:  # whatever the user's own code raises
-                self.double = None
+        with redirect_stdout(sys.stderr):  # what the user's code prints is not part of a result
+            if self.wide is None:
+                self.wide = self._may_be_wide(raster)
+            single = self._spikes(self.net, raster, self.wide)
+            double = None
+            if self.double is not None:
+                with suppress(Exception, SystemExit):  # whatever the user's own code raises
+                    double = self._spikes(self.double, raster, self.wide)
         self.reset(self.net)  # of which a copy's replaced methods may still be
         return single, double
 
@@ -85,7 +85,7 @@ class Live:
         if not self._free:
             return False
         few = raster[: 2 * self._batch + 1]
-        with suppress(Exception):  # a batch that forward has written down
+        with suppress(Exception, SystemExit):  # a batch that forward has written down
             wide, narrow = (self._spikes(self.net, few, how) for how in (True, False))
             return all(np.array_equal(wide[name], narrow[name]) for name in narrow)
         return False

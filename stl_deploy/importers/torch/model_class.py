@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from stl_deploy.importers.given import File, Given, Model
 from stl_deploy.importers.nir.graph import Options
 from stl_deploy.importers.torch.net import Lowered, lowered
 
+TRY = "python -c"
 NAMED = 8  # classes that a message names
 HOW = {"snntorch": "pip install 'stl-deploy[snntorch]'", "spikingjelly": "pip install spikingjelly"}
 
@@ -120,26 +123,68 @@ def _missing(where: str, module: ModuleType, attribute: str) -> Problem:
 def made_by(model_class: str) -> Any:
     """What ``package.module:Name`` gives, called without arguments. Raises InputError."""
     where = f"--model-class {model_class}"
-    # What the user's code prints is not part of a command's result.
     name, _, attribute = model_class.partition(":")
     if not name or not attribute:
         what = "is not of the form package.module:Class"
         raise InputError(Problem(where, what, f"give e.g. --model-class {name or 'mynets'}:Net"))
-    try:
-        with redirect_stdout(sys.stderr), _current_folder():
-            module = importlib.import_module(name)
-            if not hasattr(module, attribute):
-                raise InputError(_missing(where, module, attribute))
-            maker: Callable[[], Any] = getattr(module, attribute)
+    if name.endswith(".py") or os.sep in name:
+        instead = name.removesuffix(".py").strip(f".{os.sep}").replace(os.sep, ".")
+        what = "names a file, not a module"
+        raise InputError(Problem(where, what, f"give --model-class {instead}:{attribute}"))
+    # What the user's code prints is not part of a command's result.
+    with redirect_stdout(sys.stderr), _current_folder():
+        maker = _maker(where, name, attribute)
+        if wrong := _not_callable(maker, name, attribute):
+            raise InputError(Problem(where, *wrong))
+        try:
             return maker()
-    except InputError:
-        raise
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises
+            remedy = f"{TRY} 'import {name}; {name}.{attribute}()' shows the same"
+            raise InputError(Problem(where, f"fails {_place(error)}", remedy)) from None
+
+
+def _maker(where: str, name: str, attribute: str) -> Any:
+    """What is called ``attribute`` in the module ``name``. Raises InputError."""
+    try:
+        module = importlib.import_module(name)
     except ImportError as error:
         remedy = "is it in the current folder, or on PYTHONPATH?"
         remedy = HOW.get((error.name or "").split(".")[0], remedy)
         raise InputError(Problem(where, f"cannot be imported: {error}", remedy)) from None
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(
-            Problem(where, f"fails: {text}", "let it be callable without arguments")
-        ) from None
+        remedy = f"{TRY} 'import {name}' shows the same"
+        raise InputError(Problem(where, f"fails on import {_place(error)}", remedy)) from None
+    if not hasattr(module, attribute):
+        raise InputError(_missing(where, module, attribute))
+    return getattr(module, attribute)
+
+
+def _not_callable(maker: Any, name: str, attribute: str) -> tuple[str, str] | None:
+    """Why it cannot be called without arguments, and the remedy."""
+    if not callable(maker):
+        kind = type(maker).__name__
+        return (
+            f"{name}.{attribute} is of type {kind}, not a class or function",
+            "name one that makes the model",
+        )
+    if isinstance(maker, nn.Module):
+        what = f"{name}.{attribute} is a model, not what makes one"
+        return what, f"name its class, or a function that returns it: def net(): return {attribute}"
+    try:
+        parameters = inspect.signature(maker).parameters.values()
+    except (TypeError, ValueError):
+        return None  # it says nothing
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
+    if not needed:
+        return None
+    given = ", ".join(f"{argument}=..." for argument in needed)
+    what = f"{name}.{attribute} needs arguments: {', '.join(needed)}"
+    return what, f"name a function that gives them: def net(): return {attribute}({given})"
+
+
+def _place(error: BaseException) -> str:
+    """Where the user's code raised an error, and the error."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"in {Path(last.filename).name}, line {last.lineno}: {text}"
