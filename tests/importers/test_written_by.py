@@ -118,7 +118,7 @@ def run(command, *words, code=0):
 
 @pytest.mark.parametrize("name", ["written_by", "spikes"])
 def test_options_that_do_not_exist_or_do_not_apply(name, tmp_path):
-    with pytest.raises(InputError, match="cannot be chosen -> choose from"):
+    with pytest.raises(InputError, match="that can be chosen -> choose from"):
         stl_deploy.from_nir(sinabs(np.ones((2, 2))), **{name: "snntorch"})
     path = tmp_path / "own.nir"
     nir_io.write(stl_deploy.from_nir(sinabs(np.ones((2, 2))), timesteps=3), path)

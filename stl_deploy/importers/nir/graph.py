@@ -351,13 +351,13 @@ def check(options: Options) -> None:
     dt = G.DT if options.dt is None else options.dt
     if not (isinstance(dt, int | float) and math.isfinite(dt) and dt > 0):
         problems.append(Problem("--dt", f"{dt} is not a time in seconds above zero"))
-    for name, word, known in (
-        ("--reset", options.reset, get_args(Reset)),
-        ("--spikes", options.spikes, get_args(Spikes)),
-        ("--written-by", options.written_by, get_args(Tool)),
+    for name, kind, word, known in (
+        ("--reset", "reset", options.reset, get_args(Reset)),
+        ("--spikes", "number of spikes", options.spikes, get_args(Spikes)),
+        ("--written-by", "tool", options.written_by, get_args(Tool)),
     ):
         if word not in (None, *known):
-            what = f"{word!r} cannot be chosen"
+            what = f"{word!r} is not a {kind} that can be chosen"
             problems.append(Problem(name, what, f"choose from {', '.join(known)}"))
     for name, value, high in (
         ("--timesteps", options.timesteps, MAX_STEPS),
