@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import zipfile
+from collections import OrderedDict
 from dataclasses import replace
 
 import h5py
@@ -74,6 +75,10 @@ def originals(tmp_path_factory):
     nir_io.write(braille()[0], folder / "braille.nir")
     nir_io.write(image(), folder / "image.nir")
     np.savez_compressed(folder / "in.npz", spikes=random_spikes(net, 2), labels=np.array([0, 1]))
+    np.save(folder / "in.npy", random_spikes(net, 2))
+    shutil.copy(folder / "model.pt", folder / "wrapped.pt")
+    for name in ("braille.h5", "integer.NIR", "image.bin"):
+        shutil.copy((folder / name).with_suffix(".nir"), folder / name)
     network, inputs = branching()
     nir_io.write(integer_nir.to_nir(network), folder / "graph.nir")
     held = frozenset(name for name, port in network.inputs.items() if port.held)
@@ -303,12 +308,62 @@ def checkpoint_changed(rng, path):
     torch.save(data, path)
 
 
-STRUCTURE = {".nir": hdf5_changed, ".npz": npz_changed, ".pt": checkpoint_changed}
+WRAPPERS = [
+    *("state_dict", "model_state_dict", "model", "net", "best_net", "ema", "module", "params"),
+    *("", "arch", "format", "x" * 300),
+]
+PREFIXES = ["module.", "_orig_mod.", "model.", "net.", "backbone.", "module.module.", ".", ""]
+OTHERS = [
+    *(None, 3, -1.5, "text", b"bytes", [], [[]], {}, (), True, torch.zeros(2), torch.zeros(0)),
+    *(torch.tensor(3), torch.tensor([1 + 2j]), [torch.ones(2), None], {"a": {"b": {}}}, {3: 4}),
+]
+
+
+def wrapped(rng, path):
+    """A state_dict in dictionaries and under prefixes, as training scripts save it, or nearly so."""
+    state = torch.load(path, weights_only=True)
+    state = {**state["state_dict"]} if rng.random() < 0.9 else state
+    for _ in range(int(rng.integers(3))):
+        prefix = str(rng.choice(PREFIXES))
+        share = rng.choice([1.0, 1.0, 0.8])
+        state = {f"{prefix}{k}" if rng.random() < share else k: v for k, v in state.items()}
+    data = state if rng.random() < 0.8 else [OrderedDict(state), *state.values()]
+    for _ in range(int(rng.integers(5))):
+        others = {key: OTHERS[rng.integers(len(OTHERS))] for key in rng.choice(WRAPPERS, 3)}
+        name = str(rng.choice(WRAPPERS))
+        kind = rng.random()
+        if kind < 0.7:
+            data = {**others, name: data} if rng.random() < 0.5 else {name: data, "epoch": 3}
+        elif kind < 0.8:
+            data = [data, others]
+        elif kind < 0.9 and isinstance(data, dict):
+            data = {**data, **others}
+        else:
+            data = {name: data, "ema": data, 5: data}
+    torch.save(data, path)
+
+
+def npy_changed(rng, path):
+    value = value_like(rng, np.load(path))
+    if np.asarray(value).dtype == object:
+        value = np.array("x")
+    np.save(path, value)
+    if rng.random() < 0.2:
+        shape = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 4, 1, 8, 8), }"
+        header = (shape % 2 ** int(rng.integers(3, 62))).ljust(117) + b"\n"
+        path.write_bytes(b"\x93NUMPY\x01\x00v\x00" + header)
+
+
+STRUCTURE = {
+    **dict.fromkeys((".nir", ".h5", ".NIR", ".bin"), hdf5_changed),
+    **{".npz": npz_changed, ".npy": npy_changed, ".pt": checkpoint_changed},
+}
 FILES = [
     *("integer.nir", "float.nir", "braille.nir", "image.nir", "in.npz", "model.pt"),
-    *("graph.nir", "graph.npz"),
+    *("graph.nir", "graph.npz", "wrapped.pt", "in.npy", "braille.h5", "integer.NIR", "image.bin"),
 ]
 NOT_EXPORTED = {
+    "in.npy": ("integer.nir", "in.npy"),
     "in.npz": ("integer.nir", "in.npz"),
     "graph.nir": ("graph.nir", "graph.npz"),
     "graph.npz": ("graph.nir", "graph.npz"),
@@ -316,7 +371,7 @@ NOT_EXPORTED = {
 
 
 def mutated(rng, path):
-    changes = [bytes_changed, STRUCTURE[path.suffix]]
+    changes = [bytes_changed, wrapped if path.stem == "wrapped" else STRUCTURE[path.suffix]]
     changes[int(rng.random() < 0.6)](rng, path)
 
 
@@ -354,5 +409,5 @@ def test_mutated_files(name, originals, tmp_path, capsys, monkeypatch):
     assert grown < MEMORY, f"{grown:,} bytes"
     # The mutations bite, and do not always break the file.
     assert codes.get(2, 0) > 0.3 * sum(codes.values()), codes
-    if not name.endswith(".npz"):
+    if path.suffix not in (".npz", ".npy"):
         assert codes.get(0, 0) > 0, codes

@@ -510,7 +510,8 @@ def test_clamping_is_reported():
     built = dense(np.full((5, 1), 127.0), NEGATIVE)
     network = quantize(built, "loihi2", clamp_thresholds=True)
     assert only(network)[0].vth.tolist() == [0, 0, 0, 0, 0]
-    (said,) = network.diagnostics
+    said, coarse = network.diagnostics
+    assert "bits, and 4 are wanted" in coarse.what
     assert said.where == "lif"
     assert said.what.startswith("3 of 5 thresholds do not fit loihi2's register 0..131071 and were")
     assert "4: theta -2 -> vth -3" in said.what
