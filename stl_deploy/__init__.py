@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stl_deploy import errors
 from stl_deploy.checkout import find_rooms
 from stl_deploy.errors import InputError, Problem, UncheckedWarning
+from stl_deploy.formats import signatures
 from stl_deploy.version import __version__
 
 __all__ = [
@@ -83,8 +84,6 @@ def load(path: str | Path) -> STLNet | IntegerNetwork:
     Raises InputError naming every problem of the file.
     """
     errors.expect("path", path, (str, Path), A_PATH, "name a .pt or .nir file")
-    from stl_deploy.formats import signatures
-
     if signatures.is_nir(Path(path)):
         from stl_deploy.formats.integer_nir import read_network
 
