@@ -549,6 +549,7 @@ def test_the_recipe(sj, tmp_path, monkeypatch, command):
         exec(compile("\n".join([first, *others]), "recipe", "exec"), names)
     (words,) = re.findall(r"stl-export (csnn\.pt .*?)\n", text)
     code, out, err = command("stl-export", *words.split())
+    sys.modules.pop("mynets", None)  # other pages have one of that name
     assert code == 0, err
     assert "spikingjelly.LIFNode" in out
     assert (tmp_path / "out" / "model.nir").exists()
