@@ -109,6 +109,24 @@ def test_in_whole_numbers_every_backend_computes_the_same(tmp_path: Path, name: 
     assert compared(network, x).exact
 
 
+def test_carriers_have_no_bias_which_would_take_bits_of_their_weights(tmp_path: Path) -> None:
+    graph = imported(saved(tmp_path / "net.pt", net_of("ltmd"))).graph
+    assert graph is not None
+    carrier = floats.decode(graph).by_name["features.conv0.carried"]
+    assert not carrier.bias.any()
+    assert not carrier.neurons.leak.any()
+
+
+def test_a_network_that_no_chip_holds_is_refused_with_its_readout(tmp_path: Path) -> None:
+    """A matrix reads it, and its last neurons have a problem."""
+    net = net_of("preact")
+    net.get_buffer("bn.running_mean")[6] = -(2.0**31)
+    graph = imported(saved(tmp_path / "net.pt", net)).graph
+    assert graph is not None
+    with pytest.raises(LoweringError, match=r"bn\.neurons"):
+        stl_deploy.quantize(graph, "ideal")
+
+
 def read_as(model: Model) -> Mapping[str, Any]:
     assert model.graph is not None
     return {one.population: one for one in G.float_meta(model.graph).read_as}
