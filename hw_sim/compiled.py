@@ -108,7 +108,8 @@ def merged(function: Function) -> Function:
 def _compiled(function: Function, **undocumented: bool) -> Function:
     """``function`` compiled with options that numba does not document; the plain form does without them."""
     function.__qualname__ = f"{function.__qualname__}.{FORM}"
-    made: Any = njit(nogil=True, **({} if PLAIN else undocumented))(function)
+    options: dict[str, Any] = {} if PLAIN else undocumented
+    made: Any = njit(nogil=True, **options)(function)
     with suppress(RuntimeError):  # No folder that numba could write to: compile in every process.
         if PLAIN:
             made.enable_caching()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Simulator:
         """
         self.recorder.reset()
         done = 0
-        with tempfile.TemporaryDirectory() as folder:
+        with nullcontext("") if out is None else tempfile.TemporaryDirectory() as folder:
             files: dict[str, Path] = {}
             traces = (
                 self._here(raster, states)

@@ -136,7 +136,13 @@ def lowest(typing: Any, bits: Any) -> Any:
 @inlined
 def how_many(typing: Any, bits: Any) -> Any:
     """How many bits of ``bits`` are set."""
-    return types.int64(bits), lambda context, builder, sig, args: builder.ctpop(args[0])
+
+    def code(context: Any, builder: Any, sig: Any, args: tuple[Any, ...]) -> Any:
+        count = builder.ctpop(args[0])
+        wide = context.get_data_type(sig.return_type)
+        return count if count.type == wide else builder.zext(count, wide)
+
+    return types.int64(bits), code
 
 
 @inlined

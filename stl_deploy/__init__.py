@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import nir
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from stl_deploy.exporters.folder import export
     from stl_deploy.formats.checkpoint import save_checkpoint
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from stl_deploy.importers.given import Spikes as SpikesAStep
     from stl_deploy.importers.torch.net import Lowered
     from stl_deploy.ir.network import IntegerNetwork
-    from stl_deploy.ir.network import Raster as Spikes
     from stl_deploy.ir.notes import Diagnostic
     from stl_deploy.ir.read_as import ReadAs
     from stl_deploy.ir.readouts import Rule
@@ -269,12 +267,14 @@ def _warn(notes: Sequence[Diagnostic]) -> None:
         warnings.warn(text, UncheckedWarning, stacklevel=3)
 
 
-def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> Trace:
+def simulate(
+    network: IntegerNetwork, spikes: ArrayLike | Mapping[str, ArrayLike], states: bool = False
+) -> Trace:
     """Run the integer network on a raster, all samples at once.
 
     Args:
         spikes: [N, T, *input_shape], or by name one for each of several inputs; [N, 1, *input_shape] of an
-            input that is held.
+            input that is held. Whole numbers of any type, as numpy, torch or lists (docs/rasters.md).
         states: whether the trace, which holds the spikes of every population as [N, T, *shape], also holds
             u and v.
     """
@@ -290,8 +290,8 @@ def simulate(network: IntegerNetwork, spikes: Spikes, states: bool = False) -> T
 def parity(
     model: STLNet | nir.NIRGraph | torch.nn.Module,
     network: IntegerNetwork,
-    spikes: Spikes,
-    labels: NDArray[np.int64] | None = None,
+    spikes: ArrayLike | Mapping[str, ArrayLike],
+    labels: ArrayLike | None = None,
     *,
     sample: torch.Tensor | None = None,
     normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
@@ -300,6 +300,7 @@ def parity(
     """Measure how far ``network`` is from ``model`` on a raster, given as to ``simulate``.
 
     Args:
+        labels: [N], whole numbers from 0.
         model: an ``STLNet``, a lowered float graph of ``from_torch`` or ``from_nir``, or with ``sample`` a
             module with neurons of another library, which then runs on the spikes itself.
         sample, normalize: as in ``from_torch``.

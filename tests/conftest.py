@@ -26,6 +26,8 @@ from tests.build.nets import random_net, random_spikes
 # in commands that run in processes of their own; and `pytest -n auto` uses every core anyway.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# Processes that tests start keep what they compile: otherwise each compiles every module again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Shrinking an example can take five minutes, and a failing test should end within one. Hypothesis does
 # not shrink what it takes from its database, so the profile that shrinks finds its examples anew.

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import block_diag, csc_array, csr_array, vstack
 
-from stl_deploy.hw_sim import lanes
 from stl_deploy.hw_sim.account import kernels
 from stl_deploy.hw_sim.compiled import LANES
 from stl_deploy.hw_sim.layouts import memory_order
@@ -25,11 +24,10 @@ from stl_deploy.ir.synapses import IntArray, Shape
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
+Bits = NDArray[np.uint32]  # spikes [words, steps], LANES neurons to a word
 Key = tuple[str, str]  # what is counted, and of which target or connection where that matters
 Table = dict[Key, Int32]
 
-WORD = 8  # bytes
-SHORT = 8  # neurons; shorter runs are counted spike by spike
 FEW = 4  # Kinds are few where so many neurons or more are of each.
 
 
@@ -98,9 +96,7 @@ class SpikeCounters:
         split = [_split(own) for own in lie.values()]
         self.alike = _Alike.of([own for own, _ in split])
         rest = csr_array(vstack([rest for _, rest in split], "csr"), dtype=np.int32)
-        # Most of what misses is one synapse, and ones need no multiplication.
-        ones = rest.data == -1
-        self.missing, self.rest = _chosen(rest, ones), _chosen(rest, ~ones)
+        self.rest = _Planes.of(rest) if rest.nnz else None
 
     @property
     def counters(self) -> int:
@@ -120,13 +116,10 @@ class SpikeCounters:
     def count(self, spikes: Bytes, table: Int32) -> None:
         """Write the counters [counters, S] for spikes [S, neurons]."""
         steps = len(spikes)
-        total = self.alike.add(spikes)
-        if self.rest.nnz or self.missing.nnz:
-            marks = _turned(spikes, total.shape[1])
-            rest, missing = self.rest, self.missing
-            kernels.multiply(rest.indptr, rest.indices, rest.data, marks, total)
-            np.negative(marks, out=marks)
-            kernels.multiply(missing.indptr, missing.indices, None, marks, total)
+        bits = _packed(spikes)
+        total = self.alike.count(bits)
+        if self.rest is not None:
+            self.rest.add(bits, total)
         table[:] = total[:, :steps]
 
     def by_name(self, table: Int32) -> list[Table]:
@@ -138,19 +131,41 @@ class SpikeCounters:
 
 
 @dataclass(frozen=True)
+class _Masks:
+    """Sets of neurons: set i has the ``masks`` from ``pointers[i]`` to ``pointers[i + 1]``.
+
+    Each holds LANES neurons, those of one of ``words``.
+    """
+
+    pointers: Int64
+    words: Int64
+    masks: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, count: int, which: Int64, neuron: Int64) -> _Masks:
+        """For ``count`` sets, from the pairs of a set and a neuron in it, each of them once."""
+        words = int(neuron.max(initial=0)) // LANES + 1
+        keys, at = np.unique(which * words + neuron // LANES, return_inverse=True)
+        masks = np.zeros(len(keys), np.uint32)
+        np.bitwise_or.at(masks, at, np.uint32(1) << (neuron % LANES).astype(np.uint32))
+        return cls(np.searchsorted(keys, words * np.arange(count + 1)), keys % words, masks)
+
+    def count(self, bits: Bits) -> Int32:
+        """How many neurons of each set spike, [sets, S], from bits [words, S]."""
+        found = np.empty((len(self.pointers) - 1, bits.shape[1]), np.int32)
+        kernels.count_bits(self.pointers, self.words, self.masks, bits, found)
+        return found
+
+
+@dataclass(frozen=True)
 class _Alike:
     """Counters of which each has few kinds of neurons.
 
-    Atoms are neurons that are of one kind for all of them: ``atom[i]`` is that of the ``length[i]``
-    neurons from ``first[i]``. Where runs are short on average, ``each`` has the atom of every neuron, else it
-    is None. ``kinds`` [kinds of all, atoms] adds them up to kinds, and ``matrix``
-    [counters of all, kinds of all] those to counters.
+    ``atoms`` are neurons that are of one kind for all of them. ``kinds`` [kinds of all, atoms] adds them up
+    to kinds, and ``matrix`` [counters of all, kinds of all] those to counters.
     """
 
-    first: Int64
-    length: Int64
-    atom: Int64
-    each: Int64 | None
+    atoms: _Masks
     kinds: csr_array
     matrix: csr_array
 
@@ -160,46 +175,64 @@ class _Alike:
         for own in columns:
             _, joined = np.unique(joined * own.kinds + own.kind, return_inverse=True)
         _, examples = np.unique(joined, return_index=True)
-        first = np.append(0, np.flatnonzero(np.diff(joined)) + 1)
         of_kinds = [one_hot(own.kind[examples], own.kinds) for own in columns]
         return cls(
-            first.astype(np.int64),
-            np.diff(first, append=len(joined)).astype(np.int64),
-            joined[first].astype(np.int64),
-            joined.astype(np.int64) if len(first) * SHORT > len(joined) else None,
+            _Masks.of(len(examples), joined, np.arange(len(joined))),
             csr_array(vstack(of_kinds, "csr"), dtype=np.int32),
             csr_array(block_diag([own.matrix for own in columns], "csr"), dtype=np.int32),
         )
 
-    def add(self, spikes: Bytes) -> Int32:
-        """The counters [counters, S] for spikes [S, neurons], S filled up to a multiple of LANES."""
-        found = np.zeros((len(spikes), self.kinds.shape[1]), np.int64)
-        if self.each is None:
-            lanes.count_rows(spikes, self.first, self.length, self.atom, found)
-        else:
-            kernels.count_marks(spikes, self.each, found)
-        steps = -(-len(found) // LANES) * LANES
-        atoms = np.zeros((found.shape[1], steps), np.int32)
-        atoms[:, : len(found)] = found.T
-        return _product(self.matrix, _product(self.kinds, atoms))
+    def count(self, bits: Bits) -> Int32:
+        """The counters [counters, S] for spikes, packed."""
+        kinds, matrix, steps = self.kinds, self.matrix, bits.shape[1]
+        found = np.zeros((kinds.shape[0], steps), np.int32)
+        kernels.multiply(kinds.indptr, kinds.indices, None, self.atoms.count(bits), found)
+        total = np.zeros((matrix.shape[0], steps), np.int32)
+        kernels.multiply(matrix.indptr, matrix.indices, matrix.data, found, total)
+        return total
 
 
-def _turned(spikes: Bytes, steps: int) -> NDArray[np.int8]:
-    """Where there are spikes uint8 [S, neurons], as ones [neurons, steps], filled up with zeros."""
-    neurons, rows = spikes.shape[1], len(spikes) // WORD * WORD
-    if neurons % WORD:
-        spikes = np.pad(spikes, ((0, 0), (0, -neurons % WORD)))
-    marks = np.zeros((spikes.shape[1], steps), np.int8)
-    kernels.transpose(spikes.view(np.uint64), marks.view(np.uint64))
-    marks[:, rows : len(spikes)] = (spikes[rows:] != 0).T
-    return marks[:neurons]
+@dataclass(frozen=True)
+class _Planes:
+    """A matrix [counters, neurons] by the bits of its entries, as counts of ones are faster than products.
+
+    The neurons whose entry for a counter has a bit, and a sign, are a plane; ``matrix`` [counters, planes]
+    has what one of them is worth.
+    """
+
+    planes: _Masks
+    matrix: csr_array
+
+    @classmethod
+    def of(cls, matrix: csr_array) -> _Planes:
+        counter = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        value = matrix.data.astype(np.int64)
+        width = int(np.abs(value).max()).bit_length()
+        entry = [np.flatnonzero(np.abs(value) >> bit & 1) for bit in range(width)]
+        bit = np.repeat(np.arange(width), [len(found) for found in entry])
+        which = np.concatenate(entry)
+        keys, plane = np.unique(
+            (2 * counter[which] + (value[which] < 0)) * width + bit, return_inverse=True
+        )
+        worth = (1 << keys % width) * np.where(keys // width % 2, -1, 1)
+        places = keys // width // 2, np.arange(len(keys))
+        return cls(
+            _Masks.of(len(keys), plane.astype(np.int64), matrix.indices[which].astype(np.int64)),
+            csr_array((worth.astype(np.int32), places), (matrix.shape[0], len(keys))),
+        )
+
+    def add(self, bits: Bits, total: Int32) -> None:
+        """Add the product with spikes, packed, to ``total`` [counters, S]."""
+        found, matrix = self.planes.count(bits), self.matrix
+        kernels.multiply(matrix.indptr, matrix.indices, matrix.data, found, total)
 
 
-def _product(matrix: csr_array, x: Int32) -> Int32:
-    """``matrix @ x`` for x [rows, S], S a multiple of LANES."""
-    out = np.zeros((matrix.shape[0], x.shape[1]), np.int32)
-    kernels.multiply(matrix.indptr, matrix.indices, matrix.data, x, out)
-    return out
+def _packed(spikes: Bytes) -> Bits:
+    """Where there are spikes uint8 [S, neurons], as bits [words, S], S filled up to a multiple of LANES."""
+    steps, neurons = spikes.shape
+    bits = np.zeros((-(-neurons // LANES), -(-steps // LANES) * LANES), np.uint32)
+    kernels.pack(spikes, bits)
+    return bits
 
 
 def _split(columns: Columns) -> tuple[Columns, csr_array]:
@@ -226,12 +259,6 @@ def _split(columns: Columns) -> tuple[Columns, csr_array]:
     return Columns(
         np.zeros(size[1], np.int64), csr_array(np.zeros((size[0], 1), np.int32))
     ), csr_array(each)
-
-
-def _chosen(matrix: csr_array, which: NDArray[np.bool_]) -> csr_array:
-    """A matrix with some of its entries."""
-    pointers = np.append(0, np.cumsum(which))[matrix.indptr]
-    return csr_array((matrix.data[which], matrix.indices[which], pointers), matrix.shape)
 
 
 def _places(matrix: csr_array) -> tuple[IntArray, IntArray]:

@@ -1,13 +1,13 @@
 """Compiled loops that count and price the spikes of a run."""
 
 # No ``from __future__ import annotations``: numba reads the functions as they are.
-from typing import Any
-
 import numpy as np
-from numba import uint64, uintp
+from numba import uint32, uintp
 
 from stl_deploy.hw_sim.compiled import LANES, Array, compiled
-from stl_deploy.hw_sim.lanes import add_runs, lowest, marked
+from stl_deploy.hw_sim.lanes import add_runs, how_many, lowest, marked
+
+LINE = 16  # words of 32 bits that the cache holds together
 
 
 @compiled
@@ -30,54 +30,42 @@ def list_marks(marks: Array, found: Array) -> int:
 
 
 @compiled
-def count_marks(marks: Array, kind: Array, counts: Array) -> None:
-    """Add the marks uint8 [rows, neurons] to the counts int64 [rows, kinds] of their neurons' ``kind``."""
-    found = np.empty(marks.shape[1], np.int32)
-    for row in range(len(marks)):
-        out = counts[row]
-        for i in range(list_marks(marks[row], found)):
-            out[uintp(kind[uintp(found[uintp(i)])])] += 1
+def pack(marks: Array, bits: Array) -> None:
+    """Write which of marks uint8 [rows, neurons] are not zero to bits uint32 [words, rows at least].
 
-
-@compiled
-def swapped(high: Any, low: Any, shift: int, mask: Any) -> Any:
-    """Two words, of which each gave the other those bits that lie under ``mask`` in the second."""
-    moved = ((high >> uint64(shift)) ^ low) & mask
-    return high ^ (moved << uint64(shift)), low ^ moved
-
-
-@compiled
-def ones(word: Any) -> Any:
-    """A word whose bytes are 1 where those of ``word`` are not 0."""
-    word = (word | (word >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
-    word = (word | (word >> uint64(2))) & uint64(0x0303030303030303)
-    return (word | (word >> uint64(1))) & uint64(0x0101010101010101)
-
-
-@compiled
-def transpose(words: Array, out: Array) -> None:
-    """Turn marks, eight by eight bytes at a time, into ones and zeros.
-
-    ``words`` uint64 [rows, neurons / 8] hold marks uint8, which ``out`` uint64 [neurons, rows / 8] gets with
-    rows and neurons exchanged. Rows that no whole block holds are left out.
+    Bit i of word w is that of neuron ``w * LANES + i``.
     """
-    whole, half = uint64(0x00000000FFFFFFFF), uint64(0x0000FFFF0000FFFF)
-    byte = uint64(0x00FF00FF00FF00FF)
-    for j in range(words.shape[1]):
-        for block in range(len(words) // 8):
-            s, n = 8 * block, 8 * j
-            a, b, c, d = words[s, j], words[s + 1, j], words[s + 2, j], words[s + 3, j]
-            e, f, g, h = words[s + 4, j], words[s + 5, j], words[s + 6, j], words[s + 7, j]
-            (a, e), (b, f) = swapped(a, e, 32, whole), swapped(b, f, 32, whole)
-            (c, g), (d, h) = swapped(c, g, 32, whole), swapped(d, h, 32, whole)
-            (a, c), (b, d) = swapped(a, c, 16, half), swapped(b, d, 16, half)
-            (e, g), (f, h) = swapped(e, g, 16, half), swapped(f, h, 16, half)
-            (a, b), (c, d) = swapped(a, b, 8, byte), swapped(c, d, 8, byte)
-            (e, f), (g, h) = swapped(e, f, 8, byte), swapped(g, h, 8, byte)
-            out[n, block], out[n + 1, block] = ones(a), ones(b)
-            out[n + 2, block], out[n + 3, block] = ones(c), ones(d)
-            out[n + 4, block], out[n + 5, block] = ones(e), ones(f)
-            out[n + 6, block], out[n + 7, block] = ones(g), ones(h)
+    rows, neurons = marks.shape
+    flat, whole = marks.reshape(-1), neurons // LANES
+    left = neurons - whole * LANES
+    for first in range(0, rows, LINE):
+        last = min(first + LINE, rows)
+        for word in range(whole):
+            for row in range(first, last):
+                bits[word, row] = marked(flat, row * neurons + word * LANES)
+        if left and whole:
+            for row in range(first, last):
+                bits[whole, row] = marked(flat, (row + 1) * neurons - LANES) >> (LANES - left)
+        elif left:
+            for row in range(first, last):
+                for n in range(left):
+                    bits[whole, row] |= uint32(marks[row, n] != 0) << uint32(n)
+
+
+@compiled
+def count_bits(pointers: Array, words: Array, masks: Array, bits: Array, out: Array) -> None:
+    """Count the bits uint32 [words, S] under masks, and write the counts int32 [counts, S].
+
+    Count i has the ``masks`` uint32 from ``pointers[i]`` to ``pointers[i + 1]``, each for one of ``words``.
+    """
+    for i in range(len(out)):
+        to = out[i]
+        for s in range(len(to)):
+            to[s] = 0
+        for k in range(pointers[i], pointers[i + 1]):
+            some, mask = bits[words[k]], masks[k]
+            for s in range(len(to)):
+                to[s] += how_many(some[s] & mask)
 
 
 @compiled

@@ -62,13 +62,13 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise InputError(
             Problem(
                 str(path),
-                f"holds pickled Python objects ({found[1]}), which could run any code and are never "
+                f"holds pickled Python objects ({pickled[1]}), which could run any code and are never "
                 "loaded"
-                if found
+                if pickled
                 else "is damaged, or holds pickled Python objects, which are never loaded",
                 HOW_TO_CONVERT,
             )

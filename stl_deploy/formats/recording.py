@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
+from stl_deploy.formats.raster_values import array_of
 from stl_deploy.ir.floats import FloatNetwork, FloatPopulation
 
 MAX_BYTES = 8 << 30  # of all arrays together, decompressed
@@ -84,7 +85,7 @@ def of(arrays: Mapping[str, Any], where: str = "expect") -> Recording:
     ]
     if not arrays:
         problems.append(Problem(where, "holds no arrays", f"save {SAVE}; {PAGE}"))
-    found = {key: np.asarray(values) for key, values in arrays.items()}
+    found = {key: array_of(values, f"{where}: {key}") for key, values in arrays.items()}
     for key, values in found.items():
         least = 2 if key == OUTPUTS else 3
         if (wrong := _wrong(values, least)) is not None:

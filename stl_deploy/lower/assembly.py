@@ -73,8 +73,9 @@ class Assembly:
                 self._pool(population)
             else:
                 self._fit(target, seen.get(population.name), recording)
-        if self.floats.readout is not None and not self.problems:
-            self._read_out(self.floats.readout)
+        last = next((p for p in self.populations if p.name == self.floats.output), None)
+        if self.floats.readout is not None and last is not None:
+            self._read_out(self.floats.readout, last)
         if calib is not None:
             self.diagnostics.append(_fitted_to(recording))
 
@@ -94,9 +95,8 @@ class Assembly:
             read_as=meta.read_as,
         )
 
-    def _read_out(self, read: FloatReadout) -> None:
-        """Bring the host's part to whole numbers."""
-        (last,) = (p for p in self.populations if p.name == self.floats.output)
+    def _read_out(self, read: FloatReadout, last: Population) -> None:
+        """Bring the host's part, which reads ``last``, to whole numbers."""
         worth, steps = self.worth.get(last.name), self.meta.timesteps
         self.readout, problems, notes = readouts.whole(read, last, worth, steps)
         self.problems += problems

@@ -68,16 +68,19 @@ def compare(
     runner = _Runner(live, raster, batch)
     try:
         first = runner.run(0)
-    except Exception as error:  # whatever the user's own code raises
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        why = f"cannot be run on the raster ({text}); its float graph stands in for it"
+        unit = SINGLE if runner.only_single else DOUBLE
+        total = tally_of(network, unit, runner.batches(first), Threads(), on_progress)
+    except _NotRunError as error:
+        why = f"cannot be run on the raster ({error}); its float graph stands in for it"
         return Itself(None, None, why)
-    unit = SINGLE if runner.only_single else DOUBLE
-    total = tally_of(network, unit, runner.batches(first), Threads(), on_progress)
     found = expected(network, WHERE, total, REMEDY)
     if runner.only_single:
         return Itself(found, None, "does not run in float64; it was compared in float32")
     return Itself(found, dict(runner.float32))
+
+
+class _NotRunError(Exception):
+    """The user's own code failed."""
 
 
 class _Runner:
@@ -91,8 +94,14 @@ class _Runner:
     def run(self, start: int) -> Batch:
         """The batch from sample ``start`` on."""
         inputs = self.raster[start : start + self.size]
-        single, double = self.live.run(inputs)
-        self.only_single |= double is None
+        try:
+            single, double = self.live.run(inputs)
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise _NotRunError(text) from error
+        if start and (double is None) != self.only_single:
+            raise _NotRunError(f"in float64 it fails from sample {start:,} on")
+        self.only_single = double is None
         for name, spikes in (double or {}).items():
             self.float32[name] += int(np.count_nonzero(single[name] != spikes))
         return Batch(start, inputs, single if double is None else double)

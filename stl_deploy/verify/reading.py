@@ -49,8 +49,8 @@ def settled(
     if problems:
         raise InputError(problems)
     # What was assumed then is assumed again.
-    chosen = {n for r in network.read_as for n, who in r.origin.items() if who == "option"}
-    chosen = (chosen | {"written_by"}) & takes
+    said = {n for r in network.read_as for n, who in r.origin.items() if who == "option"}
+    chosen = takes & {"written_by", *said}
     return {n: found[n] if given[n] is None and n in chosen else given[n] for n in KNOWN}
 
 

@@ -389,7 +389,7 @@ def test_what_has_no_float_step_is_left_out_and_said(net, tmp_path):
     trained = stl_deploy.from_torch(net)
     said = G.float_meta(trained).model_dump()
     scale = {n.name: [1.0] * n.shape[0] for n in network.weighted}
-    said |= {"version": 2, "trained": {"weight_bits": 8, "scale": scale}}
+    said |= {"trained": {"weight_bits": 8, "scale": scale}}
     trained.metadata = {G.KEY: json.dumps(said)}
     for i, (graph, why) in enumerate(
         (

@@ -273,9 +273,11 @@ def test_columns_that_miss_little():
     missing = rng.choice([0, 1, 2], alike.shape, p=[0.9, 0.06, 0.04]) * (alike > 0)
     columns = csr_array((alike - missing).astype(np.int32))
     spike = SpikeCounters((200,), [{("synops", "0"): Columns.of(columns)}])
-    assert spike.missing.nnz
-    assert spike.rest.nnz
-    assert spike.missing.nnz + spike.rest.nnz < columns.nnz / 2
+    assert spike.rest is not None
+    worth = spike.rest.matrix
+    assert set(worth.data) == {-1, -2}
+    ones = np.unpackbits(spike.rest.planes.masks.view(np.uint8))
+    assert ones.sum() < columns.nnz / 2
     fired = rng.random((2, 33, 200)) < 0.3
     table = np.empty((50, 66), np.int32)
     spike.count(spike.rows(fired), table)
@@ -402,12 +404,32 @@ def test_binary_input_has_no_multiplications():
     assert (got.activation_sparsity, got.connection_sparsity) == (0.5, 0.5)
 
 
-@pytest.mark.parametrize(("rows", "neurons"), [(1, 8), (7, 16), (13, 21), (40, 64)])
-def test_spikes_are_turned_whatever_their_number_and_value(rows, neurons):
+@pytest.mark.parametrize(
+    ("rows", "neurons"), [(1, 8), (7, 32), (13, 21), (40, 64), (33, 65), (17, 95)]
+)
+def test_spikes_are_packed_whatever_their_number_and_value(rows, neurons):
     """Also graded ones, of which any bit may be set."""
     rng = np.random.default_rng(rows)
     values = rng.integers(0, 256, (rows, neurons)) * (rng.random((rows, neurons)) < 0.5)
-    turned = counters._turned(values.astype(np.uint8), 64)
-    assert (turned[:, :rows] == (values != 0).T).all()
-    assert turned.shape == (neurons, 64)
-    assert not turned[:, rows:].any()
+    bits = counters._packed(values.astype(np.uint8))
+    assert bits.shape == (-(-neurons // 32), -(-rows // 32) * 32)
+    found = bits[:, None] >> np.arange(32, dtype=np.uint32)[:, None] & 1
+    found = found.reshape(-1, bits.shape[1])
+    assert (found[:neurons, :rows] == (values != 0).T).all()
+    assert not found[neurons:].any()
+    assert not found[:, rows:].any()
+
+
+def test_columns_of_any_sign_and_size():
+    """Every bit of an entry counts for itself, up to the largest of 31 bits."""
+    rng = np.random.default_rng(3)
+    entries = rng.integers(-(1 << 31) + 1, 1 << 31, (9, 70)) >> rng.integers(0, 31, (9, 70))
+    entries[0, :3] = (1 << 31) - 1, 1 - (1 << 31), 0
+    # One spike a step, so that no sum passes 32 bits.
+    fired = np.eye(70, dtype=np.uint8)[None]
+    spike = SpikeCounters(
+        (70,), [{("synops", "0"): Columns.of(csr_array(entries.astype(np.int32)))}]
+    )
+    table = np.empty((9, 70), np.int32)
+    spike.count(spike.rows(fired), table)
+    np.testing.assert_array_equal(table, entries)

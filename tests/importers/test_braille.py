@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import stl_deploy
+from stl_deploy.commands import export
 from stl_deploy.errors import UncheckedWarning
 from stl_deploy.formats import nir_io
 from stl_deploy.ir import execute as float_exec
 from tests.build.nir_graphs import braille
+from tests.importers.test_written_by import run
 
 FORMS = list(itertools.product((False, True), (False, True), ("zero", "subtract")))
 
@@ -71,3 +73,32 @@ def test_a_file_that_does_not_state_its_reset_is_not_silent(flat, tmp_path):
         lowered = stl_deploy.from_nir(path, timesteps=raster.shape[1])
     got = float_exec.run(lowered, raster)
     np.testing.assert_array_equal(got["lif2"], steps(graph, raster, "zero")[1])
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_its_recording_passes_with_its_own_reset_alone(flat, tmp_path, monkeypatch, capsys):
+    """stl-export --reset and --expect; the other reset fails loudly, and names the first neuron."""
+    monkeypatch.chdir(tmp_path)
+    graph, raster = braille(reset=None, flat=flat)
+    nir_io.write(graph, tmp_path / "braille.nir")
+    np.savez("in.npz", spikes=raster)
+    words = (
+        "braille.nir",
+        "--target",
+        "nir",
+        "--eval",
+        "in.npz",
+        "--expect",
+        "recorded.npz",
+        "--force",
+    )
+    for reset, other in (("zero", "subtract"), ("subtract", "zero")):
+        hidden, last = steps(graph, raster, reset)
+        np.savez("recorded.npz", **{"spikes/lif1.lif": hidden, "spikes/lif2": last})
+        run(export.export, *words, "-o", "out", "--reset", reset)
+        said = capsys.readouterr()
+        assert "nothing may differ" in said.out
+        run(export.export, *words, "-o", "out", "--reset", other, code=1)
+        said = " ".join(capsys.readouterr().err.split())
+        assert "lif1.lif" in said
+        assert "neuron" in said

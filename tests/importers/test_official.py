@@ -109,6 +109,24 @@ def test_in_whole_numbers_every_backend_computes_the_same(tmp_path: Path, name: 
     assert compared(network, x).exact
 
 
+def test_carriers_have_no_bias_which_would_take_bits_of_their_weights(tmp_path: Path) -> None:
+    graph = imported(saved(tmp_path / "net.pt", net_of("ltmd"))).graph
+    assert graph is not None
+    carrier = floats.decode(graph).by_name["features.conv0.carried"]
+    assert not carrier.bias.any()
+    assert not carrier.neurons.leak.any()
+
+
+def test_a_network_that_no_chip_holds_is_refused_with_its_readout(tmp_path: Path) -> None:
+    """A matrix reads it, and its last neurons have a problem."""
+    net = net_of("preact")
+    net.get_buffer("bn.running_mean")[6] = -(2.0**31)
+    graph = imported(saved(tmp_path / "net.pt", net)).graph
+    assert graph is not None
+    with pytest.raises(LoweringError, match=r"bn\.neurons"):
+        stl_deploy.quantize(graph, "ideal")
+
+
 def read_as(model: Model) -> Mapping[str, Any]:
     assert model.graph is not None
     return {one.population: one for one in G.float_meta(model.graph).read_as}
@@ -249,7 +267,7 @@ def test_the_live_network_of_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
     x = np.repeat(x, 5, axis=1).astype(np.int16)
     ran = Ran(watch=Watch())
     assert ran.watch is not None
-    state = {name: (0.0, 0.0) for name in ("lif1", "lif2")}
+    state = dict.fromkeys(("lif1", "lif2"), (0.0, 0.0))
     score = np.zeros((len(x), 10))
 
     def fired(name: str, arriving: Any, theta: np.ndarray) -> Any:
@@ -262,9 +280,7 @@ def test_the_live_network_of_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
         return ran.note(name, sent)
 
     for t in range(5):
-        y = fired(
-            "lif1", seeds.conv2d(x[:, t].astype(float), page["conv"], padding=1), page["theta1"]
-        )
+        y = fired("lif1", seeds.conv2d(x[:, t] / 64, page["conv"], padding=1), page["theta1"])
         y = seeds.avg_pool(y, 2).reshape(len(x), -1)
         score += (11 * 5 - t) * fired("lif2", y @ page["fc"].T, page["theta2"])
     ran.classes = score.argmax(axis=1)

@@ -15,7 +15,7 @@ FOLDER = ROOT / "docs" / "recipes"
 
 
 @pytest.mark.parametrize("page", ["snntorch-tutorial-5", "snntorch-tutorial-6"])
-def test_a_recipe_runs(page, tmp_path, monkeypatch, command, capsys):
+def test_a_recipe_runs(page, tmp_path, monkeypatch, command, capfd):
     """The first block is mynets.py, the others a script next to it; then the commands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -26,7 +26,7 @@ def test_a_recipe_runs(page, tmp_path, monkeypatch, command, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UncheckedWarning)
         exec(compile("".join(script), page, "exec"), {"__name__": page})
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     for shown in re.findall(r"```text\n(.*?)```", text, re.S):
         assert shown in printed
     (lines,) = re.findall(r"```sh\n(.*?)```", text, re.S)

@@ -210,6 +210,38 @@ def test_a_loop_behind_a_part_that_is_computed_once(sj):
     agrees(made(nets.Loop(sj)), sj, (2, 8, 8), held=True)
 
 
+@pytest.mark.parametrize("reset", [None, 0.0, -0.2])
+@pytest.mark.parametrize("mode", MODES)
+def test_thresholds_and_offsets_of_channels(sj, mode, reset):
+    if is_old(sj):
+        pytest.skip("not in this version")
+    layers = sj.layer.Conv2d(2, 3, 3), sj.layer.Linear(108, 6)
+    aware = [
+        sj.neuron.ActivationAwareIFNode(
+            torch.linspace(0.5, 1.5, size),
+            torch.linspace(-0.2, 0.3, size),
+            channel_dim=1,
+            v_reset=reset,
+        )
+        for size in (3, 6)
+    ]
+    net = made(nn.Sequential(layers[0], aware[0], sj.layer.Flatten(), layers[1], aware[1]))
+    sj.functional.set_step_mode(net, mode)
+    agrees(net, sj, (2, 8, 8), one_step=mode == "s")
+
+
+def test_thresholds_of_neurons(sj):
+    """A tensor that fits, where the class takes one."""
+    if is_old(sj):
+        pytest.skip("not in this version")
+    net = made(nets.dense(sj, "m", "SimpleLIFNode", tau=2.0, decay_input=True))
+    net[1].v_threshold = torch.linspace(0.3, 1.2, 20)
+    agrees(net, sj, (12,))
+    net[1].v_threshold = torch.ones(7)
+    with pytest.raises((LoweringError, InputError)):
+        stl_deploy.from_torch(net, torch.rand(6, 2, 12))
+
+
 @pytest.mark.parametrize("every", [False, True])
 def test_a_voltage(sj, every):
     net = made(nets.Voltage(sj, every))
@@ -344,6 +376,34 @@ def test_a_subclass_that_computes_nothing_else(sj):
         sj, __init__=lambda self, step_mode: sj.neuron.LIFNode.__init__(self, 3.0, step_mode="m")
     )
     agrees(made(dense_of(sj, mine)), sj, (12,))
+
+
+@pytest.mark.parametrize("reset", [0.0, None, -0.5])
+@pytest.mark.parametrize(
+    ("kind", "fields", "drawn"), [("IFNode", {}, (-3, 4)), ("LIFNode", {"tau": 2.0}, (-2, 5))]
+)
+def test_a_voltage_at_the_threshold_fires(sj, kind, fields, drawn, reset):
+    """Weights are multiples of 1/4, so that voltages meet thresholds exactly; snnTorch would not fire."""
+    net = nets.dense(sj, "m", kind, v_reset=reset, **fields)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for module in net:
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(torch.randint(*drawn, module.weight.shape) / 4)
+                module.bias.zero_()
+    graph = agrees(net.eval(), sj, (12,))
+    x = values((30, 6, 12), 0.4, seed=1).astype(np.float64)
+    met = float_exec.run(graph, x)
+    strict = float_exec.run(raised(graph), x)
+    assert all(strict[name].sum() < met[name].sum() for name in met)
+
+
+def raised(graph):
+    """The graph with the thresholds that a compare by > would have."""
+    for node in graph.nodes.values():
+        if hasattr(node, "v_threshold"):
+            node.v_threshold = np.nextafter(node.v_threshold, np.inf)
+    return graph
 
 
 def front(sj, layers, after, last="IFNode"):
@@ -489,6 +549,7 @@ def test_the_recipe(sj, tmp_path, monkeypatch, command):
         exec(compile("\n".join([first, *others]), "recipe", "exec"), names)
     (words,) = re.findall(r"stl-export (csnn\.pt .*?)\n", text)
     code, out, err = command("stl-export", *words.split())
+    sys.modules.pop("mynets", None)  # other pages have one of that name
     assert code == 0, err
     assert "spikingjelly.LIFNode" in out
     assert (tmp_path / "out" / "model.nir").exists()

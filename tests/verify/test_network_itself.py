@@ -284,3 +284,30 @@ def test_in_python():
     with pytest.warns(UncheckedWarning, match="cannot be run on the raster"):
         report = stl_deploy.parity(held, network, image, sample=sample[0])
     assert report.itself is None
+
+
+class Talking(TimeFirst):
+    """Prints, and ends the process after so many calls."""
+
+    calls = 1 << 30
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        print("forward was here")
+        self.calls -= 1
+        if self.calls < 0:
+            raise SystemExit("no more")
+        return super().forward(x)
+
+
+def test_a_network_that_prints_or_ends_the_process(capsys):
+    net, inputs = made(Talking), raster((12,), 60, STEPS)
+    found = lowered(net, in_form(TimeFirst, inputs), Options(timesteps=STEPS))
+    capsys.readouterr()
+    assert against_network.compare(found.live, found.graph, inputs).expected.passed
+    out, err = capsys.readouterr()
+    assert "forward was here" in err
+    assert out == ""
+    net.calls = 1  # the second batch is one too many
+    itself = against_network.compare(found.live, found.graph, inputs)
+    assert itself.expected is None
+    assert "SystemExit: no more" in itself.why

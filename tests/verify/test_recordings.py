@@ -9,14 +9,18 @@ from pathlib import Path
 import nir
 import numpy as np
 import pytest
+import torch
 
 import stl_deploy
 from stl_deploy.errors import InputError
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import raster as rasters
 from stl_deploy.formats import recording as recordings
+from stl_deploy.ir import execute as float_exec
+from stl_deploy.ir.floats import decode
 from stl_deploy.verify import against_recording
 from stl_deploy.verify.recorded import ReadingError
+from tests.build import float_graphs, rule_floats, rule_runs
 
 DT, STEPS, SAMPLES = 1e-4, 12, 6
 
@@ -154,7 +158,7 @@ def test_what_rounding_decides_is_a_tie_and_does_not_count():
     graph = stl_deploy.from_nir(nir.NIRGraph(nodes=nodes, edges=list(pairwise(names))), timesteps=4)
     spikes = np.ones((2, 4, 10), np.uint8)
     spikes[1, :, 5:] = 0  # half of it
-    ours = against_recording.float_exec.run(graph, spikes)["lif"]
+    ours = float_exec.run(graph, spikes)["lif"]
     theirs = ours.copy()
     theirs[0, 1] = 1 - theirs[0, 1]
     found = compared(graph, spikes, {"spikes/lif": theirs})
@@ -402,3 +406,111 @@ def test_in_python(folder):
     with pytest.raises(ReadingError, match="sample 0"):
         report.expected.check()
     assert stl_deploy.parity(graph, network, spikes).expected is None
+
+
+@pytest.mark.parametrize("kind", [bool, np.int64, np.float16, np.float64, torch.tensor, list])
+def test_numbers_of_any_kind(kind):
+    net, spikes = Net("zero"), spikes_of()
+    sent = net.run(spikes)["1"]
+    values = {torch.tensor: torch.tensor, list: np.ndarray.tolist}.get(
+        kind, lambda x: x.astype(kind)
+    )(sent)
+    assert compared(read(net), spikes, {"spikes/1": values}).passed
+    assert not compared(read(net, "subtract"), spikes, {"spikes/1": values}).passed
+
+
+def test_a_flat_recording_of_an_image_is_the_same():
+    rng = np.random.default_rng(5)
+    nodes = {
+        "input": nir.Input({"input": np.array([1, 6, 6])}),
+        "conv": nir.Conv2d((6, 6), rng.normal(0, 1, (2, 1, 3, 3)), 1, 1, 1, 1, np.zeros(2)),
+        "lif": nir.LIF(
+            *(np.full((2, 6, 6), x) for x in (2e-4, 2.0, 0.0, 1.0)), metadata={"reset": "zero"}
+        ),
+        "output": nir.Output({"output": np.array([2, 6, 6])}),
+    }
+    graph = stl_deploy.from_nir(
+        nir.NIRGraph(nodes=nodes, edges=list(pairwise(nodes))), timesteps=STEPS
+    )
+    spikes = (rng.random((3, STEPS, 1, 6, 6)) < 0.4).astype(np.uint8)
+    sent = float_exec.run(graph, spikes)["lif"]
+    for values in (sent, sent.reshape(3, STEPS, -1)):
+        assert compared(graph, spikes, {"spikes/lif": values}).passed
+    wrong = sent.copy()
+    wrong[1, 4, 1, 2, 3] ^= 1
+    (population,) = compared(graph, spikes, {"spikes/lif": wrong}).populations
+    assert (population.first.sample, population.first.step) == (1, 4)
+    assert population.first.neuron == (1, 2, 3)
+
+
+RUNS = [
+    *((f"graph {seed}", lambda seed=seed: float_graphs.draw(seed)) for seed in range(6)),
+    *((rule, lambda rule=rule: ran_of(rule)) for rule in rule_floats.RULES),
+]
+
+
+def ran_of(rule: str) -> tuple[nir.NIRGraph, np.ndarray]:
+    """The float graph and raster of a rule of neurons."""
+    ran = rule_runs.of(rule)
+    return ran.graph, ran.raster
+
+
+@pytest.mark.parametrize("made", [run for _, run in RUNS], ids=[name for name, _ in RUNS])
+def test_every_rule_and_graph_equals_what_it_sends(made):
+    """Skips, loops, delays, rules of neurons; a planted spike is found where it is."""
+    graph, inputs = made()
+    network = decode(graph)
+    sent = float_exec.run(graph, inputs)
+    seen: dict[str, list[np.ndarray]] = {}
+
+    def watch(name, _step, v, threshold):
+        seen.setdefault(name, []).append(v > threshold)
+
+    float_exec.trace(graph, inputs, watch=watch)
+    arrays = {}
+    for population in network.populations:
+        name = population.name
+        if not population.neurons.fires:
+            continue
+        np.testing.assert_array_equal(np.stack(seen[name], axis=1), sent[name] != 0)
+        arrays[f"spikes/{name}"] = sent[name]
+    assert compared(graph, inputs, arrays).passed
+    key, name = next((k, k.removeprefix("spikes/")) for k in arrays if not graded(network, k))
+    planted = arrays[key].copy()
+    at = tuple(np.argwhere(planted == 0)[-1])
+    planted[at] = 3  # more than rounding makes
+    found = compared(graph, inputs, {**arrays, key: planted})
+    assert not found.passed
+    first = next(p for p in found.populations if p.name == name).first
+    assert (first.sample, first.step, *first.neuron) == at
+
+
+def graded(network, key):
+    return network.by_name[key.removeprefix("spikes/")].neurons.graded
+
+
+def test_broken_bytes_end_in_an_error_of_ours(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "recording.npz"
+    np.savez_compressed(path, **named(Net("zero").run(spikes_of())))
+    whole, graph = path.read_bytes(), read(Net("zero"))
+    places: list[str] = []
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in rng.integers(0, len(data), rng.integers(1, 6)):
+            data[at] = rng.integers(256)
+        path.write_bytes(bytes(data))
+        try:
+            against_recording.check(graph, spikes_of(), recordings.load(path))
+        except InputError as error:
+            places += [problem.where for problem in error.problems]
+    assert len(places) > 100
+    assert all(str(path) in place for place in places)
+
+
+def test_the_table_of_a_project(command, here):
+    assert command(*EXPORT)[0] == 0
+    table = '[tool.stl-deploy.parity]\nmodel = "net.nir"\nlowered = "out/model.nir"\ninput = "test.npz"\n'
+    for reset, code in (("zero", 0), ("subtract", 1)):
+        Path("pyproject.toml").write_text(f'{table}expect = "{reset}.npz"\n')
+        assert command("stl-parity")[0] == code

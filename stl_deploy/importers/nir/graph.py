@@ -131,6 +131,7 @@ def to_float(
     """
     options = options or Options()
     check(options)
+    asked = options
     graph, options = _as_written(graph, options)
     flow = _flow(graph, options)
     wanted = Wanted(options.readout, options.classes)
@@ -142,12 +143,13 @@ def to_float(
         read_as = stated.records(
             flat(graph)[0],
             made.nodes,
-            dt=options.dt,
-            reset=options.reset,
+            dt=asked.dt,
+            step=options.dt,
+            reset=asked.reset,
             timesteps=timesteps,
             steps_from="assumed" if options.timesteps is None else options.steps_from,
             ours=stated.is_ours(graph),
-            spikes=options.spikes,
+            spikes=asked.spikes,
             tool=options.written_by,
         )
     records = {record.population: record for record in read_as}
@@ -349,13 +351,13 @@ def check(options: Options) -> None:
     dt = G.DT if options.dt is None else options.dt
     if not (isinstance(dt, int | float) and math.isfinite(dt) and dt > 0):
         problems.append(Problem("--dt", f"{dt} is not a time in seconds above zero"))
-    for name, word, known in (
-        ("--reset", options.reset, get_args(Reset)),
-        ("--spikes", options.spikes, get_args(Spikes)),
-        ("--written-by", options.written_by, get_args(Tool)),
+    for name, kind, word, known in (
+        ("--reset", "reset", options.reset, get_args(Reset)),
+        ("--spikes", "number of spikes", options.spikes, get_args(Spikes)),
+        ("--written-by", "tool", options.written_by, get_args(Tool)),
     ):
         if word not in (None, *known):
-            what = f"{word!r} cannot be chosen"
+            what = f"{word!r} is not a {kind} that can be chosen"
             problems.append(Problem(name, what, f"choose from {', '.join(known)}"))
     for name, value, high in (
         ("--timesteps", options.timesteps, MAX_STEPS),

@@ -21,6 +21,7 @@ from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import NEURONS, decode
 from stl_deploy.ir.read_as import Origin, Property, ReadAs
 
+SPIKES: dict[Spikes | None, Origin] = {"one": "option", "many": "file"}  # who says that one is sent
 Nodes = Mapping[str, nir.ir.NIRNode]
 
 
@@ -73,29 +74,32 @@ def records(
     timesteps: int,
     steps_from: Origin,
     ours: bool,
+    step: float | None = None,
     spikes: Spikes | None = None,
     tool: Tool | None = None,
 ) -> tuple[ReadAs, ...]:
     """How the populations of a graph ``lowered`` were read from ``nodes``, as they stand in the file.
 
     ``dt``, ``reset``, ``spikes`` and ``tool``, which wrote the file, are what the user said; None: nothing.
-    Neurons that might spike several times in a step, and never do, spike once by their file.
+    ``step`` is the dt that they were read by. What follows from the tool counts as said by its file, and that
+    neurons send one spike too where their weights leave no room for several.
     """
+    step = dt if step is None else step
     prefix = "" if tool is None else f"{tool}."
-    nobody: Origin = "file" if ours else "assumed"
+    nobody: Origin = "file" if ours or tool is not None else "assumed"
     made = []
     for name, node in nodes.items():
         if type(node) not in NEURONS or type(lowered.get(name)) not in NEURONS:
             continue
         said: Origin = "file"
-        if not ours and leaves_open(node, G.DT if dt is None else dt):
-            said = "assumed" if reset is None else "option"
+        if not ours and leaves_open(node, G.DT if step is None else step):
+            said = nobody if reset is None else "option"
         origin: dict[Property, Origin] = {
             "reset": said,
             "when": said,
             "dt": nobody if dt is None else "option",
             "timesteps": steps_from,
-            "spikes": {"one": "option", "many": "file"}.get(spikes or "", nobody),
+            "spikes": SPIKES.get(spikes, nobody),
         }
         made.append(
             record(
@@ -105,7 +109,7 @@ def records(
                 timesteps,
                 origin,
                 v_reset=getattr(node, "v_reset", 0.0),
-                dt=(G.DT if dt is None else dt) if _takes_time(node) else None,
+                dt=(G.DT if step is None else step) if _takes_time(node) else None,
             )
         )
     return tuple(made)

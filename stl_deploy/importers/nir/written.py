@@ -25,9 +25,8 @@ from scipy.special import lambertw
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.importers.given import Reset, Spikes, Tool
-from stl_deploy.importers.nir.nodes import flat
+from stl_deploy.importers.nir.nodes import faults, flat
 from stl_deploy.ir import nir_graph as G
-from stl_deploy.ir import nir_words as words
 
 Float = NDArray[np.float64]
 CLOSE = 1e-3  # of time steps that neurons agree on; a file has float32
@@ -52,9 +51,16 @@ def read(graph: nir.NIRGraph, tool: Tool, dt: float | None) -> Reading:
     Raises InputError for a graph that the tool does not write, or without a dt that is needed.
     """
     nodes, edges, problems = flat(graph)
+    for name, node in _neurons(nodes):
+        problems += [Problem(f"{name}{key}", what) for key, what in faults(node)]
     if problems:
         raise InputError(problems)
-    made = TOOLS[tool](nodes, dt)
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is found where the graph is lowered
+            made = TOOLS[tool](nodes, dt)
+    except (ValueError, TypeError, AttributeError) as error:
+        # What shapes from a broken file can do to arithmetic on them.
+        raise InputError(Problem("graph", f"contains an invalid node: {error}")) from None
     reread = nir.NIRGraph({**nodes, **made.nodes}, edges, metadata=graph.metadata, type_check=False)
     return Reading(reread, made.dt, made.reset, made.spikes)
 
@@ -105,8 +111,7 @@ def _rockpool(nodes: Nodes, dt: float | None) -> _Made:
         if isinstance(node, nir.IF | nir.I) or np.any(node.v_leak):
             raise InputError(_unwritten(name, node, "Rockpool"))
         tau = _array(node.tau_mem if hasattr(node, "tau_mem") else node.tau)
-        with np.errstate(all="ignore"):
-            steps[name] = tau * lambertw(1 / _array(node.r)).real
+        steps[name] = tau * lambertw((1 / _array(node.r)).tolist()).real
     step = _one_step(steps, dt)
     for name, node in _neurons(nodes):
         tau = _array(node.tau_mem if hasattr(node, "tau_mem") else node.tau)
@@ -157,7 +162,7 @@ def _norse(nodes: Nodes, dt: float | None) -> _Made:
             changes["w_in"] = _array(node.tau_syn) / step
         made[name] = _with(node, **changes)
         if np.any(node.v_leak):
-            made[name].metadata[f"{words.KEY}.v0"] = np.atleast_1d(_array(node.v_leak))
+            made[name].metadata[f"{G.KEY}.v0"] = np.atleast_1d(_array(node.v_leak))
     return _Made(made, step, "zero", "one")
 
 

@@ -25,6 +25,7 @@ from stl_deploy.ir.float_neurons import FloatNeurons, FloatReset
 from stl_deploy.ir.neurons import ONCE
 from stl_deploy.ir.synapses import Shape
 from stl_deploy.lower.flow import Flow
+from stl_deploy.lower.linear import check_size
 from stl_deploy.lower.nodes import Reading
 
 Array = NDArray[Any]
@@ -96,6 +97,18 @@ class Draft:
         """Whether the file has this tensor."""
         return key in self.params
 
+    def linear_layers(self, prefix: str = "") -> list[str]:
+        """The linear layers with this prefix, in the order of the file. Raises InputError where none is."""
+        names = [
+            key.removesuffix(".weight")
+            for key, values in self.params.items()
+            if key.startswith(prefix) and key.endswith(".weight") and values.ndim == 2
+        ]
+        if not names:
+            what = f"has no linear layer {prefix}".rstrip()
+            raise InputError(Problem(str(self.path), f"{what} behind its neurons"))
+        return names
+
     def take(self, key: str, *shape: int) -> Array:
         """A tensor of the file in float64, of ``shape`` where one is given. Raises InputError for another."""
         where = f"{self.path}: {key}"
@@ -156,6 +169,7 @@ class Draft:
         try:
             node = G.conv2d(weight, made, at.shape, (stride, stride), pads)
             shape = G.node_output(name, node, at.shape)
+            check_size(shape)
         except ValueError as error:
             raise InputError(Problem(f"{self.path}: {name}", str(error))) from None
         return At(self.put(name, node, at), shape)

@@ -48,11 +48,7 @@ def build(draft: Draft, said: Said) -> At:
 
 def _classified(draft: Draft, at: At) -> At:
     """The linear layer behind the global average, or behind all values where it reads so many."""
-    name = next(
-        key.removesuffix(".weight")
-        for key, values in draft.params.items()
-        if key.startswith("classifier") and key.endswith("weight") and values.ndim == 2
-    )
+    name = draft.linear_layers("classifier")[0]
     columns = draft.take(f"{name}.weight").shape[1]
     if len(at.shape) == 3 and columns == at.shape[0]:
         at = draft.global_average(at, "average")
@@ -84,11 +80,8 @@ def _vgg(draft: Draft, neurons: Neurons, at: At) -> At:
 
 def _pooled_at_the_end(draft: Draft, at: At) -> bool:
     """Whether the classifier reads the values of a last pool, and not the mean of each channel."""
-    columns = next(
-        values.shape[1]
-        for key, values in draft.params.items()
-        if key.startswith("classifier") and values.ndim == 2
-    )
+    (name, *_) = draft.linear_layers("classifier")
+    columns = draft.params[f"{name}.weight"].shape[1]
     channels, height, width = at.shape
     return bool(columns != channels and columns * POOL**2 == channels * height * width)
 

@@ -114,8 +114,12 @@ class _Reading:
     def _shape(self) -> Shape:
         """The shape of the input, whose channels the first weights have."""
         given, key = self.file.given, self.system.first(self.params)
-        channels = self.params[key].shape[1]
         where = f"{self.file.path}: {key}"
+        first = self.params.get(key)
+        if first is None or first.ndim != 4:
+            what = "is missing" if first is None else f"has shape {first.shape}, not (O, C, kh, kw)"
+            raise InputError(Problem(where, what))
+        channels = first.shape[1]
         shape = given.input_shape
         if shape is None and given.raster is not None:
             (found, *others) = rasters.stream(given.raster).shapes.values()

@@ -20,7 +20,6 @@ from stl_deploy.importers.official.system import Said, System
 
 LAYER = re.compile(r"(.+)\.fwd\.module\.weight")
 NUMBERED = re.compile(r"(?:(.+)\.)?(\d+)")
-LINEAR = re.compile(r"(.+)\.weight")
 POOL = 2
 
 
@@ -33,9 +32,12 @@ def build(draft: Draft, said: Said) -> At:
             at = draft.average(at, (POOL, POOL), f"{name}.pool")
         at = draft.norm(draft.conv(at, f"{name}.fwd.module"), f"{name}.bn.bn")
         gains = draft.take(f"{name}.bn.p").reshape(-1)
+        if len(gains) != said.timesteps:
+            what = f"has {len(gains)} steps, and another layer {said.timesteps}"
+            raise InputError(Problem(f"{draft.path}: {name}.bn.p", what))
         rules = Rules(said.keep, said.threshold, gains=gains)
         at = draft.spikes(at, f"{name}.act", rules)
-    linear = _linear_layers(draft)
+    linear = draft.linear_layers()
     at = _pooled(draft, at, linear[0])
     for name in linear:
         at = draft.linear(at, name)
@@ -72,18 +74,6 @@ def _skips(before: str, name: str) -> bool:
     return int(other[2]) == int(one[2]) + 2
 
 
-def _linear_layers(draft: Draft) -> list[str]:
-    """The linear layers, in the order of the file."""
-    names = [
-        found[1]
-        for key, values in draft.params.items()
-        if values.ndim == 2 and (found := LINEAR.fullmatch(key))
-    ]
-    if not names:
-        raise InputError(Problem(str(draft.path), "has no linear layer behind its neurons"))
-    return names
-
-
 def _pooled(draft: Draft, at: At, name: str) -> At:
     """``at`` averaged to as many values as the linear layer ``name`` reads."""
     columns = draft.take(f"{name}.weight").shape[1]
@@ -96,11 +86,12 @@ def _pooled(draft: Draft, at: At, name: str) -> At:
 
 
 def _first(params: dict[str, Array]) -> str:
-    return next(key for key in params if LAYER.fullmatch(key))
+    return next((key for key in params if LAYER.fullmatch(key)), "fwd.module.weight")
 
 
-def _steps(params: dict[str, Array]) -> int:
-    return next(values for key, values in params.items() if key.endswith("bn.p")).size
+def _steps(params: dict[str, Array]) -> int | None:
+    sizes = (values.size for key, values in params.items() if key.endswith("bn.p"))
+    return next(sizes, None)
 
 
 SYSTEM = System(

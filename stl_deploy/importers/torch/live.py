@@ -6,8 +6,10 @@ the record says of the sample: every place of it is followed to where the float 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from functools import cached_property
 from typing import Any
 
 import nir
@@ -57,10 +59,14 @@ class Live:
             for name in trace.calls
             if name in populations and populations[name].neurons.fires
         }
-        self.double: nn.Module | None = None
-        with suppress(Exception):  # a network that cannot be copied runs in float32 alone
-            self.double = doubled(net, 0.0, trace)
         self.wide: bool | None = None
+
+    @cached_property
+    def double(self) -> nn.Module | None:
+        """A copy in float64; None of a network that cannot be copied."""
+        with suppress(Exception, SystemExit):
+            return doubled(self.net, 0.0, self.trace)
+        return None
 
     def run(self, raster: Array) -> tuple[Sent, Sent | None]:
         """Spikes [N, T, *shape] of its populations for a raster [N, T, *input shape].
@@ -68,15 +74,14 @@ class Live:
         They come from the network as it is, and from a copy in float64; None where it runs in float32 alone.
         Raises ValueError where forward does not take a raster of these steps.
         """
-        if self.wide is None:
-            self.wide = self._may_be_wide(raster)
-        single = self._spikes(self.net, raster, self.wide)
-        double = None
-        if self.double is not None:
-            try:
-                double = self._spikes(self.double, raster, self.wide)
-            except Exception:  # whatever the user's own code raises
-                self.double = None
+        with redirect_stdout(sys.stderr):  # what the user's code prints is not part of a result
+            if self.wide is None:
+                self.wide = self._may_be_wide(raster)
+            single = self._spikes(self.net, raster, self.wide)
+            double = None
+            if self.double is not None:
+                with suppress(Exception, SystemExit):  # whatever the user's own code raises
+                    double = self._spikes(self.double, raster, self.wide)
         self.reset(self.net)  # of which a copy's replaced methods may still be
         return single, double
 
@@ -85,7 +90,7 @@ class Live:
         if not self._free:
             return False
         few = raster[: 2 * self._batch + 1]
-        with suppress(Exception):  # a batch that forward has written down
+        with suppress(Exception, SystemExit):  # a batch that forward has written down
             wide, narrow = (self._spikes(self.net, few, how) for how in (True, False))
             return all(np.array_equal(wide[name], narrow[name]) for name in narrow)
         return False

@@ -222,7 +222,8 @@ class _Builder:
         graph = nir.NIRGraph(nodes=self.nodes, edges=self.edges, type_check=False)
         steps = options.timesteps or (self.steps if self.steps > 1 else None)
         how = replace(options, timesteps=steps, held=self._held(), **self._rule(out, options))
-        steps_from = options.steps_from if options.timesteps else "file" if steps else "assumed"
+        said = options.steps_from if options.timesteps else "assumed"
+        steps_from = "file" if steps == self.steps > 1 else said  # a loop says it
         read_as = tuple(
             READ_AS[family.name](
                 name,

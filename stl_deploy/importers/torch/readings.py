@@ -190,9 +190,15 @@ def of_several(value: Value | None, steps: int) -> tuple[Reading, tuple[Value, .
 
 
 def _from_several(value: Value) -> bool:
-    """Whether a value of one step is linear in the spikes of several layers, or in products of spikes."""
-    names = _spikes_of(value)
+    """Whether a linear layer makes a value of one step of the spikes of several layers, or of products."""
+    names = _spikes_of(value) if _has_weights(value) else set()
     return len({name for name, _ in names}) > 1 or any(product for _, product in names)
+
+
+def _has_weights(value: Value) -> bool:
+    """Whether a linear layer stands between a value and the neurons before it."""
+    own = value.kind == "module" and isinstance(value.facts, nn.Linear)
+    return own or any(map(_has_weights, value.args))
 
 
 def _spikes_of(value: Value) -> set[tuple[str, bool]]:

@@ -9,6 +9,9 @@ where v_reset is None. v begins at v_reset. With v_rest = v_reset, or 0 without 
     ParametricLIFNode                  the same with 1/tau = sigmoid(w)
     KLIFNode                           relu(k * h) of the h of a LIFNode
     CUBALIFNode                        i = c_decay i + x; h = v_decay v + i
+    ActivationAwareIFNode              h = v + x, which fires where h + v_offset >= v_threshold
+
+The v of the node of the last one is v + v_offset. v_threshold and v_offset may be one number a channel.
 
 With scale_reset, h and the threshold of a KLIFNode are divided by k before the reset: k v is the v of a node
 that keeps 1 - 1/tau of it, and is reset to k v_reset.
@@ -89,6 +92,7 @@ NEURONS: dict[str, Callable[[Any], Charge]] = {
     "IFNode": _integrates,
     "SimpleIFNode": _integrates,
     "HalfThresholdIFNode": _integrates,
+    "ActivationAwareIFNode": _integrates,
     "LIFNode": _lif,
     "SimpleLIFNode": _lif,
     "OTTTLIFNode": _lif,
@@ -120,7 +124,6 @@ NAMED = {
         "takes its input from several populations by a rule of its own",
     ),
     "FlexSN": "computes what the user's own function says",
-    "ActivationAwareIFNode": "moves its input by an offset before it fires, and not what it keeps",
 }
 
 
@@ -136,30 +139,31 @@ def neuron(
         raise LoweringError(wrong)
     charge = NEURONS[kind_of(module)](module)
     one = np.ones(shape)
-    threshold, reset = float(module.v_threshold), module.v_reset
-    silent = threshold == np.inf
-    start = charge.unit * _start(module)
+    threshold, reset = _each(module, module.v_threshold, shape), module.v_reset
+    offset = _each(module, getattr(module, "v_offset", 0.0), shape)
+    silent = bool((threshold == np.inf).all())
+    start = charge.unit * _start(module) + offset
     current = charge.keep_current
     return FloatNeurons(
         kind="lif" if current is None else "cuba",
         step=one * (1 - charge.keep),
         gain=one * charge.gain,
         leak=one * charge.leak,
-        threshold=one * (0.0 if silent else np.nextafter(threshold, -np.inf)),
-        v_reset=one * charge.unit * (reset or 0.0),
+        threshold=0 * one if silent else np.nextafter(threshold, -np.inf),
+        v_reset=charge.unit * (reset or 0.0) + offset,
         current=one if current is None else one * (1 - current),
         drive=one,
         reset="none" if silent else "subtract" if reset is None else "zero",
         fires=not silent,
         floor=None if charge.floor is None else np.full(1, charge.floor),
-        v0=np.full(1, start) if start else None,
+        v0=start if start.any() else None,
         amplify=None if factors is None else np.reshape(factors, (-1, *[1] * len(shape))),
     ).node()
 
 
 def read_as(name: str, module: Any, silent: bool, timesteps: int, steps_from: Origin) -> ReadAs:
     """How the neurons ``name`` are read; ``silent`` where v is read out and spikes are not."""
-    fires = module.v_threshold != np.inf
+    fires = bool((torch.as_tensor(module.v_threshold) != np.inf).any())
     reset = "subtract" if fires else "none"
     if fires and module.v_reset is not None:
         reset = f"to {module.v_reset:g}" if module.v_reset else "zero"
@@ -173,6 +177,24 @@ def read_as(name: str, module: Any, silent: bool, timesteps: int, steps_from: Or
         source=name,
         origin={"timesteps": steps_from},
     )
+
+
+def _each(module: Any, value: Any, shape: Shape) -> NDArray[np.float64]:
+    """A parameter for every neuron, as SpikingJelly broadcasts it.
+
+    Raises ValueError where it does not fit.
+    """
+    array = torch.as_tensor(value).detach().cpu().double().numpy()
+    if array.ndim == 1 and hasattr(module, "channel_dim"):
+        axes = [1] * (len(shape) + 1)
+        axes[module.channel_dim] = -1
+        array = array.reshape(axes)
+    try:
+        full: NDArray[np.float64] = np.broadcast_to(array, (1, *shape))[0].copy()
+    except ValueError:
+        what = f"a parameter of shape {array.shape} does not fit neurons of {shape}"
+        raise ValueError(what) from None
+    return full
 
 
 def _start(module: Any) -> float:
@@ -231,11 +253,16 @@ def problems(name: str, module: Any) -> list[Problem]:
 def _numbers(module: Any, charge: Charge) -> list[What]:
     """What is wrong with its parameters."""
     wrong = []
-    values = [module.v_threshold, module.v_reset or 0.0, charge.keep, charge.gain]
-    values += [charge.leak, charge.keep_current or 0.0, charge.unit]
+    threshold, offset = (
+        torch.as_tensor(getattr(module, key, 0.0)).detach().cpu().double().numpy()
+        for key in ("v_threshold", "v_offset")
+    )
+    values = [module.v_reset or 0.0, charge.keep, charge.gain, charge.leak]
+    values += [charge.keep_current or 0.0, charge.unit]
     if not all(isinstance(value, int | float) for value in values):
-        return [("has a v_threshold or v_reset that is not a number", "make it with a float")]
-    if np.isnan(values).any() or np.isinf(values[1:]).any() or module.v_threshold == -np.inf:
+        return [("has a v_reset, tau or decay that is not a number", "make it with a float")]
+    finite = np.isfinite(threshold).all() or (threshold == np.inf).all()
+    if not (finite and np.isfinite(offset).all() and np.isfinite(values).all()):
         wrong.append(("has parameters that are NaN or infinite", "train it again"))
     elif not 0 <= charge.keep <= 1:
         what = f"keeps {charge.keep:g} of v in a step, which must be from 0 to 1"

@@ -39,7 +39,7 @@ def _weight_standardized(cls: type[nn.Module]) -> Make:
     """The layer with the weights that it computes from its own."""
 
     def make(module: Any, before: Shape) -> nn.Module:
-        made: Any = _as(cls)(module, before)
+        made = _as(cls)(module, before)
         own = {key: value for key, value in module._parameters.items() if key != "gain"}
         with torch.no_grad():
             own["weight"] = nn.Parameter(module.get_weight(), requires_grad=False)
