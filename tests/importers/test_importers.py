@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
 import nir
 import numpy as np
 import pytest
+import torch
 
 import stl_deploy
 from stl_deploy.errors import InputError
@@ -16,7 +18,19 @@ from stl_deploy.importers import IMPORTERS, READ
 from stl_deploy.importers.given import File, Given
 from stl_deploy.importers.read import read
 from stl_deploy.ir import nir_graph as G
+from tests.build import official_nets
 from tests.build.nets import random_net
+
+OFFICIAL = {
+    "ltmd": official_nets.Ltmd,
+    "tebn": lambda: official_nets.Tebn(side=16),
+    "rate-based": official_nets.RateResNet,
+}
+# Files that do not say enough of their network to be read.
+LACKING = {
+    "time-based": ("net.0.weight", "net.0.norm_weight", "net.0.norm_bias"),
+    "stork": ("con1.op.weight", "con2.op.weight"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +52,17 @@ def files(tmp_path_factory) -> dict[str, Path]:
     }
     other = nir.NIRGraph(ends, [("in", "fc"), ("fc", "n"), ("n", "out")], type_check=False)
     nir_io.write(other, paths["nir"])
+    x = torch.rand((8, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+    for name, make in OFFICIAL.items():
+        paths[name] = folder / f"{name}.pt"
+        torch.save(official_nets.drawn(make, x).state_dict(), paths[name])
+    for name, keys in LACKING.items():
+        paths[name] = folder / f"{name}.pt"
+        torch.save({key: torch.ones(3, 3) for key in keys}, paths[name])
+    paths["arrays"] = folder / "weights.npy"
+    np.save(paths["arrays"], np.ones((10, 12)))
+    said = {"system": "ncg", "threshold": [0.5] * 10, "timesteps": 4}
+    (folder / "weights.json").write_text(json.dumps(said), "utf-8")
     return paths
 
 
@@ -56,7 +81,12 @@ def test_every_option_goes_with_some_importer():
 def test_files_are_recognised_and_read(files, name):
     file = File(files[name], Given())
     assert next(key for key, entry in IMPORTERS.items() if entry.recognises(file)) == name
-    model = read(files[name], Given())
+    if name in LACKING:
+        with pytest.raises(InputError, match="are not in this file"):
+            read(files[name], Given())
+        return
+    shape = (1, 16, 16) if name in OFFICIAL else None
+    model = read(files[name], Given(input_shape=shape))
     assert (model.network is not None) == (name == "integer")
     assert (model.graph is not None) == (name != "integer")
     assert (model.checkpoint is not None) == (name == "stl")
@@ -68,10 +98,11 @@ def test_a_named_class_goes_first(files):
 
 
 VALUES = {"tau": 0.5, "dt": 1e-4, "levels": 1, "signed": True, "sample_shape": (1, 3)}
+SYSTEMS = "a state_dict of LTMD, a state_dict of TEBN, a state_dict of rate-based backpropagation"
 WHERE = {
-    "tau": "a state_dict of STL-SNN",
+    "tau": f"{SYSTEMS}, a state_dict of STL-SNN",
     "dt": "NIR files of other tools",
-    "levels": "--model-class, model.nir, model.float.nir, NIR files of other tools",
+    "levels": f"--model-class, model.nir, model.float.nir, NIR files of other tools, {SYSTEMS}",
     "signed": "--model-class, model.nir, model.float.nir, NIR files of other tools",
     "sample_shape": "--model-class",
 }

@@ -88,7 +88,7 @@ def test_a_constant_of_each_neuron_through_a_current_is_refused():
     net = made(Padded, synaptic)
     with pytest.raises(LoweringError, match="passes through a current") as error:
         stl_deploy.from_torch(net, torch.rand(1, 2, 5, 5), normalize=CHANNELS)
-    assert error.value.problems[0].where == "body.1"
+    assert error.value.problems[0].where == "body.1 (Synaptic)"
 
 
 def test_a_normalization_of_a_nir_graph():

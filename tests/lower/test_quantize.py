@@ -397,7 +397,7 @@ def test_calibration_leaves_headroom(seed, chip, exp):
 
 @pytest.mark.parametrize("gain", [0.04, 1.0, 8.0])
 def test_calibration_sees_the_sums_that_the_neuron_gets(gain):
-    calib = np.ones((1, 2, 400), np.uint8)
+    calib = np.ones((1, 4, 400), np.uint8)
     scales = []
     for weight, factor in ((np.ones((1, 400)) * gain, 1.0), (np.ones((1, 400)), gain)):
         built = dense(weight, np.array([1000.0 * gain]))
@@ -428,7 +428,7 @@ def test_calibration_binds_and_is_seen_by_later_layers():
 
 
 def test_calibration_of_another_shape():
-    with pytest.raises(InputError, match=r"calib.*\(3,\).*\(2,\)"):
+    with pytest.raises(InputError, match=r"calib.*\(1, 4, 3\).*\(2,\)"):
         quantize(dense(np.ones((1, 2)), 1.0), calib=np.zeros((1, 4, 3), np.uint8))
 
 
