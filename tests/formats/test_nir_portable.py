@@ -412,7 +412,7 @@ def test_check_can_insist(exported, command):
             "--need: has no effect with --rules\n      also: --json",
         ),
         (("x.nir", "--limit", "3"), "--limit: has no effect without --input"),
-        ((ROOT / "Makefile",), "is not a NIR file"),
+        ((ROOT / "Makefile",), "is a text file"),
         ((ROOT / "nothing.nir",), "does not exist"),
     ],
 )

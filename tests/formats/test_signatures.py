@@ -72,7 +72,7 @@ OTHERS = {
     "m.safetensors": (safetensors, "is a safetensors file"),
     "m.gguf": (data(b"GGUF" + bytes(30)), "is a GGUF file"),
     "m.tflite": (data(bytes(4) + b"TFL3" + bytes(9)), "is a TensorFlow Lite model"),
-    "m.npy": (lambda path: np.save(path, np.ones(3)), "is a numpy array"),
+    "m.np": (data(b"\x93NUMPY" + bytes(9)), "is a numpy array"),
     "m.npz": (lambda path: np.savez(path, x=np.ones(3)), "contains numpy arrays, as rasters do"),
     "m.pkl": (lambda path: path.write_bytes(pickle.dumps([1, 2])), "is a Python pickle"),
     "m.pt.gz": (lambda path: path.write_bytes(gzip.compress(b"x")), "is a compressed archive"),

@@ -115,7 +115,7 @@ def test_not_a_checkpoint(tmp_path, content):
 
 def test_missing_file_and_folder(tmp_path):
     assert "does not exist" in refused(tmp_path / "none.pt")
-    assert "is not a file" in refused(tmp_path)
+    assert "is a folder" in refused(tmp_path)
 
 
 def test_every_problem_is_named_at_once(net, tmp_path):

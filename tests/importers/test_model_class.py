@@ -41,6 +41,8 @@ def module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mynets.py").write_text(MODULE)
     (tmp_path / "broken.py").write_text("size = 1 / 0")
+    for name in ("mynets", "broken"):  # another test may have left one of that name
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield
     for name in ("mynets", "broken"):
         sys.modules.pop(name, None)

@@ -149,8 +149,12 @@ def through_file(graph, tmp_path):
 def test_a_file_keeps_what_neurons_say(tmp_path_factory, known):
     silent = not (known.fires or known.graded)
     graph = graph_of(known, G.Read(rule="last") if silent else None)
-    found = through_file(graph, tmp_path_factory.mktemp("files"))
-    assert_same(found.by_name["last"].neurons, known)
+    found = through_file(graph, tmp_path_factory.mktemp("files")).by_name["last"]
+    leaks = known.amplify is not None and known.kind != "cuba" and known.leak.any()
+    if leaks:  # the gain multiplies v_leak, which is a bias
+        np.testing.assert_array_equal(found.bias, known.leak / known.gain + np.zeros(4))
+        known = replace(known, leak=np.zeros(1))
+    assert_same(found.neurons, known)
 
 
 def li(size=4, **more):

@@ -61,7 +61,7 @@ def test_who_said_a_value_stands_below_it(who, mark, capsys):
 
 
 def test_a_note_names_what_was_assumed_and_the_options_that_change_it():
-    made = record(dt=1e-4, origin={**NOBODY, "spikes": "assumed"})
+    made = record(dt=1e-4, spikes=1, origin={**NOBODY, "spikes": "assumed"})
     (note,) = reading.note([made], "n.nir", {"reset", "dt", "timesteps"})
     assert note.what == (
         "assumed, as the model does not say: reset of lif (zero, same step), dt (0.0001 s), T (4), "
