@@ -33,7 +33,7 @@ from tests.build import random_graphs
 from tests.build.nets import random_net, random_spikes
 from tests.build.nir_graphs import braille, chain, lif
 
-N = int(os.environ.get("STL_FUZZ", "120"))
+N = int(os.environ.get("STL_FUZZ", "150"))
 SECONDS = 20  # for one file, on a busy machine
 MEMORY = 1 << 30  # more than before the first file
 
