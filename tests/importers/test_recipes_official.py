@@ -13,8 +13,8 @@ import torch
 from stl_deploy.ir import execute, floats
 from tests.build import seeds
 from tests.build.nets import ROOT
-from tests.build.seeds import Ran
-from tests.seeds import test_stork
+from tests.build.seeds import Ran, Watch
+from tests.seeds import test_stork, test_time_based
 
 FOLDER = ROOT / "docs" / "recipes"
 
@@ -48,6 +48,56 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any, capfd: An
         return given
 
     return blocks
+
+
+def test_the_network_of_time_based_losses(run: Any) -> None:
+    """Its neurons are those of the equations, and its steps count as their readout weighs them."""
+    rng = np.random.default_rng(0)
+    system = test_time_based.System()
+    for layer, size in (("net.0", (4, 1, 3, 3)), ("net.4", (10, 4 * 14 * 14))):
+        fan = float(np.prod(size[1:]))
+        system.weight[layer] = rng.normal(0, 1, size).astype(np.float32)
+        system.norm_weight[layer] = (rng.uniform(2, 4, size[0]) / fan**0.5).astype(np.float32)
+        system.norm_bias[layer] = (rng.uniform(0, 1, size[0]) / fan).astype(np.float32)
+        system.theta[layer] = rng.uniform(0.2, 0.5, size[0])
+    fields = ("weight", "norm_weight", "norm_bias")
+    state = {
+        f"{layer}.{name}": torch.from_numpy(getattr(system, name)[layer])
+        for layer in system.weight
+        for name in fields
+    }
+    torch.save({"net": state, "epoch": 1}, "best.pth")
+    np.savez("thresholds.npz", **system.theta)
+    np.savez("images.npz", images=rng.integers(0, 256, (6, 28, 28)), labels=np.arange(6))
+
+    page = run("time-based")
+    x = page["raster"]
+    assert x.shape == (6, 5, 1, 28, 28)
+    for name in fields:
+        kept = getattr(system, name)
+        kept.update({layer: array.astype(np.float64) for layer, array in kept.items()})
+    ran = Ran(watch=Watch())
+    assert ran.watch is not None
+    held = {"lif1": (0.0, 0.0), "lif2": (0.0, 0.0)}
+
+    def fired(name: str, arriving: Any, theta: np.ndarray) -> Any:
+        c, u = held[name]
+        c = (1 - 1 / 3) * c + arriving
+        u = (1 - 1 / 5) * u + c / 3
+        assert ran.watch is not None
+        sent = ran.watch.above(u, theta)
+        held[name] = c * (1 - sent), u * (1 - sent)
+        return ran.note(name, sent)
+
+    score = np.zeros((6, 10))
+    for t in range(5):
+        arriving = seeds.conv2d(x[:, t] / 60, system.whole("net.0"), padding=1)
+        y = fired("lif1", arriving, seeds.per_channel(system.theta["net.0"]))
+        y = seeds.avg_pool(y, 2).reshape(6, -1) @ system.whole("net.4").T
+        score += (11 * 5 - t) * fired("lif2", y, system.theta["net.4"])
+    ran.classes = score.argmax(axis=1)
+    seeds.agree(floats.decode(page["float_graph"]), x, ran)
+    assert ran.works, {name: sent.mean() for name, sent in ran.spikes.items()}
 
 
 # stork: a recurrent convolution, and behind it 24 excitatory and 6 inhibitory neurons.
