@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from stl_deploy.formats import nir_io
 from stl_deploy.ir import execute, floats
-from tests.build import seeds
-from tests.build.nets import ROOT
+from tests.build import official_nets, seeds
+from tests.build.files import write_idx
+from tests.build.nets import ROOT, random_net
 from tests.build.seeds import Ran, Watch
-from tests.seeds import test_stork, test_time_based
+from tests.seeds import test_ncg, test_sleep, test_stork, test_time_based
 
 FOLDER = ROOT / "docs" / "recipes"
 
@@ -48,6 +53,43 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any, capfd: An
         return given
 
     return blocks
+
+
+def mnist(side: int = 28) -> np.ndarray:
+    """Images [12, side, side] in files as torchvision keeps MNIST's."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, side, side)) * (rng.random((12, side, side)) < 0.4)
+    raw = Path("MNIST", "raw")
+    raw.mkdir(parents=True)
+    write_idx(raw / "t10k-images-idx3-ubyte", images, compress=False)
+    write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(12) % 10, compress=False)
+    return images
+
+
+def test_a_checkpoint_of_stl_snn(run: Any) -> None:
+    mnist()
+    arch = "4C5-BN-LIF-P14-4C5-BN-LIF-P7-FC30-LIF-FC20-LIF-AvgPool2"
+    torch.save(random_net(arch, shape=(1, 28, 28)).state_dict(), "model.pth")
+    run("stl-snn")
+
+
+CHECKPOINTS: dict[str, tuple[Callable[[], official_nets.Noting], str]] = {
+    "ltmd": (lambda: official_nets.Ltmd(first=4, growth=2, blocks=(1, 1)), "state_dict"),
+    "tebn": (lambda: official_nets.Tebn(side=16), "model"),
+    "rate-based": (official_nets.RateResNet, "best_net"),
+}
+
+
+@pytest.mark.parametrize("page", CHECKPOINTS)
+def test_a_checkpoint_read_by_its_names(run: Any, page: str) -> None:
+    make, key = CHECKPOINTS[page]
+    x = torch.from_numpy((mnist(16)[:, None] / 255 - 0.1307) / 0.3081)
+    net = official_nets.drawn(make, x.float())
+    torch.save({key: net.state_dict(), "epoch": 3}, "best.pth")
+    run(page, net=net)
+    expected = json.loads(Path("out", "manifest.json").read_text("utf-8"))["expected"]
+    assert expected["passed"]
+    assert expected["samples"] == 4
 
 
 def test_the_network_of_time_based_losses(run: Any) -> None:
@@ -98,6 +140,50 @@ def test_the_network_of_time_based_losses(run: Any) -> None:
     ran.classes = score.argmax(axis=1)
     seeds.agree(floats.decode(page["float_graph"]), x, ran)
     assert ran.works, {name: sent.mean() for name, sent in ran.spikes.items()}
+
+
+def test_weights_of_competition_groups(run: Any) -> None:
+    def draw(rng: np.random.Generator) -> tuple[test_ncg.System, np.ndarray, Ran]:
+        system, x, _ = test_ncg.drawn(rng, 5, 1.5)
+        system = replace(system, theta=6.0, last=np.full_like(system.last, 3.5))
+        return system, x, test_ncg.theirs(system, x)
+
+    system, x, ran = seeds.working(0, draw)
+    np.save("weights.npy", system.weight)
+    np.save("features.npy", system.kernel)
+    np.save("times.npy", np.where(x.any(axis=1), x.argmax(axis=1), x.shape[1]))
+    np.save("labels.npy", ran.classes)
+    run("ncg")
+    np.testing.assert_array_equal(np.load("test.npz")["spikes"], x)
+    _as_written(ran, {}, x)
+
+
+def test_weights_of_sleep_based_stdp(run: Any) -> None:
+    rng = np.random.default_rng(0)
+    system, _, _ = seeds.working(0, test_sleep.drawn)
+    same = np.ones_like(system.tm)
+    system = replace(system, tm=20 * same, ts=5 * same, theta=-52 * same, r=same, into=5 * system.into)
+    np.save("weights.npy", system.into)
+    np.save("recurrent.npy", system.between)
+    np.save("readout.npy", system.matrix)
+    np.save("images.npy", rng.integers(0, 256, (4, test_sleep.PIXELS)))
+    np.save("labels.npy", np.arange(4))
+    x = run("sleep-stdp")["spikes"].astype(np.uint8)
+    ran = test_sleep.theirs(system, x)
+    assert ran.works, {name: sent.mean() for name, sent in ran.spikes.items()}
+    _as_written(ran, {"both": "neurons"}, x)
+
+
+def _as_written(ran: Ran, names: dict[str, str], x: np.ndarray) -> None:
+    """The float graph of the export spikes and decides as the equations did."""
+    network = floats.decode(nir_io.read(Path("out", "model.float.nir")))
+    got = execute.trace(network, x)
+    for name, sent in ran.spikes.items():
+        np.testing.assert_array_equal(got.sent[names.get(name, name)], sent, err_msg=name)
+    assert network.readout is not None
+    classes = network.readout.predict(got.sent[network.output], got.v)
+    np.testing.assert_array_equal(classes, ran.classes)
+    assert ran.watch is None or ran.watch.least > seeds.NEAR
 
 
 # stork: a recurrent convolution, and behind it 24 excitatory and 6 inhibitory neurons.
