@@ -144,13 +144,13 @@ def _current(dm: float, ds: float) -> dict[str, Any]:
     return {"kind": "cuba", "gain": one * (1 - dm), "current": one * (1 - ds)}
 
 
-def _balanced(rng: np.random.Generator, size: int) -> Float:
+def balanced(rng: np.random.Generator, size: int) -> Float:
     """Weights of the output whose sums rise and fall, so that the maximum is not the last."""
     w = rng.normal(0, 1, (CLASSES, size))
     return w - w.mean(axis=1, keepdims=True)
 
 
-def _sounds(rng: np.random.Generator) -> np.ndarray:
+def sounds(rng: np.random.Generator) -> np.ndarray:
     """Spikes [SAMPLES, T, 16] of which channels have rates that change once."""
     rates = np.repeat(rng.uniform(0, 0.5, (SAMPLES, 3, 16)), T // 3, axis=1)
     return (rng.random(rates.shape) < rates).astype(np.uint8)
@@ -165,11 +165,11 @@ def recurrent(rng: np.random.Generator) -> tuple[System, np.ndarray]:
         ("layer1", "layer1", 0): kernel((5, 5, 1, 3), 1.5),
         ("layer1", "layer2", 0): kernel((8, 5, 1, 5), 4.0, mean=0.8),
         ("layer2", "layer2", 0): kernel((8, 8, 1, 3), 1.5),
-        ("layer2", "out", 0): _balanced(rng, 64),
+        ("layer2", "out", 0): balanced(rng, 64),
     }
     groups = {name: (shape, (DS,)) for name, shape in shapes.items()}
     s = System(groups, weight, {"layer1": 1, "layer2": 2})
-    return s, _sounds(rng)[:, :, None, None]
+    return s, sounds(rng)[:, :, None, None]
 
 
 def dale(rng: np.random.Generator) -> tuple[System, np.ndarray]:
@@ -188,10 +188,10 @@ def dale(rng: np.random.Generator) -> tuple[System, np.ndarray]:
         ("input", "both", 0): magnitudes((both, 16), 1.2),
         ("both", "both", 0): magnitudes((both, both), 0.4, ~is_inhibitory),
         ("both", "both", 1): -magnitudes((both, both), 1.5, is_inhibitory),
-        ("both", "out", 0): np.pad(_balanced(rng, excitatory), ((0, 0), (0, inhibitory))),
+        ("both", "out", 0): np.pad(balanced(rng, excitatory), ((0, 0), (0, inhibitory))),
     }
     s = System({"both": ((both,), (DS, np.exp(-STEP / 20e-3)))}, weight, {})
-    return s, _sounds(rng)
+    return s, sounds(rng)
 
 
 @pytest.mark.parametrize("make", [recurrent, dale])
