@@ -74,7 +74,7 @@ def _inside(path: Path, data: Mapping[Any, Any]) -> tuple[Tensors, list[str]]:
     if not found:
         return data, []
     if len(found) > 1:
-        names = [".".join(keys) for keys, _ in found]
+        names = [".".join(keys) or "the file itself" for keys, _ in found]
         opened = f"torch.load(PATH){''.join(f'[{key!r}]' for key in found[0][0])}"
         raise InputError(
             Problem(
@@ -90,9 +90,22 @@ def _inside(path: Path, data: Mapping[Any, Any]) -> tuple[Tensors, list[str]]:
 def _candidates(
     data: Mapping[Any, Any], keys: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], Tensors]]:
-    """The dictionaries within ``data`` that hold weights by name, and where they are."""
+    """The dictionaries within ``data`` that hold weights by name, and where they are.
+
+    Last is ``data`` itself, where weights stand around another.
+    """
     if len(keys) >= MAX_DEPTH:
         return
+    inside = list(_below(data, keys))
+    yield from inside
+    if inside and _has_weights(data):
+        yield keys, data
+
+
+def _below(
+    data: Mapping[Any, Any], keys: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Tensors]]:
+    """The dictionaries of ``_candidates`` but for ``data`` itself."""
     for key, value in data.items():
         if not isinstance(key, str) or not isinstance(value, Mapping):
             continue
@@ -104,8 +117,11 @@ def _candidates(
 
 def _is_state(data: Mapping[Any, Any]) -> bool:
     """Whether it holds a model's weights: a tensor of two dimensions or more, and no dictionaries."""
-    weights = any(isinstance(value, torch.Tensor) and value.ndim > 1 for value in data.values())
-    return weights and not any(isinstance(value, Mapping) for value in data.values())
+    return _has_weights(data) and not any(isinstance(value, Mapping) for value in data.values())
+
+
+def _has_weights(data: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) and value.ndim > 1 for value in data.values())
 
 
 def _forms(tensors: Tensors) -> Iterator[tuple[Tensors, tuple[str, ...]]]:

@@ -70,6 +70,18 @@ def test_two_dictionaries_are_named_and_none_is_chosen() -> None:
         state.unwrapped(HERE, both)
 
 
+@pytest.mark.parametrize(
+    ("around", "named"),
+    [
+        ({**tensors(), "ema": tensors()}, "ema, the file itself"),
+        ({"net": {**tensors(), "ema": tensors()}}, "net.ema, net"),
+    ],
+)
+def test_weights_around_a_dictionary_are_not_passed_over(around: Any, named: str) -> None:
+    with pytest.raises(InputError, match=rf"2 state_dicts: {named} .*\['ema'\]"):
+        state.unwrapped(HERE, around)
+
+
 def test_names_of_the_model_itself_stay() -> None:
     """A class that has an attribute ``model`` gives names that only look like a wrapper's."""
     inner = nn.Sequential(nn.Linear(3, 2))

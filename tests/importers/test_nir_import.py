@@ -15,6 +15,7 @@ from pathlib import Path
 import nir
 import numpy as np
 import pytest
+import torch
 
 import stl_deploy
 from stl_deploy.commands import export
@@ -95,6 +96,21 @@ def test_what_cannot_be_lowered_is_named(graph, where, text):
     assert isinstance(error, LoweringError)
     assert ", ".join(p.where for p in error.problems) == where
     assert text in error.problems[0].what
+
+
+def test_nodes_that_hold_tensors_of_torch():
+    """As sinabs' to_nir and snnTorch's export make them in memory."""
+    made = chain(nir.Linear(weights()), lif(3))
+    want = stl_deploy.from_nir(made, timesteps=3)
+    for node in made.nodes.values():
+        for key, value in vars(node).items():
+            if isinstance(value, np.ndarray):
+                setattr(node, key, torch.tensor(value))
+    got = stl_deploy.from_nir(made, timesteps=3)
+    raster = (np.random.default_rng(0).random((5, 3, 4)) < 0.5).astype(np.uint8)
+    for name, sent in float_exec.run(want, raster).items():
+        np.testing.assert_array_equal(float_exec.run(got, raster)[name], sent)
+    assert isinstance(made.nodes["n0"].weight, torch.Tensor)
 
 
 def test_all_problems_at_once():

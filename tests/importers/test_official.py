@@ -170,6 +170,13 @@ def test_steps_of_tebn_are_in_the_file(tmp_path: Path) -> None:
         imported(path, timesteps=6)
 
 
+def test_groups_of_outputs_that_nobody_asked_for_are_said(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pt", net_of("tebn"))
+    words = "10 classes, each the mean of a group of outputs"
+    assert words in imported(path).notes[-1].what
+    assert all(words not in note.what for note in imported(path, classes=20).notes)
+
+
 def changed(tmp_path: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
     state = dict(net_of(name).state_dict())
     change(state)
@@ -197,6 +204,12 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Any]], object]:
             "spikeA.w: differs from .*spike1.w",
         ),
         ("tebn", renamed("features.3", "layer1.0.conv1"), "layer1.0.conv1: is a layer of a residual block"),
+        ("tebn", renamed("features.4", "features.6"), "features.6.fwd.* is 3 numbers behind features.3"),
+        (
+            "tebn",
+            lambda s: s.update({"features.1.bn.p": torch.ones(1, 1, 4, 1, 1)}),
+            r"features.1.bn.p: has shape \(1, 1, 4, 1, 1\); one number for each step",
+        ),
         ("vgg", renamed("feature.7", "feature.9"), "feature.9.weight: is 3 numbers behind"),
         (
             "resnet",

@@ -15,6 +15,7 @@ import stl_deploy
 from stl_deploy.commands import common, export, parity
 from stl_deploy.errors import InputError, LoweringError
 from stl_deploy.formats import nir_io
+from stl_deploy.hw_sim import reference
 from stl_deploy.ir import execute as float_exec
 from tests.build.nir_graphs import chain
 
@@ -77,6 +78,26 @@ def test_what_the_weights_exclude_never_happens(tool):
         np.testing.assert_array_equal(ours, theirs)
     assert min(taken, len(refused), several) > 5
     assert all("may spike several times in a step" in text for text in refused)
+
+
+def test_a_voltage_at_the_threshold_is_a_spike():
+    """As in both tools; weights are multiples of 1/8, so that voltages of an IF meet the threshold."""
+    rng = np.random.default_rng(6)
+    weight = rng.integers(-1, 2, (5, 6)) / 8
+    raster = (rng.random((10, 30, 6)) < 0.6).astype(np.uint8)
+    lowered = stl_deploy.from_nir(sinabs(weight), written_by="sinabs", timesteps=30)
+    theirs = counts(weight, raster, "sinabs")
+    *_, ours = float_exec.run(lowered, raster).values()
+    np.testing.assert_array_equal(ours, theirs)
+    layer = reference.run(stl_deploy.quantize(lowered, "ideal"), raster).layers["n1"]
+    np.testing.assert_array_equal(layer.spikes, theirs)
+    assert theirs.any()
+
+
+def test_thresholds_of_both_tools_are_met():
+    for tool, made in GRAPHS.items():
+        lowered = stl_deploy.from_nir(made(np.full((2, 2), 0.01)), written_by=tool, timesteps=3)
+        assert (lowered.nodes["n1"].v_threshold == np.nextafter(1, 0)).all()
 
 
 def test_the_option_goes_from_export_to_parity(tmp_path, capsys, monkeypatch):

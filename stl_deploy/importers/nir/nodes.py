@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from stl_deploy.errors import Problem
 from stl_deploy.formats import nir_io
+from stl_deploy.formats.raster_values import array_of
 from stl_deploy.ir import nir_graph as G
 from stl_deploy.ir.float_neurons import NEURONS, decode
 from stl_deploy.ir.synapses import Shape
@@ -38,7 +40,7 @@ def flat(
                 problems.append(Problem(full, *fault))
             if not isinstance(node, nir.NIRGraph):
                 inside = prefix and isinstance(node, nir.Input | nir.Output)
-                nodes[full] = G.Dropout((), ()) if inside else node
+                nodes[full] = G.Dropout((), ()) if inside else _of_arrays(full, node)
                 continue
             if depth >= MAX_DEPTH:
                 problems.append(Problem(full, f"graphs lie in graphs deeper than {MAX_DEPTH}"))
@@ -74,6 +76,17 @@ def flat(
 
     lay(graph, "", 0)
     return nodes, edges, problems
+
+
+def _of_arrays(name: str, node: nir.ir.NIRNode) -> nir.ir.NIRNode:
+    """``node`` with arrays instead of the tensors of torch that some writers put into it."""
+    tensors = {key: value for key, value in vars(node).items() if hasattr(value, "detach")}
+    if not tensors:
+        return node
+    made = copy.copy(node)
+    for key, value in tensors.items():
+        setattr(made, key, array_of(value, f"{name}.{key}"))
+    return made
 
 
 def misfits(node: nir.ir.NIRNode, shape: Shape, reading: Reading) -> list[str]:

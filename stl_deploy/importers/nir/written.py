@@ -5,9 +5,9 @@ its network was told otherwise (docs/import-nir.md). Every reading is a graph th
 run, by forward Euler with the ``dt`` that comes with it.
 
 - sinabs: v = a v + (1 - a) r I with a = exp(-1/tau), tau in steps; an IF as it stands. Neurons subtract their
-  threshold, several times a step.
+  threshold, several times a step, from v >= threshold on.
 - Rockpool: u = b (u + I), v = a v + u with a, b = exp(-dt/tau), where r = tau/dt exp(-dt/tau) gives dt.
-  Neurons subtract their threshold, several times a step.
+  Neurons subtract their threshold, several times a step, from v >= threshold on.
 - Norse: inputs count whole where w_in is 1, v begins at v_leak, and neurons reset to v_reset.
 """
 
@@ -98,8 +98,10 @@ def _sinabs(nodes: Nodes, dt: float | None) -> _Made:
     for name, node in _neurons(nodes):
         if isinstance(node, nir.CubaLIF | nir.CubaLI):
             raise InputError(_unwritten(name, node, "sinabs"))
+        changes = _reached(node)
         if isinstance(node, nir.LIF | nir.LI):
-            made[name] = _with(node, tau=step / -np.expm1(-1 / _array(node.tau)))
+            changes["tau"] = step / -np.expm1(-1 / _array(node.tau))
+        made[name] = _with(node, **changes)
     return _Made(made, step, "subtract", "many")
 
 
@@ -117,12 +119,17 @@ def _rockpool(nodes: Nodes, dt: float | None) -> _Made:
         tau = _array(node.tau_mem if hasattr(node, "tau_mem") else node.tau)
         kept = step / -np.expm1(-step / tau)
         if not hasattr(node, "tau_mem"):
-            made[name] = _with(node, tau=kept, r=kept / step)
+            made[name] = _with(node, tau=kept, r=kept / step, **_reached(node))
             continue
         stays = np.exp(-step / _array(node.tau_syn))
         drive = 1 / (1 - stays)  # tau_syn / dt
         made[name] = _with(
-            node, tau_mem=kept, r=kept / step, tau_syn=step * drive, w_in=stays * drive
+            node,
+            tau_mem=kept,
+            r=kept / step,
+            tau_syn=step * drive,
+            w_in=stays * drive,
+            **_reached(node),
         )
     return _Made(made, step, "subtract", "many")
 
@@ -177,6 +184,13 @@ def _neurons(nodes: Nodes) -> Iterator[tuple[str, Any]]:
     for name, node in nodes.items():
         if isinstance(node, NEURONS):
             yield name, node
+
+
+def _reached(node: nir.ir.NIRNode) -> dict[str, Float]:
+    """The threshold of neurons that spike where v >= threshold; NIR's compare is strict."""
+    if not hasattr(node, "v_threshold"):
+        return {}
+    return {"v_threshold": np.nextafter(_array(node.v_threshold), -np.inf)}
 
 
 def _unwritten(name: str, node: nir.ir.NIRNode, title: str) -> Problem:

@@ -16,7 +16,7 @@ from stl_deploy.importers.given import File, Given, Model
 from stl_deploy.importers.nir.graph import Options, to_float
 from stl_deploy.importers.official import SYSTEMS
 from stl_deploy.importers.official.draft import Array, Draft
-from stl_deploy.importers.official.system import Said, System
+from stl_deploy.importers.official.system import GROUPS, Said, System
 from stl_deploy.importers.records import record
 from stl_deploy.ir.float_neurons import decode
 from stl_deploy.ir.notes import Diagnostic
@@ -83,6 +83,8 @@ class _Reading:
         at = draft.input(shape, levels, given.normalize)
         said = Said(at, keep, threshold, steps, given.classes or CLASSES)
         graph = draft.graph(system.build(draft, said))
+        if given.classes is None and GROUPS in draft.nodes:
+            self.assumed["--classes"] = f"{CLASSES} classes, each the mean of a group of outputs"
         options = Options(timesteps=steps, classes=given.classes, levels=levels)
         return to_float(graph, options, tuple(self._records(draft, said)))
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from stl_deploy.importers.official.draft import Array, At, Draft
 
+GROUPS = "groups"  # the node that averages groups of outputs, one for each class
+
 
 @dataclass(frozen=True)
 class Said:

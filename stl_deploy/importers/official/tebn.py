@@ -16,7 +16,7 @@ import numpy as np
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.importers.official.draft import Array, At, Draft, Rules
-from stl_deploy.importers.official.system import Said, System
+from stl_deploy.importers.official.system import GROUPS, Said, System
 
 LAYER = re.compile(r"(.+)\.fwd\.module\.weight")
 NUMBERED = re.compile(r"(?:(.+)\.)?(\d+)")
@@ -28,10 +28,16 @@ def build(draft: Draft, said: Said) -> At:
     at, names = said.input, _layers(draft)
     for before, name in pairwise([None, *names]):
         assert name is not None
-        if before is not None and _skips(before, name):
+        if before is not None and _skips(draft, before, name):
             at = draft.average(at, (POOL, POOL), f"{name}.pool")
         at = draft.norm(draft.conv(at, f"{name}.fwd.module"), f"{name}.bn.bn")
-        gains = draft.take(f"{name}.bn.p").reshape(-1)
+        weights = draft.take(f"{name}.bn.p")
+        gains = weights.reshape(-1)
+        if weights.shape[:1] != gains.shape:
+            what = (
+                f"has shape {weights.shape}; one number for each step is expected, [T, 1, 1, 1, 1]"
+            )
+            raise InputError(Problem(f"{draft.path}: {name}.bn.p", what))
         if len(gains) != said.timesteps:
             what = f"has {len(gains)} steps, and another layer {said.timesteps}"
             raise InputError(Problem(f"{draft.path}: {name}.bn.p", what))
@@ -49,7 +55,7 @@ def build(draft: Draft, said: Said) -> At:
     group = outputs // said.classes
     if group == 1:
         return at
-    return draft.dense(at, "groups", np.kron(np.eye(said.classes), np.ones(group)) / group)
+    return draft.dense(at, GROUPS, np.kron(np.eye(said.classes), np.ones(group)) / group)
 
 
 def _layers(draft: Draft) -> list[str]:
@@ -66,12 +72,20 @@ def _layers(draft: Draft) -> list[str]:
     return names
 
 
-def _skips(before: str, name: str) -> bool:
-    """Whether a number is left out between two layers of a Sequential: that of a pool."""
+def _skips(draft: Draft, before: str, name: str) -> bool:
+    """Whether a number is left out between two layers of a Sequential: that of a pool.
+
+    Raises InputError where more than one is.
+    """
     one, other = NUMBERED.fullmatch(before), NUMBERED.fullmatch(name)
     if one is None or other is None or one[1] != other[1]:
         return False
-    return int(other[2]) == int(one[2]) + 2
+    further = int(other[2]) - int(one[2])
+    if further not in (1, 2):
+        what = f"is {further} numbers behind {before}; 1 is expected, or 2 with a pool between them"
+        remedy = "write it as a NIR graph in Python, for stl_deploy.from_nir (docs/official.md)"
+        raise InputError(Problem(f"{draft.path}: {name}.fwd.module.weight", what, remedy))
+    return further == 2
 
 
 def _pooled(draft: Draft, at: At, name: str) -> At:
@@ -103,6 +117,7 @@ SYSTEM = System(
     build=build,
     steps=_steps,
     notes=(
-        "between numbered layers, a number without tensors is read as an average pool of 2 x 2",
+        "between numbered layers, a number without tensors is read as an average pool of 2 x 2; what the "
+        "first linear layer reads, as the mean of as large windows as it needs",
     ),
 )
