@@ -12,7 +12,7 @@ from stl_deploy.errors import UncheckedWarning
 from tests.build.nets import ROOT
 
 
-@pytest.mark.parametrize("page", ["import-nir", "import-snntorch", "official"])
+@pytest.mark.parametrize("page", ["import-nir", "import-snntorch"])
 def test_examples(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,7 @@ from stl_deploy.importers.given import Given, Model, Normalize
 from stl_deploy.ir import execute, floats
 from stl_deploy.ir import nir_graph as G
 from tests.build import official_nets as nets
-from tests.build import seeds
-from tests.build.nets import ROOT
 from tests.build.onnx_models import compared
-from tests.build.seeds import Ran, Watch
 from tests.build.traces import assert_same
 
 SIDE, NEAR = 16, 1e-9
@@ -266,39 +262,6 @@ def test_files_that_lack_too_much_say_what(
     torch.save({"net": {name: torch.ones(3, 3) for name in names}, "epoch": 1}, tmp_path / "net.pt")
     with pytest.raises(InputError, match=rf"{what}.*export the live network"):
         models.read(tmp_path / "net.pt", Given())
-
-
-def test_the_live_network_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its neurons are those of time-based losses, and its steps count as their readout weighs them."""
-    monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "official.md").read_text("utf-8"), re.S
-    )
-    page: dict[str, Any] = {}
-    exec(compile(example, "official", "exec"), page)
-    x = np.random.default_rng(2).integers(-127, 128, (6, 1, 1, 28, 28))
-    x = np.repeat(x, 5, axis=1).astype(np.int16)
-    ran = Ran(watch=Watch())
-    assert ran.watch is not None
-    state = dict.fromkeys(("lif1", "lif2"), (0.0, 0.0))
-    score = np.zeros((len(x), 10))
-
-    def fired(name: str, arriving: Any, theta: np.ndarray) -> Any:
-        c, u = state[name]
-        c = (1 - 1 / 3) * c + arriving
-        u = (1 - 1 / 5) * u + c / 3
-        assert ran.watch is not None
-        sent = ran.watch.above(u, theta)
-        state[name] = c * (1 - sent), u * (1 - sent)
-        return ran.note(name, sent)
-
-    for t in range(5):
-        y = fired("lif1", seeds.conv2d(x[:, t] / 64, page["conv"], padding=1), page["theta1"])
-        y = seeds.avg_pool(y, 2).reshape(len(x), -1)
-        score += (11 * 5 - t) * fired("lif2", y @ page["fc"].T, page["theta2"])
-    ran.classes = score.argmax(axis=1)
-    seeds.agree(floats.decode(page["float_graph"]), x, ran)
-    assert 0.05 < ran.spikes["lif2"].mean() < 0.6
 
 
 def test_by_the_commands(

@@ -1,4 +1,4 @@
-"""docs/recipes on the official code of published systems: every block runs, on files as their scripts save them."""
+"""docs/recipes on the official code of published systems: every block runs, on files as scripts save them."""
 
 from __future__ import annotations
 
@@ -162,7 +162,9 @@ def test_weights_of_sleep_based_stdp(run: Any) -> None:
     rng = np.random.default_rng(0)
     system, _, _ = seeds.working(0, test_sleep.drawn)
     same = np.ones_like(system.tm)
-    system = replace(system, tm=20 * same, ts=5 * same, theta=-52 * same, r=same, into=5 * system.into)
+    system = replace(
+        system, tm=20 * same, ts=5 * same, theta=-52 * same, r=same, into=5 * system.into
+    )
     np.save("weights.npy", system.into)
     np.save("recurrent.npy", system.between)
     np.save("readout.npy", system.matrix)
@@ -216,13 +218,18 @@ def _stork(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray,
         "con1": seeds.weights(rng, (5, 1, 7), 3.0, 25, mean=0.8),
         "con2": seeds.weights(rng, (5, 5, 3), 1.5, 25),
     }
-    sizes = [((e, 80), 0.5), ((i, 80), 0.5), ((e, e), 0.4), ((i, e), 0.4), ((e, i), 1.5), ((i, i), 1.5)]
+    sizes = [
+        ((e, 80), 0.5),
+        ((i, 80), 0.5),
+        ((e, e), 0.4),
+        ((i, e), 0.4),
+        ((e, i), 1.5),
+        ((i, i), 1.5),
+    ]
     for number, (size, spread) in enumerate(sizes, 3):
         con[f"con{number}"] = np.abs(seeds.weights(rng, size, spread, 25))
     con["con9"] = test_stork.balanced(rng, e)
-    into, from_e, from_i = (
-        np.concatenate([con[f"con{n}"], con[f"con{n + 1}"]]) for n in (3, 5, 7)
-    )
+    into, from_e, from_i = (np.concatenate([con[f"con{n}"], con[f"con{n + 1}"]]) for n in (3, 5, 7))
     weight = {
         ("input", "layer1", 0): con["con1"][:, :, None],
         ("layer1", "layer1", 0): con["con2"][:, :, None],
