@@ -63,6 +63,11 @@ def print_expected(expected: Expected) -> None:
             f"{expected.where} has no spike of {', '.join(expected.silent)}, so that it proves "
             "nothing of them: record samples on which they spike"
         )
+    if expected.tying:
+        warn(
+            f"many entries of {', '.join(expected.tying)} are ties and do not count, as where a tool spikes "
+            "at v >= threshold, and NIR above it: see ties in docs/recordings.md"
+        )
 
 
 def itself_words(itself: Expected) -> str:

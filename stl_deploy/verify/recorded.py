@@ -15,6 +15,7 @@ from stl_deploy.ir.read_as import Property, ReadAs
 from stl_deploy.ir.synapses import Shape
 
 PAGE = "docs/recordings.md"
+TIED = 50  # one tie in so many entries is more than rounding makes
 # Of how a population was read, what a message says.
 SAID: tuple[Property, ...] = ("reset", "when", "dt", "spikes")
 OTHER: dict[str, FloatReset] = {"zero": "subtract", "subtract": "zero"}
@@ -206,6 +207,11 @@ class Expected:
     def silent(self) -> tuple[str, ...]:
         """Populations that were recorded without a single spike, so that little is known of them."""
         return tuple(population.name for population in self.populations if not population.spikes)
+
+    @property
+    def tying(self) -> tuple[str, ...]:
+        """Populations with more ties than rounding makes, so that they may spike by another compare."""
+        return tuple(p.name for p in self.populations if p.tied * TIED > p.entries)
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong, population by population."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import stl_deploy
+from stl_deploy.commands.expected import print_expected
 from stl_deploy.errors import InputError
 from stl_deploy.formats import nir_io
 from stl_deploy.formats import raster as rasters
@@ -21,6 +22,7 @@ from stl_deploy.ir.floats import decode
 from stl_deploy.verify import against_recording
 from stl_deploy.verify.recorded import ReadingError
 from tests.build import float_graphs, rule_floats, rule_runs
+from tests.build.nir_graphs import chain
 
 DT, STEPS, SAMPLES = 1e-4, 12, 6
 
@@ -98,6 +100,26 @@ def test_a_right_recording_passes_with_nothing_that_differs(reset, batch):
     assert all(p.cascaded == 0 for p in found.populations)
     assert all(0.05 < p.spikes / p.entries < 0.9 for p in found.populations)
     assert found.missing == found.silent == ()
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_another_compare_hides_in_ties_and_is_warned_of(reached, capsys):
+    """Weights are multiples of 1/4, and the tool spikes at v >= threshold where ``reached``."""
+    rng = np.random.default_rng(3)
+    weight, spikes = rng.integers(-4, 9, (6, 7)) / 4, spikes_of()
+    sent, v = np.zeros((*spikes.shape[:2], 6)), np.zeros((len(spikes), 6))
+    for t in range(STEPS):
+        v = v + spikes[:, t] @ weight.T
+        sent[:, t] = v >= 1 if reached else v > 1
+        v = v - sent[:, t]
+    node = nir.IF(r=np.ones(6), v_threshold=np.ones(6))
+    graph = chain(nir.Linear(weight), node, inputs=(7,), outputs=(6,))
+    read_so = stl_deploy.from_nir(graph, reset="subtract", timesteps=STEPS)
+    found = compared(read_so, spikes, {"spikes/n1": sent})
+    assert found.passed
+    assert found.tying == (("n1",) if reached else ())
+    print_expected(found)
+    assert ("v >= threshold" in " ".join(capsys.readouterr().err.split())) == reached
 
 
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
