@@ -187,7 +187,8 @@ def _gains(population: Population, theirs: FloatNeurons) -> Iterator[Fault]:
         return
     steps = min(len(held), len(meant))
     exact = meant[:steps] / rules.common_gain(theirs) * DECAY_ONE
-    whole, exact = np.broadcast_arrays(held[:steps].astype(np.int64), _like(exact, held))
+    whole = _like(held[:steps].astype(np.int64), exact)
+    whole, exact = np.broadcast_arrays(whole, _like(exact, held))
     wrong = fault.off(whole, exact)
     if not wrong.any():
         return
@@ -204,7 +205,7 @@ def _gains(population: Population, theirs: FloatNeurons) -> Iterator[Fault]:
     yield Fault(population.name, "gain", count, text)
 
 
-def _like(values: Float, held: NDArray[Any]) -> Float:
-    """Values [T, ...] with as many dimensions behind T as ``held``, or more."""
-    missing = held.ndim - values.ndim
+def _like(values: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """Values [T, ...] with as many dimensions behind T as ``other``, or more."""
+    missing = other.ndim - values.ndim
     return values.reshape(len(values), *[1] * max(missing, 0), *values.shape[1:])

@@ -12,7 +12,7 @@ import pytest
 from stl_deploy.formats.raster import Raster
 from stl_deploy.ir import execute
 from stl_deploy.ir.network import IntegerNetwork
-from stl_deploy.verify import certificates, course, divergence, faults, runs
+from stl_deploy.verify import certificates, course, divergence, faults, rule_faults, runs
 from stl_deploy.verify.against_float import compare
 from stl_deploy.verify.divergence import Divergence, Place
 from tests.build import rule_floats, rule_runs
@@ -245,6 +245,15 @@ FAULTS: list[tuple[str, str, Callable[[IntegerNetwork], IntegerNetwork], str]] =
     ("zero", "start", field(v0=5000), "voltages before the first step"),
     ("current", "bias", lambda n: biased(n), "100 of 100 biases ("),
 ]
+
+
+def test_gains_are_compared_step_by_step_whatever_axes_they_have():
+    ran = rule_runs.of("gain")
+    network = field(gain=lambda g: g.reshape(-1))(ran.network)
+    theirs = ran.floats.by_name["a"].neurons
+    assert theirs.amplify is not None
+    theirs = replace(theirs, amplify=theirs.amplify.reshape(-1, 1))
+    assert not list(rule_faults._gains(network.by_name["a"], theirs))
 
 
 @pytest.mark.parametrize(
