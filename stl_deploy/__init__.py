@@ -232,6 +232,9 @@ def from_nir(
             return own
         lowered = nir_graph.read(Path(source), options, graph)
     else:
+        if KEY in source.metadata:
+            what = "is a graph of stl-deploy already, whose T, levels and readout would be lost"
+            raise InputError(Problem("source", what, "use it as it is, or name its file"))
         graph, lowered = source, nir_graph.to_float(source, options)
     name = "graph" if isinstance(source, nir.NIRGraph) else Path(source).name
     _warn((*_assumed(lowered, name), *nir_graph.notes(graph, lowered, options)))

@@ -113,6 +113,13 @@ def test_nodes_that_hold_tensors_of_torch():
     assert isinstance(made.nodes["n0"].weight, torch.Tensor)
 
 
+def test_a_float_graph_of_ours_in_memory_is_not_read_again():
+    """Its levels and T would be lost."""
+    made = stl_deploy.from_nir(chain(nir.Linear(weights()), lif(3)), timesteps=50, levels=255)
+    with pytest.raises(InputError, match="is a graph of stl-deploy already"):
+        stl_deploy.from_nir(made)
+
+
 def test_all_problems_at_once():
     graph = chain(
         nir.Linear(weights()), lif(3, tau=2e-5), nir.Linear(weights(3, 3)), lif(3, tau=1e-5)
