@@ -482,10 +482,20 @@ def _shape_problems(
         return [Problem(where, what, remedy)]
     if port.held and (size[1] != 1 or held is False):
         what = f"has {size[1]} time steps, the network reads one frame in every step (held)"
-        return [Problem(where, what, "make it with stl-raster --held, or save it with held = True")]
+        return [
+            Problem(
+                where,
+                what,
+                "make it with stl-raster --held, or save its first step, spikes[:, :1], with held = True",
+            )
+        ]
     if held and not port.held:
         what = f"is one frame (held), the network reads one in each of {timesteps} steps"
-        return [Problem(where, what, f"make it with stl-raster --timesteps {timesteps}")]
+        remedy = (
+            f"save np.repeat(spikes, {timesteps}, axis=1) without held, or make it with stl-raster "
+            f"--timesteps {timesteps} --encoding graded"
+        )
+        return [Problem(where, what, remedy)]
     if not port.held and size[1] != timesteps:
         return [
             Problem(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
-from stl_deploy.formats.checkpoint import FORMAT, HOW_TO_CONVERT, read_tensors
+from stl_deploy.formats.checkpoint import FORMAT, read_tensors
 from stl_deploy.formats.state import arrays, unwrapped
 from stl_deploy.importers import stl_integers, stl_neurons
 from stl_deploy.importers.given import Checkpoint, File, Given, Model, Params
@@ -332,7 +332,8 @@ def infer_architecture(
                 str(path),
                 "is neither a stl-deploy checkpoint nor an official STL-SNN state_dict: no "
                 f"fc1.weight among {', '.join(sorted(params)[:6])}",
-                HOW_TO_CONVERT,
+                "name the class that the file belongs to: --model-class MODULE:NAME, with --sample-shape; "
+                "docs/official.md lists the files that need none",
             )
         )
     needed = (

@@ -74,6 +74,7 @@ def module(tmp_path, monkeypatch):
         ("mynets.py:Net", "names a file, not a module", "--model-class mynets:Net"),
         ("./nets/mynets.py:Net", "names a file, not a module", "--model-class nets.mynets:Net"),
         ("mynets", "is not of the form package.module:Class", "--model-class mynets:Net"),
+        ("mynets.Net", "is not of the form package.module:Class", "--model-class mynets:Net"),
     ],
 )
 def test_what_is_wrong_is_told(module, name, what, remedy):

@@ -126,7 +126,9 @@ def made_by(model_class: str) -> Any:
     name, _, attribute = model_class.partition(":")
     if not name or not attribute:
         what = "is not of the form package.module:Class"
-        raise InputError(Problem(where, what, f"give e.g. --model-class {name or 'mynets'}:Net"))
+        module, _, last = name.rpartition(".")
+        instead = f"{module}:{last}" if last[:1].isupper() else f"{name or 'mynets'}:Net"
+        raise InputError(Problem(where, what, f"give e.g. --model-class {instead}"))
     if name.endswith(".py") or os.sep in name:
         instead = name.removesuffix(".py").strip(f".{os.sep}").replace(os.sep, ".")
         what = "names a file, not a module"
