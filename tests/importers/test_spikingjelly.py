@@ -547,6 +547,7 @@ def test_the_recipe(sj, tmp_path, monkeypatch, command):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UncheckedWarning)
         exec(compile("\n".join([first, *others]), "recipe", "exec"), names)
+    assert all(0.01 < layer.spikes.mean() < 0.9 for layer in names["trace"].layers.values())
     (words,) = re.findall(r"stl-export (csnn\.pt .*?)\n", text)
     code, out, err = command("stl-export", *words.split())
     sys.modules.pop("mynets", None)  # other pages have one of that name
