@@ -96,13 +96,14 @@ def test_a_network_with_even_kernels():
 @pytest.mark.parametrize(
     "layers",
     [
-        [nn.Conv2d(1, 3, 3, padding=1), nn.AvgPool2d(2, ceil_mode=True)],
-        [nn.AvgPool2d(4, 2, padding=1, ceil_mode=True)],
-        [nn.AvgPool2d((2, 4), ceil_mode=True, divisor_override=8)],
+        lambda: [nn.Conv2d(1, 3, 3, padding=1), nn.AvgPool2d(2, ceil_mode=True)],
+        lambda: [nn.AvgPool2d(4, 2, padding=1, ceil_mode=True)],
+        lambda: [nn.AvgPool2d((2, 4), ceil_mode=True, divisor_override=8)],
     ],
 )
 def test_an_average_that_rounds_up_where_nothing_is_left(layers):
-    agrees(image(*layers), raster((1, 8, 8)))
+    torch.manual_seed(0)
+    agrees(image(*layers()), raster((1, 8, 8)))
 
 
 @pytest.mark.parametrize(
