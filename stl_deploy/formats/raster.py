@@ -201,7 +201,7 @@ class RasterFile:
     def batches(self, size: int) -> Iterator[integers.Raster]:
         """The spikes, ``size`` samples at a time. Raises InputError where they cannot be read."""
         with ExitStack() as stack:
-            stack.enter_context(_damage_explained(self.path))
+            stack.enter_context(damage_explained(self.path))
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             files = {
                 name: stack.enter_context(archive.open(f"{key(SPIKES, name)}.npy"))
@@ -286,7 +286,7 @@ def save(path: Path, raster: Raster, source: dict[str, Any], *, replace: bool = 
 def load(path: Path) -> Raster:
     """Read and check a raster. Raises InputError naming everything that is wrong with it."""
     check_readable(path, MAX_BYTES)
-    with _damage_explained(path):
+    with damage_explained(path):
         _check_sizes(path, ())
         with np.load(path, allow_pickle=False) as data:
             names = _inputs(data.files)
@@ -310,7 +310,7 @@ def load(path: Path) -> Raster:
 def stream(path: Path) -> Raster | RasterFile:
     """As ``load``, but the spikes are left on disk where they can be read in order."""
     check_readable(path, MAX_BYTES)
-    with _damage_explained(path):
+    with damage_explained(path):
         with zipfile.ZipFile(path) as archive:
             members = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
             names = _inputs(members)
@@ -365,8 +365,10 @@ def _header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:
 
 
 @contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
-    """What reading a broken file raises, as InputError."""
+def damage_explained(
+    path: Path, kind: str = "a raster", remedy: str = f"make one with stl-raster ({PAGE})"
+) -> Iterator[None]:
+    """What reading a broken NPZ file raises, as InputError: that it is not of this ``kind``."""
     try:
         yield
     except InputError:
@@ -378,9 +380,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
         RuntimeError,  # of zipfile, for archives that are encrypted or packed in other ways
         *(SyntaxError, tokenize.TokenError),  # of numpy, which parses a header as Python
     ) as error:
-        raise InputError(
-            Problem(str(path), f"is not a raster: {error}", f"make one with stl-raster ({PAGE})")
-        ) from None
+        raise InputError(Problem(str(path), f"is not {kind}: {error}", remedy)) from None
 
 
 def _checked(

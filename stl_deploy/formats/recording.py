@@ -8,11 +8,8 @@ its order. A file is untrusted: its arrays are bounded, and nothing in it is unp
 from __future__ import annotations
 
 import math
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from numpy.typing import NDArray
 
 from stl_deploy.errors import InputError, Problem
 from stl_deploy.files import check_readable
+from stl_deploy.formats.raster import damage_explained
 from stl_deploy.formats.raster_values import array_of
 from stl_deploy.ir.floats import FloatNetwork, FloatPopulation
 
@@ -62,7 +60,7 @@ class Recording:
 def load(path: Path) -> Recording:
     """Read a recording. Raises InputError naming everything that is wrong with it."""
     check_readable(path, MAX_BYTES)
-    with _damage_explained(path):
+    with damage_explained(path, "a recording", f"save {SAVE}; {PAGE}"):
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
         if size > MAX_BYTES:
@@ -202,22 +200,3 @@ def _outputs_misfit(values: Array, network: FloatNetwork, steps: int) -> tuple[s
         return None
     swap = values.shape[0] == steps
     return what, "put samples first: outputs.swapaxes(0, 1)" if swap else "record all steps"
-
-
-@contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
-    """What reading a broken file raises, as InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except MemoryError:
-        raise InputError(Problem(str(path), "claims an array larger than the memory")) from None
-    except (
-        *(ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error),
-        RuntimeError,  # of zipfile, for archives that are encrypted or packed in other ways
-        *(SyntaxError, tokenize.TokenError),  # of numpy, which parses a header as Python
-    ) as error:
-        raise InputError(
-            Problem(str(path), f"is not a recording: {error}", f"save {SAVE}; {PAGE}")
-        ) from None
